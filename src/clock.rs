@@ -1,0 +1,98 @@
+//! The only place that asks the system for the time and for randomness.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
+
+use uuid::Uuid;
+
+use crate::domain::ids::{AttemptId, RequestId, WorkItemId};
+use crate::domain::time::Timestamp;
+
+/// Where the time comes from.
+#[derive(Clone, Debug, Default)]
+pub enum Clock {
+    /// The system's clock.
+    #[default]
+    System,
+    /// A clock that only its owner moves, for tests.
+    Manual(ManualClock),
+}
+
+impl Clock {
+    /// The time now.
+    pub fn now(&self) -> Timestamp {
+        match self {
+            #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+            Self::System => {
+                let since_epoch = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                Timestamp::from_millis(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+            }
+            Self::Manual(clock) => clock.now(),
+        }
+    }
+}
+
+/// A clock that stands still until it is moved. Clones share the time.
+#[derive(Clone, Debug)]
+pub struct ManualClock(Arc<AtomicU64>);
+
+impl ManualClock {
+    /// A clock that stands at `start`.
+    pub fn at(start: Timestamp) -> Self {
+        Self(Arc::new(AtomicU64::new(start.as_millis())))
+    }
+
+    /// The time it stands at.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.0.load(Ordering::SeqCst))
+    }
+
+    /// Moves it on by a number of milliseconds.
+    pub fn advance(&self, millis: u64) {
+        self.0.fetch_add(millis, Ordering::SeqCst);
+    }
+}
+
+/// Where randomness comes from: the operating system's generator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entropy;
+
+/// The operating system gave no random bytes.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the operating system's random generator failed")]
+pub struct NoEntropy;
+
+impl Entropy {
+    /// `N` random bytes that nobody can guess.
+    pub fn bytes<const N: usize>(self) -> Result<[u8; N], NoEntropy> {
+        let mut bytes = [0; N];
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+        getrandom::fill(&mut bytes).map_err(|_| NoEntropy)?;
+        Ok(bytes)
+    }
+
+    /// A new request id.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+    pub fn request_id(self) -> RequestId {
+        RequestId::from_uuid(Uuid::new_v4())
+    }
+
+    /// A new work item id, in the order of time.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+    pub fn work_item_id(self) -> WorkItemId {
+        WorkItemId::from_uuid(Uuid::now_v7())
+    }
+
+    /// A new attempt id.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+    pub fn attempt_id(self) -> AttemptId {
+        AttemptId::from_random(Uuid::new_v4().as_u64_pair().0)
+    }
+
+    /// A new trace id: 32 hexadecimal digits, never all zero.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+    pub fn trace_id(self) -> String {
+        Uuid::new_v4().simple().to_string()
+    }
+}

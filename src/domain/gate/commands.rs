@@ -1,0 +1,266 @@
+//! What can be asked of a conversation, what it answers, and why it refuses.
+
+use thiserror::Error;
+
+use crate::domain::ids::{
+    AttemptId, ConversationId, ConversationRef, Fingerprint, IdempotencyDigest, RequestId, Sequence,
+    TraceParent, TurnId, WorkItemId,
+};
+use crate::domain::result::CallbackResult;
+use crate::domain::time::Timestamp;
+use crate::domain::token::KeyId;
+use crate::domain::work_item::{Kind, Outcome, State, WorkItem};
+
+/// Opens a conversation, or touches one that is open.
+#[derive(Clone, Debug)]
+pub struct Open {
+    /// The conversation.
+    pub conversation: ConversationId,
+    /// How long it may be left untouched; without it, what it had or the default.
+    pub idle_ttl_ms: Option<u64>,
+    /// The trace that its work items are issued in, unless they bring their own.
+    pub traceparent: Option<TraceParent>,
+    /// This attempt.
+    pub attempt: AttemptId,
+}
+
+/// A conversation is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Whether this attempt made it.
+    pub created: bool,
+}
+
+/// Why a conversation is not opened.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum OpenRefused {
+    /// It has ended, and its channel is still readable.
+    #[error("the conversation has ended")]
+    ConversationEnded,
+}
+
+/// Issues the next work item of a conversation.
+#[derive(Clone, Debug)]
+pub struct Issue {
+    /// The conversation.
+    pub conversation: ConversationRef,
+    /// The new item's id. The same id again is the same attempt repeated.
+    pub work_item: WorkItemId,
+    /// What kind of provider it goes to.
+    pub kind: Kind,
+    /// The turn it belongs to.
+    pub turn_id: Option<TurnId>,
+    /// Time to the deadline.
+    pub timeout_ms: u64,
+    /// Time from the deadline to the end of the token.
+    pub replay_window_ms: u64,
+    /// The key that signs its token.
+    pub key_id: KeyId,
+    /// The trace it is issued in.
+    pub traceparent: Option<TraceParent>,
+    /// The caller's idempotency key and the fingerprint of its request.
+    pub idempotency: Option<(IdempotencyDigest, Fingerprint)>,
+}
+
+/// A work item is issued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// What was issued; an earlier item, when the idempotency key was known.
+    pub item: WorkItem,
+    /// Whether an earlier request with the same idempotency key had issued it.
+    pub repeated: bool,
+}
+
+/// Why a work item is not issued.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum IssueRefused {
+    /// There is no such conversation.
+    #[error("there is no such conversation")]
+    ConversationNotFound,
+    /// The conversation has ended.
+    #[error("the conversation has ended")]
+    ConversationEnded,
+    /// The idempotency key was used with another body.
+    #[error("the idempotency key was used with another body")]
+    IdempotencyConflict,
+    /// As many items as allowed are awaiting.
+    #[error("too many work items of the conversation are awaiting")]
+    AwaitingLimit,
+    /// The channel has, or is to have, as many envelopes as allowed.
+    #[error("the conversation's channel is at its length limit")]
+    ChannelLimit,
+}
+
+/// Brings a provider's result.
+#[derive(Clone, Debug)]
+pub struct Accept {
+    /// The conversation that the token names.
+    pub conversation: ConversationRef,
+    /// The work item that the token names.
+    pub work_item: WorkItemId,
+    /// When the token ends.
+    pub expires_at: Timestamp,
+    /// The result.
+    pub result: CallbackResult,
+    /// The request that brings it.
+    pub request_id: RequestId,
+    /// This attempt.
+    pub attempt: AttemptId,
+}
+
+/// Whether a result is on the channel yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// On the channel.
+    Delivered,
+    /// Behind an earlier item that is not settled.
+    Held {
+        /// The sequence the gate waits for.
+        waiting_for: Sequence,
+    },
+}
+
+/// What the provider is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Whether the result is on the channel now.
+    pub delivery: Delivery,
+    /// The conversation.
+    pub conversation_id: ConversationId,
+    /// The item that was issued.
+    pub item: WorkItem,
+    /// How the callback settled it.
+    pub outcome: Outcome,
+    /// When the first callback came in.
+    pub received_at: Timestamp,
+    /// Whether this is the answer to a repetition.
+    pub replayed: bool,
+}
+
+/// Why a callback is not taken.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum AcceptRefused {
+    /// The token's life is over, by the store's clock.
+    #[error("the token has expired")]
+    TokenExpired,
+    /// The conversation has ended, or is not there.
+    #[error("the conversation has ended")]
+    ConversationEnded,
+    /// The conversation is live but the item is not there.
+    #[error("the work item is unknown")]
+    WorkItemUnknown,
+    /// The token was used with another body.
+    #[error("the token was used with another body")]
+    TokenUsed,
+    /// The deadline passed first.
+    #[error("the work item timed out")]
+    WorkItemTimedOut,
+    /// The platform withdrew the item first.
+    #[error("the work item was cancelled")]
+    WorkItemCancelled,
+    /// As many results, or bytes of them, as allowed are held.
+    #[error("too much is held in the conversation")]
+    HeldLimit,
+}
+
+/// Withdraws a work item.
+#[derive(Clone, Copy, Debug)]
+pub struct Cancel {
+    /// The conversation.
+    pub conversation: ConversationRef,
+    /// The work item.
+    pub work_item: WorkItemId,
+    /// The request that withdraws it.
+    pub request_id: RequestId,
+    /// This attempt.
+    pub attempt: AttemptId,
+}
+
+/// Why a work item is not cancelled.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum CancelRefused {
+    /// There is no such conversation.
+    #[error("there is no such conversation")]
+    ConversationNotFound,
+    /// The conversation has ended.
+    #[error("the conversation has ended")]
+    ConversationEnded,
+    /// The conversation has no such item.
+    #[error("there is no such work item")]
+    WorkItemNotFound,
+    /// It has an outcome already.
+    #[error("the work item is settled: {0}")]
+    WorkItemSettled(Outcome),
+}
+
+/// There is no such conversation, or none any more.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("there is no such conversation")]
+pub struct ConversationNotFound;
+
+/// What an ended conversation leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// Settled items that will not be released.
+    pub dropped_held: u64,
+    /// Items that can no longer be settled.
+    pub dropped_awaiting: u64,
+}
+
+/// An awaiting marker that timed out in this step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedOut {
+    /// The work item.
+    pub work_item: WorkItemId,
+    /// How long after its deadline.
+    pub late_ms: u64,
+}
+
+/// A work item as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkItemView {
+    /// What was issued.
+    pub item: WorkItem,
+    /// Where it is on its way.
+    pub state: State,
+    /// How it was settled, and when.
+    pub settled: Option<(Outcome, Timestamp)>,
+    /// Bytes of its result, while it is held.
+    pub held_bytes: u64,
+}
+
+/// Why a work item is not shown.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum LookupRefused {
+    /// There is no such conversation.
+    #[error("there is no such conversation")]
+    ConversationNotFound,
+    /// The conversation has no such item.
+    #[error("there is no such work item")]
+    WorkItemNotFound,
+}
+
+/// A conversation as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConversationView {
+    /// Its id.
+    pub conversation_id: ConversationId,
+    /// When it was opened.
+    pub opened_at: Timestamp,
+    /// When it counts as ended if nothing touches it.
+    pub idle_at: Timestamp,
+    /// What it left behind, once ended.
+    pub ended: Option<Ended>,
+    /// The trace it was opened in.
+    pub traceparent: Option<TraceParent>,
+    /// The sequence of the next item.
+    pub next_sequence: Sequence,
+    /// The sequence the gate waits for.
+    pub waiting_for: Sequence,
+    /// Items that are not released, in order.
+    pub unreleased: Vec<WorkItemView>,
+    /// The time of the view, by the store's clock.
+    pub now: Timestamp,
+}

@@ -1,0 +1,191 @@
+use bytes::Bytes;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::domain::result::CallbackResult;
+use crate::domain::token::KeyId;
+use crate::domain::work_item::Kind;
+
+const LIMITS: Limits = Limits {
+    max_held_items: 3,
+    max_held_bytes: 64,
+    max_awaiting_items: 8,
+    max_channel_length: 8,
+    conversation_idle_ttl_ms: 1_000_000,
+    ended_retention_ms: 1_000,
+};
+
+fn at(millis: u64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+fn id(number: u64) -> WorkItemId {
+    WorkItemId::from_uuid(Uuid::from_u128(number.into()))
+}
+
+fn opened() -> Conversation {
+    let command = Open {
+        conversation: ConversationId::parse("c").unwrap(),
+        idle_ttl_ms: None,
+        traceparent: None,
+        attempt: AttemptId::from_random(0),
+    };
+    Conversation::open(&command, at(0), &LIMITS)
+}
+
+fn issue(
+    conversation: &mut Conversation,
+    number: u64,
+    now: u64,
+    timeout_ms: u64,
+) -> Result<Issued, IssueRefused> {
+    let command = Issue {
+        conversation: conversation.id.reference(),
+        work_item: id(number),
+        kind: Kind::Tool,
+        turn_id: None,
+        timeout_ms,
+        replay_window_ms: 100,
+        key_id: KeyId::parse("k").unwrap(),
+        traceparent: None,
+        idempotency: None,
+    };
+    conversation.issue(&command, at(now), &LIMITS)
+}
+
+fn accept(
+    conversation: &mut Conversation,
+    number: u64,
+    now: u64,
+    body: &str,
+) -> Result<Receipt, AcceptRefused> {
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    let command = Accept {
+        conversation: conversation.id.reference(),
+        work_item: id(number),
+        expires_at: at(u64::MAX),
+        result: CallbackResult::judge(Kind::Tool, body).unwrap(),
+        request_id: RequestId::from_uuid(Uuid::nil()),
+        attempt: AttemptId::from_random(now),
+    };
+    conversation.accept(&command, at(now), &LIMITS)
+}
+
+fn released(conversation: &Conversation) -> Vec<(u64, Outcome)> {
+    conversation.read(None, 100).iter().map(|e| (e.sequence.get(), e.outcome)).collect()
+}
+
+#[test]
+fn what_comes_early_is_held_and_follows_what_it_waited_for() {
+    let mut c = opened();
+    (1..=3).for_each(|n| drop(issue(&mut c, n, 0, 1_000)));
+    let held = Delivery::Held { waiting_for: Sequence::new(1) };
+    assert_eq!(accept(&mut c, 3, 1, "3").unwrap().delivery, held);
+    assert_eq!(accept(&mut c, 2, 2, "2").unwrap().delivery, held);
+    assert_eq!(released(&c), []);
+    assert_eq!(accept(&mut c, 1, 3, "1").unwrap().delivery, Delivery::Delivered);
+    assert_eq!(released(&c), [1, 2, 3].map(|n| (n, Outcome::Succeeded)));
+    assert_eq!(c.held_bytes, 0);
+}
+
+#[test]
+fn a_missed_deadline_lets_the_rest_pass_whoever_touches_first() {
+    let mut c = opened();
+    issue(&mut c, 1, 0, 10).unwrap();
+    issue(&mut c, 2, 0, 1_000).unwrap();
+    assert_eq!(accept(&mut c, 1, 10, "1"), Err(AcceptRefused::WorkItemTimedOut));
+    assert_eq!(accept(&mut c, 2, 11, "2").unwrap().delivery, Delivery::Delivered);
+    assert_eq!(released(&c), [(1, Outcome::TimedOut), (2, Outcome::Succeeded)]);
+    assert_eq!(c.channel[0].received_at, at(10), "it timed out at its deadline, not when somebody looked");
+    assert_eq!(c.expire(&[id(1)], at(12)), [], "the timer comes too late to do anything");
+}
+
+#[test]
+fn a_timer_that_is_early_or_stale_settles_nothing() {
+    let mut c = opened();
+    issue(&mut c, 1, 0, 10).unwrap();
+    assert_eq!(c.expire(&[id(1), id(9)], at(9)), []);
+    assert_eq!(c.expire(&[id(1)], at(15)), [TimedOut { work_item: id(1), late_ms: 5 }]);
+    assert_eq!(c.expire(&[id(1)], at(15)), []);
+}
+
+#[test]
+fn the_held_limit_refuses_what_would_be_held_and_never_what_would_be_released() {
+    let mut c = opened();
+    (1..=6).for_each(|n| drop(issue(&mut c, n, 0, 1_000)));
+    for n in 2..=4 {
+        accept(&mut c, n, 1, "0").unwrap();
+    }
+    assert_eq!(accept(&mut c, 5, 1, "0"), Err(AcceptRefused::HeldLimit));
+    accept(&mut c, 1, 1, &format!("\"{}\"", "x".repeat(100))).unwrap();
+    assert_eq!(accept(&mut c, 6, 1, &format!("\"{}\"", "x".repeat(100))), Err(AcceptRefused::HeldLimit));
+    accept(&mut c, 5, 1, "0").unwrap();
+    accept(&mut c, 6, 1, "0").unwrap();
+    assert_eq!(released(&c).len(), 6);
+}
+
+#[test]
+fn awaiting_items_and_the_channels_length_are_limited_at_issue() {
+    let mut c = opened();
+    (1..=8).for_each(|n| drop(issue(&mut c, n, 0, 1_000).unwrap()));
+    assert_eq!(issue(&mut c, 9, 0, 1_000), Err(IssueRefused::AwaitingLimit));
+    accept(&mut c, 1, 0, "1").unwrap();
+    assert_eq!(issue(&mut c, 9, 0, 1_000), Err(IssueRefused::ChannelLimit));
+}
+
+#[test]
+fn an_end_drops_what_is_held_or_awaited_and_counts_it_once() {
+    let mut c = opened();
+    (1..=4).for_each(|n| drop(issue(&mut c, n, 0, 1_000)));
+    accept(&mut c, 1, 1, "1").unwrap();
+    accept(&mut c, 3, 1, "3").unwrap();
+    let ended = c.end(at(5));
+    assert_eq!(ended, Ended { ended_at: at(5), dropped_held: 1, dropped_awaiting: 2 });
+    assert_eq!(c.end(at(900)), ended);
+    assert_eq!(accept(&mut c, 2, 6, "2"), Err(AcceptRefused::ConversationEnded));
+    assert_eq!(accept(&mut c, 3, 6, "3"), Err(AcceptRefused::ConversationEnded), "its result was dropped");
+    assert!(accept(&mut c, 1, 6, "1").unwrap().replayed, "its result was delivered");
+    assert_eq!(accept(&mut c, 1, 6, "9"), Err(AcceptRefused::TokenUsed));
+    assert!(!c.is_gone(at(1_004), &LIMITS) && c.is_gone(at(1_005), &LIMITS));
+}
+
+#[test]
+fn a_conversation_left_alone_counts_as_ended() {
+    let mut c = opened();
+    issue(&mut c, 1, 0, 10).unwrap();
+    assert_eq!(issue(&mut c, 2, 1_000_000, 10), Err(IssueRefused::ConversationEnded));
+    assert_eq!(c.ended_at(at(2_000_000)), Some(at(1_000_000)));
+    assert_eq!(c.end(at(2_000_000)), Ended { ended_at: at(1_000_000), dropped_held: 1, dropped_awaiting: 0 });
+}
+
+proptest! {
+    /// Whatever happens in whatever order, the channel holds 1, 2, 3 … without gap or repetition.
+    #[test]
+    fn the_channel_is_always_in_order(steps in prop::collection::vec((0u8..5, 1u64..9, 0u64..30), 1..60)) {
+        let mut c = opened();
+        let mut now = 0;
+        for (what, number, wait) in steps {
+            now += wait;
+            match what {
+                0 => drop(issue(&mut c, number, now, 40)),
+                1 | 2 => drop(accept(&mut c, number, now, &number.to_string())),
+                3 => drop(c.expire(&[id(number)], at(now))),
+                _ => drop(c.cancel(
+                    &Cancel {
+                        conversation: c.id.reference(),
+                        work_item: id(number),
+                        request_id: RequestId::from_uuid(Uuid::nil()),
+                        attempt: AttemptId::from_random(now),
+                    },
+                    at(now),
+                )),
+            }
+            let sequences: Vec<u64> = released(&c).into_iter().map(|(sequence, _)| sequence).collect();
+            prop_assert_eq!(&sequences, &(1..=sequences.len() as u64).collect::<Vec<_>>());
+            let held: u64 = c.unreleased().filter_map(|s| s.settlement.as_ref()).map(Settlement::held_bytes).sum();
+            prop_assert_eq!(c.held_bytes, held);
+            prop_assert_eq!(c.awaiting, c.slots.values().filter(|s| s.settlement.is_none()).count() as u64);
+        }
+    }
+}

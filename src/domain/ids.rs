@@ -1,0 +1,383 @@
+//! Identifiers, parsed once at the edge into types that can only hold good values.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use uuid::Uuid;
+
+/// Longest identifier that is taken from outside, in characters.
+pub const MAX_EXTERNAL_ID: usize = 128;
+
+/// Why a text is not an identifier.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")]
+pub struct InvalidId;
+
+fn check_external(text: &str) -> Result<(), InvalidId> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
+    if (1..=MAX_EXTERNAL_ID).contains(&text.len()) && text.bytes().all(allowed) {
+        Ok(())
+    } else {
+        Err(InvalidId)
+    }
+}
+
+macro_rules! external_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Takes 1–128 characters of `A-Za-z0-9._:-`, and nothing else.
+            pub fn parse(text: &str) -> Result<Self, InvalidId> {
+                check_external(text)?;
+                Ok(Self(text.into()))
+            }
+
+            /// The identifier as it was given.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+    };
+}
+
+external_id!(
+    /// The platform's own name of a conversation.
+    ConversationId
+);
+external_id!(
+    /// The platform's own name of a turn in a conversation.
+    TurnId
+);
+
+impl ConversationId {
+    /// The reference under which stores and tokens know this conversation.
+    pub fn reference(&self) -> ConversationRef {
+        let digest = Sha256::digest(self.0.as_bytes());
+        let mut reference = [0; 16];
+        reference.copy_from_slice(&digest[..16]);
+        ConversationRef(reference)
+    }
+}
+
+/// The first 16 bytes of the SHA-256 of a [`ConversationId`]: of fixed size, safe in any key, the same everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConversationRef([u8; 16]);
+
+impl ConversationRef {
+    /// A reference from its bytes.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The reference's bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// The partition, of `partitions`, that holds this conversation.
+    pub fn partition(&self, partitions: u16) -> u16 {
+        let [a, b, c, d, ..] = self.0;
+        let spread = u32::from_be_bytes([a, b, c, d]) % u32::from(partitions.max(1));
+        u16::try_from(spread).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for ConversationRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ConversationRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for ConversationRef {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let nibbles: Option<Vec<u8>> =
+            text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();
+        let nibbles: [u8; 32] = nibbles.ok_or(InvalidId)?.try_into().map_err(|_| InvalidId)?;
+        let mut bytes = [0; 16];
+        for (byte, pair) in bytes.iter_mut().zip(nibbles.chunks_exact(2)) {
+            *byte = pair[0] << 4 | pair[1];
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// This service's own name of a work item: a `UUIDv7`, unique everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkItemId(Uuid);
+
+impl WorkItemId {
+    /// A work item's id from a UUID.
+    pub const fn from_uuid(id: Uuid) -> Self {
+        Self(id)
+    }
+
+    /// Takes the hyphenated lower-case form only, so that an item has one spelling.
+    pub fn parse(text: &str) -> Option<Self> {
+        let id = Uuid::try_parse(text).ok()?;
+        (id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(Self(id))
+    }
+
+    /// The id's 16 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for WorkItemId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for WorkItemId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The id of one HTTP request, in `X-Request-Id`, every reply's envelope and every log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(Uuid);
+
+impl RequestId {
+    /// A request's id from a UUID.
+    pub const fn from_uuid(id: Uuid) -> Self {
+        Self(id)
+    }
+
+    /// Takes any spelling of a UUID.
+    pub fn parse(text: &str) -> Option<Self> {
+        Uuid::try_parse(text).ok().map(Self)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for RequestId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Marks one attempt to change the store, so that a step repeated after a lost reply knows itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttemptId(u64);
+
+impl AttemptId {
+    /// An attempt's id from a random number.
+    pub const fn from_random(random: u64) -> Self {
+        Self(random)
+    }
+}
+
+impl fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A work item's place in its conversation's order of issue: 1, 2, 3 …
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Sequence(u64);
+
+impl Sequence {
+    /// The first sequence of every conversation.
+    pub const FIRST: Self = Self(1);
+
+    /// A sequence from its number.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The sequence's number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The sequence issued after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A `traceparent` as W3C Trace Context (version 00) writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TraceParent(Arc<str>);
+
+impl Serialize for TraceParent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// Why a text is not a `traceparent`.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(
+    "must be a W3C traceparent: 00-<32 lower-case hex>-<16 lower-case hex>-<2 lower-case hex>, ids not zero"
+)]
+pub struct InvalidTraceParent;
+
+impl TraceParent {
+    /// Takes version 00 with a trace id and a parent id that are not all zero.
+    pub fn parse(text: &str) -> Result<Self, InvalidTraceParent> {
+        let parts: Vec<&str> = text.split('-').collect();
+        let hex = |part: &str, length| {
+            part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        let zero = |part: &str| part.bytes().all(|b| b == b'0');
+        match parts.as_slice() {
+            ["00", trace, parent, flags]
+                if hex(trace, 32) && hex(parent, 16) && hex(flags, 2) && !zero(trace) && !zero(parent) =>
+            {
+                Ok(Self(text.into()))
+            }
+            _ => Err(InvalidTraceParent),
+        }
+    }
+
+    /// The whole `traceparent`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The trace id within it: 32 hexadecimal digits.
+    pub fn trace_id(&self) -> &str {
+        &self.0[3..35]
+    }
+}
+
+/// The digest of an `Idempotency-Key`; the key itself is not kept.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct IdempotencyDigest([u8; 32]);
+
+impl IdempotencyDigest {
+    /// Longest `Idempotency-Key` that is taken, in characters.
+    pub const MAX_KEY: usize = 255;
+
+    /// The digest of a key of 1–255 visible ASCII characters.
+    pub fn of(key: &str) -> Option<Self> {
+        let visible = key.bytes().all(|b| b.is_ascii_graphic());
+        ((1..=Self::MAX_KEY).contains(&key.len()) && visible).then(|| Self(Sha256::digest(key).into()))
+    }
+}
+
+impl fmt::Display for IdempotencyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for IdempotencyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The SHA-256 of a body: equal digests mean equal bodies.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// The fingerprint of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_from_outside_holds_no_character_that_means_something_in_a_key() {
+        for bad in ["", "{}", "a b", "a\0", "a/b", "ä", "a%2F", "a\n", &"x".repeat(129)] {
+            assert_eq!(ConversationId::parse(bad), Err(InvalidId), "{bad:?}");
+        }
+        for good in ["a", "A.b_c:d-9", &"x".repeat(128)] {
+            assert_eq!(ConversationId::parse(good).unwrap().as_str(), good);
+        }
+    }
+
+    #[test]
+    fn a_reference_is_the_start_of_the_ids_digest_and_reads_back() {
+        let reference = ConversationId::parse("abc").unwrap().reference();
+        assert_eq!(reference.to_string(), "ba7816bf8f01cfea414140de5dae2223");
+        assert_eq!(reference.to_string().parse(), Ok(reference));
+        assert_eq!("ba78".parse::<ConversationRef>(), Err(InvalidId));
+        assert_eq!(reference.partition(64), (0xba78_16bf_u32 % 64) as u16);
+        assert_eq!(reference.partition(1), 0);
+    }
+
+    #[test]
+    fn a_work_item_has_one_spelling() {
+        let text = "0190163d-8694-739b-aea5-966c26f8ad91";
+        assert_eq!(WorkItemId::parse(text).unwrap().to_string(), text);
+        assert_eq!(WorkItemId::parse(&text.to_uppercase()), None);
+        assert_eq!(WorkItemId::parse(&text.replace('-', "")), None);
+    }
+
+    #[test]
+    fn a_traceparent_must_be_whole() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(TraceParent::parse(good).unwrap().trace_id(), "0af7651916cd43dd8448eb211c80319c");
+        for bad in [
+            "",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+        ] {
+            assert_eq!(TraceParent::parse(bad), Err(InvalidTraceParent), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A provider's body, judged: what it settles the work item as, and the bytes that travel on.
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use super::ids::Fingerprint;
+use super::json::{Malformed, Scan, Shape, decode_string, shape_of};
+use super::work_item::Kind;
+
+/// What a callback brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallbackResult {
+    /// The verdict and the bytes for the routing channel.
+    pub payload: Payload,
+    /// Of the whole body (without the token): what a retry is recognised by.
+    pub fingerprint: Fingerprint,
+}
+
+/// A result or an error, byte for byte as the provider wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// The whole body.
+    Succeeded(Bytes),
+    /// The value of the body's `error` member.
+    Failed(Bytes),
+}
+
+impl Payload {
+    /// The bytes that travel.
+    pub const fn bytes(&self) -> &Bytes {
+        match self {
+            Self::Succeeded(bytes) | Self::Failed(bytes) => bytes,
+        }
+    }
+}
+
+/// Why a body is no result. Neither case spends the token.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ResultRefused {
+    /// Not a JSON text that can be passed on.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// JSON, but not what this kind of work answers with.
+    #[error("an llm result is a JSON string, or an object whose content is a string or an array of parts")]
+    NotAnLlmResult,
+}
+
+impl CallbackResult {
+    /// Judges a body that has already lost its token.
+    ///
+    /// An object whose `error` is an object with string `code` and string `message` is a failure, of either
+    /// kind of work. Otherwise a tool's result is any JSON value; a language model's is a string, or an
+    /// object with `content`.
+    pub fn judge(kind: Kind, body: Bytes) -> Result<Self, ResultRefused> {
+        let scan = Scan::new(&body)?;
+        if let Some(problem) = scan.problem() {
+            return Err(problem.clone().into());
+        }
+        let fingerprint = Fingerprint::of(&body);
+        if let Some(error) = error_of(&scan) {
+            let error = body.slice_ref(error.as_bytes());
+            return Ok(Self { payload: Payload::Failed(error), fingerprint });
+        }
+        if kind == Kind::Llm && !is_llm_result(&scan) {
+            return Err(ResultRefused::NotAnLlmResult);
+        }
+        Ok(Self { payload: Payload::Succeeded(body), fingerprint })
+    }
+}
+
+/// The last member counts when a name stands twice, as in most parsers.
+fn error_of<'a>(scan: &Scan<'a>) -> Option<&'a str> {
+    let error = scan.values("error").last()?;
+    let inner = Scan::new(error.as_bytes()).ok()?;
+    let is_string = |name| inner.values(name).last().is_some_and(|value| shape_of(value) == Shape::String);
+    (is_string("code") && is_string("message")).then_some(error)
+}
+
+fn is_llm_result(scan: &Scan<'_>) -> bool {
+    match scan.shape() {
+        Shape::String => true,
+        Shape::Object => scan
+            .values("content")
+            .last()
+            .is_some_and(|content| matches!(shape_of(content), Shape::String | Shape::Array)),
+        Shape::Array | Shape::Scalar => false,
+    }
+}
+
+/// What the body says about the token, when the token may travel in a top-level field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenInBody {
+    /// Each value found under the field's name; `None` for one that is not a string.
+    pub tokens: Vec<Option<String>>,
+    /// The body without the field.
+    pub rest: Bytes,
+}
+
+/// Looks for a top-level field. A body that is not JSON has none.
+pub fn take_token(body: &Bytes, field: &str) -> TokenInBody {
+    let Ok(scan) = Scan::new(body) else {
+        return TokenInBody { tokens: Vec::new(), rest: body.clone() };
+    };
+    let tokens: Vec<_> =
+        scan.values(field).map(|value| decode_string(value).map(std::borrow::Cow::into_owned)).collect();
+    let rest = if tokens.is_empty() { body.clone() } else { Bytes::from(scan.without(field).into_owned()) };
+    TokenInBody { tokens, rest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(kind: Kind, body: &str) -> Result<Payload, ResultRefused> {
+        CallbackResult::judge(kind, Bytes::copy_from_slice(body.as_bytes())).map(|result| result.payload)
+    }
+
+    fn taken(body: &str) -> Result<Payload, ResultRefused> {
+        Ok(Payload::Succeeded(Bytes::copy_from_slice(body.as_bytes())))
+    }
+
+    #[test]
+    fn a_tool_answers_with_any_json_value() {
+        for body in [
+            "null",
+            " 1e999999 ",
+            "[]",
+            "\"x\"",
+            "{\"a\":1,\"a\":2}",
+            "{\"error\":\"x\"}",
+            "{\"error\":{\"code\":1,\"message\":\"m\"}}",
+        ] {
+            assert_eq!(judge(Kind::Tool, body), taken(body), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_language_model_answers_with_a_string_or_content() {
+        for body in ["\"hi\"", " {\"content\":\"hi\",\"usage\":{}}", "{\"content\":[]}"] {
+            assert_eq!(judge(Kind::Llm, body), taken(body), "{body}");
+        }
+        for body in
+            ["1", "null", "[\"hi\"]", "{}", "{\"content\":{}}", "{\"content\":null}", "{\"Content\":\"\"}"]
+        {
+            assert_eq!(judge(Kind::Llm, body), Err(ResultRefused::NotAnLlmResult), "{body}");
+        }
+    }
+
+    #[test]
+    fn an_error_envelope_is_a_failure_of_either_kind_and_its_bytes_travel() {
+        for kind in [Kind::Llm, Kind::Tool] {
+            let error = r#"{ "code":"X", "message":"m", "requestId":7 }"#;
+            let body = format!(r#"{{"content":"half", "error": {error} }}"#);
+            assert_eq!(judge(kind, &body), Ok(Payload::Failed(Bytes::copy_from_slice(error.as_bytes()))));
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_is_the_whole_bodys() {
+        let judged =
+            |body: &'static str| CallbackResult::judge(Kind::Tool, Bytes::from_static(body.as_bytes()));
+        let error = r#"{"error":{"code":"X","message":"m"},"n":1}"#;
+        let other = r#"{"error":{"code":"X","message":"m"},"n":2}"#;
+        assert_ne!(judged(error).unwrap().fingerprint, judged(other).unwrap().fingerprint);
+    }
+
+    #[test]
+    fn the_token_leaves_the_body_before_the_result_travels() {
+        let found = take_token(&Bytes::from_static(br#"{"callbackToken":"cbt_x", "n": 1}"#), "callbackToken");
+        assert_eq!(found.tokens, [Some("cbt_x".to_owned())]);
+        assert_eq!(found.rest, r#"{ "n": 1}"#);
+        let odd = take_token(&Bytes::from_static(br#"{"t":1,"t":"a"}"#), "t");
+        assert_eq!(odd.tokens, [None, Some("a".to_owned())]);
+        assert_eq!(take_token(&Bytes::from_static(b"{"), "t").tokens, []);
+    }
+}

@@ -1,0 +1,372 @@
+//! The one-shot credential of one work item.
+//!
+//! `cbt_` and 108 characters of base64url, without padding, over 81 bytes:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 1 | version, 1 |
+//! | 1 | kind: 1 `llm`, 2 `tool` (so that a result's shape is checked before the store is asked) |
+//! | 8 | key id, filled up with zero bytes |
+//! | 7 | expiry, milliseconds since the Unix epoch, big endian |
+//! | 16 | the conversation's reference |
+//! | 16 | the work item's id |
+//! | 32 | HMAC-SHA256 over the 49 bytes before it |
+//!
+//! 81 is a multiple of 3: no bits are left over, so every token has exactly one spelling.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::ids::{ConversationRef, WorkItemId};
+use super::time::Timestamp;
+use super::work_item::{Kind, WorkItem};
+
+/// What every token begins with.
+pub const PREFIX: &str = "cbt_";
+/// Fewest bytes of a signing key: those of the hash.
+pub const MIN_KEY_BYTES: usize = 32;
+
+const VERSION: u8 = 1;
+const KEY_ID_BYTES: usize = 8;
+const SIGNED_BYTES: usize = 1 + 1 + KEY_ID_BYTES + 7 + 16 + 16;
+const TOKEN_BYTES: usize = SIGNED_BYTES + 32;
+const TOKEN_CHARS: usize = PREFIX.len() + TOKEN_BYTES / 3 * 4;
+
+/// Names a signing key in a token: 1–8 characters of `A-Za-z0-9_-`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeyId([u8; KEY_ID_BYTES]);
+
+/// Why a text does not name a key.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a key id must be 1 to 8 characters of A-Z a-z 0-9 _ -")]
+pub struct InvalidKeyId;
+
+impl KeyId {
+    /// Takes 1–8 characters of `A-Za-z0-9_-`.
+    pub fn parse(text: &str) -> Result<Self, InvalidKeyId> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+        if !(1..=KEY_ID_BYTES).contains(&text.len()) || !text.bytes().all(allowed) {
+            return Err(InvalidKeyId);
+        }
+        let mut id = [0; KEY_ID_BYTES];
+        id[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Self(id))
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take_while(|b| **b != 0).try_for_each(|b| write!(f, "{}", char::from(*b)))
+    }
+}
+
+/// A key that signs and verifies tokens. Its `Debug` shows its id only.
+#[derive(Clone)]
+pub struct SigningKey {
+    id: KeyId,
+    secret: SecretSlice<u8>,
+}
+
+/// Why bytes are not a signing key.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a signing key needs at least {MIN_KEY_BYTES} bytes")]
+pub struct KeyTooShort;
+
+impl SigningKey {
+    /// A key from at least [`MIN_KEY_BYTES`] secret bytes.
+    pub fn new(id: KeyId, secret: Vec<u8>) -> Result<Self, KeyTooShort> {
+        if secret.len() < MIN_KEY_BYTES {
+            return Err(KeyTooShort);
+        }
+        Ok(Self { id, secret: secret.into() })
+    }
+
+    fn mac(&self, signed: &[u8]) -> Hmac<Sha256> {
+        // HMAC takes a key of any length: the error type has no case that can occur.
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.secret.expose_secret())
+            .unwrap_or_else(|_| Hmac::<Sha256>::new(&hmac::digest::Key::<Hmac<Sha256>>::default()));
+        mac.update(signed);
+        mac
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({})", self.id)
+    }
+}
+
+/// What an authentic token says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// The conversation that waits.
+    pub conversation: ConversationRef,
+    /// The work item that the token is good for.
+    pub work_item: WorkItemId,
+    /// The work item's kind.
+    pub kind: Kind,
+    /// When the token ends.
+    pub expires_at: Timestamp,
+}
+
+/// Why a token is refused. One answer for all that is not authentic.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum TokenRefused {
+    /// Malformed, forged, or of a key that is not in the ring.
+    #[error("the token is not authentic")]
+    Invalid,
+    /// Authentic, but past its life.
+    #[error("the token has expired")]
+    Expired(Claims),
+}
+
+/// A token in clear. Its `Debug` does not show it; it is wiped when dropped.
+#[derive(Clone)]
+pub struct Token(SecretString);
+
+impl Token {
+    /// The token's text, to be given to whom it belongs.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// The first 8 hexadecimal digits of a token's SHA-256: all of it that may be logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenFingerprint([u8; 4]);
+
+impl TokenFingerprint {
+    /// The fingerprint of a token's text, authentic or not.
+    pub fn of(text: &str) -> Self {
+        let digest = Sha256::digest(text);
+        Self([digest[0], digest[1], digest[2], digest[3]])
+    }
+}
+
+impl fmt::Display for TokenFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The signing keys: the first signs, all verify.
+#[derive(Clone, Debug)]
+pub struct Keyring {
+    first: SigningKey,
+    others: Vec<SigningKey>,
+}
+
+impl Keyring {
+    /// A ring in which `first` signs and `others` still verify.
+    pub const fn new(first: SigningKey, others: Vec<SigningKey>) -> Self {
+        Self { first, others }
+    }
+
+    /// The id of the key that signs.
+    pub const fn signing_key_id(&self) -> KeyId {
+        self.first.id
+    }
+
+    fn key(&self, id: KeyId) -> Option<&SigningKey> {
+        std::iter::once(&self.first).chain(&self.others).find(|key| key.id == id)
+    }
+
+    /// The token of a work item. The same item gives the same token, as long as its key is in the ring.
+    pub fn sign(&self, conversation: ConversationRef, item: &WorkItem) -> Token {
+        let key = self.key(item.key_id).unwrap_or(&self.first);
+        let mut bytes = Vec::with_capacity(TOKEN_BYTES);
+        bytes.push(VERSION);
+        bytes.push(kind_byte(item.kind));
+        bytes.extend(key.id.0);
+        bytes.extend(&item.expires_at.as_millis().to_be_bytes()[1..]);
+        bytes.extend(conversation.as_bytes());
+        bytes.extend(item.id.as_bytes());
+        let mac = key.mac(&bytes).finalize().into_bytes();
+        bytes.extend(mac);
+        let mut text = String::with_capacity(TOKEN_CHARS);
+        text.push_str(PREFIX);
+        URL_SAFE_NO_PAD.encode_string(&bytes, &mut text);
+        Token(text.into())
+    }
+
+    /// Checks a token without asking the store. The authentication code is compared in constant time,
+    /// and an unknown key costs what a known one does.
+    pub fn verify(&self, text: &str, now: Timestamp) -> Result<Claims, TokenRefused> {
+        let encoded = text.strip_prefix(PREFIX).ok_or(TokenRefused::Invalid)?;
+        let mut bytes = [0; TOKEN_BYTES];
+        if text.len() != TOKEN_CHARS
+            || URL_SAFE_NO_PAD.decode_slice(encoded, &mut bytes) != Ok(TOKEN_BYTES)
+            || bytes[0] != VERSION
+        {
+            return Err(TokenRefused::Invalid);
+        }
+        let (signed, mac) = bytes.split_at(SIGNED_BYTES);
+        let mut key_id = [0; KEY_ID_BYTES];
+        key_id.copy_from_slice(&signed[2..10]);
+        let key = self.key(KeyId(key_id));
+        let authentic = key.unwrap_or(&self.first).mac(signed).verify_slice(mac).is_ok();
+        if key.is_none() || !authentic {
+            return Err(TokenRefused::Invalid);
+        }
+        let kind = kind_of(signed[1]).ok_or(TokenRefused::Invalid)?;
+        let mut expiry = [0; 8];
+        expiry[1..].copy_from_slice(&signed[10..17]);
+        let mut reference = [0; 16];
+        reference.copy_from_slice(&signed[17..33]);
+        let mut item = [0; 16];
+        item.copy_from_slice(&signed[33..49]);
+        let claims = Claims {
+            conversation: ConversationRef::from_bytes(reference),
+            work_item: WorkItemId::from_uuid(Uuid::from_bytes(item)),
+            kind,
+            expires_at: Timestamp::from_millis(u64::from_be_bytes(expiry)),
+        };
+        if now >= claims.expires_at { Err(TokenRefused::Expired(claims)) } else { Ok(claims) }
+    }
+}
+
+const fn kind_byte(kind: Kind) -> u8 {
+    match kind {
+        Kind::Llm => 1,
+        Kind::Tool => 2,
+    }
+}
+
+const fn kind_of(byte: u8) -> Option<Kind> {
+    match byte {
+        1 => Some(Kind::Llm),
+        2 => Some(Kind::Tool),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::ids::{ConversationId, Sequence};
+
+    fn key(id: &str, byte: u8) -> SigningKey {
+        SigningKey::new(KeyId::parse(id).unwrap(), vec![byte; 32]).unwrap()
+    }
+
+    fn item(key_id: KeyId, kind: Kind, expires_at: u64, id: u128) -> WorkItem {
+        WorkItem {
+            id: WorkItemId::from_uuid(Uuid::from_u128(id)),
+            sequence: Sequence::FIRST,
+            kind,
+            turn_id: None,
+            issued_at: Timestamp::from_millis(0),
+            deadline: Timestamp::from_millis(0),
+            expires_at: Timestamp::from_millis(expires_at),
+            key_id,
+            traceparent: None,
+        }
+    }
+
+    fn conversation() -> ConversationRef {
+        ConversationId::parse("call-1").unwrap().reference()
+    }
+
+    #[test]
+    fn a_token_ends_at_its_expiry_and_says_whose_it_was() {
+        let ring = Keyring::new(key("k1", 1), vec![]);
+        let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Llm, 1000, 7));
+        let claims = ring.verify(token.expose(), Timestamp::from_millis(999)).unwrap();
+        let expired = ring.verify(token.expose(), Timestamp::from_millis(1000));
+        assert_eq!(expired, Err(TokenRefused::Expired(claims)));
+    }
+
+    #[test]
+    fn a_key_can_be_replaced_with_nothing_in_flight_lost() {
+        let now = Timestamp::from_millis(0);
+        let before = Keyring::new(key("old", 1), vec![]);
+        let issued = item(before.signing_key_id(), Kind::Tool, 1000, 7);
+        let token = before.sign(conversation(), &issued);
+        let during = Keyring::new(key("new", 2), vec![key("old", 1)]);
+        assert!(during.verify(token.expose(), now).is_ok());
+        assert_eq!(during.sign(conversation(), &issued).expose(), token.expose());
+        let after = Keyring::new(key("new", 2), vec![]);
+        assert_eq!(after.verify(token.expose(), now), Err(TokenRefused::Invalid));
+        // The same key id with another secret is another key.
+        let imposter = Keyring::new(key("old", 9), vec![]);
+        assert_eq!(imposter.verify(token.expose(), now), Err(TokenRefused::Invalid));
+    }
+
+    #[test]
+    fn nothing_that_prints_shows_a_secret() {
+        let ring = Keyring::new(key("k1", b'S'), vec![]);
+        let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Tool, 1000, 7));
+        assert_eq!(format!("{token:?}"), "Token(…)");
+        assert_eq!(
+            format!("{ring:?}"),
+            "Keyring { first: SigningKey(k1), others: [] }",
+            "a signing key shows its id only"
+        );
+    }
+
+    #[test]
+    fn a_short_key_or_a_bad_key_id_is_refused() {
+        let id = KeyId::parse("k1").unwrap();
+        assert_eq!(SigningKey::new(id, vec![0; 31]).map(|_| ()), Err(KeyTooShort));
+        for bad in ["", "123456789", "a:b", "ä"] {
+            assert_eq!(KeyId::parse(bad), Err(InvalidKeyId));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_signed_is_what_is_read(expires in 1u64..253_402_300_799_999, id: u128, llm: bool) {
+            let ring = Keyring::new(key("k1", 1), vec![]);
+            let kind = if llm { Kind::Llm } else { Kind::Tool };
+            let item = item(ring.signing_key_id(), kind, expires, id);
+            let token = ring.sign(conversation(), &item);
+            prop_assert_eq!(token.expose().len(), 112);
+            let claims = ring.verify(token.expose(), Timestamp::from_millis(expires - 1)).unwrap();
+            prop_assert_eq!(claims.conversation, conversation());
+            prop_assert_eq!(claims.work_item, item.id);
+            prop_assert_eq!(claims.kind, kind);
+            prop_assert_eq!(claims.expires_at, item.expires_at);
+        }
+
+        #[test]
+        fn a_token_that_differs_in_any_character_is_refused(at in 0usize..112, other in "[ -~]") {
+            let ring = Keyring::new(key("k1", 1), vec![key("k2", 2)]);
+            let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Tool, 1000, 7));
+            let mut changed = token.expose().to_owned();
+            changed.replace_range(at..=at, &other);
+            prop_assume!(changed != token.expose());
+            prop_assert_eq!(ring.verify(&changed, Timestamp::from_millis(0)), Err(TokenRefused::Invalid));
+        }
+
+        #[test]
+        fn no_text_at_all_makes_it_panic(text in ".{0,200}") {
+            let ring = Keyring::new(key("k1", 1), vec![]);
+            prop_assert_eq!(ring.verify(&text, Timestamp::from_millis(0)), Err(TokenRefused::Invalid));
+        }
+    }
+
+    #[test]
+    fn padding_and_cut_off_or_longer_tokens_are_refused() {
+        let ring = Keyring::new(key("k1", 1), vec![]);
+        let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Tool, 1000, 7));
+        let text = token.expose();
+        for bad in [format!("{text}="), format!("{text}A"), text[..111].to_owned(), text[4..].to_owned()] {
+            assert_eq!(ring.verify(&bad, Timestamp::from_millis(0)), Err(TokenRefused::Invalid), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Where conversations live: one trait, a closed set of implementations, one test suite for all of them.
+
+pub mod memory;
+pub mod redis;
+mod wakes;
+
+use std::future::Future;
+
+use thiserror::Error;
+pub use wakes::Wake;
+
+use crate::domain::envelope::Envelope;
+use crate::domain::gate::{
+    Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Ended, Issue,
+    IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut, WorkItemView,
+};
+use crate::domain::ids::{ConversationRef, Sequence, WorkItemId};
+
+/// Why a store gave no answer. A refusal is an answer and not one of these.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// It cannot be reached, or refuses to work: nothing happened, nothing was spent.
+    #[error("the store cannot be reached")]
+    Unavailable(#[source] Cause),
+    /// The answer was lost: the step happened or did not. Repeating it is safe and tells.
+    #[error("the store's answer was lost")]
+    OutcomeUnknown(#[source] Cause),
+    /// The store holds or answers something that this version cannot read.
+    #[error("the store's answer makes no sense: {0}")]
+    Broken(String),
+}
+
+/// What stood behind a [`StoreError`].
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// A step's answer, or why there was none.
+pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
+
+/// Some of a channel's envelopes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The envelopes after the one asked for, in order.
+    pub envelopes: Vec<Envelope>,
+    /// Whether the conversation has ended: nothing will follow the channel's last envelope.
+    pub ended: bool,
+    /// How long until it counts as ended, if nothing touches it.
+    pub idle_in_ms: u64,
+}
+
+/// Awaiting markers of one conversation that are due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueConversation {
+    /// The conversation.
+    pub conversation: ConversationRef,
+    /// Its items whose deadline has passed.
+    pub work_items: Vec<WorkItemId>,
+}
+
+/// What a look at the deadlines found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// What is due now.
+    pub conversations: Vec<DueConversation>,
+    /// Time to the next deadline that is known, if any is.
+    pub next_in_ms: Option<u64>,
+    /// Whether more is due than was told.
+    pub more: bool,
+}
+
+/// Where else, besides the event stream, the platform can read a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChannelAddress {
+    /// Nowhere: the channel is in this process.
+    EventStreamOnly,
+    /// A Redis stream under this key.
+    RedisStream(String),
+}
+
+/// What every store promises. The contract suite has a test for each number, run on every implementation.
+///
+/// 1. Each operation is one atomic step: it happens as a whole or not at all.
+/// 2. A refusal changes nothing.
+/// 3. The first settlement of an item wins: callback, timeout, cancellation and end race, exactly one gets it.
+/// 4. The same token with the same body again is answered with the first receipt's facts, as long as the token
+///    lives; with another body it is refused. Either way nothing is released twice.
+/// 5. What `accept` acknowledges is on the channel, or held, before it returns.
+/// 6. Settling the item that the gate waits for releases it, and every settled item that follows it, in that step.
+/// 7. A channel holds each sequence at most once, in order, without gaps, with the bytes that were posted.
+/// 8. From its deadline on an item is timed out for whatever touches it, swept or not, and a timer that is
+///    late or repeated settles nothing else.
+/// 9. An item is issued once for an idempotency key, whatever is repeated.
+/// 10. A limit is a refusal, never a silent drop.
+/// 11. An ended conversation takes nothing more; its channel stays readable until its retention is over.
+/// 12. A [`Wake`] fires after every change of its channel; one that is lost is made up for within seconds.
+pub trait Store {
+    /// Opens or touches a conversation.
+    fn open(&self, command: Open) -> impl Future<Output = Answer<Opened, OpenRefused>> + Send;
+    /// Issues the next work item.
+    fn issue(&self, command: Issue) -> impl Future<Output = Answer<Issued, IssueRefused>> + Send;
+    /// Takes a callback.
+    fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, AcceptRefused>> + Send;
+    /// Withdraws a work item.
+    fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<WorkItemView, CancelRefused>> + Send;
+    /// Ends a conversation.
+    fn end(
+        &self,
+        conversation: ConversationRef,
+    ) -> impl Future<Output = Answer<Ended, ConversationNotFound>> + Send;
+    /// Times out those of a conversation's items that are due.
+    fn expire(&self, due: DueConversation) -> impl Future<Output = Result<Vec<TimedOut>, StoreError>> + Send;
+    /// Finds what is due, at most `limit` items of each partition. Changes nothing.
+    fn due(&self, limit: usize) -> impl Future<Output = Result<Due, StoreError>> + Send;
+    /// Shows a conversation.
+    fn inspect(
+        &self,
+        conversation: ConversationRef,
+    ) -> impl Future<Output = Answer<ConversationView, ConversationNotFound>> + Send;
+    /// Shows a work item.
+    fn work_item(
+        &self,
+        conversation: ConversationRef,
+        work_item: WorkItemId,
+    ) -> impl Future<Output = Answer<WorkItemView, LookupRefused>> + Send;
+    /// Reads a channel from after a sequence on.
+    fn read(
+        &self,
+        conversation: ConversationRef,
+        after: Option<Sequence>,
+        count: usize,
+    ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
+    /// Watches a channel. Costs no connection of its own.
+    fn watch(&self, conversation: ConversationRef) -> Wake;
+    /// Whether the store answers.
+    fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Where else a channel can be read.
+    fn channel(&self, conversation: ConversationRef) -> ChannelAddress;
+}
+
+/// The stores there are.
+#[derive(Debug)]
+pub enum AnyStore {
+    /// In this process, gone with it.
+    Memory(memory::MemoryStore),
+    /// In Redis or Valkey.
+    Redis(redis::RedisStore),
+}
+
+/// Calls the same operation on whichever store it is.
+macro_rules! either {
+    ($self:ident, $store:ident => $call:expr) => {
+        match $self {
+            Self::Memory($store) => $call,
+            Self::Redis($store) => $call,
+        }
+    };
+}
+
+impl Store for AnyStore {
+    async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
+        either!(self, store => store.open(command).await)
+    }
+
+    async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
+        either!(self, store => store.issue(command).await)
+    }
+
+    async fn accept(&self, command: Accept) -> Answer<Receipt, AcceptRefused> {
+        either!(self, store => store.accept(command).await)
+    }
+
+    async fn cancel(&self, command: Cancel) -> Answer<WorkItemView, CancelRefused> {
+        either!(self, store => store.cancel(command).await)
+    }
+
+    async fn end(&self, conversation: ConversationRef) -> Answer<Ended, ConversationNotFound> {
+        either!(self, store => store.end(conversation).await)
+    }
+
+    async fn expire(&self, due: DueConversation) -> Result<Vec<TimedOut>, StoreError> {
+        either!(self, store => store.expire(due).await)
+    }
+
+    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+        either!(self, store => store.due(limit).await)
+    }
+
+    async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
+        either!(self, store => store.inspect(conversation).await)
+    }
+
+    async fn work_item(
+        &self,
+        conversation: ConversationRef,
+        work_item: WorkItemId,
+    ) -> Answer<WorkItemView, LookupRefused> {
+        either!(self, store => store.work_item(conversation, work_item).await)
+    }
+
+    async fn read(
+        &self,
+        conversation: ConversationRef,
+        after: Option<Sequence>,
+        count: usize,
+    ) -> Answer<Page, ConversationNotFound> {
+        either!(self, store => store.read(conversation, after, count).await)
+    }
+
+    fn watch(&self, conversation: ConversationRef) -> Wake {
+        either!(self, store => store.watch(conversation))
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        either!(self, store => store.ping().await)
+    }
+
+    fn channel(&self, conversation: ConversationRef) -> ChannelAddress {
+        either!(self, store => store.channel(conversation))
+    }
+}

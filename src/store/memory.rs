@@ -1,0 +1,233 @@
+//! The embedded store: a mutex around [`crate::domain::gate`]. In this process, and gone with it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::wakes::Wakes;
+use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
+use crate::clock::Clock;
+use crate::domain::gate::{
+    Accept, AcceptRefused, Cancel, CancelRefused, Conversation, ConversationNotFound, ConversationView,
+    Ended, Issue, IssueRefused, Issued, Limits, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut,
+    WorkItemView,
+};
+use crate::domain::ids::{ConversationRef, Sequence, WorkItemId};
+use crate::domain::time::Timestamp;
+
+/// Conversations in this process's memory.
+#[derive(Debug)]
+pub struct MemoryStore {
+    clock: Clock,
+    limits: Limits,
+    wakes: Wakes,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    conversations: HashMap<ConversationRef, Conversation>,
+    /// Reminders of deadlines. One that came too early or too late settles nothing.
+    deadlines: BTreeSet<Deadline>,
+    /// When conversations were last looked through for what nobody can ask for any more.
+    collected_at: Option<Timestamp>,
+}
+
+type Deadline = (Timestamp, ConversationRef, WorkItemId);
+
+/// How often what nobody can ask for any more is given back, in milliseconds.
+const COLLECT_EVERY_MS: u64 = 1_000;
+
+impl State {
+    /// The conversation, unless it is gone.
+    fn conversation(
+        &mut self,
+        reference: ConversationRef,
+        now: Timestamp,
+        limits: &Limits,
+    ) -> Option<&mut Conversation> {
+        self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
+    }
+
+    /// The greatest entry that a deadline at `time` can have.
+    const fn last_at(time: Timestamp) -> Deadline {
+        (time, ConversationRef::from_bytes([0xff; 16]), WorkItemId::from_uuid(uuid::Uuid::max()))
+    }
+
+    /// The reminders whose time has come.
+    fn due(&self, now: Timestamp) -> impl Iterator<Item = Deadline> {
+        self.deadlines.range(..=Self::last_at(now)).copied()
+    }
+
+    fn collect(&mut self, now: Timestamp, limits: &Limits) {
+        let due = self.collected_at.is_none_or(|last| last.millis_until(now) >= COLLECT_EVERY_MS);
+        if due {
+            self.conversations.retain(|_, conversation| !conversation.is_gone(now, limits));
+            self.collected_at = Some(now);
+        }
+    }
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new(clock: Clock, limits: Limits) -> Self {
+        Self { clock, limits, wakes: Wakes::new(None), state: Mutex::default() }
+    }
+
+    /// The state and the time. The state is whole after every step, so a panic elsewhere does not spoil it.
+    fn step(&self) -> (MutexGuard<'_, State>, Timestamp) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        (state, now)
+    }
+}
+
+impl Store for MemoryStore {
+    async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
+        let (mut state, now) = self.step();
+        let reference = command.conversation.reference();
+        if let Some(conversation) = state.conversation(reference, now, &self.limits) {
+            return Ok(conversation.reopen(&command, now));
+        }
+        state.conversations.insert(reference, Conversation::open(&command, now, &self.limits));
+        Ok(Ok(Opened { created: true }))
+    }
+
+    async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
+        let (mut state, now) = self.step();
+        let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
+            return Ok(Err(IssueRefused::ConversationNotFound));
+        };
+        let issued = conversation.issue(&command, now, &self.limits);
+        let deadline = conversation.deadline_of(command.work_item);
+        if let Some(deadline) = deadline {
+            state.deadlines.insert((deadline, command.conversation, command.work_item));
+        }
+        Ok(issued)
+    }
+
+    async fn accept(&self, command: Accept) -> Answer<Receipt, AcceptRefused> {
+        let (mut state, now) = self.step();
+        if now >= command.expires_at {
+            return Ok(Err(AcceptRefused::TokenExpired));
+        }
+        let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
+            return Ok(Err(AcceptRefused::ConversationEnded));
+        };
+        let accepted = conversation.accept(&command, now, &self.limits);
+        if let Ok(receipt) = &accepted {
+            state.deadlines.remove(&(receipt.item.deadline, command.conversation, command.work_item));
+            self.wakes.wake(command.conversation);
+        }
+        Ok(accepted)
+    }
+
+    async fn cancel(&self, command: Cancel) -> Answer<WorkItemView, CancelRefused> {
+        let (mut state, now) = self.step();
+        let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
+            return Ok(Err(CancelRefused::ConversationNotFound));
+        };
+        let cancelled = conversation.cancel(&command, now);
+        if let Ok(view) = &cancelled {
+            state.deadlines.remove(&(view.item.deadline, command.conversation, command.work_item));
+            self.wakes.wake(command.conversation);
+        }
+        Ok(cancelled)
+    }
+
+    async fn end(&self, reference: ConversationRef) -> Answer<Ended, ConversationNotFound> {
+        let (mut state, now) = self.step();
+        let Some(conversation) = state.conversation(reference, now, &self.limits) else {
+            return Ok(Err(ConversationNotFound));
+        };
+        let ended = conversation.end(now);
+        drop(state);
+        self.wakes.wake(reference);
+        Ok(Ok(ended))
+    }
+
+    async fn expire(&self, due: DueConversation) -> Result<Vec<TimedOut>, StoreError> {
+        let (mut state, now) = self.step();
+        let timed_out = state
+            .conversation(due.conversation, now, &self.limits)
+            .map(|conversation| conversation.expire(&due.work_items, now))
+            .unwrap_or_default();
+        let entries: Vec<_> = state
+            .due(now)
+            .filter(|(_, conversation, work_item)| {
+                *conversation == due.conversation && due.work_items.contains(work_item)
+            })
+            .collect();
+        for entry in &entries {
+            state.deadlines.remove(entry);
+        }
+        self.wakes.wake(due.conversation);
+        Ok(timed_out)
+    }
+
+    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+        let (mut state, now) = self.step();
+        state.collect(now, &self.limits);
+        let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
+        for (_, conversation, work_item) in state.due(now).take(limit) {
+            found.entry(conversation).or_default().push(work_item);
+        }
+        let more = state.due(now).nth(limit).is_some();
+        let next = state.deadlines.range((Bound::Excluded(State::last_at(now)), Bound::Unbounded)).next();
+        Ok(Due {
+            conversations: found
+                .into_iter()
+                .map(|(conversation, work_items)| DueConversation { conversation, work_items })
+                .collect(),
+            next_in_ms: next.map(|(deadline, _, _)| now.millis_until(*deadline)),
+            more,
+        })
+    }
+
+    async fn inspect(&self, reference: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
+        let (mut state, now) = self.step();
+        let conversation = state.conversation(reference, now, &self.limits);
+        Ok(conversation.map(|conversation| conversation.inspect(now)).ok_or(ConversationNotFound))
+    }
+
+    async fn work_item(
+        &self,
+        reference: ConversationRef,
+        work_item: WorkItemId,
+    ) -> Answer<WorkItemView, LookupRefused> {
+        let (mut state, now) = self.step();
+        let Some(conversation) = state.conversation(reference, now, &self.limits) else {
+            return Ok(Err(LookupRefused::ConversationNotFound));
+        };
+        Ok(conversation.work_item(work_item, now).ok_or(LookupRefused::WorkItemNotFound))
+    }
+
+    async fn read(
+        &self,
+        reference: ConversationRef,
+        after: Option<Sequence>,
+        count: usize,
+    ) -> Answer<Page, ConversationNotFound> {
+        let (mut state, now) = self.step();
+        let Some(conversation) = state.conversation(reference, now, &self.limits) else {
+            return Ok(Err(ConversationNotFound));
+        };
+        Ok(Ok(Page {
+            envelopes: conversation.read(after, count).to_vec(),
+            ended: conversation.ended_at(now).is_some(),
+            idle_in_ms: now.millis_until(conversation.idle_at()),
+        }))
+    }
+
+    fn watch(&self, conversation: ConversationRef) -> Wake {
+        self.wakes.watch(conversation)
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn channel(&self, _: ConversationRef) -> ChannelAddress {
+        ChannelAddress::EventStreamOnly
+    }
+}

@@ -1,0 +1,509 @@
+//! The store in Redis or Valkey: one Lua script an operation.
+//!
+//! `scripts/gate.lua` holds the rules of the gate and stands before every operation's own script; `keys` spells the
+//! keys; `link` is the connection; `script` calls and decodes; `watcher` wakes event streams.
+
+mod keys;
+mod layout;
+mod link;
+mod script;
+mod watcher;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+pub use layout::NotUsable;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::{Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError, Script, Value};
+use tokio::sync::mpsc;
+
+use self::keys::Keys;
+use self::link::{Link, Request, Timeouts};
+use self::script::{Call, Fields, Reply, broken, list, string};
+use super::wakes::Wakes;
+use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
+use crate::clock::Clock;
+use crate::domain::envelope::Envelope;
+use crate::domain::gate::{
+    Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Delivery, Ended,
+    Issue, IssueRefused, Issued, Limits, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut,
+    WorkItemView,
+};
+use crate::domain::ids::{
+    ConversationId, ConversationRef, RequestId, Sequence, TraceParent, TurnId, WorkItemId,
+};
+use crate::domain::result::Payload;
+use crate::domain::work_item::{Kind, Outcome};
+
+/// How much longer than its data a key is kept: TTLs only collect, they decide nothing.
+const GRACE_MS: u64 = 60_000;
+
+/// How Redis is reached and used.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `redis://` or `rediss://` URL.
+    pub url: secrecy::SecretString,
+    /// Number of partitions, fixed for a deployment.
+    pub partitions: u16,
+    /// Longest time to a connection.
+    pub connect_timeout: Duration,
+    /// Longest time to an answer.
+    pub response_timeout: Duration,
+    /// What a conversation may take up.
+    pub limits: Limits,
+}
+
+#[derive(Debug)]
+struct Scripts {
+    open: Script,
+    issue: Script,
+    accept: Script,
+    cancel: Script,
+    end: Script,
+    expire: Script,
+    inspect: Script,
+    work_item: Script,
+    read: Script,
+    due: Script,
+}
+
+/// An operation's script, with the rules of the gate before it.
+macro_rules! operation {
+    ($file:literal) => {
+        Script::new(concat!(include_str!("redis/scripts/gate.lua"), "\n", include_str!($file)))
+    };
+}
+
+impl Scripts {
+    fn new() -> Self {
+        Self {
+            open: operation!("redis/scripts/open.lua"),
+            issue: operation!("redis/scripts/issue.lua"),
+            accept: operation!("redis/scripts/accept.lua"),
+            cancel: operation!("redis/scripts/cancel.lua"),
+            end: operation!("redis/scripts/end.lua"),
+            expire: operation!("redis/scripts/expire.lua"),
+            inspect: operation!("redis/scripts/inspect.lua"),
+            work_item: operation!("redis/scripts/work_item.lua"),
+            read: operation!("redis/scripts/read.lua"),
+            due: Script::new(include_str!("redis/scripts/due.lua")),
+        }
+    }
+}
+
+/// Conversations in Redis.
+#[derive(Debug)]
+pub struct RedisStore {
+    keys: Keys,
+    limits: Limits,
+    /// `Clock::System` stands for the server's own clock.
+    clock: Clock,
+    scripts: Scripts,
+    /// For what changes something; nothing large comes back on it.
+    commands: Link,
+    /// For what reads, so that a large channel delays no callback.
+    reads: Link,
+    wakes: Wakes,
+    verified: Arc<AtomicBool>,
+}
+
+fn connection_info(url: &str) -> Result<ConnectionInfo, RedisError> {
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
+    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let tcp = tcp.set_user_timeout(Duration::from_secs(10));
+    let info = url.into_connection_info()?;
+    // RESP3: a connection that the server closed says so at once, and not with the next request.
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    Ok(info.set_tcp_settings(tcp).set_redis_settings(settings))
+}
+
+impl RedisStore {
+    /// A store that connects when it is first used; [`RedisStore::verify`] must have passed before.
+    ///
+    /// Must be called within a tokio runtime. With `Clock::System` the server's clock counts.
+    pub fn new(settings: &Settings, clock: Clock) -> Result<Self, RedisError> {
+        use secrecy::ExposeSecret;
+        let client = Client::open(connection_info(settings.url.expose_secret())?)?;
+        let timeouts = Timeouts { connect: settings.connect_timeout, response: settings.response_timeout };
+        let keys = Keys { partitions: settings.partitions };
+        let (sender, interest) = mpsc::unbounded_channel();
+        let wakes = Wakes::new(Some(sender));
+        let verified = Arc::new(AtomicBool::new(false));
+        let watching = wakes.without_interest();
+        tokio::spawn(watcher::listen(
+            client.clone(),
+            timeouts,
+            keys,
+            watching,
+            interest,
+            Arc::clone(&verified),
+        ));
+        Ok(Self {
+            keys,
+            limits: settings.limits,
+            clock,
+            scripts: Scripts::new(),
+            commands: Link::new(client.clone(), timeouts),
+            reads: Link::new(client, timeouts),
+            wakes,
+            verified,
+        })
+    }
+
+    /// Checks that this Redis can be used. Until it has passed, every operation is refused as unavailable.
+    pub async fn verify(&self) -> Result<(), NotUsable> {
+        let verdict = layout::check(&self.commands, self.keys.partitions).await;
+        match &verdict {
+            Ok(()) => self.verified.store(true, Ordering::Release),
+            Err(NotUsable::Refused(_)) => self.verified.store(false, Ordering::Release),
+            Err(NotUsable::NotThere(_)) => {}
+        }
+        verdict
+    }
+
+    fn check_verified(&self) -> Result<(), StoreError> {
+        if self.verified.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err(StoreError::Unavailable("the store has not been checked yet".into()))
+        }
+    }
+
+    fn now(&self) -> String {
+        match &self.clock {
+            Clock::System => String::new(),
+            Clock::Manual(clock) => clock.now().as_millis().to_string(),
+        }
+    }
+
+    /// A call with the keys and arguments that all operations share.
+    fn call<'a>(&self, script: &'a Script, conversation: ConversationRef) -> Call<'a> {
+        Call::new(script)
+            .keys(self.keys.conversation(conversation))
+            .arg("now", self.now())
+            .arg("reference", conversation)
+            .arg("retention", self.limits.ended_retention_ms)
+            .arg("grace", GRACE_MS)
+            .arg("wake", self.keys.wake(conversation))
+    }
+
+    async fn due_in(&self, partition: u16, limit: usize) -> Result<Due, StoreError> {
+        let call = Call::new(&self.scripts.due).key(self.keys.deadlines(partition));
+        let mut values = list(call.plain(self.now()).plain(limit).send(&self.commands).await?)?.into_iter();
+        let next = string(values.next().ok_or_else(|| broken("an empty list"))?)?;
+        let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
+        let more = values.len() >= limit;
+        for member in values {
+            let member = string(member)?;
+            let (conversation, work_item) = keys::deadline_member(&member).ok_or_else(|| broken(&member))?;
+            found.entry(conversation).or_default().push(work_item);
+        }
+        Ok(Due {
+            conversations: found
+                .into_iter()
+                .map(|(conversation, work_items)| DueConversation { conversation, work_items })
+                .collect(),
+            next_in_ms: next.parse().ok(),
+            more,
+        })
+    }
+}
+
+impl Store for RedisStore {
+    async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
+        self.check_verified()?;
+        let reply = self
+            .call(&self.scripts.open, command.conversation.reference())
+            .arg("id", &command.conversation)
+            .option("idle_ttl", command.idle_ttl_ms)
+            .arg("default_idle_ttl", self.limits.conversation_idle_ttl_ms)
+            .option("traceparent", command.traceparent.as_ref().map(TraceParent::as_str))
+            .arg("attempt", command.attempt)
+            .reply(&self.commands)
+            .await?;
+        match reply.word.as_str() {
+            "opened" => Ok(Ok(Opened { created: reply.fields()?.flag("created")? })),
+            "conversation_ended" => Ok(Err(OpenRefused::ConversationEnded)),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
+    async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
+        self.check_verified()?;
+        let reply = self
+            .call(&self.scripts.issue, command.conversation)
+            .arg("work_item", command.work_item)
+            .arg("kind", command.kind.as_str())
+            .arg("timeout", command.timeout_ms)
+            .arg("replay_window", command.replay_window_ms)
+            .arg("key_id", command.key_id)
+            .option("turn_id", command.turn_id.as_ref())
+            .option("traceparent", command.traceparent.as_ref().map(TraceParent::as_str))
+            .option("idempotency", command.idempotency.map(|(key, _)| key))
+            .option("fingerprint", command.idempotency.map(|(_, fingerprint)| fingerprint))
+            .arg("max_awaiting_items", self.limits.max_awaiting_items)
+            .arg("max_channel_length", self.limits.max_channel_length)
+            .reply(&self.commands)
+            .await?;
+        Ok(Err(match reply.word.as_str() {
+            "issued" => {
+                let fields = reply.fields()?;
+                return Ok(Ok(Issued { item: fields.work_item()?, repeated: fields.flag("repeated")? }));
+            }
+            "conversation_not_found" => IssueRefused::ConversationNotFound,
+            "conversation_ended" => IssueRefused::ConversationEnded,
+            "idempotency_conflict" => IssueRefused::IdempotencyConflict,
+            "awaiting_limit" => IssueRefused::AwaitingLimit,
+            "channel_limit" => IssueRefused::ChannelLimit,
+            _ => return Err(reply.unexpected()),
+        }))
+    }
+
+    async fn accept(&self, command: Accept) -> Answer<Receipt, AcceptRefused> {
+        self.check_verified()?;
+        let (outcome, payload) = match &command.result.payload {
+            Payload::Succeeded(result) => (Outcome::Succeeded, result),
+            Payload::Failed(error) => (Outcome::Failed, error),
+        };
+        let reply = self
+            .call(&self.scripts.accept, command.conversation)
+            .key(self.keys.used(command.conversation, command.work_item))
+            .arg("work_item", command.work_item)
+            .arg("expires_at", command.expires_at.as_millis())
+            .arg("fingerprint", command.result.fingerprint)
+            .arg("outcome", outcome)
+            .bytes("payload", payload)
+            .arg("request_id", command.request_id)
+            .arg("attempt", command.attempt)
+            .arg("max_held_items", self.limits.max_held_items)
+            .arg("max_held_bytes", self.limits.max_held_bytes)
+            .reply(&self.commands)
+            .await?;
+        Ok(Err(match reply.word.as_str() {
+            "taken" => return Ok(Ok(receipt(&reply.fields()?)?)),
+            "token_expired" => AcceptRefused::TokenExpired,
+            "conversation_ended" => AcceptRefused::ConversationEnded,
+            "work_item_unknown" => AcceptRefused::WorkItemUnknown,
+            "token_used" => AcceptRefused::TokenUsed,
+            "work_item_timed_out" => AcceptRefused::WorkItemTimedOut,
+            "work_item_cancelled" => AcceptRefused::WorkItemCancelled,
+            "held_limit" => AcceptRefused::HeldLimit,
+            _ => return Err(reply.unexpected()),
+        }))
+    }
+
+    async fn cancel(&self, command: Cancel) -> Answer<WorkItemView, CancelRefused> {
+        self.check_verified()?;
+        let reply = self
+            .call(&self.scripts.cancel, command.conversation)
+            .arg("work_item", command.work_item)
+            .arg("request_id", command.request_id)
+            .arg("attempt", command.attempt)
+            .reply(&self.commands)
+            .await?;
+        Ok(Err(match reply.word.as_str() {
+            "cancelled" => return Ok(Ok(reply.fields()?.work_item_view()?)),
+            "conversation_not_found" => CancelRefused::ConversationNotFound,
+            "conversation_ended" => CancelRefused::ConversationEnded,
+            "work_item_not_found" => CancelRefused::WorkItemNotFound,
+            "work_item_settled" => {
+                CancelRefused::WorkItemSettled(reply.fields()?.required("outcome", Outcome::parse)?)
+            }
+            _ => return Err(reply.unexpected()),
+        }))
+    }
+
+    async fn end(&self, conversation: ConversationRef) -> Answer<Ended, ConversationNotFound> {
+        self.check_verified()?;
+        let reply = self.call(&self.scripts.end, conversation).reply(&self.commands).await?;
+        match reply.word.as_str() {
+            "ended" => Ok(Ok(ended(&reply.fields()?)?)),
+            "conversation_not_found" => Ok(Err(ConversationNotFound)),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
+    async fn expire(&self, due: DueConversation) -> Result<Vec<TimedOut>, StoreError> {
+        self.check_verified()?;
+        let work_items: Vec<String> = due.work_items.iter().map(ToString::to_string).collect();
+        let reply = self
+            .call(&self.scripts.expire, due.conversation)
+            .arg("work_items", work_items.join(" "))
+            .reply(&self.commands)
+            .await?;
+        if reply.word != "expired" {
+            return Err(reply.unexpected());
+        }
+        let pairs: Result<Vec<String>, StoreError> = reply.rest.into_iter().map(string).collect();
+        pairs?
+            .chunks(2)
+            .map(|pair| match pair {
+                [id, late] => Ok(TimedOut {
+                    work_item: WorkItemId::parse(id).ok_or_else(|| broken(id))?,
+                    late_ms: late.parse().map_err(|_| broken(late))?,
+                }),
+                _ => Err(broken("a work item without its lateness")),
+            })
+            .collect()
+    }
+
+    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+        self.check_verified()?;
+        let partitions = (0..self.keys.partitions).map(|partition| self.due_in(partition, limit));
+        let mut all = Due::default();
+        for due in try_join_all(partitions).await? {
+            all.conversations.extend(due.conversations);
+            all.next_in_ms = [all.next_in_ms, due.next_in_ms].into_iter().flatten().min();
+            all.more |= due.more;
+        }
+        Ok(all)
+    }
+
+    async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
+        self.check_verified()?;
+        let reply = self.call(&self.scripts.inspect, conversation).reply(&self.reads).await?;
+        match reply.word.as_str() {
+            "conversation" => Ok(Ok(conversation_view(reply)?)),
+            "conversation_not_found" => Ok(Err(ConversationNotFound)),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
+    async fn work_item(
+        &self,
+        conversation: ConversationRef,
+        work_item: WorkItemId,
+    ) -> Answer<WorkItemView, LookupRefused> {
+        self.check_verified()?;
+        let reply = self
+            .call(&self.scripts.work_item, conversation)
+            .arg("work_item", work_item)
+            .reply(&self.reads)
+            .await?;
+        Ok(Err(match reply.word.as_str() {
+            "work_item" => return Ok(Ok(reply.fields()?.work_item_view()?)),
+            "conversation_not_found" => LookupRefused::ConversationNotFound,
+            "work_item_not_found" => LookupRefused::WorkItemNotFound,
+            _ => return Err(reply.unexpected()),
+        }))
+    }
+
+    async fn read(
+        &self,
+        conversation: ConversationRef,
+        after: Option<Sequence>,
+        count: usize,
+    ) -> Answer<Page, ConversationNotFound> {
+        self.check_verified()?;
+        let reply = self
+            .call(&self.scripts.read, conversation)
+            .arg("after", after.map_or(0, Sequence::get))
+            .arg("count", count)
+            .reply(&self.reads)
+            .await?;
+        match reply.word.as_str() {
+            "page" => Ok(Ok(page(reply)?)),
+            "conversation_not_found" => Ok(Err(ConversationNotFound)),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
+    fn watch(&self, conversation: ConversationRef) -> Wake {
+        self.wakes.watch(conversation)
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.check_verified()?;
+        self.commands.call(Request::Command(&redis::cmd("PING"))).await.map(|_| ())
+    }
+
+    fn channel(&self, conversation: ConversationRef) -> ChannelAddress {
+        ChannelAddress::RedisStream(self.keys.channel(conversation))
+    }
+}
+
+fn receipt(fields: &Fields) -> Result<Receipt, StoreError> {
+    let item = fields.work_item()?;
+    let gate = fields.parsed("gate").map(Sequence::new)?;
+    let delivery =
+        if item.sequence < gate { Delivery::Delivered } else { Delivery::Held { waiting_for: gate } };
+    Ok(Receipt {
+        delivery,
+        conversation_id: fields.required("conversation_id", |text| ConversationId::parse(text).ok())?,
+        outcome: fields.required("outcome", Outcome::parse)?,
+        received_at: fields.time("received_at")?,
+        replayed: fields.flag("replayed")?,
+        item,
+    })
+}
+
+fn ended(fields: &Fields) -> Result<Ended, StoreError> {
+    Ok(Ended {
+        ended_at: fields.time("ended_at")?,
+        dropped_held: fields.parsed("dropped_held")?,
+        dropped_awaiting: fields.parsed("dropped_awaiting")?,
+    })
+}
+
+fn conversation_view(reply: Reply) -> Result<ConversationView, StoreError> {
+    let mut parts = reply.rest.into_iter();
+    let head = parts.next().ok_or_else(|| broken("no conversation"))?;
+    let head = Fields::read(list(head)?)?;
+    let unreleased: Result<Vec<WorkItemView>, StoreError> =
+        parts.map(|item| Fields::read(list(item)?)?.work_item_view()).collect();
+    let unreleased = unreleased?;
+    let next_sequence = head.parsed("next").map(Sequence::new)?;
+    let awaited = unreleased.iter().find(|view| view.settled.is_none());
+    let has_ended = head.optional("ended_at", |text| text.parse::<u64>().ok())?.is_some();
+    Ok(ConversationView {
+        conversation_id: head.required("id", |text| ConversationId::parse(text).ok())?,
+        opened_at: head.time("opened_at")?,
+        idle_at: head.time("idle_at")?,
+        ended: if has_ended { Some(ended(&head)?) } else { None },
+        traceparent: head.optional("traceparent", |text| TraceParent::parse(text).ok())?,
+        next_sequence,
+        waiting_for: awaited.map_or(next_sequence, |view| view.item.sequence),
+        now: head.time("now")?,
+        unreleased,
+    })
+}
+
+fn page(reply: Reply) -> Result<Page, StoreError> {
+    let [has_ended, idle_in, entries] =
+        <[Value; 3]>::try_from(reply.rest).map_err(|_| broken("a page without its three parts"))?;
+    let envelopes: Result<Vec<Envelope>, StoreError> = list(entries)?.into_iter().map(envelope).collect();
+    Ok(Page {
+        envelopes: envelopes?,
+        ended: string(has_ended)? == "1",
+        idle_in_ms: string(idle_in)?.parse().map_err(|_| broken("idle_in"))?,
+    })
+}
+
+/// An entry of the stream: its id and its fields.
+fn envelope(entry: Value) -> Result<Envelope, StoreError> {
+    let [_, fields] = <[Value; 2]>::try_from(list(entry)?).map_err(|_| broken("an entry without fields"))?;
+    let mut fields = Fields::read(list(fields)?)?;
+    let payload = fields
+        .take("result")
+        .map(|result| Payload::Succeeded(result.into()))
+        .or_else(|| fields.take("error").map(|error| Payload::Failed(error.into())));
+    Ok(Envelope {
+        sequence: fields.parsed("sequence").map(Sequence::new)?,
+        conversation_id: fields.required("conversationId", |text| ConversationId::parse(text).ok())?,
+        work_item_id: fields.required("workItemId", WorkItemId::parse)?,
+        turn_id: fields.optional("turnId", |text| TurnId::parse(text).ok())?,
+        kind: fields.required("kind", Kind::parse)?,
+        outcome: fields.required("outcome", Outcome::parse)?,
+        payload,
+        issued_at: fields.parsed("issuedAt")?,
+        received_at: fields.parsed("receivedAt")?,
+        released_at: fields.parsed("releasedAt")?,
+        request_id: fields.optional("requestId", RequestId::parse)?,
+        traceparent: fields.optional("traceparent", |text| TraceParent::parse(text).ok())?,
+    })
+}

@@ -1,0 +1,222 @@
+//! Calling a script and reading its reply. Arguments and replies travel as names and values, not as positions.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use redis::{Script, ScriptInvocation, Value};
+
+use super::link::{Link, Request};
+use crate::domain::gate::WorkItemView;
+use crate::domain::ids::{Sequence, TraceParent, TurnId, WorkItemId};
+use crate::domain::time::Timestamp;
+use crate::domain::token::KeyId;
+use crate::domain::work_item::{Kind, Outcome, State, WorkItem};
+use crate::store::StoreError;
+
+/// An operation's script with its arguments.
+pub(super) struct Call<'a> {
+    invocation: ScriptInvocation<'a>,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(script: &'a Script) -> Self {
+        Self { invocation: script.prepare_invoke() }
+    }
+
+    pub(super) fn key(mut self, key: String) -> Self {
+        self.invocation.key(key);
+        self
+    }
+
+    pub(super) fn keys(self, keys: impl IntoIterator<Item = String>) -> Self {
+        keys.into_iter().fold(self, Self::key)
+    }
+
+    pub(super) fn arg(mut self, name: &str, value: impl Display) -> Self {
+        self.invocation.arg(name).arg(value.to_string());
+        self
+    }
+
+    pub(super) fn bytes(mut self, name: &str, value: &[u8]) -> Self {
+        self.invocation.arg(name).arg(value);
+        self
+    }
+
+    /// Leaves the argument out when there is none.
+    pub(super) fn option(self, name: &str, value: Option<impl Display>) -> Self {
+        match value {
+            Some(value) => self.arg(name, value),
+            None => self,
+        }
+    }
+
+    /// A value without a name, for a script that stands alone.
+    pub(super) fn plain(mut self, value: impl Display) -> Self {
+        self.invocation.arg(value.to_string());
+        self
+    }
+
+    pub(super) async fn send(self, link: &Link) -> Result<Value, StoreError> {
+        link.call(Request::Script(&self.invocation)).await
+    }
+
+    pub(super) async fn reply(self, link: &Link) -> Result<Reply, StoreError> {
+        Reply::read(self.send(link).await?)
+    }
+}
+
+/// A script's reply: a word, and what follows it.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) word: String,
+    pub(super) rest: Vec<Value>,
+}
+
+/// A reply that does not read as the script's header says.
+pub(super) fn broken(what: impl Display) -> StoreError {
+    StoreError::Broken(format!("unexpected reply: {what}"))
+}
+
+pub(super) fn list(value: Value) -> Result<Vec<Value>, StoreError> {
+    match value {
+        Value::Array(values) => Ok(values),
+        other => Err(broken(format_args!("no list but {}", kind_of(&other)))),
+    }
+}
+
+pub(super) fn bytes(value: Value) -> Result<Vec<u8>, StoreError> {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        Value::SimpleString(text) => Ok(text.into_bytes()),
+        other => Err(broken(format_args!("no string but {}", kind_of(&other)))),
+    }
+}
+
+pub(super) fn string(value: Value) -> Result<String, StoreError> {
+    String::from_utf8(bytes(value)?).map_err(|_| broken("a string that is not UTF-8"))
+}
+
+/// The kind of a reply, without what is in it.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Nil => "nil",
+        Value::Int(_) => "an integer",
+        Value::ServerError(_) => "an error",
+        _ => "something else",
+    }
+}
+
+impl Reply {
+    fn read(value: Value) -> Result<Self, StoreError> {
+        let mut values = list(value)?.into_iter();
+        let word = string(values.next().ok_or_else(|| broken("an empty list"))?)?;
+        Ok(Self { word, rest: values.collect() })
+    }
+
+    pub(super) fn fields(self) -> Result<Fields, StoreError> {
+        Fields::read(self.rest)
+    }
+
+    /// This word is none that the operation's header names.
+    pub(super) fn unexpected(&self) -> StoreError {
+        broken(format_args!("the word {:?}", self.word))
+    }
+}
+
+/// Names and values.
+#[derive(Debug)]
+pub(super) struct Fields(Vec<(String, Vec<u8>)>);
+
+impl Fields {
+    pub(super) fn read(values: Vec<Value>) -> Result<Self, StoreError> {
+        let mut fields = Vec::with_capacity(values.len() / 2);
+        let mut values = values.into_iter();
+        while let Some(name) = values.next() {
+            let value = values.next().ok_or_else(|| broken("a name without a value"))?;
+            fields.push((string(name)?, bytes(value)?));
+        }
+        Ok(Self(fields))
+    }
+
+    /// Takes a value out, its bytes as they are.
+    pub(super) fn take(&mut self, name: &str) -> Option<Vec<u8>> {
+        let at = self.0.iter().position(|(known, _)| known == name)?;
+        Some(self.0.swap_remove(at).1)
+    }
+
+    fn text(&self, name: &str) -> Result<Option<&str>, StoreError> {
+        match self.0.iter().find(|(known, _)| known == name) {
+            Some((_, value)) => std::str::from_utf8(value).map(Some).map_err(|_| broken(name)),
+            None => Ok(None),
+        }
+    }
+
+    /// A value that may be missing.
+    pub(super) fn optional<T>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, StoreError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        parse(text).map(Some).ok_or_else(|| broken(name))
+    }
+
+    /// A value that must be there.
+    pub(super) fn required<T>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, StoreError> {
+        self.optional(name, parse)?.ok_or_else(|| broken(format_args!("no {name}")))
+    }
+
+    pub(super) fn parsed<T: FromStr>(&self, name: &str) -> Result<T, StoreError> {
+        self.required(name, |text| text.parse().ok())
+    }
+
+    /// A time in milliseconds.
+    pub(super) fn time(&self, name: &str) -> Result<Timestamp, StoreError> {
+        self.parsed(name).map(Timestamp::from_millis)
+    }
+
+    pub(super) fn flag(&self, name: &str) -> Result<bool, StoreError> {
+        self.required(name, |text| match text {
+            "0" => Some(false),
+            "1" => Some(true),
+            _ => None,
+        })
+    }
+
+    /// The item that `describe` of `gate.lua` wrote.
+    pub(super) fn work_item(&self) -> Result<WorkItem, StoreError> {
+        Ok(WorkItem {
+            id: self.required("id", WorkItemId::parse)?,
+            sequence: self.parsed("sequence").map(Sequence::new)?,
+            kind: self.required("kind", Kind::parse)?,
+            turn_id: self.optional("turn_id", |text| TurnId::parse(text).ok())?,
+            issued_at: self.time("issued_at")?,
+            deadline: self.time("deadline")?,
+            expires_at: self.time("expires_at")?,
+            key_id: self.required("key_id", |text| KeyId::parse(text).ok())?,
+            traceparent: self.optional("traceparent", |text| TraceParent::parse(text).ok())?,
+        })
+    }
+
+    /// The item that `view` of `gate.lua` wrote.
+    pub(super) fn work_item_view(&self) -> Result<WorkItemView, StoreError> {
+        let state = self.required("state", |text| match text {
+            "awaiting" => Some(State::Awaiting),
+            "held" => Some(State::Held),
+            "released" => Some(State::Released),
+            "dropped" => Some(State::Dropped),
+            _ => None,
+        })?;
+        let settled = match self.optional("outcome", Outcome::parse)? {
+            Some(outcome) => Some((outcome, self.time("received_at")?)),
+            None => None,
+        };
+        let bytes = self.optional("bytes", |text| text.parse().ok())?.unwrap_or_default();
+        let held_bytes = if state == State::Held { bytes } else { 0 };
+        Ok(WorkItemView { item: self.work_item()?, state, settled, held_bytes })
+    }
+}

@@ -1,0 +1,66 @@
+-- Takes a callback: checks, de-duplicates, moves the gate and writes the channel, in one step.
+-- KEYS 6: used
+-- ARGV: work_item, expires_at, fingerprint, outcome succeeded|failed, payload, request_id, attempt,
+--       max_held_items, max_held_bytes
+-- Reply: taken, replayed 0|1, conversation_id, gate, the item
+--        token_expired | conversation_ended | work_item_unknown | token_used | work_item_timed_out |
+--        work_item_cancelled | held_limit
+local expires_at = number(A.expires_at)
+if NOW >= expires_at then
+    return { 'token_expired' }
+end
+local c = load_conversation()
+if not c then
+    return { 'conversation_ended' }
+end
+local item = load_item_by_id(A.work_item)
+if not item then
+    return { c.ended and 'conversation_ended' or 'work_item_unknown' }
+end
+local first = redis.call('GET', USED)
+if c.ended and (not first or item.sequence >= c.gate) then
+    return { 'conversation_ended' }
+end
+
+local replayed = '0'
+if first then
+    if first ~= A.fingerprint then
+        return { 'token_used' }
+    elseif not item.outcome then
+        return { 'work_item_unknown' }
+    end
+    replayed = item.attempt == A.attempt and '0' or '1'
+else
+    local outcome = outcome_at(item, NOW)
+    if outcome == 'timed_out' or outcome == 'cancelled' then
+        return { 'work_item_' .. outcome }
+    elseif outcome then
+        return { 'token_used' }
+    end
+
+    -- The rule of held results: one that is released in the same step is never too much.
+    local held = c.next - c.gate - c.awaiting
+    local too_much = held >= number(A.max_held_items) or c.held_bytes + #A.payload > number(A.max_held_bytes)
+    if too_much then
+        for sequence = c.gate, item.sequence - 1 do
+            local before = load_item(sequence)
+            if before and not outcome_at(before, NOW) then
+                return { 'held_limit' }
+            end
+        end
+    end
+
+    redis.call('SET', USED, A.fingerprint, 'NX', 'PX', text(expires_at - NOW + number(A.grace)))
+    settle(c, item, {
+        outcome = A.outcome, received_at = text(NOW), request_id = A.request_id, attempt = A.attempt,
+        bytes = text(#A.payload), payload = A.payload,
+    })
+    c.touched_at = NOW
+end
+if not c.ended then
+    release(c, item)
+    save_conversation(c)
+end
+return describe(item, {
+    'taken', 'replayed', replayed, 'conversation_id', c.id, 'gate', text(c.gate),
+})

@@ -1,0 +1,30 @@
+-- Ends a conversation. Ending twice is the same as once.
+-- ARGV: nothing of its own
+-- Reply: ended, ended_at, dropped_held, dropped_awaiting
+--        conversation_not_found
+local c = load_conversation()
+if not c then
+    return { 'conversation_not_found' }
+end
+local held, awaiting = c.dropped_held, c.dropped_awaiting
+if not c.ended then
+    release(c)
+    held, awaiting = left_behind(c, NOW)
+    for sequence = c.gate, c.next - 1 do
+        local id = redis.call('HGET', ITEMS, text(sequence) .. ':id')
+        if id then
+            redis.call('ZREM', DEADLINES, A.reference .. '/' .. id)
+        end
+    end
+    redis.call('DEL', HELD)
+    c.ended_at, c.ended = NOW, NOW
+    redis.call('HSET', CONVERSATION, 'ended_at', text(NOW), 'dropped_held', text(held),
+        'dropped_awaiting', text(awaiting))
+    save_conversation(c)
+    redis.call('PUBLISH', A.wake, '')
+elseif not c.ended_at then
+    held, awaiting = left_behind(c, c.ended)
+end
+return {
+    'ended', 'ended_at', text(c.ended), 'dropped_held', text(held), 'dropped_awaiting', text(awaiting),
+}
