@@ -1,4 +1,7 @@
-//! x
+//! Takes the callbacks of asynchronous LLM and tool providers and puts each conversation's results, in the order of
+//! issue, on its routing channel.
 pub mod clock;
+pub mod config;
 pub mod domain;
+pub mod http;
 pub mod store;

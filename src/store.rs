@@ -41,6 +41,8 @@ pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 pub struct Page {
     /// The envelopes after the one asked for, in order.
     pub envelopes: Vec<Envelope>,
+    /// How many envelopes the channel has: the sequence of its last one.
+    pub released: u64,
     /// Whether the conversation has ended: nothing will follow the channel's last envelope.
     pub ended: bool,
     /// How long until it counts as ended, if nothing touches it.
@@ -142,7 +144,7 @@ pub enum AnyStore {
     /// In this process, gone with it.
     Memory(memory::MemoryStore),
     /// In Redis or Valkey.
-    Redis(redis::RedisStore),
+    Redis(Box<redis::RedisStore>),
 }
 
 /// Calls the same operation on whichever store it is.

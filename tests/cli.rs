@@ -1,1 +1,1 @@
-
+//! The real binary: exit codes, signals, output.

@@ -146,7 +146,7 @@ mod tests {
             json.contains("\"outcome\":\"failed\",\"error\":{\"code\":\"X\"},") && !json.contains("result")
         );
         assert_eq!(
-            super::tests::json(&envelope(Outcome::TimedOut, None)),
+            self::json(&envelope(Outcome::TimedOut, None)),
             "{\"sequence\":7,\"conversationId\":\"call-1\",\
              \"workItemId\":\"00000000-0000-0000-0000-000000000001\",\"kind\":\"tool\",\"outcome\":\"timed_out\",\
              \"issuedAt\":\"1970-01-01T00:00:00.001Z\",\"receivedAt\":\"1970-01-01T00:00:00.002Z\",\

@@ -71,7 +71,7 @@ impl Settlement {
     }
 
     fn held_bytes(&self) -> u64 {
-        self.payload.as_ref().map_or(0, |payload| size(payload))
+        self.payload.as_ref().map_or(0, size)
     }
 }
 
@@ -445,6 +445,11 @@ impl Conversation {
         &self.channel[range]
     }
 
+    /// How many envelopes the channel has.
+    pub fn released(&self) -> u64 {
+        self.gate.get() - 1
+    }
+
     /// One work item as it stands.
     pub fn work_item(&self, work_item: WorkItemId, now: Timestamp) -> Option<WorkItemView> {
         self.slot(work_item).map(|slot| self.view(slot, now))
@@ -483,7 +488,7 @@ impl Conversation {
         }
     }
 
-    /// Its items that nothing has settled, with their deadlines.
+    /// The deadline of an item, while nothing has settled it.
     pub fn deadline_of(&self, work_item: WorkItemId) -> Option<Timestamp> {
         self.slot(work_item).filter(|slot| slot.settlement.is_none()).map(|slot| slot.item.deadline)
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use super::ids::Fingerprint;
-use super::json::{Malformed, Scan, Shape, decode_string, shape_of};
+use super::json::{Malformed, Scan, Shape, shape_of};
 use super::work_item::Kind;
 
 /// What a callback brings.
@@ -51,20 +51,24 @@ impl CallbackResult {
     /// An object whose `error` is an object with string `code` and string `message` is a failure, of either
     /// kind of work. Otherwise a tool's result is any JSON value; a language model's is a string, or an
     /// object with `content`.
-    pub fn judge(kind: Kind, body: Bytes) -> Result<Self, ResultRefused> {
-        let scan = Scan::new(&body)?;
+    pub fn judge(kind: Kind, body: &Bytes) -> Result<Self, ResultRefused> {
+        Self::judge_scanned(kind, body, &Scan::new(body)?)
+    }
+
+    /// [`CallbackResult::judge`] for a body that was scanned already.
+    pub fn judge_scanned(kind: Kind, body: &Bytes, scan: &Scan<'_>) -> Result<Self, ResultRefused> {
         if let Some(problem) = scan.problem() {
             return Err(problem.clone().into());
         }
-        let fingerprint = Fingerprint::of(&body);
-        if let Some(error) = error_of(&scan) {
+        let fingerprint = Fingerprint::of(body);
+        if let Some(error) = error_of(scan) {
             let error = body.slice_ref(error.as_bytes());
             return Ok(Self { payload: Payload::Failed(error), fingerprint });
         }
-        if kind == Kind::Llm && !is_llm_result(&scan) {
+        if kind == Kind::Llm && !is_llm_result(scan) {
             return Err(ResultRefused::NotAnLlmResult);
         }
-        Ok(Self { payload: Payload::Succeeded(body), fingerprint })
+        Ok(Self { payload: Payload::Succeeded(body.clone()), fingerprint })
     }
 }
 
@@ -87,36 +91,16 @@ fn is_llm_result(scan: &Scan<'_>) -> bool {
     }
 }
 
-/// What the body says about the token, when the token may travel in a top-level field.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenInBody {
-    /// Each value found under the field's name; `None` for one that is not a string.
-    pub tokens: Vec<Option<String>>,
-    /// The body without the field.
-    pub rest: Bytes,
-}
-
-/// Looks for a top-level field. A body that is not JSON has none.
-pub fn take_token(body: &Bytes, field: &str) -> TokenInBody {
-    let Ok(scan) = Scan::new(body) else {
-        return TokenInBody { tokens: Vec::new(), rest: body.clone() };
-    };
-    let tokens: Vec<_> =
-        scan.values(field).map(|value| decode_string(value).map(std::borrow::Cow::into_owned)).collect();
-    let rest = if tokens.is_empty() { body.clone() } else { Bytes::from(scan.without(field).into_owned()) };
-    TokenInBody { tokens, rest }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn judge(kind: Kind, body: &str) -> Result<Payload, ResultRefused> {
-        CallbackResult::judge(kind, Bytes::copy_from_slice(body.as_bytes())).map(|result| result.payload)
+        CallbackResult::judge(kind, &Bytes::copy_from_slice(body.as_bytes())).map(|result| result.payload)
     }
 
-    fn taken(body: &str) -> Result<Payload, ResultRefused> {
-        Ok(Payload::Succeeded(Bytes::copy_from_slice(body.as_bytes())))
+    fn taken(body: &str) -> Payload {
+        Payload::Succeeded(Bytes::copy_from_slice(body.as_bytes()))
     }
 
     #[test]
@@ -130,14 +114,14 @@ mod tests {
             "{\"error\":\"x\"}",
             "{\"error\":{\"code\":1,\"message\":\"m\"}}",
         ] {
-            assert_eq!(judge(Kind::Tool, body), taken(body), "{body}");
+            assert_eq!(judge(Kind::Tool, body), Ok(taken(body)), "{body}");
         }
     }
 
     #[test]
     fn a_language_model_answers_with_a_string_or_content() {
         for body in ["\"hi\"", " {\"content\":\"hi\",\"usage\":{}}", "{\"content\":[]}"] {
-            assert_eq!(judge(Kind::Llm, body), taken(body), "{body}");
+            assert_eq!(judge(Kind::Llm, body), Ok(taken(body)), "{body}");
         }
         for body in
             ["1", "null", "[\"hi\"]", "{}", "{\"content\":{}}", "{\"content\":null}", "{\"Content\":\"\"}"]
@@ -158,19 +142,9 @@ mod tests {
     #[test]
     fn the_fingerprint_is_the_whole_bodys() {
         let judged =
-            |body: &'static str| CallbackResult::judge(Kind::Tool, Bytes::from_static(body.as_bytes()));
+            |body: &'static str| CallbackResult::judge(Kind::Tool, &Bytes::from_static(body.as_bytes()));
         let error = r#"{"error":{"code":"X","message":"m"},"n":1}"#;
         let other = r#"{"error":{"code":"X","message":"m"},"n":2}"#;
         assert_ne!(judged(error).unwrap().fingerprint, judged(other).unwrap().fingerprint);
-    }
-
-    #[test]
-    fn the_token_leaves_the_body_before_the_result_travels() {
-        let found = take_token(&Bytes::from_static(br#"{"callbackToken":"cbt_x", "n": 1}"#), "callbackToken");
-        assert_eq!(found.tokens, [Some("cbt_x".to_owned())]);
-        assert_eq!(found.rest, r#"{ "n": 1}"#);
-        let odd = take_token(&Bytes::from_static(br#"{"t":1,"t":"a"}"#), "t");
-        assert_eq!(odd.tokens, [None, Some("a".to_owned())]);
-        assert_eq!(take_token(&Bytes::from_static(b"{"), "t").tokens, []);
     }
 }

@@ -214,6 +214,7 @@ impl Store for MemoryStore {
         };
         Ok(Ok(Page {
             envelopes: conversation.read(after, count).to_vec(),
+            released: conversation.released(),
             ended: conversation.ended_at(now).is_some(),
             idle_in_ms: now.millis_until(conversation.idle_at()),
         }))

@@ -193,7 +193,7 @@ impl RedisStore {
     }
 
     async fn due_in(&self, partition: u16, limit: usize) -> Result<Due, StoreError> {
-        let call = Call::new(&self.scripts.due).key(self.keys.deadlines(partition));
+        let call = Call::new(&self.scripts.due).key(Keys::deadlines(partition));
         let mut values = list(call.plain(self.now()).plain(limit).send(&self.commands).await?)?.into_iter();
         let next = string(values.next().ok_or_else(|| broken("an empty list"))?)?;
         let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
@@ -474,11 +474,12 @@ fn conversation_view(reply: Reply) -> Result<ConversationView, StoreError> {
 }
 
 fn page(reply: Reply) -> Result<Page, StoreError> {
-    let [has_ended, idle_in, entries] =
-        <[Value; 3]>::try_from(reply.rest).map_err(|_| broken("a page without its three parts"))?;
+    let [released, has_ended, idle_in, entries] =
+        <[Value; 4]>::try_from(reply.rest).map_err(|_| broken("a page without its four parts"))?;
     let envelopes: Result<Vec<Envelope>, StoreError> = list(entries)?.into_iter().map(envelope).collect();
     Ok(Page {
         envelopes: envelopes?,
+        released: string(released)?.parse().map_err(|_| broken("released"))?,
         ended: string(has_ended)? == "1",
         idle_in_ms: string(idle_in)?.parse().map_err(|_| broken("idle_in"))?,
     })

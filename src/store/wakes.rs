@@ -47,14 +47,13 @@ impl Wakes {
 
     pub(super) fn watch(&self, conversation: ConversationRef) -> Wake {
         let mut senders = self.senders();
-        let receiver = match senders.get(&conversation) {
-            Some(sender) => sender.subscribe(),
-            None => {
-                let (sender, receiver) = watch::channel(());
-                senders.insert(conversation, sender);
-                self.tell(Interest::Begins(conversation));
-                receiver
-            }
+        let receiver = if let Some(sender) = senders.get(&conversation) {
+            sender.subscribe()
+        } else {
+            let (sender, receiver) = watch::channel(());
+            senders.insert(conversation, sender);
+            self.tell(Interest::Begins(conversation));
+            receiver
         };
         Wake { conversation, receiver: Some(receiver), wakes: self.clone() }
     }

@@ -65,7 +65,7 @@ fn accept(
         conversation: conversation.id.reference(),
         work_item: id(number),
         expires_at: at(u64::MAX),
-        result: CallbackResult::judge(Kind::Tool, body).unwrap(),
+        result: CallbackResult::judge(Kind::Tool, &body).unwrap(),
         request_id: RequestId::from_uuid(Uuid::nil()),
         attempt: AttemptId::from_random(now),
     };

@@ -28,7 +28,7 @@ impl Keys {
             self.of(conversation, "items"),
             self.of(conversation, "held"),
             self.channel(conversation),
-            self.deadlines(conversation.partition(self.partitions)),
+            Self::deadlines(conversation.partition(self.partitions)),
         ]
     }
 
@@ -38,7 +38,7 @@ impl Keys {
     }
 
     /// The deadlines of a partition: a sorted set.
-    pub(super) fn deadlines(self, partition: u16) -> String {
+    pub(super) fn deadlines(partition: u16) -> String {
         format!("{{cb:{partition}}}:deadlines")
     }
 

@@ -73,8 +73,9 @@ mod tests {
         assert_eq!(version("# Server\r\nredis_version:7.0.15\r\nx:y\r\n"), Some((7, 0)));
         assert_eq!(version("redis_version:255.255.255\r\n"), Some((255, 255)));
         assert_eq!(version("redis_version:x\r\n"), None);
-        assert!(
-            (6, 0) < MIN_VERSION && (5, 9) < MIN_VERSION && (6, 2) >= MIN_VERSION && (7, 0) >= MIN_VERSION
+        assert_eq!(
+            [(5, 9), (6, 0), (6, 2), (7, 0)].map(|found| found < MIN_VERSION),
+            [true, true, false, false]
         );
     }
 }

@@ -78,17 +78,18 @@ pub(super) fn broken(what: impl Display) -> StoreError {
 }
 
 pub(super) fn list(value: Value) -> Result<Vec<Value>, StoreError> {
-    match value {
-        Value::Array(values) => Ok(values),
-        other => Err(broken(format_args!("no list but {}", kind_of(&other)))),
+    if let Value::Array(values) = value {
+        Ok(values)
+    } else {
+        Err(broken(format_args!("no list but {}", kind_of(&value))))
     }
 }
 
 pub(super) fn bytes(value: Value) -> Result<Vec<u8>, StoreError> {
-    match value {
-        Value::BulkString(bytes) => Ok(bytes),
-        Value::SimpleString(text) => Ok(text.into_bytes()),
-        other => Err(broken(format_args!("no string but {}", kind_of(&other)))),
+    if let Value::BulkString(bytes) = value {
+        Ok(bytes)
+    } else {
+        Err(broken(format_args!("no string but {}", kind_of(&value))))
     }
 }
 
@@ -97,6 +98,7 @@ pub(super) fn string(value: Value) -> Result<String, StoreError> {
 }
 
 /// The kind of a reply, without what is in it.
+#[expect(clippy::wildcard_enum_match_arm, reason = "only told to people")]
 fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Nil => "nil",

@@ -1,0 +1,216 @@
+//! Configuration: the compiled-in defaults, a file, variables and flags, in that order, into types that cannot hold a
+//! bad value.
+//!
+//! Own code rather than figment (no release since 2024-05): errors name key and source and never a value, so that no
+//! secret reaches a terminal.
+
+mod layers;
+mod values;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::http::HeaderName;
+pub use layers::{ConfigError, Sources, load};
+use secrecy::SecretString;
+use serde::Deserialize;
+pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl};
+
+use crate::domain::gate::Limits;
+
+/// The defaults, each documented; compiled in.
+pub const DEFAULTS: &str = include_str!("../config/default.toml");
+
+/// All settings. `config/default.toml` documents each.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    /// Listeners and their limits.
+    pub http: Http,
+    /// The store.
+    pub store: Store,
+    /// Tokens.
+    pub token: Token,
+    /// The platform's credentials.
+    pub platform: Platform,
+    /// Rules of the gate.
+    pub gate: Gate,
+    /// Logs.
+    pub telemetry: Telemetry,
+}
+
+/// `[http]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct Http {
+    /// Where providers post.
+    pub public_addr: SocketAddr,
+    /// Where the platform works.
+    pub platform_addr: SocketAddr,
+    /// What callback URLs begin with; without it, the public address.
+    #[serde(deserialize_with = "values::base_url")]
+    pub public_base_url: Option<String>,
+    /// Largest body.
+    pub max_body_bytes: Bounded<1, 67_108_864>,
+    /// Longest time for a request's head.
+    pub head_timeout_ms: Bounded<10, 600_000>,
+    /// Longest time for a request's body.
+    pub body_timeout_ms: Bounded<10, 600_000>,
+    /// Longest idle time of a connection.
+    pub keep_alive_timeout_ms: Bounded<1_000, 3_600_000>,
+    /// Most connections of a listener.
+    pub max_connections: Bounded<1, 1_000_000>,
+    /// Most requests under way of a listener.
+    pub max_requests_in_flight: Bounded<1, 1_000_000>,
+    /// Most event streams.
+    pub max_event_streams: Bounded<1, 1_000_000>,
+    /// Shortest time of draining.
+    pub drain_grace_ms: Bounded<0, 600_000>,
+    /// Longest time of draining.
+    pub drain_timeout_ms: Bounded<100, 600_000>,
+}
+
+/// `[store]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct Store {
+    /// Which store.
+    pub url: StoreUrl,
+    /// Into how many slots conversations are spread.
+    pub partitions: Bounded<1, 16_384>,
+    /// Longest time to a connection.
+    pub connect_timeout_ms: Bounded<10, 60_000>,
+    /// Longest time to an answer.
+    pub response_timeout_ms: Bounded<10, 60_000>,
+}
+
+/// `[token]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct Token {
+    /// Signing keys; the first signs.
+    pub keys: SigningKeys,
+    /// Time from a deadline to the end of the token.
+    pub replay_window_ms: Bounded<0, 86_400_000>,
+    /// Where a token may travel.
+    pub carriers: Vec<Carrier>,
+    /// Where it travels by default.
+    pub default_carrier: Carrier,
+    /// Name of the header.
+    #[serde(deserialize_with = "values::header_name")]
+    pub header_name: HeaderName,
+    /// Name of the query parameter.
+    #[serde(deserialize_with = "values::name")]
+    pub query_name: String,
+    /// Name of the body's field.
+    #[serde(deserialize_with = "values::name")]
+    pub body_field: String,
+}
+
+/// `[platform]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct Platform {
+    /// The platform's keys.
+    pub service_keys: ServiceKeys,
+}
+
+/// `[gate]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct Gate {
+    /// Time to a deadline by default.
+    pub default_timeout_ms: Bounded<1, 86_400_000>,
+    /// Longest time to a deadline.
+    pub max_timeout_ms: Bounded<1, 86_400_000>,
+    /// Idle time after which a conversation counts as ended.
+    pub conversation_idle_ttl_ms: Bounded<1, 604_800_000>,
+    /// How long an ended conversation can be read.
+    pub ended_retention_ms: Bounded<1_000, 604_800_000>,
+    /// Most held items.
+    pub max_held_items: Bounded<1, 1_000_000>,
+    /// Most bytes of held results.
+    pub max_held_bytes: Bounded<1, 1_073_741_824>,
+    /// Most awaiting items.
+    pub max_awaiting_items: Bounded<1, 1_000_000>,
+    /// Most envelopes of a channel.
+    pub max_channel_length: Bounded<1, 1_000_000>,
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct Telemetry {
+    /// Directives of tracing's `EnvFilter`.
+    #[serde(deserialize_with = "values::log_level")]
+    pub log_level: String,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// What a conversation may take up.
+    pub const fn limits(&self) -> Limits {
+        Limits {
+            max_held_items: self.gate.max_held_items.get(),
+            max_held_bytes: self.gate.max_held_bytes.get(),
+            max_awaiting_items: self.gate.max_awaiting_items.get(),
+            max_channel_length: self.gate.max_channel_length.get(),
+            conversation_idle_ttl_ms: self.gate.conversation_idle_ttl_ms.get(),
+            ended_retention_ms: self.gate.ended_retention_ms.get(),
+        }
+    }
+
+    /// Rules that no single key can keep, as the key to blame and what is wrong.
+    fn contradiction(&self) -> Option<(&'static str, String)> {
+        if self.gate.default_timeout_ms.get() > self.gate.max_timeout_ms.get() {
+            return Some(("gate.default_timeout_ms", "must not be above gate.max_timeout_ms".into()));
+        }
+        if self.token.carriers.is_empty() {
+            return Some(("token.carriers", "must name at least one carrier".into()));
+        }
+        if !self.token.carriers.contains(&self.token.default_carrier) {
+            return Some(("token.default_carrier", "must be one of token.carriers".into()));
+        }
+        for (key, address) in
+            [("http.public_addr", self.http.public_addr), ("http.platform_addr", self.http.platform_addr)]
+        {
+            let missing = match (self.token.keys.is_empty(), self.platform.service_keys.is_empty()) {
+                (true, true) => "token.keys and platform.service_keys",
+                (true, false) => "token.keys",
+                (false, true) => "platform.service_keys",
+                (false, false) => continue,
+            };
+            if !address.ip().is_loopback() {
+                return Some((
+                    key,
+                    format!("{address} is not a loopback address: that needs {missing} to be configured"),
+                ));
+            }
+        }
+        if self.http.public_addr == self.http.platform_addr && self.http.public_addr.port() != 0 {
+            return Some(("http.platform_addr", "must not be the public address".into()));
+        }
+        None
+    }
+
+    /// The store as Redis settings, when it is Redis.
+    pub fn redis(&self) -> Option<crate::store::redis::Settings> {
+        let StoreUrl::Redis(url) = &self.store.url else { return None };
+        Some(crate::store::redis::Settings {
+            url: url.clone(),
+            partitions: u16::try_from(self.store.partitions.get()).unwrap_or(u16::MAX),
+            connect_timeout: self.store.connect_timeout_ms.duration(),
+            response_timeout: self.store.response_timeout_ms.duration(),
+            limits: self.limits(),
+        })
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
+    /// The number as a duration in milliseconds.
+    pub const fn duration(self) -> Duration {
+        Duration::from_millis(self.get())
+    }
+
+    /// The number as a size in memory.
+    pub fn size(self) -> usize {
+        usize::try_from(self.get()).unwrap_or(usize::MAX)
+    }
+}
+
+/// A secret text of the configuration.
+pub type Secret = SecretString;

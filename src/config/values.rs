@@ -1,0 +1,261 @@
+//! Values that carry their bounds. Messages say what a value must be and never what it was.
+
+use std::fmt;
+
+use axum::http::HeaderName;
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use secrecy::SecretString;
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::domain::token::{KeyId, SigningKey};
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounded<const MIN: u64, const MAX: u64>(u64);
+
+impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Bounded<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number<const MIN: u64, const MAX: u64>;
+        impl<const MIN: u64, const MAX: u64> Visitor<'_> for Number<MIN, MAX> {
+            type Value = u64;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a whole number from {MIN} to {MAX}")
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<u64, E> {
+                u64::try_from(number).map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<u64, E> {
+                Ok(number)
+            }
+        }
+        let number = deserializer.deserialize_u64(Number::<MIN, MAX>)?;
+        if (MIN..=MAX).contains(&number) {
+            Ok(Self(number))
+        } else {
+            Err(D::Error::invalid_value(Unexpected::Unsigned(number), &Number::<MIN, MAX>))
+        }
+    }
+}
+
+/// Where a token may travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// A request header.
+    Header,
+    /// A query parameter.
+    Query,
+    /// A top-level field of the body.
+    Body,
+    /// The last segment of the path.
+    Path,
+}
+
+impl Carrier {
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::Query => "query",
+            Self::Body => "body",
+            Self::Path => "path",
+        }
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Which store, and where.
+#[derive(Clone, Debug)]
+pub enum StoreUrl {
+    /// The embedded store.
+    Memory,
+    /// A Redis URL, which may hold a password.
+    Redis(SecretString),
+}
+
+impl<'de> Deserialize<'de> for StoreUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let url = secret_text::<D>(deserializer, "must be a URL as text")?;
+        match url.split_once(':') {
+            Some(("memory", "")) => Ok(Self::Memory),
+            Some(("redis" | "rediss", rest)) if rest.starts_with("//") => {
+                if redis::parse_redis_url(&url).is_none() {
+                    return Err(D::Error::custom("is not a URL that Redis can be reached under"));
+                }
+                Ok(Self::Redis(url.into()))
+            }
+            _ => Err(D::Error::custom("must be memory:, or begin with redis:// or rediss://")),
+        }
+    }
+}
+
+fn secret_text<'de, D: Deserializer<'de>>(deserializer: D, wanted: &str) -> Result<String, D::Error> {
+    match toml::Value::deserialize(deserializer) {
+        Ok(toml::Value::String(text)) => Ok(text),
+        Ok(_) | Err(_) => Err(D::Error::custom(wanted)),
+    }
+}
+
+fn secret_list<'de, D: Deserializer<'de>>(deserializer: D, wanted: &str) -> Result<Vec<String>, D::Error> {
+    let wrong = || D::Error::custom(wanted);
+    let Ok(toml::Value::Array(values)) = toml::Value::deserialize(deserializer) else { return Err(wrong()) };
+    values.into_iter().map(|value| value.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
+}
+
+/// The signing keys, the first of which signs. Shows their ids only.
+#[derive(Clone, Debug, Default)]
+pub struct SigningKeys(Vec<SigningKey>);
+
+impl SigningKeys {
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The keys, in order.
+    pub fn keys(&self) -> &[SigningKey] {
+        &self.0
+    }
+}
+
+/// Standard base64, with or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+impl<'de> Deserialize<'de> for SigningKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let texts = secret_list::<D>(deserializer, r#"must be a list of texts: ["kid:base64", …]"#)?;
+        let mut keys = Vec::with_capacity(texts.len());
+        let mut ids = Vec::with_capacity(texts.len());
+        for (index, text) in texts.iter().enumerate() {
+            let wrong =
+                |what: &dyn fmt::Display| D::Error::custom(format_args!("entry {}: {what}", index + 1));
+            let (id, secret) =
+                text.split_once(':').ok_or_else(|| wrong(&"must be a key id, a colon, and base64"))?;
+            let id = KeyId::parse(id).map_err(|error| wrong(&error))?;
+            let secret = BASE64.decode(secret).map_err(|_| wrong(&"what follows the colon is not base64"))?;
+            let key = SigningKey::new(id, secret).map_err(|error| wrong(&error))?;
+            if ids.contains(&id) {
+                return Err(wrong(&"the key id stands twice"));
+            }
+            ids.push(id);
+            keys.push(key);
+        }
+        Ok(Self(keys))
+    }
+}
+
+/// The platform's keys. Shows how many there are.
+#[derive(Clone, Default)]
+pub struct ServiceKeys(Vec<SecretString>);
+
+/// Fewest characters of a service key.
+const MIN_SERVICE_KEY: usize = 16;
+
+impl ServiceKeys {
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The keys.
+    pub fn keys(&self) -> &[SecretString] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ServiceKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ServiceKeys({})", self.0.len())
+    }
+}
+
+impl<'de> Deserialize<'de> for ServiceKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let texts = secret_list::<D>(deserializer, r#"must be a list of texts: ["key", …]"#)?;
+        let good =
+            |text: &String| text.len() >= MIN_SERVICE_KEY && text.bytes().all(|b| b.is_ascii_graphic());
+        if let Some(index) = texts.iter().position(|text| !good(text)) {
+            return Err(D::Error::custom(format_args!(
+                "entry {}: a service key needs at least {MIN_SERVICE_KEY} visible ASCII characters, without spaces",
+                index + 1
+            )));
+        }
+        Ok(Self(texts.into_iter().map(SecretString::from).collect()))
+    }
+}
+
+/// An absolute http(s) URL without query and fragment, its last slashes cut off; an empty text is none.
+pub(super) fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let url = url::Url::parse(&text).map_err(|_| D::Error::custom("must be an absolute URL"))?;
+    let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
+    if !plain || !url.username().is_empty() || url.password().is_some() {
+        return Err(D::Error::custom("must be http:// or https:// with a host and at most a path"));
+    }
+    Ok(Some(url.as_str().trim_end_matches('/').to_owned()))
+}
+
+/// Headers that mean something else already.
+const TAKEN_HEADERS: [&str; 8] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "cookie",
+    "transfer-encoding",
+    "x-request-id",
+];
+
+pub(super) fn header_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderName, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let name = HeaderName::try_from(&text).map_err(|_| D::Error::custom("is no name of a header"))?;
+    if TAKEN_HEADERS.contains(&name.as_str()) {
+        return Err(D::Error::custom("is a header that means something else"));
+    }
+    Ok(name)
+}
+
+pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let good = (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    if good { Ok(text) } else { Err(D::Error::custom("must be 1 to 64 characters of A-Z a-z 0-9 . _ -")) }
+}
+
+pub(super) fn log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    tracing_subscriber::EnvFilter::try_new(&text)
+        .map(|_| text)
+        .map_err(|_| D::Error::custom("is neither a level nor a list of directives"))
+}

@@ -1,0 +1,10 @@
+//! What both listeners share.
+
+pub mod body;
+pub mod code;
+mod connection;
+pub mod health;
+pub mod lifecycle;
+pub mod observe;
+pub mod refusal;
+pub mod server;

@@ -1,0 +1,53 @@
+//! `/health`, as the gateway's probe wants it, and `/health/live`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+
+use super::code::Code;
+use super::lifecycle::Lifecycle;
+use super::refusal::Refusal;
+use crate::store::{AnyStore, Store};
+
+/// What health is made of.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// The store must answer.
+    pub store: Arc<AnyStore>,
+    /// The service must not be draining.
+    pub lifecycle: Lifecycle,
+}
+
+fn ok() -> Response {
+    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#).into_response()
+}
+
+async fn health(State(health): State<Health>) -> Response {
+    if health.lifecycle.is_draining() {
+        return Refusal::new(Code::Draining, "the service is ending").into_response();
+    }
+    match health.store.ping().await {
+        Ok(()) => ok(),
+        Err(error) => {
+            tracing::debug!(error = %error, "the store does not answer");
+            Refusal::new(Code::StoreUnavailable, "the store does not answer").into_response()
+        }
+    }
+}
+
+fn probe<S: Clone + Send + Sync + 'static>(route: MethodRouter<S>) -> MethodRouter<S> {
+    route.fallback(|| async { Refusal::method_not_allowed("GET, HEAD") })
+}
+
+/// 200 when the store answers and the service is not draining, else 503.
+pub fn ready(state: Health) -> MethodRouter {
+    probe(get(health).with_state(state))
+}
+
+/// 200 while the process runs.
+pub fn live() -> MethodRouter {
+    probe(get(|| async { ok() }))
+}

@@ -1,0 +1,117 @@
+//! A refused request, and the envelope in which every refusal travels.
+
+use std::borrow::Cow;
+
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::code::Code;
+use super::observe::RequestContext;
+use crate::domain::work_item::Outcome;
+use crate::store::StoreError;
+
+/// What a caller is told of a bug.
+pub(super) const SOMETHING_WENT_WRONG: &str = "something went wrong here; the request id leads to the reason";
+
+/// Why a request is refused, for the machine and for people.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// The stable code.
+    pub code: Code,
+    /// For people. Holds no credential and no result.
+    pub message: Cow<'static, str>,
+    /// The outcome of a settled work item.
+    pub outcome: Option<Outcome>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    /// A refusal with a message for people.
+    pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, message: message.into(), outcome: None, headers: Vec::new() }
+    }
+
+    /// With a header of the reply.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// A method that the path does not know.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        Self::new(Code::MethodNotAllowed, format!("this path takes {allow}"))
+            .with_header(header::ALLOW, HeaderValue::from_static(allow))
+    }
+
+    /// What a failure of the store means to the caller. The chain behind it is logged here, once.
+    pub fn from_store(error: &StoreError) -> Self {
+        let (code, message) = match error {
+            StoreError::Unavailable(cause) => {
+                tracing::warn!(error = %error, cause = %cause, "the store gave no answer");
+                (Code::StoreUnavailable, "the store cannot be reached; nothing was changed, try again")
+            }
+            StoreError::OutcomeUnknown(cause) => {
+                tracing::warn!(error = %error, cause = %cause, "the store gave no answer");
+                let message = "the store's answer was lost; sending the same request again is safe and tells";
+                (Code::OutcomeUnknown, message)
+            }
+            StoreError::Broken(_) => {
+                tracing::error!(error = %error, "the store's answer makes no sense");
+                (Code::Internal, SOMETHING_WENT_WRONG)
+            }
+        };
+        Self::new(code, message)
+    }
+
+    /// The reply, with the envelope that names the request.
+    pub fn render(&self, context: &RequestContext) -> Response {
+        let envelope = Envelope {
+            error: Error {
+                code: self.code.as_str(),
+                message: &self.message,
+                request_id: context.request_id.to_string(),
+                retryable: self.code.retryable(),
+                trace_id: &context.trace_id,
+                outcome: self.outcome,
+            },
+        };
+        let json = serde_json::to_vec(&envelope).unwrap_or_default();
+        let mut response = (self.code.status(), Body::from(json)).into_response();
+        let headers = response.headers_mut();
+        headers.extend(self.headers.clone());
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.code.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// A refusal is rendered by the outermost layer, which knows the request: until then the reply only carries it.
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = self.code.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: Error<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Error<'a> {
+    code: &'a str,
+    message: &'a str,
+    request_id: String,
+    retryable: bool,
+    trace_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<Outcome>,
+}
