@@ -4,4 +4,6 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod http;
+pub mod platform;
+pub mod public;
 pub mod store;

@@ -4,9 +4,10 @@
 use std::any::Any;
 use std::future::Future;
 
+use axum::Router;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -61,8 +62,12 @@ impl RequestContext {
     }
 }
 
-/// Names, times and logs a request around the service that answers it.
-pub async fn observe(side: Side, mut request: Request, next: Next) -> Response {
+/// These routes, their panics caught, and every request of them, answered or not, named, timed and logged.
+pub fn around(side: Side, routes: Router) -> Router {
+    routes.layer(catch_panics()).layer(from_fn(move |request, next| observe(side, request, next)))
+}
+
+async fn observe(side: Side, mut request: Request, next: Next) -> Response {
     let context = RequestContext::of(side, request.headers());
     let method = request.method().clone();
     // The template and never the path: a path may hold a token.
@@ -74,6 +79,7 @@ pub async fn observe(side: Side, mut request: Request, next: Next) -> Response {
         "request.id" = %context.request_id,
         "trace.id" = context.trace_id,
         "conversation.id" = field::Empty,
+        "conversation.reference" = field::Empty,
         "work_item.id" = field::Empty,
         "work_item.sequence" = field::Empty,
         "callback.outcome" = field::Empty,
@@ -125,7 +131,7 @@ fn framework_refusal(response: &Response) -> Option<Refusal> {
 }
 
 /// Answers 500 where a handler panicked.
-pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
+fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
     CatchPanicLayer::custom(panicked as fn(Box<dyn Any + Send + 'static>) -> Response)
 }
 
