@@ -10,7 +10,7 @@ mod values;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use layers::{ConfigError, Sources, load};
+pub use layers::{ConfigError, Loaded, Sources, load};
 use secrecy::SecretString;
 use serde::Deserialize;
 pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};

@@ -148,17 +148,16 @@ impl Store for MemoryStore {
 
     async fn expire(&self, due: DueConversation) -> Result<Vec<TimedOut>, StoreError> {
         let (mut state, now) = self.step();
-        let timed_out = state
-            .conversation(due.conversation, now, &self.limits)
-            .map(|conversation| conversation.expire(&due.work_items, now))
-            .unwrap_or_default();
-        let entries: Vec<_> = state
-            .due(now)
-            .filter(|(_, conversation, work_item)| {
-                *conversation == due.conversation && due.work_items.contains(work_item)
-            })
-            .collect();
-        for entry in &entries {
+        let mut timed_out = Vec::new();
+        let entries: Vec<Deadline> = match state.conversation(due.conversation, now, &self.limits) {
+            Some(conversation) => {
+                timed_out = conversation.expire(&due.work_items, now);
+                let deadlines = due.work_items.iter().filter_map(|id| conversation.work_item(*id, now));
+                deadlines.map(|view| (view.item.deadline, due.conversation, view.item.id)).collect()
+            }
+            None => state.due(now).filter(|(_, conversation, _)| *conversation == due.conversation).collect(),
+        };
+        for entry in entries.iter().filter(|(deadline, ..)| *deadline <= now) {
             state.deadlines.remove(entry);
         }
         self.wakes.wake(due.conversation);
