@@ -42,11 +42,10 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 CMD ["cal
 ENTRYPOINT ["callback-ingress"]
 CMD ["serve"]
 
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="callback-ingress" \
       org.opencontainers.image.description="Takes the callbacks of asynchronous LLM and tool providers and puts each conversation's results, in order, on its routing channel." \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
-      org.opencontainers.image.base.name="docker.io/library/debian:bookworm-slim" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

@@ -144,7 +144,10 @@ fn complain(error: &dyn Error, code: u8) -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let loaded = cli.settings.load()?;
+    let loaded = match cli.command {
+        Command::Demo => demo::settings(cli.settings).load()?,
+        Command::Serve | Command::Config { .. } | Command::Healthcheck(_) => cli.settings.load()?,
+    };
     let command: std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>>>> = match cli.command {
         Command::Serve => Box::pin(serve::run(loaded)),
         Command::Demo => Box::pin(demo::run(loaded)),

@@ -11,21 +11,29 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use self::session::{Session, Wrong, expect};
-use super::Failure;
+use super::{Failure, Settings};
 use crate::app;
 use crate::clock::Clock;
-use crate::config::{Bounded, Loaded};
+use crate::config::Loaded;
 
 /// How long the work item that is never answered may take.
 const SHORT_TIMEOUT_MS: u64 = 1_500;
 
-pub(super) async fn run(mut loaded: Loaded) -> Result<(), Failure> {
-    let http = &mut loaded.config.http;
-    http.public_addr.set_port(0);
-    http.platform_addr.set_port(0);
-    http.drain_grace_ms = Bounded::LEAST;
-    // The demo itself is what a newcomer should read; problems still show.
-    loaded.config.telemetry.log_level = "error".into();
+/// On free ports of loopback, and without a log between the lines, whatever else is configured.
+pub(super) fn settings(mut settings: Settings) -> Settings {
+    settings.public_addr = Some("127.0.0.1:0".into());
+    settings.platform_addr = Some("127.0.0.1:0".into());
+    settings.log_level.get_or_insert("error".into());
+    let forced = [
+        ("http.drain_grace_ms", "0"),
+        ("http.public_base_url", ""),
+        ("token.carriers", r#"["header","query","body","path"]"#),
+    ];
+    settings.set.extend(forced.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    settings
+}
+
+pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
     crate::telemetry::start(&loaded.config.telemetry);
     let app = app::build(&loaded.config, Clock::System).await?;
     let mut session = Session::new(&app, &loaded.config).map_err(|wrong| Failure::Failed(wrong.into()))?;

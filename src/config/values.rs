@@ -17,9 +17,6 @@ use crate::domain::token::{KeyId, SigningKey};
 pub struct Bounded<const MIN: u64, const MAX: u64>(u64);
 
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
-    /// The smallest number that is allowed.
-    pub const LEAST: Self = Self(MIN);
-
     /// The number.
     pub const fn get(self) -> u64 {
         self.0

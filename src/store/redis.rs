@@ -128,6 +128,8 @@ impl RedisStore {
     /// Must be called within a tokio runtime. With `Clock::System` the server's clock counts.
     pub fn new(settings: &Settings, clock: Clock) -> Result<Self, RedisError> {
         use secrecy::ExposeSecret;
+        // The library takes the process's provider, and none is built in. One that is set already stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::open(connection_info(settings.url.expose_secret())?)?;
         let timeouts = Timeouts { connect: settings.connect_timeout, response: settings.response_timeout };
         let keys = Keys { partitions: settings.partitions };

@@ -93,7 +93,7 @@ impl Session {
 
     pub(super) async fn open(&mut self) -> Result<(), Wrong> {
         let reply = self.platform(Method::PUT, "", Some("{}".into())).await?;
-        answered(&reply, 201, &reply.json()["state"].to_string())?;
+        answered(&reply, 201, reply.json()["state"].as_str().unwrap_or_default())?;
         let url = self.url("/events?from=0");
         let call = Call { method: Method::GET, url: &url, headers: vec![self.authorization()?], body: None };
         let response = self.client.send(call).await?;
