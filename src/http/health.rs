@@ -22,6 +22,9 @@ pub struct Health {
     pub lifecycle: Lifecycle,
 }
 
+/// What the probes' paths begin with.
+pub(super) const PATH: &str = "/health";
+
 fn ok() -> Response {
     (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#).into_response()
 }
@@ -42,7 +45,5 @@ async fn health(State(health): State<Health>) -> Response {
 /// `/health`: 200 when the store answers and the service is not draining, else 503. `/health/live`: 200 while the
 /// process runs.
 pub fn routes(state: Health) -> Router {
-    Router::new()
-        .route("/health", get(health).with_state(state))
-        .route("/health/live", get(|| async { ok() }))
+    Router::new().route(PATH, get(health).with_state(state)).route("/health/live", get(|| async { ok() }))
 }

@@ -14,6 +14,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{Instrument, field};
 
 use super::code::Code;
+use super::health;
 use super::refusal::{Refusal, SOMETHING_WENT_WRONG};
 use crate::clock::Entropy;
 use crate::domain::ids::{RequestId, TraceParent};
@@ -86,10 +87,12 @@ async fn observe(side: Side, mut request: Request, next: Next) -> Response {
         "callback.token_fingerprint" = field::Empty,
     );
     request.extensions_mut().insert(context.clone());
-    timed(context, next.run(request)).instrument(span).await
+    let probe = route.starts_with(health::PATH);
+    timed(context, probe, next.run(request)).instrument(span).await
 }
 
-async fn timed(context: RequestContext, answer: impl Future<Output = Response>) -> Response {
+/// A probe that finds all well is asked every few seconds: it is no news.
+async fn timed(context: RequestContext, probe: bool, answer: impl Future<Output = Response>) -> Response {
     let start = Instant::now();
     let mut response = answer.await;
     let refusal = response.extensions_mut().remove::<Refusal>().or_else(|| framework_refusal(&response));
@@ -108,6 +111,8 @@ async fn timed(context: RequestContext, answer: impl Future<Output = Response>) 
     let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
         tracing::error!(status, code, duration_us, "answered");
+    } else if probe && refusal.is_none() {
+        tracing::debug!(status, code, duration_us, "answered");
     } else {
         tracing::info!(status, code, duration_us, "answered");
     }

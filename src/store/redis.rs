@@ -10,6 +10,7 @@ mod script;
 mod watcher;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -40,6 +41,9 @@ use crate::domain::work_item::{Kind, Outcome};
 
 /// How much longer than its data a key is kept: TTLs only collect, they decide nothing.
 const GRACE_MS: u64 = 60_000;
+
+/// How many partitions one call looks through for what is due.
+const PARTITIONS_AT_ONCE: u16 = 64;
 
 /// How Redis is reached and used.
 #[derive(Clone, Debug)]
@@ -194,12 +198,14 @@ impl RedisStore {
             .arg("wake", self.keys.wake(conversation))
     }
 
-    async fn due_in(&self, partition: u16, limit: usize) -> Result<Due, StoreError> {
-        let call = Call::new(&self.scripts.due).key(Keys::deadlines(partition));
+    async fn due_in(&self, partitions: Range<u16>, limit: usize) -> Result<Due, StoreError> {
+        let call = Call::new(&self.scripts.due).keys(partitions.map(Keys::deadlines));
         let mut values = list(call.plain(self.now()).plain(limit).send(&self.commands).await?)?.into_iter();
-        let next = string(values.next().ok_or_else(|| broken("an empty list"))?)?;
+        let (Some(next), Some(more)) = (values.next(), values.next()) else {
+            return Err(broken("a list without its head"));
+        };
+        let (next, more) = (string(next)?, string(more)? == "1");
         let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
-        let more = values.len() >= limit;
         for member in values {
             let member = string(member)?;
             let (conversation, work_item) = keys::deadline_member(&member).ok_or_else(|| broken(&member))?;
@@ -356,9 +362,12 @@ impl Store for RedisStore {
 
     async fn due(&self, limit: usize) -> Result<Due, StoreError> {
         self.check_verified()?;
-        let partitions = (0..self.keys.partitions).map(|partition| self.due_in(partition, limit));
+        let starts = (0..self.keys.partitions).step_by(usize::from(PARTITIONS_AT_ONCE));
+        let groups = starts.map(|start| {
+            self.due_in(start..self.keys.partitions.min(start.saturating_add(PARTITIONS_AT_ONCE)), limit)
+        });
         let mut all = Due::default();
-        for due in try_join_all(partitions).await? {
+        for due in try_join_all(groups).await? {
             all.conversations.extend(due.conversations);
             all.next_in_ms = [all.next_in_ms, due.next_in_ms].into_iter().flatten().min();
             all.more |= due.more;
