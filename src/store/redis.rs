@@ -194,11 +194,13 @@ impl RedisStore {
 
     async fn due_in(&self, partition: u16, limit: usize) -> Result<Due, StoreError> {
         let call = Call::new(&self.scripts.due).key(Keys::deadlines(partition));
-        let mut values = list(call.plain(self.now()).plain(limit).send(&self.commands).await?)?.into_iter();
-        let next = string(values.next().ok_or_else(|| broken("an empty list"))?)?;
+        // One more than is told says whether there is more.
+        let values = list(call.plain(self.now()).plain(limit + 1).send(&self.commands).await?)?;
+        let [next, members] = <[Value; 2]>::try_from(values).map_err(|_| broken("no two parts"))?;
+        let (next, members) = (string(next)?, list(members)?);
         let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
-        let more = values.len() >= limit;
-        for member in values {
+        let more = members.len() > limit;
+        for member in members.into_iter().take(limit) {
             let member = string(member)?;
             let (conversation, work_item) = keys::deadline_member(&member).ok_or_else(|| broken(&member))?;
             found.entry(conversation).or_default().push(work_item);

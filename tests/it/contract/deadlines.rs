@@ -1,5 +1,6 @@
 //! Promise 8: from its deadline on an item is timed out for whatever touches it, swept or not.
 
+use callback_ingress::clock::Entropy;
 use callback_ingress::domain::gate::{AcceptRefused, CancelRefused, TimedOut};
 use callback_ingress::domain::ids::{ConversationRef, WorkItemId};
 use callback_ingress::domain::work_item::{Outcome, State, WorkItem};
@@ -17,6 +18,8 @@ on_every_store!(
     a_timer_that_is_stale_settles_nothing,
     a_timer_of_another_conversations_item_settles_nothing,
     what_is_due_is_found_in_the_order_of_deadlines_and_looking_changes_nothing,
+    what_is_due_is_told_in_parts,
+    what_is_settled_or_ended_is_not_due,
 );
 
 async fn an_item_can_be_settled_until_its_deadline_and_not_at_it(backend: Backend) {
@@ -152,4 +155,60 @@ async fn what_is_due_is_found_in_the_order_of_deadlines_and_looking_changes_noth
     }
     assert_eq!(due(&stage, 10).await, Due::default());
     assert_eq!(conversation.channel().await.len(), 2);
+}
+
+async fn what_is_due_is_told_in_parts(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    // The gate waits for this one, and so releases none of the others by the way.
+    conversation.issue(1_000).await;
+    let [a, b, c] = conversation.issue_many(10).await;
+    stage.wait_until(c.deadline);
+    let part = due(&stage, 2).await;
+    assert_eq!((told(&part).len(), part.more), (2, true));
+    assert_eq!((told(&due(&stage, 3).await).len(), due(&stage, 3).await.more), (3, false));
+    for of in part.conversations {
+        stage.store.expire(of).await.unwrap();
+    }
+    let rest = due(&stage, 2).await;
+    assert_eq!((told(&rest).len(), rest.more), (1, false));
+    assert!(pairs(&conversation, &[&a, &b, &c]).contains(&told(&rest)[0]));
+    // One conversation's items are told together, of however many conversations there are.
+    let others = [stage.conversation().await, stage.conversation().await];
+    for other in &others {
+        other.issue(10).await;
+        other.issue(10).await;
+    }
+    stage.clock.advance(10);
+    let all = due(&stage, 100).await;
+    assert_eq!((all.conversations.len(), told(&all).len(), all.more), (3, 5, false));
+}
+
+async fn what_is_settled_or_ended_is_not_due(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let [first, second, third, fourth] = conversation.issue_many(10).await;
+    conversation.accept(&first, "1").await.unwrap();
+    conversation.cancel(&second).await.unwrap();
+    assert_eq!(due(&stage, 10).await.next_in_ms, Some(10));
+    stage.wait_until(third.deadline);
+    let last = conversation.issue(10).await;
+    assert_eq!(told(&due(&stage, 10).await), pairs(&conversation, &[&third, &fourth]));
+    // Whoever moves the gate settles both, and leaves no reminder behind.
+    conversation.accept(&last, "5").await.unwrap();
+    assert_eq!(conversation.channel().await.len(), 5);
+    assert_eq!(due(&stage, 10).await, Due::default());
+    conversation.issue(10).await;
+    conversation.end().await.unwrap();
+    assert_eq!(due(&stage, 10).await, Due::default());
+    // A reminder of what is not there any more goes away when it is followed.
+    let idle = stage.unopened();
+    idle.open(|open| open.idle_ttl_ms = Some(5)).await.unwrap();
+    let left = idle.issue(10).await;
+    stage.wait_until(left.deadline);
+    assert_eq!(idle.expire(&[&left]).await, []);
+    assert_eq!(due(&stage, 10).await, Due::default());
+    let unknown =
+        DueConversation { conversation: idle.reference(), work_items: vec![Entropy.work_item_id()] };
+    assert_eq!(stage.store.expire(unknown).await.unwrap(), []);
 }
