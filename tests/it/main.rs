@@ -11,5 +11,6 @@
 
 mod contract;
 mod conversation;
+mod model;
 mod redis_server;
 mod stage;
