@@ -12,5 +12,7 @@
 mod contract;
 mod conversation;
 mod model;
+mod races;
+mod redis;
 mod redis_server;
 mod stage;

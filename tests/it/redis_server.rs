@@ -107,6 +107,20 @@ impl RedisServer {
             self.running = launch(self.port, &self.directory, &self.options).ok();
         }
     }
+
+    /// Lets it do nothing, its connections open, until [`RedisServer::resume`].
+    pub(crate) fn suspend(&self) {
+        self.signal("STOP");
+    }
+
+    /// Ends [`RedisServer::suspend`].
+    pub(crate) fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        self.running.as_ref().expect("the server runs").signal(name);
+    }
 }
 
 impl Drop for RedisServer {
