@@ -14,14 +14,11 @@ use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// How long a condition may take to come true.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A stage in this server, that waits for no answer longer than a moment.
-async fn impatient(server: &RedisServer) -> Stage {
-    let mut settings = settings(server.url(0), ROOMY);
-    settings.connect_timeout = Duration::from_millis(500);
-    settings.response_timeout = Duration::from_millis(300);
-    Stage::in_redis(settings, ManualClock::at(START)).await
+/// A stage in this server.
+async fn stage_in(server: &RedisServer) -> Stage {
+    Stage::in_redis(settings(server.url(0), ROOMY), ManualClock::at(START)).await
 }
 
 /// Waits until a condition holds.

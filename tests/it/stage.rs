@@ -92,8 +92,8 @@ pub(crate) fn settings(url: String, limits: Limits) -> Settings {
     Settings {
         url: url.into(),
         partitions: 64,
-        connect_timeout: Duration::from_secs(5),
-        response_timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(10),
+        response_timeout: Duration::from_secs(10),
         limits,
     }
 }

@@ -18,7 +18,7 @@ on_every_store!(
 );
 
 /// Far longer than any wake takes that was not lost.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn a_channel_is_read_in_pages(backend: Backend) {
     let stage = backend.stage().await;

@@ -9,7 +9,7 @@ use callback_ingress::domain::work_item::Outcome;
 use callback_ingress::store::redis::{NotUsable, RedisStore, Settings};
 use callback_ingress::store::{AnyStore, Store, StoreError};
 
-use super::{impatient, until};
+use super::{stage_in, until};
 use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, redis_store, settings};
 
@@ -131,7 +131,7 @@ async fn the_servers_clock_counts_and_not_this_processs() {
         let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut connection).unwrap();
         seconds * 1_000 + micros / 1_000
     };
-    let mut stage = impatient(&server).await;
+    let mut stage = stage_in(&server).await;
     stage.store = redis_store(&settings(server.url(0), ROOMY), Clock::System).await;
     let before = time();
     let conversation = stage.conversation().await;

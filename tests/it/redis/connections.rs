@@ -2,7 +2,7 @@
 
 use callback_ingress::store::{Store, Wake};
 
-use super::{impatient, until};
+use super::{stage_in, until};
 use crate::redis_server::RedisServer;
 
 fn clients(connection: &mut redis::Connection) -> usize {
@@ -19,7 +19,7 @@ fn watched(connection: &mut redis::Connection) -> usize {
 #[tokio::test]
 async fn a_thousand_watchers_share_one_connection() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let mut connection = server.connection(0);
     let conversation = stage.conversation().await;
     conversation.inspect().await.unwrap();
@@ -41,7 +41,7 @@ async fn a_thousand_watchers_share_one_connection() {
 async fn a_store_that_is_dropped_leaves_no_connection() {
     let server = RedisServer::start();
     let mut connection = server.connection(0);
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
     conversation.read(0, 1).await.unwrap();
     let mut wake = stage.store.watch(conversation.reference());
@@ -55,7 +55,7 @@ async fn a_store_that_is_dropped_leaves_no_connection() {
 #[tokio::test]
 async fn a_watcher_hears_of_changes_again_after_its_connection_was_lost() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let mut connection = server.connection(0);
     let conversation = stage.conversation().await;
     let mut wake = stage.store.watch(conversation.reference());

@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use callback_ingress::clock::Entropy;
+use callback_ingress::clock::{Entropy, ManualClock};
 use callback_ingress::domain::gate::Receipt;
 use callback_ingress::domain::work_item::{Outcome, WorkItem};
 use callback_ingress::store::{ChannelAddress, Store, StoreError};
 use tokio::time::sleep;
 
-use super::{impatient, until};
+use super::{stage_in, until};
 use crate::conversation::Conversation;
 use crate::redis_server::RedisServer;
+use crate::stage::{ROOMY, START, Stage, settings};
 
 /// Brings a result, and brings it again as the same attempt until there is an answer.
 async fn deliver(conversation: &Conversation<'_>, item: &WorkItem, body: &str) -> Receipt {
@@ -29,7 +30,7 @@ async fn deliver(conversation: &Conversation<'_>, item: &WorkItem, body: &str) -
 #[tokio::test]
 async fn what_was_acknowledged_is_there_after_redis_was_killed() {
     let mut server = RedisServer::durable();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
     let [first, second, third] = conversation.issue_many(1_000).await;
     conversation.accept(&first, "1").await.unwrap();
@@ -58,7 +59,7 @@ async fn what_was_acknowledged_is_there_after_redis_was_killed() {
 #[tokio::test]
 async fn nothing_is_lost_or_doubled_when_redis_is_killed_under_load() {
     let mut server = RedisServer::durable();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
     let items: [_; 120] = conversation.issue_many(1_000).await;
     let load = async {
@@ -93,7 +94,7 @@ async fn nothing_is_lost_or_doubled_when_redis_is_killed_under_load() {
 #[tokio::test]
 async fn nothing_is_lost_or_doubled_when_connections_are_cut_under_load() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
     let items: [_; 400] = conversation.issue_many(1_000).await;
     let load = async {
@@ -129,7 +130,10 @@ async fn nothing_is_lost_or_doubled_when_connections_are_cut_under_load() {
 #[tokio::test]
 async fn an_answer_that_does_not_come_is_unknown_and_asking_again_tells() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let mut impatient = settings(server.url(0), ROOMY);
+    impatient.connect_timeout = Duration::from_millis(500);
+    impatient.response_timeout = Duration::from_millis(500);
+    let stage = Stage::in_redis(impatient, ManualClock::at(START)).await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
     server.suspend();
@@ -155,7 +159,7 @@ async fn an_answer_that_does_not_come_is_unknown_and_asking_again_tells() {
 #[tokio::test]
 async fn scripts_that_redis_forgot_are_loaded_again() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let forget = || redis::cmd("SCRIPT").arg("FLUSH").exec(&mut server.connection(0)).unwrap();
     forget();
     let conversation = stage.conversation().await;
@@ -184,7 +188,7 @@ async fn scripts_that_redis_forgot_are_loaded_again() {
 #[tokio::test]
 async fn a_full_redis_is_unavailable_and_does_nothing_by_halves() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let mut connection = server.connection(0);
     let mut memory = |limit: &str| {
         redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit).exec(&mut connection).unwrap();

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};
-use callback_ingress::store::{ChannelAddress, Store};
+use callback_ingress::store::{ChannelAddress, Due, Store};
 use redis::Value;
 
-use super::impatient;
+use super::stage_in;
 use crate::redis_server::RedisServer;
-use crate::stage::{ROOMY, Stage};
+use crate::stage::{ROOMY, START, Stage, settings};
 
 /// A bit of everything: conversations that are live, idle and ended, items in each state.
 async fn workload(stage: &Stage) {
@@ -79,7 +80,7 @@ fn flatten(value: Value, into: &mut Vec<u8>) {
 #[tokio::test]
 async fn every_key_has_a_time_to_live_and_its_partitions_hash_tag() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     workload(&stage).await;
     let mut connection = server.connection(0);
     let keys = all_keys(&mut connection);
@@ -103,7 +104,7 @@ async fn every_key_has_a_time_to_live_and_its_partitions_hash_tag() {
 #[tokio::test]
 async fn no_key_goes_while_its_data_can_be_asked_for() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(50_000).await;
     conversation.accept(&second, "\"held\"").await.unwrap();
@@ -138,7 +139,7 @@ async fn no_key_goes_while_its_data_can_be_asked_for() {
 #[tokio::test]
 async fn results_are_on_the_channel_or_held_and_nowhere_else() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     workload(&stage).await;
     let mut connection = server.connection(0);
     let mut found = 0;
@@ -159,7 +160,7 @@ async fn results_are_on_the_channel_or_held_and_nowhere_else() {
 #[tokio::test]
 async fn the_channel_is_a_stream_under_the_key_that_is_told() {
     let server = RedisServer::start();
-    let stage = impatient(&server).await;
+    let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
     conversation.accept(&first, "{\"n\": 1}").await.unwrap();
@@ -193,10 +194,9 @@ async fn the_channel_is_a_stream_under_the_key_that_is_told() {
 #[tokio::test]
 async fn however_many_items_of_a_partition_are_due_they_are_told() {
     let server = RedisServer::start();
-    let mut settings = crate::stage::settings(server.url(0), ROOMY);
-    settings.partitions = 1;
-    let stage =
-        Stage::in_redis(settings, callback_ingress::clock::ManualClock::at(crate::stage::START)).await;
+    let mut one_partition = settings(server.url(0), ROOMY);
+    one_partition.partitions = 1;
+    let stage = Stage::in_redis(one_partition, ManualClock::at(START)).await;
     for _ in 0..9 {
         let conversation = stage.conversation().await;
         futures_util::future::join_all((0..1_000).map(|_| conversation.issue(10))).await;
@@ -208,5 +208,5 @@ async fn however_many_items_of_a_partition_are_due_they_are_told() {
     for of in due.conversations {
         assert_eq!(stage.store.expire(of).await.unwrap().len(), 1_000);
     }
-    assert_eq!(stage.store.due(100).await.unwrap(), callback_ingress::store::Due::default());
+    assert_eq!(stage.store.due(100).await.unwrap(), Due::default());
 }
