@@ -1,6 +1,7 @@
 //! The service from outside: its stores, its two listeners, and what happens when things fail.
 //!
-//! `stage` and `conversation` are how a test says what happens to a store, `redis_server` is the Redis it happens in.
+//! `stage` and `conversation` are how a test says what happens to a store, `redis_server` is the Redis it happens in,
+//! and `proxy` a wire to it that can be cut.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,6 +13,7 @@
 mod contract;
 mod conversation;
 mod model;
+mod proxy;
 mod races;
 mod redis;
 mod redis_server;

@@ -86,6 +86,11 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}/{database}", self.port)
     }
 
+    /// Its port.
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// A connection for the test itself.
     pub(crate) fn connection(&self, database: u16) -> redis::Connection {
         redis::Client::open(self.url(database)).unwrap().get_connection().unwrap()

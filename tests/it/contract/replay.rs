@@ -98,12 +98,15 @@ async fn a_token_expires_by_the_stores_clock(backend: Backend) {
 async fn a_released_result_is_recognised_after_the_end_and_a_dropped_one_is_not(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
-    let [first, _, third] = conversation.issue_many(1_000).await;
+    let [first, second, _, fourth] = conversation.issue_many(1_000).await;
     conversation.accept(&first, "1").await.unwrap();
-    conversation.accept(&third, "3").await.unwrap();
+    conversation.cancel(&second).await.unwrap();
+    conversation.accept(&fourth, "4").await.unwrap();
     conversation.end().await.unwrap();
     let again = conversation.accept(&first, "1").await.unwrap();
     assert_eq!((again.delivery, again.replayed), (Delivery::Delivered, true));
     assert_eq!(conversation.accept(&first, "2").await, Err(AcceptRefused::TokenUsed));
-    assert_eq!(conversation.accept(&third, "3").await, Err(AcceptRefused::ConversationEnded));
+    let ended = Err(AcceptRefused::ConversationEnded);
+    assert_eq!(conversation.accept(&second, "2").await, ended, "no callback ever settled it");
+    assert_eq!(conversation.accept(&fourth, "4").await, ended, "its result was dropped");
 }

@@ -6,10 +6,11 @@ use callback_ingress::clock::{Entropy, ManualClock};
 use callback_ingress::domain::gate::Receipt;
 use callback_ingress::domain::work_item::{Outcome, WorkItem};
 use callback_ingress::store::{ChannelAddress, Store, StoreError};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{stage_in, until};
 use crate::conversation::Conversation;
+use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
@@ -125,6 +126,80 @@ async fn nothing_is_lost_or_doubled_when_connections_are_cut_under_load() {
     until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
     let expected: Vec<_> = (1..=400).map(|number| Some(number.to_string().into())).collect();
     assert_eq!(conversation.results().await, expected);
+}
+
+/// Lets the server know every script that changes something, so that the next call of one does.
+async fn teach_scripts(stage: &Stage) {
+    let conversation = stage.conversation().await;
+    let [first, second] = conversation.issue_many(1_000).await;
+    conversation.accept(&first, "1").await.unwrap();
+    conversation.cancel(&second).await.unwrap();
+    conversation.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_script_whose_answer_was_lost_is_called_again_and_told_what_it_did() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let url = format!("redis://127.0.0.1:{}/0", proxy.port());
+    let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+    teach_scripts(&stage).await;
+    let conversation = stage.unopened();
+    proxy.lose_answers(1);
+    assert!(conversation.open(|_| ()).await.unwrap().created);
+    proxy.lose_answers(1);
+    let issued = conversation.issue_with(conversation.issuing(1_000)).await.unwrap();
+    assert!(!issued.repeated);
+    proxy.lose_answers(1);
+    assert!(!conversation.accept(&issued.item, "1").await.unwrap().replayed);
+    let second = conversation.issue(1_000).await;
+    proxy.lose_answers(1);
+    conversation.cancel(&second).await.unwrap();
+    conversation.issue(1_000).await;
+    proxy.lose_answers(1);
+    assert_eq!(conversation.end().await.unwrap().dropped_awaiting, 1);
+    assert_eq!(proxy.answers_to_lose(), 0);
+    let expected = [(1, Outcome::Succeeded), (2, Outcome::Cancelled)];
+    assert_eq!(conversation.channel().await, expected, "each of them happened once");
+}
+
+#[tokio::test]
+async fn a_script_whose_answer_is_lost_again_and_again_has_an_unknown_outcome() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let url = format!("redis://127.0.0.1:{}/0", proxy.port());
+    let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+    teach_scripts(&stage).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(1_000).await;
+    let attempt = conversation.bringing(&item, b"1");
+    proxy.lose_answers(2);
+    let answer = stage.store.accept(attempt.clone()).await;
+    assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
+    assert_eq!(proxy.answers_to_lose(), 0, "it was called twice, and no more");
+    assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "asking again tells");
+    assert_eq!(conversation.channel().await, [(1, Outcome::Succeeded)]);
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_with_the_server_has_an_unknown_outcome() {
+    let mut server = RedisServer::durable();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(1_000).await;
+    let attempt = conversation.bringing(&item, b"1");
+    // The request is on its way to a server that stands still, and then is no more.
+    server.suspend();
+    let mut answer = Box::pin(stage.store.accept(attempt.clone()));
+    assert!(timeout(Duration::from_millis(200), &mut answer).await.is_err());
+    server.kill();
+    let answer = answer.await;
+    assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
+    server.restart();
+    until("the store answers", async || stage.store.ping().await.is_ok()).await;
+    assert!(!conversation.accept_with(attempt).await.unwrap().replayed);
+    until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
+    assert_eq!(conversation.channel().await, [(1, Outcome::Succeeded)]);
 }
 
 #[tokio::test]

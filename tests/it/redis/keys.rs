@@ -32,7 +32,8 @@ async fn workload(stage: &Stage) {
         }
     }
     let released = stage.conversation().await;
-    let item = released.issue(1_000).await;
+    let [item, held] = released.issue_many(1_000).await;
+    released.accept(&held, "\"payload-2\"").await.unwrap();
     released.accept(&item, "\"payload-1\"").await.unwrap();
     released.accept(&item, "\"payload-1\"").await.unwrap();
     released.accept(&item, "\"another\"").await.unwrap_err();
@@ -106,7 +107,7 @@ async fn no_key_goes_while_its_data_can_be_asked_for() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
-    let [first, second] = conversation.issue_many(50_000).await;
+    let [first, second] = conversation.issue_many(500_000).await;
     conversation.accept(&second, "\"held\"").await.unwrap();
     let third = conversation.issue(10).await;
     stage.clock.advance(5);
@@ -153,7 +154,8 @@ async fn results_are_on_the_channel_or_held_and_nowhere_else() {
             assert!(!holds(secret) && !key.contains(secret), "{key} holds {secret}");
         }
     }
-    // The released one, and those held in the one conversation that still lives: what an end drops is gone.
+    // The channel of those that were released, and what is held in the one conversation that lives and waits. What
+    // was released is held no more, and what an end dropped is gone.
     assert_eq!(found, 2);
 }
 
