@@ -10,16 +10,18 @@ mod values;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::http::HeaderName;
-pub use layers::{ConfigError, Sources, load};
+pub use layers::{ConfigError, Loaded, Sources, load};
 use secrecy::SecretString;
 use serde::Deserialize;
-pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl};
+pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
 
 use crate::domain::gate::Limits;
 
 /// The defaults, each documented; compiled in.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
+
+/// Longest time that a conversation may be left untouched, in milliseconds: a week.
+pub const MAX_IDLE_TTL_MS: u64 = 604_800_000;
 
 /// All settings. `config/default.toml` documents each.
 #[derive(Clone, Debug, Deserialize)]
@@ -93,8 +95,7 @@ pub struct Token {
     /// Where it travels by default.
     pub default_carrier: Carrier,
     /// Name of the header.
-    #[serde(deserialize_with = "values::header_name")]
-    pub header_name: HeaderName,
+    pub header_name: TokenHeader,
     /// Name of the query parameter.
     #[serde(deserialize_with = "values::name")]
     pub query_name: String,
@@ -118,7 +119,7 @@ pub struct Gate {
     /// Longest time to a deadline.
     pub max_timeout_ms: Bounded<1, 86_400_000>,
     /// Idle time after which a conversation counts as ended.
-    pub conversation_idle_ttl_ms: Bounded<1, 604_800_000>,
+    pub conversation_idle_ttl_ms: Bounded<1, MAX_IDLE_TTL_MS>,
     /// How long an ended conversation can be read.
     pub ended_retention_ms: Bounded<1_000, 604_800_000>,
     /// Most held items.

@@ -237,13 +237,24 @@ const TAKEN_HEADERS: [&str; 8] = [
     "x-request-id",
 ];
 
-pub(super) fn header_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderName, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let name = HeaderName::try_from(&text).map_err(|_| D::Error::custom("is no name of a header"))?;
-    if TAKEN_HEADERS.contains(&name.as_str()) {
-        return Err(D::Error::custom("is a header that means something else"));
+/// The name of a header that carries a token.
+#[derive(Clone, Debug)]
+pub struct TokenHeader {
+    /// To look it up by.
+    pub name: HeaderName,
+    /// As it was written, to be given out.
+    pub text: String,
+}
+
+impl<'de> Deserialize<'de> for TokenHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let name = HeaderName::try_from(&text).map_err(|_| D::Error::custom("is no name of a header"))?;
+        if TAKEN_HEADERS.contains(&name.as_str()) {
+            return Err(D::Error::custom("is a header that means something else"));
+        }
+        Ok(Self { name, text })
     }
-    Ok(name)
 }
 
 pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::get;
 
 use super::code::Code;
 use super::lifecycle::Lifecycle;
@@ -20,6 +21,9 @@ pub struct Health {
     /// The service must not be draining.
     pub lifecycle: Lifecycle,
 }
+
+/// What the probes' paths begin with.
+pub(super) const PATH: &str = "/health";
 
 fn ok() -> Response {
     (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#).into_response()
@@ -38,16 +42,8 @@ async fn health(State(health): State<Health>) -> Response {
     }
 }
 
-fn probe<S: Clone + Send + Sync + 'static>(route: MethodRouter<S>) -> MethodRouter<S> {
-    route.fallback(|| async { Refusal::method_not_allowed("GET, HEAD") })
-}
-
-/// 200 when the store answers and the service is not draining, else 503.
-pub fn ready(state: Health) -> MethodRouter {
-    probe(get(health).with_state(state))
-}
-
-/// 200 while the process runs.
-pub fn live() -> MethodRouter {
-    probe(get(|| async { ok() }))
+/// `/health`: 200 when the store answers and the service is not draining, else 503. `/health/live`: 200 while the
+/// process runs.
+pub fn routes(state: Health) -> Router {
+    Router::new().route(PATH, get(health).with_state(state)).route("/health/live", get(|| async { ok() }))
 }

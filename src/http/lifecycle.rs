@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -72,9 +73,23 @@ impl InFlight {
     }
 }
 
+/// Who is let in.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// Nobody while draining.
+    pub lifecycle: Lifecycle,
+    /// Not too many at once.
+    pub in_flight: InFlight,
+}
+
+/// These routes, for requests that are let in.
+pub fn admitted(routes: Router, admission: Admission) -> Router {
+    routes.layer(from_fn_with_state(admission, admit))
+}
+
 /// Lets a request in unless the service drains or has too much to do.
-pub async fn admit(
-    State((lifecycle, in_flight)): State<(Lifecycle, InFlight)>,
+async fn admit(
+    State(Admission { lifecycle, in_flight }): State<Admission>,
     request: Request,
     next: Next,
 ) -> Response {

@@ -4,15 +4,17 @@
 use std::any::Any;
 use std::future::Future;
 
+use axum::Router;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{Instrument, field};
 
 use super::code::Code;
+use super::health;
 use super::refusal::{Refusal, SOMETHING_WENT_WRONG};
 use crate::clock::Entropy;
 use crate::domain::ids::{RequestId, TraceParent};
@@ -61,8 +63,12 @@ impl RequestContext {
     }
 }
 
-/// Names, times and logs a request around the service that answers it.
-pub async fn observe(side: Side, mut request: Request, next: Next) -> Response {
+/// These routes, their panics caught, and every request of them, answered or not, named, timed and logged.
+pub fn around(side: Side, routes: Router) -> Router {
+    routes.layer(catch_panics()).layer(from_fn(move |request, next| observe(side, request, next)))
+}
+
+async fn observe(side: Side, mut request: Request, next: Next) -> Response {
     let context = RequestContext::of(side, request.headers());
     let method = request.method().clone();
     // The template and never the path: a path may hold a token.
@@ -74,16 +80,19 @@ pub async fn observe(side: Side, mut request: Request, next: Next) -> Response {
         "request.id" = %context.request_id,
         "trace.id" = context.trace_id,
         "conversation.id" = field::Empty,
+        "conversation.reference" = field::Empty,
         "work_item.id" = field::Empty,
         "work_item.sequence" = field::Empty,
         "callback.outcome" = field::Empty,
         "callback.token_fingerprint" = field::Empty,
     );
     request.extensions_mut().insert(context.clone());
-    timed(context, next.run(request)).instrument(span).await
+    let probe = route.starts_with(health::PATH);
+    timed(context, probe, next.run(request)).instrument(span).await
 }
 
-async fn timed(context: RequestContext, answer: impl Future<Output = Response>) -> Response {
+/// A probe that finds all well is asked every few seconds: it is no news.
+async fn timed(context: RequestContext, probe: bool, answer: impl Future<Output = Response>) -> Response {
     let start = Instant::now();
     let mut response = answer.await;
     let refusal = response.extensions_mut().remove::<Refusal>().or_else(|| framework_refusal(&response));
@@ -102,6 +111,8 @@ async fn timed(context: RequestContext, answer: impl Future<Output = Response>) 
     let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
         tracing::error!(status, code, duration_us, "answered");
+    } else if probe && refusal.is_none() {
+        tracing::debug!(status, code, duration_us, "answered");
     } else {
         tracing::info!(status, code, duration_us, "answered");
     }
@@ -125,7 +136,7 @@ fn framework_refusal(response: &Response) -> Option<Refusal> {
 }
 
 /// Answers 500 where a handler panicked.
-pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
+fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
     CatchPanicLayer::custom(panicked as fn(Box<dyn Any + Send + 'static>) -> Response)
 }
 

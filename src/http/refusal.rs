@@ -22,8 +22,7 @@ pub struct Refusal {
     pub code: Code,
     /// For people. Holds no credential and no result.
     pub message: Cow<'static, str>,
-    /// The outcome of a settled work item.
-    pub outcome: Option<Outcome>,
+    outcome: Option<Outcome>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -40,10 +39,11 @@ impl Refusal {
         self
     }
 
-    /// A method that the path does not know.
-    pub fn method_not_allowed(allow: &'static str) -> Self {
-        Self::new(Code::MethodNotAllowed, format!("this path takes {allow}"))
-            .with_header(header::ALLOW, HeaderValue::from_static(allow))
+    /// With the outcome of the work item that is settled.
+    #[must_use]
+    pub fn with_outcome(mut self, outcome: Outcome) -> Self {
+        self.outcome = Some(outcome);
+        self
     }
 
     /// What a failure of the store means to the caller. The chain behind it is logged here, once.

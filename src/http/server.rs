@@ -44,10 +44,14 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: 
             let permit = Arc::clone(&permits).acquire_owned().await.ok();
             (listener.accept().await, permit)
         };
-        let (stream, permit) = tokio::select! {
+        let (accepted, permit) = tokio::select! {
             () = stop.cancelled() => break,
-            (Ok((stream, _)), permit) = accepted => (stream, permit),
-            else => {
+            accepted = accepted => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(error = %error, "a connection could not be accepted");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }

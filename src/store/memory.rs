@@ -161,14 +161,20 @@ impl Store for MemoryStore {
 
     async fn expire(&self, due: DueConversation) -> Result<Vec<TimedOut>, StoreError> {
         let (mut state, now) = self.step();
-        let expire = |conversation: &mut Conversation| conversation.expire(&due.work_items, now);
-        let timed_out = state.step_on(due.conversation, now, &self.limits, expire).unwrap_or_default();
-        let entries: Vec<_> = state
-            .due(now)
-            .filter(|(_, conversation, work_item)| {
-                *conversation == due.conversation && due.work_items.contains(work_item)
-            })
-            .collect();
+        let expire = |conversation: &mut Conversation| {
+            let timed_out = conversation.expire(&due.work_items, now);
+            let unknown = |id: &WorkItemId| conversation.work_item(*id, now).is_none();
+            (timed_out, due.work_items.iter().copied().filter(unknown).collect())
+        };
+        // What the conversation does not know was of one before it, that is gone.
+        let (timed_out, gone): (_, Vec<_>) = state
+            .step_on(due.conversation, now, &self.limits, expire)
+            .unwrap_or_else(|| (Vec::new(), due.work_items.clone()));
+        let entries: Vec<Deadline> = if gone.is_empty() {
+            Vec::new()
+        } else {
+            state.due(now).filter(|(_, of, id)| *of == due.conversation && gone.contains(id)).collect()
+        };
         for entry in &entries {
             state.deadlines.remove(entry);
         }

@@ -10,6 +10,7 @@ mod script;
 mod watcher;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -40,6 +41,9 @@ use crate::domain::work_item::{Kind, Outcome};
 
 /// How much longer than its data a key is kept: TTLs only collect, they decide nothing.
 const GRACE_MS: u64 = 60_000;
+
+/// How many partitions one call looks through for what is due.
+const PARTITIONS_AT_ONCE: u16 = 64;
 
 /// How Redis is reached and used.
 #[derive(Clone, Debug)]
@@ -128,6 +132,8 @@ impl RedisStore {
     /// Must be called within a tokio runtime. With `Clock::System` the server's clock counts.
     pub fn new(settings: &Settings, clock: Clock) -> Result<Self, RedisError> {
         use secrecy::ExposeSecret;
+        // The library takes the process's provider, and none is built in. One that is set already stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::open(connection_info(settings.url.expose_secret())?)?;
         let timeouts = Timeouts { connect: settings.connect_timeout, response: settings.response_timeout };
         let keys = Keys { partitions: settings.partitions };
@@ -192,15 +198,15 @@ impl RedisStore {
             .arg("wake", self.keys.wake(conversation))
     }
 
-    async fn due_in(&self, partition: u16, limit: usize) -> Result<Due, StoreError> {
-        let call = Call::new(&self.scripts.due).key(Keys::deadlines(partition));
-        // One more than is told says whether there is more.
-        let values = list(call.plain(self.now()).plain(limit + 1).send(&self.commands).await?)?;
-        let [next, members] = <[Value; 2]>::try_from(values).map_err(|_| broken("no two parts"))?;
-        let (next, members) = (string(next)?, list(members)?);
+    async fn due_in(&self, partitions: Range<u16>, limit: usize) -> Result<Due, StoreError> {
+        let call = Call::new(&self.scripts.due).keys(partitions.map(Keys::deadlines));
+        let mut values = list(call.plain(self.now()).plain(limit).send(&self.commands).await?)?.into_iter();
+        let (Some(next), Some(more)) = (values.next(), values.next()) else {
+            return Err(broken("a list without its head"));
+        };
+        let (next, more) = (string(next)?, string(more)? == "1");
         let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
-        let more = members.len() > limit;
-        for member in members.into_iter().take(limit) {
+        for member in values {
             let member = string(member)?;
             let (conversation, work_item) = keys::deadline_member(&member).ok_or_else(|| broken(&member))?;
             found.entry(conversation).or_default().push(work_item);
@@ -356,9 +362,12 @@ impl Store for RedisStore {
 
     async fn due(&self, limit: usize) -> Result<Due, StoreError> {
         self.check_verified()?;
-        let partitions = (0..self.keys.partitions).map(|partition| self.due_in(partition, limit));
+        let starts = (0..self.keys.partitions).step_by(usize::from(PARTITIONS_AT_ONCE));
+        let groups = starts.map(|start| {
+            self.due_in(start..self.keys.partitions.min(start.saturating_add(PARTITIONS_AT_ONCE)), limit)
+        });
         let mut all = Due::default();
-        for due in try_join_all(partitions).await? {
+        for due in try_join_all(groups).await? {
             all.conversations.extend(due.conversations);
             all.next_in_ms = [all.next_in_ms, due.next_in_ms].into_iter().flatten().min();
             all.more |= due.more;

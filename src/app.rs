@@ -1,0 +1,251 @@
+//! The composition root: puts the parts together, binds, runs, drains.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::SecretString;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Entropy, NoEntropy};
+use crate::config::Config;
+use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey};
+use crate::http::body::BodyLimits;
+use crate::http::health::Health;
+use crate::http::lifecycle::{Admission, InFlight, Lifecycle};
+use crate::http::server;
+use crate::platform::{self, Gatekeeper, Platform};
+use crate::public::{self, Carriers, Public};
+use crate::store::AnyStore;
+use crate::store::memory::MemoryStore;
+use crate::store::redis::{NotUsable, RedisStore};
+use crate::sweeper;
+
+/// How often the store is checked, once it has passed.
+const CHECK_AGAIN: Duration = Duration::from_secs(60);
+/// How often a store that is not there is tried.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+
+/// Why the service does not start, or does not go on.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store's URL or certificates are not usable.
+    #[error("store.url cannot be used")]
+    Store(#[from] redis::RedisError),
+    /// The store answers, and must not be used with this configuration.
+    #[error("{0}")]
+    StoreRefused(String),
+    /// No keys could be made.
+    #[error(transparent)]
+    NoEntropy(#[from] NoEntropy),
+    /// A made key is not one: a bug.
+    #[error(transparent)]
+    KeyTooShort(#[from] KeyTooShort),
+    /// A made key's id is not one: a bug.
+    #[error(transparent)]
+    KeyId(#[from] InvalidKeyId),
+}
+
+/// The service, bound and ready to run.
+#[derive(Debug)]
+pub struct App {
+    public: Bound,
+    platform: Bound,
+    store: Arc<AnyStore>,
+    lifecycle: Lifecycle,
+    made_service_key: Option<SecretString>,
+    drain_grace: Duration,
+    drain_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Bound {
+    socket: TcpListener,
+    address: SocketAddr,
+    router: Router,
+    limits: server::Limits,
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+    let failed = |source| AppError::Bind { address, source };
+    let socket = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = socket.local_addr().map_err(failed)?;
+    Ok((socket, bound))
+}
+
+fn keyring(config: &Config) -> Result<Keyring, AppError> {
+    let configured = config.token.keys.keys();
+    if let Some((first, others)) = configured.split_first() {
+        return Ok(Keyring::new(first.clone(), others.to_vec()));
+    }
+    let made = SigningKey::new(KeyId::parse("run")?, Entropy.bytes::<32>()?.to_vec())?;
+    Ok(Keyring::new(made, Vec::new()))
+}
+
+fn store(config: &Config, clock: &Clock) -> Result<AnyStore, AppError> {
+    Ok(match config.redis() {
+        None => AnyStore::Memory(MemoryStore::new(clock.clone(), config.limits())),
+        Some(settings) => AnyStore::Redis(Box::new(RedisStore::new(&settings, clock.clone())?)),
+    })
+}
+
+/// Puts the service together and binds its listeners. A store that is not there yet is waited for while it runs;
+/// one that must not be used is refused here.
+pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
+    let http = &config.http;
+    let (public_socket, public_addr) = bind(http.public_addr).await?;
+    let (platform_socket, platform_addr) = bind(http.platform_addr).await?;
+    let keyring = Arc::new(keyring(config)?);
+    let mut service_keys = config.platform.service_keys.keys().to_vec();
+    let made_service_key = if service_keys.is_empty() {
+        let made = format!("svc_{}", URL_SAFE_NO_PAD.encode(Entropy.bytes::<24>()?));
+        service_keys.push(made.into());
+        service_keys.first().cloned()
+    } else {
+        None
+    };
+    let store = Arc::new(store(config, &clock)?);
+    check(&store).await?;
+    let lifecycle = Lifecycle::default();
+    let health = Health { store: Arc::clone(&store), lifecycle: lifecycle.clone() };
+    let body = BodyLimits { max_bytes: http.max_body_bytes.size(), timeout: http.body_timeout_ms.duration() };
+    let admission = || Admission {
+        lifecycle: lifecycle.clone(),
+        in_flight: InFlight::new(http.max_requests_in_flight.size()),
+    };
+    let carriers = Arc::new(Carriers::new(&config.token));
+    let public = Public {
+        store: Arc::clone(&store),
+        keyring: Arc::clone(&keyring),
+        clock,
+        carriers: Arc::clone(&carriers),
+        body,
+    };
+    let platform = Platform {
+        store: Arc::clone(&store),
+        keyring,
+        carriers,
+        public_base_url: http.public_base_url.clone().unwrap_or_else(|| format!("http://{public_addr}")),
+        default_timeout_ms: config.gate.default_timeout_ms.get(),
+        max_timeout_ms: config.gate.max_timeout_ms.get(),
+        replay_window_ms: config.token.replay_window_ms.get(),
+        body,
+        event_streams: Arc::new(Semaphore::new(http.max_event_streams.size())),
+        lifecycle: lifecycle.clone(),
+    };
+    let limits = server::Limits {
+        head_timeout: http.head_timeout_ms.duration(),
+        keep_alive_timeout: http.keep_alive_timeout_ms.duration(),
+        max_connections: http.max_connections.size(),
+    };
+    Ok(App {
+        public: Bound {
+            socket: public_socket,
+            address: public_addr,
+            router: public::router(Arc::new(public), health.clone(), admission()),
+            limits,
+        },
+        platform: Bound {
+            socket: platform_socket,
+            address: platform_addr,
+            router: platform::router(Arc::new(platform), Gatekeeper::new(&service_keys), health, admission()),
+            limits,
+        },
+        store,
+        lifecycle,
+        made_service_key,
+        drain_grace: http.drain_grace_ms.duration(),
+        drain_timeout: http.drain_timeout_ms.duration(),
+    })
+}
+
+/// Checks that the store can be used, as far as it is there: tells whether it is.
+async fn check(store: &AnyStore) -> Result<bool, AppError> {
+    let AnyStore::Redis(redis) = store else { return Ok(true) };
+    match redis.verify().await {
+        Ok(()) => Ok(true),
+        Err(NotUsable::Refused(why)) => Err(AppError::StoreRefused(why)),
+        Err(NotUsable::NotThere(error)) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(error = %error, cause, "the store under store.url does not answer; trying again");
+            Ok(false)
+        }
+    }
+}
+
+/// Checks the store again and again; returns when it must not be used.
+async fn keep_checking(store: Arc<AnyStore>) -> AppError {
+    loop {
+        match check(&store).await {
+            Ok(there) => sleep(if there { CHECK_AGAIN } else { TRY_AGAIN }).await,
+            Err(error) => return error,
+        }
+    }
+}
+
+impl App {
+    /// Where providers post.
+    pub const fn public_addr(&self) -> SocketAddr {
+        self.public.address
+    }
+
+    /// Where the platform works.
+    pub const fn platform_addr(&self) -> SocketAddr {
+        self.platform.address
+    }
+
+    /// The service key, when none is configured and one was made for this run.
+    pub const fn made_service_key(&self) -> Option<&SecretString> {
+        self.made_service_key.as_ref()
+    }
+
+    /// Runs until `shutdown`, then drains: health and new requests are answered 503 for a while, those under way are
+    /// finished, and all of it takes no longer than `http.drain_timeout_ms`.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
+        let stop = CancellationToken::new();
+        let serve = |Bound { socket, router, limits, .. }: Bound| {
+            tokio::spawn(server::serve(socket, router, limits, stop.clone()))
+        };
+        let served = [serve(self.public), serve(self.platform)];
+        let swept = tokio::spawn(sweeper::run(Arc::clone(&self.store), stop.clone()));
+        let result = tokio::select! {
+            () = shutdown => Ok(()),
+            error = keep_checking(Arc::clone(&self.store)) => Err(error),
+        };
+        self.lifecycle.drain();
+        tracing::info!("draining");
+        let drained = timeout(self.drain_timeout, async {
+            sleep(self.drain_grace).await;
+            stop.cancel();
+            for task in served.into_iter().chain([swept]) {
+                if let Err(error) = task.await {
+                    tracing::error!(error = %error, "a part of the service ended early");
+                }
+            }
+        });
+        if drained.await.is_ok() {
+            tracing::info!("drained");
+        } else {
+            tracing::warn!("draining took too long; requests under way were cut off");
+        }
+        stop.cancel();
+        result
+    }
+}

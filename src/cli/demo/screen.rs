@@ -1,0 +1,83 @@
+//! What the demo shows: colour on a terminal, plain text elsewhere (`NO_COLOR` and `CLICOLOR` count).
+
+use anstream::println;
+use anstyle::{AnsiColor, Color, Style};
+use serde_json::Value;
+
+const TITLE: Style = Style::new().bold();
+const STEP: Style = Style::new().bold().fg_color(Some(Color::Ansi(AnsiColor::Cyan)));
+const GOOD: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Green)));
+const REFUSED: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Yellow)));
+const PROBLEM: Style = Style::new().bold().fg_color(Some(Color::Ansi(AnsiColor::Red)));
+const CHANNEL: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Magenta)));
+const FAINT: Style = Style::new().dimmed();
+
+/// Longest text of a body that is shown.
+const SHOWN: usize = 96;
+
+fn short(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.chars().count() <= SHOWN {
+        return line;
+    }
+    line.chars().take(SHOWN - 1).chain(['…']).collect()
+}
+
+/// `2026-01-01T12:00:00.123Z` as `12:00:00.123`.
+fn clock_time(envelope: &Value, field: &str) -> String {
+    let time = envelope[field].as_str().unwrap_or_default();
+    time.split('T').nth(1).unwrap_or_default().trim_end_matches('Z').to_owned()
+}
+
+pub(super) fn title(text: &str) {
+    println!("{TITLE}{text}{TITLE:#}");
+}
+
+pub(super) fn step(text: &str) {
+    println!("\n{STEP}▸ {text}{STEP:#}");
+}
+
+/// What was sent.
+pub(super) fn sent(what: &str, body: &str) {
+    println!("    {FAINT}→{FAINT:#} {what} {}", short(body));
+}
+
+/// What was answered.
+pub(super) fn answered(status: u16, what: &str) {
+    let style = if status < 300 { GOOD } else { REFUSED };
+    println!("    {FAINT}←{FAINT:#} {style}{status}{style:#} {}", short(what));
+}
+
+/// What the conversation saw.
+pub(super) fn released(envelope: &Value) {
+    let content = [&envelope["result"], &envelope["error"]].into_iter().find(|value| !value.is_null());
+    println!(
+        "    {CHANNEL}⇒ channel: {} {}{CHANNEL:#} {}",
+        envelope["sequence"],
+        envelope["outcome"].as_str().unwrap_or_default(),
+        short(&content.map(Value::to_string).unwrap_or_default()),
+    );
+}
+
+pub(super) fn table(envelopes: &[Value]) {
+    println!("    {TITLE}seq  kind  outcome    issued        received      released{TITLE:#}");
+    for envelope in envelopes {
+        println!(
+            "    {:<4} {:<5} {:<10} {:<13} {:<13} {}",
+            envelope["sequence"].to_string(),
+            envelope["kind"].as_str().unwrap_or_default(),
+            envelope["outcome"].as_str().unwrap_or_default(),
+            clock_time(envelope, "issuedAt"),
+            clock_time(envelope, "receivedAt"),
+            clock_time(envelope, "releasedAt"),
+        );
+    }
+}
+
+pub(super) fn done(text: &str) {
+    println!("\n{GOOD}{text}{GOOD:#}");
+}
+
+pub(super) fn problem(text: &str) {
+    println!("\n{PROBLEM}Not as it should be:{PROBLEM:#} {text}");
+}

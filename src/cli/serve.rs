@@ -1,0 +1,100 @@
+//! `serve`: runs the service until a signal ends it.
+
+use secrecy::ExposeSecret;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::Failure;
+use crate::app::{self, App, AppError};
+use crate::clock::Clock;
+use crate::config::Loaded;
+use crate::telemetry;
+
+impl From<AppError> for Failure {
+    fn from(error: AppError) -> Self {
+        match error {
+            AppError::Store(_) | AppError::StoreRefused(_) => Self::Wrong(error.into()),
+            AppError::Bind { .. }
+            | AppError::NoEntropy(_)
+            | AppError::KeyTooShort(_)
+            | AppError::KeyId(_) => Self::Failed(error.into()),
+        }
+    }
+}
+
+pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
+    telemetry::start(&loaded.config.telemetry);
+    let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
+    let app = app::build(&loaded.config, Clock::System).await?;
+    let store = loaded.store_shown();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        public = %app.public_addr(),
+        platform = %app.platform_addr(),
+        store,
+        "serving"
+    );
+    if loaded.config.redis().is_none() {
+        tracing::warn!("the store is in this process's memory: conversations end with it");
+    }
+    if let Some(key) = app.made_service_key() {
+        anstream::print!("{}", first_steps(&app, key.expose_secret()));
+    }
+    tokio::select! {
+        result = app.run(signals.came(1)) => Ok(result?),
+        () = signals.came(2) => Err(Failure::Failed("ended at once by a second signal".into())),
+    }
+}
+
+/// Counts SIGTERM and SIGINT.
+struct Signals(watch::Receiver<usize>);
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (sender, receiver) = watch::channel(0);
+        tokio::spawn(async move {
+            loop {
+                let name = tokio::select! {
+                    _ = terminate.recv() => "SIGTERM",
+                    _ = interrupt.recv() => "SIGINT",
+                };
+                sender.send_modify(|count| *count += 1);
+                tracing::info!(signal = name, "asked to end; asked again, it ends at once");
+            }
+        });
+        Ok(Self(receiver))
+    }
+
+    /// Waits until so many have come.
+    fn came(&self, wanted: usize) -> impl Future<Output = ()> + use<> {
+        let mut receiver = self.0.clone();
+        async move {
+            // The counting task ends with the process only.
+            let _ = receiver.wait_for(|count| *count >= wanted).await;
+        }
+    }
+}
+
+/// Lines to paste, for a first look.
+fn first_steps(app: &App, key: &str) -> String {
+    let (public, platform) = (app.public_addr(), app.platform_addr());
+    format!(
+        r#"
+Nothing is configured, so keys were made for this run. Paste, in another terminal:
+
+  KEY={key}
+  # open a conversation
+  curl -sS -X PUT http://{platform}/platform/v1/conversations/call-1 -H "Authorization: Bearer $KEY"; echo
+  # issue a work item, and take its token
+  ISSUED=$(curl -sS -X POST http://{platform}/platform/v1/conversations/call-1/work-items -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d '{{"kind":"tool","timeoutMs":600000}}'); echo "$ISSUED"
+  TOKEN=$(echo "$ISSUED" | grep -o 'cbt_[A-Za-z0-9_-]*' | head -n 1)
+  # post the result, as the provider does
+  curl -sS -X POST http://{public}/api/v1/webhooks/callbacks -H "X-Callback-Token: $TOKEN" -H 'Content-Type: application/json' -d '{{"answer":42}}'; echo
+  # follow the conversation's channel (Ctrl-C ends it)
+  curl -sSN "http://{platform}/platform/v1/conversations/call-1/events?from=0" -H "Authorization: Bearer $KEY"
+
+"#
+    )
+}

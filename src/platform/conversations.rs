@@ -1,0 +1,202 @@
+//! Opening, showing and ending a conversation.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use tracing::Span;
+
+use super::request::{self, PathIds};
+use super::work_items::WorkItemBody;
+use super::{PLATFORM_PATH, Platform};
+use crate::clock::Entropy;
+use crate::config::MAX_IDLE_TTL_MS;
+use crate::domain::gate::{ConversationView, Open};
+use crate::domain::ids::{ConversationId, Sequence, TraceParent};
+use crate::domain::time::Timestamp;
+use crate::domain::work_item::State as ItemState;
+use crate::http::refusal::Refusal;
+use crate::store::{ChannelAddress, Store};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct OpenBody {
+    idle_ttl_ms: Option<u64>,
+    traceparent: Option<String>,
+}
+
+/// Where and how a channel is read.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ChannelBody {
+    /// Path of the event stream on this listener.
+    events: String,
+    /// Key of the Redis stream, on a store that has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis_stream: Option<String>,
+}
+
+impl ChannelBody {
+    fn of(platform: &Platform, conversation: &ConversationId) -> Self {
+        let redis_stream = match platform.store.channel(conversation.reference()) {
+            ChannelAddress::EventStreamOnly => None,
+            ChannelAddress::RedisStream(key) => Some(key),
+        };
+        Self { events: format!("{PLATFORM_PATH}/conversations/{conversation}/events"), redis_stream }
+    }
+}
+
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum ConversationState {
+    Live,
+    Ended,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OpenedBody<'a> {
+    conversation_id: &'a ConversationId,
+    state: ConversationState,
+    channel: ChannelBody,
+}
+
+/// `PUT`: 201 the first time, 200 after.
+pub(super) async fn open(
+    State(platform): State<Arc<Platform>>,
+    Path(ids): Path<PathIds>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let conversation = named(&ids)?;
+    let (parts, body) = request.into_parts();
+    let body: OpenBody = request::json(&parts, body, platform.body).await?;
+    let command = Open {
+        conversation: conversation.clone(),
+        idle_ttl_ms: request::milliseconds("idleTtlMs", body.idle_ttl_ms, MAX_IDLE_TTL_MS)?,
+        traceparent: request::traceparent(body.traceparent.as_deref(), &parts.headers)?,
+        attempt: Entropy.attempt_id(),
+    };
+    let opened = platform.store.open(command).await.map_err(|error| Refusal::from_store(&error))??;
+    let status = if opened.created { StatusCode::CREATED } else { StatusCode::OK };
+    let reply = OpenedBody {
+        conversation_id: &conversation,
+        state: ConversationState::Live,
+        channel: ChannelBody::of(&platform, &conversation),
+    };
+    Ok((status, Json(reply)).into_response())
+}
+
+/// The conversation that the path names, noted on the request's span.
+pub(super) fn named(ids: &PathIds) -> Result<ConversationId, Refusal> {
+    let conversation = ids.conversation()?;
+    Span::current().record("conversation.id", conversation.as_str());
+    Ok(conversation)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShownBody<'a> {
+    conversation_id: &'a ConversationId,
+    state: ConversationState,
+    opened_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_at: Option<Timestamp>,
+    next_sequence: Sequence,
+    waiting_for: Sequence,
+    awaiting: Vec<WorkItemBody<'a>>,
+    held: Vec<HeldBody<'a>>,
+    held_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropped_held: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropped_awaiting: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a TraceParent>,
+    channel: ChannelBody,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HeldBody<'a> {
+    #[serde(flatten)]
+    item: WorkItemBody<'a>,
+    /// Size of the result.
+    bytes: u64,
+    /// How long it has been held.
+    age_ms: u64,
+}
+
+/// `GET`: its state, what it waits for, what is awaiting and what is held.
+pub(super) async fn show(
+    State(platform): State<Arc<Platform>>,
+    Path(ids): Path<PathIds>,
+) -> Result<Response, Refusal> {
+    let conversation = named(&ids)?;
+    let shown = platform.store.inspect(conversation.reference()).await;
+    let view = shown.map_err(|error| Refusal::from_store(&error))??;
+    Ok(Json(shown_body(&platform, &view)).into_response())
+}
+
+fn shown_body<'a>(platform: &Platform, view: &'a ConversationView) -> ShownBody<'a> {
+    let in_state = |state| view.unreleased.iter().filter(move |item| item.state == state);
+    let held: Vec<_> = in_state(ItemState::Held)
+        .map(|item| HeldBody {
+            item: WorkItemBody::of(&view.conversation_id, item),
+            bytes: item.held_bytes,
+            age_ms: item.settled.map_or(0, |(_, settled_at)| settled_at.millis_until(view.now)),
+        })
+        .collect();
+    ShownBody {
+        conversation_id: &view.conversation_id,
+        state: if view.ended.is_some() { ConversationState::Ended } else { ConversationState::Live },
+        opened_at: view.opened_at,
+        idle_at: view.ended.is_none().then_some(view.idle_at),
+        ended_at: view.ended.map(|ended| ended.ended_at),
+        next_sequence: view.next_sequence,
+        waiting_for: view.waiting_for,
+        awaiting: in_state(ItemState::Awaiting)
+            .map(|item| WorkItemBody::of(&view.conversation_id, item))
+            .collect(),
+        held_bytes: held.iter().map(|item| item.bytes).sum(),
+        held,
+        dropped_held: view.ended.map(|ended| ended.dropped_held),
+        dropped_awaiting: view.ended.map(|ended| ended.dropped_awaiting),
+        traceparent: view.traceparent.as_ref(),
+        channel: ChannelBody::of(platform, &view.conversation_id),
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EndedBody<'a> {
+    conversation_id: &'a ConversationId,
+    state: ConversationState,
+    ended_at: Timestamp,
+    dropped_held: u64,
+    dropped_awaiting: u64,
+    channel: ChannelBody,
+}
+
+/// `DELETE`: ends it. Twice is the same as once.
+pub(super) async fn end(
+    State(platform): State<Arc<Platform>>,
+    Path(ids): Path<PathIds>,
+) -> Result<Response, Refusal> {
+    let conversation = named(&ids)?;
+    let ended = platform.store.end(conversation.reference()).await;
+    let ended = ended.map_err(|error| Refusal::from_store(&error))??;
+    let reply = EndedBody {
+        conversation_id: &conversation,
+        state: ConversationState::Ended,
+        ended_at: ended.ended_at,
+        dropped_held: ended.dropped_held,
+        dropped_awaiting: ended.dropped_awaiting,
+        channel: ChannelBody::of(&platform, &conversation),
+    };
+    Ok(Json(reply).into_response())
+}

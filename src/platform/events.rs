@@ -1,0 +1,173 @@
+//! A conversation's channel as server-sent events.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, HeaderName};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep;
+
+use super::Platform;
+use super::conversations::named;
+use super::request::{PathIds, invalid};
+use crate::domain::envelope::Envelope;
+use crate::domain::gate::ConversationNotFound;
+use crate::domain::ids::{ConversationId, Sequence};
+use crate::http::code::Code;
+use crate::http::refusal::Refusal;
+use crate::store::{Page, Store, StoreError, Wake};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// How often a silent stream says that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How often a channel is looked at without having been woken: a wake-up can be lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long after a failure of the store it is asked again.
+const RETRY: Duration = Duration::from_millis(250);
+/// Most envelopes that are fetched at once, while they are small.
+const MAX_PAGE: usize = 128;
+/// A page larger than this halves the next one: what waits for a slow reader is in memory.
+const PAGE_BYTES: usize = 128 * 1024;
+
+/// `GET`: what comes from now on; after `Last-Event-ID`, or after `?from=`, where one is given.
+pub(super) async fn follow(
+    State(platform): State<Arc<Platform>>,
+    Path(ids): Path<PathIds>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let conversation = named(&ids)?;
+    let asked = start(&headers, query.as_deref().unwrap_or_default())?;
+    let permit = Arc::clone(&platform.event_streams)
+        .try_acquire_owned()
+        .map_err(|_| Refusal::new(Code::Overloaded, "too many event streams are open"))?;
+    // Watching begins before the first look, so that nothing falls between them.
+    let wake = platform.store.watch(conversation.reference());
+    let looked = platform.store.read(conversation.reference(), None, 0).await;
+    let Page { released, .. } = looked.map_err(|error| Refusal::from_store(&error))??;
+    let after = asked.unwrap_or(released);
+    if after > released {
+        return Err(invalid("Last-Event-ID or from", format_args!("the channel ends at {released}-0")));
+    }
+    let reader = Reader {
+        platform,
+        conversation,
+        after,
+        wake,
+        fetched: VecDeque::new(),
+        page: 1,
+        finished: false,
+        _permit: permit,
+    };
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    Ok(Sse::new(reader.events()).keep_alive(keep_alive).into_response())
+}
+
+/// After which sequence the stream begins; `None` stands for the channel's end.
+fn start(headers: &HeaderMap, query: &str) -> Result<Option<u64>, Refusal> {
+    let from = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "from");
+    if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
+        let id = id.to_str().ok().and_then(event_id);
+        return id.map(Some).ok_or_else(|| invalid("Last-Event-ID", "must be the id of an event"));
+    }
+    match from {
+        Some((_, id)) => {
+            event_id(&id).map(Some).ok_or_else(|| invalid("from", "must be 0 or the id of an event"))
+        }
+        None => Ok(None),
+    }
+}
+
+/// An event's id, `<sequence>-0`, or only its sequence.
+fn event_id(text: &str) -> Option<u64> {
+    let digits = text.strip_suffix("-0").unwrap_or(text);
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
+struct Reader {
+    platform: Arc<Platform>,
+    conversation: ConversationId,
+    after: u64,
+    wake: Wake,
+    fetched: VecDeque<Envelope>,
+    page: usize,
+    finished: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reader {
+    fn events(self) -> impl Stream<Item = Result<Event, Infallible>> {
+        stream::unfold(self, |mut reader| async {
+            let event = reader.next().await?;
+            Some((Ok(event), reader))
+        })
+    }
+
+    /// The next event. Waits for it; the store's failures only take time.
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(envelope) = self.fetched.pop_front() {
+                self.after = envelope.sequence.get();
+                match event_of(&envelope) {
+                    Ok(event) => return Some(event),
+                    Err(error) => {
+                        tracing::error!(error = %error, sequence = self.after, "an envelope cannot be written");
+                        return None;
+                    }
+                }
+            }
+            if self.finished {
+                return None;
+            }
+            let wait = match self.fetch().await {
+                Ok(Ok(page)) if !page.envelopes.is_empty() => {
+                    self.size_next_page(&page.envelopes);
+                    self.fetched = page.envelopes.into();
+                    continue;
+                }
+                Ok(Ok(page)) if !page.ended => LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1)),
+                Ok(Ok(_) | Err(ConversationNotFound)) => {
+                    self.finished = true;
+                    return Some(self.end());
+                }
+                Err(error) => {
+                    tracing::warn!(error = %error, "an event stream waits for the store");
+                    RETRY
+                }
+            };
+            tokio::select! {
+                () = self.wake.changed() => {}
+                () = sleep(wait) => {}
+                // Another instance goes on from the last event's id.
+                () = self.platform.lifecycle.drained() => return None,
+            }
+        }
+    }
+
+    async fn fetch(&self) -> Result<Result<Page, ConversationNotFound>, StoreError> {
+        let after = Some(Sequence::new(self.after));
+        self.platform.store.read(self.conversation.reference(), after, self.page).await
+    }
+
+    fn size_next_page(&mut self, envelopes: &[Envelope]) {
+        let bytes: usize = envelopes.iter().filter_map(|e| e.payload.as_ref()).map(|p| p.bytes().len()).sum();
+        self.page = if bytes > PAGE_BYTES { self.page / 2 } else { self.page * 2 }.clamp(1, MAX_PAGE);
+    }
+
+    fn end(&self) -> Event {
+        let data = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation);
+        Event::default().event("end").data(data)
+    }
+}
+
+/// White space that breaks a line in the result breaks the event's data, too: the reader joins it with line feeds.
+fn event_of(envelope: &Envelope) -> Result<Event, Box<dyn std::error::Error>> {
+    let json = String::from_utf8(envelope.to_json()?)?;
+    Ok(Event::default().id(format!("{}-0", envelope.sequence)).data(json))
+}

@@ -1,0 +1,74 @@
+//! What each refusal of the store means to the platform.
+
+use crate::domain::gate::{CancelRefused, ConversationNotFound, IssueRefused, LookupRefused, OpenRefused};
+use crate::http::code::Code;
+use crate::http::refusal::Refusal;
+
+fn conversation_not_found() -> Refusal {
+    Refusal::new(Code::ConversationNotFound, "there is no such conversation")
+}
+
+fn conversation_ended() -> Refusal {
+    Refusal::new(Code::ConversationEnded, "the conversation has ended")
+}
+
+fn work_item_not_found() -> Refusal {
+    Refusal::new(Code::WorkItemNotFound, "there is no such work item")
+}
+
+impl From<ConversationNotFound> for Refusal {
+    fn from(ConversationNotFound: ConversationNotFound) -> Self {
+        conversation_not_found()
+    }
+}
+
+impl From<OpenRefused> for Refusal {
+    fn from(refused: OpenRefused) -> Self {
+        match refused {
+            OpenRefused::ConversationEnded => conversation_ended(),
+        }
+    }
+}
+
+impl From<LookupRefused> for Refusal {
+    fn from(refused: LookupRefused) -> Self {
+        match refused {
+            LookupRefused::ConversationNotFound => conversation_not_found(),
+            LookupRefused::WorkItemNotFound => work_item_not_found(),
+        }
+    }
+}
+
+impl From<IssueRefused> for Refusal {
+    fn from(refused: IssueRefused) -> Self {
+        let (code, message) = match refused {
+            IssueRefused::ConversationNotFound => return conversation_not_found(),
+            IssueRefused::ConversationEnded => return conversation_ended(),
+            IssueRefused::IdempotencyConflict => {
+                (Code::IdempotencyKeyReused, "the idempotency key was used with another body")
+            }
+            IssueRefused::AwaitingLimit => {
+                (Code::AwaitingLimit, "as many work items of the conversation as allowed are awaiting")
+            }
+            IssueRefused::ChannelLimit => (
+                Code::ChannelLimit,
+                "the conversation's channel is at its length limit; open another conversation",
+            ),
+        };
+        Self::new(code, message)
+    }
+}
+
+impl From<CancelRefused> for Refusal {
+    fn from(refused: CancelRefused) -> Self {
+        match refused {
+            CancelRefused::ConversationNotFound => conversation_not_found(),
+            CancelRefused::ConversationEnded => conversation_ended(),
+            CancelRefused::WorkItemNotFound => work_item_not_found(),
+            CancelRefused::WorkItemSettled(outcome) => {
+                let message = format!("the work item is settled: {outcome}");
+                Self::new(Code::WorkItemSettled, message).with_outcome(outcome)
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The provider's listener: its routes and layers.
+//!
+//! A callback's way: [`carrier`] finds the token, [`callback`] checks and asks the store, [`reply`] tells the provider.
+
+mod callback;
+mod carrier;
+mod reply;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::post;
+pub use carrier::{Carriers, Place};
+
+use crate::clock::Clock;
+use crate::config::Carrier;
+use crate::domain::token::Keyring;
+use crate::http::body::BodyLimits;
+use crate::http::health::Health;
+use crate::http::lifecycle::Admission;
+use crate::http::observe::Side;
+use crate::http::{health, lifecycle, observe};
+use crate::store::AnyStore;
+
+/// Where callbacks are posted.
+pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
+
+/// What the provider's listener works with.
+#[derive(Debug)]
+pub struct Public {
+    /// Where results go.
+    pub store: Arc<AnyStore>,
+    /// What tokens are checked with.
+    pub keyring: Arc<Keyring>,
+    /// Against which time.
+    pub clock: Clock,
+    /// Where tokens may travel.
+    pub carriers: Arc<Carriers>,
+    /// How large a result may be, and how long it may take.
+    pub body: BodyLimits,
+}
+
+/// All that the gateway exposes.
+pub fn router(public: Arc<Public>, health: Health, admission: Admission) -> Router {
+    let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::take));
+    if public.carriers.allows(Carrier::Path) {
+        callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::take));
+    }
+    let callbacks = callbacks.with_state(public);
+    observe::around(Side::Public, health::routes(health).merge(lifecycle::admitted(callbacks, admission)))
+}

@@ -1,0 +1,76 @@
+//! One callback, from the request to the receipt.
+
+use std::sync::Arc;
+
+use axum::extract::{Extension, Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use tracing::Span;
+
+use super::{Public, reply};
+use crate::clock::Entropy;
+use crate::domain::gate::Accept;
+use crate::domain::json::{Malformed, Scan};
+use crate::domain::result::{CallbackResult, ResultRefused};
+use crate::domain::token::{Claims, TokenFingerprint, TokenRefused};
+use crate::domain::work_item::Kind;
+use crate::http::body;
+use crate::http::observe::RequestContext;
+use crate::http::refusal::Refusal;
+use crate::store::Store;
+
+/// Takes a callback. The order of checks is the contract's: size, content type, token, JSON, shape, then the store
+/// in one step. Only that last step spends the token.
+pub(super) async fn take(
+    State(public): State<Arc<Public>>,
+    Extension(context): Extension<RequestContext>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    let body = body::read(&parts.headers, body, public.body).await?;
+    body::check_json(&parts.headers)?;
+    let scan = Scan::new(&body);
+    let token = public.carriers.token(&parts, scan.as_ref().ok())?;
+    let claims = verify(&public, &token)?;
+    let result = judge(claims.kind, &body, scan, public.carriers.body_field())?;
+    let command = Accept {
+        conversation: claims.conversation,
+        work_item: claims.work_item,
+        expires_at: claims.expires_at,
+        result,
+        request_id: context.request_id,
+        attempt: Entropy.attempt_id(),
+    };
+    let receipt = public.store.accept(command).await.map_err(|error| Refusal::from_store(&error))??;
+    let request_span = Span::current();
+    request_span.record("conversation.id", receipt.conversation_id.as_str());
+    request_span.record("work_item.sequence", receipt.item.sequence.get());
+    request_span.record("callback.outcome", receipt.outcome.as_str());
+    Ok(reply::receipt(&receipt))
+}
+
+/// Checks the token without asking the store, and notes all of it that may be noted.
+fn verify(public: &Public, token: &str) -> Result<Claims, TokenRefused> {
+    let request_span = Span::current();
+    request_span.record("callback.token_fingerprint", tracing::field::display(TokenFingerprint::of(token)));
+    let verified = public.keyring.verify(token, public.clock.now());
+    if let Ok(claims) | Err(TokenRefused::Expired(claims)) = &verified {
+        request_span.record("conversation.reference", tracing::field::display(claims.conversation));
+        request_span.record("work_item.id", tracing::field::display(claims.work_item));
+    }
+    verified
+}
+
+/// Judges the body without the field that carried the token.
+fn judge(
+    kind: Kind,
+    body: &Bytes,
+    scan: Result<Scan<'_>, Malformed>,
+    token_field: Option<&str>,
+) -> Result<CallbackResult, ResultRefused> {
+    let scan = scan?;
+    match token_field.filter(|field| scan.values(field).next().is_some()) {
+        Some(field) => CallbackResult::judge(kind, &Bytes::from(scan.without(field).into_owned())),
+        None => CallbackResult::judge_scanned(kind, body, &scan),
+    }
+}

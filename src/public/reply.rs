@@ -1,0 +1,101 @@
+//! What a provider is told.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::domain::gate::{AcceptRefused, Delivery, Receipt};
+use crate::domain::ids::{ConversationId, Sequence, WorkItemId};
+use crate::domain::result::ResultRefused;
+use crate::domain::time::Timestamp;
+use crate::domain::token::TokenRefused;
+use crate::domain::work_item::Outcome;
+use crate::http::code::Code;
+use crate::http::refusal::Refusal;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ReceiptBody<'a> {
+    status: &'static str,
+    work_item_id: WorkItemId,
+    conversation_id: &'a ConversationId,
+    sequence: Sequence,
+    outcome: Outcome,
+    received_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<Sequence>,
+    replayed: bool,
+}
+
+/// 202 for the first callback, 200 for a repetition.
+pub(super) fn receipt(receipt: &Receipt) -> Response {
+    let (status, waiting_for) = match receipt.delivery {
+        Delivery::Delivered => ("delivered", None),
+        Delivery::Held { waiting_for } => ("held", Some(waiting_for)),
+    };
+    let body = ReceiptBody {
+        status,
+        work_item_id: receipt.item.id,
+        conversation_id: &receipt.conversation_id,
+        sequence: receipt.item.sequence,
+        outcome: receipt.outcome,
+        received_at: receipt.received_at,
+        waiting_for,
+        replayed: receipt.replayed,
+    };
+    let status = if receipt.replayed { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let no_store = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    (status, [no_store], Json(body)).into_response()
+}
+
+impl From<TokenRefused> for Refusal {
+    fn from(refused: TokenRefused) -> Self {
+        match refused {
+            TokenRefused::Invalid => Self::new(Code::CallbackTokenInvalid, "the token is not valid"),
+            TokenRefused::Expired(_) => expired(),
+        }
+    }
+}
+
+fn expired() -> Refusal {
+    Refusal::new(Code::CallbackTokenExpired, "the token's life is over; the work item was settled long ago")
+}
+
+impl From<ResultRefused> for Refusal {
+    fn from(refused: ResultRefused) -> Self {
+        let code = match refused {
+            ResultRefused::Malformed(_) => Code::BodyMalformed,
+            ResultRefused::NotAnLlmResult => Code::ResultShapeInvalid,
+        };
+        Self::new(code, refused.to_string())
+    }
+}
+
+impl From<AcceptRefused> for Refusal {
+    fn from(refused: AcceptRefused) -> Self {
+        let (code, message) = match refused {
+            AcceptRefused::TokenExpired => return expired(),
+            AcceptRefused::ConversationEnded => {
+                (Code::ConversationEnded, "the conversation has ended; its results are no longer wanted")
+            }
+            AcceptRefused::WorkItemUnknown => {
+                (Code::WorkItemUnknown, "the conversation does not know this work item")
+            }
+            AcceptRefused::TokenUsed => {
+                (Code::CallbackTokenUsed, "the token was used with another body; the first result stands")
+            }
+            AcceptRefused::WorkItemTimedOut => {
+                (Code::WorkItemTimedOut, "the work item timed out before this callback came")
+            }
+            AcceptRefused::WorkItemCancelled => {
+                (Code::WorkItemCancelled, "the platform cancelled the work item before this callback came")
+            }
+            AcceptRefused::HeldLimit => (
+                Code::HeldLimit,
+                "too much is held in this conversation behind an earlier work item; the token was not spent",
+            ),
+        };
+        Self::new(code, message)
+    }
+}

@@ -1,0 +1,37 @@
+//! Logs: one line a request, as text for people or JSON for machines, on standard error.
+
+use std::io::{IsTerminal, stderr};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+use crate::config::{LogFormat, Telemetry};
+
+/// Starts logging, once for the process.
+pub fn start(config: &Telemetry) {
+    // The configuration holds directives that were parsed before.
+    let filter = EnvFilter::try_new(&config.log_level).unwrap_or_default();
+    let terminal = stderr().is_terminal();
+    let json = match config.log_format {
+        LogFormat::Auto => !terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr)
+        .with_target(false)
+        .with_span_events(FmtSpan::NONE);
+    // A second start changes nothing: the first one's settings stay.
+    let _ = if json {
+        lines.json().flatten_event(true).with_span_list(false).try_init()
+    } else {
+        let colour = anstream::AutoStream::choice(&stderr()) != anstream::ColorChoice::Never;
+        lines.with_ansi(colour).try_init()
+    };
+    std::panic::set_hook(Box::new(|panic| {
+        // What a panic says may hold anything; where it happened does not.
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(location, "a bug: something panicked");
+    }));
+}
