@@ -1,1 +1,20 @@
 //! The service from outside: its stores, its two listeners, and what happens when things fail.
+//!
+//! `stage` and `conversation` are how a test says what happens to a store, `redis_server` is the Redis it happens in,
+//! and `proxy` a wire to it that can be cut.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "everything here is a test, and what a test does not expect fails it"
+)]
+
+mod contract;
+mod conversation;
+mod model;
+mod proxy;
+mod races;
+mod redis;
+mod redis_server;
+mod stage;
