@@ -21,6 +21,8 @@ mod healthcheck;
 mod old_redis;
 #[path = "cli/program.rs"]
 mod program;
+#[path = "cli/readme.rs"]
+mod readme;
 #[path = "it/redis_server.rs"]
 #[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_server;

@@ -25,9 +25,8 @@ fn paste(service: &Service, lines: &str) -> String {
     out.wait_for(r#""outcome":"succeeded","result":"#);
     assert_eq!(service.platform("DELETE", "call-1", "").status, 200);
     assert_eq!(shell.exit_code(), Some(0), "{}", err.text());
-    assert_eq!(err.text(), "");
-    out.wait_for("event: end");
-    out.text()
+    assert_eq!(err.whole(), "");
+    out.whole()
 }
 
 #[test]
@@ -74,7 +73,7 @@ fn with_keys_configured_it_prints_nothing() {
     let mut service = Service::start_with(&keys(), &["--set", "http.drain_grace_ms=0"]);
     service.process.signal("TERM");
     assert_eq!(service.process.exit_code(), Some(0));
-    assert_eq!(service.out.text(), "");
+    assert_eq!(service.out.whole(), "");
 }
 
 #[test]

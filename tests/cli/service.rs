@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +14,13 @@ use crate::wire::{Reply, call};
 
 /// Lines that a process has written so far.
 #[derive(Clone, Debug)]
-pub(crate) struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
+pub(crate) struct Lines(Arc<(Mutex<Written>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Written {
+    lines: Vec<String>,
+    whole: bool,
+}
 
 impl Lines {
     pub(crate) fn of(source: impl Read + Send + 'static) -> Self {
@@ -22,25 +28,39 @@ impl Lines {
         let shared = lines.clone();
         thread::spawn(move || {
             for line in BufReader::new(source).lines().map_while(Result::ok) {
-                shared.0.0.lock().unwrap().push(line);
+                shared.0.0.lock().unwrap().lines.push(line);
                 shared.0.1.notify_all();
             }
+            shared.0.0.lock().unwrap().whole = true;
+            shared.0.1.notify_all();
         });
         lines
     }
 
     /// Waits for a line with this text.
     pub(crate) fn wait_for(&self, text: &str) -> String {
-        let (lines, written) = &*self.0;
-        let missing = |lines: &mut Vec<String>| !lines.iter().any(|line| line.contains(text));
-        let (lines, waited) = written.wait_timeout_while(lines.lock().unwrap(), PATIENCE, missing).unwrap();
-        assert!(!waited.timed_out(), "{text:?} does not come:\n{}", lines.join("\n"));
-        lines.iter().find(|line| line.contains(text)).cloned().unwrap()
+        let found = |written: &Written| written.lines.iter().find(|line| line.contains(text)).cloned();
+        let missing = |written: &Written| !written.whole && found(written).is_none();
+        let written = self.wait_while(missing);
+        found(&written).unwrap_or_else(|| panic!("{text:?} does not come:\n{}", written.lines.join("\n")))
+    }
+
+    /// Waits until no more can come, and returns all of it.
+    pub(crate) fn whole(&self) -> String {
+        let written = self.wait_while(|written| !written.whole);
+        assert!(written.whole, "the output does not end");
+        written.lines.join("\n")
+    }
+
+    fn wait_while(&self, condition: impl Fn(&Written) -> bool) -> MutexGuard<'_, Written> {
+        let (written, more) = &*self.0;
+        let written = written.lock().unwrap();
+        more.wait_timeout_while(written, PATIENCE, |written| condition(written)).unwrap().0
     }
 
     /// What has come so far.
     pub(crate) fn text(&self) -> String {
-        self.0.0.lock().unwrap().join("\n")
+        self.0.0.lock().unwrap().lines.join("\n")
     }
 }
 
