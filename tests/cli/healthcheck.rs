@@ -5,7 +5,8 @@ use crate::service::{Service, eventually};
 
 #[test]
 fn a_healthy_service_is_0_and_one_that_drains_or_is_gone_is_1() {
-    let mut service = Service::start(&["--set", "http.drain_grace_ms=1500"]);
+    let mut service =
+        Service::start(&["--set", "http.drain_grace_ms=600000", "--set", "http.drain_timeout_ms=600000"]);
     let address = service.public.clone();
     let healthy = run(&["healthcheck", "--public-addr", &address]).exits(0);
     assert_eq!((healthy.out.as_str(), healthy.err.as_str()), ("{\"status\":\"ok\"}\n", ""));
@@ -15,7 +16,9 @@ fn a_healthy_service_is_0_and_one_that_drains_or_is_gone_is_1() {
     service.process.signal("TERM");
     service.log.wait_for(r#""draining""#);
     run(&["healthcheck", "--public-addr", &address]).complains(1, &[&address, "503", "DRAINING"]);
-    assert_eq!(service.process.exit_code(), Some(0));
+
+    service.process.signal("KILL");
+    assert_eq!(service.process.exit_code(), None);
     run(&["healthcheck", "--public-addr", &address]).complains(1, &[&address, "does not answer"]);
 }
 

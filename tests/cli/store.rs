@@ -83,7 +83,11 @@ fn an_outage_is_survived_and_nothing_acknowledged_is_lost() {
     assert_eq!(service.callback(&token, r#"{"answer":42}"#).status, 202);
     redis.kill();
     eventually("the outage shows", || health(&service.public).status == 503);
-    service.callback(&token, r#"{"answer":42}"#).refuses(503, "STORE_UNAVAILABLE");
+    eventually("nothing is sent any more", || {
+        let refused = service.callback(&token, r#"{"answer":42}"#);
+        assert_eq!(refused.status, 503, "{refused:?}");
+        refused.json()["error"]["code"] == "STORE_UNAVAILABLE"
+    });
     redis.restart();
     eventually("it is healthy", || health(&service.public).status == 200);
     let again = service.callback(&token, r#"{"answer":42}"#);
