@@ -33,7 +33,7 @@ wait "$pid" 2>"$dir/kill"
 pub(crate) const DATABASES: u16 = 4096;
 
 /// How long a server may take to start, or to stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running server. Stops, and takes its directory with it, when it is dropped.
 #[derive(Debug)]
