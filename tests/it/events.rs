@@ -1,0 +1,5 @@
+//! The channel as server-sent events.
+
+mod ends;
+mod many;
+mod resuming;
