@@ -143,6 +143,8 @@ async fn a_request_that_asks_for_what_cannot_be_is_refused_and_the_field_is_name
     for (asked, named) in [
         ("{}", "kind"),
         ("{\"kind\":\"Tool\"}", "kind"),
+        ("{\"kind\":7}", "kind"),
+        ("{\"kind\":null}", "kind"),
         ("{\"kind\":\"tool\",\"kind\":\"llm\"}", "kind"),
         ("{\"kind\":\"tool\",\"timeoutMs\":0}", "timeoutMs"),
         ("{\"kind\":\"tool\",\"timeoutMs\":900001}", "timeoutMs"),
