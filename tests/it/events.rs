@@ -3,3 +3,4 @@
 mod ends;
 mod many;
 mod resuming;
+mod whitespace;
