@@ -4,8 +4,9 @@ use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
+use tokio::time::{Duration, Instant};
 
-use crate::service::{Event, Kind, Service, on_every_deployment};
+use crate::service::{Event, Kind, Service, on_every_deployment, until};
 
 on_every_deployment!(
     a_reader_begins_where_it_asks_to,
@@ -151,4 +152,18 @@ async fn a_timeout_wakes_a_reader_as_a_result_does() {
     assert_eq!((&envelope["outcome"], &envelope["workItemId"]), (&json!("timed_out"), &json!(item.id)));
     assert!(envelope.get("result").is_none() && envelope.get("error").is_none());
     assert!(envelope.get("requestId").is_none(), "no request settled it");
+}
+
+#[tokio::test]
+async fn more_streams_than_allowed_are_refused_and_one_that_is_gone_makes_room() {
+    let service = Service::start(&[("http.max_event_streams", "2")]).await;
+    let conversation = service.open().await;
+    let (first, second) = (service.events(&conversation, "").await, service.events(&conversation, "").await);
+    let third = || service.platform("GET", &format!("/conversations/{conversation}/events"));
+    assert_eq!(third().verdict().await, (503, "OVERLOADED".to_owned()));
+    drop(first);
+    let since = Instant::now();
+    until("there is room", async || third().begin().await.status() == 200).await;
+    assert!(since.elapsed() < Duration::from_secs(5), "it was noticed only when there was something to send");
+    drop(second);
 }
