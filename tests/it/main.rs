@@ -13,4 +13,5 @@ mod events;
 mod platform;
 mod redis_server;
 mod service;
+mod story;
 mod wire;

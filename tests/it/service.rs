@@ -78,6 +78,21 @@ impl Service {
         Self { public, platform, client: Client::default(), stop, running }
     }
 
+    /// A service that runs elsewhere, with the keys of the tests.
+    pub(crate) fn elsewhere(public: SocketAddr, platform: SocketAddr) -> Self {
+        let running = tokio::spawn(async { Ok(()) });
+        Self { public, platform, client: Client::default(), stop: CancellationToken::new(), running }
+    }
+
+    /// The variables that a service elsewhere is to be started with.
+    pub(crate) fn variables(public: SocketAddr, platform: SocketAddr) -> Vec<(String, String)> {
+        let addresses = [("http.public_addr", public), ("http.platform_addr", platform)];
+        let addresses = addresses.into_iter().map(|(key, address)| (key, address.to_string()));
+        let settings = FLAGS.into_iter().map(|(key, value)| (key, value.to_owned())).chain(addresses);
+        let name = |key: &str| format!("CALLBACK_INGRESS__{}", key.to_uppercase().replace('.', "__"));
+        settings.map(|(key, value)| (name(key), value)).collect()
+    }
+
     /// What SIGTERM does.
     pub(crate) fn drain(&self) {
         self.stop.cancel();
