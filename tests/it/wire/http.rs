@@ -17,6 +17,7 @@ async fn what_is_not_http_gets_the_envelope_of_all_refusals_and_the_end_of_the_c
         ("no words of HTTP", "hello\r\n\r\n".to_owned()),
         ("no version", "GET /health\r\n\r\n".to_owned()),
         ("another protocol", "SSH-2.0-OpenSSH_9.6\r\n\r\n".to_owned()),
+        ("the beginning of TLS", "\u{16}\u{3}\u{1}\0\u{7f}\u{1}\0\0{\u{3}\u{3}".to_owned()),
         ("a space in the path", "GET /hea lth HTTP/1.1\r\n\r\n".to_owned()),
         ("a header without a colon", "GET /health HTTP/1.1\r\nhost\r\n\r\n".to_owned()),
         ("a space before the colon", "GET /health HTTP/1.1\r\nhost : x\r\n\r\n".to_owned()),
@@ -42,6 +43,7 @@ async fn a_head_that_is_too_large_is_refused() {
     let service = Service::on_memory().await;
     for (sentence, bytes) in [
         ("one header", format!("GET /health HTTP/1.1\r\nx-a: {}\r\n\r\n", "x".repeat(200_000))),
+        ("more headers than a hundred", format!("GET /health HTTP/1.1\r\n{}\r\n", "x-a: x\r\n".repeat(101))),
         ("many headers", format!("GET /health HTTP/1.1\r\n{}\r\n", "x-a: x\r\n".repeat(30_000))),
         ("a path", format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(200_000))),
     ] {
@@ -117,6 +119,25 @@ async fn requests_follow_each_other_on_one_connection_whatever_was_said_before()
     assert_eq!(raw.reply().await.verdict(), (400, "BODY_MALFORMED".to_owned()));
     assert_eq!(raw.reply().await.verdict(), (202, "delivered".to_owned()));
     assert_eq!(raw.reply().await.verdict(), (200, "delivered".to_owned()));
+    // Said in one breath with a good request, nonsense gets an answer of its own.
+    raw.send(format!("{get}hello\r\n\r\n")).await;
+    assert_eq!(raw.reply().await.verdict(), (404, "NOT_FOUND".to_owned()));
+    assert_eq!(raw.reply().await.verdict(), (400, "REQUEST_MALFORMED".to_owned()));
+}
+
+#[tokio::test]
+async fn a_target_that_is_no_path_is_a_path_or_nothing() {
+    let service = Service::on_memory().await;
+    let item = service.fresh_tool().await;
+    let absolute = head(&item.token).replacen(CALLBACKS, &format!("http://elsewhere{CALLBACKS}"), 1);
+    for (sentence, bytes, expected) in [
+        ("a tunnel", "CONNECT example.com:443 HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), (404, "NOT_FOUND")),
+        ("the whole server", "OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), (404, "NOT_FOUND")),
+        ("as to a proxy", format!("{absolute}content-length: 1\r\n\r\n1"), (202, "delivered")),
+    ] {
+        let (status, word) = Raw::say(service.public, bytes).await.verdict();
+        assert_eq!((status, word.as_str()), expected, "{sentence}");
+    }
 }
 
 #[tokio::test]

@@ -60,6 +60,17 @@ async fn a_head_that_never_ends_costs_its_connection_however_steadily_it_drips()
 }
 
 #[tokio::test]
+async fn a_connection_that_is_idle_too_long_is_let_go() {
+    let service = Service::start(&[("http.keep_alive_timeout_ms", "1000")]).await;
+    let mut raw = Raw::connect(service.public).await;
+    raw.send("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert_eq!(raw.reply().await.verdict(), (200, "ok".to_owned()));
+    let since = Instant::now();
+    assert_eq!(raw.closed().await, b"");
+    assert!(since.elapsed() >= Duration::from_millis(900), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
 async fn a_connection_that_says_nothing_between_requests_is_not_slow() {
     let service = impatient().await;
     let mut raw = Raw::connect(service.public).await;

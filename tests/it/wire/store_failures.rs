@@ -6,19 +6,10 @@ use super::check;
 use crate::redis_server::RedisServer;
 use crate::service::{Service, until};
 
-async fn impatient(redis: &RedisServer) -> Service {
-    Service::start(&[
-        ("store.url", &redis.url(0)),
-        ("store.response_timeout_ms", "200"),
-        ("store.connect_timeout_ms", "200"),
-    ])
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_is_gone_spends_nothing_and_when_it_is_back_the_same_post_is_taken() {
     let mut redis = RedisServer::durable();
-    let service = impatient(&redis).await;
+    let service = Service::on(&redis).await;
     let conversation = service.open().await;
     let (first, second) = (service.tool(&conversation).await, service.tool(&conversation).await);
     check([("before", service.callback(&first.token, "1"), (202, "delivered"))]).await;
@@ -66,7 +57,8 @@ async fn a_store_that_is_gone_spends_nothing_and_when_it_is_back_the_same_post_i
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_stores_reply_is_lost_the_same_post_tells_the_truth() {
     let redis = RedisServer::start();
-    let service = impatient(&redis).await;
+    let timeout = ("store.response_timeout_ms", "500");
+    let service = Service::start(&[("store.url", &redis.url(0)), timeout]).await;
     let conversation = service.open().await;
     let item = service.tool(&conversation).await;
     redis.suspend();
@@ -85,7 +77,7 @@ async fn when_the_stores_reply_is_lost_the_same_post_tells_the_truth() {
 async fn killed_under_load_the_store_loses_nothing_that_was_acknowledged_and_nothing_comes_twice() {
     const ITEMS: usize = 60;
     let mut redis = RedisServer::durable();
-    let service = impatient(&redis).await;
+    let service = Service::on(&redis).await;
     let conversation = service.open().await;
     let mut items = Vec::new();
     for _ in 0..ITEMS {
@@ -129,7 +121,7 @@ async fn killed_under_load_the_store_loses_nothing_that_was_acknowledged_and_not
 async fn a_service_whose_store_is_not_there_yet_starts_and_waits_for_it() {
     let mut redis = RedisServer::durable();
     redis.kill();
-    let service = impatient(&redis).await;
+    let service = Service::on(&redis).await;
     check([
         ("health", service.provider("GET", "/health"), (503, "STORE_UNAVAILABLE")),
         ("opening", service.platform("PUT", "/conversations/early"), (503, "STORE_UNAVAILABLE")),
