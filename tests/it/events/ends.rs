@@ -101,7 +101,10 @@ async fn a_reader_outlives_its_store_and_misses_nothing() {
     redis.restart();
     until("it is taken", async || service.callback(&second.token, "2").send().await.status.is_success())
         .await;
+    let since = Instant::now();
     assert_eq!(reader.next().await.unwrap().id, "2-0");
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(4), "whoever watches is woken when the store is back: {took:?}");
     service.end(&conversation).await;
     assert_eq!(reader.rest().await, [end(&conversation)]);
 }

@@ -84,21 +84,21 @@ async fn a_reader_that_is_cut_off_anywhere_misses_nothing_and_reads_nothing_twic
     let conversation = delivered(deployment.any(), RESULTS).await;
     deployment.any().end(&conversation).await;
     let mut random = StdRng::seed_from_u64(7);
-    for _ in 0..5 {
+    for _ in 0..25 {
         let mut read: Vec<Event> = Vec::new();
         let mut cuts = 0;
-        while read.len() < usize::try_from(RESULTS).unwrap() {
+        while read.len() < usize::try_from(RESULTS).unwrap() && cuts < 1_000 {
             let reader = match read.last() {
                 None => deployment.any().events(&conversation, "?from=0").await,
                 Some(last) => deployment.any().events_after(&conversation, &last.id).await,
             };
             // In the middle of an event, or of a line, or behind it.
-            let events = reader.cut_after(random.random_range(1..3_000)).await;
+            let events = reader.cut_after(random.random_range(1..8_000)).await;
             read.extend(events.into_iter().filter(|event| event.name.is_empty()));
             cuts += 1;
         }
         assert_eq!(sequences(&read), (1..=RESULTS).collect::<Vec<_>>(), "after {cuts} cuts");
-        assert!(cuts > 3, "{cuts}");
+        assert!(cuts > 1, "{cuts}");
     }
 }
 

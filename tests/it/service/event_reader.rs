@@ -29,6 +29,9 @@ impl Event {
     }
 }
 
+/// More events than any test makes.
+const ENDLESS: usize = 10_000;
+
 /// An open event stream.
 #[derive(Debug)]
 pub(crate) struct EventReader {
@@ -72,6 +75,7 @@ impl EventReader {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
             events.push(event);
+            assert!(events.len() <= ENDLESS, "the stream does not end: {event:?}", event = events.last());
         }
         events
     }

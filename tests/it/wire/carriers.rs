@@ -152,6 +152,11 @@ async fn carriers_that_agree_are_one_and_carriers_that_disagree_are_refused_and_
             disagree,
         ),
         (
+            "two that agree and a third that does not",
+            query(mine).header("x-callback-token", mine).json(body(yours)),
+            disagree,
+        ),
+        (
             "four that agree",
             service
                 .provider("POST", &format!("{CALLBACKS}/{mine}?callbackToken={mine}"))
