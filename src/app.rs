@@ -154,6 +154,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
         head_timeout: http.head_timeout_ms.duration(),
         keep_alive_timeout: http.keep_alive_timeout_ms.duration(),
         max_connections: http.max_connections.size(),
+        half_close: true,
     };
     Ok(App {
         public: Bound {
@@ -166,7 +167,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
             socket: platform_socket,
             address: platform_addr,
             router: platform::router(Arc::new(platform), Gatekeeper::new(&service_keys), health, admission()),
-            limits,
+            limits: server::Limits { half_close: false, ..limits },
         },
         store,
         lifecycle,

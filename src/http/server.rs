@@ -27,6 +27,9 @@ pub struct Limits {
     pub keep_alive_timeout: Duration,
     /// Most connections; further ones wait to be accepted.
     pub max_connections: usize,
+    /// Whether a client that has ended its own side still gets its replies. Such a one cannot be told from one that
+    /// is gone: an event stream to nobody would be noticed only when it has something to send.
+    pub half_close: bool,
 }
 
 /// Largest head of a request, in bytes.
@@ -74,7 +77,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: 
             .timer(TokioTimer::new())
             .header_read_timeout(limits.keep_alive_timeout)
             .max_buf_size(MAX_HEAD)
-            .half_close(true)
+            .half_close(limits.half_close)
             .serve_connection(io, service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {

@@ -167,7 +167,11 @@ impl Reader {
 }
 
 /// White space that breaks a line in the result breaks the event's data, too: the reader joins it with line feeds.
+/// A carriage return would end a line for those readers only that know the standard well, so none is sent.
 fn event_of(envelope: &Envelope) -> Result<Event, Box<dyn std::error::Error>> {
-    let json = String::from_utf8(envelope.to_json()?)?;
+    let mut json = String::from_utf8(envelope.to_json()?)?;
+    if json.contains('\r') {
+        json = json.replace("\r\n", "\n").replace('\r', "\n");
+    }
     Ok(Event::default().id(format!("{}-0", envelope.sequence)).data(json))
 }

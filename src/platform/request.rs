@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkItemId};
 use crate::http::body::{self, BodyLimits};
@@ -55,7 +55,9 @@ pub(super) async fn json<T: DeserializeOwned>(
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        if inner.is_data() {
+        // A number where a word is wanted is an error of syntax to the parser, and JSON nevertheless.
+        let is_json = || serde_json::from_str::<IgnoredAny>(text).is_ok();
+        if inner.is_data() || is_json() {
             let field = if path == "." { "the body".to_owned() } else { path };
             invalid(&field, inner)
         } else {

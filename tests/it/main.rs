@@ -1,7 +1,8 @@
 //! The service from outside: its stores, its two listeners, and what happens when things fail.
 //!
 //! `stage` and `conversation` are how a test says what happens to a store, `redis_server` is the Redis it happens in,
-//! and `proxy` a wire to it that can be cut.
+//! and `proxy` a wire to it that can be cut. `service` starts the real service in this process and speaks to it over
+//! real sockets.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,9 +13,14 @@
 
 mod contract;
 mod conversation;
+mod events;
 mod model;
+mod platform;
 mod proxy;
 mod races;
 mod redis;
 mod redis_server;
+mod service;
 mod stage;
+mod story;
+mod wire;

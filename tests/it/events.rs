@@ -1,0 +1,6 @@
+//! The channel as server-sent events.
+
+mod ends;
+mod many;
+mod resuming;
+mod whitespace;

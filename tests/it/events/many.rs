@@ -1,0 +1,105 @@
+//! Many readers, and slow ones.
+
+use futures_util::future::join_all;
+use tokio::time::{Duration, Instant};
+
+use crate::redis_server::RedisServer;
+use crate::service::{EventReader, Kind, Raw, SERVICE_KEY, Service, on_every_deployment};
+
+const READERS: usize = 500;
+
+on_every_deployment!(
+    many_readers_of_one_conversation_all_see_all_of_it,
+    many_conversations_are_read_at_once,
+    a_reader_that_does_not_read_delays_nobody,
+);
+
+async fn many_readers_of_one_conversation_all_see_all_of_it(kind: Kind) {
+    let deployment = kind.deploy(&[]).await;
+    let conversation = deployment.any().open().await;
+    let mut readers: Vec<EventReader> =
+        join_all((0..READERS).map(|_| deployment.any().events(&conversation, ""))).await;
+    for _ in 0..3 {
+        let item = deployment.any().tool(&conversation).await;
+        deployment.any().callback(&item.token, item.sequence.to_string()).send().await;
+    }
+    deployment.any().end(&conversation).await;
+    let since = Instant::now();
+    for read in join_all(readers.iter_mut().map(EventReader::rest)).await {
+        assert_eq!(read.iter().map(|event| event.id.as_str()).collect::<Vec<_>>(), ["1-0", "2-0", "3-0", ""]);
+    }
+    assert!(since.elapsed() < Duration::from_secs(4), "they were woken: {:?}", since.elapsed());
+}
+
+async fn many_conversations_are_read_at_once(kind: Kind) {
+    let deployment = kind.deploy(&[]).await;
+    let read = join_all((0..READERS).map(|_| async {
+        let conversation = deployment.any().open().await;
+        let mut reader = deployment.any().events(&conversation, "").await;
+        let item = deployment.any().tool(&conversation).await;
+        deployment.any().callback(&item.token, format!("\"{conversation}\"")).send().await;
+        let envelope = reader.next().await.unwrap().envelope();
+        assert_eq!(envelope["result"], conversation);
+        reader
+    }))
+    .await;
+    if let Some(redis) = &deployment.redis {
+        let clients: String = ::redis::cmd("CLIENT").arg("LIST").query(&mut redis.connection(0)).unwrap();
+        let connections = clients.lines().count();
+        assert!(connections <= 2 * 4 + 1, "{READERS} streams are open over {connections} connections");
+    }
+    drop(read);
+}
+
+async fn a_reader_that_does_not_read_delays_nobody(kind: Kind) {
+    const RESULTS: usize = 30;
+    let deployment = kind.deploy(&[]).await;
+    let service = deployment.any();
+    let conversation = service.open().await;
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut raw = Raw::connect(service.platform).await;
+        raw.send(format!(
+            "GET /platform/v1/conversations/{conversation}/events?from=0 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {SERVICE_KEY}\r\n\r\n"
+        ))
+        .await;
+        slow.push(raw);
+    }
+    let mut reader = service.events(&conversation, "?from=0").await;
+    let large = format!("\"{}\"", "x".repeat(512 * 1024));
+    for _ in 0..RESULTS {
+        let item = service.tool(&conversation).await;
+        assert_eq!(service.callback(&item.token, large.clone()).send().await.status, 202);
+        let since = Instant::now();
+        assert_eq!(reader.next().await.unwrap().sequence(), item.sequence);
+        assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    }
+    // Who was slow, and reads now, has missed nothing.
+    let mut late = slow.pop().unwrap();
+    service.end(&conversation).await;
+    drop(slow);
+    let text = String::from_utf8(late.until("event: end\n").await).unwrap();
+    let ids = text.lines().filter_map(|line| line.strip_prefix("id: ")).collect::<Vec<_>>();
+    assert_eq!(ids, (1..=RESULTS).map(|number| format!("{number}-0")).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_does_not_read_holds_up_no_drain_for_ever() {
+    let redis = RedisServer::start();
+    let service = Service::start(&[("store.url", &redis.url(0)), ("http.drain_timeout_ms", "500")]).await;
+    let conversation = service.open().await;
+    let mut raw = Raw::connect(service.platform).await;
+    raw.send(format!(
+        "GET /platform/v1/conversations/{conversation}/events?from=0 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {SERVICE_KEY}\r\n\r\n"
+    ))
+    .await;
+    let large = format!("\"{}\"", "x".repeat(1024 * 1024 - 2));
+    for _ in 0..12 {
+        let item = service.tool(&conversation).await;
+        assert_eq!(service.callback(&item.token, large.clone()).send().await.status, 202);
+    }
+    let since = Instant::now();
+    service.drain();
+    service.ended().await;
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+}

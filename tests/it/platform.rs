@@ -1,0 +1,27 @@
+//! The platform's side of the wire: every call, and every status of it.
+
+mod auth;
+mod conversations;
+mod inspection;
+mod issuing;
+mod requests;
+mod traces;
+mod work_items;
+
+use serde_json::Value;
+
+/// The names of a reply's fields, in alphabetical order.
+fn fields(value: &Value) -> Vec<&str> {
+    let mut names: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Sends each request and checks what is said to it.
+async fn check<'a>(
+    rows: impl IntoIterator<Item = (&'static str, crate::service::Call<'a>, (u16, &'static str))>,
+) {
+    for (sentence, call, (status, word)) in rows {
+        assert_eq!(call.verdict().await, (status, word.to_owned()), "{sentence}");
+    }
+}

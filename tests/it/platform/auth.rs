@@ -1,0 +1,74 @@
+//! Who may ask.
+
+use super::check;
+use crate::service::{SERVICE_KEY, Service};
+
+#[tokio::test]
+async fn nobody_without_a_key_learns_anything() {
+    let service = Service::on_memory().await;
+    let conversation = service.open().await;
+    let item = service.tool(&conversation).await;
+    let (missing, invalid) = ((401, "SERVICE_KEY_MISSING"), (401, "SERVICE_KEY_INVALID"));
+    let conversation = format!("/conversations/{conversation}");
+    for (method, path) in [
+        ("PUT", conversation.clone()),
+        ("GET", conversation.clone()),
+        ("DELETE", conversation.clone()),
+        ("POST", format!("{conversation}/work-items")),
+        ("GET", format!("{conversation}/events")),
+        ("GET", item.path()),
+        ("DELETE", item.path()),
+        ("GET", "/conversations/nobody".to_owned()),
+        ("GET", "/no/such/path".to_owned()),
+        ("PATCH", conversation),
+        ("GET", "/conversations/{}".replace("{}", "%7B%7D")),
+    ] {
+        let call =
+            |authorization: &str| service.stranger(method, &path).header("authorization", authorization);
+        check([
+            ("no key", service.stranger(method, &path), missing),
+            ("another key", call("Bearer the-platforms-key-of-the-test"), invalid),
+            ("a key and more", call(&format!("Bearer {SERVICE_KEY}s")), invalid),
+            ("another scheme", call(&format!("Basic {SERVICE_KEY}")), invalid),
+            ("no scheme", call(SERVICE_KEY), invalid),
+            ("an empty key", call("Bearer "), invalid),
+            ("nothing", call(""), invalid),
+            ("no text", call("Bearer é"), invalid),
+        ])
+        .await;
+    }
+    assert_eq!(service.state(&item).await, "awaiting");
+    let reply = service.stranger("GET", "/conversations/nobody").send().await;
+    assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+}
+
+#[tokio::test]
+async fn every_configured_key_opens_and_the_scheme_may_be_written_in_any_case() {
+    let keys = "[\"first-key-of-three\",\"second-key-of-three\",\"third-key-of-three\"]";
+    let service = Service::start(&[("platform.service_keys", keys)]).await;
+    for key in ["first-key-of-three", "second-key-of-three", "third-key-of-three"] {
+        for scheme in ["Bearer", "bearer", "BEARER"] {
+            let call = service.stranger("GET", "/conversations/nobody");
+            let call = call.header("authorization", format!("{scheme} {key}"));
+            check([("a good key", call, (404, "CONVERSATION_NOT_FOUND"))]).await;
+        }
+    }
+    check([("a key of another deployment", service.platform("GET", "/x"), (401, "SERVICE_KEY_INVALID"))])
+        .await;
+}
+
+#[tokio::test]
+async fn health_needs_no_key_and_an_unknown_path_needs_one() {
+    let service = Service::on_memory().await;
+    check([
+        ("health", service.health(), (200, "ok")),
+        ("an unknown path with a key", service.platform("GET", "/nowhere"), (404, "NOT_FOUND")),
+        ("a callback's path", service.platform("POST", "/api/v1/webhooks/callbacks"), (404, "NOT_FOUND")),
+        ("another method", service.platform("PATCH", "/conversations/a"), (405, "METHOD_NOT_ALLOWED")),
+    ])
+    .await;
+    let reply = service.platform("PATCH", "/conversations/a").send().await;
+    assert_eq!(reply.allowed_methods(), ["DELETE", "GET", "HEAD", "PUT"]);
+    let reply = service.platform("GET", "/conversations/a/work-items").send().await;
+    assert_eq!(reply.allowed_methods(), ["POST"]);
+}

@@ -1,0 +1,180 @@
+//! Issuing work items.
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use super::{check, fields};
+use crate::service::{Kind, Service, issued, millis, on_every_deployment};
+
+on_every_deployment!(
+    an_item_is_issued_with_all_that_a_provider_needs,
+    the_same_idempotency_key_gives_the_same_item_and_another_body_is_refused,
+    of_many_requests_with_one_idempotency_key_at_once_one_item_comes,
+    limits_are_told_and_nothing_is_issued,
+);
+
+async fn an_item_is_issued_with_all_that_a_provider_needs(kind: Kind) {
+    let flags =
+        [("http.public_base_url", "https://api.example.com/hooks/"), ("token.replay_window_ms", "5000")];
+    let deployment = kind.deploy(&flags).await;
+    let conversation = deployment.any().open().await;
+    let first = deployment.any().issue(&conversation, &json!({"kind": "tool"})).await.issued;
+    assert_eq!(
+        fields(&first),
+        ["callback", "conversationId", "deadline", "issuedAt", "kind", "sequence", "workItemId"]
+    );
+    let callback = &first["callback"];
+    assert_eq!(fields(callback), ["carrier", "expiresAt", "headers", "method", "name", "token", "url"]);
+    assert_eq!(millis(&first["deadline"]), millis(&first["issuedAt"]) + 60_000, "by default, a minute");
+    assert_eq!(millis(&callback["expiresAt"]), millis(&first["deadline"]) + 5_000);
+    let token = callback["token"].as_str().unwrap();
+    assert!(token.starts_with("cbt_") && token.len() <= 160, "{token}");
+    assert!(!token.contains('='));
+    let url = "https://api.example.com/hooks/api/v1/webhooks/callbacks";
+    for (carrier, name, expected, header) in [
+        ("header", "X-Callback-Token", url.to_owned(), true),
+        ("query", "callbackToken", format!("{url}?callbackToken=TOKEN"), false),
+        ("body", "callbackToken", url.to_owned(), false),
+        ("path", "token", format!("{url}/TOKEN"), false),
+    ] {
+        let asked = json!({"kind": "llm", "carrier": carrier, "turnId": "t:1", "timeoutMs": 1_500});
+        let item = deployment.any().issue(&conversation, &asked).await;
+        let callback = &item.issued["callback"];
+        assert_eq!(callback["carrier"], carrier);
+        assert_eq!(callback["name"], name);
+        assert_eq!(callback["method"], "POST");
+        assert_eq!(callback["url"], expected.replace("TOKEN", &item.token));
+        assert_eq!(callback["headers"]["Content-Type"], "application/json");
+        assert_eq!(callback["headers"].get("X-Callback-Token"), header.then(|| json!(item.token)).as_ref());
+        assert_eq!((&item.issued["turnId"], &item.issued["kind"]), (&json!("t:1"), &json!("llm")));
+        assert_eq!(millis(&item.issued["deadline"]), millis(&item.issued["issuedAt"]) + 1_500);
+    }
+}
+
+async fn the_same_idempotency_key_gives_the_same_item_and_another_body_is_refused(kind: Kind) {
+    let deployment = kind.deploy(&[("http.public_base_url", "https://api.example.com")]).await;
+    let conversation = deployment.any().open().await;
+    let asked = json!({"kind": "tool", "timeoutMs": 5_000});
+    let issue = |key: &str, asked: &Value| {
+        deployment.any().issuing(&conversation, asked).header("idempotency-key", key)
+    };
+    let first = issue("one", &asked).send().await;
+    assert_eq!((first.status.as_u16(), first.header("idempotent-replayed")), (201, None));
+    let again = issue("one", &json!({"timeoutMs": 5_000, "kind": "tool"})).send().await;
+    assert_eq!((again.status.as_u16(), again.header("idempotent-replayed")), (201, Some("true")));
+    assert_eq!(again.json(), first.json(), "the same item, the same token");
+    let reused = (409, "IDEMPOTENCY_KEY_REUSED");
+    check([
+        ("another kind", issue("one", &json!({"kind": "llm", "timeoutMs": 5_000})), reused),
+        ("another time", issue("one", &json!({"kind": "tool"})), reused),
+        ("another turn", issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "turnId": "t"})), reused),
+        (
+            "another carrier",
+            issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "carrier": "query"})),
+            reused,
+        ),
+    ])
+    .await;
+    assert_eq!(issued(&issue("One", &asked).send().await).sequence, 2, "another key is another item");
+    let elsewhere = deployment.any().open().await;
+    let call = deployment.any().issuing(&elsewhere, &asked).header("idempotency-key", "one");
+    assert_ne!(issued(&call.send().await).id, issued(&first).id, "a key is its conversation's own");
+    // Settled or not, it is the same item.
+    let item = issued(&first);
+    check([("its callback", deployment.any().callback(&item.token, "1"), (202, "delivered"))]).await;
+    assert_eq!(issue("one", &asked).send().await.json(), first.json());
+    deployment.any().end(&conversation).await;
+    check([("after the end", issue("one", &asked), (409, "CONVERSATION_ENDED"))]).await;
+}
+
+async fn of_many_requests_with_one_idempotency_key_at_once_one_item_comes(kind: Kind) {
+    let deployment = kind.deploy(&[]).await;
+    let conversation = deployment.any().open().await;
+    let asked = json!({"kind": "tool"});
+    let calls = (0..32)
+        .map(|_| deployment.any().issuing(&conversation, &asked).header("idempotency-key", "the-one").send());
+    let replies = join_all(calls).await;
+    let first = issued(&replies[0]);
+    for reply in &replies {
+        assert_eq!(reply.status, 201);
+        assert_eq!((&issued(reply).id, &issued(reply).token), (&first.id, &first.token));
+    }
+    let repeated = replies.iter().filter(|reply| reply.header("idempotent-replayed").is_some());
+    assert_eq!(repeated.count(), 31);
+    let shown = deployment.any().shown(&format!("/conversations/{conversation}")).await;
+    assert_eq!(shown["nextSequence"], 2);
+}
+
+async fn limits_are_told_and_nothing_is_issued(kind: Kind) {
+    let deployment = kind.deploy(&[("gate.max_awaiting_items", "2"), ("gate.max_channel_length", "3")]).await;
+    let conversation = deployment.any().open().await;
+    let asked = json!({"kind": "tool"});
+    let first = deployment.any().issue(&conversation, &asked).await;
+    deployment.any().issue(&conversation, &asked).await;
+    check([("two are awaiting", deployment.any().issuing(&conversation, &asked), (429, "AWAITING_LIMIT"))])
+        .await;
+    deployment.any().callback(&first.token, "1").send().await;
+    assert_eq!(deployment.any().issue(&conversation, &asked).await.sequence, 3, "nothing was left out");
+    check([(
+        "the channel is full",
+        deployment.any().issuing(&conversation, &asked),
+        (429, "AWAITING_LIMIT"),
+    )])
+    .await;
+    deployment
+        .any()
+        .platform("DELETE", &format!("/conversations/{conversation}/work-items/{}", first.id))
+        .send()
+        .await;
+    let shown = deployment.any().shown(&format!("/conversations/{conversation}")).await;
+    for item in shown["awaiting"].as_array().unwrap() {
+        let path =
+            format!("/conversations/{conversation}/work-items/{}", item["workItemId"].as_str().unwrap());
+        assert_eq!(deployment.any().platform("DELETE", &path).send().await.status, 200);
+    }
+    check([("the channel is full", deployment.any().issuing(&conversation, &asked), (409, "CHANNEL_LIMIT"))])
+        .await;
+}
+
+#[tokio::test]
+async fn a_request_that_asks_for_what_cannot_be_is_refused_and_the_field_is_named() {
+    let service = Service::start(&[("token.carriers", "[\"header\",\"body\"]")]).await;
+    let conversation = service.open().await;
+    for (asked, named) in [
+        ("{}", "kind"),
+        ("{\"kind\":\"Tool\"}", "kind"),
+        ("{\"kind\":7}", "kind"),
+        ("{\"kind\":null}", "kind"),
+        ("{\"kind\":\"tool\",\"kind\":\"llm\"}", "kind"),
+        ("{\"kind\":\"tool\",\"timeoutMs\":0}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"timeoutMs\":900001}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"timeoutMs\":-1}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"timeoutMs\":1.5}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"timeoutMs\":\"1\"}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"timeoutMs\":18446744073709551616}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"carrier\":\"query\"}", "carrier"),
+        ("{\"kind\":\"tool\",\"carrier\":\"cookie\"}", "carrier"),
+        ("{\"kind\":\"tool\",\"turnId\":\"\"}", "turnId"),
+        ("{\"kind\":\"tool\",\"turnId\":\"a b\"}", "turnId"),
+        ("{\"kind\":\"tool\",\"turnId\":\"\\u0000\"}", "turnId"),
+        ("{\"kind\":\"tool\",\"traceparent\":\"00-1-2-3\"}", "traceparent"),
+        ("{\"kind\":\"tool\",\"timeout\":5}", "timeout"),
+        ("{\"kind\":\"tool\",\"TimeoutMs\":5}", "TimeoutMs"),
+        ("[]", "the body"),
+        ("7", "the body"),
+    ] {
+        let call = service.platform("POST", &format!("/conversations/{conversation}/work-items")).json(asked);
+        let reply = call.send().await;
+        assert_eq!(reply.verdict(), (400, "REQUEST_INVALID".to_owned()), "{asked}");
+        assert!(reply.message().contains(named), "{asked}: {}", reply.message());
+    }
+    for bad in ["", "a b", &"x".repeat(256), "é"] {
+        let call = service.issuing(&conversation, &json!({"kind": "tool"})).header("idempotency-key", bad);
+        let reply = call.send().await;
+        assert_eq!(reply.verdict(), (400, "REQUEST_INVALID".to_owned()), "{bad}");
+        assert!(reply.message().contains("Idempotency-Key"));
+    }
+    let call = service.issuing(&conversation, &json!({"kind": "tool"})).header("idempotency-key", "a");
+    check([("two keys", call.header("idempotency-key", "a"), (400, "REQUEST_INVALID"))]).await;
+    assert_eq!(service.tool(&conversation).await.sequence, 1, "nothing was issued");
+}

@@ -1,0 +1,177 @@
+//! The real service, started in this process on free ports, as providers and the platform reach it.
+
+mod calls;
+mod client;
+mod event_reader;
+mod raw;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use callback_ingress::app::{self, AppError};
+use callback_ingress::clock::Clock;
+use callback_ingress::config::{self, Sources};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::calls::{CALLBACKS, Item, issued, millis};
+pub(crate) use self::client::{Call, Client, Reply};
+pub(crate) use self::event_reader::{Event, EventReader};
+pub(crate) use self::raw::Raw;
+use crate::redis_server::RedisServer;
+
+/// The platform's key, the same on every replica.
+pub(crate) const SERVICE_KEY: &str = "the-platforms-key-of-the-tests";
+
+/// What every service of the tests is started with. What a test says comes later, and wins.
+const FLAGS: [(&str, &str); 7] = [
+    ("http.public_addr", "127.0.0.1:0"),
+    ("http.platform_addr", "127.0.0.1:0"),
+    ("http.drain_grace_ms", "0"),
+    // A machine that is busy with other tests is slow, and no store that is gone.
+    ("store.connect_timeout_ms", "10000"),
+    ("store.response_timeout_ms", "10000"),
+    ("token.keys", r#"["k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="]"#),
+    ("platform.service_keys", r#"["the-platforms-key-of-the-tests"]"#),
+];
+
+/// How long a test waits for what must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a test waits before it asks again whether it has happened.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A running service. Ends with the test.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) public: SocketAddr,
+    pub(crate) platform: SocketAddr,
+    pub(crate) client: Client,
+    stop: CancellationToken,
+    running: JoinHandle<Result<(), AppError>>,
+}
+
+impl Service {
+    /// On the embedded store, nothing configured but ports and keys.
+    pub(crate) async fn on_memory() -> Self {
+        Self::start(&[]).await
+    }
+
+    /// On this Redis.
+    pub(crate) async fn on(redis: &RedisServer) -> Self {
+        Self::start(&[("store.url", &redis.url(0))]).await
+    }
+
+    /// With these flags.
+    pub(crate) async fn start(flags: &[(&str, &str)]) -> Self {
+        Self::with_clock(flags, Clock::System).await
+    }
+
+    /// With these flags, in a time that the test may move.
+    pub(crate) async fn with_clock(flags: &[(&str, &str)], clock: Clock) -> Self {
+        let flags = FLAGS.iter().chain(flags).map(|&(key, value)| (key.to_owned(), value.to_owned()));
+        let sources = Sources { flags: flags.collect(), ..Sources::default() };
+        let config = config::load(sources).unwrap().config;
+        let app = app::build(&config, clock).await.unwrap();
+        let (public, platform) = (app.public_addr(), app.platform_addr());
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(app.run(stop.clone().cancelled_owned()));
+        Self { public, platform, client: Client::default(), stop, running }
+    }
+
+    /// A service that runs elsewhere, with the keys of the tests.
+    pub(crate) fn elsewhere(public: SocketAddr, platform: SocketAddr) -> Self {
+        let running = tokio::spawn(async { Ok(()) });
+        Self { public, platform, client: Client::default(), stop: CancellationToken::new(), running }
+    }
+
+    /// The variables that a service elsewhere is to be started with.
+    pub(crate) fn variables(public: SocketAddr, platform: SocketAddr) -> Vec<(String, String)> {
+        let addresses = [("http.public_addr", public), ("http.platform_addr", platform)];
+        let addresses = addresses.into_iter().map(|(key, address)| (key, address.to_string()));
+        let settings = FLAGS.into_iter().map(|(key, value)| (key, value.to_owned())).chain(addresses);
+        let name = |key: &str| format!("CALLBACK_INGRESS__{}", key.to_uppercase().replace('.', "__"));
+        settings.map(|(key, value)| (name(key), value)).collect()
+    }
+
+    /// What SIGTERM does.
+    pub(crate) fn drain(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits for the end of a service that drains.
+    pub(crate) async fn ended(self) {
+        timeout(PATIENCE, self.running).await.expect("draining ends").unwrap().unwrap();
+    }
+}
+
+/// One or several replicas of the service, and the store they share.
+#[derive(Debug)]
+pub(crate) struct Deployment {
+    replicas: Vec<Service>,
+    next: AtomicUsize,
+    /// Ends after its users.
+    pub(crate) redis: Option<RedisServer>,
+}
+
+/// The ways in which the service is deployed: whatever is promised is promised of each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    Memory,
+    Redis,
+    TwoReplicas,
+}
+
+impl Kind {
+    pub(crate) async fn deploy(self, flags: &[(&str, &str)]) -> Deployment {
+        let (redis, count) = match self {
+            Self::Memory => (None, 1),
+            Self::Redis => (Some(RedisServer::start()), 1),
+            Self::TwoReplicas => (Some(RedisServer::start()), 2),
+        };
+        let url = redis.as_ref().map_or_else(|| "memory:".to_owned(), |redis| redis.url(0));
+        let mut replicas = Vec::new();
+        for _ in 0..count {
+            replicas.push(Service::start(&[&[("store.url", url.as_str())], flags].concat()).await);
+        }
+        Deployment { replicas, next: AtomicUsize::new(0), redis }
+    }
+}
+
+impl Deployment {
+    /// The next replica's turn, as a balancer would have it.
+    pub(crate) fn any(&self) -> &Service {
+        &self.replicas[self.next.fetch_add(1, Ordering::Relaxed) % self.replicas.len()]
+    }
+}
+
+/// Runs each test, an `async fn(Kind)`, on every kind of deployment.
+macro_rules! on_every_deployment {
+    ($($test:ident),+ $(,)?) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test($crate::service::Kind::Memory).await; })+
+        }
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test($crate::service::Kind::Redis).await; })+
+        }
+        mod two_replicas {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test($crate::service::Kind::TwoReplicas).await; })+
+        }
+    };
+}
+pub(crate) use on_every_deployment;
+
+/// Asks again and again, until it is so.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let asked = async {
+        while !is_so().await {
+            sleep(PAUSE).await;
+        }
+    };
+    assert!(timeout(PATIENCE, asked).await.is_ok(), "it never came to this: {what}");
+}

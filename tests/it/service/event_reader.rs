@@ -1,0 +1,123 @@
+//! Server-sent events, read as the HTML standard says.
+
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::{Call, PATIENCE};
+
+/// An event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) id: String,
+    /// Empty for an envelope.
+    pub(crate) name: String,
+    pub(crate) data: String,
+}
+
+impl Event {
+    /// The envelope that it carries.
+    pub(crate) fn envelope(&self) -> Value {
+        assert_eq!(self.name, "", "an envelope's event has no name");
+        serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("{error}: {}", self.data))
+    }
+
+    /// The sequence that its id names.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.id.strip_suffix("-0").expect("a stream id").parse().unwrap()
+    }
+}
+
+/// More events than any test makes.
+const ENDLESS: usize = 10_000;
+
+/// An open event stream.
+#[derive(Debug)]
+pub(crate) struct EventReader {
+    body: Incoming,
+    read: Vec<u8>,
+}
+
+impl EventReader {
+    pub(crate) async fn of(call: Call<'_>) -> Self {
+        let reply = call.begin().await;
+        assert_eq!(reply.status(), 200);
+        assert_eq!(reply.headers()["content-type"], "text/event-stream");
+        assert_eq!(reply.headers()["cache-control"], "no-cache");
+        assert!(reply.headers().contains_key("x-request-id") && reply.headers().contains_key("x-trace-id"));
+        Self { body: reply.into_body(), read: Vec::new() }
+    }
+
+    /// The next event; `None` when the stream has ended. What began and was not finished counts for nothing.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.take_event() {
+                return Some(event);
+            }
+            if !self.fill().await {
+                return None;
+            }
+        }
+    }
+
+    /// So many events.
+    pub(crate) async fn take(&mut self, count: usize) -> Vec<Event> {
+        let mut events = Vec::with_capacity(count);
+        while events.len() < count {
+            events.push(self.next().await.unwrap_or_else(|| panic!("the stream ended after {events:?}")));
+        }
+        events
+    }
+
+    /// All events up to the end of the stream.
+    pub(crate) async fn rest(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next().await {
+            events.push(event);
+            assert!(events.len() <= ENDLESS, "the stream does not end: {event:?}", event = events.last());
+        }
+        events
+    }
+
+    /// The whole events among the next so many bytes: after them the connection is cut.
+    pub(crate) async fn cut_after(mut self, bytes: usize) -> Vec<Event> {
+        while self.read.len() < bytes && self.fill().await {}
+        self.read.truncate(bytes);
+        std::iter::from_fn(|| self.take_event()).collect()
+    }
+
+    /// Reads what is there next; tells whether there was anything.
+    async fn fill(&mut self) -> bool {
+        let frame = timeout(PATIENCE, self.body.frame()).await.expect("an event in time");
+        let Some(Ok(frame)) = frame else { return false };
+        self.read.extend_from_slice(frame.data_ref().expect("a stream without trailers"));
+        true
+    }
+
+    /// Takes the first whole event out of what was read. Comments are none.
+    fn take_event(&mut self) -> Option<Event> {
+        loop {
+            let end = self.read.windows(2).position(|pair| pair == b"\n\n")? + 2;
+            let block: Vec<u8> = self.read.drain(..end).collect();
+            let block = String::from_utf8(block).expect("events are UTF-8");
+            assert!(!block.contains('\r'), "a carriage return ends a line for some readers only: {block:?}");
+            let mut event = Event::default();
+            let mut data = Vec::new();
+            for line in block.lines() {
+                let (field, value) = line.split_once(':').unwrap_or((line, ""));
+                let value = value.strip_prefix(' ').unwrap_or(value);
+                match field {
+                    "id" => value.clone_into(&mut event.id),
+                    "event" => value.clone_into(&mut event.name),
+                    "data" => data.push(value),
+                    _ => {}
+                }
+            }
+            if !data.is_empty() {
+                event.data = data.join("\n");
+                return Some(event);
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The provider's side of the wire: every reply of the contract's table, and what else a stranger may send.
+
+mod bad_input;
+mod carriers;
+mod drain;
+mod http;
+mod limits;
+mod order;
+mod receipts;
+mod refusals;
+mod routes;
+mod slowness;
+mod store_failures;
+
+use crate::service::{Call, Service};
+
+/// A way to send a token.
+type Sending = for<'a> fn(&'a Service, &str) -> Call<'a>;
+
+/// A sentence, what is sent, and what is said to it.
+type Row<'a> = (&'static str, Call<'a>, (u16, &'static str));
+
+/// Sends each request and checks what is said to it.
+async fn check(rows: impl IntoIterator<Item = Row<'_>>) {
+    for (sentence, call, (status, word)) in rows {
+        assert_eq!(call.verdict().await, (status, word.to_owned()), "{sentence}");
+    }
+}

@@ -1,0 +1,118 @@
+//! Bodies and paths that a stranger may send, and what becomes of them.
+
+use super::check;
+use crate::service::{CALLBACKS, Kind, Service, on_every_deployment};
+
+on_every_deployment!(what_is_json_is_passed_on_as_it_is);
+
+async fn what_is_json_is_passed_on_as_it_is(kind: Kind) {
+    let deployment = kind.deploy(&[("http.max_body_bytes", "16777216")]).await;
+    let conversation = deployment.any().open().await;
+    let digits = "7".repeat(10 * 1024 * 1024);
+    let nested = format!("{}{}", "[".repeat(128), "]".repeat(128));
+    let bodies = [
+        "{\"a\":1,\"a\":2,\"a\":1}",
+        "1e999999999",
+        "-0.0",
+        "123456789012345678901234567890.12345678901234567890",
+        "\"\\u0000\"",
+        "\"\\ud83d\\ude00 😀 \\/ \\u00e9 é\"",
+        "\"\u{2028}\u{2029}\u{7f}\u{feff}\"",
+        "{\"\":{\"__proto__\":null}}",
+        "{\"outcome\":\"cancelled\",\"sequence\":99}",
+        " \t 7 \t ",
+        &nested,
+        &digits,
+    ];
+    for body in bodies {
+        let item = deployment.any().tool(&conversation).await;
+        check([("JSON", deployment.any().callback(&item.token, body.to_owned()), (202, "delivered"))]).await;
+    }
+    let channel = deployment.any().channel(&conversation, bodies.len()).await;
+    for (envelope, body) in channel.iter().zip(bodies) {
+        let head = &body[..body.len().min(80)];
+        assert!(
+            envelope.contains(&format!("\"outcome\":\"succeeded\",\"result\":{body},\"issuedAt\":")),
+            "{head}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_json_is_refused_and_spends_nothing() {
+    let service = Service::on_memory().await;
+    let item = service.fresh_tool().await;
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth)).into_bytes();
+    let bodies: [(&str, Vec<u8>); 17] = [
+        ("empty", b"".to_vec()),
+        ("white space", b" \r\n\t".to_vec()),
+        ("cut off", b"{\"a\":".to_vec()),
+        ("two values", b"1 2".to_vec()),
+        ("a comment", b"1 // one".to_vec()),
+        ("single quotes", b"{'a':1}".to_vec()),
+        ("NaN", b"NaN".to_vec()),
+        ("a leading zero", b"01".to_vec()),
+        ("a byte order mark", b"\xef\xbb\xbf1".to_vec()),
+        ("a NUL", b"\"\0\"".to_vec()),
+        ("a NUL after the value", b"1\0".to_vec()),
+        ("not UTF-8", b"\"\xff\"".to_vec()),
+        ("a surrogate in UTF-8", b"\"\xed\xa0\x80\"".to_vec()),
+        ("half a pair, the high one", b"\"\\ud800\"".to_vec()),
+        ("half a pair, the low one", b"{\"a\":[\"\\udc00\"]}".to_vec()),
+        ("129 levels", nested(129)),
+        ("half a million levels", nested(500_000)),
+    ];
+    for (sentence, body) in bodies {
+        check([(sentence, service.callback(&item.token, body), (400, "BODY_MALFORMED"))]).await;
+    }
+    check([("a good one", service.callback(&item.token, "1"), (202, "delivered"))]).await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_announced_as_json_is_refused_and_spends_nothing() {
+    let service = Service::on_memory().await;
+    let item = service.fresh_tool().await;
+    let post = || service.provider("POST", CALLBACKS).header("x-callback-token", &item.token).body("1");
+    let refused = (415, "CONTENT_TYPE_UNSUPPORTED");
+    check([("no type at all", post(), refused)]).await;
+    for bad in [
+        "",
+        "text/plain",
+        "text/json",
+        "application/x-www-form-urlencoded",
+        "application/jsonp",
+        "application/json; charset=latin1",
+        "application/json, text/plain",
+        "multipart/form-data; boundary=x",
+    ] {
+        check([(bad, post().header("content-type", bad), refused)]).await;
+    }
+    let twice = post().header("content-type", "application/json").header("content-type", "text/plain");
+    let packed = post().header("content-type", "application/json").header("content-encoding", "gzip");
+    check([("two types", twice, refused), ("compressed", packed, refused)]).await;
+    assert_eq!(service.state(&item).await, "awaiting");
+    for good in ["application/json; charset=UTF-8", "APPLICATION/JSON", "application/problem+json"] {
+        let status = post().header("content-type", good).send().await.status;
+        assert!(status.is_success(), "{good}: {status}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_with_escapes_is_a_token_or_nothing() {
+    let service = Service::on_memory().await;
+    let post = |rest: &str| service.provider("POST", &format!("{CALLBACKS}{rest}")).json("1");
+    check([
+        ("an escaped slash", post("/a%2Fb"), (401, "CALLBACK_TOKEN_INVALID")),
+        ("an escaped NUL", post("/%00"), (401, "CALLBACK_TOKEN_INVALID")),
+        ("bytes that are no text", post("/%ff%fe"), (401, "CALLBACK_TOKEN_INVALID")),
+        ("half an escape", post("/%f"), (401, "CALLBACK_TOKEN_INVALID")),
+        ("dots", post("/..%2f..%2fetc"), (401, "CALLBACK_TOKEN_INVALID")),
+        ("a token of 8 KiB", post(&format!("/{}", "x".repeat(8 * 1024))), (401, "CALLBACK_TOKEN_INVALID")),
+        ("a slash more", post("/a/b"), (404, "NOT_FOUND")),
+        ("a slash at the end", post("/"), (404, "NOT_FOUND")),
+        ("an empty parameter", post("?callbackToken="), (401, "CALLBACK_TOKEN_MISSING")),
+        ("a parameter that is no text", post("?callbackToken=%ff"), (401, "CALLBACK_TOKEN_INVALID")),
+        ("a parameter of another name", post("?callbacktoken=x"), (401, "CALLBACK_TOKEN_MISSING")),
+    ])
+    .await;
+}

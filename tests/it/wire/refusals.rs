@@ -1,0 +1,197 @@
+//! Each row of the contract's table in which the token, the item or the conversation is the reason.
+
+use callback_ingress::clock::{Clock, ManualClock};
+use callback_ingress::domain::time::Timestamp;
+use serde_json::json;
+
+use super::check;
+use crate::service::{CALLBACKS, Kind, Service, on_every_deployment, until};
+
+on_every_deployment!(
+    a_cancelled_item_takes_no_callback,
+    an_item_past_its_deadline_takes_no_callback_and_an_expired_token_is_told_so,
+    an_ended_conversation_takes_no_callback_but_knows_what_it_delivered,
+    too_much_held_is_told_and_can_be_sent_again,
+    a_token_that_differs_in_any_character_is_refused,
+);
+
+const SOON: &str = "{\"kind\":\"tool\",\"timeoutMs\":1}";
+
+async fn a_cancelled_item_takes_no_callback(kind: Kind) {
+    let deployment = kind.deploy(&[]).await;
+    let conversation = deployment.any().open().await;
+    let item = deployment.any().tool(&conversation).await;
+    assert_eq!(deployment.any().platform("DELETE", &item.path()).send().await.status, 200);
+    check([
+        ("cancelled", deployment.any().callback(&item.token, "1"), (409, "WORK_ITEM_CANCELLED")),
+        ("and again", deployment.any().callback(&item.token, "1"), (409, "WORK_ITEM_CANCELLED")),
+    ])
+    .await;
+}
+
+async fn an_item_past_its_deadline_takes_no_callback_and_an_expired_token_is_told_so(kind: Kind) {
+    let deployment = kind.deploy(&[("token.replay_window_ms", "2000")]).await;
+    let conversation = deployment.any().open().await;
+    let item = deployment.any().issue(&conversation, &serde_json::from_str(SOON).unwrap()).await;
+    until("the deadline has passed", async || deployment.any().state(&item).await == "released").await;
+    let late = deployment.any().callback(&item.token, "1");
+    check([("timed out", late.clone(), (409, "WORK_ITEM_TIMED_OUT"))]).await;
+    until("the token has expired", async || late.clone().send().await.status == 401).await;
+    check([("expired", late, (401, "CALLBACK_TOKEN_EXPIRED"))]).await;
+}
+
+async fn an_ended_conversation_takes_no_callback_but_knows_what_it_delivered(kind: Kind) {
+    let deployment = kind.deploy(&[]).await;
+    let conversation = deployment.any().open().await;
+    let mut items = Vec::new();
+    for _ in 0..3 {
+        items.push(deployment.any().tool(&conversation).await);
+    }
+    check([
+        ("delivered", deployment.any().callback(&items[0].token, "0"), (202, "delivered")),
+        ("held", deployment.any().callback(&items[2].token, "2"), (202, "held")),
+    ])
+    .await;
+    deployment.any().end(&conversation).await;
+    check([
+        (
+            "awaiting when it ended",
+            deployment.any().callback(&items[1].token, "1"),
+            (409, "CONVERSATION_ENDED"),
+        ),
+        ("held when it ended", deployment.any().callback(&items[2].token, "2"), (409, "CONVERSATION_ENDED")),
+        ("delivered before it ended", deployment.any().callback(&items[0].token, "0"), (200, "delivered")),
+        ("with another body", deployment.any().callback(&items[0].token, "7"), (409, "CALLBACK_TOKEN_USED")),
+    ])
+    .await;
+}
+
+async fn too_much_held_is_told_and_can_be_sent_again(kind: Kind) {
+    for (limit, value) in [("gate.max_held_items", "1"), ("gate.max_held_bytes", "10")] {
+        let deployment = kind.deploy(&[(limit, value)]).await;
+        let conversation = deployment.any().open().await;
+        let mut items = Vec::new();
+        for _ in 0..3 {
+            items.push(deployment.any().tool(&conversation).await);
+        }
+        let [first, second, third] = items.try_into().unwrap();
+        check([
+            ("room for one", deployment.any().callback(&second.token, "\"1234567\""), (202, "held")),
+            ("and no more", deployment.any().callback(&third.token, "\"abcdefg\""), (429, "HELD_LIMIT")),
+            (
+                "not for a retry either",
+                deployment.any().callback(&third.token, "\"abcdefg\""),
+                (429, "HELD_LIMIT"),
+            ),
+            (
+                "what is known takes no room",
+                deployment.any().callback(&second.token, "\"1234567\""),
+                (200, "held"),
+            ),
+            (
+                "what releases takes none",
+                deployment.any().callback(&first.token, "\"1234567890\""),
+                (202, "delivered"),
+            ),
+            ("now there is room", deployment.any().callback(&third.token, "\"abcdefg\""), (202, "delivered")),
+        ])
+        .await;
+    }
+}
+
+async fn a_token_that_differs_in_any_character_is_refused(kind: Kind) {
+    let deployment = kind.deploy(&[]).await;
+    let conversation = deployment.any().open().await;
+    let item = deployment.any().tool(&conversation).await;
+    let refused = (401, "CALLBACK_TOKEN_INVALID");
+    for at in 0..item.token.len() {
+        let mut forged = item.token.clone();
+        let other = if &forged[at..=at] == "A" { "B" } else { "A" };
+        forged.replace_range(at..=at, other);
+        check([("one character", deployment.any().callback(&forged, "1"), refused)]).await;
+    }
+    // The last character's spare bits must be zero: base64 has no second spelling of a token.
+    let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=";
+    for last in alphabet.chars().filter(|&last| !item.token.ends_with(last)) {
+        let forged = format!("{}{last}", &item.token[..item.token.len() - 1]);
+        check([("trailing bits", deployment.any().callback(&forged, "1"), refused)]).await;
+    }
+    let escaped = item.token.replacen('c', "%63", 1);
+    let post = |path: &str| deployment.any().provider("POST", path).json("1");
+    check([
+        ("longer", deployment.any().callback(&format!("{}A", item.token), "1"), refused),
+        ("shorter", deployment.any().callback(&item.token[..item.token.len() - 1], "1"), refused),
+        ("padded", deployment.any().callback(&format!("{}=", item.token), "1"), refused),
+        ("in capitals", deployment.any().callback(&item.token.to_uppercase(), "1"), refused),
+        ("without its prefix", deployment.any().callback(&item.token[4..], "1"), refused),
+        ("not ASCII", deployment.any().callback("cbt_é", "1"), refused),
+        ("escaped in the path", post(&format!("{CALLBACKS}/{escaped}")), refused),
+        ("a slash in the path", post(&format!("{CALLBACKS}/{}%2F", item.token)), refused),
+        ("a NUL in the path", post(&format!("{CALLBACKS}/%00")), refused),
+        ("no string in the body", post(CALLBACKS).body("{\"callbackToken\":7}"), refused),
+        ("a NUL in the body", post(CALLBACKS).body("{\"callbackToken\":\"\\u0000\"}"), refused),
+        ("the token itself", deployment.any().callback(&item.token, "1"), (202, "delivered")),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_store_that_lost_writes_knows_no_item() {
+    // Two services that share their keys, and no memory.
+    let (issuer, other) = (Service::on_memory().await, Service::on_memory().await);
+    let item = issuer.fresh_tool().await;
+    check([("no conversation", other.callback(&item.token, "1"), (409, "CONVERSATION_ENDED"))]).await;
+    other.platform("PUT", &format!("/conversations/{}", item.conversation)).send().await;
+    check([("no item", other.callback(&item.token, "1"), (409, "WORK_ITEM_UNKNOWN"))]).await;
+}
+
+#[tokio::test]
+async fn a_conversation_left_untouched_takes_no_callback() {
+    let clock = ManualClock::at(Timestamp::from_millis(1_800_000_000_000));
+    let service = Service::with_clock(&[], Clock::Manual(clock.clone())).await;
+    let call = service.platform("PUT", "/conversations/idle").json("{\"idleTtlMs\":1000}");
+    assert_eq!(call.send().await.status, 201);
+    let item = service.issue("idle", &json!({"kind": "tool", "timeoutMs": 5_000})).await;
+    clock.advance(999);
+    assert_eq!(service.shown("/conversations/idle").await["state"], "live");
+    clock.advance(1);
+    check([("idle", service.callback(&item.token, "1"), (409, "CONVERSATION_ENDED"))]).await;
+}
+
+#[tokio::test]
+async fn a_token_of_a_retired_key_is_refused_and_one_of_an_old_key_is_not() {
+    let key = |id: &str, letter: &str| format!("{id}:{}=", letter.repeat(43));
+    let keys = |keys: &[String]| format!("[\"{}\"]", keys.join("\",\""));
+    let redis = crate::redis_server::RedisServer::start();
+    let with = async |ring: &[String]| {
+        Service::start(&[("store.url", &redis.url(0)), ("token.keys", &keys(ring))]).await
+    };
+    let (old, new) = (key("old", "A"), key("new", "A"));
+    let before = with(std::slice::from_ref(&old)).await;
+    let conversation = before.open().await;
+    let (first, second) = (before.tool(&conversation).await, before.tool(&conversation).await);
+    let during = with(&[new.clone(), old]).await;
+    check([("both keys", during.callback(&first.token, "1"), (202, "delivered"))]).await;
+    let after = with(&[new]).await;
+    check([
+        ("retired", after.callback(&second.token, "2"), (401, "CALLBACK_TOKEN_INVALID")),
+        ("not retired elsewhere", during.callback(&second.token, "2"), (202, "delivered")),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_data_structure_that_makes_no_sense_is_a_bug_and_shows_nothing() {
+    let redis = crate::redis_server::RedisServer::start();
+    let service = Service::on(&redis).await;
+    let item = service.fresh_tool().await;
+    let mut connection = redis.connection(0);
+    let keys: Vec<String> = ::redis::cmd("KEYS").arg("*:conversation:*").query(&mut connection).unwrap();
+    ::redis::cmd("SET").arg(&keys[0]).arg("x").exec(&mut connection).unwrap();
+    let reply = service.callback(&item.token, "1").send().await;
+    assert_eq!(reply.verdict(), (500, "INTERNAL".to_owned()));
+    let port = format!(":{}", redis.port());
+    for inside in ["WRONGTYPE", "cb:", "redis", &port, &item.token] {
+        assert!(!reply.text().contains(inside), "{}", reply.text());
+    }
+}

@@ -1,0 +1,83 @@
+//! Who takes too long.
+
+use tokio::time::{Duration, Instant};
+
+use crate::service::{CALLBACKS, Raw, Service};
+
+const HEAD_MS: u64 = 150;
+const BODY_MS: u64 = 150;
+
+async fn impatient() -> Service {
+    Service::start(&[("http.head_timeout_ms", "150"), ("http.body_timeout_ms", "150")]).await
+}
+
+#[tokio::test]
+async fn a_body_that_takes_too_long_is_told_and_spends_nothing() {
+    let service = impatient().await;
+    let item = service.fresh_tool().await;
+    for length in ["content-length: 5", "transfer-encoding: chunked"] {
+        let mut raw = Raw::connect(service.public).await;
+        let since = Instant::now();
+        raw.send(format!(
+            "POST {CALLBACKS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-callback-token: {}\r\n{length}\r\n\r\n",
+            item.token
+        ))
+        .await;
+        let reply = raw.reply().await;
+        assert_eq!(reply.verdict(), (408, "REQUEST_TIMEOUT".to_owned()), "{length}");
+        assert!(since.elapsed() >= Duration::from_millis(BODY_MS));
+        assert_eq!(reply.header("connection"), Some("close"));
+        assert_eq!(raw.closed().await, b"");
+    }
+    assert_eq!(service.state(&item).await, "awaiting");
+    assert_eq!(service.callback(&item.token, "1").verdict().await, (202, "delivered".to_owned()));
+}
+
+#[tokio::test]
+async fn the_body_of_a_platforms_request_must_not_take_too_long_either() {
+    let service = impatient().await;
+    let mut raw = Raw::connect(service.platform).await;
+    raw.send(format!(
+        "PUT /platform/v1/conversations/slow HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 2\r\n\r\n",
+        crate::service::SERVICE_KEY
+    ))
+    .await;
+    assert_eq!(raw.reply().await.verdict(), (408, "REQUEST_TIMEOUT".to_owned()));
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_costs_its_connection_however_steadily_it_drips() {
+    let service = impatient().await;
+    let mut raw = Raw::connect(service.public).await;
+    let since = Instant::now();
+    raw.send("GET /health HTTP/1.1\r\n").await;
+    while since.elapsed() < Duration::from_millis(HEAD_MS * 4) && !raw.is_closed() {
+        raw.send("x-a: x\r\n").await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(raw.closed().await, b"");
+    assert!(since.elapsed() < Duration::from_millis(HEAD_MS * 4), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn a_connection_that_is_idle_too_long_is_let_go() {
+    let service = Service::start(&[("http.keep_alive_timeout_ms", "1000")]).await;
+    let mut raw = Raw::connect(service.public).await;
+    raw.send("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert_eq!(raw.reply().await.verdict(), (200, "ok".to_owned()));
+    let since = Instant::now();
+    assert_eq!(raw.closed().await, b"");
+    assert!(since.elapsed() >= Duration::from_millis(900), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_between_requests_is_not_slow() {
+    let service = impatient().await;
+    let mut raw = Raw::connect(service.public).await;
+    for _ in 0..2 {
+        // Longer than a head may take: the time runs from its first byte.
+        tokio::time::sleep(Duration::from_millis(HEAD_MS * 2)).await;
+        raw.send("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert_eq!(raw.reply().await.verdict(), (200, "ok".to_owned()));
+    }
+}
