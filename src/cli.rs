@@ -9,6 +9,7 @@ mod healthcheck;
 mod serve;
 
 use std::error::Error;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,8 +37,8 @@ struct Settings {
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Sets any key, such as gate.default_timeout_ms=30000; can be repeated
-    #[arg(long, value_name = "SECTION.KEY=VALUE", global = true, value_parser = setting)]
-    set: Vec<(String, String)>,
+    #[arg(long, value_name = "SECTION.KEY=VALUE", global = true)]
+    set: Vec<String>,
     /// memory: or a redis:// or rediss:// URL (store.url)
     #[arg(long, value_name = "URL", global = true)]
     store: Option<String>,
@@ -75,13 +76,18 @@ enum ConfigCommand {
     Dump,
 }
 
-fn setting(text: &str) -> Result<(String, String), &'static str> {
-    let (key, value) = text.split_once('=').ok_or("must be SECTION.KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
+/// Not left to clap, which repeats what it does not understand: it may hold a secret.
+fn setting(text: &str) -> Result<(String, String), Failure> {
+    let is_key = |key: &str| key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
+    match text.split_once('=') {
+        Some((key, value)) if is_key(key) => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Failure::Wrong("--set must be followed by SECTION.KEY=VALUE".into())),
+    }
 }
 
 impl Settings {
-    fn load(self) -> Result<Loaded, ConfigError> {
+    fn load(self) -> Result<Loaded, Failure> {
+        let set = self.set.iter().map(|text| setting(text)).collect::<Result<Vec<_>, _>>()?;
         let named = [
             ("store.url", self.store),
             ("http.public_addr", self.public_addr),
@@ -91,11 +97,11 @@ impl Settings {
         let named = named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        load(Sources {
+        Ok(load(Sources {
             file: self.config,
             variables: variables.collect(),
-            flags: self.set.into_iter().chain(named).collect(),
-        })
+            flags: set.into_iter().chain(named).collect(),
+        })?)
     }
 }
 
@@ -132,6 +138,17 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Writes to standard output. A reader that has gone away has read what it wanted.
+fn say(text: &str) -> Result<(), Failure> {
+    let mut out = anstream::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::Failed(format!("cannot write to standard output: {error}").into()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 fn complain(error: &dyn Error, code: u8) -> ExitCode {
     let mut message = error.to_string();
     let mut cause = error.source();
@@ -152,10 +169,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve => Box::pin(serve::run(loaded)),
         Command::Demo => Box::pin(demo::run(loaded)),
         Command::Config { command: ConfigCommand::Check } => Box::pin(config::check(loaded)),
-        Command::Config { command: ConfigCommand::Dump } => {
-            config::dump(&loaded);
-            return Ok(());
-        }
+        Command::Config { command: ConfigCommand::Dump } => return say(&loaded.dump()),
         Command::Healthcheck(arguments) => Box::pin(healthcheck::run(loaded, arguments)),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

@@ -1,1 +1,38 @@
-//! The real binary: exit codes, signals, output.
+//! The real binary: exit codes, signals, output; and the README, whose lines are run as they stand.
+//!
+//! `program` starts it, `service` keeps it running, `wire` speaks HTTP to it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "everything here is a test, and what a test does not expect fails it"
+)]
+
+#[path = "cli/configuration.rs"]
+mod configuration;
+#[path = "cli/demo.rs"]
+mod demo;
+#[path = "cli/draining.rs"]
+mod draining;
+#[path = "cli/healthcheck.rs"]
+mod healthcheck;
+#[path = "cli/old_redis.rs"]
+mod old_redis;
+#[path = "cli/program.rs"]
+mod program;
+#[path = "cli/readme.rs"]
+mod readme;
+#[path = "it/redis_server.rs"]
+#[expect(dead_code, reason = "the other test binary uses all of it")]
+mod redis_server;
+#[path = "cli/serve.rs"]
+mod serve;
+#[path = "cli/service.rs"]
+mod service;
+#[path = "cli/store.rs"]
+mod store;
+#[path = "cli/usage.rs"]
+mod usage;
+#[path = "cli/wire.rs"]
+mod wire;

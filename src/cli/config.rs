@@ -1,14 +1,9 @@
-//! `config check` and `config dump`.
+//! `config check`.
 
-use super::Failure;
+use super::{Failure, say};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::store::redis::{NotUsable, RedisStore};
-
-/// Prints the settings in force, without secrets.
-pub(super) fn dump(loaded: &Loaded) {
-    anstream::print!("{}", loaded.dump());
-}
 
 /// What an operator may want to know before this configuration is used.
 fn remarks(config: &Config) -> Vec<&'static str> {
@@ -36,7 +31,7 @@ fn remarks(config: &Config) -> Vec<&'static str> {
 /// The configuration was read, or we would not be here; whether its store can be used is asked now.
 pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
     for remark in remarks(&loaded.config) {
-        anstream::println!("note: {remark}");
+        say(&format!("note: {remark}\n"))?;
     }
     if let Some(settings) = loaded.config.redis() {
         let wrong = |error: Box<dyn std::error::Error>| Failure::Wrong(error);
@@ -47,6 +42,5 @@ pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
             Err(NotUsable::NotThere(error)) => return Err(Failure::Failed(error.into())),
         }
     }
-    anstream::println!("the configuration is good; the store is {}", loaded.store_shown());
-    Ok(())
+    say(&format!("the configuration is good; the store is {}\n", loaded.store_shown()))
 }

@@ -29,7 +29,7 @@ pub(super) fn settings(mut settings: Settings) -> Settings {
         ("http.public_base_url", ""),
         ("token.carriers", r#"["header","query","body","path"]"#),
     ];
-    settings.set.extend(forced.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    settings.set.extend(forced.map(|(key, value)| format!("{key}={value}")));
     settings
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use axum::http::Method;
 use clap::Args;
 
-use super::Failure;
 use super::client::{Call, Client};
+use super::{Failure, say};
 use crate::config::Loaded;
 
 /// Whom to ask, and how long to wait.
@@ -43,8 +43,7 @@ pub(super) async fn run(loaded: Loaded, arguments: Arguments) -> Result<(), Fail
         .map_err(|error| Failure::Failed(format!("{url} does not answer: {error}").into()))?;
     let text = String::from_utf8_lossy(&reply.body);
     if reply.status.is_success() {
-        anstream::println!("{text}");
-        Ok(())
+        say(&format!("{text}\n"))
     } else {
         Err(Failure::Failed(format!("{url} answers {}: {text}", reply.status).into()))
     }

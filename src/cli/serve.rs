@@ -4,10 +4,11 @@ use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::Failure;
+use super::{Failure, say};
 use crate::app::{self, App, AppError};
 use crate::clock::Clock;
-use crate::config::Loaded;
+use crate::config::{Carrier, Loaded, Token};
+use crate::public::CALLBACKS_PATH;
 use crate::telemetry;
 
 impl From<AppError> for Failure {
@@ -38,7 +39,7 @@ pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
         tracing::warn!("the store is in this process's memory: conversations end with it");
     }
     if let Some(key) = app.made_service_key() {
-        anstream::print!("{}", first_steps(&app, key.expose_secret()));
+        say(&first_steps(&app, &loaded.config.token, key.expose_secret()))?;
     }
     tokio::select! {
         result = app.run(signals.came(1)) => Ok(result?),
@@ -78,8 +79,16 @@ impl Signals {
 }
 
 /// Lines to paste, for a first look.
-fn first_steps(app: &App, key: &str) -> String {
-    let (public, platform) = (app.public_addr(), app.platform_addr());
+fn first_steps(app: &App, token: &Token, key: &str) -> String {
+    let platform = app.platform_addr();
+    let url = format!("http://{}{CALLBACKS_PATH}", app.public_addr());
+    let (header, query, field) = (&token.header_name.text, &token.query_name, &token.body_field);
+    let (to, body) = match token.default_carrier {
+        Carrier::Header => (format!(r#"{url} -H "{header}: $TOKEN""#), r#"{"answer":42}"#.to_owned()),
+        Carrier::Query => (format!(r#""{url}?{query}=$TOKEN""#), r#"{"answer":42}"#.to_owned()),
+        Carrier::Path => (format!(r#""{url}/$TOKEN""#), r#"{"answer":42}"#.to_owned()),
+        Carrier::Body => (url, format!(r#"{{"answer":42,"{field}":"'$TOKEN'"}}"#)),
+    };
     format!(
         r#"
 Nothing is configured, so keys were made for this run. Paste, in another terminal:
@@ -91,7 +100,7 @@ Nothing is configured, so keys were made for this run. Paste, in another termina
   ISSUED=$(curl -sS -X POST http://{platform}/platform/v1/conversations/call-1/work-items -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d '{{"kind":"tool","timeoutMs":600000}}'); echo "$ISSUED"
   TOKEN=$(echo "$ISSUED" | grep -o 'cbt_[A-Za-z0-9_-]*' | head -n 1)
   # post the result, as the provider does
-  curl -sS -X POST http://{public}/api/v1/webhooks/callbacks -H "X-Callback-Token: $TOKEN" -H 'Content-Type: application/json' -d '{{"answer":42}}'; echo
+  curl -sS -X POST {to} -H 'Content-Type: application/json' -d '{body}'; echo
   # follow the conversation's channel (Ctrl-C ends it)
   curl -sSN "http://{platform}/platform/v1/conversations/call-1/events?from=0" -H "Authorization: Bearer $KEY"
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use toml::{Table, Value};
 
+use super::values::REDACTED_PASSWORD;
 use super::{Config, DEFAULTS};
 
 /// What variables begin with.
@@ -217,7 +218,7 @@ fn redact(key: &str, value: &mut Value) {
         && url.contains('@')
     {
         let shown = url::Url::parse(url).ok().and_then(|mut parsed| {
-            parsed.set_password(parsed.password().map(|_| "redacted")).ok()?;
+            parsed.set_password(parsed.password().map(|_| REDACTED_PASSWORD)).ok()?;
             Some(parsed.to_string())
         });
         *url = shown.unwrap_or_else(|| REDACTED.to_owned());

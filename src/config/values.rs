@@ -88,6 +88,10 @@ pub enum LogFormat {
     Json,
 }
 
+/// What a dump shows in the place of a password. It is none, or a dump would read as a configuration that logs in
+/// with it.
+pub(super) const REDACTED_PASSWORD: &str = "redacted";
+
 /// Which store, and where.
 #[derive(Clone, Debug)]
 pub enum StoreUrl {
@@ -103,8 +107,11 @@ impl<'de> Deserialize<'de> for StoreUrl {
         match url.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
             Some(("redis" | "rediss", rest)) if rest.starts_with("//") => {
-                if redis::parse_redis_url(&url).is_none() {
+                let Some(parsed) = redis::parse_redis_url(&url) else {
                     return Err(D::Error::custom("is not a URL that Redis can be reached under"));
+                };
+                if parsed.password() == Some(REDACTED_PASSWORD) {
+                    return Err(D::Error::custom("the password is redacted, as config dump shows it"));
                 }
                 Ok(Self::Redis(url.into()))
             }

@@ -116,6 +116,8 @@ pub struct Conversation {
     by_id: HashMap<WorkItemId, Sequence>,
     issued_by_key: HashMap<IdempotencyDigest, (Fingerprint, Sequence)>,
     channel: Vec<Envelope>,
+    /// Deadlines that settle nothing any more, until somebody takes them.
+    done_timers: Vec<(Timestamp, WorkItemId)>,
 }
 
 impl Conversation {
@@ -137,6 +139,7 @@ impl Conversation {
             by_id: HashMap::new(),
             issued_by_key: HashMap::new(),
             channel: Vec::new(),
+            done_timers: Vec::new(),
         }
     }
 
@@ -351,8 +354,9 @@ impl Conversation {
             self.release(now);
             self.ended = Some(self.left_behind(now));
             for slot in self.slots.range_mut(self.gate..).map(|(_, slot)| slot) {
-                if let Some(settlement) = &mut slot.settlement {
-                    settlement.payload = None;
+                match &mut slot.settlement {
+                    Some(settlement) => settlement.payload = None,
+                    None => self.done_timers.push((slot.item.deadline, slot.item.id)),
                 }
             }
         }
@@ -370,6 +374,9 @@ impl Conversation {
     /// Times out those of the named items that are due. A stale timer finds nothing to do.
     pub fn expire(&mut self, work_items: &[WorkItemId], now: Timestamp) -> Vec<TimedOut> {
         if self.ended_at(now).is_some() {
+            let timer = |&id| self.deadline_of(id).map(|deadline| (deadline, id));
+            let done: Vec<_> = work_items.iter().filter_map(timer).collect();
+            self.done_timers.extend(done);
             return Vec::new();
         }
         let mut timed_out = Vec::new();
@@ -389,6 +396,7 @@ impl Conversation {
         if let Some(slot) = self.slots.get_mut(&sequence) {
             self.held_bytes += settlement.held_bytes();
             slot.settlement = Some(settlement);
+            self.done_timers.push((slot.item.deadline, slot.item.id));
             self.awaiting -= 1;
         }
     }
@@ -491,6 +499,11 @@ impl Conversation {
     /// The deadline of an item, while nothing has settled it.
     pub fn deadline_of(&self, work_item: WorkItemId) -> Option<Timestamp> {
         self.slot(work_item).filter(|slot| slot.settlement.is_none()).map(|slot| slot.item.deadline)
+    }
+
+    /// Takes the deadlines that settle nothing any more, so that nobody is reminded of them.
+    pub fn take_done_timers(&mut self) -> Vec<(Timestamp, WorkItemId)> {
+        std::mem::take(&mut self.done_timers)
     }
 }
 

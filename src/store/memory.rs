@@ -49,6 +49,22 @@ impl State {
         self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
     }
 
+    /// One step on a conversation, unless it is gone. Nobody is reminded any more of what the step settled.
+    fn step_on<T>(
+        &mut self,
+        reference: ConversationRef,
+        now: Timestamp,
+        limits: &Limits,
+        step: impl FnOnce(&mut Conversation) -> T,
+    ) -> Option<T> {
+        let conversation = self.conversation(reference, now, limits)?;
+        let done = step(conversation);
+        for (deadline, work_item) in conversation.take_done_timers() {
+            self.deadlines.remove(&(deadline, reference, work_item));
+        }
+        Some(done)
+    }
+
     /// The greatest entry that a deadline at `time` can have.
     const fn last_at(time: Timestamp) -> Deadline {
         (time, ConversationRef::from_bytes([0xff; 16]), WorkItemId::from_uuid(uuid::Uuid::max()))
@@ -99,8 +115,7 @@ impl Store for MemoryStore {
             return Ok(Err(IssueRefused::ConversationNotFound));
         };
         let issued = conversation.issue(&command, now, &self.limits);
-        let deadline = conversation.deadline_of(command.work_item);
-        if let Some(deadline) = deadline {
+        if let Some(deadline) = conversation.deadline_of(command.work_item).filter(|_| issued.is_ok()) {
             state.deadlines.insert((deadline, command.conversation, command.work_item));
         }
         Ok(issued)
@@ -111,12 +126,11 @@ impl Store for MemoryStore {
         if now >= command.expires_at {
             return Ok(Err(AcceptRefused::TokenExpired));
         }
-        let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
+        let accept = |conversation: &mut Conversation| conversation.accept(&command, now, &self.limits);
+        let Some(accepted) = state.step_on(command.conversation, now, &self.limits, accept) else {
             return Ok(Err(AcceptRefused::ConversationEnded));
         };
-        let accepted = conversation.accept(&command, now, &self.limits);
-        if let Ok(receipt) = &accepted {
-            state.deadlines.remove(&(receipt.item.deadline, command.conversation, command.work_item));
+        if accepted.is_ok() {
             self.wakes.wake(command.conversation);
         }
         Ok(accepted)
@@ -124,12 +138,11 @@ impl Store for MemoryStore {
 
     async fn cancel(&self, command: Cancel) -> Answer<WorkItemView, CancelRefused> {
         let (mut state, now) = self.step();
-        let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
+        let cancel = |conversation: &mut Conversation| conversation.cancel(&command, now);
+        let Some(cancelled) = state.step_on(command.conversation, now, &self.limits, cancel) else {
             return Ok(Err(CancelRefused::ConversationNotFound));
         };
-        let cancelled = conversation.cancel(&command, now);
-        if let Ok(view) = &cancelled {
-            state.deadlines.remove(&(view.item.deadline, command.conversation, command.work_item));
+        if cancelled.is_ok() {
             self.wakes.wake(command.conversation);
         }
         Ok(cancelled)
@@ -137,10 +150,10 @@ impl Store for MemoryStore {
 
     async fn end(&self, reference: ConversationRef) -> Answer<Ended, ConversationNotFound> {
         let (mut state, now) = self.step();
-        let Some(conversation) = state.conversation(reference, now, &self.limits) else {
+        let end = |conversation: &mut Conversation| conversation.end(now);
+        let Some(ended) = state.step_on(reference, now, &self.limits, end) else {
             return Ok(Err(ConversationNotFound));
         };
-        let ended = conversation.end(now);
         drop(state);
         self.wakes.wake(reference);
         Ok(Ok(ended))
@@ -148,16 +161,21 @@ impl Store for MemoryStore {
 
     async fn expire(&self, due: DueConversation) -> Result<Vec<TimedOut>, StoreError> {
         let (mut state, now) = self.step();
-        let mut timed_out = Vec::new();
-        let entries: Vec<Deadline> = match state.conversation(due.conversation, now, &self.limits) {
-            Some(conversation) => {
-                timed_out = conversation.expire(&due.work_items, now);
-                let deadlines = due.work_items.iter().filter_map(|id| conversation.work_item(*id, now));
-                deadlines.map(|view| (view.item.deadline, due.conversation, view.item.id)).collect()
-            }
-            None => state.due(now).filter(|(_, conversation, _)| *conversation == due.conversation).collect(),
+        let expire = |conversation: &mut Conversation| {
+            let timed_out = conversation.expire(&due.work_items, now);
+            let unknown = |id: &WorkItemId| conversation.work_item(*id, now).is_none();
+            (timed_out, due.work_items.iter().copied().filter(unknown).collect())
         };
-        for entry in entries.iter().filter(|(deadline, ..)| *deadline <= now) {
+        // What the conversation does not know was of one before it, that is gone.
+        let (timed_out, gone): (_, Vec<_>) = state
+            .step_on(due.conversation, now, &self.limits, expire)
+            .unwrap_or_else(|| (Vec::new(), due.work_items.clone()));
+        let entries: Vec<Deadline> = if gone.is_empty() {
+            Vec::new()
+        } else {
+            state.due(now).filter(|(_, of, id)| *of == due.conversation && gone.contains(id)).collect()
+        };
+        for entry in &entries {
             state.deadlines.remove(entry);
         }
         self.wakes.wake(due.conversation);

@@ -1,6 +1,8 @@
 //! The service from outside: its stores, its two listeners, and what happens when things fail.
 //!
-//! `service` starts the real service in this process and speaks to it over real sockets.
+//! `stage` and `conversation` are how a test says what happens to a store, `redis_server` is the Redis it happens in,
+//! and `proxy` a wire to it that can be cut. `service` starts the real service in this process and speaks to it over
+//! real sockets.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,9 +11,16 @@
     reason = "everything here is a test, and what a test does not expect fails it"
 )]
 
+mod contract;
+mod conversation;
 mod events;
+mod model;
 mod platform;
+mod proxy;
+mod races;
+mod redis;
 mod redis_server;
 mod service;
+mod stage;
 mod story;
 mod wire;

@@ -209,7 +209,8 @@ fn answered(reply: &Reply, status: u16, shown: &str) -> Result<(), Wrong> {
     if reply.status == status {
         Ok(())
     } else {
-        Err(Wrong(format!("{status} was expected, {} came", reply.status)))
+        let came = String::from_utf8_lossy(&reply.body);
+        Err(Wrong(format!("{status} was expected, {} came: {came}", reply.status)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is checked before a Redis is used: that it is new enough, and partitioned as configured.
 
-use redis::{FromRedisValue, cmd};
+use redis::{ErrorKind, FromRedisValue, RedisError, cmd};
 use thiserror::Error;
 
 use super::keys::LAYOUT;
@@ -26,8 +26,25 @@ pub enum NotUsable {
 
 impl From<StoreError> for NotUsable {
     fn from(error: StoreError) -> Self {
+        if is_too_old_to_connect(&error) {
+            return Self::Refused(too_old("older than 6"));
+        }
         Self::NotThere(error)
     }
+}
+
+/// Redis before 6 does not know `HELLO`, with which a connection begins.
+fn is_too_old_to_connect(error: &StoreError) -> bool {
+    let StoreError::Unavailable(cause) = error else { return false };
+    cause.downcast_ref::<RedisError>().is_some_and(|error| {
+        error.kind() == ErrorKind::RESP3NotSupported
+            || error.detail().is_some_and(|detail| detail.starts_with("unknown command"))
+    })
+}
+
+fn too_old(found: &str) -> String {
+    let (major, minor) = MIN_VERSION;
+    format!("the server under store.url is Redis {found}; {major}.{minor} or newer (or Valkey) is needed")
 }
 
 fn version(info: &str) -> Option<(u32, u32)> {
@@ -44,10 +61,7 @@ pub(super) async fn check(link: &Link, partitions: u16) -> Result<(), NotUsable>
         return Err(NotUsable::Refused("the server under store.url does not tell its redis_version".into()));
     };
     if found < MIN_VERSION {
-        return Err(NotUsable::Refused(format!(
-            "the server under store.url is Redis {}.{}; {}.{} or newer (or Valkey) is needed",
-            found.0, found.1, MIN_VERSION.0, MIN_VERSION.1
-        )));
+        return Err(NotUsable::Refused(too_old(&format!("{}.{}", found.0, found.1))));
     }
     let ours = format!("partitions={partitions}");
     let set = cmd("SET").arg(LAYOUT).arg(&ours).arg("NX").arg("PX").arg(LAYOUT_TTL_MS).to_owned();

@@ -1,8 +1,8 @@
 -- Finds the awaiting markers of some partitions that are due. Changes nothing. Stands alone, without gate.lua.
 -- KEYS: deadlines of each partition
 -- ARGV: now (milliseconds, or empty: the server's own clock), most members of a partition
--- Reply: time to the next deadline that is not due, in ms, or an empty string; more 0|1, whether some partition gave
---        as many as it may; then the members that are due
+-- Reply: time to the next deadline that is not due, in ms, or an empty string; more 0|1, whether some partition has
+--        more than it may give; then the members that are due
 local now = tonumber(ARGV[1])
 if not now then
     local time = redis.call('TIME')
@@ -13,11 +13,12 @@ local limit = tonumber(ARGV[2])
 local nearest
 local reply = { '', '0' }
 for _, deadlines in ipairs(KEYS) do
-    local due = redis.call('ZRANGE', deadlines, '-inf', at, 'BYSCORE', 'LIMIT', '0', ARGV[2])
-    for _, member in ipairs(due) do
-        reply[#reply + 1] = member
+    -- One more than is given tells whether there is more.
+    local due = redis.call('ZRANGE', deadlines, '-inf', at, 'BYSCORE', 'LIMIT', '0', string.format('%.0f', limit + 1))
+    for i = 1, math.min(#due, limit) do
+        reply[#reply + 1] = due[i]
     end
-    if #due >= limit then
+    if #due > limit then
         reply[2] = '1'
     end
     local next = redis.call('ZRANGE', deadlines, '(' .. at, '+inf', 'BYSCORE', 'LIMIT', '0', '1', 'WITHSCORES')

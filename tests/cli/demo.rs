@@ -1,0 +1,85 @@
+//! `demo`, and colour: who gets it and who does not.
+
+use std::process::Command;
+
+use crate::program::{PROGRAM, Ran, path, run, run_with};
+use crate::redis_server::RedisServer;
+
+const DONE: &str = "Five pieces of work, five envelopes, in order, each exactly once.";
+
+/// On a terminal of its own.
+fn on_a_terminal(variables: &[(&str, &str)], arguments: &str) -> Ran {
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-c", &format!("'{PROGRAM}' {arguments}"), "/dev/null"]);
+    script.env_clear().env("PATH", path()).env("TERM", "xterm").envs(variables.iter().copied());
+    script.output().expect("script(1), of util-linux, is there").into()
+}
+
+fn is_coloured(text: &str) -> bool {
+    text.contains('\u{1b}')
+}
+
+#[test]
+fn the_demo_tells_its_story_on_the_embedded_store() {
+    let demo = run(&["demo"]).exits(0);
+    assert!(demo.out.ends_with(&format!("{DONE}\n")), "{demo:?}");
+    assert!(demo.out.starts_with("callback-ingress ") && demo.out.contains(" on memory:\n"), "{demo:?}");
+    for said in ["held succeeded, waiting for 1", "replayed", "CALLBACK_TOKEN_INVALID", "3 timed_out"] {
+        assert!(demo.out.contains(said), "{said}: {demo:?}");
+    }
+    assert!(!demo.out.contains("cbt_A") && !is_coloured(&demo.out), "{demo:?}");
+    assert_eq!(demo.err, "");
+}
+
+#[test]
+fn the_demo_tells_its_story_on_redis_as_often_as_one_likes() {
+    let redis = RedisServer::shared();
+    for _ in 0..2 {
+        let demo = run(&["demo", "--store", &redis.url(1)]).exits(0);
+        assert!(demo.out.contains(&redis.url(1)) && demo.out.ends_with(&format!("{DONE}\n")), "{demo:?}");
+    }
+}
+
+#[test]
+fn the_demo_fails_clearly_without_its_store() {
+    let demo = run(&["demo", "--store", "redis://127.0.0.1:1"]).exits(1);
+    assert!(demo.out.contains("STORE_UNAVAILABLE"), "{demo:?}");
+    assert!(demo.err.contains("the demo did not go as it should"), "{demo:?}");
+}
+
+#[test]
+fn a_terminal_gets_colour() {
+    let demo = on_a_terminal(&[], "demo --log-level info").exits(0);
+    assert!(is_coloured(&demo.out) && demo.out.contains(DONE), "{demo:?}");
+    assert!(demo.out.contains("INFO") && !demo.out.contains(r#"{"timestamp""#), "{demo:?}");
+    assert!(is_coloured(&on_a_terminal(&[], "--help").exits(0).out));
+}
+
+#[test]
+fn no_color_is_honoured_on_a_terminal() {
+    for arguments in ["demo --log-level info", "--help", "--brew", "config check --set brew=1"] {
+        let ran = on_a_terminal(&[("NO_COLOR", "1")], arguments);
+        assert!(!ran.out.is_empty() && !is_coloured(&ran.out), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_pipe_gets_plain_text_and_json() {
+    for arguments in [&["demo", "--log-level", "info"][..], &["--help"], &["--brew"], &["config", "check"]] {
+        let ran = run_with(&[("TERM", "xterm")], arguments);
+        assert!(!is_coloured(&ran.out) && !is_coloured(&ran.err), "{ran:?}");
+        let log = ran.err.lines().filter(|_| arguments[0] == "demo");
+        assert!(log.clone().all(|line| line.starts_with(r#"{"timestamp""#)), "{ran:?}");
+    }
+    let text = ["demo", "--log-level", "info", "--set", "telemetry.log_format=text"];
+    let ran = run_with(&[("TERM", "xterm")], &text).exits(0);
+    assert!(ran.err.contains("INFO") && !is_coloured(&ran.err), "{ran:?}");
+}
+
+#[test]
+fn colour_can_be_forced_on_a_pipe() {
+    for arguments in [&["demo"][..], &["--help"]] {
+        let ran = run_with(&[("CLICOLOR_FORCE", "1")], arguments).exits(0);
+        assert!(is_coloured(&ran.out), "{ran:?}");
+    }
+}

@@ -1,0 +1,109 @@
+//! Signals: draining, and ending at once.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::service::{Service, eventually};
+use crate::wire::{UnderWay, begin, health};
+
+const BODY: &str = r#"{"answer":42}"#;
+
+/// A callback of which half the body is sent.
+fn half_a_callback(service: &Service, token: &str) -> UnderWay {
+    let length = format!("content-length: {}", BODY.len());
+    let token = format!("x-callback-token: {token}");
+    let headers = ["content-type: application/json", "expect: 100-continue", &length, &token];
+    let mut callback = begin(&service.public, "POST /api/v1/webhooks/callbacks", &headers, "");
+    // The service asks for the body: the request is under way.
+    callback.read_until("HTTP/1.1 100 Continue\r\n\r\n");
+    callback.send(&BODY[..5]);
+    callback
+}
+
+/// An event stream that has begun.
+fn events(service: &Service, conversation: &str) -> UnderWay {
+    let key = format!("authorization: Bearer {}", service.made_key());
+    let path = format!("GET /platform/v1/conversations/{conversation}/events?from=0");
+    let mut events = begin(&service.platform, &path, &[&key], "");
+    events.read_until("\r\n\r\n");
+    events
+}
+
+fn a_signal_drains(signal: &str) {
+    let mut service =
+        Service::start(&["--set", "http.drain_grace_ms=3000", "--set", "http.drain_timeout_ms=15000"]);
+    let (first, second) = (service.token("call-1"), service.token("call-1"));
+    let events = events(&service, "call-1");
+    let mut callback = half_a_callback(&service, &first);
+
+    let since = Instant::now();
+    service.process.signal(signal);
+    service.log.wait_for(r#""draining""#);
+    for address in [&service.public, &service.platform] {
+        health(address).refuses(503, "DRAINING");
+    }
+    let refused = service.callback(&second, BODY);
+    refused.refuses(503, "DRAINING");
+    assert!(refused.head.contains("\r\nretry-after: "), "{refused:?}");
+    service.platform("PUT", "call-2", "").refuses(503, "DRAINING");
+    assert!(!events.rest().contains("event: end"), "the conversation goes on elsewhere");
+
+    // The last request holds the end back, and is answered.
+    eventually("the listener closes", || std::net::TcpStream::connect(&service.public).is_err());
+    assert!(service.process.0.try_wait().unwrap().is_none());
+    callback.send(&BODY[5..]);
+    let receipt = callback.reply();
+    assert_eq!((receipt.status, &receipt.json()["status"]), (202, &"delivered".into()), "{receipt:?}");
+    assert_eq!(service.process.exit_code(), Some(0));
+    assert!(since.elapsed() < Duration::from_secs(15));
+    service.log.wait_for(r#""drained""#);
+}
+
+#[test]
+fn sigterm_answers_what_is_under_way_and_refuses_the_rest() {
+    a_signal_drains("TERM");
+}
+
+#[test]
+fn sigint_does_the_same() {
+    a_signal_drains("INT");
+}
+
+#[test]
+fn a_request_that_does_not_finish_is_cut_off_in_time() {
+    let mut service =
+        Service::start(&["--set", "http.drain_grace_ms=0", "--set", "http.drain_timeout_ms=300"]);
+    let token = service.token("call-1");
+    let _callback = half_a_callback(&service, &token);
+    let since = Instant::now();
+    service.process.signal("TERM");
+    assert_eq!(service.process.exit_code(), Some(0));
+    let took = since.elapsed().as_millis();
+    assert!((300..5_000).contains(&took), "{took} ms");
+    service.log.wait_for("draining took too long");
+}
+
+#[test]
+fn an_idle_connection_and_an_event_stream_hold_nothing_back() {
+    let mut service = Service::start(&["--set", "http.drain_grace_ms=0"]);
+    service.token("call-1");
+    let _events = events(&service, "call-1");
+    let _idle = std::net::TcpStream::connect(&service.public).unwrap();
+    service.process.signal("TERM");
+    assert_eq!(service.process.exit_code(), Some(0));
+    service.log.wait_for(r#""drained""#);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for second in ["TERM", "INT"] {
+        let mut service =
+            Service::start(&["--set", "http.drain_grace_ms=600000", "--set", "http.drain_timeout_ms=600000"]);
+        service.process.signal("TERM");
+        service.log.wait_for(r#""draining""#);
+        service.process.signal(second);
+        assert_eq!(service.process.exit_code(), Some(1));
+        service.log.wait_for("ended at once by a second signal");
+    }
+}

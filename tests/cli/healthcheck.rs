@@ -1,0 +1,48 @@
+//! `healthcheck`, as a container runs it.
+
+use crate::program::{keys, run, run_with};
+use crate::service::{Service, eventually};
+
+#[test]
+fn a_healthy_service_is_0_and_one_that_drains_or_is_gone_is_1() {
+    let mut service =
+        Service::start(&["--set", "http.drain_grace_ms=600000", "--set", "http.drain_timeout_ms=600000"]);
+    let address = service.public.clone();
+    let healthy = run(&["healthcheck", "--public-addr", &address]).exits(0);
+    assert_eq!((healthy.out.as_str(), healthy.err.as_str()), ("{\"status\":\"ok\"}\n", ""));
+    let platform = format!("http://{}/health", service.platform);
+    run(&["healthcheck", "--url", &platform]).exits(0);
+
+    service.process.signal("TERM");
+    service.log.wait_for(r#""draining""#);
+    run(&["healthcheck", "--public-addr", &address]).complains(1, &[&address, "503", "DRAINING"]);
+
+    service.process.signal("KILL");
+    assert_eq!(service.process.exit_code(), None);
+    run(&["healthcheck", "--public-addr", &address]).complains(1, &[&address, "does not answer"]);
+}
+
+#[test]
+fn a_service_on_every_address_is_asked_on_loopback() {
+    let service = Service::start_with(&keys(), &["--public-addr", "0.0.0.0:0"]);
+    let (_, port) = service.public.rsplit_once(':').unwrap();
+    let everywhere = format!("0.0.0.0:{port}");
+    assert_eq!(service.public, everywhere);
+    run_with(&keys(), &["healthcheck", "--public-addr", &everywhere]).exits(0);
+}
+
+#[test]
+fn a_service_that_does_not_answer_in_time_is_1() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let arguments = ["healthcheck", "--public-addr", &address, "--timeout-ms", "50"];
+    run(&arguments).complains(1, &[&address, "does not answer"]);
+}
+
+#[test]
+fn what_is_no_url_is_a_failure_that_says_so() {
+    run(&["healthcheck", "--url", "not a url"]).complains(1, &["not a url"]);
+    let service = Service::start(&[]);
+    let elsewhere = format!("http://{}/elsewhere", service.public);
+    eventually("it answers", || run(&["healthcheck", "--url", &elsewhere]).code == Some(1));
+}

@@ -1,0 +1,90 @@
+//! The README: its examples run as they stand, and its table of refusals is the code's.
+
+use std::fmt::Write as _;
+use std::process::{Command, Stdio};
+
+use callback_ingress::http::code::Code;
+
+use crate::program::path;
+use crate::redis_server::RedisServer;
+use crate::service::{Lines, Process, Service, eventually};
+
+const README: &str = include_str!("../../README.md");
+
+/// The code blocks, as language and text.
+fn blocks() -> impl Iterator<Item = (&'static str, &'static str)> {
+    README.split("\n```").skip(1).step_by(2).map(|block| block.split_once('\n').unwrap())
+}
+
+#[test]
+fn the_table_of_refusals_is_the_codes() {
+    let rows = README.lines().filter_map(|line| {
+        let cells: Vec<_> = line.strip_prefix("| `")?.strip_suffix(" |")?.split(" | ").collect();
+        let code = cells[0].strip_suffix('`')?;
+        let known = Code::ALL.iter().any(|known| known.as_str() == code);
+        (known || cells.len() == 5).then(|| cells.join(" | "))
+    });
+    let rows: Vec<_> = rows.collect();
+    assert_eq!(rows.len(), Code::ALL.len());
+    for (row, code) in rows.iter().zip(Code::ALL) {
+        let retryable = if code.retryable() { "yes" } else { "no" };
+        let expected = format!("{}` | {} | {retryable} | ", code.as_str(), code.status().as_u16());
+        assert!(row.starts_with(&expected), "{row:?} does not start with {expected:?}");
+    }
+}
+
+/// One script of all blocks of the shell, in order, and of the Python program. What follows an event stream is not
+/// waited for: the last block ends the conversation, and with it the stream.
+fn script(service: &Service, python: &str) -> String {
+    let mut script = String::new();
+    for (language, text) in blocks() {
+        match language {
+            "bash" if text.contains("curl -sSN") => writeln!(script, "{{ {text}\n}} & FOLLOWED+=($!)"),
+            "bash" => writeln!(script, "{text}"),
+            "python" => writeln!(script, "fresh_token; python3 {python}"),
+            _ => Ok(()),
+        }
+        .unwrap();
+    }
+    script.push_str("wait \"${FOLLOWED[@]}\"\n");
+    script.replace("127.0.0.1:8080", &service.public).replace("127.0.0.1:8081", &service.platform)
+}
+
+#[test]
+fn the_examples_run_as_they_stand() {
+    let redis = RedisServer::shared();
+    let service = Service::start(&["--store", &redis.url(4)]);
+    eventually("it works", || service.platform("PUT", "call-1", "").status <= 201);
+    let directory = tempfile::tempdir().unwrap();
+    let python = directory.path().join("callback.py");
+    let (_, program) = blocks().find(|(language, _)| *language == "python").unwrap();
+    std::fs::write(&python, program).unwrap();
+
+    let mut shell = Command::new("bash");
+    shell.args(["-euo", "pipefail", "-c", &script(&service, python.to_str().unwrap())]);
+    shell.env_clear().env("PATH", path()).env("KEY", service.made_key()).env("REDIS_URL", redis.url(4));
+    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut shell = Process(shell.spawn().unwrap());
+    let (out, err) = (Lines::of(shell.0.stdout.take().unwrap()), Lines::of(shell.0.stderr.take().unwrap()));
+    assert_eq!(shell.exit_code(), Some(0), "{}\n{}", out.text(), err.text());
+    let shown = out.whole();
+    assert_eq!(err.whole(), "", "{shown}");
+    assert!(!shown.contains(r#""error":{"#), "{shown}");
+    for (text, times) in [
+        // From curl and from Python.
+        (r#""status":"delivered""#, 2),
+        ("'status': 'delivered'", 1),
+        (r#""status":"held""#, 1),
+        // Once on each event stream.
+        (r#""result":{"kilometres":12}"#, 2),
+        (r#""result":{"temperature":21.5}"#, 1),
+        ("event: end", 2),
+        // On the Redis stream.
+        ("\n{\"kilometres\":12}\n", 1),
+        // In the call's reply, and on each event stream.
+        (r#""outcome":"cancelled""#, 3),
+        (r#""state":"ended""#, 3),
+    ] {
+        assert_eq!(shown.matches(text).count(), times, "{text}:\n{shown}");
+    }
+}

@@ -1,0 +1,111 @@
+//! `serve`: what it prints, and why it does not start.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
+use crate::program::{keys, path, run};
+use crate::service::{Lines, Process, Service, eventually};
+
+/// The lines that a person would copy from the terminal.
+fn printed(service: &Service) -> String {
+    service.out.wait_for("curl -sSN");
+    let text = service.out.text();
+    let (_, lines) = text.split_once("Paste, in another terminal:\n").expect("lines to paste");
+    lines.to_owned()
+}
+
+/// Pastes the lines into a shell, ends the conversation that they follow, and returns what the shell showed.
+fn paste(service: &Service, lines: &str) -> String {
+    let mut shell = Command::new("bash");
+    shell.env_clear().env("PATH", path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut shell = Process(shell.spawn().unwrap());
+    let (out, err) = (Lines::of(shell.0.stdout.take().unwrap()), Lines::of(shell.0.stderr.take().unwrap()));
+    writeln!(shell.0.stdin.take().unwrap(), "{lines}").unwrap();
+    out.wait_for(r#""outcome":"succeeded","result":"#);
+    assert_eq!(service.platform("DELETE", "call-1", "").status, 200);
+    assert_eq!(shell.exit_code(), Some(0), "{}", err.text());
+    assert_eq!(err.whole(), "");
+    out.whole()
+}
+
+#[test]
+fn with_nothing_configured_it_prints_lines_that_work_as_they_are() {
+    let service = Service::start(&[]);
+    let lines = printed(&service);
+    let shown = paste(&service, &lines);
+    let mut shown = shown.lines();
+    let mut next = |wanted: &str| {
+        let line = shown.next().unwrap_or_default();
+        assert!(line.contains(wanted), "{wanted:?} is not in {line:?}");
+    };
+    next(r#"{"conversationId":"call-1","state":"live""#);
+    next(r#""sequence":1,"#);
+    next(r#"{"status":"delivered","#);
+    next("id: 1-0");
+    next(r#""outcome":"succeeded","result":{"answer":42},"#);
+    next("");
+    next("event: end");
+}
+
+#[test]
+fn the_lines_put_the_token_where_the_configuration_wants_it() {
+    for carrier in ["header", "query", "body", "path"] {
+        let service = Service::start(&[
+            "--set",
+            &format!("token.default_carrier={carrier}"),
+            "--set",
+            &format!("token.carriers=[{carrier:?}]"),
+            "--set",
+            "token.header_name=X-Other-Token",
+            "--set",
+            "token.query_name=other_token",
+            "--set",
+            "token.body_field=other_token",
+        ]);
+        let shown = paste(&service, &printed(&service));
+        assert!(shown.contains(r#"{"status":"delivered","#), "{carrier}: {shown}");
+    }
+}
+
+#[test]
+fn with_keys_configured_it_prints_nothing() {
+    let mut service = Service::start_with(&keys(), &["--set", "http.drain_grace_ms=0"]);
+    service.process.signal("TERM");
+    assert_eq!(service.process.exit_code(), Some(0));
+    assert_eq!(service.out.whole(), "");
+}
+
+#[test]
+fn it_says_that_the_embedded_store_is_gone_with_it() {
+    let service = Service::start(&[]);
+    service.log.wait_for("the store is in this process's memory: conversations end with it");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (flag, other) in [("--public-addr", "--platform-addr"), ("--platform-addr", "--public-addr")] {
+        let ran = run(&["serve", flag, &taken, other, "127.0.0.1:0"]);
+        ran.complains(1, &[&format!("cannot listen on {taken}: Address already in use")]);
+    }
+}
+
+#[test]
+fn a_log_line_is_json_and_bears_no_token() {
+    let service = Service::start(&["--log-level", "debug"]);
+    let token = service.token("call-1");
+    assert_eq!(service.callback(&token, "1").status, 202);
+    assert_eq!(service.callback(&format!("{token}x"), "1").status, 401);
+    let path = format!("POST /api/v1/webhooks/callbacks/{token}");
+    assert_eq!(crate::wire::call(&service.public, &path, &[], "1").status, 200);
+    eventually("three callbacks are logged", || {
+        service.log.text().matches("/api/v1/webhooks/callbacks").count() >= 3
+    });
+    for line in service.log.text().lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+        assert!(!line.contains("cbt_"), "{line}");
+        assert!(!line.contains(&service.made_key()), "{line}");
+    }
+}

@@ -1,0 +1,95 @@
+//! A store that is not there, and one that must not be used.
+
+use crate::old_redis;
+use crate::program::run;
+use crate::redis_server::RedisServer;
+use crate::service::{Service, eventually};
+use crate::wire::{call, health};
+
+#[test]
+fn a_check_reaches_the_store() {
+    let url = RedisServer::shared().url(2);
+    let check = run(&["config", "check", "--store", &url]).exits(0);
+    assert!(check.out.ends_with(&format!("the configuration is good; the store is {url}\n")), "{check:?}");
+    assert!(!check.out.contains("store.url is memory"), "{check:?}");
+}
+
+#[test]
+fn a_store_that_is_not_there_fails_the_check() {
+    let check = run(&["config", "check", "--store", "redis://127.0.0.1:1"]).exits(1);
+    assert!(check.err.contains("Connection refused"), "{check:?}");
+    assert!(!check.out.contains("is good"), "{check:?}");
+}
+
+#[test]
+fn a_store_with_another_number_of_partitions_is_refused() {
+    let url = RedisServer::shared().url(3);
+    run(&["config", "check", "--store", &url]).exits(0);
+    let other = ["--store", &url, "--set", "store.partitions=32"];
+    let check = run(&[&["config", "check"], &other[..]].concat()).exits(2);
+    assert!(check.err.contains("partitions=64") && check.err.contains("store.partitions = 32"), "{check:?}");
+    let free = ["--public-addr", "127.0.0.1:0", "--platform-addr", "127.0.0.1:0"];
+    let serve = run(&[&["serve"], &free[..], &other].concat()).exits(2);
+    assert!(serve.err.contains("store.partitions = 32"), "{serve:?}");
+    run(&[&["demo"], &other[..]].concat()).exits(2);
+}
+
+#[test]
+fn a_redis_that_is_too_old_is_refused() {
+    for (version, named) in [("6.0.16", "Redis 6.0"), ("5.0.7", "older than 6")] {
+        let url = old_redis::serve(version);
+        let check = run(&["config", "check", "--store", &url]).exits(2);
+        assert!(check.err.contains(named) && check.err.contains("6.2 or newer"), "{check:?}");
+        let free = ["--public-addr", "127.0.0.1:0", "--platform-addr", "127.0.0.1:0"];
+        run(&[&["serve", "--store", &url], &free[..]].concat()).exits(2);
+    }
+}
+
+#[test]
+fn a_store_that_is_late_is_waited_for() {
+    let mut redis = RedisServer::start();
+    redis.kill();
+    let service = Service::start(&["--store", &redis.url(0)]);
+    service.log.wait_for("the store under store.url does not answer; trying again");
+    assert!(service.log.text().contains("Connection refused"), "{}", service.log.text());
+    for address in [&service.public, &service.platform] {
+        health(address).refuses(503, "STORE_UNAVAILABLE");
+        assert_eq!(call(address, "GET /health/live", &[], "").status, 200);
+    }
+    service.platform("PUT", "call-1", "").refuses(503, "STORE_UNAVAILABLE");
+    run(&["healthcheck", "--public-addr", &service.public]).complains(1, &["STORE_UNAVAILABLE"]);
+
+    redis.restart();
+    eventually("it is healthy", || health(&service.public).status == 200);
+    eventually("it works", || service.platform("PUT", "call-1", "").status == 201);
+}
+
+#[test]
+fn a_late_store_that_must_not_be_used_ends_it() {
+    let mut redis = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    run(&["config", "check", "--store", &redis.url(0)]).exits(0);
+    redis.kill();
+    let mut service = Service::start(&["--store", &redis.url(0), "--set", "store.partitions=8"]);
+    redis.restart();
+    assert_eq!(service.process.exit_code(), Some(2));
+    service.log.wait_for("callback-ingress: the store is in use with partitions=64");
+}
+
+#[test]
+fn an_outage_is_survived_and_nothing_acknowledged_is_lost() {
+    let mut redis = RedisServer::durable();
+    let service = Service::start(&["--store", &redis.url(0)]);
+    let token = service.token("call-1");
+    assert_eq!(service.callback(&token, r#"{"answer":42}"#).status, 202);
+    redis.kill();
+    eventually("the outage shows", || health(&service.public).status == 503);
+    eventually("nothing is sent any more", || {
+        let refused = service.callback(&token, r#"{"answer":42}"#);
+        assert_eq!(refused.status, 503, "{refused:?}");
+        refused.json()["error"]["code"] == "STORE_UNAVAILABLE"
+    });
+    redis.restart();
+    eventually("it is healthy", || health(&service.public).status == 200);
+    let again = service.callback(&token, r#"{"answer":42}"#);
+    assert_eq!((again.status, &again.json()["replayed"]), (200, &true.into()), "{again:?}");
+}

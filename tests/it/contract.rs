@@ -1,0 +1,23 @@
+//! What every store promises, on every store. The numbers are those of [`callback_ingress::store::Store`].
+//!
+//! | promise | tests |
+//! |---|---|
+//! | 1 atomic steps, 5 acknowledged means there, 6 release, 7 order and bytes | `release` |
+//! | 2 a refusal changes nothing | `refusals` |
+//! | 3 first settlement wins | `settlement`, and under load `races` |
+//! | 4 the same token again | `replay` |
+//! | 8 deadlines | `deadlines` |
+//! | 9 idempotent issue | `issue` |
+//! | 10 limits | `limits` |
+//! | 11 the end | `ending` |
+//! | 12 wakes, and reading | `reading` |
+
+mod deadlines;
+mod ending;
+mod issue;
+mod limits;
+mod reading;
+mod refusals;
+mod release;
+mod replay;
+mod settlement;

@@ -1,0 +1,116 @@
+//! Promise 9: an item is issued once for an idempotency key, whatever is repeated. And how items are issued.
+
+use callback_ingress::domain::gate::{Issue, IssueRefused};
+use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest, Sequence, TraceParent};
+use callback_ingress::domain::work_item::State;
+
+use crate::conversation::{Conversation, REPLAY_WINDOW_MS};
+use crate::stage::{Backend, on_every_store};
+
+on_every_store!(
+    items_are_numbered_in_the_order_of_issue,
+    an_item_inherits_the_conversations_trace_unless_it_brings_its_own,
+    the_same_idempotency_key_is_answered_with_the_same_item,
+    the_same_idempotency_key_with_another_body_is_refused,
+    an_idempotency_key_is_one_conversations_own,
+    a_repeated_attempt_issues_nothing_more,
+    issues_at_the_same_time_get_a_sequence_each,
+);
+
+fn keyed(conversation: &Conversation<'_>, key: &str, body: &str) -> Issue {
+    let mut issue = conversation.issuing(1_000);
+    issue.idempotency = Some((IdempotencyDigest::of(key).unwrap(), Fingerprint::of(body.as_bytes())));
+    issue
+}
+
+async fn items_are_numbered_in_the_order_of_issue(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    for number in 1..=5 {
+        let issue = conversation.issuing(1_000);
+        let issued = conversation.issue_with(issue.clone()).await.unwrap();
+        assert!(!issued.repeated);
+        let item = issued.item;
+        assert_eq!((item.sequence, item.id, item.kind), (Sequence::new(number), issue.work_item, issue.kind));
+        assert_eq!(item.issued_at, stage.clock.now());
+        assert_eq!(item.deadline, item.issued_at.plus_millis(1_000));
+        assert_eq!(item.expires_at, item.deadline.plus_millis(REPLAY_WINDOW_MS));
+        let view = conversation.work_item(&item).await.unwrap();
+        assert_eq!((view.state, view.settled, &view.item), (State::Awaiting, None, &item));
+        stage.clock.advance(1);
+    }
+}
+
+async fn an_item_inherits_the_conversations_trace_unless_it_brings_its_own(backend: Backend) {
+    let stage = backend.stage().await;
+    let trace = |digit: &str| TraceParent::parse(&format!("00-{}-{}-01", digit.repeat(32), "1".repeat(16)));
+    let (first, second, own) = (trace("a").unwrap(), trace("b").unwrap(), trace("c").unwrap());
+    let conversation = stage.conversation().await;
+    assert_eq!(conversation.issue(1_000).await.traceparent, None);
+    conversation.open(|open| open.traceparent = Some(first.clone())).await.unwrap();
+    assert_eq!(conversation.issue(1_000).await.traceparent.as_ref(), Some(&first));
+    conversation.open(|_| ()).await.unwrap();
+    assert_eq!(conversation.issue(1_000).await.traceparent, Some(first), "opening without one keeps it");
+    conversation.open(|open| open.traceparent = Some(second.clone())).await.unwrap();
+    assert_eq!(conversation.issue(1_000).await.traceparent.as_ref(), Some(&second));
+    assert_eq!(conversation.inspect().await.unwrap().traceparent, Some(second));
+    let mut issue = conversation.issuing(1_000);
+    issue.traceparent = Some(own.clone());
+    assert_eq!(conversation.issue_with(issue).await.unwrap().item.traceparent, Some(own));
+}
+
+async fn the_same_idempotency_key_is_answered_with_the_same_item(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let first = conversation.issue_with(keyed(&conversation, "key", "body")).await.unwrap();
+    assert!(!first.repeated);
+    stage.clock.advance(10);
+    let again = conversation.issue_with(keyed(&conversation, "key", "body")).await.unwrap();
+    assert_eq!((again.repeated, &again.item), (true, &first.item));
+    conversation.accept(&first.item, "1").await.unwrap();
+    let settled = conversation.issue_with(keyed(&conversation, "key", "body")).await.unwrap();
+    assert_eq!(settled, again, "settled or not");
+    assert_eq!(conversation.inspect().await.unwrap().next_sequence, Sequence::new(2));
+    let other = conversation.issue_with(keyed(&conversation, "other", "body")).await.unwrap();
+    assert_eq!((other.repeated, other.item.sequence), (false, Sequence::new(2)));
+}
+
+async fn the_same_idempotency_key_with_another_body_is_refused(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let first = conversation.issue_with(keyed(&conversation, "key", "body")).await.unwrap().item;
+    let before = conversation.seen(&[&first]).await;
+    let refused = conversation.issue_with(keyed(&conversation, "key", "another")).await;
+    assert_eq!(refused, Err(IssueRefused::IdempotencyConflict));
+    assert_eq!(conversation.seen(&[&first]).await, before);
+}
+
+async fn an_idempotency_key_is_one_conversations_own(backend: Backend) {
+    let stage = backend.stage().await;
+    let (ours, theirs) = (stage.conversation().await, stage.conversation().await);
+    let first = ours.issue_with(keyed(&ours, "key", "body")).await.unwrap();
+    let second = theirs.issue_with(keyed(&theirs, "key", "another")).await.unwrap();
+    assert!(!first.repeated && !second.repeated);
+}
+
+async fn a_repeated_attempt_issues_nothing_more(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    for attempt in [conversation.issuing(1_000), keyed(&conversation, "key", "body")] {
+        let first = conversation.issue_with(attempt.clone()).await.unwrap();
+        stage.clock.advance(10);
+        let before = conversation.seen(&[&first.item]).await;
+        assert_eq!(conversation.issue_with(attempt).await.unwrap(), first, "its answer was lost, say");
+        assert_eq!(conversation.seen(&[&first.item]).await, before);
+    }
+}
+
+async fn issues_at_the_same_time_get_a_sequence_each(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let issues = (0..50).map(|_| conversation.issue(1_000));
+    let mut sequences: Vec<u64> =
+        futures_util::future::join_all(issues).await.iter().map(|item| item.sequence.get()).collect();
+    sequences.sort_unstable();
+    assert_eq!(sequences, (1..=50).collect::<Vec<u64>>());
+}

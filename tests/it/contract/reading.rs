@@ -1,0 +1,143 @@
+//! Promise 12: a wake fires after every change of its channel. And how a channel is read.
+
+use std::time::Duration;
+
+use callback_ingress::domain::work_item::Outcome;
+use callback_ingress::store::Store;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::stage::{Backend, on_every_store};
+
+on_every_store!(
+    a_channel_is_read_in_pages,
+    a_reader_that_waits_for_its_wake_sees_every_change,
+    a_wake_fires_for_what_another_instance_did,
+    a_wake_is_for_its_own_channel_only,
+    every_watcher_of_a_channel_is_woken,
+);
+
+/// Far longer than any wake takes that was not lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn a_channel_is_read_in_pages(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let items: [_; 7] = conversation.issue_many(1_000).await;
+    for item in &items[..5] {
+        conversation.accept(item, &item.sequence.to_string()).await.unwrap();
+    }
+    let read = async |after, count| {
+        let page = conversation.read(after, count).await.unwrap();
+        assert_eq!((page.released, page.ended), (5, false), "whatever is asked for");
+        page.envelopes.iter().map(|envelope| envelope.sequence.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(read(0, 100).await, [1, 2, 3, 4, 5]);
+    assert_eq!(read(0, 2).await, [1, 2]);
+    assert_eq!(read(2, 2).await, [3, 4]);
+    assert_eq!(read(4, 2).await, [5]);
+    assert!(read(5, 2).await.is_empty());
+    assert!(read(6, 2).await.is_empty(), "beyond the end");
+    assert!(read(u64::MAX, 2).await.is_empty());
+    assert!(read(0, 0).await.is_empty());
+    let whole = conversation.read(0, 100).await.unwrap().envelopes;
+    assert_eq!(
+        conversation.read(3, 1).await.unwrap().envelopes,
+        whole[3..4],
+        "a page holds the same envelopes"
+    );
+}
+
+async fn a_reader_that_waits_for_its_wake_sees_every_change(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let soon = conversation.issue(10).await;
+    let sooner = conversation.issue(5).await;
+    let [third, fourth, fifth, _] = conversation.issue_many(1_000).await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let reader = async {
+        let mut wake = stage.store.watch(conversation.reference());
+        let mut last = None;
+        loop {
+            let page = conversation.read(0, 100).await.unwrap();
+            let now = (page.released, page.ended);
+            if last != Some(now) {
+                last = Some(now);
+                tell.send(now).unwrap();
+            }
+            if page.ended {
+                return;
+            }
+            wake.changed().await;
+        }
+    };
+    let changes = async {
+        let mut next = async || timeout(PATIENCE, told.recv()).await.expect("a wake was lost").unwrap();
+        assert_eq!(next().await, (0, false));
+        stage.wait_until(soon.deadline);
+        conversation.expire(&[&sooner]).await;
+        assert_eq!(next().await, (2, false), "timers");
+        conversation.accept(&third, "3").await.unwrap();
+        assert_eq!(next().await, (3, false), "a callback");
+        conversation.accept(&fifth, "5").await.unwrap();
+        conversation.cancel(&fourth).await.unwrap();
+        assert_eq!(next().await, (5, false), "a cancellation");
+        conversation.end().await.unwrap();
+        assert_eq!(next().await, (5, true), "the end");
+    };
+    tokio::join!(reader, changes);
+}
+
+async fn a_wake_fires_for_what_another_instance_did(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let elsewhere = stage.seen_from_elsewhere().await;
+    let theirs = elsewhere.named(conversation.id.clone());
+    for number in 1..=20 {
+        let mut wake = stage.store.watch(conversation.reference());
+        let item = conversation.issue(1_000).await;
+        theirs.accept(&item, "1").await.unwrap();
+        let released = async {
+            while conversation.read(0, 100).await.unwrap().released < number {
+                wake.changed().await;
+            }
+        };
+        timeout(PATIENCE, released).await.expect("a wake was lost");
+    }
+}
+
+async fn a_wake_is_for_its_own_channel_only(backend: Backend) {
+    let stage = backend.stage().await;
+    let (ours, theirs) = (stage.conversation().await, stage.conversation().await);
+    let (our_item, their_item) = (ours.issue(1_000).await, theirs.issue(1_000).await);
+    let mut our_wake = stage.store.watch(ours.reference());
+    let mut their_wake = stage.store.watch(theirs.reference());
+    // A watcher is woken once when it begins to be heard of; memory hears at once.
+    if matches!(backend, Backend::Redis) {
+        timeout(PATIENCE, async { tokio::join!(our_wake.changed(), their_wake.changed()) }).await.unwrap();
+    }
+    theirs.accept(&their_item, "1").await.unwrap();
+    timeout(PATIENCE, their_wake.changed()).await.expect("a wake was lost");
+    assert!(futures_util::FutureExt::now_or_never(our_wake.changed()).is_none());
+    ours.accept(&our_item, "1").await.unwrap();
+    timeout(PATIENCE, our_wake.changed()).await.expect("a wake was lost");
+    assert_eq!(ours.channel().await, [(1, Outcome::Succeeded)]);
+}
+
+async fn every_watcher_of_a_channel_is_woken(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(1_000).await;
+    let gone = stage.store.watch(conversation.reference());
+    let watchers = (0..10).map(|_| async {
+        let mut wake = stage.store.watch(conversation.reference());
+        while conversation.read(0, 1).await.unwrap().released == 0 {
+            wake.changed().await;
+        }
+    });
+    drop(gone);
+    let all = futures_util::future::join_all(watchers);
+    let settle = conversation.accept(&item, "1");
+    let (_, receipt) = tokio::join!(timeout(PATIENCE, all), settle);
+    receipt.unwrap();
+}

@@ -1,0 +1,232 @@
+//! Promises 1, 5, 6 and 7: what is acknowledged is there, what is released is in order, whole and unchanged.
+
+use callback_ingress::domain::gate::Delivery;
+use callback_ingress::domain::ids::Sequence;
+use callback_ingress::domain::result::Payload;
+use callback_ingress::domain::work_item::{Kind, Outcome, State};
+
+use crate::conversation::failed;
+use crate::stage::{Backend, on_every_store};
+
+on_every_store!(
+    a_result_that_is_awaited_is_on_the_channel_when_it_is_acknowledged,
+    a_result_that_came_early_is_held_when_it_is_acknowledged,
+    a_held_result_is_released_when_the_gap_is_filled,
+    a_held_result_is_released_when_the_gap_times_out,
+    a_held_result_is_released_when_the_gap_is_cancelled,
+    whatever_the_order_of_settlement_the_channel_is_in_the_order_of_issue,
+    the_bytes_on_the_channel_are_those_that_were_posted,
+    an_envelope_tells_where_it_came_from,
+    a_step_that_releases_many_is_seen_as_a_whole_or_not_at_all,
+    conversations_do_not_wait_for_each_other,
+);
+
+const fn held_for(sequence: u64) -> Delivery {
+    Delivery::Held { waiting_for: Sequence::new(sequence) }
+}
+
+async fn a_result_that_is_awaited_is_on_the_channel_when_it_is_acknowledged(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(1_000).await;
+    let receipt = conversation.accept(&item, "1").await.unwrap();
+    assert_eq!(receipt.delivery, Delivery::Delivered);
+    assert_eq!((receipt.outcome, receipt.replayed), (Outcome::Succeeded, false));
+    assert_eq!((&receipt.item, &receipt.conversation_id), (&item, &conversation.id));
+    let elsewhere = stage.seen_from_elsewhere().await;
+    assert_eq!(elsewhere.named(conversation.id.clone()).channel().await, [(1, Outcome::Succeeded)]);
+}
+
+async fn a_result_that_came_early_is_held_when_it_is_acknowledged(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let [_, second] = conversation.issue_many(1_000).await;
+    assert_eq!(conversation.accept(&second, "22").await.unwrap().delivery, held_for(1));
+    let elsewhere = stage.seen_from_elsewhere().await;
+    let elsewhere = elsewhere.named(conversation.id.clone());
+    assert_eq!(elsewhere.channel().await, []);
+    let view = elsewhere.inspect().await.unwrap();
+    assert_eq!((view.waiting_for, view.next_sequence), (Sequence::new(1), Sequence::new(3)));
+    let [awaiting, held] = &view.unreleased[..] else { panic!("{view:?}") };
+    assert_eq!((awaiting.state, awaiting.settled), (State::Awaiting, None));
+    assert_eq!((held.state, held.held_bytes), (State::Held, 2));
+    assert_eq!(held.settled, Some((Outcome::Succeeded, stage.clock.now())));
+}
+
+async fn a_held_result_is_released_when_the_gap_is_filled(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let [first, second, third] = conversation.issue_many(1_000).await;
+    conversation.accept(&third, "3").await.unwrap();
+    conversation.accept(&second, "2").await.unwrap();
+    assert_eq!(conversation.accept(&first, "1").await.unwrap().delivery, Delivery::Delivered);
+    assert_eq!(conversation.results().await, ["1", "2", "3"].map(|body| Some(body.into())));
+    let view = conversation.inspect().await.unwrap();
+    assert_eq!((view.unreleased.len(), view.waiting_for), (0, Sequence::new(4)));
+}
+
+async fn a_held_result_is_released_when_the_gap_times_out(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let first = conversation.issue(10).await;
+    let second = conversation.issue(1_000).await;
+    conversation.accept(&second, "2").await.unwrap();
+    stage.wait_until(first.deadline);
+    assert_eq!(conversation.expire(&[&first]).await.len(), 1);
+    assert_eq!(conversation.channel().await, [(1, Outcome::TimedOut), (2, Outcome::Succeeded)]);
+}
+
+async fn a_held_result_is_released_when_the_gap_is_cancelled(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let [first, second] = conversation.issue_many(1_000).await;
+    conversation.accept(&second, "2").await.unwrap();
+    assert_eq!(conversation.cancel(&first).await.unwrap().state, State::Released);
+    assert_eq!(conversation.channel().await, [(1, Outcome::Cancelled), (2, Outcome::Succeeded)]);
+}
+
+async fn whatever_the_order_of_settlement_the_channel_is_in_the_order_of_issue(backend: Backend) {
+    let stage = backend.stage().await;
+    let orders = (0..4).flat_map(|a| (0..4).flat_map(move |b| (0..4).map(move |c| (a, b, c))));
+    for (a, b, c) in orders.filter(|(a, b, c)| a != b && b != c && a != c) {
+        let d = 6 - a - b - c;
+        let conversation = stage.conversation().await;
+        let soon = conversation.issue(10).await;
+        let [second, third, fourth] = conversation.issue_many(1_000).await;
+        let items = [soon, second, third, fourth];
+        let mut settled = [false; 4];
+        for index in [a, b, c, d] {
+            match index {
+                0 => {
+                    stage.wait_until(items[0].deadline);
+                    conversation.expire(&[&items[0]]).await;
+                }
+                2 => drop(conversation.cancel(&items[2]).await.unwrap()),
+                _ => drop(conversation.accept(&items[index], "1").await.unwrap()),
+            }
+            settled[index] = true;
+            let outcomes = [Outcome::TimedOut, Outcome::Succeeded, Outcome::Cancelled, Outcome::Succeeded];
+            let expected: Vec<_> = (1..)
+                .zip(outcomes)
+                .zip(settled)
+                .take_while(|(_, settled)| *settled)
+                .map(|(envelope, _)| envelope)
+                .collect();
+            assert_eq!(conversation.channel().await, expected, "settled in the order {a} {b} {c} {d}");
+        }
+    }
+}
+
+async fn the_bytes_on_the_channel_are_those_that_were_posted(backend: Backend) {
+    let stage = backend.stage().await;
+    let megabyte: Vec<u8> = (0..1024 * 1024).map(|n: u32| u8::try_from(n % 251).unwrap()).collect();
+    let bodies: [&[u8]; 8] = [
+        b"null",
+        b" {\"a\" : 1.0e+0 ,\r\n\"a\":2}\t",
+        "\"\u{1F600} \u{0} \\u0000\"".as_bytes(),
+        b"\x00\xff\xfe not even text \xc3\x28",
+        b"$6\r\nfoobar\r\n*1\r\n",
+        b"",
+        b"-0",
+        &megabyte,
+    ];
+    // Once straight through the gate, once held behind it.
+    for held in [false, true] {
+        let conversation = stage.conversation().await;
+        let items: [_; 8] = conversation.issue_many(1_000).await;
+        let mut order: Vec<_> = items.iter().zip(bodies).collect();
+        if held {
+            order.reverse();
+        }
+        for (item, body) in order {
+            conversation.accept_with(conversation.bringing(item, body)).await.unwrap();
+        }
+        for (found, body) in conversation.results().await.iter().zip(bodies) {
+            assert!(found.as_deref() == Some(body), "held: {held}, body of {} bytes", body.len());
+        }
+    }
+}
+
+async fn an_envelope_tells_where_it_came_from(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.unopened();
+    let [whole, own] = ["a", "b"]
+        .map(|span| format!("00-{}-{}-01", "1".repeat(32), span.repeat(16)))
+        .map(|text| callback_ingress::domain::ids::TraceParent::parse(&text).unwrap());
+    conversation.open(|open| open.traceparent = Some(whole.clone())).await.unwrap();
+    let issued_at = stage.clock.now();
+    let mut issue = conversation.issuing(1_000);
+    issue.kind = Kind::Llm;
+    issue.turn_id = Some(callback_ingress::domain::ids::TurnId::parse("turn-1").unwrap());
+    issue.traceparent = Some(own.clone());
+    let first = conversation.issue_with(issue).await.unwrap().item;
+    let [second, third] = conversation.issue_many(1_000).await;
+
+    stage.clock.advance(5);
+    let mut early = conversation.bringing(&second, b"");
+    early.result = failed(br#"{"code":"X","message":"m"}"#);
+    conversation.accept_with(early.clone()).await.unwrap();
+    stage.clock.advance(7);
+    let late = conversation.bringing(&first, b"\"hello\"");
+    conversation.accept_with(late.clone()).await.unwrap();
+    stage.wait_until(third.deadline);
+    stage.clock.advance(3);
+    conversation.expire(&[&third]).await;
+
+    let page = conversation.read(0, 10).await.unwrap();
+    let [llm, error, timeout] = &page.envelopes[..] else { panic!("{page:?}") };
+    assert_eq!((llm.kind, llm.outcome, llm.work_item_id), (Kind::Llm, Outcome::Succeeded, first.id));
+    assert_eq!(llm.turn_id.as_ref().unwrap().as_str(), "turn-1");
+    assert_eq!((llm.request_id, &llm.traceparent), (Some(late.request_id), &Some(own)));
+    assert_eq!(llm.issued_at, issued_at);
+    assert_eq!(llm.received_at, issued_at.plus_millis(12));
+    assert_eq!(llm.released_at, issued_at.plus_millis(12));
+    assert_eq!(llm.payload, Some(late.result.payload));
+
+    assert_eq!((error.outcome, &error.turn_id), (Outcome::Failed, &None));
+    assert_eq!((error.request_id, &error.traceparent), (Some(early.request_id), &Some(whole)));
+    assert_eq!(error.received_at, issued_at.plus_millis(5));
+    assert_eq!(error.released_at, issued_at.plus_millis(12), "it was held");
+    assert!(matches!(&error.payload, Some(Payload::Failed(error)) if error.starts_with(b"{\"code\"")));
+
+    assert_eq!((timeout.outcome, timeout.request_id), (Outcome::TimedOut, None));
+    assert_eq!(timeout.payload, None);
+    assert_eq!(timeout.received_at, third.deadline, "it timed out at its deadline");
+    assert_eq!(timeout.released_at, third.deadline.plus_millis(3));
+}
+
+async fn a_step_that_releases_many_is_seen_as_a_whole_or_not_at_all(backend: Backend) {
+    let stage = backend.stage().await;
+    for _ in 0..20 {
+        let conversation = stage.conversation().await;
+        let items: [_; 30] = conversation.issue_many(1_000).await;
+        for item in &items[1..] {
+            conversation.accept(item, "1").await.unwrap();
+        }
+        let open_the_gate = conversation.accept(&items[0], "1");
+        let look = async {
+            loop {
+                let (page, view) = tokio::join!(conversation.read(0, 100), conversation.inspect());
+                let (page, view) = (page.unwrap(), view.unwrap());
+                assert!([0, 30].contains(&page.envelopes.len()), "{} were seen", page.envelopes.len());
+                assert_eq!(page.released, page.envelopes.len() as u64);
+                assert!([0, 30].contains(&view.unreleased.len()), "{} were seen", view.unreleased.len());
+                if page.released == 30 {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let (receipt, ()) = tokio::join!(open_the_gate, look);
+        receipt.unwrap();
+    }
+}
+
+async fn conversations_do_not_wait_for_each_other(backend: Backend) {
+    let stage = backend.stage().await;
+    let (slow, quick) = (stage.conversation().await, stage.conversation().await);
+    slow.issue(1_000).await;
+    let item = quick.issue(1_000).await;
+    assert_eq!(quick.accept(&item, "1").await.unwrap().delivery, Delivery::Delivered);
+    assert_eq!(slow.channel().await, []);
+}

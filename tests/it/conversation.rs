@@ -1,0 +1,180 @@
+//! One conversation, as a test tells its story.
+
+use bytes::Bytes;
+use callback_ingress::clock::Entropy;
+use callback_ingress::domain::gate::{
+    Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Ended, Issue,
+    IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut, WorkItemView,
+};
+use callback_ingress::domain::ids::{ConversationId, ConversationRef, Fingerprint, Sequence};
+use callback_ingress::domain::result::{CallbackResult, Payload};
+use callback_ingress::domain::token::KeyId;
+use callback_ingress::domain::work_item::{Kind, Outcome, WorkItem};
+use callback_ingress::store::{DueConversation, Page, Store};
+
+use crate::stage::Stage;
+
+/// Time from a deadline to the end of the token, unless a test says otherwise.
+pub(crate) const REPLAY_WINDOW_MS: u64 = 5_000;
+
+/// A conversation of a [`Stage`].
+#[derive(Debug)]
+pub(crate) struct Conversation<'a> {
+    pub(crate) stage: &'a Stage,
+    pub(crate) id: ConversationId,
+}
+
+/// All that can be seen of a conversation.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Seen {
+    view: Result<ConversationView, ConversationNotFound>,
+    page: Result<Page, ConversationNotFound>,
+    items: Vec<Result<WorkItemView, LookupRefused>>,
+}
+
+impl<'a> Conversation<'a> {
+    pub(crate) const fn new(stage: &'a Stage, id: ConversationId) -> Self {
+        Self { stage, id }
+    }
+
+    pub(crate) fn reference(&self) -> ConversationRef {
+        self.id.reference()
+    }
+
+    /// Opens it, with whatever the test changes in the command.
+    pub(crate) async fn open(&self, change: impl FnOnce(&mut Open)) -> Result<Opened, OpenRefused> {
+        let mut command = Open {
+            conversation: self.id.clone(),
+            idle_ttl_ms: None,
+            traceparent: None,
+            attempt: Entropy.attempt_id(),
+        };
+        change(&mut command);
+        self.stage.store.open(command).await.unwrap()
+    }
+
+    /// A command that issues a tool's work item.
+    pub(crate) fn issuing(&self, timeout_ms: u64) -> Issue {
+        Issue {
+            conversation: self.reference(),
+            work_item: Entropy.work_item_id(),
+            kind: Kind::Tool,
+            turn_id: None,
+            timeout_ms,
+            replay_window_ms: REPLAY_WINDOW_MS,
+            key_id: KeyId::parse("k").unwrap(),
+            traceparent: None,
+            idempotency: None,
+        }
+    }
+
+    pub(crate) async fn issue_with(&self, command: Issue) -> Result<Issued, IssueRefused> {
+        self.stage.store.issue(command).await.unwrap()
+    }
+
+    /// Issues an item that must be issued.
+    pub(crate) async fn issue(&self, timeout_ms: u64) -> WorkItem {
+        self.issue_with(self.issuing(timeout_ms)).await.unwrap().item
+    }
+
+    /// Issues as many items.
+    pub(crate) async fn issue_many<const N: usize>(&self, timeout_ms: u64) -> [WorkItem; N] {
+        let mut items = Vec::new();
+        for _ in 0..N {
+            items.push(self.issue(timeout_ms).await);
+        }
+        items.try_into().unwrap()
+    }
+
+    /// A command that brings a result.
+    pub(crate) fn bringing(&self, item: &WorkItem, body: &[u8]) -> Accept {
+        Accept {
+            conversation: self.reference(),
+            work_item: item.id,
+            expires_at: item.expires_at,
+            result: succeeded(body),
+            request_id: Entropy.request_id(),
+            attempt: Entropy.attempt_id(),
+        }
+    }
+
+    pub(crate) async fn accept_with(&self, command: Accept) -> Result<Receipt, AcceptRefused> {
+        self.stage.store.accept(command).await.unwrap()
+    }
+
+    /// Brings a result.
+    pub(crate) async fn accept(&self, item: &WorkItem, body: &str) -> Result<Receipt, AcceptRefused> {
+        self.accept_with(self.bringing(item, body.as_bytes())).await
+    }
+
+    /// A command that withdraws an item.
+    pub(crate) fn withdrawing(&self, item: &WorkItem) -> Cancel {
+        Cancel {
+            conversation: self.reference(),
+            work_item: item.id,
+            request_id: Entropy.request_id(),
+            attempt: Entropy.attempt_id(),
+        }
+    }
+
+    pub(crate) async fn cancel(&self, item: &WorkItem) -> Result<WorkItemView, CancelRefused> {
+        self.stage.store.cancel(self.withdrawing(item)).await.unwrap()
+    }
+
+    pub(crate) async fn end(&self) -> Result<Ended, ConversationNotFound> {
+        self.stage.store.end(self.reference()).await.unwrap()
+    }
+
+    /// Lets the timers of these items fire.
+    pub(crate) async fn expire(&self, items: &[&WorkItem]) -> Vec<TimedOut> {
+        let work_items = items.iter().map(|item| item.id).collect();
+        let due = DueConversation { conversation: self.reference(), work_items };
+        self.stage.store.expire(due).await.unwrap()
+    }
+
+    pub(crate) async fn inspect(&self) -> Result<ConversationView, ConversationNotFound> {
+        self.stage.store.inspect(self.reference()).await.unwrap()
+    }
+
+    pub(crate) async fn work_item(&self, item: &WorkItem) -> Result<WorkItemView, LookupRefused> {
+        self.stage.store.work_item(self.reference(), item.id).await.unwrap()
+    }
+
+    pub(crate) async fn read(&self, after: u64, count: usize) -> Result<Page, ConversationNotFound> {
+        let after = (after > 0).then(|| Sequence::new(after));
+        self.stage.store.read(self.reference(), after, count).await.unwrap()
+    }
+
+    /// Sequence and outcome of all that is on the channel.
+    pub(crate) async fn channel(&self) -> Vec<(u64, Outcome)> {
+        let page = self.read(0, 100_000).await.unwrap();
+        page.envelopes.iter().map(|envelope| (envelope.sequence.get(), envelope.outcome)).collect()
+    }
+
+    /// What a channel's results say.
+    pub(crate) async fn results(&self) -> Vec<Option<Bytes>> {
+        let page = self.read(0, 100_000).await.unwrap();
+        page.envelopes.into_iter().map(|envelope| envelope.payload.map(|p| p.bytes().clone())).collect()
+    }
+
+    /// All that can be seen of it, and of these items.
+    pub(crate) async fn seen(&self, items: &[&WorkItem]) -> Seen {
+        let mut views = Vec::new();
+        for item in items {
+            views.push(self.work_item(item).await);
+        }
+        Seen { view: self.inspect().await, page: self.read(0, 100_000).await, items: views }
+    }
+}
+
+/// A result as a provider's body brings it.
+pub(crate) fn succeeded(body: &[u8]) -> CallbackResult {
+    let body = Bytes::copy_from_slice(body);
+    CallbackResult { fingerprint: Fingerprint::of(&body), payload: Payload::Succeeded(body) }
+}
+
+/// An error as a provider's body brings it.
+pub(crate) fn failed(error: &[u8]) -> CallbackResult {
+    let body = Bytes::copy_from_slice(error);
+    CallbackResult { fingerprint: Fingerprint::of(&body), payload: Payload::Failed(body) }
+}

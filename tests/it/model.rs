@@ -1,0 +1,93 @@
+//! The memory store is a model of Redis: random stories of all operations, with time moved between them, are played
+//! on both, and after every step the answers are compared, and all that can be seen of every conversation.
+//!
+//! A failure tells the shortest story that fails, and the seed. `PROPTEST_RNG_SEED` plays a seed again,
+//! `PROPTEST_CASES` plays more stories than usual.
+
+mod command;
+mod step;
+mod story;
+
+use std::thread;
+
+use callback_ingress::clock::{Clock, Entropy, ManualClock};
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
+
+use self::command::EVERY_KIND;
+use self::step::story;
+use self::story::{Kinds, LIMITS, Story};
+use crate::redis_server::RedisServer;
+use crate::stage::{START, redis_store, settings};
+
+/// Stories that are played at least.
+const STORIES: u32 = 1_000;
+/// Steps of a story.
+const STEPS: usize = 50;
+/// Stories that are played at the same time, each in a Redis database of its own with as many partitions.
+const PARTITIONS: [u16; 4] = [1, 4, 1, 4];
+
+#[test]
+fn both_stores_give_the_same_answers_and_show_the_same_state_after_every_step() {
+    let server = RedisServer::start();
+    let config = Config::default();
+    let seed = match config.rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => u64::from_be_bytes(Entropy.bytes().unwrap()),
+    };
+    let stories = STORIES.max(config.cases);
+    let lanes: Vec<_> = (0..).zip(PARTITIONS).collect();
+    let kinds = thread::scope(|scope| {
+        let url = |lane: u16| server.url(lane);
+        let play = |&(lane, partitions): &(u16, u16)| {
+            let url = url(lane);
+            let share = stories.div_ceil(u32::try_from(PARTITIONS.len()).unwrap());
+            scope.spawn(move || play_stories(url, partitions, share, seed.wrapping_add(lane.into())))
+        };
+        let lanes: Vec<_> = lanes.iter().map(play).collect();
+        let mut kinds = Kinds::new();
+        for lane in lanes {
+            let found = lane.join().unwrap().unwrap_or_else(|failure| {
+                panic!("{failure}\nto play it again, set PROPTEST_RNG_SEED={seed}");
+            });
+            for (kind, times) in found {
+                *kinds.entry(kind).or_default() += times;
+            }
+        }
+        kinds
+    });
+    for kind in kinds.keys() {
+        assert!(EVERY_KIND.contains(&kind.as_str()), "{kind:?} is a kind of answer that is not listed");
+    }
+    for kind in EVERY_KIND {
+        assert!(kinds.contains_key(*kind), "no answer was {kind:?}, of seed {seed}: {kinds:#?}");
+    }
+}
+
+/// Plays stories on a database of their own, and tells how often each kind of answer came.
+fn play_stories(url: String, partitions: u16, stories: u32, seed: u64) -> Result<Kinds, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let clock = ManualClock::at(START);
+    let emptied =
+        std::cell::RefCell::new(redis::Client::open(url.as_str()).unwrap().get_connection().unwrap());
+    let mut settings = settings(url, LIMITS);
+    settings.partitions = partitions;
+    let redis = runtime.block_on(redis_store(&settings, Clock::Manual(clock.clone())));
+    let mut runner = TestRunner::new(Config {
+        cases: stories,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        max_shrink_iters: 3_000,
+        ..Config::default()
+    });
+    let kinds = std::cell::RefCell::new(Kinds::new());
+    let played = runner.run(&story(STEPS), |steps| {
+        redis::cmd("FLUSHDB").exec(&mut *emptied.borrow_mut()).unwrap();
+        let mut kinds = kinds.borrow_mut();
+        let mut story = Story::new(&clock, &redis, partitions, &mut kinds);
+        runtime.block_on(story.play(&steps)).map_err(TestCaseError::fail)
+    });
+    match played {
+        Ok(()) => Ok(kinds.into_inner()),
+        Err(TestError::Fail(why, _) | TestError::Abort(why)) => Err(why.to_string()),
+    }
+}

@@ -1,0 +1,194 @@
+//! Every operation of a store as a value, and every answer.
+
+use callback_ingress::domain::gate::{
+    Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Delivery, Ended,
+    Issue, IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut, WorkItemView,
+};
+use callback_ingress::domain::ids::{ConversationRef, Sequence, WorkItemId};
+use callback_ingress::store::{AnyStore, Due, DueConversation, Page, Store};
+
+/// An operation with its arguments.
+#[derive(Clone, Debug)]
+pub(super) enum Command {
+    Open(Open),
+    Issue(Issue),
+    Accept(Accept),
+    Cancel(Cancel),
+    End(ConversationRef),
+    Expire(DueConversation),
+    Due(usize),
+    Inspect(ConversationRef),
+    WorkItem(ConversationRef, WorkItemId),
+    Read(ConversationRef, Option<Sequence>, usize),
+}
+
+/// What a store answers.
+#[derive(Debug, PartialEq)]
+pub(super) enum Reply {
+    Open(Result<Opened, OpenRefused>),
+    Issue(Result<Issued, IssueRefused>),
+    Accept(Result<Receipt, AcceptRefused>),
+    Cancel(Result<WorkItemView, CancelRefused>),
+    End(Result<Ended, ConversationNotFound>),
+    Expire(Vec<TimedOut>),
+    Due(Due),
+    Inspect(Result<ConversationView, ConversationNotFound>),
+    WorkItem(Result<WorkItemView, LookupRefused>),
+    Read(Result<Page, ConversationNotFound>),
+}
+
+impl Command {
+    /// Asks a store that must answer.
+    pub(super) async fn run(self, store: &AnyStore) -> Reply {
+        match self {
+            Self::Open(command) => Reply::Open(store.open(command).await.unwrap()),
+            Self::Issue(command) => Reply::Issue(store.issue(command).await.unwrap()),
+            Self::Accept(command) => Reply::Accept(store.accept(command).await.unwrap()),
+            Self::Cancel(command) => Reply::Cancel(store.cancel(command).await.unwrap()),
+            Self::End(conversation) => Reply::End(store.end(conversation).await.unwrap()),
+            Self::Expire(due) => Reply::Expire(store.expire(due).await.unwrap()),
+            Self::Due(limit) => {
+                let mut due = store.due(limit).await.unwrap();
+                // The order of partitions is nobody's business.
+                due.conversations.sort_by_key(|of| of.conversation);
+                Reply::Due(due)
+            }
+            Self::Inspect(conversation) => Reply::Inspect(store.inspect(conversation).await.unwrap()),
+            Self::WorkItem(conversation, item) => {
+                Reply::WorkItem(store.work_item(conversation, item).await.unwrap())
+            }
+            Self::Read(conversation, after, count) => {
+                Reply::Read(store.read(conversation, after, count).await.unwrap())
+            }
+        }
+    }
+}
+
+fn or_refused<T, R: std::fmt::Debug>(
+    operation: &str,
+    result: &Result<T, R>,
+    name: impl FnOnce(&T) -> String,
+) -> String {
+    match result {
+        Ok(done) => format!("{operation}: {}", name(done)),
+        Err(refused) => format!("{operation}: refused, {refused:?}"),
+    }
+}
+
+impl Reply {
+    /// What kind of answer it is, one of [`EVERY_KIND`].
+    pub(super) fn kind(&self) -> String {
+        let live = |ended| if ended { "ended" } else { "live" }.to_owned();
+        let some = |none| if none { "none" } else { "some" };
+        match self {
+            Self::Open(result) => {
+                or_refused("open", result, |opened| if opened.created { "made" } else { "touched" }.into())
+            }
+            Self::Issue(result) => {
+                or_refused("issue", result, |issued| if issued.repeated { "known" } else { "new" }.into())
+            }
+            Self::Accept(result) => or_refused("accept", result, |receipt| {
+                let again = if receipt.replayed { " again" } else { "" };
+                match receipt.delivery {
+                    Delivery::Delivered => format!("{} delivered{again}", receipt.outcome),
+                    Delivery::Held { .. } => format!("{} held{again}", receipt.outcome),
+                }
+            }),
+            Self::Cancel(result) => or_refused("cancel", result, |view| format!("{:?}", view.state)),
+            Self::End(result) => {
+                or_refused("end", result, |ended| match (ended.dropped_held, ended.dropped_awaiting) {
+                    (0, 0) => "nothing dropped".to_owned(),
+                    (0, _) => "awaited items dropped".to_owned(),
+                    _ => "held items dropped".to_owned(),
+                })
+            }
+            Self::Expire(timed_out) => format!("expire: {}", some(timed_out.is_empty())),
+            Self::Due(due) if due.more => "due: more".to_owned(),
+            Self::Due(due) => {
+                let next = some(due.next_in_ms.is_none());
+                format!("due: {} now, {next} later", some(due.conversations.is_empty()))
+            }
+            Self::Inspect(result) => or_refused("inspect", result, |view| live(view.ended.is_some())),
+            Self::WorkItem(result) => or_refused("work item", result, |view| {
+                let settled = view.settled.map_or("unsettled", |(outcome, _)| outcome.as_str());
+                format!("{:?} {settled}", view.state)
+            }),
+            Self::Read(result) => or_refused("read", result, |page| {
+                format!("{} {}", some(page.envelopes.is_empty()), live(page.ended))
+            }),
+        }
+    }
+}
+
+/// Every kind of answer there is. A run in which one of them never came tested less than it says.
+pub(super) const EVERY_KIND: &[&str] = &[
+    "open: made",
+    "open: touched",
+    "open: refused, ConversationEnded",
+    "issue: new",
+    "issue: known",
+    "issue: refused, ConversationNotFound",
+    "issue: refused, ConversationEnded",
+    "issue: refused, IdempotencyConflict",
+    "issue: refused, AwaitingLimit",
+    "issue: refused, ChannelLimit",
+    "accept: succeeded delivered",
+    "accept: succeeded delivered again",
+    "accept: succeeded held",
+    "accept: succeeded held again",
+    "accept: failed delivered",
+    "accept: failed delivered again",
+    "accept: failed held",
+    "accept: failed held again",
+    "accept: refused, TokenExpired",
+    "accept: refused, ConversationEnded",
+    "accept: refused, WorkItemUnknown",
+    "accept: refused, TokenUsed",
+    "accept: refused, WorkItemTimedOut",
+    "accept: refused, WorkItemCancelled",
+    "accept: refused, HeldLimit",
+    "cancel: Held",
+    "cancel: Released",
+    "cancel: refused, ConversationNotFound",
+    "cancel: refused, ConversationEnded",
+    "cancel: refused, WorkItemNotFound",
+    "cancel: refused, WorkItemSettled(Succeeded)",
+    "cancel: refused, WorkItemSettled(Failed)",
+    "cancel: refused, WorkItemSettled(TimedOut)",
+    "cancel: refused, WorkItemSettled(Cancelled)",
+    "end: nothing dropped",
+    "end: awaited items dropped",
+    "end: held items dropped",
+    "end: refused, ConversationNotFound",
+    "expire: none",
+    "expire: some",
+    "due: more",
+    "due: none now, none later",
+    "due: none now, some later",
+    "due: some now, none later",
+    "due: some now, some later",
+    "inspect: live",
+    "inspect: ended",
+    "inspect: refused, ConversationNotFound",
+    "work item: Awaiting unsettled",
+    "work item: Held succeeded",
+    "work item: Held failed",
+    "work item: Held timed_out",
+    "work item: Held cancelled",
+    "work item: Released succeeded",
+    "work item: Released failed",
+    "work item: Released timed_out",
+    "work item: Released cancelled",
+    "work item: Dropped unsettled",
+    "work item: Dropped succeeded",
+    "work item: Dropped failed",
+    "work item: Dropped timed_out",
+    "work item: Dropped cancelled",
+    "work item: refused, ConversationNotFound",
+    "work item: refused, WorkItemNotFound",
+    "read: none live",
+    "read: some live",
+    "read: none ended",
+    "read: some ended",
+    "read: refused, ConversationNotFound",
+];

@@ -1,0 +1,177 @@
+//! One step of a random story. Small numbers stand for ids, so that steps of one story meet each other.
+
+use std::iter;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// A conversation of the story.
+pub(super) type Who = usize;
+/// A work item of the story.
+pub(super) type What = u8;
+
+/// Conversations in a story. The one of this number, after them, is never opened.
+pub(super) const CONVERSATIONS: Who = 2;
+/// Work items in a story, of which conversations have some in common.
+pub(super) const ITEMS: What = 12;
+
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    Open {
+        who: Who,
+        idle_ttl_ms: Option<u64>,
+        trace: Option<u8>,
+        attempt: u64,
+    },
+    Issue {
+        who: Who,
+        item: What,
+        timeout_ms: u64,
+        llm: bool,
+        trace: Option<u8>,
+        key: Option<(u8, u8)>,
+    },
+    Accept {
+        who: Who,
+        item: Item,
+        body: u8,
+        attempt: u64,
+    },
+    Cancel {
+        who: Who,
+        item: Item,
+        attempt: u64,
+    },
+    End {
+        who: Who,
+    },
+    Expire {
+        who: Who,
+        items: Vec<Item>,
+    },
+    Due {
+        limit: usize,
+    },
+    /// Looks for what is due, and times it out.
+    Sweep,
+    Inspect {
+        who: Who,
+    },
+    WorkItem {
+        who: Who,
+        item: Item,
+    },
+    Read {
+        who: Who,
+        after: u64,
+        count: usize,
+    },
+    /// The last command once more: as it was, or by somebody else.
+    Repeat {
+        as_new: bool,
+    },
+    Wait(Wait),
+}
+
+/// Which work item a step is about.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Item {
+    /// One that the conversation has, if it has any: this one in the order of issue, counted round and round.
+    Issued(usize),
+    /// One that it may not have.
+    Any(What),
+    /// One of the conversation's life before it was gone and opened again.
+    Former(What),
+}
+
+/// How far time moves on.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wait {
+    Millis(u64),
+    /// To this long before the next deadline.
+    Deadline {
+        before: u64,
+    },
+    /// To this long before the end of an item's token.
+    Expiry {
+        who: Who,
+        item: Item,
+        before: u64,
+    },
+    /// To this long before the conversation counts as ended.
+    Idle {
+        who: Who,
+        before: u64,
+    },
+    /// To this long before nobody can ask for the conversation any more.
+    Gone {
+        who: Who,
+        before: u64,
+    },
+}
+
+fn who() -> impl Strategy<Value = Who> {
+    prop_oneof![12 => Just(0), 6 => Just(1), 1 => Just(CONVERSATIONS)]
+}
+
+fn item() -> impl Strategy<Value = Item> {
+    prop_oneof![
+        14 => (0..12usize).prop_map(Item::Issued),
+        1 => (0..ITEMS).prop_map(Item::Any),
+        1 => (0..ITEMS).prop_map(Item::Former),
+    ]
+}
+
+fn trace() -> impl Strategy<Value = Option<u8>> {
+    prop::option::weighted(0.3, 1..3u8)
+}
+
+fn wait() -> impl Strategy<Value = Wait> {
+    let before = || select(vec![0, 0, 1]);
+    prop_oneof![
+        16 => select(vec![0, 1, 10, 60]).prop_map(Wait::Millis),
+        12 => before().prop_map(|before| Wait::Deadline { before }),
+        2 => (who(), item(), before()).prop_map(|(who, item, before)| Wait::Expiry { who, item, before }),
+        1 => (who(), before()).prop_map(|(who, before)| Wait::Idle { who, before }),
+        1 => (who(), before()).prop_map(|(who, before)| Wait::Gone { who, before }),
+    ]
+}
+
+/// A step, the likelier the more it does.
+fn step() -> impl Strategy<Value = Step> {
+    let attempt = || 0..4u64;
+    let idle = prop::option::weighted(0.2, select(vec![300, 5_000, 30_000]));
+    let key = prop::option::weighted(0.3, (0..3u8, select(vec![0, 0, 0, 1u8])));
+    prop_oneof![
+        8 => (who(), idle, trace(), attempt())
+            .prop_map(|(who, idle_ttl_ms, trace, attempt)| Step::Open { who, idle_ttl_ms, trace, attempt }),
+        24 => (who(), 0..ITEMS, select(vec![20, 100, 1_000, 1_000, 1_000, 1_000]), any::<bool>(), trace(), key)
+            .prop_map(|(who, item, timeout_ms, llm, trace, key)| {
+                Step::Issue { who, item, timeout_ms, llm, trace, key }
+            }),
+        30 => (who(), item(), select(vec![0, 0, 3, 3, 2, 1, 4]), attempt())
+            .prop_map(|(who, item, body, attempt)| Step::Accept { who, item, body, attempt }),
+        7 => (who(), item(), attempt()).prop_map(|(who, item, attempt)| Step::Cancel { who, item, attempt }),
+        1 => who().prop_map(|who| Step::End { who }),
+        3 => (who(), prop::collection::vec(item(), 0..4)).prop_map(|(who, items)| Step::Expire { who, items }),
+        2 => select(vec![0, 1, 2, 100]).prop_map(|limit| Step::Due { limit }),
+        3 => Just(Step::Sweep),
+        1 => who().prop_map(|who| Step::Inspect { who }),
+        1 => (who(), item()).prop_map(|(who, item)| Step::WorkItem { who, item }),
+        2 => (who(), 0..6u64, 0..4usize)
+            .prop_map(|(who, after, count)| Step::Read { who, after, count }),
+        7 => any::<bool>().prop_map(|as_new| Step::Repeat { as_new }),
+        11 => wait().prop_map(Step::Wait),
+    ]
+}
+
+/// A story of so many steps. It begins with a conversation. A failing story is shortened by leaving steps out.
+pub(super) fn story(steps: usize) -> impl Strategy<Value = Vec<Step>> {
+    // Always true, until a failure is looked into.
+    let told = prop::bool::weighted(1.0);
+    prop::collection::vec((told, step()), steps - 1).prop_map(|steps| {
+        let opened = Step::Open { who: 0, idle_ttl_ms: None, trace: None, attempt: 0 };
+        let told = steps.into_iter().filter(|(told, _)| *told).map(|(_, step)| step);
+        iter::once(opened).chain(told).collect()
+    })
+}

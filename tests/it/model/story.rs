@@ -1,0 +1,331 @@
+//! A random story, played on the memory store and on Redis at once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use callback_ingress::clock::{Clock, ManualClock};
+use callback_ingress::domain::gate::{Accept, Cancel, ConversationView, Issue, Limits, Open};
+use callback_ingress::domain::ids::{
+    AttemptId, ConversationId, ConversationRef, Fingerprint, IdempotencyDigest, RequestId, Sequence,
+    TraceParent, TurnId, WorkItemId,
+};
+use callback_ingress::domain::result::{CallbackResult, Payload};
+use callback_ingress::domain::time::Timestamp;
+use callback_ingress::domain::token::KeyId;
+use callback_ingress::domain::work_item::{Kind, WorkItem};
+use callback_ingress::store::memory::MemoryStore;
+use callback_ingress::store::{AnyStore, DueConversation};
+use futures_util::future::join_all;
+use uuid::Uuid;
+
+use super::command::{Command, Reply};
+use super::step::{CONVERSATIONS, ITEMS, Item, Step, Wait, What, Who};
+
+/// Limits that a story of a few dozen steps reaches.
+pub(super) const LIMITS: Limits = Limits {
+    max_held_items: 3,
+    max_held_bytes: 40,
+    max_awaiting_items: 4,
+    max_channel_length: 7,
+    conversation_idle_ttl_ms: 10_000,
+    ended_retention_ms: 2_000,
+};
+
+/// How often each kind of answer came.
+pub(super) type Kinds = BTreeMap<String, u64>;
+
+/// The two stores, and what is known of the story so far.
+pub(super) struct Story<'a> {
+    clock: &'a ManualClock,
+    memory: AnyStore,
+    redis: &'a AnyStore,
+    partitions: u16,
+    kinds: &'a mut Kinds,
+    step: u128,
+    last: Option<Command>,
+    /// How many times each conversation was opened after it was not there.
+    lives: [u64; CONVERSATIONS + 1],
+    views: [Option<ConversationView>; CONVERSATIONS + 1],
+    issued: HashMap<(Who, WorkItemId), WorkItem>,
+}
+
+impl<'a> Story<'a> {
+    /// A story that begins, on a Redis that is empty.
+    pub(super) fn new(
+        clock: &'a ManualClock,
+        redis: &'a AnyStore,
+        partitions: u16,
+        kinds: &'a mut Kinds,
+    ) -> Self {
+        Self {
+            clock,
+            memory: AnyStore::Memory(MemoryStore::new(Clock::Manual(clock.clone()), LIMITS)),
+            redis,
+            partitions,
+            kinds,
+            step: 0,
+            last: None,
+            lives: [0; CONVERSATIONS + 1],
+            views: [const { None }; CONVERSATIONS + 1],
+            issued: HashMap::new(),
+        }
+    }
+
+    /// Plays it. Tells the first answer in which the stores do not agree.
+    pub(super) async fn play(&mut self, steps: &[Step]) -> Result<(), String> {
+        for (number, step) in steps.iter().enumerate() {
+            self.step += 1;
+            self.take(step).await.map_err(|why| {
+                let story: Vec<_> = steps[..=number].iter().map(|step| format!("  {step:?}\n")).collect();
+                format!("after\n{}{why}", story.concat())
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, step: &Step) -> Result<(), String> {
+        if let Step::Wait(wait) = step {
+            let now = self.clock.now();
+            self.clock.advance(now.millis_until(self.time_of(*wait).unwrap_or(now)));
+        }
+        if let Step::Sweep = step {
+            let limit = if self.partitions == 1 { 3 } else { 100 };
+            if let Reply::Due(due) = self.both(Command::Due(limit)).await? {
+                for of in due.conversations {
+                    self.both(Command::Expire(of)).await?;
+                }
+            }
+        }
+        if let Some(command) = self.command(step) {
+            let reply = self.both(command.clone()).await?;
+            self.learn(&command, &reply);
+            self.last = Some(command);
+        }
+        self.compare_state().await
+    }
+
+    /// The same command, as another attempt of another request.
+    fn by_another(&self, mut command: Command) -> Command {
+        let other = AttemptId::from_random(u64::MAX);
+        match &mut command {
+            Command::Open(open) => open.attempt = other,
+            Command::Issue(issue) => {
+                issue.work_item = self.item_id(who(issue.conversation), Item::Any(ITEMS));
+            }
+            Command::Accept(accept) => (accept.attempt, accept.request_id) = (other, self.request_id()),
+            Command::Cancel(cancel) => (cancel.attempt, cancel.request_id) = (other, self.request_id()),
+            Command::End(_)
+            | Command::Expire(_)
+            | Command::Due(_)
+            | Command::Inspect(_)
+            | Command::WorkItem(..)
+            | Command::Read(..) => {}
+        }
+        command
+    }
+
+    /// Asks both stores the same.
+    async fn both(&mut self, command: Command) -> Result<Reply, String> {
+        let in_memory = command.clone().run(&self.memory).await;
+        let in_redis = command.run(self.redis).await;
+        self.compare(in_memory, &in_redis)
+    }
+
+    fn compare(&mut self, in_memory: Reply, in_redis: &Reply) -> Result<Reply, String> {
+        if in_memory != *in_redis {
+            return Err(format!("the memory store says\n  {in_memory:?}\nand Redis\n  {in_redis:?}"));
+        }
+        *self.kinds.entry(in_memory.kind()).or_default() += 1;
+        Ok(in_memory)
+    }
+
+    /// Compares all that can be seen of every conversation, of each item too.
+    async fn compare_state(&mut self) -> Result<(), String> {
+        let mut questions = Vec::new();
+        for who in 0..CONVERSATIONS {
+            let conversation = reference(who);
+            questions.push(Command::Inspect(conversation));
+            questions.push(Command::Read(conversation, None, 100));
+            let items = self.issued.keys().filter(|(of, _)| *of == who).map(|(_, item)| *item);
+            questions.extend(items.map(|item| Command::WorkItem(conversation, item)));
+        }
+        // All questions are on their way to Redis at once.
+        let in_redis = join_all(questions.iter().cloned().map(|question| question.run(self.redis))).await;
+        for (question, in_redis) in questions.into_iter().zip(in_redis) {
+            let in_memory = question.clone().run(&self.memory).await;
+            let reply = self
+                .compare(in_memory, &in_redis)
+                .map_err(|why| format!("asked then for {question:?}, {why}"))?;
+            self.learn(&question, &reply);
+        }
+        Ok(())
+    }
+
+    fn learn(&mut self, command: &Command, reply: &Reply) {
+        match (command, reply) {
+            (Command::Open(open), Reply::Open(Ok(_))) => {
+                let who = who(open.conversation.reference());
+                if self.views[who].is_none() {
+                    self.lives[who] += 1;
+                    self.issued.retain(|(of, _), _| *of != who);
+                }
+            }
+            (Command::Issue(issue), Reply::Issue(Ok(issued))) => {
+                let who = who(issue.conversation);
+                self.issued.insert((who, issued.item.id), issued.item.clone());
+            }
+            (Command::Inspect(reference), Reply::Inspect(view)) => {
+                self.views[who(*reference)] = view.clone().ok();
+            }
+            _ => {}
+        }
+    }
+
+    fn time_of(&self, wait: Wait) -> Option<Timestamp> {
+        let now = self.clock.now();
+        let (time, before) = match wait {
+            Wait::Millis(millis) => (now.plus_millis(millis), 0),
+            Wait::Deadline { before } => {
+                let deadlines = self.issued.values().map(|item| item.deadline);
+                (deadlines.filter(|deadline| deadline.as_millis() > now.as_millis() + before).min()?, before)
+            }
+            Wait::Expiry { who, item, before } => {
+                (self.issued.get(&(who, self.item_id(who, item)))?.expires_at, before)
+            }
+            Wait::Idle { who, before } => (self.views[who].as_ref()?.idle_at, before),
+            Wait::Gone { who, before } => {
+                let view = self.views[who].as_ref()?;
+                let ended_at = view.ended.map_or(view.idle_at, |ended| ended.ended_at);
+                (ended_at.plus_millis(LIMITS.ended_retention_ms), before)
+            }
+        };
+        Some(Timestamp::from_millis(time.as_millis() - before))
+    }
+
+    /// Ids of two conversations are the same while their lives have the same number; those of two lives never are.
+    fn item_id(&self, who: Who, item: Item) -> WorkItemId {
+        let of_life = |life: u64, item: What| {
+            WorkItemId::from_uuid(Uuid::from_u128(u128::from(life) << 8 | u128::from(item)))
+        };
+        match item {
+            Item::Issued(number) => {
+                let mut issued: Vec<_> =
+                    self.issued.iter().filter(|((of, _), _)| *of == who).map(|(_, item)| item).collect();
+                issued.sort_by_key(|item| item.sequence);
+                match issued.len() {
+                    0 => of_life(self.lives[who], 0),
+                    len => issued[number % len].id,
+                }
+            }
+            Item::Any(item) => of_life(self.lives[who], item),
+            Item::Former(item) => of_life(self.lives[who].saturating_sub(1), item),
+        }
+    }
+
+    fn request_id(&self) -> RequestId {
+        RequestId::from_uuid(Uuid::from_u128(self.step))
+    }
+
+    fn command(&self, step: &Step) -> Option<Command> {
+        Some(match step {
+            Step::Open { who, idle_ttl_ms, trace, attempt } => Command::Open(Open {
+                conversation: id(*who),
+                idle_ttl_ms: *idle_ttl_ms,
+                traceparent: trace.map(traceparent),
+                attempt: AttemptId::from_random(*attempt),
+            }),
+            Step::Issue { who, item, timeout_ms, llm, trace, key } => Command::Issue(Issue {
+                conversation: reference(*who),
+                work_item: self.item_id(*who, Item::Any(*item)),
+                kind: if *llm { Kind::Llm } else { Kind::Tool },
+                turn_id: llm.then(|| TurnId::parse("turn").unwrap()),
+                timeout_ms: *timeout_ms,
+                replay_window_ms: 500,
+                key_id: KeyId::parse("key").unwrap(),
+                traceparent: trace.map(traceparent),
+                idempotency: key.map(|(key, body)| {
+                    (IdempotencyDigest::of(&key.to_string()).unwrap(), Fingerprint::of(&[body]))
+                }),
+            }),
+            Step::Accept { who, item, body, attempt } => {
+                let work_item = self.item_id(*who, *item);
+                let issued = self.issued.get(&(*who, work_item));
+                Command::Accept(Accept {
+                    conversation: reference(*who),
+                    work_item,
+                    expires_at: issued
+                        .map_or_else(|| self.clock.now().plus_millis(100), |item| item.expires_at),
+                    result: result(*body),
+                    request_id: self.request_id(),
+                    attempt: AttemptId::from_random(*attempt),
+                })
+            }
+            Step::Cancel { who, item, attempt } => Command::Cancel(Cancel {
+                conversation: reference(*who),
+                work_item: self.item_id(*who, *item),
+                request_id: self.request_id(),
+                attempt: AttemptId::from_random(*attempt),
+            }),
+            Step::End { who } => Command::End(reference(*who)),
+            Step::Expire { who, items } => Command::Expire(DueConversation {
+                conversation: reference(*who),
+                work_items: items.iter().map(|item| self.item_id(*who, *item)).collect(),
+            }),
+            // The limit is for each partition, and the memory store has one.
+            Step::Due { limit } => Command::Due(if self.partitions == 1 { *limit } else { 100 }),
+            Step::Inspect { who } => Command::Inspect(reference(*who)),
+            Step::WorkItem { who, item } => Command::WorkItem(reference(*who), self.item_id(*who, *item)),
+            Step::Read { who, after, count } => {
+                let after = (*after > 0).then(|| Sequence::new(*after));
+                Command::Read(reference(*who), after, *count)
+            }
+            Step::Repeat { as_new } => {
+                let last = self.last.clone()?;
+                if *as_new { self.by_another(last) } else { last }
+            }
+            Step::Sweep | Step::Wait(_) => return None,
+        })
+    }
+}
+
+/// Every conversation's id and reference, so that nobody works them out at each step.
+static IDS: LazyLock<[(ConversationId, ConversationRef); CONVERSATIONS + 1]> = LazyLock::new(|| {
+    std::array::from_fn(|who| {
+        let id = ConversationId::parse(&format!("conversation-{who}")).unwrap();
+        let reference = id.reference();
+        (id, reference)
+    })
+});
+
+fn id(who: Who) -> ConversationId {
+    IDS[who].0.clone()
+}
+
+fn reference(who: Who) -> ConversationRef {
+    IDS[who].1
+}
+
+fn who(reference: ConversationRef) -> Who {
+    IDS.iter().position(|(_, known)| *known == reference).unwrap()
+}
+
+fn traceparent(number: u8) -> TraceParent {
+    TraceParent::parse(&format!("00-{}-{}-01", number.to_string().repeat(32), "1".repeat(16))).unwrap()
+}
+
+/// Results and errors, small ones and such as fill what may be held.
+fn result(body: u8) -> CallbackResult {
+    let bytes = match body {
+        0 => Bytes::from_static(b"1"),
+        1 => Bytes::from_static(b"\x00\xff\r\n"),
+        2 => Bytes::from_static(b"a body of twenty-six bytes"),
+        3 => Bytes::from_static(br#"{"code":"X","message":""}"#),
+        _ => Bytes::new(),
+    };
+    let fingerprint = Fingerprint::of(&bytes);
+    let payload = if body == 3 { Payload::Failed(bytes) } else { Payload::Succeeded(bytes) };
+    CallbackResult { payload, fingerprint }
+}
+
+const _: () = assert!(ITEMS as u64 > LIMITS.max_channel_length, "a channel can be filled");

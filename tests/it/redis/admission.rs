@@ -1,0 +1,147 @@
+//! Which Redis is used, and as whom.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+
+use callback_ingress::clock::{Clock, ManualClock};
+use callback_ingress::domain::work_item::Outcome;
+use callback_ingress::store::redis::{NotUsable, RedisStore, Settings};
+use callback_ingress::store::{AnyStore, Store, StoreError};
+
+use super::{stage_in, until};
+use crate::redis_server::RedisServer;
+use crate::stage::{ROOMY, START, Stage, redis_store, settings};
+
+async fn verify(settings: &Settings) -> Result<(), NotUsable> {
+    RedisStore::new(settings, Clock::System).unwrap().verify().await
+}
+
+fn refusal(verdict: Result<(), NotUsable>) -> String {
+    match verdict {
+        Err(NotUsable::Refused(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_store_with_other_partitions_is_refused_and_says_what_to_do() {
+    let server = RedisServer::start();
+    let mut settings = settings(server.url(0), ROOMY);
+    verify(&settings).await.unwrap();
+    verify(&settings).await.unwrap();
+    settings.partitions = 8;
+    let why = refusal(verify(&settings).await);
+    for word in ["partitions=64", "store.partitions = 8", "Set it back"] {
+        assert!(why.contains(word), "{why:?} does not say {word:?}");
+    }
+    settings.partitions = 64;
+    verify(&settings).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_that_has_not_been_checked_does_nothing() {
+    let server = RedisServer::start();
+    let store = RedisStore::new(&settings(server.url(0), ROOMY), Clock::System).unwrap();
+    let store = AnyStore::Redis(Box::new(store));
+    assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(store.due(1).await, Err(StoreError::Unavailable(_))));
+    let AnyStore::Redis(unchecked) = &store else { unreachable!() };
+    unchecked.verify().await.unwrap();
+    store.ping().await.unwrap();
+}
+
+/// Answers a client as a server of this version, that knows nothing else.
+fn serve_version(client: &TcpStream, version: &str) -> std::io::Result<()> {
+    let mut requests = BufReader::new(client);
+    loop {
+        let mut line = String::new();
+        if requests.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let mut words = Vec::new();
+        for _ in 0..line.trim_start_matches('*').trim().parse::<usize>().unwrap() {
+            line.clear();
+            requests.read_line(&mut line)?;
+            let length: usize = line.trim_start_matches('$').trim().parse().unwrap();
+            let mut word = vec![0; length + 2];
+            requests.read_exact(&mut word)?;
+            words.push(String::from_utf8_lossy(&word).trim().to_uppercase());
+        }
+        let answer = match words[0].as_str() {
+            "HELLO" => "%1\r\n$5\r\nproto\r\n:3\r\n".to_owned(),
+            "INFO" => {
+                let info = format!("# Server\r\nredis_version:{version}\r\n");
+                format!("${}\r\n{info}\r\n", info.len())
+            }
+            _ => "+OK\r\n".to_owned(),
+        };
+        (&mut &*client).write_all(answer.as_bytes())?;
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_is_too_old_is_refused_and_says_which_is_needed() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("redis://{}/0", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            drop(serve_version(&client.unwrap(), "6.0.16"));
+        }
+    });
+    let why = refusal(verify(&settings(url, ROOMY)).await);
+    assert!(why.contains("Redis 6.0;") && why.contains("6.2 or newer"), "{why:?}");
+}
+
+#[tokio::test]
+async fn a_user_who_may_touch_only_the_services_keys_is_enough() {
+    let server = RedisServer::start();
+    let rules = ["on", ">pass:word", "~{cb:*", "~cb:layout", "&{cb:*", "+@all", "-@admin"];
+    redis::cmd("ACL").arg("SETUSER").arg("ingress").arg(&rules[..]).exec(&mut server.connection(0)).unwrap();
+    redis::cmd("ACL").arg("SETUSER").arg("default").arg("off").exec(&mut server.connection(0)).unwrap();
+    let as_user = |who: &str| settings(server.url(0).replace("redis://", &format!("redis://{who}@")), ROOMY);
+    let settings = as_user("ingress:pass%3Aword");
+    let stage = Stage::in_redis(settings, ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    let mut wake = stage.store.watch(conversation.reference());
+    wake.changed().await;
+    let soon = conversation.issue(10).await;
+    let [second, third] = conversation.issue_many(1_000).await;
+    conversation.accept(&second, "2").await.unwrap();
+    stage.wait_until(soon.deadline);
+    for of in stage.store.due(10).await.unwrap().conversations {
+        stage.store.expire(of).await.unwrap();
+    }
+    conversation.cancel(&third).await.unwrap();
+    wake.changed().await;
+    conversation.end().await.unwrap();
+    let expected = [(1, Outcome::TimedOut), (2, Outcome::Succeeded), (3, Outcome::Cancelled)];
+    assert_eq!(conversation.channel().await, expected);
+
+    let refused = verify(&as_user("ingress:wrong-password")).await.unwrap_err();
+    assert!(matches!(refused, NotUsable::NotThere(StoreError::Unavailable(_))), "{refused:?}");
+    assert!(!format!("{refused:?}{refused}").contains("wrong-password"));
+}
+
+#[tokio::test]
+async fn the_servers_clock_counts_and_not_this_processs() {
+    let server = RedisServer::start();
+    let mut connection = server.connection(0);
+    let mut time = || {
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut connection).unwrap();
+        seconds * 1_000 + micros / 1_000
+    };
+    let mut stage = stage_in(&server).await;
+    stage.store = redis_store(&settings(server.url(0), ROOMY), Clock::System).await;
+    let before = time();
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(30).await;
+    let after = time();
+    assert!((before..=after).contains(&item.issued_at.as_millis()), "{before} {item:?} {after}");
+    until("the deadline passes", async || conversation.work_item(&item).await.unwrap().settled.is_some())
+        .await;
+    assert!(time() >= item.deadline.as_millis());
+    let timed_out = conversation.expire(&[&item]).await;
+    assert_eq!(timed_out.len(), 1);
+    assert_eq!(conversation.channel().await, [(1, Outcome::TimedOut)]);
+}

@@ -1,0 +1,77 @@
+//! Promise 12 in Redis: event streams share a bounded number of connections.
+
+use callback_ingress::store::{Store, Wake};
+
+use super::{stage_in, until};
+use crate::redis_server::RedisServer;
+
+fn clients(connection: &mut redis::Connection) -> usize {
+    let list: String = redis::cmd("CLIENT").arg("LIST").query(connection).unwrap();
+    // Without the one that asks.
+    list.lines().count() - 1
+}
+
+fn watched(connection: &mut redis::Connection) -> usize {
+    let channels: Vec<String> = redis::cmd("PUBSUB").arg("CHANNELS").query(connection).unwrap();
+    channels.len()
+}
+
+#[tokio::test]
+async fn a_thousand_watchers_share_one_connection() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let mut connection = server.connection(0);
+    let conversation = stage.conversation().await;
+    conversation.inspect().await.unwrap();
+    assert_eq!(clients(&mut connection), 2, "one that writes, one that reads");
+    let wakes: Vec<Wake> = (0..1_000).map(|_| stage.store.watch(stage.unopened().reference())).collect();
+    until("all are subscribed to", async || watched(&mut connection) == 1_000).await;
+    let readers = (0..1_000).map(|_| conversation.read(0, 10));
+    futures_util::future::join_all(readers).await;
+    assert_eq!(clients(&mut connection), 3, "and one that listens");
+    drop(wakes);
+    until("nothing is subscribed to", async || watched(&mut connection) == 0).await;
+    let again = stage.store.watch(conversation.reference());
+    until("it is subscribed to", async || watched(&mut connection) == 1).await;
+    drop(again);
+    assert_eq!(clients(&mut connection), 3);
+}
+
+#[tokio::test]
+async fn a_store_that_is_dropped_leaves_no_connection() {
+    let server = RedisServer::start();
+    let mut connection = server.connection(0);
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    conversation.read(0, 1).await.unwrap();
+    let mut wake = stage.store.watch(conversation.reference());
+    wake.changed().await;
+    assert_eq!(clients(&mut connection), 3);
+    drop(wake);
+    drop(stage);
+    until("all connections are closed", async || clients(&mut connection) == 0).await;
+}
+
+#[tokio::test]
+async fn a_watcher_hears_of_changes_again_after_its_connection_was_lost() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let mut connection = server.connection(0);
+    let conversation = stage.conversation().await;
+    let mut wake = stage.store.watch(conversation.reference());
+    wake.changed().await;
+    for number in 1..=3 {
+        redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").exec(&mut connection).unwrap();
+        let item = conversation.issue(1_000).await;
+        conversation.accept(&item, "1").await.unwrap();
+        until("the change is heard of", async || {
+            if conversation.read(0, 10).await.unwrap().released == number {
+                return true;
+            }
+            wake.changed().await;
+            false
+        })
+        .await;
+        until("it is subscribed to again", async || watched(&mut connection) == 1).await;
+    }
+}

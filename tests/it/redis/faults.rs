@@ -1,0 +1,299 @@
+//! When Redis is killed, stopped, full, or forgets: what was acknowledged stays, what is not known is said so.
+
+use std::time::Duration;
+
+use callback_ingress::clock::{Entropy, ManualClock};
+use callback_ingress::domain::gate::Receipt;
+use callback_ingress::domain::work_item::{Outcome, WorkItem};
+use callback_ingress::store::{ChannelAddress, Store, StoreError};
+use tokio::time::{sleep, timeout};
+
+use super::{stage_in, until};
+use crate::conversation::Conversation;
+use crate::proxy::Proxy;
+use crate::redis_server::RedisServer;
+use crate::stage::{ROOMY, START, Stage, settings};
+
+/// Brings a result, and brings it again as the same attempt until there is an answer.
+async fn deliver(conversation: &Conversation<'_>, item: &WorkItem, body: &str) -> Receipt {
+    let accept = conversation.bringing(item, body.as_bytes());
+    loop {
+        match conversation.stage.store.accept(accept.clone()).await {
+            Ok(answer) => return answer.unwrap(),
+            Err(StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_)) => {
+                sleep(Duration::from_millis(5)).await;
+            }
+            Err(broken @ StoreError::Broken(_)) => panic!("{broken}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_redis_was_killed() {
+    let mut server = RedisServer::durable();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let [first, second, third] = conversation.issue_many(1_000).await;
+    conversation.accept(&first, "1").await.unwrap();
+    conversation.accept(&third, "3").await.unwrap();
+    let before = conversation.seen(&[&first, &second, &third]).await;
+    server.kill();
+    let attempt = conversation.bringing(&second, b"2");
+    let answer = stage.store.accept(attempt.clone()).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))), "{answer:?}");
+    for _ in 0..3 {
+        assert!(matches!(stage.store.accept(attempt.clone()).await, Err(StoreError::Unavailable(_))));
+        assert!(matches!(stage.store.ping().await, Err(StoreError::Unavailable(_))));
+        assert!(matches!(
+            stage.store.inspect(conversation.reference()).await,
+            Err(StoreError::Unavailable(_))
+        ));
+    }
+    server.restart();
+    until("the store answers", async || stage.store.ping().await.is_ok()).await;
+    until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
+    assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
+    assert!(!conversation.accept_with(attempt).await.unwrap().replayed);
+    assert_eq!(conversation.results().await, ["1", "2", "3"].map(|body| Some(body.into())));
+}
+
+#[tokio::test]
+async fn nothing_is_lost_or_doubled_when_redis_is_killed_under_load() {
+    let mut server = RedisServer::durable();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let items: [_; 120] = conversation.issue_many(1_000).await;
+    let load = async {
+        for chunk in items.chunks(4) {
+            let deliveries = chunk.iter().map(|item| async {
+                let receipt = deliver(&conversation, item, &item.sequence.to_string()).await;
+                assert!(!receipt.replayed, "a repeated attempt knows itself");
+            });
+            futures_util::future::join_all(deliveries).await;
+        }
+    };
+    let kills = async {
+        let mut watching = server.connection(0);
+        for released in [20, 60] {
+            until("results are released", async || {
+                let ChannelAddress::RedisStream(key) = stage.store.channel(conversation.reference()) else {
+                    panic!("a channel in Redis is a stream");
+                };
+                redis::cmd("XLEN").arg(key).query::<u64>(&mut watching).unwrap() >= released
+            })
+            .await;
+            server.kill();
+            server.restart();
+            watching = server.connection(0);
+        }
+    };
+    tokio::join!(load, kills);
+    let expected: Vec<_> = (1..=120).map(|number| Some(number.to_string().into())).collect();
+    assert_eq!(conversation.results().await, expected);
+}
+
+#[tokio::test]
+async fn nothing_is_lost_or_doubled_when_connections_are_cut_under_load() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let items: [_; 400] = conversation.issue_many(1_000).await;
+    let load = async {
+        for chunk in items.chunks(10) {
+            let deliveries = chunk.iter().map(|item| async {
+                let receipt = deliver(&conversation, item, &item.sequence.to_string()).await;
+                assert!(!receipt.replayed, "a repeated attempt knows itself");
+            });
+            futures_util::future::join_all(deliveries).await;
+        }
+    };
+    let cuts = async {
+        let mut connection = server.connection(0);
+        let mut cut = 0;
+        loop {
+            let kill = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").to_owned();
+            cut += kill.query::<usize>(&mut connection).unwrap();
+            sleep(Duration::from_millis(3)).await;
+            if cut >= 1_000 {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = load => {}
+        () = cuts => panic!("a thousand connections were not enough"),
+    }
+    until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
+    let expected: Vec<_> = (1..=400).map(|number| Some(number.to_string().into())).collect();
+    assert_eq!(conversation.results().await, expected);
+}
+
+/// Lets the server know every script that changes something, so that the next call of one does.
+async fn teach_scripts(stage: &Stage) {
+    let conversation = stage.conversation().await;
+    let [first, second] = conversation.issue_many(1_000).await;
+    conversation.accept(&first, "1").await.unwrap();
+    conversation.cancel(&second).await.unwrap();
+    conversation.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_script_whose_answer_was_lost_is_called_again_and_told_what_it_did() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let url = format!("redis://127.0.0.1:{}/0", proxy.port());
+    let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+    teach_scripts(&stage).await;
+    let conversation = stage.unopened();
+    proxy.lose_answers(1);
+    assert!(conversation.open(|_| ()).await.unwrap().created);
+    proxy.lose_answers(1);
+    let issued = conversation.issue_with(conversation.issuing(1_000)).await.unwrap();
+    assert!(!issued.repeated);
+    proxy.lose_answers(1);
+    assert!(!conversation.accept(&issued.item, "1").await.unwrap().replayed);
+    let second = conversation.issue(1_000).await;
+    proxy.lose_answers(1);
+    conversation.cancel(&second).await.unwrap();
+    conversation.issue(1_000).await;
+    proxy.lose_answers(1);
+    assert_eq!(conversation.end().await.unwrap().dropped_awaiting, 1);
+    assert_eq!(proxy.answers_to_lose(), 0);
+    let expected = [(1, Outcome::Succeeded), (2, Outcome::Cancelled)];
+    assert_eq!(conversation.channel().await, expected, "each of them happened once");
+}
+
+#[tokio::test]
+async fn a_script_whose_answer_is_lost_again_and_again_has_an_unknown_outcome() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let url = format!("redis://127.0.0.1:{}/0", proxy.port());
+    let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+    teach_scripts(&stage).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(1_000).await;
+    let attempt = conversation.bringing(&item, b"1");
+    proxy.lose_answers(2);
+    let answer = stage.store.accept(attempt.clone()).await;
+    assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
+    assert_eq!(proxy.answers_to_lose(), 0, "it was called twice, and no more");
+    assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "asking again tells");
+    assert_eq!(conversation.channel().await, [(1, Outcome::Succeeded)]);
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_with_the_server_has_an_unknown_outcome() {
+    let mut server = RedisServer::durable();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(1_000).await;
+    let attempt = conversation.bringing(&item, b"1");
+    // The request is on its way to a server that stands still, and then is no more.
+    server.suspend();
+    let mut answer = Box::pin(stage.store.accept(attempt.clone()));
+    assert!(timeout(Duration::from_millis(200), &mut answer).await.is_err());
+    server.kill();
+    let answer = answer.await;
+    assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
+    server.restart();
+    until("the store answers", async || stage.store.ping().await.is_ok()).await;
+    assert!(!conversation.accept_with(attempt).await.unwrap().replayed);
+    until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
+    assert_eq!(conversation.channel().await, [(1, Outcome::Succeeded)]);
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_come_is_unknown_and_asking_again_tells() {
+    let server = RedisServer::start();
+    let mut impatient = settings(server.url(0), ROOMY);
+    impatient.connect_timeout = Duration::from_millis(500);
+    impatient.response_timeout = Duration::from_millis(500);
+    let stage = Stage::in_redis(impatient, ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    let [first, second] = conversation.issue_many(1_000).await;
+    server.suspend();
+    let attempt = conversation.bringing(&first, b"1");
+    let answer = stage.store.accept(attempt.clone()).await;
+    assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
+    // After some silence the connection is given up, and then nothing can have happened.
+    let other = conversation.bringing(&second, b"2");
+    until("the connection is given up", async || {
+        matches!(stage.store.accept(other.clone()).await, Err(StoreError::Unavailable(_)))
+    })
+    .await;
+    server.resume();
+    until("the store answers", async || stage.store.ping().await.is_ok()).await;
+    assert!(!conversation.accept_with(attempt.clone()).await.unwrap().replayed, "it was this attempt");
+    let mut repeated = attempt;
+    repeated.attempt = Entropy.attempt_id();
+    assert!(conversation.accept_with(repeated).await.unwrap().replayed);
+    conversation.accept_with(other).await.unwrap();
+    assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
+}
+
+#[tokio::test]
+async fn scripts_that_redis_forgot_are_loaded_again() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let forget = || redis::cmd("SCRIPT").arg("FLUSH").exec(&mut server.connection(0)).unwrap();
+    forget();
+    let conversation = stage.conversation().await;
+    forget();
+    let [first, second, third] = conversation.issue_many(10).await;
+    forget();
+    conversation.accept(&first, "1").await.unwrap();
+    forget();
+    conversation.cancel(&second).await.unwrap();
+    stage.wait_until(third.deadline);
+    forget();
+    let due = stage.store.due(10).await.unwrap();
+    forget();
+    assert_eq!(stage.store.expire(due.conversations[0].clone()).await.unwrap().len(), 1);
+    forget();
+    conversation.inspect().await.unwrap();
+    forget();
+    conversation.work_item(&first).await.unwrap();
+    forget();
+    conversation.end().await.unwrap();
+    forget();
+    let expected = [(1, Outcome::Succeeded), (2, Outcome::Cancelled), (3, Outcome::TimedOut)];
+    assert_eq!(conversation.channel().await, expected);
+}
+
+#[tokio::test]
+async fn a_full_redis_is_unavailable_and_does_nothing_by_halves() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let mut connection = server.connection(0);
+    let mut memory = |limit: &str| {
+        redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit).exec(&mut connection).unwrap();
+    };
+    let conversation = stage.conversation().await;
+    let [first, second, third] = conversation.issue_many(1_000).await;
+    conversation.accept(&second, "2").await.unwrap();
+    let before = conversation.seen(&[&first, &second, &third]).await;
+    memory("1");
+    let attempt = conversation.bringing(&first, b"1");
+    for _ in 0..2 {
+        let answer = stage.store.accept(attempt.clone()).await;
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+        let answer = stage.store.cancel(conversation.withdrawing(&third)).await;
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+        let answer = stage.store.issue(conversation.issuing(1_000)).await;
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    }
+    assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
+    memory("0");
+    assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "its token was not spent");
+    assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
+    memory("1");
+    // Giving memory back works: an end is either whole or refused as a whole.
+    let before = conversation.seen(&[&first, &second, &third]).await;
+    match stage.store.end(conversation.reference()).await {
+        Ok(ended) => assert_eq!(ended.unwrap().dropped_awaiting, 1),
+        Err(StoreError::Unavailable(_)) => {
+            assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
+        }
+        Err(other) => panic!("{other}"),
+    }
+}

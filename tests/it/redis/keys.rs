@@ -1,0 +1,214 @@
+//! What is in Redis, under which keys, for how long.
+
+use std::collections::BTreeMap;
+
+use callback_ingress::clock::ManualClock;
+use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};
+use callback_ingress::store::{ChannelAddress, Due, Store};
+use redis::Value;
+
+use super::stage_in;
+use crate::redis_server::RedisServer;
+use crate::stage::{ROOMY, START, Stage, settings};
+
+/// A bit of everything: conversations that are live, idle and ended, items in each state.
+async fn workload(stage: &Stage) {
+    for end in [false, true, true] {
+        let conversation = stage.conversation().await;
+        let soon = conversation.issue(20).await;
+        let mut keyed = conversation.issuing(1_000);
+        keyed.idempotency =
+            Some((IdempotencyDigest::of("idempotency-key").unwrap(), Fingerprint::of(b"request")));
+        conversation.issue_with(keyed).await.unwrap();
+        let [third, fourth, fifth] = conversation.issue_many(1_000).await;
+        conversation.accept(&third, "\"payload-3\"").await.unwrap();
+        conversation.cancel(&fourth).await.unwrap();
+        stage.wait_until(soon.deadline);
+        conversation.expire(&[&soon]).await;
+        if end {
+            conversation.end().await.unwrap();
+        } else {
+            conversation.accept(&fifth, "\"payload-5\"").await.unwrap();
+        }
+    }
+    let released = stage.conversation().await;
+    let [item, held] = released.issue_many(1_000).await;
+    released.accept(&held, "\"payload-2\"").await.unwrap();
+    released.accept(&item, "\"payload-1\"").await.unwrap();
+    released.accept(&item, "\"payload-1\"").await.unwrap();
+    released.accept(&item, "\"another\"").await.unwrap_err();
+    released.open(|open| open.idle_ttl_ms = Some(5_000)).await.unwrap();
+    let brief = stage.unopened();
+    brief.open(|open| open.idle_ttl_ms = Some(1)).await.unwrap();
+    brief.issue(1).await;
+    stage.clock.advance(2);
+    brief.end().await.unwrap();
+}
+
+fn all_keys(connection: &mut redis::Connection) -> Vec<String> {
+    redis::cmd("KEYS").arg("*").query(connection).unwrap()
+}
+
+/// All that is under a key, as Redis tells it.
+fn content(connection: &mut redis::Connection, key: &str) -> Vec<u8> {
+    let kind: String = redis::cmd("TYPE").arg(key).query(connection).unwrap();
+    let mut read = match kind.as_str() {
+        "string" => redis::cmd("GET").arg(key).to_owned(),
+        "hash" => redis::cmd("HGETALL").arg(key).to_owned(),
+        "zset" => redis::cmd("ZRANGE").arg(key).arg(0).arg(-1).to_owned(),
+        "stream" => redis::cmd("XRANGE").arg(key).arg("-").arg("+").to_owned(),
+        other => panic!("{key} is a {other}"),
+    };
+    let mut bytes = Vec::new();
+    flatten(read.query(connection).unwrap(), &mut bytes);
+    read.clear();
+    bytes
+}
+
+fn flatten(value: Value, into: &mut Vec<u8>) {
+    if let Value::BulkString(bytes) = value {
+        into.extend(bytes);
+    } else if let Value::Array(values) = value {
+        for value in values {
+            flatten(value, into);
+        }
+    } else {
+        panic!("{value:?}");
+    }
+    into.push(b'\n');
+}
+
+#[tokio::test]
+async fn every_key_has_a_time_to_live_and_its_partitions_hash_tag() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    workload(&stage).await;
+    let mut connection = server.connection(0);
+    let keys = all_keys(&mut connection);
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for key in &keys {
+        let ttl: i64 = redis::cmd("PTTL").arg(key).query(&mut connection).unwrap();
+        assert!(ttl > 0, "{key} would stay for ever");
+        if key == "cb:layout" {
+            continue;
+        }
+        let partition = key.strip_prefix("{cb:").and_then(|rest| rest.split_once("}:"));
+        let (number, rest) = partition.unwrap_or_else(|| panic!("{key} has no hash tag"));
+        assert!(number.parse::<u16>().unwrap() < 64, "{key}");
+        *kinds.entry(rest.split(':').next().unwrap().to_owned()).or_default() += 1;
+    }
+    assert!(keys.contains(&"cb:layout".to_owned()));
+    let kinds: Vec<_> = kinds.keys().map(String::as_str).collect();
+    assert_eq!(kinds, ["channel", "conversation", "deadlines", "held", "items", "used"], "all there are");
+}
+
+#[tokio::test]
+async fn no_key_goes_while_its_data_can_be_asked_for() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let [first, second] = conversation.issue_many(500_000).await;
+    conversation.accept(&second, "\"held\"").await.unwrap();
+    let third = conversation.issue(10).await;
+    stage.clock.advance(5);
+    let fourth = conversation.issue(10).await;
+    conversation.accept(&fourth, "\"held\"").await.unwrap();
+    let mut connection = server.connection(0);
+    let mut check = |idle_in: u64| {
+        for key in all_keys(&mut connection) {
+            let ttl: u64 = redis::cmd("PTTL").arg(&key).query(&mut connection).unwrap();
+            let needed = if key.ends_with(&format!("used:{}:{}", conversation.reference(), second.id)) {
+                stage.clock.now().millis_until(second.expires_at)
+            } else if key.contains(":used:") {
+                stage.clock.now().millis_until(fourth.expires_at)
+            } else if key.ends_with(":deadlines") {
+                stage.clock.now().millis_until(first.deadline)
+            } else {
+                idle_in + ROOMY.ended_retention_ms
+            };
+            assert!(ttl > needed, "{key} goes in {ttl} ms and is needed for {needed}");
+        }
+    };
+    check(ROOMY.conversation_idle_ttl_ms);
+    stage.wait_until(third.deadline);
+    conversation.expire(&[&third]).await;
+    check(ROOMY.conversation_idle_ttl_ms - 10);
+    conversation.end().await.unwrap();
+    check(0);
+}
+
+#[tokio::test]
+async fn results_are_on_the_channel_or_held_and_nowhere_else() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    workload(&stage).await;
+    let mut connection = server.connection(0);
+    let mut found = 0;
+    for key in all_keys(&mut connection) {
+        let content = content(&mut connection, &key);
+        let holds = |text: &str| content.windows(text.len()).any(|window| window == text.as_bytes());
+        let may_hold = key.contains(":channel:") || key.contains(":held:");
+        assert!(may_hold || !holds("payload"), "{key} holds a result");
+        found += usize::from(holds("payload"));
+        for secret in ["cbt_", "idempotency-key", "another"] {
+            assert!(!holds(secret) && !key.contains(secret), "{key} holds {secret}");
+        }
+    }
+    // The channel of those that were released, and what is held in the one conversation that lives and waits. What
+    // was released is held no more, and what an end dropped is gone.
+    assert_eq!(found, 2);
+}
+
+#[tokio::test]
+async fn the_channel_is_a_stream_under_the_key_that_is_told() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let [first, second] = conversation.issue_many(1_000).await;
+    conversation.accept(&first, "{\"n\": 1}").await.unwrap();
+    conversation.cancel(&second).await.unwrap();
+    let ChannelAddress::RedisStream(key) = stage.store.channel(conversation.reference()) else {
+        panic!("the channel of a store in Redis can be read in Redis");
+    };
+    let entries: Vec<(String, BTreeMap<String, String>)> =
+        redis::cmd("XRANGE").arg(key).arg("-").arg("+").query(&mut server.connection(0)).unwrap();
+    let [(one, result), (two, cancelled)] = &entries[..] else { panic!("{entries:?}") };
+    assert_eq!((one.as_str(), two.as_str()), ("1-0", "2-0"), "an entry's id is its sequence");
+    let names: Vec<_> = result.keys().map(String::as_str).collect();
+    let expected = [
+        "conversationId",
+        "issuedAt",
+        "kind",
+        "outcome",
+        "receivedAt",
+        "releasedAt",
+        "requestId",
+        "result",
+        "sequence",
+        "workItemId",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!((result["result"].as_str(), result["outcome"].as_str()), ("{\"n\": 1}", "succeeded"));
+    assert_eq!(result["receivedAt"], stage.clock.now().to_string());
+    assert!(!cancelled.contains_key("result") && !cancelled.contains_key("error"));
+}
+
+#[tokio::test]
+async fn however_many_items_of_a_partition_are_due_they_are_told() {
+    let server = RedisServer::start();
+    let mut one_partition = settings(server.url(0), ROOMY);
+    one_partition.partitions = 1;
+    let stage = Stage::in_redis(one_partition, ManualClock::at(START)).await;
+    for _ in 0..9 {
+        let conversation = stage.conversation().await;
+        futures_util::future::join_all((0..1_000).map(|_| conversation.issue(10))).await;
+    }
+    stage.clock.advance(10);
+    let due = stage.store.due(100_000).await.unwrap();
+    let told: usize = due.conversations.iter().map(|of| of.work_items.len()).sum();
+    assert_eq!((told, due.more), (9_000, false), "more than Lua can unpack");
+    for of in due.conversations {
+        assert_eq!(stage.store.expire(of).await.unwrap().len(), 1_000);
+    }
+    assert_eq!(stage.store.due(100).await.unwrap(), Due::default());
+}

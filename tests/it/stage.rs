@@ -1,0 +1,147 @@
+//! Where a test plays: a store of each kind, with a clock that the test moves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::time::Duration;
+
+use callback_ingress::clock::{Clock, ManualClock};
+use callback_ingress::domain::gate::Limits;
+use callback_ingress::domain::ids::ConversationId;
+use callback_ingress::domain::time::Timestamp;
+use callback_ingress::store::AnyStore;
+use callback_ingress::store::memory::MemoryStore;
+use callback_ingress::store::redis::{RedisStore, Settings};
+
+use crate::conversation::Conversation;
+use crate::redis_server::{DATABASES, RedisServer};
+
+/// The kinds of store that keep the same promises. A new kind is a variant here and a line in `on_every_store!`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Backend {
+    Memory,
+    Redis,
+}
+
+/// Runs each test, an `async fn(Backend)`, on every kind of store.
+macro_rules! on_every_store {
+    ($($test:ident),+ $(,)?) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test($crate::stage::Backend::Memory).await; })+
+        }
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test($crate::stage::Backend::Redis).await; })+
+        }
+    };
+}
+pub(crate) use on_every_store;
+
+/// Limits that no test reaches unless it means to.
+pub(crate) const ROOMY: Limits = Limits {
+    max_held_items: 1_000,
+    max_held_bytes: 16 * 1024 * 1024,
+    max_awaiting_items: 1_000,
+    max_channel_length: 10_000,
+    conversation_idle_ttl_ms: 60 * 60 * 1_000,
+    ended_retention_ms: 10 * 60 * 1_000,
+};
+
+/// The time at which every test begins.
+pub(crate) const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+/// A store and its clock.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) store: Arc<AnyStore>,
+    pub(crate) clock: ManualClock,
+    settings: Option<Settings>,
+}
+
+impl Backend {
+    /// An empty store with room for everything.
+    pub(crate) async fn stage(self) -> Stage {
+        self.limited(ROOMY).await
+    }
+
+    /// An empty store with these limits.
+    pub(crate) async fn limited(self, limits: Limits) -> Stage {
+        let clock = ManualClock::at(START);
+        match self {
+            Self::Memory => {
+                let store = MemoryStore::new(Clock::Manual(clock.clone()), limits);
+                Stage { store: Arc::new(AnyStore::Memory(store)), clock, settings: None }
+            }
+            Self::Redis => {
+                Stage::in_redis(settings(RedisServer::shared().url(unused_database()), limits), clock).await
+            }
+        }
+    }
+}
+
+/// A database of a server that no test has used.
+fn unused_database() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let database = NEXT.fetch_add(1, Ordering::Relaxed);
+    assert!(database < DATABASES, "every database of the shared server is in use");
+    database
+}
+
+/// How a Redis under this URL is used.
+pub(crate) fn settings(url: String, limits: Limits) -> Settings {
+    Settings {
+        url: url.into(),
+        partitions: 64,
+        connect_timeout: Duration::from_secs(10),
+        response_timeout: Duration::from_secs(10),
+        limits,
+    }
+}
+
+impl Stage {
+    /// A stage in a Redis of the test's own.
+    pub(crate) async fn in_redis(settings: Settings, clock: ManualClock) -> Self {
+        let store = redis_store(&settings, Clock::Manual(clock.clone())).await;
+        Self { store, clock, settings: Some(settings) }
+    }
+
+    /// What another process sees that uses the same store. Memory is shared by nobody else: there it is the same.
+    pub(crate) async fn seen_from_elsewhere(&self) -> Self {
+        match &self.settings {
+            Some(settings) => Self::in_redis(settings.clone(), self.clock.clone()).await,
+            None => Self { store: Arc::clone(&self.store), clock: self.clock.clone(), settings: None },
+        }
+    }
+
+    /// A conversation that is open.
+    pub(crate) async fn conversation(&self) -> Conversation<'_> {
+        let conversation = self.unopened();
+        conversation.open(|_| ()).await.unwrap();
+        conversation
+    }
+
+    /// A conversation that is not.
+    pub(crate) fn unopened(&self) -> Conversation<'_> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.named(ConversationId::parse(&format!("call-{number}")).unwrap())
+    }
+
+    /// The conversation of this id.
+    pub(crate) fn named(&self, id: ConversationId) -> Conversation<'_> {
+        Conversation::new(self, id)
+    }
+
+    /// Moves the clock to this time, which is not before now.
+    pub(crate) fn wait_until(&self, time: Timestamp) {
+        assert!(time >= self.clock.now(), "time runs forward");
+        self.clock.advance(self.clock.now().millis_until(time));
+    }
+}
+
+/// A store that is ready to be used.
+pub(crate) async fn redis_store(settings: &Settings, clock: Clock) -> Arc<AnyStore> {
+    let store = RedisStore::new(settings, clock).unwrap();
+    store.verify().await.unwrap();
+    Arc::new(AnyStore::Redis(Box::new(store)))
+}
