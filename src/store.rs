@@ -11,10 +11,10 @@ pub use wakes::Wake;
 
 use crate::domain::envelope::Envelope;
 use crate::domain::gate::{
-    Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Ended, Issue,
-    IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut, WorkItemView,
+    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Ended,
+    Expired, Issue, IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, WorkItemView,
 };
-use crate::domain::ids::{ConversationRef, Sequence, WorkItemId};
+use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 
 /// Why a store gave no answer. A refusal is an answer and not one of these.
 #[derive(Debug, Error)]
@@ -102,14 +102,18 @@ pub trait Store {
     /// Takes a callback.
     fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, AcceptRefused>> + Send;
     /// Withdraws a work item.
-    fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<WorkItemView, CancelRefused>> + Send;
+    fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<Cancelled, CancelRefused>> + Send;
     /// Ends a conversation.
     fn end(
         &self,
         conversation: ConversationRef,
     ) -> impl Future<Output = Answer<Ended, ConversationNotFound>> + Send;
-    /// Times out those of a conversation's items that are due.
-    fn expire(&self, due: DueConversation) -> impl Future<Output = Result<Vec<TimedOut>, StoreError>> + Send;
+    /// Times out those of a conversation's items that are due, in a trace.
+    fn expire(
+        &self,
+        due: DueConversation,
+        traceparent: Option<TraceParent>,
+    ) -> impl Future<Output = Result<Expired, StoreError>> + Send;
     /// Finds what is due, at most `limit` items of each partition. Changes nothing.
     fn due(&self, limit: usize) -> impl Future<Output = Result<Due, StoreError>> + Send;
     /// Shows a conversation.
@@ -170,7 +174,7 @@ impl Store for AnyStore {
         either!(self, store => store.accept(command).await)
     }
 
-    async fn cancel(&self, command: Cancel) -> Answer<WorkItemView, CancelRefused> {
+    async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
         either!(self, store => store.cancel(command).await)
     }
 
@@ -178,8 +182,12 @@ impl Store for AnyStore {
         either!(self, store => store.end(conversation).await)
     }
 
-    async fn expire(&self, due: DueConversation) -> Result<Vec<TimedOut>, StoreError> {
-        either!(self, store => store.expire(due).await)
+    async fn expire(
+        &self,
+        due: DueConversation,
+        traceparent: Option<TraceParent>,
+    ) -> Result<Expired, StoreError> {
+        either!(self, store => store.expire(due, traceparent).await)
     }
 
     async fn due(&self, limit: usize) -> Result<Due, StoreError> {

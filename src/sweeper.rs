@@ -65,7 +65,7 @@ async fn round(store: &AnyStore) -> Result<Duration, StoreError> {
 
 async fn sweep(store: &AnyStore, due: DueConversation) -> Result<(), StoreError> {
     let conversation = due.conversation;
-    for timed_out in store.expire(due).await? {
+    for timed_out in store.expire(due, None).await?.timed_out {
         tracing::info!(
             "conversation.reference" = %conversation,
             "work_item.id" = %timed_out.work_item,

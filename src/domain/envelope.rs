@@ -34,7 +34,7 @@ pub struct Envelope {
     pub released_at: Timestamp,
     /// The request that settled it.
     pub request_id: Option<RequestId>,
-    /// The trace it was issued in.
+    /// The trace it was settled in, or else issued in: with it the reader's own trace goes on.
     pub traceparent: Option<TraceParent>,
 }
 

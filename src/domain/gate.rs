@@ -17,8 +17,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 pub use commands::{
-    Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Delivery, Ended,
-    Issue, IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut, WorkItemView,
+    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
+    Delivery, Ended, Expired, Issue, IssueRefused, Issued, LookupRefused, MOST_TOLD, Open, OpenRefused,
+    Opened, Receipt, Released, TimedOut, WorkItemView,
 };
 
 use super::envelope::Envelope;
@@ -52,6 +53,7 @@ struct Settlement {
     outcome: Outcome,
     received_at: Timestamp,
     request_id: Option<RequestId>,
+    traceparent: Option<TraceParent>,
     attempt: Option<AttemptId>,
     fingerprint: Option<Fingerprint>,
     /// Taken out when the item is released.
@@ -59,11 +61,12 @@ struct Settlement {
 }
 
 impl Settlement {
-    const fn timed_out(deadline: Timestamp) -> Self {
+    const fn timed_out(deadline: Timestamp, traceparent: Option<TraceParent>) -> Self {
         Self {
             outcome: Outcome::TimedOut,
             received_at: deadline,
             request_id: None,
+            traceparent,
             attempt: None,
             fingerprint: None,
             payload: None,
@@ -267,6 +270,7 @@ impl Conversation {
                         outcome,
                         received_at: now,
                         request_id: Some(command.request_id),
+                        traceparent: command.traceparent.clone(),
                         attempt: Some(command.attempt),
                         fingerprint: Some(command.result.fingerprint),
                         payload: Some(command.result.payload.clone()),
@@ -276,13 +280,11 @@ impl Conversation {
                 false
             }
         };
-        if !ended {
-            self.release(now);
-        }
-        self.receipt(sequence, replayed).ok_or(AcceptRefused::WorkItemUnknown)
+        let released = if ended { Vec::new() } else { self.release(now, command.traceparent.as_ref()) };
+        self.receipt(sequence, replayed, released).ok_or(AcceptRefused::WorkItemUnknown)
     }
 
-    fn receipt(&self, sequence: Sequence, replayed: bool) -> Option<Receipt> {
+    fn receipt(&self, sequence: Sequence, replayed: bool, released: Vec<Released>) -> Option<Receipt> {
         let slot = self.slots.get(&sequence)?;
         let settlement = slot.settlement.as_ref()?;
         let delivery = if sequence < self.gate {
@@ -297,6 +299,7 @@ impl Conversation {
             outcome: settlement.outcome,
             received_at: settlement.received_at,
             replayed,
+            released,
         })
     }
 
@@ -317,7 +320,7 @@ impl Conversation {
     }
 
     /// Withdraws a work item.
-    pub fn cancel(&mut self, command: &Cancel, now: Timestamp) -> Result<WorkItemView, CancelRefused> {
+    pub fn cancel(&mut self, command: &Cancel, now: Timestamp) -> Result<Cancelled, CancelRefused> {
         let Some(slot) = self.slot(command.work_item) else {
             return Err(CancelRefused::WorkItemNotFound);
         };
@@ -335,6 +338,7 @@ impl Conversation {
                         outcome: Outcome::Cancelled,
                         received_at: now,
                         request_id: Some(command.request_id),
+                        traceparent: command.traceparent.clone(),
                         attempt: Some(command.attempt),
                         fingerprint: None,
                         payload: None,
@@ -343,15 +347,16 @@ impl Conversation {
                 self.touched_at = now;
             }
         }
-        self.release(now);
-        self.work_item(command.work_item, now).ok_or(CancelRefused::WorkItemNotFound)
+        let released = self.release(now, command.traceparent.as_ref());
+        let item = self.work_item(command.work_item, now).ok_or(CancelRefused::WorkItemNotFound)?;
+        Ok(Cancelled { item, released })
     }
 
     /// Ends it. What is due by now is still released; what is held or awaiting then is dropped.
     /// Ending twice is the same as once.
     pub fn end(&mut self, now: Timestamp) -> Ended {
         if self.ended_at(now).is_none() {
-            self.release(now);
+            self.release(now, None);
             self.ended = Some(self.left_behind(now));
             for slot in self.slots.range_mut(self.gate..).map(|(_, slot)| slot) {
                 match &mut slot.settlement {
@@ -372,24 +377,35 @@ impl Conversation {
     }
 
     /// Times out those of the named items that are due. A stale timer finds nothing to do.
-    pub fn expire(&mut self, work_items: &[WorkItemId], now: Timestamp) -> Vec<TimedOut> {
+    pub fn expire(
+        &mut self,
+        work_items: &[WorkItemId],
+        traceparent: Option<&TraceParent>,
+        now: Timestamp,
+    ) -> Expired {
         if self.ended_at(now).is_some() {
             let timer = |&id| self.deadline_of(id).map(|deadline| (deadline, id));
             let done: Vec<_> = work_items.iter().filter_map(timer).collect();
             self.done_timers.extend(done);
-            return Vec::new();
+            return Expired::default();
         }
         let mut timed_out = Vec::new();
         for &work_item in work_items {
             let due =
                 self.slot(work_item).filter(|slot| slot.settlement.is_none() && now >= slot.item.deadline);
             if let Some(item) = due.map(|slot| slot.item.clone()) {
-                self.settle(item.sequence, Settlement::timed_out(item.deadline));
-                timed_out.push(TimedOut { work_item, late_ms: item.deadline.millis_until(now) });
+                self.settle(item.sequence, Settlement::timed_out(item.deadline, traceparent.cloned()));
+                timed_out.push(TimedOut {
+                    work_item,
+                    sequence: item.sequence,
+                    kind: item.kind,
+                    late_ms: item.deadline.millis_until(now),
+                    issued_in: item.traceparent,
+                });
             }
         }
-        self.release(now);
-        timed_out
+        let released = self.release(now, traceparent);
+        Expired { timed_out, released }
     }
 
     fn settle(&mut self, sequence: Sequence, settlement: Settlement) {
@@ -403,24 +419,28 @@ impl Conversation {
 
     /// **The rule of the gate**: beginning with the sequence it waits for, every item that is settled, or whose
     /// deadline has passed, is released, up to the first that is neither.
-    fn release(&mut self, now: Timestamp) {
+    fn release(&mut self, now: Timestamp, traceparent: Option<&TraceParent>) -> Vec<Released> {
+        let mut released = Vec::new();
         while let Some(slot) = self.slots.get(&self.gate) {
             if slot.settlement.is_none() {
                 let deadline = slot.item.deadline;
                 if now < deadline {
-                    return;
+                    break;
                 }
-                self.settle(self.gate, Settlement::timed_out(deadline));
+                self.settle(self.gate, Settlement::timed_out(deadline, traceparent.cloned()));
             }
-            self.append(self.gate, now);
+            let told = self.append(self.gate, now);
+            released.extend(told.filter(|_| released.len() < MOST_TOLD));
             self.gate = self.gate.next();
         }
+        released
     }
 
-    fn append(&mut self, sequence: Sequence, now: Timestamp) {
-        let Some(slot) = self.slots.get_mut(&sequence) else { return };
-        let Some(settlement) = &mut slot.settlement else { return };
+    fn append(&mut self, sequence: Sequence, now: Timestamp) -> Option<Released> {
+        let slot = self.slots.get_mut(&sequence)?;
+        let settlement = slot.settlement.as_mut()?;
         self.held_bytes -= settlement.held_bytes();
+        let settled_in = settlement.traceparent.clone();
         self.channel.push(Envelope {
             sequence,
             conversation_id: self.id.clone(),
@@ -433,8 +453,19 @@ impl Conversation {
             received_at: settlement.received_at,
             released_at: now,
             request_id: settlement.request_id,
-            traceparent: slot.item.traceparent.clone(),
+            traceparent: settled_in.clone().or_else(|| slot.item.traceparent.clone()),
         });
+        Some(Released {
+            sequence,
+            work_item: slot.item.id,
+            kind: slot.item.kind,
+            outcome: settlement.outcome,
+            issued_at: slot.item.issued_at,
+            received_at: settlement.received_at,
+            released_at: now,
+            issued_in: slot.item.traceparent.clone(),
+            settled_in,
+        })
     }
 
     fn slot(&self, work_item: WorkItemId) -> Option<&Slot> {

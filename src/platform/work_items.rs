@@ -229,9 +229,10 @@ pub(super) async fn cancel(
         conversation: conversation.reference(),
         work_item,
         request_id,
+        traceparent: None,
         attempt: Entropy.attempt_id(),
     };
-    let view = platform.store.cancel(command).await.map_err(|error| Refusal::from_store(&error))??;
-    note(&view.item);
-    Ok(Json(WorkItemBody::of(&conversation, &view)).into_response())
+    let cancelled = platform.store.cancel(command).await.map_err(|error| Refusal::from_store(&error))??;
+    note(&cancelled.item.item);
+    Ok(Json(WorkItemBody::of(&conversation, &cancelled.item)).into_response())
 }

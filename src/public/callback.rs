@@ -39,6 +39,7 @@ pub(super) async fn take(
         expires_at: claims.expires_at,
         result,
         request_id: context.request_id,
+        traceparent: None,
         attempt: Entropy.attempt_id(),
     };
     let receipt = public.store.accept(command).await.map_err(|error| Refusal::from_store(&error))??;

@@ -8,11 +8,11 @@ use super::wakes::Wakes;
 use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
 use crate::clock::Clock;
 use crate::domain::gate::{
-    Accept, AcceptRefused, Cancel, CancelRefused, Conversation, ConversationNotFound, ConversationView,
-    Ended, Issue, IssueRefused, Issued, Limits, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut,
-    WorkItemView,
+    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, Conversation, ConversationNotFound,
+    ConversationView, Ended, Expired, Issue, IssueRefused, Issued, Limits, LookupRefused, Open, OpenRefused,
+    Opened, Receipt, WorkItemView,
 };
-use crate::domain::ids::{ConversationRef, Sequence, WorkItemId};
+use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::time::Timestamp;
 
 /// Conversations in this process's memory.
@@ -136,7 +136,7 @@ impl Store for MemoryStore {
         Ok(accepted)
     }
 
-    async fn cancel(&self, command: Cancel) -> Answer<WorkItemView, CancelRefused> {
+    async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
         let (mut state, now) = self.step();
         let cancel = |conversation: &mut Conversation| conversation.cancel(&command, now);
         let Some(cancelled) = state.step_on(command.conversation, now, &self.limits, cancel) else {
@@ -159,17 +159,21 @@ impl Store for MemoryStore {
         Ok(Ok(ended))
     }
 
-    async fn expire(&self, due: DueConversation) -> Result<Vec<TimedOut>, StoreError> {
+    async fn expire(
+        &self,
+        due: DueConversation,
+        traceparent: Option<TraceParent>,
+    ) -> Result<Expired, StoreError> {
         let (mut state, now) = self.step();
         let expire = |conversation: &mut Conversation| {
-            let timed_out = conversation.expire(&due.work_items, now);
+            let expired = conversation.expire(&due.work_items, traceparent.as_ref(), now);
             let unknown = |id: &WorkItemId| conversation.work_item(*id, now).is_none();
-            (timed_out, due.work_items.iter().copied().filter(unknown).collect())
+            (expired, due.work_items.iter().copied().filter(unknown).collect())
         };
         // What the conversation does not know was of one before it, that is gone.
-        let (timed_out, gone): (_, Vec<_>) = state
+        let (expired, gone): (_, Vec<_>) = state
             .step_on(due.conversation, now, &self.limits, expire)
-            .unwrap_or_else(|| (Vec::new(), due.work_items.clone()));
+            .unwrap_or_else(|| (Expired::default(), due.work_items.clone()));
         let entries: Vec<Deadline> = if gone.is_empty() {
             Vec::new()
         } else {
@@ -179,7 +183,7 @@ impl Store for MemoryStore {
             state.deadlines.remove(entry);
         }
         self.wakes.wake(due.conversation);
-        Ok(timed_out)
+        Ok(expired)
     }
 
     async fn due(&self, limit: usize) -> Result<Due, StoreError> {

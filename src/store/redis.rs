@@ -29,9 +29,9 @@ use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreErro
 use crate::clock::Clock;
 use crate::domain::envelope::Envelope;
 use crate::domain::gate::{
-    Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Delivery, Ended,
-    Issue, IssueRefused, Issued, Limits, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut,
-    WorkItemView,
+    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
+    Delivery, Ended, Expired, Issue, IssueRefused, Issued, Limits, LookupRefused, Open, OpenRefused, Opened,
+    Receipt, WorkItemView,
 };
 use crate::domain::ids::{
     ConversationId, ConversationRef, RequestId, Sequence, TraceParent, TurnId, WorkItemId,
@@ -287,6 +287,7 @@ impl Store for RedisStore {
             .arg("outcome", outcome)
             .bytes("payload", payload)
             .arg("request_id", command.request_id)
+            .option("trace", command.traceparent.as_ref().map(TraceParent::as_str))
             .arg("attempt", command.attempt)
             .arg("max_held_items", self.limits.max_held_items)
             .arg("max_held_bytes", self.limits.max_held_bytes)
@@ -305,17 +306,21 @@ impl Store for RedisStore {
         }))
     }
 
-    async fn cancel(&self, command: Cancel) -> Answer<WorkItemView, CancelRefused> {
+    async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
         self.check_verified()?;
         let reply = self
             .call(&self.scripts.cancel, command.conversation)
             .arg("work_item", command.work_item)
             .arg("request_id", command.request_id)
+            .option("trace", command.traceparent.as_ref().map(TraceParent::as_str))
             .arg("attempt", command.attempt)
             .reply(&self.commands)
             .await?;
         Ok(Err(match reply.word.as_str() {
-            "cancelled" => return Ok(Ok(reply.fields()?.work_item_view()?)),
+            "cancelled" => {
+                let fields = reply.fields()?;
+                return Ok(Ok(Cancelled { item: fields.work_item_view()?, released: fields.released()? }));
+            }
             "conversation_not_found" => CancelRefused::ConversationNotFound,
             "conversation_ended" => CancelRefused::ConversationEnded,
             "work_item_not_found" => CancelRefused::WorkItemNotFound,
@@ -336,28 +341,24 @@ impl Store for RedisStore {
         }
     }
 
-    async fn expire(&self, due: DueConversation) -> Result<Vec<TimedOut>, StoreError> {
+    async fn expire(
+        &self,
+        due: DueConversation,
+        traceparent: Option<TraceParent>,
+    ) -> Result<Expired, StoreError> {
         self.check_verified()?;
         let work_items: Vec<String> = due.work_items.iter().map(ToString::to_string).collect();
         let reply = self
             .call(&self.scripts.expire, due.conversation)
             .arg("work_items", work_items.join(" "))
+            .option("trace", traceparent.as_ref().map(TraceParent::as_str))
             .reply(&self.commands)
             .await?;
         if reply.word != "expired" {
             return Err(reply.unexpected());
         }
-        let pairs: Result<Vec<String>, StoreError> = reply.rest.into_iter().map(string).collect();
-        pairs?
-            .chunks(2)
-            .map(|pair| match pair {
-                [id, late] => Ok(TimedOut {
-                    work_item: WorkItemId::parse(id).ok_or_else(|| broken(id))?,
-                    late_ms: late.parse().map_err(|_| broken(late))?,
-                }),
-                _ => Err(broken("a work item without its lateness")),
-            })
-            .collect()
+        let fields = reply.fields()?;
+        Ok(Expired { timed_out: fields.timed_out()?, released: fields.released()? })
     }
 
     async fn due(&self, limit: usize) -> Result<Due, StoreError> {
@@ -449,6 +450,7 @@ fn receipt(fields: &Fields) -> Result<Receipt, StoreError> {
         outcome: fields.required("outcome", Outcome::parse)?,
         received_at: fields.time("received_at")?,
         replayed: fields.flag("replayed")?,
+        released: fields.released()?,
         item,
     })
 }

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use callback_ingress::clock::Entropy;
 use callback_ingress::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Ended, Issue,
-    IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut, WorkItemView,
+    IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, WorkItemView,
 };
-use callback_ingress::domain::ids::{ConversationId, ConversationRef, Fingerprint, Sequence};
+use callback_ingress::domain::ids::{ConversationId, ConversationRef, Fingerprint, Sequence, WorkItemId};
 use callback_ingress::domain::result::{CallbackResult, Payload};
 use callback_ingress::domain::token::KeyId;
 use callback_ingress::domain::work_item::{Kind, Outcome, WorkItem};
@@ -94,6 +94,7 @@ impl<'a> Conversation<'a> {
             expires_at: item.expires_at,
             result: succeeded(body),
             request_id: Entropy.request_id(),
+            traceparent: None,
             attempt: Entropy.attempt_id(),
         }
     }
@@ -113,23 +114,25 @@ impl<'a> Conversation<'a> {
             conversation: self.reference(),
             work_item: item.id,
             request_id: Entropy.request_id(),
+            traceparent: None,
             attempt: Entropy.attempt_id(),
         }
     }
 
     pub(crate) async fn cancel(&self, item: &WorkItem) -> Result<WorkItemView, CancelRefused> {
-        self.stage.store.cancel(self.withdrawing(item)).await.unwrap()
+        self.stage.store.cancel(self.withdrawing(item)).await.unwrap().map(|cancelled| cancelled.item)
     }
 
     pub(crate) async fn end(&self) -> Result<Ended, ConversationNotFound> {
         self.stage.store.end(self.reference()).await.unwrap()
     }
 
-    /// Lets the timers of these items fire.
-    pub(crate) async fn expire(&self, items: &[&WorkItem]) -> Vec<TimedOut> {
+    /// Lets the timers of these items fire: what timed out, and how late.
+    pub(crate) async fn expire(&self, items: &[&WorkItem]) -> Vec<(WorkItemId, u64)> {
         let work_items = items.iter().map(|item| item.id).collect();
         let due = DueConversation { conversation: self.reference(), work_items };
-        self.stage.store.expire(due).await.unwrap()
+        let expired = self.stage.store.expire(due, None).await.unwrap();
+        expired.timed_out.iter().map(|timed_out| (timed_out.work_item, timed_out.late_ms)).collect()
     }
 
     pub(crate) async fn inspect(&self) -> Result<ConversationView, ConversationNotFound> {

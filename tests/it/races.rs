@@ -87,7 +87,8 @@ async fn of_callback_cancellation_timer_and_end_exactly_one_settles_an_item(back
         let mut racers = JoinSet::new();
         for racer in 0..4 {
             let (start, clock) = (Arc::clone(&start), stage.clock.clone());
-            let (store, accept) = (Arc::clone(&stores[(round + racer) % 2]), accept.clone());
+            let (store, accept, cancel) =
+                (Arc::clone(&stores[(round + racer) % 2]), accept.clone(), cancel.clone());
             racers.spawn(async move {
                 start.wait().await;
                 match racer {
@@ -114,7 +115,7 @@ async fn of_callback_cancellation_timer_and_end_exactly_one_settles_an_item(back
                     2 => {
                         clock.advance(1);
                         let due = DueConversation { conversation: reference, work_items: vec![id] };
-                        let timed_out = store.expire(due).await.unwrap();
+                        let timed_out = store.expire(due, None).await.unwrap().timed_out;
                         (!timed_out.is_empty()).then_some(Outcome::TimedOut)
                     }
                     // Late in most rounds, so that it does not win them all.

@@ -104,6 +104,8 @@ pub struct Accept {
     pub result: CallbackResult,
     /// The request that brings it.
     pub request_id: RequestId,
+    /// The trace of that request: the envelope carries it on.
+    pub traceparent: Option<TraceParent>,
     /// This attempt.
     pub attempt: AttemptId,
 }
@@ -135,6 +137,34 @@ pub struct Receipt {
     pub received_at: Timestamp,
     /// Whether this is the answer to a repetition.
     pub replayed: bool,
+    /// What this step put on the channel.
+    pub released: Vec<Released>,
+}
+
+/// Most envelopes of one step that are told of: a longer chain is released all the same.
+pub const MOST_TOLD: usize = 256;
+
+/// An envelope that a step put on the channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// Its place.
+    pub sequence: Sequence,
+    /// The work item.
+    pub work_item: WorkItemId,
+    /// The kind of work.
+    pub kind: Kind,
+    /// How the item was settled.
+    pub outcome: Outcome,
+    /// When the item was issued.
+    pub issued_at: Timestamp,
+    /// When it was settled.
+    pub received_at: Timestamp,
+    /// When it was written to the channel: now.
+    pub released_at: Timestamp,
+    /// The trace that the item was issued in.
+    pub issued_in: Option<TraceParent>,
+    /// The trace that it was settled in.
+    pub settled_in: Option<TraceParent>,
 }
 
 /// Why a callback is not taken.
@@ -164,7 +194,7 @@ pub enum AcceptRefused {
 }
 
 /// Withdraws a work item.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Cancel {
     /// The conversation.
     pub conversation: ConversationRef,
@@ -172,8 +202,19 @@ pub struct Cancel {
     pub work_item: WorkItemId,
     /// The request that withdraws it.
     pub request_id: RequestId,
+    /// The trace of that request: the envelope carries it on.
+    pub traceparent: Option<TraceParent>,
     /// This attempt.
     pub attempt: AttemptId,
+}
+
+/// A work item is withdrawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cancelled {
+    /// The item as it stands.
+    pub item: WorkItemView,
+    /// What this step put on the channel.
+    pub released: Vec<Released>,
 }
 
 /// Why a work item is not cancelled.
@@ -210,12 +251,27 @@ pub struct Ended {
 }
 
 /// An awaiting marker that timed out in this step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimedOut {
     /// The work item.
     pub work_item: WorkItemId,
+    /// Its place.
+    pub sequence: Sequence,
+    /// The kind of work.
+    pub kind: Kind,
     /// How long after its deadline.
     pub late_ms: u64,
+    /// The trace that it was issued in.
+    pub issued_in: Option<TraceParent>,
+}
+
+/// Timers have fired.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// What timed out.
+    pub timed_out: Vec<TimedOut>,
+    /// What this step put on the channel.
+    pub released: Vec<Released>,
 }
 
 /// A work item as it stands.

@@ -67,6 +67,7 @@ fn accept(
         expires_at: at(u64::MAX),
         result: CallbackResult::judge(Kind::Tool, &body).unwrap(),
         request_id: RequestId::from_uuid(Uuid::nil()),
+        traceparent: None,
         attempt: AttemptId::from_random(now),
     };
     conversation.accept(&command, at(now), &LIMITS)
@@ -98,16 +99,25 @@ fn a_missed_deadline_lets_the_rest_pass_whoever_touches_first() {
     assert_eq!(accept(&mut c, 2, 11, "2").unwrap().delivery, Delivery::Delivered);
     assert_eq!(released(&c), [(1, Outcome::TimedOut), (2, Outcome::Succeeded)]);
     assert_eq!(c.channel[0].received_at, at(10), "it timed out at its deadline, not when somebody looked");
-    assert_eq!(c.expire(&[id(1)], at(12)), [], "the timer comes too late to do anything");
+    assert_eq!(
+        c.expire(&[id(1)], None, at(12)),
+        Expired::default(),
+        "the timer comes too late to do anything"
+    );
 }
 
 #[test]
 fn a_timer_that_is_early_or_stale_settles_nothing() {
     let mut c = opened();
     issue(&mut c, 1, 0, 10).unwrap();
-    assert_eq!(c.expire(&[id(1), id(9)], at(9)), []);
-    assert_eq!(c.expire(&[id(1)], at(15)), [TimedOut { work_item: id(1), late_ms: 5 }]);
-    assert_eq!(c.expire(&[id(1)], at(15)), []);
+    assert_eq!(c.expire(&[id(1), id(9)], None, at(9)), Expired::default());
+    let expired = c.expire(&[id(1)], None, at(15));
+    assert_eq!(expired.timed_out.iter().map(|t| (t.work_item, t.late_ms)).collect::<Vec<_>>(), [(id(1), 5)]);
+    assert_eq!(
+        expired.released.iter().map(|r| (r.work_item, r.outcome)).collect::<Vec<_>>(),
+        [(id(1), Outcome::TimedOut)]
+    );
+    assert_eq!(c.expire(&[id(1)], None, at(15)), Expired::default());
 }
 
 #[test]
@@ -170,12 +180,13 @@ proptest! {
             match what {
                 0 => drop(issue(&mut c, number, now, 40)),
                 1 | 2 => drop(accept(&mut c, number, now, &number.to_string())),
-                3 => drop(c.expire(&[id(number)], at(now))),
+                3 => drop(c.expire(&[id(number)], None, at(now))),
                 _ => drop(c.cancel(
                     &Cancel {
                         conversation: c.id.reference(),
                         work_item: id(number),
                         request_id: RequestId::from_uuid(Uuid::nil()),
+                        traceparent: None,
                         attempt: AttemptId::from_random(now),
                     },
                     at(now),

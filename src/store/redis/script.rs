@@ -6,7 +6,7 @@ use std::str::FromStr;
 use redis::{Script, ScriptInvocation, Value};
 
 use super::link::{Link, Request};
-use crate::domain::gate::WorkItemView;
+use crate::domain::gate::{Released, TimedOut, WorkItemView};
 use crate::domain::ids::{Sequence, TraceParent, TurnId, WorkItemId};
 use crate::domain::time::Timestamp;
 use crate::domain::token::KeyId;
@@ -201,6 +201,51 @@ impl Fields {
             expires_at: self.time("expires_at")?,
             key_id: self.required("key_id", |text| KeyId::parse(text).ok())?,
             traceparent: self.optional("traceparent", |text| TraceParent::parse(text).ok())?,
+        })
+    }
+
+    /// Lines of words; none when the field is not there.
+    fn lines<T, const N: usize>(
+        &self,
+        name: &str,
+        read: impl Fn([&str; N]) -> Option<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let text = self.text(name)?.unwrap_or_default();
+        text.lines()
+            .map(|line| {
+                let words: Vec<&str> = line.split(' ').collect();
+                words.try_into().ok().and_then(&read).ok_or_else(|| broken(name))
+            })
+            .collect()
+    }
+
+    /// What `append` of `gate.lua` wrote of the envelopes.
+    pub(super) fn released(&self) -> Result<Vec<Released>, StoreError> {
+        self.lines("released", |[sequence, id, kind, outcome, issued, received, released, issue, settle]| {
+            Some(Released {
+                sequence: Sequence::new(sequence.parse().ok()?),
+                work_item: WorkItemId::parse(id)?,
+                kind: Kind::parse(kind)?,
+                outcome: Outcome::parse(outcome)?,
+                issued_at: Timestamp::from_millis(issued.parse().ok()?),
+                received_at: Timestamp::from_millis(received.parse().ok()?),
+                released_at: Timestamp::from_millis(released.parse().ok()?),
+                issued_in: TraceParent::parse(issue).ok(),
+                settled_in: TraceParent::parse(settle).ok(),
+            })
+        })
+    }
+
+    /// What `expire.lua` timed out.
+    pub(super) fn timed_out(&self) -> Result<Vec<TimedOut>, StoreError> {
+        self.lines("timed_out", |[id, sequence, kind, late, issue]| {
+            Some(TimedOut {
+                work_item: WorkItemId::parse(id)?,
+                sequence: Sequence::new(sequence.parse().ok()?),
+                kind: Kind::parse(kind)?,
+                late_ms: late.parse().ok()?,
+                issued_in: TraceParent::parse(issue).ok(),
+            })
         })
     }
 

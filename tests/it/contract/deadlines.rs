@@ -1,7 +1,7 @@
 //! Promise 8: from its deadline on an item is timed out for whatever touches it, swept or not.
 
 use callback_ingress::clock::Entropy;
-use callback_ingress::domain::gate::{AcceptRefused, CancelRefused, TimedOut};
+use callback_ingress::domain::gate::{AcceptRefused, CancelRefused, Expired};
 use callback_ingress::domain::ids::{ConversationRef, WorkItemId};
 use callback_ingress::domain::work_item::{Outcome, State, WorkItem};
 use callback_ingress::store::{Due, DueConversation, Store};
@@ -74,7 +74,7 @@ async fn a_timer_tells_how_late_it_is(backend: Backend) {
     stage.wait_until(first.deadline);
     stage.clock.advance(70);
     let timed_out = conversation.expire(&[&second, &first]).await;
-    assert_eq!(timed_out, [&second, &first].map(|item| TimedOut { work_item: item.id, late_ms: 70 }));
+    assert_eq!(timed_out, [&second, &first].map(|item| (item.id, 70)));
     assert_eq!(conversation.channel().await, [(1, Outcome::TimedOut), (2, Outcome::TimedOut)]);
 }
 
@@ -151,7 +151,7 @@ async fn what_is_due_is_found_in_the_order_of_deadlines_and_looking_changes_noth
     assert_eq!(told(&now), pairs(&conversation, &[&soon, &late]));
     assert_eq!((now.next_in_ms, now.more), (None, false));
     for of in now.conversations {
-        stage.store.expire(of).await.unwrap();
+        stage.store.expire(of, None).await.unwrap();
     }
     assert_eq!(due(&stage, 10).await, Due::default());
     assert_eq!(conversation.channel().await.len(), 2);
@@ -168,7 +168,7 @@ async fn what_is_due_is_told_in_parts(backend: Backend) {
     assert_eq!((told(&part).len(), part.more), (2, true));
     assert_eq!((told(&due(&stage, 3).await).len(), due(&stage, 3).await.more), (3, false));
     for of in part.conversations {
-        stage.store.expire(of).await.unwrap();
+        stage.store.expire(of, None).await.unwrap();
     }
     let rest = due(&stage, 2).await;
     assert_eq!((told(&rest).len(), rest.more), (1, false));
@@ -210,5 +210,5 @@ async fn what_is_settled_or_ended_is_not_due(backend: Backend) {
     assert_eq!(due(&stage, 10).await, Due::default());
     let unknown =
         DueConversation { conversation: idle.reference(), work_items: vec![Entropy.work_item_id()] };
-    assert_eq!(stage.store.expire(unknown).await.unwrap(), []);
+    assert_eq!(stage.store.expire(unknown, None).await.unwrap(), Expired::default());
 }

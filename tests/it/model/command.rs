@@ -1,10 +1,11 @@
 //! Every operation of a store as a value, and every answer.
 
 use callback_ingress::domain::gate::{
-    Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Delivery, Ended,
-    Issue, IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, TimedOut, WorkItemView,
+    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
+    Delivery, Ended, Expired, Issue, IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt,
+    WorkItemView,
 };
-use callback_ingress::domain::ids::{ConversationRef, Sequence, WorkItemId};
+use callback_ingress::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use callback_ingress::store::{AnyStore, Due, DueConversation, Page, Store};
 
 /// An operation with its arguments.
@@ -15,7 +16,7 @@ pub(super) enum Command {
     Accept(Accept),
     Cancel(Cancel),
     End(ConversationRef),
-    Expire(DueConversation),
+    Expire(DueConversation, Option<TraceParent>),
     Due(usize),
     Inspect(ConversationRef),
     WorkItem(ConversationRef, WorkItemId),
@@ -28,9 +29,9 @@ pub(super) enum Reply {
     Open(Result<Opened, OpenRefused>),
     Issue(Result<Issued, IssueRefused>),
     Accept(Result<Receipt, AcceptRefused>),
-    Cancel(Result<WorkItemView, CancelRefused>),
+    Cancel(Result<Cancelled, CancelRefused>),
     End(Result<Ended, ConversationNotFound>),
-    Expire(Vec<TimedOut>),
+    Expire(Expired),
     Due(Due),
     Inspect(Result<ConversationView, ConversationNotFound>),
     WorkItem(Result<WorkItemView, LookupRefused>),
@@ -46,7 +47,7 @@ impl Command {
             Self::Accept(command) => Reply::Accept(store.accept(command).await.unwrap()),
             Self::Cancel(command) => Reply::Cancel(store.cancel(command).await.unwrap()),
             Self::End(conversation) => Reply::End(store.end(conversation).await.unwrap()),
-            Self::Expire(due) => Reply::Expire(store.expire(due).await.unwrap()),
+            Self::Expire(due, trace) => Reply::Expire(store.expire(due, trace).await.unwrap()),
             Self::Due(limit) => {
                 let mut due = store.due(limit).await.unwrap();
                 // The order of partitions is nobody's business.
@@ -94,7 +95,7 @@ impl Reply {
                     Delivery::Held { .. } => format!("{} held{again}", receipt.outcome),
                 }
             }),
-            Self::Cancel(result) => or_refused("cancel", result, |view| format!("{:?}", view.state)),
+            Self::Cancel(result) => or_refused("cancel", result, |view| format!("{:?}", view.item.state)),
             Self::End(result) => {
                 or_refused("end", result, |ended| match (ended.dropped_held, ended.dropped_awaiting) {
                     (0, 0) => "nothing dropped".to_owned(),
@@ -102,7 +103,7 @@ impl Reply {
                     _ => "held items dropped".to_owned(),
                 })
             }
-            Self::Expire(timed_out) => format!("expire: {}", some(timed_out.is_empty())),
+            Self::Expire(expired) => format!("expire: {}", some(expired.timed_out.is_empty())),
             Self::Due(due) if due.more => "due: more".to_owned(),
             Self::Due(due) => {
                 let next = some(due.next_in_ms.is_none());

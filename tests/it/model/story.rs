@@ -93,7 +93,7 @@ impl<'a> Story<'a> {
             let limit = if self.partitions == 1 { 3 } else { 100 };
             if let Reply::Due(due) = self.both(Command::Due(limit)).await? {
                 for of in due.conversations {
-                    self.both(Command::Expire(of)).await?;
+                    self.both(Command::Expire(of, self.trace())).await?;
                 }
             }
         }
@@ -116,7 +116,7 @@ impl<'a> Story<'a> {
             Command::Accept(accept) => (accept.attempt, accept.request_id) = (other, self.request_id()),
             Command::Cancel(cancel) => (cancel.attempt, cancel.request_id) = (other, self.request_id()),
             Command::End(_)
-            | Command::Expire(_)
+            | Command::Expire(..)
             | Command::Due(_)
             | Command::Inspect(_)
             | Command::WorkItem(..)
@@ -227,6 +227,11 @@ impl<'a> Story<'a> {
         RequestId::from_uuid(Uuid::from_u128(self.step))
     }
 
+    /// The trace of a step that may settle something; some have none.
+    fn trace(&self) -> Option<TraceParent> {
+        (!self.step.is_multiple_of(3)).then(|| traceparent(u8::try_from(self.step % 7 + 2).unwrap()))
+    }
+
     fn command(&self, step: &Step) -> Option<Command> {
         Some(match step {
             Step::Open { who, idle_ttl_ms, trace, attempt } => Command::Open(Open {
@@ -258,6 +263,7 @@ impl<'a> Story<'a> {
                         .map_or_else(|| self.clock.now().plus_millis(100), |item| item.expires_at),
                     result: result(*body),
                     request_id: self.request_id(),
+                    traceparent: self.trace(),
                     attempt: AttemptId::from_random(*attempt),
                 })
             }
@@ -265,13 +271,14 @@ impl<'a> Story<'a> {
                 conversation: reference(*who),
                 work_item: self.item_id(*who, *item),
                 request_id: self.request_id(),
+                traceparent: self.trace(),
                 attempt: AttemptId::from_random(*attempt),
             }),
             Step::End { who } => Command::End(reference(*who)),
-            Step::Expire { who, items } => Command::Expire(DueConversation {
-                conversation: reference(*who),
-                work_items: items.iter().map(|item| self.item_id(*who, *item)).collect(),
-            }),
+            Step::Expire { who, items } => {
+                let work_items = items.iter().map(|item| self.item_id(*who, *item)).collect();
+                Command::Expire(DueConversation { conversation: reference(*who), work_items }, self.trace())
+            }
             // The limit is for each partition, and the memory store has one.
             Step::Due { limit } => Command::Due(if self.partitions == 1 { *limit } else { 100 }),
             Step::Inspect { who } => Command::Inspect(reference(*who)),

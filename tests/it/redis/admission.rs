@@ -110,7 +110,7 @@ async fn a_user_who_may_touch_only_the_services_keys_is_enough() {
     conversation.accept(&second, "2").await.unwrap();
     stage.wait_until(soon.deadline);
     for of in stage.store.due(10).await.unwrap().conversations {
-        stage.store.expire(of).await.unwrap();
+        stage.store.expire(of, None).await.unwrap();
     }
     conversation.cancel(&third).await.unwrap();
     wake.changed().await;

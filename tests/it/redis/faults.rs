@@ -248,7 +248,7 @@ async fn scripts_that_redis_forgot_are_loaded_again() {
     forget();
     let due = stage.store.due(10).await.unwrap();
     forget();
-    assert_eq!(stage.store.expire(due.conversations[0].clone()).await.unwrap().len(), 1);
+    assert_eq!(stage.store.expire(due.conversations[0].clone(), None).await.unwrap().timed_out.len(), 1);
     forget();
     conversation.inspect().await.unwrap();
     forget();

@@ -208,7 +208,7 @@ async fn however_many_items_of_a_partition_are_due_they_are_told() {
     let told: usize = due.conversations.iter().map(|of| of.work_items.len()).sum();
     assert_eq!((told, due.more), (9_000, false), "more than Lua can unpack");
     for of in due.conversations {
-        assert_eq!(stage.store.expire(of).await.unwrap().len(), 1_000);
+        assert_eq!(stage.store.expire(of, None).await.unwrap().timed_out.len(), 1_000);
     }
     assert_eq!(stage.store.due(100).await.unwrap(), Due::default());
 }

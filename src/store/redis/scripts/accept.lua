@@ -2,7 +2,7 @@
 -- KEYS 6: used
 -- ARGV: work_item, expires_at, fingerprint, outcome succeeded|failed, payload, request_id, attempt,
 --       max_held_items, max_held_bytes
--- Reply: taken, replayed 0|1, conversation_id, gate, the item
+-- Reply: taken, replayed 0|1, conversation_id, gate, the item, released (optional)
 --        token_expired | conversation_ended | work_item_unknown | token_used | work_item_timed_out |
 --        work_item_cancelled | held_limit
 local expires_at = number(A.expires_at)
@@ -61,6 +61,6 @@ if not c.ended then
     release(c, item)
     save_conversation(c)
 end
-return describe(item, {
+return with_released(describe(item, {
     'taken', 'replayed', replayed, 'conversation_id', c.id, 'gate', text(c.gate),
-})
+}))

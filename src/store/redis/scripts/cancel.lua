@@ -1,6 +1,6 @@
 -- Withdraws a work item.
 -- ARGV: work_item, request_id, attempt
--- Reply: cancelled, the item as it stands
+-- Reply: cancelled, the item as it stands, released (optional)
 --        conversation_not_found | work_item_not_found | conversation_ended
 --        work_item_settled, outcome
 local c = load_conversation()
@@ -25,4 +25,4 @@ elseif outcome ~= 'cancelled' or item.attempt ~= A.attempt then
 end
 release(c, item)
 save_conversation(c)
-return { 'cancelled', unpack(view(c, item)) }
+return with_released({ 'cancelled', unpack(view(c, item)) })

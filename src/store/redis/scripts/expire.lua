@@ -1,15 +1,17 @@
 -- Times out those of the named items that are due. A stale timer finds nothing to do.
 -- ARGV: work_items, separated by spaces
--- Reply: expired, then work item id and lateness in ms in turn
+-- Reply: expired, timed_out (a line each: work item id, sequence, kind, lateness in ms, traceparent or -),
+--        released (optional)
 local c = load_conversation()
-local reply = { 'expired' }
+local timed_out = {}
 for id in string.gmatch(A.work_items, '%S+') do
     local item = c and not c.ended and load_item_by_id(id)
     if item and not item.outcome then
         if NOW >= item.deadline then
             time_out(c, item)
-            reply[#reply + 1] = id
-            reply[#reply + 1] = text(NOW - item.deadline)
+            timed_out[#timed_out + 1] = table.concat({
+                id, text(item.sequence), item.kind, text(NOW - item.deadline), item.traceparent or '-',
+            }, ' ')
         end
     else
         redis.call('ZREM', DEADLINES, A.reference .. '/' .. id)
@@ -19,4 +21,4 @@ if c and not c.ended then
     release(c)
     save_conversation(c)
 end
-return reply
+return with_released({ 'expired', 'timed_out', table.concat(timed_out, '\n') })

@@ -15,6 +15,7 @@
 --   retention  how long an ended conversation can be read, ms
 --   grace      how much longer than its data a key is kept, ms
 --   wake       where changes of the channel are published
+--   trace      the trace of whatever this step settles (optional)
 -- Reply: a word, then names and values in turn.
 --
 -- Every operation checks first and writes after: a script is not rolled back.
@@ -110,7 +111,7 @@ end
 -- Fields of an item: those fixed at its issue, then those of its settlement.
 local ITEM_FIELDS = {
     'id', 'kind', 'issued_at', 'deadline', 'expires_at', 'key_id', 'turn_id', 'traceparent',
-    'outcome', 'received_at', 'request_id', 'attempt', 'bytes',
+    'outcome', 'received_at', 'request_id', 'attempt', 'bytes', 'trace',
 }
 
 local function load_item(sequence)
@@ -150,6 +151,7 @@ end
 local function settle(c, item, settlement)
     local prefix = text(item.sequence) .. ':'
     local fields = {}
+    settlement.trace = A.trace
     for field, value in pairs(settlement) do
         item[field] = value
         if field ~= 'payload' then
@@ -167,6 +169,11 @@ local function time_out(c, item)
     settle(c, item, { outcome = 'timed_out', received_at = text(item.deadline) })
 end
 
+-- What this step puts on the channel, a line each, in the order of Released in src/domain/gate/commands.rs; a longer
+-- chain is released all the same.
+local RELEASED = {}
+local MOST_TOLD = 256
+
 -- Writes an item's envelope to the channel.
 local function append(c, item)
     local envelope = {
@@ -182,7 +189,7 @@ local function append(c, item)
     end
     add('turnId', item.turn_id)
     add('requestId', item.request_id)
-    add('traceparent', item.traceparent)
+    add('traceparent', item.trace or item.traceparent)
     if item.bytes then
         local payload = item.payload
         if not payload then
@@ -193,6 +200,12 @@ local function append(c, item)
         c.held_bytes = c.held_bytes - number(item.bytes)
     end
     redis.call('XADD', CHANNEL, text(item.sequence) .. '-0', unpack(envelope))
+    if #RELEASED < MOST_TOLD then
+        RELEASED[#RELEASED + 1] = table.concat({
+            text(item.sequence), item.id, item.kind, item.outcome, text(number(item.issued_at)),
+            text(number(item.received_at)), text(NOW), item.traceparent or '-', item.trace or '-',
+        }, ' ')
+    end
 end
 
 -- THE RULE OF THE GATE: beginning with the sequence it waits for, every item that is settled, or whose deadline has
@@ -247,6 +260,15 @@ local function describe(item, reply)
     end
     reply[#reply + 1] = 'sequence'
     reply[#reply + 1] = text(item.sequence)
+    return reply
+end
+
+-- A reply that tells what this step put on the channel.
+local function with_released(reply)
+    if #RELEASED > 0 then
+        reply[#reply + 1] = 'released'
+        reply[#reply + 1] = table.concat(RELEASED, '\n')
+    end
     return reply
 end
 
