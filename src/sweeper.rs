@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{AnyStore, DueConversation, Store, StoreError};
+use crate::telemetry;
 
 /// Longest time between two rounds: another instance may have issued an item whose deadline is near.
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
@@ -65,7 +66,8 @@ async fn round(store: &AnyStore) -> Result<Duration, StoreError> {
 
 async fn sweep(store: &AnyStore, due: DueConversation) -> Result<(), StoreError> {
     let conversation = due.conversation;
-    for timed_out in store.expire(due, None).await?.timed_out {
+    let expired = store.expire(due, None).await?;
+    for timed_out in &expired.timed_out {
         tracing::info!(
             "conversation.reference" = %conversation,
             "work_item.id" = %timed_out.work_item,
@@ -73,5 +75,6 @@ async fn sweep(store: &AnyStore, due: DueConversation) -> Result<(), StoreError>
             "a work item timed out"
         );
     }
+    telemetry::released(conversation, &expired.released);
     Ok(())
 }

@@ -6,6 +6,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::config::{LogFormat, Telemetry};
+use crate::domain::gate::Released;
+use crate::domain::ids::ConversationRef;
 
 /// Starts logging, once for the process.
 pub fn start(config: &Telemetry) {
@@ -34,4 +36,22 @@ pub fn start(config: &Telemetry) {
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(location, "a bug: something panicked");
     }));
+}
+
+/// One line for each envelope that was held before a step released it: the answer to "why did it come so late?". What
+/// was not held is told by the line of its own request.
+pub fn released(conversation: ConversationRef, envelopes: &[Released]) {
+    for envelope in envelopes {
+        let held_ms = envelope.received_at.millis_until(envelope.released_at);
+        if held_ms > 0 {
+            tracing::info!(
+                "conversation.reference" = %conversation,
+                "work_item.id" = %envelope.work_item,
+                "work_item.sequence" = envelope.sequence.get(),
+                "callback.outcome" = envelope.outcome.as_str(),
+                held_ms,
+                "released"
+            );
+        }
+    }
 }

@@ -26,6 +26,7 @@ use crate::http::observe::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::public::{CALLBACKS_PATH, Place};
 use crate::store::Store;
+use crate::telemetry;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -233,6 +234,7 @@ pub(super) async fn cancel(
         attempt: Entropy.attempt_id(),
     };
     let cancelled = platform.store.cancel(command).await.map_err(|error| Refusal::from_store(&error))??;
+    telemetry::released(conversation.reference(), &cancelled.released);
     note(&cancelled.item.item);
     Ok(Json(WorkItemBody::of(&conversation, &cancelled.item)).into_response())
 }

@@ -18,6 +18,7 @@ use crate::http::body;
 use crate::http::observe::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::Store;
+use crate::telemetry;
 
 /// Takes a callback. The order of checks is the contract's: size, content type, token, JSON, shape, then the store
 /// in one step. Only that last step spends the token.
@@ -43,6 +44,7 @@ pub(super) async fn take(
         attempt: Entropy.attempt_id(),
     };
     let receipt = public.store.accept(command).await.map_err(|error| Refusal::from_store(&error))??;
+    telemetry::released(claims.conversation, &receipt.released);
     let request_span = Span::current();
     request_span.record("conversation.id", receipt.conversation_id.as_str());
     request_span.record("work_item.sequence", receipt.item.sequence.get());

@@ -32,8 +32,9 @@ local function number(text)
 end
 
 -- Without an exponent, whatever its size.
+local format = string.format
 local function text(integer)
-    return string.format('%.0f', integer)
+    return format('%.0f', integer)
 end
 
 local NOW = number(A.now)
@@ -43,8 +44,12 @@ if not NOW then
 end
 
 -- RFC 3339 in UTC with milliseconds. The date follows from the days since 0000-03-01, the start of a year whose
--- leap day comes last.
+-- leap day comes last. The last one is kept: a result that is not held is received and released at the same time.
+local last_ms, last_rfc3339
 local function rfc3339(ms)
+    if ms == last_ms then
+        return last_rfc3339
+    end
     local floor = math.floor
     local seconds = floor(ms / 1000)
     local days = floor(seconds / 86400)
@@ -60,8 +65,10 @@ local function rfc3339(ms)
     local day = day_of_year - floor((153 * shifted_month + 2) / 5) + 1
     local month = shifted_month < 10 and shifted_month + 3 or shifted_month - 9
     local year = year_of_era + era * 400 + (month <= 2 and 1 or 0)
-    return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day,
+    last_ms = ms
+    last_rfc3339 = format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day,
         floor(second / 3600), floor(second / 60) % 60, second % 60, ms - seconds * 1000)
+    return last_rfc3339
 end
 
 -- When the conversation ended, if it has: by command, or by being left untouched.
@@ -76,7 +83,8 @@ end
 -- The conversation; nil when it is not there, or ended so long ago that nobody can ask for it any more.
 local function load_conversation()
     local v = redis.call('HMGET', CONVERSATION, 'id', 'touched_at', 'idle_ttl', 'ended_at', 'next', 'gate',
-        'awaiting', 'held_bytes', 'traceparent', 'opened_by', 'opened_at', 'dropped_held', 'dropped_awaiting')
+        'awaiting', 'held_bytes', 'traceparent', 'opened_by', 'opened_at', 'dropped_held', 'dropped_awaiting',
+        'kept_until')
     if not v[1] then
         return nil
     end
@@ -84,7 +92,7 @@ local function load_conversation()
         id = v[1], touched_at = number(v[2]), idle_ttl = number(v[3]), ended_at = number(v[4]),
         next = number(v[5]), gate = number(v[6]), awaiting = number(v[7]), held_bytes = number(v[8]),
         traceparent = v[9] or nil, opened_by = v[10], opened_at = number(v[11]),
-        dropped_held = number(v[12]), dropped_awaiting = number(v[13]),
+        dropped_held = number(v[12]), dropped_awaiting = number(v[13]), kept_until = number(v[14]),
     }
     c.ended = ended_at(c)
     if c.ended and NOW >= c.ended + number(A.retention) then
@@ -93,19 +101,27 @@ local function load_conversation()
     return c
 end
 
--- Every key of the conversation lives as long as its data can be asked for, and a little longer.
-local function keep(c)
-    local ttl = text((c.ended_at or (c.touched_at + c.idle_ttl)) - NOW + number(A.retention) + number(A.grace))
-    redis.call('PEXPIRE', CONVERSATION, ttl)
-    redis.call('PEXPIRE', ITEMS, ttl)
-    redis.call('PEXPIRE', HELD, ttl)
-    redis.call('PEXPIRE', CHANNEL, ttl)
-end
-
+-- Saves the conversation, and lets each of its keys live as long as its data can be asked for, and longer: at least
+-- half the grace, at most all of it.
+-- Whether a key may be new in this step, and has no time to live yet.
+local GROWN = false
 local function save_conversation(c)
+    local asked_for = (c.ended_at or (c.touched_at + c.idle_ttl)) + number(A.retention)
+    local grace = number(A.grace)
+    local kept = c.kept_until and c.kept_until >= asked_for + grace / 2 and c.kept_until <= asked_for + grace
+    if not kept then
+        c.kept_until = asked_for + grace
+    end
     redis.call('HSET', CONVERSATION, 'touched_at', text(c.touched_at), 'next', text(c.next),
-        'gate', text(c.gate), 'awaiting', text(c.awaiting), 'held_bytes', text(c.held_bytes))
-    keep(c)
+        'gate', text(c.gate), 'awaiting', text(c.awaiting), 'held_bytes', text(c.held_bytes),
+        'kept_until', text(c.kept_until))
+    if not kept or GROWN then
+        local ttl = text(c.kept_until - NOW)
+        redis.call('PEXPIRE', CONVERSATION, ttl)
+        redis.call('PEXPIRE', ITEMS, ttl)
+        redis.call('PEXPIRE', HELD, ttl)
+        redis.call('PEXPIRE', CHANNEL, ttl)
+    end
 end
 
 -- Fields of an item: those fixed at its issue, then those of its settlement.
@@ -200,6 +216,7 @@ local function append(c, item)
         c.held_bytes = c.held_bytes - number(item.bytes)
     end
     redis.call('XADD', CHANNEL, text(item.sequence) .. '-0', unpack(envelope))
+    GROWN = GROWN or item.sequence == 1
     if #RELEASED < MOST_TOLD then
         RELEASED[#RELEASED + 1] = table.concat({
             text(item.sequence), item.id, item.kind, item.outcome, text(number(item.issued_at)),
@@ -213,9 +230,15 @@ end
 local function release(c, fresh)
     local before = c.gate
     while c.gate < c.next do
-        local item = fresh and fresh.sequence == c.gate and fresh or load_item(c.gate)
+        local item = fresh and fresh.sequence == c.gate and fresh
         if not item then
-            break
+            -- Most often the next one is not settled: a look at it is cheaper than all of it.
+            local prefix = text(c.gate) .. ':'
+            local seen = redis.call('HMGET', ITEMS, prefix .. 'outcome', prefix .. 'deadline')
+            if not seen[1] and (not seen[2] or NOW < number(seen[2])) then
+                break
+            end
+            item = load_item(c.gate)
         end
         if not item.outcome then
             if NOW < item.deadline then
@@ -228,6 +251,7 @@ local function release(c, fresh)
     end
     if fresh and fresh.payload and fresh.sequence >= c.gate then
         redis.call('HSET', HELD, text(fresh.sequence), fresh.payload)
+        GROWN = true
     end
     if c.gate > before then
         redis.call('PUBLISH', A.wake, '')

@@ -58,5 +58,6 @@ end
 c.next = c.next + 1
 c.awaiting = c.awaiting + 1
 c.touched_at = NOW
+GROWN = item.sequence == 1
 save_conversation(c)
 return describe(item, { 'issued', 'repeated', '0' })
