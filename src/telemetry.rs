@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, stderr};
 
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -9,8 +10,17 @@ use crate::config::{LogFormat, Telemetry};
 use crate::domain::gate::Released;
 use crate::domain::ids::ConversationRef;
 
-/// Starts logging, once for the process.
-pub fn start(config: &Telemetry) {
+/// Writes what is still to be written when dropped, for at most a second.
+#[must_use = "lines are written in the background until this is dropped"]
+#[derive(Debug)]
+pub struct Flush {
+    _log: WorkerGuard,
+}
+
+/// Starts logging, once for the process. Lines are written in the background, so that a slow reader of them delays no
+/// request; when far too many wait, further ones are dropped.
+pub fn start(config: &Telemetry) -> Flush {
+    let (writer, log) = tracing_appender::non_blocking(stderr());
     // The configuration holds directives that were parsed before.
     let filter = EnvFilter::try_new(&config.log_level).unwrap_or_default();
     let terminal = stderr().is_terminal();
@@ -21,7 +31,7 @@ pub fn start(config: &Telemetry) {
     };
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(stderr)
+        .with_writer(writer)
         .with_target(false)
         .with_span_events(FmtSpan::NONE);
     // A second start changes nothing: the first one's settings stay.
@@ -36,6 +46,7 @@ pub fn start(config: &Telemetry) {
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(location, "a bug: something panicked");
     }));
+    Flush { _log: log }
 }
 
 /// One line for each envelope that was held before a step released it: the answer to "why did it come so late?". What

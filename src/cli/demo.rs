@@ -34,7 +34,7 @@ pub(super) fn settings(mut settings: Settings) -> Settings {
 }
 
 pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
-    crate::telemetry::start(&loaded.config.telemetry);
+    let _flush = crate::telemetry::start(&loaded.config.telemetry);
     let app = app::build(&loaded.config, Clock::System).await?;
     let mut session = Session::new(&app, &loaded.config).map_err(|wrong| Failure::Failed(wrong.into()))?;
     let (done, ended) = oneshot::channel::<()>();

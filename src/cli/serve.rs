@@ -24,7 +24,7 @@ impl From<AppError> for Failure {
 }
 
 pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
-    telemetry::start(&loaded.config.telemetry);
+    let _flush = telemetry::start(&loaded.config.telemetry);
     let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
     let app = app::build(&loaded.config, Clock::System).await?;
     let store = loaded.store_shown();

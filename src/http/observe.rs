@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
@@ -11,13 +12,15 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::{Instrument, field};
+use tracing::Instrument;
 
 use super::code::Code;
 use super::health;
 use super::refusal::{Refusal, SOMETHING_WENT_WRONG};
 use crate::clock::Entropy;
-use crate::domain::ids::{RequestId, TraceParent};
+use crate::domain::ids::{ConversationId, ConversationRef, RequestId, Sequence, TraceParent, WorkItemId};
+use crate::domain::token::TokenFingerprint;
+use crate::domain::work_item::Outcome;
 
 /// Names the request in every reply.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,12 +43,39 @@ pub struct RequestContext {
     pub request_id: RequestId,
     /// 32 hexadecimal digits.
     pub trace_id: String,
+    facts: Arc<Mutex<Facts>>,
+}
+
+/// What is learned of a request while it is answered, for its log line.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The conversation's id.
+    pub conversation: Option<ConversationId>,
+    /// The conversation's reference: all that a token tells of it.
+    pub reference: Option<ConversationRef>,
+    /// The work item.
+    pub work_item: Option<WorkItemId>,
+    /// The work item's place.
+    pub sequence: Option<Sequence>,
+    /// How the callback settled it.
+    pub outcome: Option<Outcome>,
+    /// Of the token that was presented.
+    pub token: Option<TokenFingerprint>,
 }
 
 impl RequestContext {
     /// A context for a request that could not be read.
     pub fn fresh() -> Self {
-        Self { request_id: Entropy.request_id(), trace_id: Entropy.trace_id() }
+        Self { request_id: Entropy.request_id(), trace_id: Entropy.trace_id(), facts: Arc::default() }
+    }
+
+    /// Notes what was learned of the request.
+    pub fn note(&self, learn: impl FnOnce(&mut Facts)) {
+        learn(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn facts(&self) -> Facts {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn of(side: Side, headers: &HeaderMap) -> Self {
@@ -59,6 +89,7 @@ impl RequestContext {
         Self {
             request_id: text(REQUEST_ID).and_then(RequestId::parse).unwrap_or_else(|| Entropy.request_id()),
             trace_id: trace_id.unwrap_or_else(|| Entropy.trace_id()),
+            facts: Arc::default(),
         }
     }
 }
@@ -79,12 +110,6 @@ async fn observe(side: Side, mut request: Request, next: Next) -> Response {
         "http.route" = route,
         "request.id" = %context.request_id,
         "trace.id" = context.trace_id,
-        "conversation.id" = field::Empty,
-        "conversation.reference" = field::Empty,
-        "work_item.id" = field::Empty,
-        "work_item.sequence" = field::Empty,
-        "callback.outcome" = field::Empty,
-        "callback.token_fingerprint" = field::Empty,
     );
     request.extensions_mut().insert(context.clone());
     let probe = route.starts_with(health::PATH);
@@ -109,12 +134,30 @@ async fn timed(context: RequestContext, probe: bool, answer: impl Future<Output 
     let status = response.status().as_u16();
     let code = refusal.as_ref().map_or("", |refusal| refusal.code.as_str());
     let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let facts = context.facts();
+    // Fields of the line and not of the span, where each would be written anew for every other.
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                status,
+                code,
+                duration_us,
+                "conversation.id" = facts.conversation.as_ref().map(tracing::field::display),
+                "conversation.reference" = facts.reference.map(tracing::field::display),
+                "work_item.id" = facts.work_item.map(tracing::field::display),
+                "work_item.sequence" = facts.sequence.map(Sequence::get),
+                "callback.outcome" = facts.outcome.map(Outcome::as_str),
+                "callback.token_fingerprint" = facts.token.map(tracing::field::display),
+                "answered"
+            )
+        };
+    }
     if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
-        tracing::error!(status, code, duration_us, "answered");
+        line!(error);
     } else if probe && refusal.is_none() {
-        tracing::debug!(status, code, duration_us, "answered");
+        line!(debug);
     } else {
-        tracing::info!(status, code, duration_us, "answered");
+        line!(info);
     }
     response
 }

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use tracing::Span;
 
 use super::request::{self, PathIds};
 use super::work_items::WorkItemBody;
@@ -18,6 +17,7 @@ use crate::domain::gate::{ConversationView, Open};
 use crate::domain::ids::{ConversationId, Sequence, TraceParent};
 use crate::domain::time::Timestamp;
 use crate::domain::work_item::State as ItemState;
+use crate::http::observe::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::{ChannelAddress, Store};
 
@@ -67,10 +67,11 @@ struct OpenedBody<'a> {
 /// `PUT`: 201 the first time, 200 after.
 pub(super) async fn open(
     State(platform): State<Arc<Platform>>,
+    Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids)?;
+    let conversation = named(&ids, &context)?;
     let (parts, body) = request.into_parts();
     let body: OpenBody = request::json(&parts, body, platform.body).await?;
     let command = Open {
@@ -89,10 +90,10 @@ pub(super) async fn open(
     Ok((status, Json(reply)).into_response())
 }
 
-/// The conversation that the path names, noted on the request's span.
-pub(super) fn named(ids: &PathIds) -> Result<ConversationId, Refusal> {
+/// The conversation that the path names, noted for the request's log line.
+pub(super) fn named(ids: &PathIds, context: &RequestContext) -> Result<ConversationId, Refusal> {
     let conversation = ids.conversation()?;
-    Span::current().record("conversation.id", conversation.as_str());
+    context.note(|facts| facts.conversation = Some(conversation.clone()));
     Ok(conversation)
 }
 
@@ -134,9 +135,10 @@ struct HeldBody<'a> {
 /// `GET`: its state, what it waits for, what is awaiting and what is held.
 pub(super) async fn show(
     State(platform): State<Arc<Platform>>,
+    Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids)?;
+    let conversation = named(&ids, &context)?;
     let shown = platform.store.inspect(conversation.reference()).await;
     let view = shown.map_err(|error| Refusal::from_store(&error))??;
     Ok(Json(shown_body(&platform, &view)).into_response())
@@ -185,9 +187,10 @@ struct EndedBody<'a> {
 /// `DELETE`: ends it. Twice is the same as once.
 pub(super) async fn end(
     State(platform): State<Arc<Platform>>,
+    Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids)?;
+    let conversation = named(&ids, &context)?;
     let ended = platform.store.end(conversation.reference()).await;
     let ended = ended.map_err(|error| Refusal::from_store(&error))??;
     let reply = EndedBody {

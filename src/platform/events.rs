@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +20,7 @@ use crate::domain::envelope::Envelope;
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, Sequence};
 use crate::http::code::Code;
+use crate::http::observe::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::{Page, Store, StoreError, Wake};
 
@@ -38,11 +39,12 @@ const PAGE_BYTES: usize = 128 * 1024;
 /// `GET`: what comes from now on; after `Last-Event-ID`, or after `?from=`, where one is given.
 pub(super) async fn follow(
     State(platform): State<Arc<Platform>>,
+    Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids)?;
+    let conversation = named(&ids, &context)?;
     let asked = start(&headers, query.as_deref().unwrap_or_default())?;
     let permit = Arc::clone(&platform.event_streams)
         .try_acquire_owned()

@@ -8,7 +8,6 @@ use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use tracing::Span;
 
 use super::Platform;
 use super::conversations::named;
@@ -103,10 +102,11 @@ impl<'a> CallbackBody<'a> {
 /// `POST`: issues the next work item. It is committed before its token exists, so no callback can be too early.
 pub(super) async fn issue(
     State(platform): State<Arc<Platform>>,
+    Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids)?;
+    let conversation = named(&ids, &context)?;
     let (parts, body) = request.into_parts();
     let body: IssueBody = request::json(&parts, body, platform.body).await?;
     let place = platform
@@ -127,7 +127,7 @@ pub(super) async fn issue(
     };
     let issued = platform.store.issue(command).await.map_err(|error| Refusal::from_store(&error))??;
     let item = issued.item;
-    note(&item);
+    note(&context, &item);
     let token = platform.keyring.sign(conversation.reference(), &item);
     let reply = IssuedBody {
         work_item_id: item.id,
@@ -147,10 +147,11 @@ pub(super) async fn issue(
     Ok(response)
 }
 
-fn note(item: &WorkItem) {
-    let request_span = Span::current();
-    request_span.record("work_item.id", tracing::field::display(item.id));
-    request_span.record("work_item.sequence", item.sequence.get());
+fn note(context: &RequestContext, item: &WorkItem) {
+    context.note(|facts| {
+        facts.work_item = Some(item.id);
+        facts.sequence = Some(item.sequence);
+    });
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyDigest>, Refusal> {
@@ -210,31 +211,32 @@ impl<'a> WorkItemBody<'a> {
 /// `GET`: its state.
 pub(super) async fn show(
     State(platform): State<Arc<Platform>>,
+    Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
-    let (conversation, work_item) = (named(&ids)?, ids.work_item()?);
+    let (conversation, work_item) = (named(&ids, &context)?, ids.work_item()?);
     let shown = platform.store.work_item(conversation.reference(), work_item).await;
     let view = shown.map_err(|error| Refusal::from_store(&error))??;
-    note(&view.item);
+    note(&context, &view.item);
     Ok(Json(WorkItemBody::of(&conversation, &view)).into_response())
 }
 
 /// `DELETE`: withdraws it.
 pub(super) async fn cancel(
     State(platform): State<Arc<Platform>>,
-    Extension(RequestContext { request_id, .. }): Extension<RequestContext>,
+    Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
-    let (conversation, work_item) = (named(&ids)?, ids.work_item()?);
+    let (conversation, work_item) = (named(&ids, &context)?, ids.work_item()?);
     let command = Cancel {
         conversation: conversation.reference(),
         work_item,
-        request_id,
+        request_id: context.request_id,
         traceparent: None,
         attempt: Entropy.attempt_id(),
     };
     let cancelled = platform.store.cancel(command).await.map_err(|error| Refusal::from_store(&error))??;
     telemetry::released(conversation.reference(), &cancelled.released);
-    note(&cancelled.item.item);
+    note(&context, &cancelled.item.item);
     Ok(Json(WorkItemBody::of(&conversation, &cancelled.item)).into_response())
 }

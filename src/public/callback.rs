@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use tracing::Span;
 
 use super::{Public, reply};
 use crate::clock::Entropy;
@@ -32,7 +31,7 @@ pub(super) async fn take(
     body::check_json(&parts.headers)?;
     let scan = Scan::new(&body);
     let token = public.carriers.token(&parts, scan.as_ref().ok())?;
-    let claims = verify(&public, &token)?;
+    let claims = verify(&public, &context, &token)?;
     let result = judge(claims.kind, &body, scan, public.carriers.body_field())?;
     let command = Accept {
         conversation: claims.conversation,
@@ -45,22 +44,24 @@ pub(super) async fn take(
     };
     let receipt = public.store.accept(command).await.map_err(|error| Refusal::from_store(&error))??;
     telemetry::released(claims.conversation, &receipt.released);
-    let request_span = Span::current();
-    request_span.record("conversation.id", receipt.conversation_id.as_str());
-    request_span.record("work_item.sequence", receipt.item.sequence.get());
-    request_span.record("callback.outcome", receipt.outcome.as_str());
+    context.note(|facts| {
+        facts.conversation = Some(receipt.conversation_id.clone());
+        facts.sequence = Some(receipt.item.sequence);
+        facts.outcome = Some(receipt.outcome);
+    });
     Ok(reply::receipt(&receipt))
 }
 
 /// Checks the token without asking the store, and notes all of it that may be noted.
-fn verify(public: &Public, token: &str) -> Result<Claims, TokenRefused> {
-    let request_span = Span::current();
-    request_span.record("callback.token_fingerprint", tracing::field::display(TokenFingerprint::of(token)));
+fn verify(public: &Public, context: &RequestContext, token: &str) -> Result<Claims, TokenRefused> {
     let verified = public.keyring.verify(token, public.clock.now());
-    if let Ok(claims) | Err(TokenRefused::Expired(claims)) = &verified {
-        request_span.record("conversation.reference", tracing::field::display(claims.conversation));
-        request_span.record("work_item.id", tracing::field::display(claims.work_item));
-    }
+    context.note(|facts| {
+        facts.token = Some(TokenFingerprint::of(token));
+        if let Ok(claims) | Err(TokenRefused::Expired(claims)) = &verified {
+            facts.reference = Some(claims.conversation);
+            facts.work_item = Some(claims.work_item);
+        }
+    });
     verified
 }
 
