@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey};
 use crate::http::body::BodyLimits;
 use crate::http::health::Health;
-use crate::http::lifecycle::{Admission, InFlight, Lifecycle};
+use crate::http::lifecycle::{Admission, Lifecycle};
 use crate::http::server;
 use crate::platform::{self, Gatekeeper, Platform};
 use crate::public::{self, Carriers, Public};
@@ -128,7 +128,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
     let body = BodyLimits { max_bytes: http.max_body_bytes.size(), timeout: http.body_timeout_ms.duration() };
     let admission = || Admission {
         lifecycle: lifecycle.clone(),
-        in_flight: InFlight::new(http.max_requests_in_flight.size()),
+        in_flight: Arc::new(Semaphore::new(http.max_requests_in_flight.size())),
     };
     let carriers = Arc::new(Carriers::new(&config.token));
     let public = Public {

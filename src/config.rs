@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use layers::{ConfigError, Loaded, Sources, load};
-use secrecy::SecretString;
 use serde::Deserialize;
 pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
 
@@ -212,6 +211,3 @@ impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
         usize::try_from(self.get()).unwrap_or(usize::MAX)
     }
 }
-
-/// A secret text of the configuration.
-pub type Secret = SecretString;

@@ -1,4 +1,4 @@
-//! Running, draining, done; and how many requests are under way.
+//! Running, draining, done; and who is let in.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::watch;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::code::Code;
@@ -36,50 +36,13 @@ impl Lifecycle {
     }
 }
 
-/// Counts the requests under way on a listener, up to a limit.
-#[derive(Clone, Debug)]
-pub struct InFlight {
-    count: Arc<watch::Sender<usize>>,
-    max: usize,
-}
-
-struct UnderWay(Arc<watch::Sender<usize>>);
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
-    }
-}
-
-impl InFlight {
-    /// At most `max` requests at once.
-    pub fn new(max: usize) -> Self {
-        Self { count: Arc::new(watch::Sender::new(0)), max }
-    }
-
-    fn enter(&self) -> Option<UnderWay> {
-        let entered = self.count.send_if_modified(|count| {
-            let room = *count < self.max;
-            *count += usize::from(room);
-            room
-        });
-        entered.then(|| UnderWay(Arc::clone(&self.count)))
-    }
-
-    /// Waits until no request is under way.
-    pub async fn none(&self) {
-        // The sender is in `self`: the channel cannot be closed.
-        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
-    }
-}
-
 /// Who is let in.
 #[derive(Clone, Debug)]
 pub struct Admission {
     /// Nobody while draining.
     pub lifecycle: Lifecycle,
-    /// Not too many at once.
-    pub in_flight: InFlight,
+    /// A permit for each request under way.
+    pub in_flight: Arc<Semaphore>,
 }
 
 /// These routes, for requests that are let in.
@@ -98,7 +61,7 @@ async fn admit(
             .with_header(header::CONNECTION, HeaderValue::from_static("close"))
             .into_response();
     }
-    let Some(under_way) = in_flight.enter() else {
+    let Ok(under_way) = in_flight.try_acquire() else {
         return Refusal::new(Code::Overloaded, "too many requests are under way; nothing was changed")
             .into_response();
     };
