@@ -152,6 +152,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
     };
     let limits = server::Limits {
         head_timeout: http.head_timeout_ms.duration(),
+        write_timeout: http.write_timeout_ms.duration(),
         keep_alive_timeout: http.keep_alive_timeout_ms.duration(),
         max_connections: http.max_connections.size(),
         half_close: true,

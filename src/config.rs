@@ -55,6 +55,8 @@ pub struct Http {
     pub head_timeout_ms: Bounded<10, 600_000>,
     /// Longest time for a request's body.
     pub body_timeout_ms: Bounded<10, 600_000>,
+    /// Longest time in which nothing of a reply is taken.
+    pub write_timeout_ms: Bounded<10, 600_000>,
     /// Longest idle time of a connection.
     pub keep_alive_timeout_ms: Bounded<1_000, 3_600_000>,
     /// Most connections of a listener.
@@ -158,6 +160,12 @@ impl Config {
     fn contradiction(&self) -> Option<(&'static str, String)> {
         if self.gate.default_timeout_ms.get() > self.gate.max_timeout_ms.get() {
             return Some(("gate.default_timeout_ms", "must not be above gate.max_timeout_ms".into()));
+        }
+        if ["content", "error"].contains(&self.token.body_field.as_str()) {
+            return Some((
+                "token.body_field",
+                "must not be a field that results have: content, error".into(),
+            ));
         }
         if self.token.carriers.is_empty() {
             return Some(("token.carriers", "must name at least one carrier".into()));

@@ -127,7 +127,8 @@ pub trait Store {
         conversation: ConversationRef,
         work_item: WorkItemId,
     ) -> impl Future<Output = Answer<WorkItemView, LookupRefused>> + Send;
-    /// Reads a channel from after a sequence on.
+    /// Reads a channel from after a sequence on: at most `count` envelopes, fewer when they are large, and at least one
+    /// when there is one.
     fn read(
         &self,
         conversation: ConversationRef,

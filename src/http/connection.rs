@@ -50,13 +50,42 @@ pub(super) struct Connection {
     phase: Phase,
     head_timeout: Duration,
     head_deadline: Option<Pin<Box<Sleep>>>,
+    write_timeout: Duration,
+    /// While the client takes nothing of what is to be written.
+    write_deadline: Option<Pin<Box<Sleep>>>,
     /// A refusal of the HTTP library, rewritten, and how much of it is sent.
     rewritten: Option<(Vec<u8>, usize)>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, phase: Phase, head_timeout: Duration) -> Self {
-        Self { stream, phase, head_timeout, head_deadline: None, rewritten: None }
+    pub(super) fn new(
+        stream: TcpStream,
+        phase: Phase,
+        head_timeout: Duration,
+        write_timeout: Duration,
+    ) -> Self {
+        Self {
+            stream,
+            phase,
+            head_timeout,
+            head_deadline: None,
+            write_timeout,
+            write_deadline: None,
+            rewritten: None,
+        }
+    }
+
+    /// Writes some of it, unless the client has taken nothing for too long.
+    fn write_some(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if written.is_ready() {
+            self.write_deadline = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(deadline.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -85,16 +114,19 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.rewritten.is_none() {
-            this.rewritten = rewrite(buf).map(|bytes| (bytes, 0));
-        }
-        let Some((bytes, sent)) = &mut this.rewritten else {
-            return Pin::new(&mut this.stream).poll_write(cx, buf);
+        let Some((bytes, mut sent)) = this.rewritten.take().or_else(|| rewrite(buf).map(|bytes| (bytes, 0)))
+        else {
+            return this.write_some(cx, buf);
         };
-        while *sent < bytes.len() {
-            *sent += ready!(Pin::new(&mut this.stream).poll_write(cx, &bytes[*sent..]))?;
+        while sent < bytes.len() {
+            match this.write_some(cx, &bytes[sent..]) {
+                Poll::Ready(written) => sent += written?,
+                Poll::Pending => {
+                    this.rewritten = Some((bytes, sent));
+                    return Poll::Pending;
+                }
+            }
         }
-        this.rewritten = None;
         Poll::Ready(Ok(buf.len()))
     }
 

@@ -23,6 +23,8 @@ use super::connection::{Connection, Phase};
 pub struct Limits {
     /// Longest time for a request's head.
     pub head_timeout: Duration,
+    /// Longest time in which a client takes nothing of its reply.
+    pub write_timeout: Duration,
     /// Longest time between two requests.
     pub keep_alive_timeout: Duration,
     /// Most connections; further ones wait to be accepted.
@@ -63,7 +65,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: 
         let _ = stream.set_nodelay(true);
         let phase = Phase::default();
         let router = router.clone();
-        let io = TokioIo::new(Connection::new(stream, phase.clone(), limits.head_timeout));
+        let io =
+            TokioIo::new(Connection::new(stream, phase.clone(), limits.head_timeout, limits.write_timeout));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             phase.answering();
             let (router, phase) = (router.clone(), phase.clone());

@@ -31,10 +31,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long after a failure of the store it is asked again.
 const RETRY: Duration = Duration::from_millis(250);
-/// Most envelopes that are fetched at once, while they are small.
-const MAX_PAGE: usize = 128;
-/// A page larger than this halves the next one: what waits for a slow reader is in memory.
-const PAGE_BYTES: usize = 128 * 1024;
+/// Most envelopes that are fetched at once. The store gives fewer when they are large.
+const PAGE: usize = 128;
 
 /// `GET`: what comes from now on; after `Last-Event-ID`, or after `?from=`, where one is given.
 pub(super) async fn follow(
@@ -63,7 +61,6 @@ pub(super) async fn follow(
         after,
         wake,
         fetched: VecDeque::new(),
-        page: 1,
         finished: false,
         _permit: permit,
     };
@@ -98,7 +95,6 @@ struct Reader {
     after: u64,
     wake: Wake,
     fetched: VecDeque<Envelope>,
-    page: usize,
     finished: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -129,7 +125,6 @@ impl Reader {
             }
             let wait = match self.fetch().await {
                 Ok(Ok(page)) if !page.envelopes.is_empty() => {
-                    self.size_next_page(&page.envelopes);
                     self.fetched = page.envelopes.into();
                     continue;
                 }
@@ -154,12 +149,7 @@ impl Reader {
 
     async fn fetch(&self) -> Result<Result<Page, ConversationNotFound>, StoreError> {
         let after = Some(Sequence::new(self.after));
-        self.platform.store.read(self.conversation.reference(), after, self.page).await
-    }
-
-    fn size_next_page(&mut self, envelopes: &[Envelope]) {
-        let bytes: usize = envelopes.iter().filter_map(|e| e.payload.as_ref()).map(|p| p.bytes().len()).sum();
-        self.page = if bytes > PAGE_BYTES { self.page / 2 } else { self.page * 2 }.clamp(1, MAX_PAGE);
+        self.platform.store.read(self.conversation.reference(), after, PAGE).await
     }
 
     fn end(&self) -> Event {

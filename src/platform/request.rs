@@ -51,6 +51,10 @@ pub(super) async fn json<T: DeserializeOwned>(
         body::check_json(&parts.headers)?;
         std::str::from_utf8(&bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
     };
+    // Not left to the parser, to which a list of the fields' values will do.
+    if !text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
+        return Err(invalid("the body", "must be a JSON object"));
+    }
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();

@@ -45,6 +45,9 @@ const GRACE_MS: u64 = 60_000;
 /// How many partitions one call looks through for what is due.
 const PARTITIONS_AT_ONCE: u16 = 64;
 
+/// A page of a channel takes no further envelopes once it has so many bytes.
+const PAGE_BYTES: usize = 256 * 1024;
+
 /// How Redis is reached and used.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -416,6 +419,7 @@ impl Store for RedisStore {
             .call(&self.scripts.read, conversation)
             .arg("after", after.map_or(0, Sequence::get))
             .arg("count", count)
+            .arg("max_bytes", PAGE_BYTES)
             .reply(&self.reads)
             .await?;
         match reply.word.as_str() {
