@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ConfigError, Loaded, Sources, load};
+use crate::config::{ConfigError, Loaded, PREFIX, Sources, load};
 
 /// Takes the callbacks of asynchronous LLM and tool providers and puts each conversation's results, in the order of
 /// issue, on its routing channel.
@@ -95,13 +95,17 @@ impl Settings {
             ("telemetry.log_level", self.log_level),
         ];
         let named = named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
-        let variables = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Ok(load(Sources {
-            file: self.config,
-            variables: variables.collect(),
-            flags: set.into_iter().chain(named).collect(),
-        })?)
+        let mut variables = Vec::new();
+        for (name, value) in std::env::vars_os() {
+            match (name.into_string(), value.into_string()) {
+                (Ok(name), Ok(value)) => variables.push((name, value)),
+                (Ok(name), Err(_)) if name.starts_with(PREFIX) => {
+                    return Err(Failure::Wrong(format!("{name} is not UTF-8").into()));
+                }
+                _ => {}
+            }
+        }
+        Ok(load(Sources { file: self.config, variables, flags: set.into_iter().chain(named).collect() })?)
     }
 }
 

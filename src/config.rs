@@ -10,7 +10,7 @@ mod values;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use layers::{ConfigError, Loaded, Sources, load};
+pub use layers::{ConfigError, Loaded, PREFIX, Sources, load};
 use serde::Deserialize;
 pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
 
@@ -166,6 +166,15 @@ impl Config {
                 "token.body_field",
                 "must not be a field that results have: content, error".into(),
             ));
+        }
+        if self.http.drain_grace_ms.get() > self.http.drain_timeout_ms.get() {
+            return Some(("http.drain_grace_ms", "must not be above http.drain_timeout_ms".into()));
+        }
+        // An ended conversation must be known as long as a token of it can come again.
+        let longest_token = self.gate.max_timeout_ms.get() + self.token.replay_window_ms.get();
+        if self.gate.ended_retention_ms.get() < longest_token {
+            let message = "must be at least gate.max_timeout_ms + token.replay_window_ms";
+            return Some(("gate.ended_retention_ms", message.into()));
         }
         if self.token.carriers.is_empty() {
             return Some(("token.carriers", "must name at least one carrier".into()));

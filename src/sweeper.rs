@@ -55,10 +55,24 @@ pub async fn run(store: Arc<AnyStore>, stop: CancellationToken) {
 /// Times out what is due, and tells how long nothing more is expected to be.
 async fn round(store: &AnyStore) -> Result<Duration, StoreError> {
     let due = store.due(ROUND).await?;
-    let sweeps = stream::iter(due.conversations).map(|conversation| sweep(store, conversation));
+    let sweeps =
+        stream::iter(due.conversations).map(|due| async { (due.conversation, sweep(store, due).await) });
     let mut sweeps = sweeps.buffer_unordered(AT_ONCE);
-    while let Some(swept) = sweeps.next().await {
-        swept?;
+    let mut store_failed = None;
+    while let Some((conversation, swept)) = sweeps.next().await {
+        match swept {
+            Ok(()) => {}
+            // One conversation that cannot be read must not stop the others.
+            Err(error @ StoreError::Broken(_)) => {
+                tracing::error!("conversation.reference" = %conversation, error = %error, "a conversation cannot be swept");
+            }
+            Err(error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))) => {
+                store_failed = Some(error);
+            }
+        }
+    }
+    if let Some(error) = store_failed {
+        return Err(error);
     }
     let next = due.next_in_ms.map_or(LONGEST_PAUSE, Duration::from_millis);
     Ok(if due.more { Duration::ZERO } else { next.min(LONGEST_PAUSE) })

@@ -9,6 +9,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 use crate::config::{LogFormat, Telemetry};
 use crate::domain::gate::Released;
 use crate::domain::ids::ConversationRef;
+use crate::domain::work_item::Outcome;
 
 /// Writes what is still to be written when dropped, for at most a second.
 #[must_use = "lines are written in the background until this is dropped"]
@@ -54,7 +55,8 @@ pub fn start(config: &Telemetry) -> Flush {
 pub fn released(conversation: ConversationRef, envelopes: &[Released]) {
     for envelope in envelopes {
         let held_ms = envelope.received_at.millis_until(envelope.released_at);
-        if held_ms > 0 {
+        // What timed out was received at its deadline and not held: the sweeper has a line for it.
+        if held_ms > 0 && envelope.outcome != Outcome::TimedOut {
             tracing::info!(
                 "conversation.reference" = %conversation,
                 "work_item.id" = %envelope.work_item,

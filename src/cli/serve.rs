@@ -37,6 +37,8 @@ pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
     );
     if loaded.config.redis().is_none() {
         tracing::warn!("the store is in this process's memory: conversations end with it");
+    } else if loaded.config.token.keys.is_empty() {
+        tracing::warn!("token.keys is empty: tokens end with this run, and other instances refuse them");
     }
     if let Some(key) = app.made_service_key() {
         say(&first_steps(&app, &loaded.config.token, key.expose_secret()))?;
@@ -91,7 +93,7 @@ fn first_steps(app: &App, token: &Token, key: &str) -> String {
     };
     format!(
         r#"
-Nothing is configured, so keys were made for this run. Paste, in another terminal:
+No service key is configured: one was made for this run. Paste, in another terminal:
 
   KEY={key}
   # open a conversation

@@ -11,7 +11,7 @@ use super::values::REDACTED_PASSWORD;
 use super::{Config, DEFAULTS};
 
 /// What variables begin with.
-const PREFIX: &str = "CALLBACK_INGRESS__";
+pub const PREFIX: &str = "CALLBACK_INGRESS__";
 /// Keys whose values are never shown.
 const SECRET_KEYS: [&str; 2] = ["token.keys", "platform.service_keys"];
 const STORE_URL: &str = "store.url";
@@ -313,6 +313,9 @@ mod tests {
             ("TOKEN__CARRIERS", "[]", "at least one carrier"),
             ("TOKEN__HEADER_NAME", "Content-Type", "means something else"),
             ("GATE__DEFAULT_TIMEOUT_MS", "900001", "gate.max_timeout_ms"),
+            ("GATE__ENDED_RETENTION_MS", "1499999", "token.replay_window_ms"),
+            ("HTTP__DRAIN_GRACE_MS", "10001", "http.drain_timeout_ms"),
+            ("TOKEN__BODY_FIELD", "error", "content, error"),
         ] {
             let error = message(with(&[(&format!("CALLBACK_INGRESS__{name}"), value)]));
             assert!(error.contains(expected), "{name}={value}: {error}");

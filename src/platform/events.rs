@@ -62,6 +62,7 @@ pub(super) async fn follow(
         wake,
         fetched: VecDeque::new(),
         finished: false,
+        failing: false,
         _permit: permit,
     };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
@@ -96,6 +97,8 @@ struct Reader {
     wake: Wake,
     fetched: VecDeque<Envelope>,
     finished: bool,
+    /// Whether the store failed when it was last asked.
+    failing: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -110,6 +113,10 @@ impl Reader {
     /// The next event. Waits for it; the store's failures only take time.
     async fn next(&mut self) -> Option<Event> {
         loop {
+            // Another instance goes on from the last event's id.
+            if self.platform.lifecycle.is_draining() {
+                return None;
+            }
             if let Some(envelope) = self.fetched.pop_front() {
                 self.after = envelope.sequence.get();
                 match event_of(&envelope) {
@@ -125,6 +132,7 @@ impl Reader {
             }
             let wait = match self.fetch().await {
                 Ok(Ok(page)) if !page.envelopes.is_empty() => {
+                    self.failing = false;
                     self.fetched = page.envelopes.into();
                     continue;
                 }
@@ -134,15 +142,17 @@ impl Reader {
                     return Some(self.end());
                 }
                 Err(error) => {
-                    tracing::warn!(error = %error, "an event stream waits for the store");
+                    // Once, and not with every try.
+                    if !std::mem::replace(&mut self.failing, true) {
+                        tracing::warn!(error = %error, "an event stream waits for the store");
+                    }
                     RETRY
                 }
             };
             tokio::select! {
                 () = self.wake.changed() => {}
                 () = sleep(wait) => {}
-                // Another instance goes on from the last event's id.
-                () = self.platform.lifecycle.drained() => return None,
+                () = self.platform.lifecycle.drained() => {}
             }
         }
     }

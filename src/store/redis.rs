@@ -210,8 +210,11 @@ impl RedisStore {
         let (next, more) = (string(next)?, string(more)? == "1");
         let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
         for member in values {
-            let member = string(member)?;
-            let (conversation, work_item) = keys::deadline_member(&member).ok_or_else(|| broken(&member))?;
+            // What is no marker of ours must not stop the others.
+            let Some((conversation, work_item)) = keys::deadline_member(&string(member)?) else {
+                tracing::debug!("a member of the deadlines is no awaiting marker");
+                continue;
+            };
             found.entry(conversation).or_default().push(work_item);
         }
         Ok(Due {

@@ -145,3 +145,18 @@ async fn the_servers_clock_counts_and_not_this_processs() {
     assert_eq!(timed_out.len(), 1);
     assert_eq!(conversation.channel().await, [(1, Outcome::TimedOut)]);
 }
+
+#[tokio::test]
+async fn a_user_who_may_not_publish_loses_nothing_by_it() {
+    let server = RedisServer::start();
+    let rules = ["on", ">password", "~*", "resetchannels", "+@all"];
+    redis::cmd("ACL").arg("SETUSER").arg("quiet").arg(&rules[..]).exec(&mut server.connection(0)).unwrap();
+    let settings = settings(server.url(0).replace("redis://", "redis://quiet:password@"), ROOMY);
+    let stage = Stage::in_redis(settings, ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    let [first, second] = conversation.issue_many(1_000).await;
+    conversation.accept(&second, "2").await.unwrap();
+    conversation.accept(&first, "1").await.unwrap();
+    assert_eq!(conversation.channel().await, [(1, Outcome::Succeeded), (2, Outcome::Succeeded)]);
+    conversation.end().await.unwrap();
+}

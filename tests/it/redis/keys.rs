@@ -212,3 +212,57 @@ async fn however_many_items_of_a_partition_are_due_they_are_told() {
     }
     assert_eq!(stage.store.due(100).await.unwrap(), Due::default());
 }
+
+#[tokio::test]
+async fn awaiting_markers_are_kept_as_long_as_their_conversation_however_long_nobody_sweeps() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    conversation.issue(10).await;
+    let mut connection = server.connection(0);
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*:deadlines").query(&mut connection).unwrap();
+    let left: i64 = redis::cmd("PTTL").arg(&keys).query(&mut connection).unwrap();
+    let idle_ttl = i64::try_from(ROOMY.conversation_idle_ttl_ms).unwrap();
+    assert!(left > idle_ttl, "{left} of {idle_ttl}");
+    // A short-lived one beside it takes nothing away.
+    let other = stage.conversation().await;
+    other.open(|open| open.idle_ttl_ms = Some(1_000)).await.unwrap();
+    other.issue(10).await;
+    for key in redis::cmd("KEYS").arg("*:deadlines").query::<Vec<String>>(&mut connection).unwrap() {
+        let left: i64 = redis::cmd("PTTL").arg(&key).query(&mut connection).unwrap();
+        assert!(left > 0, "{key}: {left}");
+    }
+}
+
+#[tokio::test]
+async fn one_spoilt_key_does_not_stop_the_timers_of_the_others() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(10).await;
+    let partition = conversation.reference().partition(64);
+    let (spoilt, odd) = ((partition + 1) % 64, (partition + 2) % 64);
+    let mut connection = server.connection(0);
+    redis::cmd("SET").arg(format!("{{cb:{spoilt}}}:deadlines")).arg("x").exec(&mut connection).unwrap();
+    let odd = format!("{{cb:{odd}}}:deadlines");
+    redis::cmd("ZADD").arg(odd).arg(1).arg("no marker").exec(&mut connection).unwrap();
+    stage.wait_until(item.deadline);
+    let due = stage.store.due(10).await.unwrap();
+    let told: Vec<_> = due.conversations.iter().flat_map(|of| of.work_items.clone()).collect();
+    assert_eq!(told, [item.id]);
+}
+
+#[tokio::test]
+async fn a_page_of_large_results_is_short() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let large = format!("\"{}\"", "x".repeat(200 * 1024));
+    for _ in 0..20 {
+        let item = conversation.issue(1_000).await;
+        conversation.accept(&item, &large).await.unwrap();
+    }
+    let page = conversation.read(0, 100).await.unwrap();
+    assert_eq!((page.released, page.envelopes.len()), (20, 4), "a few at a time, whatever was asked for");
+    assert_eq!(conversation.read(18, 100).await.unwrap().envelopes.len(), 2);
+}

@@ -81,3 +81,17 @@ async fn a_connection_that_says_nothing_between_requests_is_not_slow() {
         assert_eq!(raw.reply().await.verdict(), (200, "ok".to_owned()));
     }
 }
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_replies_loses_its_connection() {
+    let service = Service::start(&[("http.write_timeout_ms", "150"), ("http.max_connections", "1")]).await;
+    let mut greedy = tokio::net::TcpStream::connect(service.public).await.unwrap();
+    let requests = "GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000);
+    // Ends when the service has had enough of it, and not before.
+    let sending = async {
+        while tokio::io::AsyncWriteExt::write_all(&mut greedy, requests.as_bytes()).await.is_ok() {}
+    };
+    tokio::time::timeout(Duration::from_secs(30), sending).await.expect("its connection is held for ever");
+    let item = service.fresh_tool().await;
+    assert_eq!(service.callback(&item.token, "1").verdict().await, (202, "delivered".to_owned()));
+}

@@ -14,14 +14,18 @@ local nearest
 local reply = { '', '0' }
 for _, deadlines in ipairs(KEYS) do
     -- One more than is given tells whether there is more.
-    local due = redis.call('ZRANGE', deadlines, '-inf', at, 'BYSCORE', 'LIMIT', '0', string.format('%.0f', limit + 1))
+    -- A key that somebody has spoilt must not stop the others.
+    local due = redis.pcall('ZRANGE', deadlines, '-inf', at, 'BYSCORE', 'LIMIT', '0', string.format('%.0f', limit + 1))
+    if due.err then
+        due = {}
+    end
     for i = 1, math.min(#due, limit) do
         reply[#reply + 1] = due[i]
     end
     if #due > limit then
         reply[2] = '1'
     end
-    local next = redis.call('ZRANGE', deadlines, '(' .. at, '+inf', 'BYSCORE', 'LIMIT', '0', '1', 'WITHSCORES')
+    local next = redis.pcall('ZRANGE', deadlines, '(' .. at, '+inf', 'BYSCORE', 'LIMIT', '0', '1', 'WITHSCORES')
     local score = tonumber(next[2])
     if score and (not nearest or score < nearest) then
         nearest = score

@@ -21,7 +21,7 @@ if not c.ended then
     redis.call('HSET', CONVERSATION, 'ended_at', text(NOW), 'dropped_held', text(held),
         'dropped_awaiting', text(awaiting))
     save_conversation(c)
-    redis.call('PUBLISH', A.wake, '')
+    wake()
 elseif not c.ended_at then
     held, awaiting = left_behind(c, c.ended)
 end

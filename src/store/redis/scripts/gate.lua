@@ -101,10 +101,12 @@ local function load_conversation()
     return c
 end
 
--- Saves the conversation, and lets each of its keys live as long as its data can be asked for, and longer: at least
--- half the grace, at most all of it.
 -- Whether a key may be new in this step, and has no time to live yet.
 local GROWN = false
+
+-- Saves the conversation, and lets each of its keys live as long as its data can be asked for, and longer: at least
+-- half the grace, at most all of it. The partition's deadlines live as long as any conversation that has some: nobody
+-- may sweep for long, and then somebody does.
 local function save_conversation(c)
     local asked_for = (c.ended_at or (c.touched_at + c.idle_ttl)) + number(A.retention)
     local grace = number(A.grace)
@@ -121,6 +123,9 @@ local function save_conversation(c)
         redis.call('PEXPIRE', ITEMS, ttl)
         redis.call('PEXPIRE', HELD, ttl)
         redis.call('PEXPIRE', CHANNEL, ttl)
+        if redis.call('PTTL', DEADLINES) < c.kept_until - NOW then
+            redis.call('PEXPIRE', DEADLINES, ttl)
+        end
     end
 end
 
@@ -225,6 +230,12 @@ local function append(c, item)
     end
 end
 
+-- Wakes the channel's readers. What is refused here, for want of a permission, must not stop a step halfway: readers
+-- look again by themselves.
+local function wake()
+    redis.pcall('PUBLISH', A.wake, '')
+end
+
 -- THE RULE OF THE GATE: beginning with the sequence it waits for, every item that is settled, or whose deadline has
 -- passed, is released, up to the first that is neither. `fresh` is an item settled in this step, its result in hand.
 local function release(c, fresh)
@@ -254,7 +265,7 @@ local function release(c, fresh)
         GROWN = true
     end
     if c.gate > before then
-        redis.call('PUBLISH', A.wake, '')
+        wake()
     end
 end
 

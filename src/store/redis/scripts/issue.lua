@@ -51,13 +51,9 @@ if A.idempotency then
 end
 redis.call('HSET', ITEMS, unpack(fields))
 redis.call('ZADD', DEADLINES, item.deadline, A.reference .. '/' .. item.id)
-local ttl = deadline - NOW + number(A.grace)
-if redis.call('PTTL', DEADLINES) < ttl then
-    redis.call('PEXPIRE', DEADLINES, text(ttl))
-end
 c.next = c.next + 1
 c.awaiting = c.awaiting + 1
 c.touched_at = NOW
-GROWN = item.sequence == 1
+GROWN = true
 save_conversation(c)
 return describe(item, { 'issued', 'repeated', '0' })
