@@ -185,8 +185,7 @@ async fn check(store: &AnyStore) -> Result<bool, AppError> {
         Ok(()) => Ok(true),
         Err(NotUsable::Refused(why)) => Err(AppError::StoreRefused(why)),
         Err(NotUsable::NotThere(error)) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-            tracing::warn!(error = %error, cause, "the store under store.url does not answer; trying again");
+            tracing::warn!(error = %error, cause = error.cause(), "the store under store.url does not answer; trying again");
             Ok(false)
         }
     }

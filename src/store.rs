@@ -30,6 +30,13 @@ pub enum StoreError {
     Broken(String),
 }
 
+impl StoreError {
+    /// What stood behind it, for a log line; empty when nothing is known.
+    pub fn cause(&self) -> String {
+        std::error::Error::source(self).map(ToString::to_string).unwrap_or_default()
+    }
+}
+
 /// What stood behind a [`StoreError`].
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 

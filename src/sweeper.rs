@@ -37,9 +37,7 @@ pub async fn run(store: Arc<AnyStore>, stop: CancellationToken) {
             Err(error) => {
                 // Once, and not with every round.
                 if !failing {
-                    let cause =
-                        std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                    tracing::warn!(error = %error, cause, "the sweeper waits for the store");
+                    tracing::warn!(error = %error, cause = error.cause(), "the sweeper waits for the store");
                 }
                 failing = true;
                 RETRY

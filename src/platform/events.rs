@@ -130,9 +130,10 @@ impl Reader {
             if self.finished {
                 return None;
             }
-            let wait = match self.fetch().await {
+            let fetched = self.fetch().await;
+            let failed_before = std::mem::replace(&mut self.failing, fetched.is_err());
+            let wait = match fetched {
                 Ok(Ok(page)) if !page.envelopes.is_empty() => {
-                    self.failing = false;
                     self.fetched = page.envelopes.into();
                     continue;
                 }
@@ -143,7 +144,7 @@ impl Reader {
                 }
                 Err(error) => {
                     // Once, and not with every try.
-                    if !std::mem::replace(&mut self.failing, true) {
+                    if !failed_before {
                         tracing::warn!(error = %error, "an event stream waits for the store");
                     }
                     RETRY
