@@ -25,15 +25,18 @@ use crate::http::lifecycle::{Admission, Lifecycle};
 use crate::http::server;
 use crate::platform::{self, Gatekeeper, Platform};
 use crate::public::{self, Carriers, Public};
-use crate::store::AnyStore;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{NotUsable, RedisStore};
+use crate::store::{AnyStore, Observed, Store};
 use crate::sweeper;
+use crate::telemetry::Telemetry;
 
 /// How often the store is checked, once it has passed.
 const CHECK_AGAIN: Duration = Duration::from_secs(60);
 /// How often a store that is not there is tried.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// How often it is added up what the store holds.
+const ADD_UP: Duration = Duration::from_secs(5);
 
 /// Why the service does not start, or does not go on.
 #[derive(Debug, Error)]
@@ -68,7 +71,10 @@ pub enum AppError {
 pub struct App {
     public: Bound,
     platform: Bound,
-    store: Arc<AnyStore>,
+    store: Arc<Observed>,
+    telemetry: Telemetry,
+    event_streams: Arc<Semaphore>,
+    max_event_streams: usize,
     lifecycle: Lifecycle,
     made_service_key: Option<SecretString>,
     drain_grace: Duration,
@@ -99,16 +105,17 @@ fn keyring(config: &Config) -> Result<Keyring, AppError> {
     Ok(Keyring::new(made, Vec::new()))
 }
 
-fn store(config: &Config, clock: &Clock) -> Result<AnyStore, AppError> {
-    Ok(match config.redis() {
+fn store(config: &Config, clock: &Clock, telemetry: &Telemetry) -> Result<Observed, AppError> {
+    let store = match config.redis() {
         None => AnyStore::Memory(MemoryStore::new(clock.clone(), config.limits())),
         Some(settings) => AnyStore::Redis(Box::new(RedisStore::new(&settings, clock.clone())?)),
-    })
+    };
+    Ok(Observed::new(store, telemetry.metrics.clone()))
 }
 
 /// Puts the service together and binds its listeners. A store that is not there yet is waited for while it runs;
 /// one that must not be used is refused here.
-pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
+pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Result<App, AppError> {
     let http = &config.http;
     let (public_socket, public_addr) = bind(http.public_addr).await?;
     let (platform_socket, platform_addr) = bind(http.platform_addr).await?;
@@ -121,7 +128,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
     } else {
         None
     };
-    let store = Arc::new(store(config, &clock)?);
+    let store = Arc::new(store(config, &clock, &telemetry)?);
     check(&store).await?;
     let lifecycle = Lifecycle::default();
     let health = Health { store: Arc::clone(&store), lifecycle: lifecycle.clone() };
@@ -130,6 +137,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
         lifecycle: lifecycle.clone(),
         in_flight: Arc::new(Semaphore::new(http.max_requests_in_flight.size())),
     };
+    let event_streams = Arc::new(Semaphore::new(http.max_event_streams.size()));
     let carriers = Arc::new(Carriers::new(&config.token));
     let public = Public {
         store: Arc::clone(&store),
@@ -147,7 +155,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),
         body,
-        event_streams: Arc::new(Semaphore::new(http.max_event_streams.size())),
+        event_streams: Arc::clone(&event_streams),
         lifecycle: lifecycle.clone(),
     };
     let limits = server::Limits {
@@ -161,26 +169,35 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
         public: Bound {
             socket: public_socket,
             address: public_addr,
-            router: public::router(Arc::new(public), health.clone(), admission()),
+            router: public::router(Arc::new(public), telemetry.clone(), health.clone(), admission()),
             limits,
         },
         platform: Bound {
             socket: platform_socket,
             address: platform_addr,
-            router: platform::router(Arc::new(platform), Gatekeeper::new(&service_keys), health, admission()),
+            router: platform::router(
+                Arc::new(platform),
+                Gatekeeper::new(&service_keys),
+                telemetry.clone(),
+                health,
+                admission(),
+            ),
             limits: server::Limits { half_close: false, ..limits },
         },
         store,
+        telemetry,
+        event_streams,
+        max_event_streams: http.max_event_streams.size(),
         lifecycle,
         made_service_key,
         drain_grace: http.drain_grace_ms.duration(),
-        drain_timeout: http.drain_timeout_ms.duration(),
+        drain_timeout: http.drain_timeout_ms.duration().saturating_sub(http.flush_timeout()),
     })
 }
 
 /// Checks that the store can be used, as far as it is there: tells whether it is.
-async fn check(store: &AnyStore) -> Result<bool, AppError> {
-    let AnyStore::Redis(redis) = store else { return Ok(true) };
+async fn check(store: &Observed) -> Result<bool, AppError> {
+    let AnyStore::Redis(redis) = store.store() else { return Ok(true) };
     match redis.verify().await {
         Ok(()) => Ok(true),
         Err(NotUsable::Refused(why)) => Err(AppError::StoreRefused(why)),
@@ -192,12 +209,26 @@ async fn check(store: &AnyStore) -> Result<bool, AppError> {
 }
 
 /// Checks the store again and again; returns when it must not be used.
-async fn keep_checking(store: Arc<AnyStore>) -> AppError {
+async fn keep_checking(store: &Observed) -> AppError {
     loop {
-        match check(&store).await {
+        match check(store).await {
             Ok(there) => sleep(if there { CHECK_AGAIN } else { TRY_AGAIN }).await,
             Err(error) => return error,
         }
+    }
+}
+
+/// Adds up again and again what the store holds, for the metrics.
+async fn keep_adding_up(
+    store: Arc<Observed>,
+    telemetry: Telemetry,
+    event_streams: Arc<Semaphore>,
+    max_event_streams: usize,
+) {
+    loop {
+        telemetry.metrics.event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
+        telemetry.metrics.store_holds(store.totals().await.ok());
+        sleep(ADD_UP).await;
     }
 }
 
@@ -221,14 +252,21 @@ impl App {
     /// finished, and all of it takes no longer than `http.drain_timeout_ms`.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let stop = CancellationToken::new();
+        let metrics = self.telemetry.metrics.clone();
         let serve = |Bound { socket, router, limits, .. }: Bound| {
-            tokio::spawn(server::serve(socket, router, limits, stop.clone()))
+            tokio::spawn(server::serve(socket, router, limits, metrics.clone(), stop.clone()))
         };
         let served = [serve(self.public), serve(self.platform)];
-        let swept = tokio::spawn(sweeper::run(Arc::clone(&self.store), stop.clone()));
+        let swept = tokio::spawn(sweeper::run(Arc::clone(&self.store), self.telemetry.clone(), stop.clone()));
+        let added_up = tokio::spawn(keep_adding_up(
+            Arc::clone(&self.store),
+            self.telemetry,
+            self.event_streams,
+            self.max_event_streams,
+        ));
         let result = tokio::select! {
             () = shutdown => Ok(()),
-            error = keep_checking(Arc::clone(&self.store)) => Err(error),
+            error = keep_checking(&self.store) => Err(error),
         };
         self.lifecycle.drain();
         tracing::info!("draining");
@@ -247,6 +285,7 @@ impl App {
             tracing::warn!("draining took too long; requests under way were cut off");
         }
         stop.cancel();
+        added_up.abort();
         result
     }
 }

@@ -95,4 +95,10 @@ impl Entropy {
     pub fn trace_id(self) -> String {
         Uuid::new_v4().simple().to_string()
     }
+
+    /// A new span id: 16 hexadecimal digits, never all zero.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
+    pub fn span_id(self) -> String {
+        format!("{:016x}", Uuid::new_v4().as_u64_pair().1)
+    }
 }

@@ -71,6 +71,14 @@ pub struct Http {
     pub drain_timeout_ms: Bounded<100, 600_000>,
 }
 
+impl Http {
+    /// How much of the time to drain is kept for telemetry.
+    pub fn flush_timeout(&self) -> Duration {
+        let spare = self.drain_timeout_ms.duration().saturating_sub(self.drain_grace_ms.duration());
+        (spare / 4).min(Duration::from_secs(2))
+    }
+}
+
 /// `[store]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Store {

@@ -16,12 +16,13 @@ use tokio::sync::Semaphore;
 
 use crate::domain::token::Keyring;
 use crate::http::body::BodyLimits;
+use crate::http::context::Side;
 use crate::http::health::Health;
 use crate::http::lifecycle::{Admission, Lifecycle};
-use crate::http::observe::Side;
-use crate::http::{health, lifecycle, observe};
+use crate::http::{health, lifecycle, metrics, observe};
 use crate::public::Carriers;
-use crate::store::AnyStore;
+use crate::store::Observed;
+use crate::telemetry::Telemetry;
 
 /// Where the platform works.
 pub const PLATFORM_PATH: &str = "/platform/v1";
@@ -30,7 +31,7 @@ pub const PLATFORM_PATH: &str = "/platform/v1";
 #[derive(Debug)]
 pub struct Platform {
     /// Where conversations live.
-    pub store: Arc<AnyStore>,
+    pub store: Arc<Observed>,
     /// What tokens are signed with.
     pub keyring: Arc<Keyring>,
     /// Where tokens may travel.
@@ -55,6 +56,7 @@ pub struct Platform {
 pub fn router(
     platform: Arc<Platform>,
     gatekeeper: Gatekeeper,
+    telemetry: Telemetry,
     health: Health,
     admission: Admission,
 ) -> Router {
@@ -69,5 +71,6 @@ pub fn router(
         )
         .with_state(platform);
     let calls = gatekeeper.guard(lifecycle::admitted(calls, admission));
-    observe::around(Side::Platform, health::routes(health).nest(PLATFORM_PATH, calls))
+    let routes = health::routes(health).merge(metrics::routes(telemetry.metrics.clone()));
+    observe::around(Side::Platform, telemetry, routes.nest(PLATFORM_PATH, calls))
 }

@@ -16,11 +16,12 @@ use crate::clock::Clock;
 use crate::config::Carrier;
 use crate::domain::token::Keyring;
 use crate::http::body::BodyLimits;
+use crate::http::context::Side;
 use crate::http::health::Health;
 use crate::http::lifecycle::Admission;
-use crate::http::observe::Side;
 use crate::http::{health, lifecycle, observe};
-use crate::store::AnyStore;
+use crate::store::Observed;
+use crate::telemetry::Telemetry;
 
 /// Where callbacks are posted.
 pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
@@ -29,7 +30,7 @@ pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
 #[derive(Debug)]
 pub struct Public {
     /// Where results go.
-    pub store: Arc<AnyStore>,
+    pub store: Arc<Observed>,
     /// What tokens are checked with.
     pub keyring: Arc<Keyring>,
     /// Against which time.
@@ -41,11 +42,12 @@ pub struct Public {
 }
 
 /// All that the gateway exposes.
-pub fn router(public: Arc<Public>, health: Health, admission: Admission) -> Router {
+pub fn router(public: Arc<Public>, telemetry: Telemetry, health: Health, admission: Admission) -> Router {
     let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::take));
     if public.carriers.allows(Carrier::Path) {
         callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::take));
     }
     let callbacks = callbacks.with_state(public);
-    observe::around(Side::Public, health::routes(health).merge(lifecycle::admitted(callbacks, admission)))
+    let routes = health::routes(health).merge(lifecycle::admitted(callbacks, admission));
+    observe::around(Side::Public, telemetry, routes)
 }

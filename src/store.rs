@@ -1,18 +1,21 @@
 //! Where conversations live: one trait, a closed set of implementations, one test suite for all of them.
 
 pub mod memory;
+mod observed;
 pub mod redis;
 mod wakes;
 
 use std::future::Future;
 
+pub use observed::Observed;
 use thiserror::Error;
 pub use wakes::Wake;
 
 use crate::domain::envelope::Envelope;
 use crate::domain::gate::{
-    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Ended,
-    Expired, Issue, IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, WorkItemView,
+    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Ended, Expired, Issue,
+    IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
+    WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 
@@ -107,7 +110,7 @@ pub trait Store {
     /// Issues the next work item.
     fn issue(&self, command: Issue) -> impl Future<Output = Answer<Issued, IssueRefused>> + Send;
     /// Takes a callback.
-    fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, AcceptRefused>> + Send;
+    fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, NotAccepted>> + Send;
     /// Withdraws a work item.
     fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<Cancelled, CancelRefused>> + Send;
     /// Ends a conversation.
@@ -123,6 +126,8 @@ pub trait Store {
     ) -> impl Future<Output = Result<Expired, StoreError>> + Send;
     /// Finds what is due, at most `limit` items of each partition. Changes nothing.
     fn due(&self, limit: usize) -> impl Future<Output = Result<Due, StoreError>> + Send;
+    /// Adds up what all conversations hold. Changes nothing.
+    fn totals(&self) -> impl Future<Output = Result<Totals, StoreError>> + Send;
     /// Shows a conversation.
     fn inspect(
         &self,
@@ -178,7 +183,7 @@ impl Store for AnyStore {
         either!(self, store => store.issue(command).await)
     }
 
-    async fn accept(&self, command: Accept) -> Answer<Receipt, AcceptRefused> {
+    async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
         either!(self, store => store.accept(command).await)
     }
 
@@ -200,6 +205,10 @@ impl Store for AnyStore {
 
     async fn due(&self, limit: usize) -> Result<Due, StoreError> {
         either!(self, store => store.due(limit).await)
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        either!(self, store => store.totals().await)
     }
 
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {

@@ -9,9 +9,14 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
-use crate::store::{AnyStore, DueConversation, Store, StoreError};
-use crate::telemetry;
+use crate::domain::gate::Expired;
+use crate::domain::ids::ConversationRef;
+use crate::domain::work_item::Outcome;
+use crate::store::{DueConversation, Observed, Store, StoreError};
+use crate::telemetry::trace::{self, Place};
+use crate::telemetry::{Telemetry, names};
 
 /// Longest time between two rounds: another instance may have issued an item whose deadline is near.
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
@@ -23,10 +28,10 @@ const ROUND: usize = 128;
 const AT_ONCE: usize = 64;
 
 /// Sweeps until `stop`.
-pub async fn run(store: Arc<AnyStore>, stop: CancellationToken) {
+pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationToken) {
     let mut failing = false;
     loop {
-        let pause = match round(&store).await {
+        let pause = match round(&store, &telemetry).await {
             Ok(pause) => {
                 if failing {
                     tracing::info!("the sweeper reaches the store again");
@@ -51,10 +56,10 @@ pub async fn run(store: Arc<AnyStore>, stop: CancellationToken) {
 }
 
 /// Times out what is due, and tells how long nothing more is expected to be.
-async fn round(store: &AnyStore) -> Result<Duration, StoreError> {
+async fn round(store: &Observed, telemetry: &Telemetry) -> Result<Duration, StoreError> {
     let due = store.due(ROUND).await?;
-    let sweeps =
-        stream::iter(due.conversations).map(|due| async { (due.conversation, sweep(store, due).await) });
+    let sweeps = stream::iter(due.conversations)
+        .map(|due| async { (due.conversation, sweep(store, telemetry, due).await) });
     let mut sweeps = sweeps.buffer_unordered(AT_ONCE);
     let mut store_failed = None;
     while let Some((conversation, swept)) = sweeps.next().await {
@@ -76,17 +81,36 @@ async fn round(store: &AnyStore) -> Result<Duration, StoreError> {
     Ok(if due.more { Duration::ZERO } else { next.min(LONGEST_PAUSE) })
 }
 
-async fn sweep(store: &AnyStore, due: DueConversation) -> Result<(), StoreError> {
+async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) -> Result<(), StoreError> {
     let conversation = due.conversation;
-    let expired = store.expire(due, None).await?;
+    let span = trace::sweep_span();
+    let place = trace::begin(&span, &opentelemetry::Context::new());
+    let swept = async {
+        let expired = store.expire(due, place.traceparent()).await?;
+        tell(telemetry, &place, conversation, &expired);
+        let channel = || store.channel(conversation);
+        let whose = (conversation, expired.conversation_id.as_ref());
+        telemetry.released(&place, whose, channel, &expired.released);
+        Ok(())
+    };
+    swept.instrument(span).await
+}
+
+fn tell(telemetry: &Telemetry, place: &Place, conversation: ConversationRef, expired: &Expired) {
+    let id = expired.conversation_id.as_ref();
     for timed_out in &expired.timed_out {
         tracing::info!(
-            "conversation.reference" = %conversation,
-            "work_item.id" = %timed_out.work_item,
-            late_ms = timed_out.late_ms,
+            trace_id = place.trace_id,
+            span_id = place.span_id,
+            { names::CONVERSATION_ID } = id.map(tracing::field::display),
+            { names::CONVERSATION_REFERENCE } = %conversation,
+            { names::WORK_ITEM_ID } = %timed_out.work_item,
+            { names::WORK_ITEM_SEQUENCE } = timed_out.sequence.get(),
+            { names::WORK_ITEM_KIND } = timed_out.kind.as_str(),
+            { names::OUTCOME } = Outcome::TimedOut.as_str(),
+            { names::LATE_MS } = timed_out.late_ms,
             "a work item timed out"
         );
+        telemetry.timed_out(place, (conversation, id), timed_out);
     }
-    telemetry::released(conversation, &expired.released);
-    Ok(())
 }

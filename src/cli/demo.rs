@@ -15,6 +15,7 @@ use super::{Failure, Settings};
 use crate::app;
 use crate::clock::Clock;
 use crate::config::Loaded;
+use crate::telemetry::{self, Exports};
 
 /// How long the work item that is never answered may take.
 const SHORT_TIMEOUT_MS: u64 = 1_500;
@@ -34,8 +35,8 @@ pub(super) fn settings(mut settings: Settings) -> Settings {
 }
 
 pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
-    let _flush = crate::telemetry::start(&loaded.config.telemetry);
-    let app = app::build(&loaded.config, Clock::System).await?;
+    let (telemetry, _flush) = telemetry::start(&loaded.config.telemetry, Exports::default())?;
+    let app = app::build(&loaded.config, Clock::System, telemetry).await?;
     let mut session = Session::new(&app, &loaded.config).map_err(|wrong| Failure::Failed(wrong.into()))?;
     let (done, ended) = oneshot::channel::<()>();
     let running = tokio::spawn(app.run(async {

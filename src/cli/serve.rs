@@ -7,9 +7,9 @@ use tokio::sync::watch;
 use super::{Failure, say};
 use crate::app::{self, App, AppError};
 use crate::clock::Clock;
-use crate::config::{Carrier, Loaded, Token};
+use crate::config::{self, Carrier, Loaded};
 use crate::public::CALLBACKS_PATH;
-use crate::telemetry;
+use crate::telemetry::{self, ExportError, Exports, Telemetry};
 
 impl From<AppError> for Failure {
     fn from(error: AppError) -> Self {
@@ -23,16 +23,39 @@ impl From<AppError> for Failure {
     }
 }
 
+impl From<ExportError> for Failure {
+    fn from(error: ExportError) -> Self {
+        Self::Wrong(error.into())
+    }
+}
+
 pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
-    let _flush = telemetry::start(&loaded.config.telemetry);
+    let exports = Exports::of(|name| std::env::var_os(name)?.into_string().ok())?;
+    let (telemetry, flush) = telemetry::start(&loaded.config.telemetry, exports)?;
     let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
-    let app = app::build(&loaded.config, Clock::System).await?;
+    let result = serve(&loaded, exports, telemetry, &signals).await;
+    // Asked twice, it ends at once.
+    tokio::select! {
+        () = flush.send(loaded.config.http.flush_timeout()) => {}
+        () = signals.came(2) => {}
+    }
+    result
+}
+
+async fn serve(
+    loaded: &Loaded,
+    exports: Exports,
+    telemetry: Telemetry,
+    signals: &Signals,
+) -> Result<(), Failure> {
+    let app = app::build(&loaded.config, Clock::System, telemetry).await?;
     let store = loaded.store_shown();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         public = %app.public_addr(),
         platform = %app.platform_addr(),
         store,
+        otlp = %exports,
         "serving"
     );
     if loaded.config.redis().is_none() {
@@ -81,7 +104,7 @@ impl Signals {
 }
 
 /// Lines to paste, for a first look.
-fn first_steps(app: &App, token: &Token, key: &str) -> String {
+fn first_steps(app: &App, token: &config::Token, key: &str) -> String {
     let platform = app.platform_addr();
     let url = format!("http://{}{CALLBACKS_PATH}", app.public_addr());
     let (header, query, field) = (&token.header_name.text, &token.query_name, &token.body_field);

@@ -18,8 +18,8 @@ use std::ops::Range;
 
 pub use commands::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, Ended, Expired, Issue, IssueRefused, Issued, LookupRefused, MOST_TOLD, Open, OpenRefused,
-    Opened, Receipt, Released, TimedOut, WorkItemView,
+    Delivery, Ended, Expired, Issue, IssueRefused, Issued, Known, LookupRefused, MOST_TOLD, NotAccepted,
+    Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals, WorkItemView,
 };
 
 use super::envelope::Envelope;
@@ -217,7 +217,9 @@ impl Conversation {
             deadline,
             expires_at: deadline.plus_millis(command.replay_window_ms),
             key_id: command.key_id,
-            traceparent: command.traceparent.clone().or_else(|| self.traceparent.clone()),
+            traceparent: [&command.traceparent, &self.traceparent, &command.request_traceparent]
+                .into_iter()
+                .find_map(Clone::clone),
         };
         self.slots.insert(item.sequence, Slot { item: item.clone(), settlement: None });
         self.by_id.insert(item.id, item.sequence);
@@ -405,7 +407,7 @@ impl Conversation {
             }
         }
         let released = self.release(now, traceparent);
-        Expired { timed_out, released }
+        Expired { conversation_id: Some(self.id.clone()), timed_out, released }
     }
 
     fn settle(&mut self, sequence: Sequence, settlement: Settlement) {
@@ -487,6 +489,17 @@ impl Conversation {
     /// How many envelopes the channel has.
     pub fn released(&self) -> u64 {
         self.gate.get() - 1
+    }
+
+    /// How many items are settled and not released, and the bytes of their results.
+    pub const fn held(&self) -> (u64, u64) {
+        (self.next.get() - self.gate.get() - self.awaiting, self.held_bytes)
+    }
+
+    /// What is known of a callback that is not taken.
+    pub fn known(&self, work_item: WorkItemId) -> Known {
+        let item = self.slot(work_item).map(|slot| slot.item.clone());
+        Known { conversation_id: self.id.clone(), item }
     }
 
     /// One work item as it stands.

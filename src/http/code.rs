@@ -166,6 +166,14 @@ impl Code {
         self.row().2
     }
 
+    /// Whether it says that there was no room for the request.
+    pub const fn is_for_want_of_room(self) -> bool {
+        matches!(
+            self,
+            Self::Overloaded | Self::Draining | Self::HeldLimit | Self::AwaitingLimit | Self::ChannelLimit
+        )
+    }
+
     /// Seconds for `Retry-After`, where there is one.
     pub fn retry_after(self) -> Option<u64> {
         let asks = matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);

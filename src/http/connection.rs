@@ -16,8 +16,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::code::Code;
-use super::observe::{REQUEST_ID, RequestContext, TRACE_ID};
+use super::context::REQUEST_ID;
+use super::observe::{TRACE_ID, TRACE_RESPONSE};
 use super::refusal::Refusal;
+use crate::clock::Entropy;
+use crate::domain::ids::RequestId;
+use crate::telemetry::trace::Place;
+use crate::telemetry::{Metrics, names};
 
 /// Nothing of the next request has come.
 const IDLE: u8 = 0;
@@ -55,6 +60,7 @@ pub(super) struct Connection {
     write_deadline: Option<Pin<Box<Sleep>>>,
     /// A refusal of the HTTP library, rewritten, and how much of it is sent.
     rewritten: Option<(Vec<u8>, usize)>,
+    metrics: Metrics,
 }
 
 impl Connection {
@@ -63,6 +69,7 @@ impl Connection {
         phase: Phase,
         head_timeout: Duration,
         write_timeout: Duration,
+        metrics: Metrics,
     ) -> Self {
         Self {
             stream,
@@ -72,6 +79,7 @@ impl Connection {
             write_timeout,
             write_deadline: None,
             rewritten: None,
+            metrics,
         }
     }
 
@@ -114,7 +122,9 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let Some((bytes, mut sent)) = this.rewritten.take().or_else(|| rewrite(buf).map(|bytes| (bytes, 0)))
+        let rewritten = this.rewritten.take();
+        let Some((bytes, mut sent)) =
+            rewritten.or_else(|| rewrite(buf, &this.metrics).map(|bytes| (bytes, 0)))
         else {
             return this.write_some(cx, buf);
         };
@@ -141,7 +151,7 @@ impl AsyncWrite for Connection {
 
 /// The refusal that stands for one which the HTTP library wrote by itself: a 4xx without a body and without an id,
 /// such as no handler of this service writes.
-fn rewrite(written: &[u8]) -> Option<Vec<u8>> {
+fn rewrite(written: &[u8], metrics: &Metrics) -> Option<Vec<u8>> {
     let head = written.strip_prefix(b"HTTP/1.1 4")?;
     let head = std::str::from_utf8(head).ok()?;
     if !head.contains("content-length: 0\r\n") || head.contains(REQUEST_ID.as_str()) {
@@ -152,18 +162,21 @@ fn rewrite(written: &[u8]) -> Option<Vec<u8>> {
     } else {
         Refusal::new(Code::RequestMalformed, "the request is not well-formed HTTP/1.1")
     };
-    let context = RequestContext::fresh();
+    let (request_id, place) = (Entropy.request_id(), Place::nowhere());
+    let (status, code) = (refusal.code.status(), refusal.code.as_str());
     tracing::info!(
-        "request.id" = %context.request_id,
-        "trace.id" = context.trace_id,
-        status = refusal.code.status().as_u16(),
-        code = refusal.code.as_str(),
+        { names::REQUEST_ID } = %request_id,
+        trace_id = place.trace_id,
+        span_id = place.span_id,
+        { names::HTTP_RESPONSE_STATUS_CODE } = status.as_u16(),
+        { names::CODE } = code,
         "answered a request that could not be read"
     );
-    Some(write(refusal.render(&context), &context))
+    metrics.unreadable(status.as_u16(), code);
+    Some(write(refusal.render(request_id, &place.trace_id), request_id, &place))
 }
 
-fn write(response: Response, context: &RequestContext) -> Vec<u8> {
+fn write(response: Response, request_id: RequestId, place: &Place) -> Vec<u8> {
     use std::io::Write as _;
     let (head, body) = response.into_parts();
     // A rendered refusal is whole in memory: there is nothing to wait for.
@@ -178,7 +191,8 @@ fn write(response: Response, context: &RequestContext) -> Vec<u8> {
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    let _ = write!(out, "{REQUEST_ID}: {}\r\n{TRACE_ID}: {}\r\n", context.request_id, context.trace_id);
+    let _ = write!(out, "{REQUEST_ID}: {request_id}\r\n{TRACE_ID}: {}\r\n", place.trace_id);
+    let _ = write!(out, "{TRACE_RESPONSE}: {}\r\n", place.header());
     let _ = write!(out, "connection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     out.extend_from_slice(&body);
     out

@@ -11,13 +11,13 @@ use axum::routing::get;
 use super::code::Code;
 use super::lifecycle::Lifecycle;
 use super::refusal::Refusal;
-use crate::store::{AnyStore, Store};
+use crate::store::{Observed, Store};
 
 /// What health is made of.
 #[derive(Clone, Debug)]
 pub struct Health {
     /// The store must answer.
-    pub store: Arc<AnyStore>,
+    pub store: Arc<Observed>,
     /// The service must not be draining.
     pub lifecycle: Lifecycle,
 }

@@ -1,171 +1,217 @@
-//! The outermost layer: names the request, times it, writes its one log line, and renders refusals, those of the
-//! framework included.
+//! The outermost layer: names the request, times it, writes its one log line, ends its span, counts it, and renders
+//! refusals, those of the framework included.
 
 use std::any::Any;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use opentelemetry::KeyValue;
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::code::Code;
+use super::context::{Facts, REQUEST_ID, RequestContext, Side};
 use super::health;
 use super::refusal::{Refusal, SOMETHING_WENT_WRONG};
-use crate::clock::Entropy;
-use crate::domain::ids::{ConversationId, ConversationRef, RequestId, Sequence, TraceParent, WorkItemId};
-use crate::domain::token::TokenFingerprint;
-use crate::domain::work_item::Outcome;
+use crate::domain::ids::Sequence;
+use crate::domain::work_item::{Kind, Outcome};
+use crate::telemetry::trace::TARGET;
+use crate::telemetry::{Telemetry, names};
 
-/// Names the request in every reply.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Names the trace in every reply.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
+/// The reply's place in the trace, as W3C Trace Context Level 2 drafts it.
+pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
-/// Who is asking.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Providers and the internet: a trace begins here.
-    Public,
-    /// The platform: its trace goes on.
-    Platform,
+/// A request, as it may be told of.
+struct Asked {
+    method: &'static str,
+    /// The template and never the path: a path may hold a token.
+    route: Option<MatchedPath>,
+    /// A probe that finds all well is asked every few seconds: it is no news.
+    probe: bool,
+    side: Side,
 }
 
-/// What names a request.
-#[derive(Clone, Debug)]
-pub struct RequestContext {
-    /// The caller's `X-Request-Id` where it is a UUID, or a new one.
-    pub request_id: RequestId,
-    /// 32 hexadecimal digits.
-    pub trace_id: String,
-    facts: Arc<Mutex<Facts>>,
+/// These routes, their panics caught, and every request of them, answered or not, named, timed and told of.
+pub fn around(side: Side, telemetry: Telemetry, routes: Router) -> Router {
+    routes.layer(catch_panics()).layer(from_fn(move |request, next| {
+        let telemetry = telemetry.clone();
+        async move { observe(side, &telemetry, request, next).await }
+    }))
 }
 
-/// What is learned of a request while it is answered, for its log line.
-#[derive(Clone, Debug, Default)]
-pub struct Facts {
-    /// The conversation's id.
-    pub conversation: Option<ConversationId>,
-    /// The conversation's reference: all that a token tells of it.
-    pub reference: Option<ConversationRef>,
-    /// The work item.
-    pub work_item: Option<WorkItemId>,
-    /// The work item's place.
-    pub sequence: Option<Sequence>,
-    /// How the callback settled it.
-    pub outcome: Option<Outcome>,
-    /// Of the token that was presented.
-    pub token: Option<TokenFingerprint>,
+async fn observe(side: Side, telemetry: &Telemetry, mut request: Request, next: Next) -> Response {
+    let method = known(request.method());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let path = route.as_ref().map(MatchedPath::as_str);
+    let probe = path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
+    let exported = if probe { Span::none() } else { server_span(method, path) };
+    let context = RequestContext::begin(side, request.headers(), &exported, telemetry);
+    // An error, so that whatever is logged has it: its level is not that of the lines.
+    let named = tracing::error_span!(
+        parent: &exported,
+        "request",
+        { names::REQUEST_ID } = %context.request_id,
+        trace_id = context.place.trace_id,
+        span_id = context.place.span_id,
+        { names::HTTP_REQUEST_METHOD } = method,
+        { names::HTTP_ROUTE } = path.unwrap_or("-"),
+    );
+    request.extensions_mut().insert(context.clone());
+    let asked = Asked { method, route, probe, side };
+    let under_way = telemetry.metrics.under_way(method);
+    let response = told(&context, &asked, next.run(request)).instrument(named).instrument(exported).await;
+    drop(under_way);
+    response
 }
 
-impl RequestContext {
-    /// A context for a request that could not be read.
-    pub fn fresh() -> Self {
-        Self { request_id: Entropy.request_id(), trace_id: Entropy.trace_id(), facts: Arc::default() }
-    }
-
-    /// Notes what was learned of the request.
-    pub fn note(&self, learn: impl FnOnce(&mut Facts)) {
-        learn(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn facts(&self) -> Facts {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn of(side: Side, headers: &HeaderMap) -> Self {
-        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-        let trace_id = match side {
-            Side::Platform => text(HeaderName::from_static("traceparent"))
-                .and_then(|text| TraceParent::parse(text).ok())
-                .map(|parent| parent.trace_id().to_owned()),
-            Side::Public => None,
-        };
-        Self {
-            request_id: text(REQUEST_ID).and_then(RequestId::parse).unwrap_or_else(|| Entropy.request_id()),
-            trace_id: trace_id.unwrap_or_else(|| Entropy.trace_id()),
-            facts: Arc::default(),
+/// The span that is exported, as the conventions for HTTP servers name it.
+fn server_span(method: &str, route: Option<&str>) -> Span {
+    let method = if method == "_OTHER" { "HTTP" } else { method };
+    match route {
+        Some(route) => tracing::info_span!(
+            target: TARGET, parent: None, "request", otel.kind = "server", otel.name = %format_args!("{method} {route}")
+        ),
+        None => {
+            tracing::info_span!(target: TARGET, parent: None, "request", otel.kind = "server", otel.name = method)
         }
     }
 }
 
-/// These routes, their panics caught, and every request of them, answered or not, named, timed and logged.
-pub fn around(side: Side, routes: Router) -> Router {
-    routes.layer(catch_panics()).layer(from_fn(move |request, next| observe(side, request, next)))
-}
-
-async fn observe(side: Side, mut request: Request, next: Next) -> Response {
-    let context = RequestContext::of(side, request.headers());
-    let method = known(request.method());
-    // The template and never the path: a path may hold a token.
-    let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
-    let span = tracing::info_span!(
-        "request",
-        "http.request.method" = method,
-        "http.route" = route,
-        "request.id" = %context.request_id,
-        "trace.id" = context.trace_id,
-    );
-    request.extensions_mut().insert(context.clone());
-    let probe = route.starts_with(health::PATH);
-    timed(context, probe, next.run(request)).instrument(span).await
-}
-
-/// The method as it may be logged: another one is anything that a stranger cares to write, a token for one.
+/// The method as it may be told: another one is anything that a stranger cares to write, a token for one.
 fn known(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
 }
 
-/// A probe that finds all well is asked every few seconds: it is no news.
-async fn timed(context: RequestContext, probe: bool, answer: impl Future<Output = Response>) -> Response {
+async fn told(context: &RequestContext, asked: &Asked, answer: impl Future<Output = Response>) -> Response {
     let start = Instant::now();
     let mut response = answer.await;
     let refusal = response.extensions_mut().remove::<Refusal>().or_else(|| framework_refusal(&response));
     if let Some(refusal) = &refusal {
-        response = refusal.render(&context);
+        response = refusal.render(context.request_id, &context.place.trace_id);
     }
-    let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::try_from(context.request_id.to_string()) {
-        headers.insert(REQUEST_ID, id);
-    }
-    if let Ok(id) = HeaderValue::try_from(&context.trace_id) {
-        headers.insert(TRACE_ID, id);
-    }
-    let status = response.status().as_u16();
-    let code = refusal.as_ref().map_or("", |refusal| refusal.code.as_str());
-    let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+    name(context, response.headers_mut());
+    let code = refusal.as_ref().map(|refusal| refusal.code);
     let facts = context.facts();
+    log(asked, response.status(), code, start, &facts);
+    export(context, asked, response.status(), code, &facts);
+    count(context, asked, response.status(), code, start, &facts);
+    response
+}
+
+fn name(context: &RequestContext, headers: &mut HeaderMap) {
+    let names = [
+        (REQUEST_ID, context.request_id.to_string()),
+        (TRACE_ID, context.place.trace_id.clone()),
+        (TRACE_RESPONSE, context.place.header()),
+    ];
+    for (name, value) in names {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+fn log(asked: &Asked, status: StatusCode, code: Option<Code>, start: Instant, facts: &Facts) {
+    let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     // Fields of the line and not of the span, where each would be written anew for every other.
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
-                status,
-                code,
+                { names::HTTP_RESPONSE_STATUS_CODE } = status.as_u16(),
+                { names::CODE } = code.map_or("", Code::as_str),
                 duration_us,
-                "conversation.id" = facts.conversation.as_ref().map(tracing::field::display),
-                "conversation.reference" = facts.reference.map(tracing::field::display),
-                "work_item.id" = facts.work_item.map(tracing::field::display),
-                "work_item.sequence" = facts.sequence.map(Sequence::get),
-                "callback.outcome" = facts.outcome.map(Outcome::as_str),
-                "callback.token_fingerprint" = facts.token.map(tracing::field::display),
+                { names::CONVERSATION_ID } = facts.conversation.as_ref().map(tracing::field::display),
+                { names::CONVERSATION_REFERENCE } = facts.reference.map(tracing::field::display),
+                { names::WORK_ITEM_ID } = facts.work_item.map(tracing::field::display),
+                { names::WORK_ITEM_SEQUENCE } = facts.sequence.map(Sequence::get),
+                { names::WORK_ITEM_KIND } = facts.kind.map(Kind::as_str),
+                { names::OUTCOME } = facts.outcome.map(Outcome::as_str),
+                { names::DELIVERY } = facts.delivery_name(),
+                { names::HELD_BEHIND } = facts.held_behind(),
+                { names::REPLAYED } = facts.replayed,
+                { names::TOKEN_FINGERPRINT } = facts.token.map(tracing::field::display),
                 "answered"
             )
         };
     }
-    if status == StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
         line!(error);
-    } else if probe && refusal.is_none() {
+    } else if asked.probe && code.is_none() {
         line!(debug);
     } else {
         line!(info);
     }
-    response
+}
+
+/// A failure of ours, as the conventions want it told: what the caller did wrong is none.
+fn failure(status: StatusCode, code: Option<Code>) -> Option<&'static str> {
+    code.filter(|_| status.is_server_error()).map(Code::as_str)
+}
+
+fn export(context: &RequestContext, asked: &Asked, status: StatusCode, code: Option<Code>, facts: &Facts) {
+    let place = &context.place;
+    if !place.is_recorded() {
+        return;
+    }
+    let mut attributes = facts.attributes();
+    attributes.extend(request_attributes(asked, status));
+    attributes.push(KeyValue::new(names::REQUEST_ID, context.request_id.to_string()));
+    attributes.extend(code.map(|code| KeyValue::new(names::CODE, code.as_str())));
+    if let Some(route) = &asked.route {
+        attributes.push(KeyValue::new(names::URL_PATH, route.as_str().to_owned()));
+    }
+    if let Some(why) = failure(status, code) {
+        attributes.push(KeyValue::new(names::ERROR_TYPE, why));
+        place.fail(why);
+    }
+    place.note(attributes);
+    place.link(facts.issued_in.as_ref(), names::ISSUED_IN);
+}
+
+/// What the conventions want to be told of every request, in spans and metrics alike.
+fn request_attributes(asked: &Asked, status: StatusCode) -> Vec<KeyValue> {
+    let mut attributes = vec![
+        KeyValue::new(names::HTTP_REQUEST_METHOD, asked.method),
+        KeyValue::new(names::URL_SCHEME, "http"),
+        KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16())),
+    ];
+    attributes
+        .extend(asked.route.iter().map(|route| KeyValue::new(names::HTTP_ROUTE, route.as_str().to_owned())));
+    attributes
+}
+
+fn count(
+    context: &RequestContext,
+    asked: &Asked,
+    status: StatusCode,
+    code: Option<Code>,
+    start: Instant,
+    facts: &Facts,
+) {
+    let metrics = &context.telemetry.metrics;
+    let request = request_attributes(asked, status);
+    let outcome = facts.outcome.map_or("", Outcome::as_str);
+    let named = code.map_or("", Code::as_str);
+    let mut more = vec![KeyValue::new(names::CODE, named), KeyValue::new(names::OUTCOME, outcome)];
+    more.extend(failure(status, code).map(|why| KeyValue::new(names::ERROR_TYPE, why)));
+    metrics.answered(start.elapsed(), &request, &more);
+    if let Some((bytes, read)) = facts.body {
+        metrics.body_read(bytes, &request);
+        if asked.side == Side::Public {
+            metrics.decided(read.elapsed(), named, outcome);
+        }
+    }
+    if let Some(code) = code.filter(|code| code.is_for_want_of_room()) {
+        metrics.shed(code.as_str());
+    }
 }
 
 /// A refusal by the framework has a status and no envelope.

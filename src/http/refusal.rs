@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::code::Code;
-use super::observe::RequestContext;
+use crate::domain::ids::RequestId;
 use crate::domain::work_item::Outcome;
 use crate::store::StoreError;
 
@@ -67,14 +67,14 @@ impl Refusal {
     }
 
     /// The reply, with the envelope that names the request.
-    pub fn render(&self, context: &RequestContext) -> Response {
+    pub fn render(&self, request_id: RequestId, trace_id: &str) -> Response {
         let envelope = Envelope {
             error: Error {
                 code: self.code.as_str(),
                 message: &self.message,
-                request_id: context.request_id.to_string(),
+                request_id: request_id.to_string(),
                 retryable: self.code.retryable(),
-                trace_id: &context.trace_id,
+                trace_id,
                 outcome: self.outcome,
             },
         };

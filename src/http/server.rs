@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::connection::{Connection, Phase};
+use crate::telemetry::Metrics;
 
 /// Limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +41,13 @@ const MAX_HEAD: usize = 64 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `stop`, then lets the requests under way finish.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
     let graceful = GracefulShutdown::new();
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     loop {
@@ -65,8 +72,13 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: 
         let _ = stream.set_nodelay(true);
         let phase = Phase::default();
         let router = router.clone();
-        let io =
-            TokioIo::new(Connection::new(stream, phase.clone(), limits.head_timeout, limits.write_timeout));
+        let io = TokioIo::new(Connection::new(
+            stream,
+            phase.clone(),
+            limits.head_timeout,
+            limits.write_timeout,
+            metrics.clone(),
+        ));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             phase.answering();
             let (router, phase) = (router.clone(), phase.clone());

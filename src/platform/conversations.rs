@@ -17,7 +17,7 @@ use crate::domain::gate::{ConversationView, Open};
 use crate::domain::ids::{ConversationId, Sequence, TraceParent};
 use crate::domain::time::Timestamp;
 use crate::domain::work_item::State as ItemState;
-use crate::http::observe::RequestContext;
+use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::{ChannelAddress, Store};
 

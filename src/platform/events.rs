@@ -20,7 +20,7 @@ use crate::domain::envelope::Envelope;
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, Sequence};
 use crate::http::code::Code;
-use crate::http::observe::RequestContext;
+use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::{Page, Store, StoreError, Wake};
 

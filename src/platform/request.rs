@@ -5,10 +5,12 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use tokio::time::Instant;
 
 use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkItemId};
 use crate::http::body::{self, BodyLimits};
 use crate::http::code::Code;
+use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 
 /// The ids in the path.
@@ -45,6 +47,9 @@ pub(super) async fn json<T: DeserializeOwned>(
     limits: BodyLimits,
 ) -> Result<T, Refusal> {
     let bytes = body::read(&parts.headers, body, limits).await?;
+    if let Some(context) = parts.extensions.get::<RequestContext>() {
+        context.note(|facts| facts.body = Some((bytes.len(), Instant::now())));
+    }
     let text = if bytes.is_empty() {
         "{}"
     } else {

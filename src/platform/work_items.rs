@@ -21,11 +21,10 @@ use crate::domain::ids::{
 use crate::domain::time::Timestamp;
 use crate::domain::token::Token;
 use crate::domain::work_item::{Kind, Outcome, State as ItemState, WorkItem};
-use crate::http::observe::RequestContext;
+use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::public::{CALLBACKS_PATH, Place};
 use crate::store::Store;
-use crate::telemetry;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -123,11 +122,15 @@ pub(super) async fn issue(
         replay_window_ms: platform.replay_window_ms,
         key_id: platform.keyring.signing_key_id(),
         traceparent: request::traceparent(body.traceparent.as_deref(), &parts.headers)?,
+        request_traceparent: context.place.traceparent(),
         idempotency: idempotency_key(&parts.headers)?.map(|key| (key, body.fingerprint())),
     };
     let issued = platform.store.issue(command).await.map_err(|error| Refusal::from_store(&error))??;
     let item = issued.item;
-    note(&context, &item);
+    context.note(|facts| facts.item(&item));
+    if !issued.repeated {
+        context.telemetry.metrics.issued(item.kind);
+    }
     let token = platform.keyring.sign(conversation.reference(), &item);
     let reply = IssuedBody {
         work_item_id: item.id,
@@ -145,13 +148,6 @@ pub(super) async fn issue(
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
-}
-
-fn note(context: &RequestContext, item: &WorkItem) {
-    context.note(|facts| {
-        facts.work_item = Some(item.id);
-        facts.sequence = Some(item.sequence);
-    });
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyDigest>, Refusal> {
@@ -217,7 +213,7 @@ pub(super) async fn show(
     let (conversation, work_item) = (named(&ids, &context)?, ids.work_item()?);
     let shown = platform.store.work_item(conversation.reference(), work_item).await;
     let view = shown.map_err(|error| Refusal::from_store(&error))??;
-    note(&context, &view.item);
+    context.note(|facts| facts.item(&view.item));
     Ok(Json(WorkItemBody::of(&conversation, &view)).into_response())
 }
 
@@ -232,11 +228,20 @@ pub(super) async fn cancel(
         conversation: conversation.reference(),
         work_item,
         request_id: context.request_id,
-        traceparent: None,
+        traceparent: context.place.traceparent(),
         attempt: Entropy.attempt_id(),
     };
     let cancelled = platform.store.cancel(command).await.map_err(|error| Refusal::from_store(&error))??;
-    telemetry::released(conversation.reference(), &cancelled.released);
-    note(&context, &cancelled.item.item);
+    context.note(|facts| {
+        facts.item(&cancelled.item.item);
+        facts.outcome = Some(Outcome::Cancelled);
+        facts.released = cancelled.released.len();
+    });
+    context.telemetry.released(
+        &context.place,
+        (conversation.reference(), Some(&conversation)),
+        || platform.store.channel(conversation.reference()),
+        &cancelled.released,
+    );
     Ok(Json(WorkItemBody::of(&conversation, &cancelled.item)).into_response())
 }

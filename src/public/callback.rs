@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{Public, reply};
 use crate::clock::Entropy;
@@ -14,10 +15,9 @@ use crate::domain::result::{CallbackResult, ResultRefused};
 use crate::domain::token::{Claims, TokenFingerprint, TokenRefused};
 use crate::domain::work_item::Kind;
 use crate::http::body;
-use crate::http::observe::RequestContext;
+use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::Store;
-use crate::telemetry;
 
 /// Takes a callback. The order of checks is the contract's: size, content type, token, JSON, shape, then the store
 /// in one step. Only that last step spends the token.
@@ -28,6 +28,7 @@ pub(super) async fn take(
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
     let body = body::read(&parts.headers, body, public.body).await?;
+    context.note(|facts| facts.body = Some((body.len(), Instant::now())));
     body::check_json(&parts.headers)?;
     let scan = Scan::new(&body);
     let token = public.carriers.token(&parts, scan.as_ref().ok())?;
@@ -39,16 +40,26 @@ pub(super) async fn take(
         expires_at: claims.expires_at,
         result,
         request_id: context.request_id,
-        traceparent: None,
+        traceparent: context.place.traceparent(),
         attempt: Entropy.attempt_id(),
     };
-    let receipt = public.store.accept(command).await.map_err(|error| Refusal::from_store(&error))??;
-    telemetry::released(claims.conversation, &receipt.released);
-    context.note(|facts| {
-        facts.conversation = Some(receipt.conversation_id.clone());
-        facts.sequence = Some(receipt.item.sequence);
-        facts.outcome = Some(receipt.outcome);
-    });
+    let accepted = public.store.accept(command).await.map_err(|error| Refusal::from_store(&error))?;
+    let receipt = accepted.inspect_err(|refused| {
+        if let Some(known) = &refused.known {
+            context.note(|facts| facts.known(known));
+        }
+    })?;
+    context.note(|facts| facts.receipt(&receipt));
+    if !receipt.replayed {
+        let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);
+        context.telemetry.metrics.taken(receipt.item.kind, receipt.outcome, turnaround_ms);
+    }
+    context.telemetry.released(
+        &context.place,
+        (claims.conversation, Some(&receipt.conversation_id)),
+        || public.store.channel(claims.conversation),
+        &receipt.released,
+    );
     Ok(reply::receipt(&receipt))
 }
 

@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::domain::gate::{AcceptRefused, Delivery, Receipt};
+use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
 use crate::domain::ids::{ConversationId, Sequence, WorkItemId};
 use crate::domain::result::ResultRefused;
 use crate::domain::time::Timestamp;
@@ -72,9 +72,9 @@ impl From<ResultRefused> for Refusal {
     }
 }
 
-impl From<AcceptRefused> for Refusal {
-    fn from(refused: AcceptRefused) -> Self {
-        let (code, message) = match refused {
+impl From<NotAccepted> for Refusal {
+    fn from(refused: NotAccepted) -> Self {
+        let (code, message) = match refused.why {
             AcceptRefused::TokenExpired => return expired(),
             AcceptRefused::ConversationEnded => {
                 (Code::ConversationEnded, "the conversation has ended; its results are no longer wanted")

@@ -9,8 +9,8 @@ use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreErro
 use crate::clock::Clock;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, Conversation, ConversationNotFound,
-    ConversationView, Ended, Expired, Issue, IssueRefused, Issued, Limits, LookupRefused, Open, OpenRefused,
-    Opened, Receipt, WorkItemView,
+    ConversationView, Ended, Expired, Issue, IssueRefused, Issued, Limits, LookupRefused, NotAccepted, Open,
+    OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::time::Timestamp;
@@ -121,14 +121,19 @@ impl Store for MemoryStore {
         Ok(issued)
     }
 
-    async fn accept(&self, command: Accept) -> Answer<Receipt, AcceptRefused> {
+    async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
         let (mut state, now) = self.step();
         if now >= command.expires_at {
-            return Ok(Err(AcceptRefused::TokenExpired));
+            return Ok(Err(NotAccepted { why: AcceptRefused::TokenExpired, known: None }));
         }
-        let accept = |conversation: &mut Conversation| conversation.accept(&command, now, &self.limits);
+        let accept = |conversation: &mut Conversation| {
+            conversation.accept(&command, now, &self.limits).map_err(|why| NotAccepted {
+                why,
+                known: Some(Box::new(conversation.known(command.work_item))),
+            })
+        };
         let Some(accepted) = state.step_on(command.conversation, now, &self.limits, accept) else {
-            return Ok(Err(AcceptRefused::ConversationEnded));
+            return Ok(Err(NotAccepted { why: AcceptRefused::ConversationEnded, known: None }));
         };
         if accepted.is_ok() {
             self.wakes.wake(command.conversation);
@@ -203,6 +208,16 @@ impl Store for MemoryStore {
             next_in_ms: next.map(|(deadline, _, _)| now.millis_until(*deadline)),
             more,
         })
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        let (state, now) = self.step();
+        let live = state.conversations.values().filter(|conversation| conversation.ended_at(now).is_none());
+        let awaiting = state.deadlines.len() as u64;
+        Ok(live.fold(Totals { awaiting, ..Totals::default() }, |totals, conversation| {
+            let (held, bytes) = conversation.held();
+            Totals { held: totals.held + held, held_bytes: totals.held_bytes + bytes, ..totals }
+        }))
     }
 
     async fn inspect(&self, reference: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {

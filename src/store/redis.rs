@@ -12,13 +12,15 @@ mod watcher;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
 pub use layout::NotUsable;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError, Script, Value};
+use redis::{
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError, Script, Value,
+};
 use tokio::sync::mpsc;
 
 use self::keys::Keys;
@@ -30,8 +32,8 @@ use crate::clock::Clock;
 use crate::domain::envelope::Envelope;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, Ended, Expired, Issue, IssueRefused, Issued, Limits, LookupRefused, Open, OpenRefused, Opened,
-    Receipt, WorkItemView,
+    Delivery, Ended, Expired, Issue, IssueRefused, Issued, Known, Limits, LookupRefused, NotAccepted, Open,
+    OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{
     ConversationId, ConversationRef, RequestId, Sequence, TraceParent, TurnId, WorkItemId,
@@ -63,6 +65,30 @@ pub struct Settings {
     pub limits: Limits,
 }
 
+/// Where a Redis is, without its credentials.
+#[derive(Clone, Debug)]
+pub struct Address {
+    /// Its host, or the path of its socket.
+    pub host: String,
+    /// Its port.
+    pub port: Option<u16>,
+    /// The number of the database.
+    pub database: i64,
+}
+
+impl Address {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add kinds of addresses")]
+    fn of(info: &ConnectionInfo) -> Self {
+        let (host, port) = match info.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                (host.clone(), Some(*port))
+            }
+            other => (other.to_string(), None),
+        };
+        Self { host, port, database: info.redis_settings().db() }
+    }
+}
+
 #[derive(Debug)]
 struct Scripts {
     open: Script,
@@ -75,6 +101,7 @@ struct Scripts {
     work_item: Script,
     read: Script,
     due: Script,
+    totals: Script,
 }
 
 /// An operation's script, with the rules of the gate before it.
@@ -97,6 +124,7 @@ impl Scripts {
             work_item: operation!("redis/scripts/work_item.lua"),
             read: operation!("redis/scripts/read.lua"),
             due: Script::new(include_str!("redis/scripts/due.lua")),
+            totals: Script::new(include_str!("redis/scripts/totals.lua")),
         }
     }
 }
@@ -113,6 +141,8 @@ pub struct RedisStore {
     commands: Link,
     /// For what reads, so that a large channel delays no callback.
     reads: Link,
+    address: Address,
+    connections: Arc<AtomicU64>,
     wakes: Wakes,
     verified: Arc<AtomicBool>,
 }
@@ -137,7 +167,10 @@ impl RedisStore {
         use secrecy::ExposeSecret;
         // The library takes the process's provider, and none is built in. One that is set already stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::open(connection_info(settings.url.expose_secret())?)?;
+        let info = connection_info(settings.url.expose_secret())?;
+        let address = Address::of(&info);
+        let client = Client::open(info)?;
+        let connections = Arc::default();
         let timeouts = Timeouts { connect: settings.connect_timeout, response: settings.response_timeout };
         let keys = Keys { partitions: settings.partitions };
         let (sender, interest) = mpsc::unbounded_channel();
@@ -157,8 +190,10 @@ impl RedisStore {
             limits: settings.limits,
             clock,
             scripts: Scripts::new(),
-            commands: Link::new(client.clone(), timeouts),
-            reads: Link::new(client, timeouts),
+            commands: Link::new(client.clone(), timeouts, Arc::clone(&connections)),
+            reads: Link::new(client, timeouts, Arc::clone(&connections)),
+            address,
+            connections,
             wakes,
             verified,
         })
@@ -173,6 +208,16 @@ impl RedisStore {
             Err(NotUsable::NotThere(_)) => {}
         }
         verdict
+    }
+
+    /// Where it is.
+    pub const fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// How many connections were made, but those of the watcher.
+    pub fn connections(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.connections)
     }
 
     fn check_verified(&self) -> Result<(), StoreError> {
@@ -199,6 +244,23 @@ impl RedisStore {
             .arg("retention", self.limits.ended_retention_ms)
             .arg("grace", GRACE_MS)
             .arg("wake", self.keys.wake(conversation))
+    }
+
+    /// All partitions, in groups that one call looks through.
+    fn groups(&self) -> impl Iterator<Item = Range<u16>> {
+        let partitions = self.keys.partitions;
+        let starts = (0..partitions).step_by(usize::from(PARTITIONS_AT_ONCE));
+        starts.map(move |start| start..partitions.min(start.saturating_add(PARTITIONS_AT_ONCE)))
+    }
+
+    async fn totals_of(&self, partitions: Range<u16>) -> Result<Totals, StoreError> {
+        let keys = partitions.flat_map(|partition| [Keys::deadlines(partition), Keys::totals(partition)]);
+        let values = list(Call::new(&self.scripts.totals).keys(keys).send(&self.reads).await?)?;
+        let [awaiting, held, held_bytes] =
+            <[Value; 3]>::try_from(values).map_err(|_| broken("totals without their three parts"))?;
+        // What was lost of the store while more was held than is left can make a sum negative.
+        let count = |value| string(value).map(|text| text.parse().unwrap_or_default());
+        Ok(Totals { awaiting: count(awaiting)?, held: count(held)?, held_bytes: count(held_bytes)? })
     }
 
     async fn due_in(&self, partitions: Range<u16>, limit: usize) -> Result<Due, StoreError> {
@@ -258,6 +320,7 @@ impl Store for RedisStore {
             .arg("key_id", command.key_id)
             .option("turn_id", command.turn_id.as_ref())
             .option("traceparent", command.traceparent.as_ref().map(TraceParent::as_str))
+            .option("request_traceparent", command.request_traceparent.as_ref().map(TraceParent::as_str))
             .option("idempotency", command.idempotency.map(|(key, _)| key))
             .option("fingerprint", command.idempotency.map(|(_, fingerprint)| fingerprint))
             .arg("max_awaiting_items", self.limits.max_awaiting_items)
@@ -278,7 +341,7 @@ impl Store for RedisStore {
         }))
     }
 
-    async fn accept(&self, command: Accept) -> Answer<Receipt, AcceptRefused> {
+    async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
         self.check_verified()?;
         let (outcome, payload) = match &command.result.payload {
             Payload::Succeeded(result) => (Outcome::Succeeded, result),
@@ -299,7 +362,7 @@ impl Store for RedisStore {
             .arg("max_held_bytes", self.limits.max_held_bytes)
             .reply(&self.commands)
             .await?;
-        Ok(Err(match reply.word.as_str() {
+        let why = match reply.word.as_str() {
             "taken" => return Ok(Ok(receipt(&reply.fields()?)?)),
             "token_expired" => AcceptRefused::TokenExpired,
             "conversation_ended" => AcceptRefused::ConversationEnded,
@@ -309,7 +372,8 @@ impl Store for RedisStore {
             "work_item_cancelled" => AcceptRefused::WorkItemCancelled,
             "held_limit" => AcceptRefused::HeldLimit,
             _ => return Err(reply.unexpected()),
-        }))
+        };
+        Ok(Err(NotAccepted { why, known: known(&reply.fields()?)?.map(Box::new) }))
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
@@ -364,20 +428,31 @@ impl Store for RedisStore {
             return Err(reply.unexpected());
         }
         let fields = reply.fields()?;
-        Ok(Expired { timed_out: fields.timed_out()?, released: fields.released()? })
+        Ok(Expired {
+            conversation_id: conversation_id(&fields)?,
+            timed_out: fields.timed_out()?,
+            released: fields.released()?,
+        })
     }
 
     async fn due(&self, limit: usize) -> Result<Due, StoreError> {
         self.check_verified()?;
-        let starts = (0..self.keys.partitions).step_by(usize::from(PARTITIONS_AT_ONCE));
-        let groups = starts.map(|start| {
-            self.due_in(start..self.keys.partitions.min(start.saturating_add(PARTITIONS_AT_ONCE)), limit)
-        });
         let mut all = Due::default();
-        for due in try_join_all(groups).await? {
+        for due in try_join_all(self.groups().map(|partitions| self.due_in(partitions, limit))).await? {
             all.conversations.extend(due.conversations);
             all.next_in_ms = [all.next_in_ms, due.next_in_ms].into_iter().flatten().min();
             all.more |= due.more;
+        }
+        Ok(all)
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        self.check_verified()?;
+        let mut all = Totals::default();
+        for totals in try_join_all(self.groups().map(|partitions| self.totals_of(partitions))).await? {
+            all.awaiting += totals.awaiting;
+            all.held += totals.held;
+            all.held_bytes += totals.held_bytes;
         }
         Ok(all)
     }
@@ -444,6 +519,16 @@ impl Store for RedisStore {
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress {
         ChannelAddress::RedisStream(self.keys.channel(conversation))
     }
+}
+
+fn conversation_id(fields: &Fields) -> Result<Option<ConversationId>, StoreError> {
+    fields.optional("conversation_id", |text| ConversationId::parse(text).ok())
+}
+
+/// What `refuse` of `accept.lua` wrote.
+fn known(fields: &Fields) -> Result<Option<Known>, StoreError> {
+    let item = if fields.has("id") { Some(fields.work_item()?) } else { None };
+    Ok(conversation_id(fields)?.map(|conversation_id| Known { conversation_id, item }))
 }
 
 fn receipt(fields: &Fields) -> Result<Receipt, StoreError> {

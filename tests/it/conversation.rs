@@ -64,6 +64,7 @@ impl<'a> Conversation<'a> {
             replay_window_ms: REPLAY_WINDOW_MS,
             key_id: KeyId::parse("k").unwrap(),
             traceparent: None,
+            request_traceparent: None,
             idempotency: None,
         }
     }
@@ -100,7 +101,7 @@ impl<'a> Conversation<'a> {
     }
 
     pub(crate) async fn accept_with(&self, command: Accept) -> Result<Receipt, AcceptRefused> {
-        self.stage.store.accept(command).await.unwrap()
+        self.stage.store.accept(command).await.unwrap().map_err(|refused| refused.why)
     }
 
     /// Brings a result.

@@ -46,7 +46,7 @@ async fn of_many_bodies_with_one_token_exactly_one_is_taken(backend: Backend) {
             answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(body, _)| *body).collect();
         let [winner] = taken[..] else { panic!("{taken:?} were taken") };
         for (_, refused) in answers.into_iter().filter(|(body, _)| *body != winner) {
-            assert_eq!(refused, Err(AcceptRefused::TokenUsed));
+            assert_eq!(refused.map_err(|refused| refused.why), Err(AcceptRefused::TokenUsed));
         }
         if round % 2 == 1 {
             conversation.cancel(&items[0]).await.unwrap();
@@ -97,7 +97,7 @@ async fn of_callback_cancellation_timer_and_end_exactly_one_settles_an_item(back
                         Err(refused) => {
                             assert!(
                                 matches!(
-                                    refused,
+                                    refused.why,
                                     AcceptRefused::WorkItemTimedOut
                                         | AcceptRefused::WorkItemCancelled
                                         | AcceptRefused::ConversationEnded

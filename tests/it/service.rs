@@ -13,6 +13,7 @@ use std::time::Duration;
 use callback_ingress::app::{self, AppError};
 use callback_ingress::clock::Clock;
 use callback_ingress::config::{self, Sources};
+use callback_ingress::telemetry::Telemetry;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +75,7 @@ impl Service {
         let flags = FLAGS.iter().chain(flags).map(|&(key, value)| (key.to_owned(), value.to_owned()));
         let sources = Sources { flags: flags.collect(), ..Sources::default() };
         let config = config::load(sources).unwrap().config;
-        let app = app::build(&config, clock).await.unwrap();
+        let app = app::build(&config, clock, Telemetry::local()).await.unwrap();
         let (public, platform) = (app.public_addr(), app.platform_addr());
         let stop = CancellationToken::new();
         let running = tokio::spawn(app.run(stop.clone().cancelled_owned()));

@@ -56,8 +56,11 @@ pub struct Issue {
     pub replay_window_ms: u64,
     /// The key that signs its token.
     pub key_id: KeyId,
-    /// The trace it is issued in.
+    /// The trace it is issued in, as the platform says.
     pub traceparent: Option<TraceParent>,
+    /// The request that issues it, as this service traces it: for when neither the platform nor the conversation
+    /// says.
+    pub request_traceparent: Option<TraceParent>,
     /// The caller's idempotency key and the fingerprint of its request.
     pub idempotency: Option<(IdempotencyDigest, Fingerprint)>,
 }
@@ -193,6 +196,24 @@ pub enum AcceptRefused {
     HeldLimit,
 }
 
+/// What the store knows of the callback that it did not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The conversation.
+    pub conversation_id: ConversationId,
+    /// The item that was issued, unless it is the item that is unknown.
+    pub item: Option<WorkItem>,
+}
+
+/// A callback that is not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotAccepted {
+    /// Why.
+    pub why: AcceptRefused,
+    /// What it was about, where that is known: for operators.
+    pub known: Option<Box<Known>>,
+}
+
 /// Withdraws a work item.
 #[derive(Clone, Debug)]
 pub struct Cancel {
@@ -268,6 +289,8 @@ pub struct TimedOut {
 /// Timers have fired.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
+    /// The conversation, unless it is gone.
+    pub conversation_id: Option<ConversationId>,
     /// What timed out.
     pub timed_out: Vec<TimedOut>,
     /// What this step put on the channel.
@@ -319,4 +342,15 @@ pub struct ConversationView {
     pub unreleased: Vec<WorkItemView>,
     /// The time of the view, by the store's clock.
     pub now: Timestamp,
+}
+
+/// What all conversations of a store add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Work items that are not settled. Those of a conversation that was left untouched count until their deadlines.
+    pub awaiting: u64,
+    /// Items that are settled behind one that is not.
+    pub held: u64,
+    /// Bytes of their results.
+    pub held_bytes: u64,
 }

@@ -49,9 +49,15 @@ fn issue(
         replay_window_ms: 100,
         key_id: KeyId::parse("k").unwrap(),
         traceparent: None,
+        request_traceparent: None,
         idempotency: None,
     };
     conversation.issue(&command, at(now), &LIMITS)
+}
+
+/// What firing timers comes to when none of them is due.
+fn nothing(conversation: &Conversation) -> Expired {
+    Expired { conversation_id: Some(conversation.id.clone()), ..Expired::default() }
 }
 
 fn accept(
@@ -99,18 +105,14 @@ fn a_missed_deadline_lets_the_rest_pass_whoever_touches_first() {
     assert_eq!(accept(&mut c, 2, 11, "2").unwrap().delivery, Delivery::Delivered);
     assert_eq!(released(&c), [(1, Outcome::TimedOut), (2, Outcome::Succeeded)]);
     assert_eq!(c.channel[0].received_at, at(10), "it timed out at its deadline, not when somebody looked");
-    assert_eq!(
-        c.expire(&[id(1)], None, at(12)),
-        Expired::default(),
-        "the timer comes too late to do anything"
-    );
+    assert_eq!(c.expire(&[id(1)], None, at(12)), nothing(&c), "the timer comes too late to do anything");
 }
 
 #[test]
 fn a_timer_that_is_early_or_stale_settles_nothing() {
     let mut c = opened();
     issue(&mut c, 1, 0, 10).unwrap();
-    assert_eq!(c.expire(&[id(1), id(9)], None, at(9)), Expired::default());
+    assert_eq!(c.expire(&[id(1), id(9)], None, at(9)), nothing(&c));
     let expired = c.expire(&[id(1)], None, at(15));
     assert_eq!(expired.timed_out.iter().map(|t| (t.work_item, t.late_ms)).collect::<Vec<_>>(), [(id(1), 5)]);
     assert_eq!(

@@ -22,13 +22,14 @@ impl Keys {
     }
 
     /// The keys of a conversation that every operation declares, in the order of `gate.lua`.
-    pub(super) fn conversation(self, conversation: ConversationRef) -> [String; 5] {
+    pub(super) fn conversation(self, conversation: ConversationRef) -> [String; 6] {
         [
             self.of(conversation, "conversation"),
             self.of(conversation, "items"),
             self.of(conversation, "held"),
             self.channel(conversation),
             Self::deadlines(conversation.partition(self.partitions)),
+            Self::totals(conversation.partition(self.partitions)),
         ]
     }
 
@@ -40,6 +41,11 @@ impl Keys {
     /// The deadlines of a partition: a sorted set.
     pub(super) fn deadlines(partition: u16) -> String {
         format!("{{cb:{partition}}}:deadlines")
+    }
+
+    /// What the conversations of a partition hold, added up: a hash.
+    pub(super) fn totals(partition: u16) -> String {
+        format!("{{cb:{partition}}}:totals")
     }
 
     /// The mark that a token was used: the fingerprint of the body that spent it.

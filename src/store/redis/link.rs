@@ -3,7 +3,7 @@
 //! A connection manager of the client library would do for availability, but it does not tell a request that was
 //! never sent from one whose answer was lost. The promise made to providers hangs on that difference.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(super) struct Link {
     timeouts: Timeouts,
     live: RwLock<Option<Live>>,
     connecting: Mutex<Option<(Instant, RedisError)>>,
+    /// How many connections were made, by this link and by others.
+    connections: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Link {
@@ -105,8 +107,8 @@ impl Request<'_> {
 }
 
 impl Link {
-    pub(super) fn new(client: Client, timeouts: Timeouts) -> Self {
-        Self { client, timeouts, live: RwLock::new(None), connecting: Mutex::new(None) }
+    pub(super) fn new(client: Client, timeouts: Timeouts, connections: Arc<AtomicU64>) -> Self {
+        Self { client, timeouts, live: RwLock::new(None), connecting: Mutex::new(None), connections }
     }
 
     fn current(&self) -> Option<Live> {
@@ -153,6 +155,7 @@ impl Link {
                 Ok::<(), ()>(())
             });
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        self.connections.fetch_add(1, Ordering::Relaxed);
         Ok(Live { connection, dead, timeouts: Arc::default() })
     }
 

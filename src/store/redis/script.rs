@@ -146,6 +146,10 @@ impl Fields {
         Some(self.0.swap_remove(at).1)
     }
 
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(known, _)| known == name)
+    }
+
     fn text(&self, name: &str) -> Result<Option<&str>, StoreError> {
         match self.0.iter().find(|(known, _)| known == name) {
             Some((_, value)) => std::str::from_utf8(value).map(Some).map_err(|_| broken(name)),

@@ -1,8 +1,8 @@
 //! Every operation of a store as a value, and every answer.
 
 use callback_ingress::domain::gate::{
-    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, Ended, Expired, Issue, IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt,
+    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Delivery, Ended,
+    Expired, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt,
     WorkItemView,
 };
 use callback_ingress::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
@@ -28,7 +28,7 @@ pub(super) enum Command {
 pub(super) enum Reply {
     Open(Result<Opened, OpenRefused>),
     Issue(Result<Issued, IssueRefused>),
-    Accept(Result<Receipt, AcceptRefused>),
+    Accept(Result<Receipt, NotAccepted>),
     Cancel(Result<Cancelled, CancelRefused>),
     End(Result<Ended, ConversationNotFound>),
     Expire(Expired),
@@ -88,6 +88,7 @@ impl Reply {
             Self::Issue(result) => {
                 or_refused("issue", result, |issued| if issued.repeated { "known" } else { "new" }.into())
             }
+            Self::Accept(Err(refused)) => format!("accept: refused, {:?}", refused.why),
             Self::Accept(result) => or_refused("accept", result, |receipt| {
                 let again = if receipt.replayed { " again" } else { "" };
                 match receipt.delivery {

@@ -15,7 +15,7 @@ use callback_ingress::domain::time::Timestamp;
 use callback_ingress::domain::token::KeyId;
 use callback_ingress::domain::work_item::{Kind, WorkItem};
 use callback_ingress::store::memory::MemoryStore;
-use callback_ingress::store::{AnyStore, DueConversation};
+use callback_ingress::store::{AnyStore, DueConversation, Store};
 use futures_util::future::join_all;
 use uuid::Uuid;
 
@@ -48,6 +48,11 @@ pub(super) struct Story<'a> {
     lives: [u64; CONVERSATIONS + 1],
     views: [Option<ConversationView>; CONVERSATIONS + 1],
     issued: HashMap<(Who, WorkItemId), WorkItem>,
+    /// Which conversations a command has ended.
+    ended: [bool; CONVERSATIONS + 1],
+    /// Whether one has ended by being left untouched: what it held is counted until its last deadline, or for as long
+    /// as its partition's totals are kept.
+    some_left_untouched: bool,
 }
 
 impl<'a> Story<'a> {
@@ -69,6 +74,8 @@ impl<'a> Story<'a> {
             lives: [0; CONVERSATIONS + 1],
             views: [const { None }; CONVERSATIONS + 1],
             issued: HashMap::new(),
+            ended: [false; CONVERSATIONS + 1],
+            some_left_untouched: false,
         }
     }
 
@@ -159,6 +166,14 @@ impl<'a> Story<'a> {
                 .map_err(|why| format!("asked then for {question:?}, {why}"))?;
             self.learn(&question, &reply);
         }
+        self.compare_totals().await
+    }
+
+    async fn compare_totals(&self) -> Result<(), String> {
+        let (in_memory, in_redis) = (self.memory.totals().await.unwrap(), self.redis.totals().await.unwrap());
+        if !self.some_left_untouched && in_memory != in_redis {
+            return Err(format!("the memory store adds up\n  {in_memory:?}\nand Redis\n  {in_redis:?}"));
+        }
         Ok(())
     }
 
@@ -175,8 +190,18 @@ impl<'a> Story<'a> {
                 let who = who(issue.conversation);
                 self.issued.insert((who, issued.item.id), issued.item.clone());
             }
+            (Command::End(reference), Reply::End(Ok(_))) => {
+                let who = who(*reference);
+                self.ended[who] |= self.views[who].as_ref().is_some_and(|view| view.ended.is_none());
+            }
             (Command::Inspect(reference), Reply::Inspect(view)) => {
-                self.views[who(*reference)] = view.clone().ok();
+                let who = who(*reference);
+                let (before, now) = (self.views[who].take(), view.clone().ok());
+                let is_live =
+                    |view: &Option<ConversationView>| view.as_ref().is_some_and(|view| view.ended.is_none());
+                self.some_left_untouched |= is_live(&before) && !is_live(&now) && !self.ended[who];
+                self.ended[who] &= now.is_some();
+                self.views[who] = now;
             }
             _ => {}
         }
@@ -249,6 +274,7 @@ impl<'a> Story<'a> {
                 replay_window_ms: 500,
                 key_id: KeyId::parse("key").unwrap(),
                 traceparent: trace.map(traceparent),
+                request_traceparent: None,
                 idempotency: key.map(|(key, body)| {
                     (IdempotencyDigest::of(&key.to_string()).unwrap(), Fingerprint::of(&[body]))
                 }),

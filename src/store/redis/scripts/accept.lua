@@ -1,51 +1,59 @@
 -- Takes a callback: checks, de-duplicates, moves the gate and writes the channel, in one step.
--- KEYS 6: used
+-- KEYS 7: used
 -- ARGV: work_item, expires_at, fingerprint, outcome succeeded|failed, payload, request_id, attempt,
 --       max_held_items, max_held_bytes
 -- Reply: taken, replayed 0|1, conversation_id, gate, the item, released (optional)
 --        token_expired | conversation_ended | work_item_unknown | token_used | work_item_timed_out |
---        work_item_cancelled | held_limit
+--        work_item_cancelled | held_limit, each with conversation_id and the item, as far as they are known
 local expires_at = number(A.expires_at)
 if NOW >= expires_at then
     return { 'token_expired' }
 end
 local c = load_conversation()
+
+local function refuse(word, item)
+    if not c then
+        return { word }
+    end
+    local reply = { word, 'conversation_id', c.id }
+    return item and describe(item, reply) or reply
+end
+
 if not c then
-    return { 'conversation_ended' }
+    return refuse('conversation_ended')
 end
 local item = load_item_by_id(A.work_item)
 if not item then
-    return { c.ended and 'conversation_ended' or 'work_item_unknown' }
+    return refuse(c.ended and 'conversation_ended' or 'work_item_unknown')
 end
 local first = redis.call('GET', USED)
 if c.ended and (not first or item.sequence >= c.gate) then
-    return { 'conversation_ended' }
+    return refuse('conversation_ended', item)
 end
 
 local replayed = '0'
 if first then
     if first ~= A.fingerprint then
-        return { 'token_used' }
+        return refuse('token_used', item)
     elseif not item.outcome then
-        return { 'work_item_unknown' }
+        return refuse('work_item_unknown', item)
     end
     replayed = item.attempt == A.attempt and '0' or '1'
 else
     local outcome = outcome_at(item, NOW)
     if outcome == 'timed_out' or outcome == 'cancelled' then
-        return { 'work_item_' .. outcome }
+        return refuse('work_item_' .. outcome, item)
     elseif outcome then
-        return { 'token_used' }
+        return refuse('token_used', item)
     end
 
     -- The rule of held results: one that is released in the same step is never too much.
-    local held = c.next - c.gate - c.awaiting
-    local too_much = held >= number(A.max_held_items) or c.held_bytes + #A.payload > number(A.max_held_bytes)
+    local too_much = held(c) >= number(A.max_held_items) or c.held_bytes + #A.payload > number(A.max_held_bytes)
     if too_much then
         for sequence = c.gate, item.sequence - 1 do
             local before = load_item(sequence)
             if before and not outcome_at(before, NOW) then
-                return { 'held_limit' }
+                return refuse('held_limit', item)
             end
         end
     end

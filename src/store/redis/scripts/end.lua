@@ -6,10 +6,10 @@ local c = load_conversation()
 if not c then
     return { 'conversation_not_found' }
 end
-local held, awaiting = c.dropped_held, c.dropped_awaiting
+local dropped_held, dropped_awaiting = c.dropped_held, c.dropped_awaiting
 if not c.ended then
     release(c)
-    held, awaiting = left_behind(c, NOW)
+    dropped_held, dropped_awaiting = left_behind(c, NOW)
     for sequence = c.gate, c.next - 1 do
         local id = redis.call('HGET', ITEMS, text(sequence) .. ':id')
         if id then
@@ -18,13 +18,14 @@ if not c.ended then
     end
     redis.call('DEL', HELD)
     c.ended_at, c.ended = NOW, NOW
-    redis.call('HSET', CONVERSATION, 'ended_at', text(NOW), 'dropped_held', text(held),
-        'dropped_awaiting', text(awaiting))
+    redis.call('HSET', CONVERSATION, 'ended_at', text(NOW), 'dropped_held', text(dropped_held),
+        'dropped_awaiting', text(dropped_awaiting))
     save_conversation(c)
     wake()
 elseif not c.ended_at then
-    held, awaiting = left_behind(c, c.ended)
+    dropped_held, dropped_awaiting = left_behind(c, c.ended)
 end
 return {
-    'ended', 'ended_at', text(c.ended), 'dropped_held', text(held), 'dropped_awaiting', text(awaiting),
+    'ended', 'ended_at', text(c.ended), 'dropped_held', text(dropped_held),
+    'dropped_awaiting', text(dropped_awaiting),
 }

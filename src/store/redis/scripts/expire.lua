@@ -1,6 +1,6 @@
 -- Times out those of the named items that are due. A stale timer finds nothing to do.
 -- ARGV: work_items, separated by spaces
--- Reply: expired, timed_out (a line each: work item id, sequence, kind, lateness in ms, traceparent or -),
+-- Reply: expired, conversation_id (of a live one), timed_out (a line each: work item id, sequence, kind, lateness in ms, traceparent or -),
 --        released (optional)
 local c = load_conversation()
 local timed_out = {}
@@ -17,8 +17,15 @@ for id in string.gmatch(A.work_items, '%S+') do
         redis.call('ZREM', DEADLINES, A.reference .. '/' .. id)
     end
 end
+local reply = { 'expired', 'timed_out', table.concat(timed_out, '\n') }
 if c and not c.ended then
     release(c)
     save_conversation(c)
+    reply[#reply + 1] = 'conversation_id'
+    reply[#reply + 1] = c.id
+elseif c and not c.ended_at and not c.discounted then
+    -- Left untouched, it ended without a step that would have counted it.
+    redis.call('HSET', CONVERSATION, 'discounted', '1')
+    count_held(c, 0, 0)
 end
-return with_released({ 'expired', 'timed_out', table.concat(timed_out, '\n') })
+return with_released(reply)

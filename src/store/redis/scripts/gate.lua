@@ -8,7 +8,8 @@
 --   3 held          hash: sequence -> bytes of a result that is not released
 --   4 channel       stream: one entry an envelope, with the id <sequence>-0
 --   5 deadlines     sorted set of the partition: <conversation>/<work item id> by deadline
---   6 used          string: fingerprint of the body that spent the token (accept only)
+--   6 totals        hash of the partition: items held and bytes held by its conversations
+--   7 used          string: fingerprint of the body that spent the token (accept only)
 -- ARGV: names and values in turn. Common to all:
 --   now        milliseconds, or empty: the server's own clock
 --   reference  the conversation's reference
@@ -20,7 +21,7 @@
 --
 -- Every operation checks first and writes after: a script is not rolled back.
 
-local CONVERSATION, ITEMS, HELD, CHANNEL, DEADLINES, USED = unpack(KEYS)
+local CONVERSATION, ITEMS, HELD, CHANNEL, DEADLINES, TOTALS, USED = unpack(KEYS)
 
 local A = {}
 for i = 1, #ARGV, 2 do
@@ -80,11 +81,16 @@ local function ended_at(c)
     return NOW >= idle_at and idle_at or nil
 end
 
+-- Items that are settled and not released.
+local function held(c)
+    return c.next - c.gate - c.awaiting
+end
+
 -- The conversation; nil when it is not there, or ended so long ago that nobody can ask for it any more.
 local function load_conversation()
     local v = redis.call('HMGET', CONVERSATION, 'id', 'touched_at', 'idle_ttl', 'ended_at', 'next', 'gate',
         'awaiting', 'held_bytes', 'traceparent', 'opened_by', 'opened_at', 'dropped_held', 'dropped_awaiting',
-        'kept_until')
+        'kept_until', 'discounted')
     if not v[1] then
         return nil
     end
@@ -93,12 +99,37 @@ local function load_conversation()
         next = number(v[5]), gate = number(v[6]), awaiting = number(v[7]), held_bytes = number(v[8]),
         traceparent = v[9] or nil, opened_by = v[10], opened_at = number(v[11]),
         dropped_held = number(v[12]), dropped_awaiting = number(v[13]), kept_until = number(v[14]),
+        discounted = v[15],
     }
+    c.counted_items, c.counted_bytes = held(c), c.held_bytes
     c.ended = ended_at(c)
     if c.ended and NOW >= c.ended + number(A.retention) then
         return nil
     end
     return c
+end
+
+-- Lets a key of the partition live at least so long.
+local function prolong(key, ttl)
+    if redis.call('PTTL', key) < ttl then
+        redis.call('PEXPIRE', key, text(ttl))
+    end
+end
+
+-- Counts in the partition's totals what this step has changed of what the conversation holds: now so many items and
+-- bytes.
+local function count_held(c, items, bytes)
+    local more_items, more_bytes = items - (c.counted_items or 0), bytes - (c.counted_bytes or 0)
+    if more_items ~= 0 then
+        redis.call('HINCRBY', TOTALS, 'held', text(more_items))
+    end
+    if more_bytes ~= 0 then
+        redis.call('HINCRBY', TOTALS, 'held_bytes', text(more_bytes))
+    end
+    if more_items ~= 0 or more_bytes ~= 0 then
+        prolong(TOTALS, c.kept_until - NOW)
+    end
+    c.counted_items, c.counted_bytes = items, bytes
 end
 
 -- Whether a key may be new in this step, and has no time to live yet.
@@ -123,9 +154,12 @@ local function save_conversation(c)
         redis.call('PEXPIRE', ITEMS, ttl)
         redis.call('PEXPIRE', HELD, ttl)
         redis.call('PEXPIRE', CHANNEL, ttl)
-        if redis.call('PTTL', DEADLINES) < c.kept_until - NOW then
-            redis.call('PEXPIRE', DEADLINES, ttl)
-        end
+        prolong(DEADLINES, c.kept_until - NOW)
+    end
+    if c.ended then
+        count_held(c, 0, 0)
+    else
+        count_held(c, held(c), c.held_bytes)
     end
 end
 
@@ -271,16 +305,16 @@ end
 
 -- What is dropped when the conversation ends at this time: held, awaiting.
 local function left_behind(c, time)
-    local held, awaiting = 0, 0
+    local settled, awaiting = 0, 0
     for sequence = c.gate, c.next - 1 do
         local item = load_item(sequence)
         if item and outcome_at(item, time) then
-            held = held + 1
+            settled = settled + 1
         elseif item then
             awaiting = awaiting + 1
         end
     end
-    return held, awaiting
+    return settled, awaiting
 end
 
 -- An item as names and values in turn.

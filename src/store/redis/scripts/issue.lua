@@ -1,6 +1,6 @@
 -- Issues the next work item.
 -- ARGV: work_item, kind, timeout, replay_window, key_id, turn_id (optional), traceparent (optional),
---       idempotency (optional), fingerprint (with idempotency), max_awaiting_items, max_channel_length
+--       request_traceparent (optional), idempotency (optional), fingerprint (with idempotency), max_awaiting_items, max_channel_length
 -- Reply: issued, repeated 0|1, the item
 --        conversation_not_found | conversation_ended | idempotency_conflict | awaiting_limit | channel_limit
 local c = load_conversation()
@@ -36,7 +36,7 @@ local deadline = NOW + number(A.timeout)
 local item = {
     sequence = c.next, id = A.work_item, kind = A.kind, issued_at = text(NOW), deadline = text(deadline),
     expires_at = text(deadline + number(A.replay_window)), key_id = A.key_id, turn_id = A.turn_id,
-    traceparent = A.traceparent or c.traceparent,
+    traceparent = A.traceparent or c.traceparent or A.request_traceparent,
 }
 local fields = { item.id, text(item.sequence) }
 for _, field in ipairs(ITEM_FIELDS) do

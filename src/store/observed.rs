@@ -1,0 +1,205 @@
+//! A store whose every call is timed, and has a span where the request it belongs to has one.
+
+use std::error::Error;
+use std::future::Future;
+
+use opentelemetry::KeyValue;
+use opentelemetry::trace::{Status, TraceContextExt};
+use redis::RedisError;
+use tokio::time::Instant;
+use tracing::{Instrument, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::{Answer, AnyStore, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
+use crate::domain::gate::{
+    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Ended, Expired, Issue,
+    IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
+    WorkItemView,
+};
+use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
+use crate::telemetry::trace::TARGET;
+use crate::telemetry::{Metrics, names};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Observed {
+    store: AnyStore,
+    metrics: Metrics,
+    /// Where Redis is, as its spans tell.
+    server: Vec<KeyValue>,
+}
+
+/// What an operation is for the store.
+#[derive(Clone, Copy)]
+enum Operation {
+    /// A script of this name.
+    Script(&'static str),
+    /// A command of Redis.
+    Command(&'static str),
+}
+
+impl StoreError {
+    /// What kind of failure it is, for `error.type`.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::OutcomeUnknown(_) => "outcome_unknown",
+            Self::Broken(_) => "broken",
+        }
+    }
+
+    /// The first word of Redis' own error.
+    fn redis_code(&self) -> Option<&str> {
+        self.source()?.downcast_ref::<RedisError>()?.code()
+    }
+}
+
+impl Observed {
+    /// Watches this store.
+    pub fn new(store: AnyStore, metrics: Metrics) -> Self {
+        let server = match &store {
+            AnyStore::Memory(_) => Vec::new(),
+            AnyStore::Redis(redis) => {
+                metrics.count_connections(redis.connections());
+                let at = redis.address();
+                let mut server = vec![
+                    KeyValue::new(names::SERVER_ADDRESS, at.host.clone()),
+                    KeyValue::new(names::DB_NAMESPACE, at.database.to_string()),
+                ];
+                server.extend(at.port.map(|port| KeyValue::new(names::SERVER_PORT, i64::from(port))));
+                server
+            }
+        };
+        Self { store, metrics, server }
+    }
+
+    /// The store itself.
+    pub const fn store(&self) -> &AnyStore {
+        &self.store
+    }
+
+    async fn call<T>(
+        &self,
+        operation: Operation,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let redis = matches!(self.store, AnyStore::Redis(_));
+        let (command, script) = match operation {
+            Operation::Script(script) => ("EVALSHA", Some(script)),
+            Operation::Command(command) => (command, None),
+        };
+        // Without a request there is none: the sweeper looks around all the time.
+        let recorded =
+            opentelemetry::Context::map_current(|context| context.span().span_context().is_sampled());
+        let span = match (recorded, redis, script) {
+            (false, _, _) => Span::none(),
+            (true, true, Some(script)) => {
+                let name = format_args!("{command} {script}");
+                tracing::info_span!(target: TARGET, "store", otel.kind = "client", otel.name = %name)
+            }
+            (true, true, None) => {
+                tracing::info_span!(target: TARGET, "store", otel.kind = "client", otel.name = command)
+            }
+            (true, false, name) => {
+                let name = name.unwrap_or(command);
+                tracing::info_span!(target: TARGET, "store", otel.kind = "internal", otel.name = name)
+            }
+        };
+        let start = Instant::now();
+        let result = call.instrument(span.clone()).await;
+        if !redis {
+            return result;
+        }
+        let mut attributes = vec![
+            KeyValue::new(names::DB_SYSTEM_NAME, "redis"),
+            KeyValue::new(names::DB_OPERATION_NAME, command),
+        ];
+        attributes.extend(script.map(|script| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
+        if let Err(error) = &result {
+            attributes.push(KeyValue::new(names::ERROR_TYPE, error.kind()));
+            let code = error.redis_code().map(ToOwned::to_owned);
+            attributes.extend(code.map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code)));
+        }
+        self.metrics.store_called(start.elapsed(), &attributes);
+        if recorded {
+            for attribute in attributes.into_iter().chain(self.server.iter().cloned()) {
+                span.set_attribute(attribute.key, attribute.value);
+            }
+            if let Err(error) = &result {
+                span.set_status(Status::error(error.kind()));
+            }
+        }
+        result
+    }
+}
+
+impl Store for Observed {
+    async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
+        self.call(Operation::Script("open"), self.store.open(command)).await
+    }
+
+    async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
+        self.call(Operation::Script("issue"), self.store.issue(command)).await
+    }
+
+    async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
+        self.call(Operation::Script("accept"), self.store.accept(command)).await
+    }
+
+    async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
+        self.call(Operation::Script("cancel"), self.store.cancel(command)).await
+    }
+
+    async fn end(&self, conversation: ConversationRef) -> Answer<Ended, ConversationNotFound> {
+        self.call(Operation::Script("end"), self.store.end(conversation)).await
+    }
+
+    async fn expire(
+        &self,
+        due: DueConversation,
+        traceparent: Option<TraceParent>,
+    ) -> Result<Expired, StoreError> {
+        self.call(Operation::Script("expire"), self.store.expire(due, traceparent)).await
+    }
+
+    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+        self.call(Operation::Script("due"), self.store.due(limit)).await
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        self.call(Operation::Script("totals"), self.store.totals()).await
+    }
+
+    async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
+        self.call(Operation::Script("inspect"), self.store.inspect(conversation)).await
+    }
+
+    async fn work_item(
+        &self,
+        conversation: ConversationRef,
+        work_item: WorkItemId,
+    ) -> Answer<WorkItemView, LookupRefused> {
+        self.call(Operation::Script("work_item"), self.store.work_item(conversation, work_item)).await
+    }
+
+    async fn read(
+        &self,
+        conversation: ConversationRef,
+        after: Option<Sequence>,
+        count: usize,
+    ) -> Answer<Page, ConversationNotFound> {
+        self.call(Operation::Script("read"), self.store.read(conversation, after, count)).await
+    }
+
+    fn watch(&self, conversation: ConversationRef) -> Wake {
+        self.store.watch(conversation)
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.call(Operation::Command("PING"), self.store.ping()).await
+    }
+
+    fn channel(&self, conversation: ConversationRef) -> ChannelAddress {
+        self.store.channel(conversation)
+    }
+}
