@@ -202,7 +202,7 @@ async fn check(store: &Observed) -> Result<bool, AppError> {
         Ok(()) => Ok(true),
         Err(NotUsable::Refused(why)) => Err(AppError::StoreRefused(why)),
         Err(NotUsable::NotThere(error)) => {
-            tracing::warn!(error = %error, cause = error.cause(), "the store under store.url does not answer; trying again");
+            tracing::warn!(error = error.chain(), "the store under store.url does not answer; trying again");
             Ok(false)
         }
     }

@@ -34,9 +34,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// What stood behind it, for a log line; empty when nothing is known.
-    pub fn cause(&self) -> String {
-        std::error::Error::source(self).map(ToString::to_string).unwrap_or_default()
+    /// The error and what stood behind it, for a log line.
+    pub fn chain(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        }
     }
 }
 

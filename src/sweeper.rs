@@ -42,7 +42,7 @@ pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationT
             Err(error) => {
                 // Once, and not with every round.
                 if !failing {
-                    tracing::warn!(error = %error, cause = error.cause(), "the sweeper waits for the store");
+                    tracing::warn!(error = error.chain(), "the sweeper waits for the store");
                 }
                 failing = true;
                 RETRY
@@ -67,7 +67,7 @@ async fn round(store: &Observed, telemetry: &Telemetry) -> Result<Duration, Stor
             Ok(()) => {}
             // One conversation that cannot be read must not stop the others.
             Err(error @ StoreError::Broken(_)) => {
-                tracing::error!("conversation.reference" = %conversation, error = %error, "a conversation cannot be swept");
+                tracing::error!({ names::CONVERSATION_REFERENCE } = %conversation, error = %error, "a conversation cannot be swept");
             }
             Err(error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))) => {
                 store_failed = Some(error);

@@ -9,6 +9,7 @@ pub mod names;
 mod outage;
 pub mod trace;
 
+use std::cell::RefCell;
 use std::io::{IsTerminal, stderr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,16 @@ use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{ConversationId, ConversationRef};
 use crate::domain::work_item::Outcome;
 use crate::store::ChannelAddress;
+
+thread_local! {
+    /// Where this thread panicked last.
+    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Where this thread panicked last: whoever catches a panic does so on the thread that had it.
+pub fn last_panic() -> String {
+    LAST_PANIC.with(|location| location.borrow().clone())
+}
 
 /// What a service is watched with. Clones share it.
 #[derive(Clone, Debug)]
@@ -104,7 +115,13 @@ where
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
     let filter = filter.and(filter_fn(is_for_people));
     if json {
-        lines.json().flatten_event(true).with_span_list(false).with_filter(filter).boxed()
+        lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_filter(filter)
+            .boxed()
     } else {
         let colour = anstream::AutoStream::choice(&stderr()) != anstream::ColorChoice::Never;
         lines.with_ansi(colour).with_filter(filter).boxed()
@@ -170,6 +187,7 @@ pub fn start(config: &config::Telemetry, exports: Exports) -> Result<(Telemetry,
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         panics.panicked();
         tracing::error!(location, "a bug: something panicked");
+        LAST_PANIC.set(location);
     }));
     let flush = Flush { _log: log, traces: spans, logs, metrics: metrics.provider().clone() };
     Ok((Telemetry { metrics, tracer }, flush))
@@ -234,6 +252,8 @@ impl Telemetry {
             }
             if held {
                 tracing::info!(
+                    trace_id = step.trace_id,
+                    span_id = step.span_id,
                     { names::CONVERSATION_ID } = id.map(tracing::field::display),
                     { names::CONVERSATION_REFERENCE } = %reference,
                     { names::WORK_ITEM_ID } = %envelope.work_item,

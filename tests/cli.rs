@@ -9,6 +9,8 @@
     reason = "everything here is a test, and what a test does not expect fails it"
 )]
 
+#[path = "cli/collector.rs"]
+mod collector;
 #[path = "cli/configuration.rs"]
 mod configuration;
 #[path = "cli/demo.rs"]
@@ -32,6 +34,8 @@ mod serve;
 mod service;
 #[path = "cli/store.rs"]
 mod store;
+#[path = "cli/traces.rs"]
+mod traces;
 #[path = "cli/usage.rs"]
 mod usage;
 #[path = "cli/wire.rs"]

@@ -35,10 +35,9 @@ async fn health(State(health): State<Health>) -> Response {
     }
     match health.store.ping().await {
         Ok(()) => ok(),
-        Err(error) => {
-            tracing::debug!(error = %error, "the store does not answer");
-            Refusal::new(Code::StoreUnavailable, "the store does not answer").into_response()
-        }
+        Err(error) => Refusal::new(Code::StoreUnavailable, "the store does not answer")
+            .with_cause(error.chain())
+            .into_response(),
     }
 }
 

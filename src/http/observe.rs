@@ -21,7 +21,7 @@ use super::refusal::{Refusal, SOMETHING_WENT_WRONG};
 use crate::domain::ids::Sequence;
 use crate::domain::work_item::{Kind, Outcome};
 use crate::telemetry::trace::TARGET;
-use crate::telemetry::{Telemetry, names};
+use crate::telemetry::{self, Telemetry, names};
 
 /// Names the trace in every reply.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
@@ -53,20 +53,10 @@ async fn observe(side: Side, telemetry: &Telemetry, mut request: Request, next: 
     let probe = path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
     let exported = if probe { Span::none() } else { server_span(method, path) };
     let context = RequestContext::begin(side, request.headers(), &exported, telemetry);
-    // An error, so that whatever is logged has it: its level is not that of the lines.
-    let named = tracing::error_span!(
-        parent: &exported,
-        "request",
-        { names::REQUEST_ID } = %context.request_id,
-        trace_id = context.place.trace_id,
-        span_id = context.place.span_id,
-        { names::HTTP_REQUEST_METHOD } = method,
-        { names::HTTP_ROUTE } = path.unwrap_or("-"),
-    );
     request.extensions_mut().insert(context.clone());
     let asked = Asked { method, route, probe, side };
     let under_way = telemetry.metrics.under_way(method);
-    let response = told(&context, &asked, next.run(request)).instrument(named).instrument(exported).await;
+    let response = told(&context, &asked, next.run(request)).instrument(exported).await;
     drop(under_way);
     response
 }
@@ -100,7 +90,7 @@ async fn told(context: &RequestContext, asked: &Asked, answer: impl Future<Outpu
     name(context, response.headers_mut());
     let code = refusal.as_ref().map(|refusal| refusal.code);
     let facts = context.facts();
-    log(asked, response.status(), code, start, &facts);
+    log(context, asked, response.status(), refusal.as_ref(), start, &facts);
     export(context, asked, response.status(), code, &facts);
     count(context, asked, response.status(), code, start, &facts);
     response
@@ -119,15 +109,29 @@ fn name(context: &RequestContext, headers: &mut HeaderMap) {
     }
 }
 
-fn log(asked: &Asked, status: StatusCode, code: Option<Code>, start: Instant, facts: &Facts) {
+/// The one line of a request. What the caller did wrong is no trouble of ours.
+fn log(
+    context: &RequestContext,
+    asked: &Asked,
+    status: StatusCode,
+    refusal: Option<&Refusal>,
+    start: Instant,
+    facts: &Facts,
+) {
     let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-    // Fields of the line and not of the span, where each would be written anew for every other.
+    let code = refusal.map(|refusal| refusal.code);
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
+                trace_id = context.place.trace_id,
+                span_id = context.place.span_id,
+                { names::REQUEST_ID } = %context.request_id,
+                { names::HTTP_REQUEST_METHOD } = asked.method,
+                { names::HTTP_ROUTE } = asked.route.as_ref().map(MatchedPath::as_str),
                 { names::HTTP_RESPONSE_STATUS_CODE } = status.as_u16(),
-                { names::CODE } = code.map_or("", Code::as_str),
-                duration_us,
+                { names::CODE } = code.map(Code::as_str),
+                error = refusal.and_then(|refusal| refusal.cause.as_deref()),
+                { names::DURATION_US } = duration_us,
                 { names::CONVERSATION_ID } = facts.conversation.as_ref().map(tracing::field::display),
                 { names::CONVERSATION_REFERENCE } = facts.reference.map(tracing::field::display),
                 { names::WORK_ITEM_ID } = facts.work_item.map(tracing::field::display),
@@ -142,12 +146,11 @@ fn log(asked: &Asked, status: StatusCode, code: Option<Code>, start: Instant, fa
             )
         };
     }
-    if status == StatusCode::INTERNAL_SERVER_ERROR {
-        line!(error);
-    } else if asked.probe && code.is_none() {
-        line!(debug);
-    } else {
-        line!(info);
+    match code {
+        Some(Code::Internal) => line!(error),
+        Some(Code::StoreUnavailable | Code::OutcomeUnknown) => line!(warn),
+        None if asked.probe => line!(debug),
+        Some(_) | None => line!(info),
     }
 }
 
@@ -237,7 +240,8 @@ fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Respon
 
 /// What a panic says may hold anything: it is not shown.
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
-    Refusal::new(Code::Internal, SOMETHING_WENT_WRONG).into_response()
+    let refusal = Refusal::new(Code::Internal, SOMETHING_WENT_WRONG);
+    refusal.with_cause(format!("panicked at {}", telemetry::last_panic())).into_response()
 }
 
 #[cfg(test)]

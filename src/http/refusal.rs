@@ -22,6 +22,8 @@ pub struct Refusal {
     pub code: Code,
     /// For people. Holds no credential and no result.
     pub message: Cow<'static, str>,
+    /// What stood behind it: for operators, in the request's log line.
+    pub cause: Option<String>,
     outcome: Option<Outcome>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -29,7 +31,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with a message for people.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), outcome: None, headers: Vec::new() }
+        Self { code, message: message.into(), cause: None, outcome: None, headers: Vec::new() }
     }
 
     /// With a header of the reply.
@@ -46,24 +48,11 @@ impl Refusal {
         self
     }
 
-    /// What a failure of the store means to the caller. The chain behind it is logged here, once.
-    pub fn from_store(error: &StoreError) -> Self {
-        let (code, message) = match error {
-            StoreError::Unavailable(cause) => {
-                tracing::warn!(error = %error, cause = %cause, "the store gave no answer");
-                (Code::StoreUnavailable, "the store cannot be reached; nothing was changed, try again")
-            }
-            StoreError::OutcomeUnknown(cause) => {
-                tracing::warn!(error = %error, cause = %cause, "the store gave no answer");
-                let message = "the store's answer was lost; sending the same request again is safe and tells";
-                (Code::OutcomeUnknown, message)
-            }
-            StoreError::Broken(_) => {
-                tracing::error!(error = %error, "the store's answer makes no sense");
-                (Code::Internal, SOMETHING_WENT_WRONG)
-            }
-        };
-        Self::new(code, message)
+    /// With what stood behind it.
+    #[must_use]
+    pub fn with_cause(mut self, cause: impl Into<String>) -> Self {
+        self.cause = Some(cause.into());
+        self
     }
 
     /// The reply, with the envelope that names the request.
@@ -87,6 +76,23 @@ impl Refusal {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+/// What a failure of the store means to the caller.
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        let (code, message) = match &error {
+            StoreError::Unavailable(_) => {
+                (Code::StoreUnavailable, "the store cannot be reached; nothing was changed, try again")
+            }
+            StoreError::OutcomeUnknown(_) => {
+                let message = "the store's answer was lost; sending the same request again is safe and tells";
+                (Code::OutcomeUnknown, message)
+            }
+            StoreError::Broken(_) => (Code::Internal, SOMETHING_WENT_WRONG),
+        };
+        Self::new(code, message).with_cause(error.chain())
     }
 }
 

@@ -80,7 +80,7 @@ pub(super) async fn open(
         traceparent: request::traceparent(body.traceparent.as_deref(), &parts.headers)?,
         attempt: Entropy.attempt_id(),
     };
-    let opened = platform.store.open(command).await.map_err(|error| Refusal::from_store(&error))??;
+    let opened = platform.store.open(command).await??;
     let status = if opened.created { StatusCode::CREATED } else { StatusCode::OK };
     let reply = OpenedBody {
         conversation_id: &conversation,
@@ -140,7 +140,7 @@ pub(super) async fn show(
 ) -> Result<Response, Refusal> {
     let conversation = named(&ids, &context)?;
     let shown = platform.store.inspect(conversation.reference()).await;
-    let view = shown.map_err(|error| Refusal::from_store(&error))??;
+    let view = shown??;
     Ok(Json(shown_body(&platform, &view)).into_response())
 }
 
@@ -192,7 +192,7 @@ pub(super) async fn end(
 ) -> Result<Response, Refusal> {
     let conversation = named(&ids, &context)?;
     let ended = platform.store.end(conversation.reference()).await;
-    let ended = ended.map_err(|error| Refusal::from_store(&error))??;
+    let ended = ended??;
     let reply = EndedBody {
         conversation_id: &conversation,
         state: ConversationState::Ended,

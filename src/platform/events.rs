@@ -23,6 +23,7 @@ use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::{Page, Store, StoreError, Wake};
+use crate::telemetry::names;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// How often a silent stream says that it lives.
@@ -50,7 +51,7 @@ pub(super) async fn follow(
     // Watching begins before the first look, so that nothing falls between them.
     let wake = platform.store.watch(conversation.reference());
     let looked = platform.store.read(conversation.reference(), None, 0).await;
-    let Page { released, .. } = looked.map_err(|error| Refusal::from_store(&error))??;
+    let Page { released, .. } = looked??;
     let after = asked.unwrap_or(released);
     if after > released {
         return Err(invalid("Last-Event-ID or from", format_args!("the channel ends at {released}-0")));
@@ -122,7 +123,12 @@ impl Reader {
                 match event_of(&envelope) {
                     Ok(event) => return Some(event),
                     Err(error) => {
-                        tracing::error!(error = %error, sequence = self.after, "an envelope cannot be written");
+                        tracing::error!(
+                            { names::CONVERSATION_ID } = %self.conversation,
+                            { names::WORK_ITEM_SEQUENCE } = self.after,
+                            error = %error,
+                            "an envelope cannot be written"
+                        );
                         return None;
                     }
                 }
@@ -145,7 +151,11 @@ impl Reader {
                 Err(error) => {
                     // Once, and not with every try.
                     if !failed_before {
-                        tracing::warn!(error = %error, "an event stream waits for the store");
+                        tracing::warn!(
+                            { names::CONVERSATION_ID } = %self.conversation,
+                            error = error.chain(),
+                            "an event stream waits for the store"
+                        );
                     }
                     RETRY
                 }

@@ -125,7 +125,7 @@ pub(super) async fn issue(
         request_traceparent: context.place.traceparent(),
         idempotency: idempotency_key(&parts.headers)?.map(|key| (key, body.fingerprint())),
     };
-    let issued = platform.store.issue(command).await.map_err(|error| Refusal::from_store(&error))??;
+    let issued = platform.store.issue(command).await??;
     let item = issued.item;
     context.note(|facts| facts.item(&item));
     if !issued.repeated {
@@ -212,7 +212,7 @@ pub(super) async fn show(
 ) -> Result<Response, Refusal> {
     let (conversation, work_item) = (named(&ids, &context)?, ids.work_item()?);
     let shown = platform.store.work_item(conversation.reference(), work_item).await;
-    let view = shown.map_err(|error| Refusal::from_store(&error))??;
+    let view = shown??;
     context.note(|facts| facts.item(&view.item));
     Ok(Json(WorkItemBody::of(&conversation, &view)).into_response())
 }
@@ -231,7 +231,7 @@ pub(super) async fn cancel(
         traceparent: context.place.traceparent(),
         attempt: Entropy.attempt_id(),
     };
-    let cancelled = platform.store.cancel(command).await.map_err(|error| Refusal::from_store(&error))??;
+    let cancelled = platform.store.cancel(command).await??;
     context.note(|facts| {
         facts.item(&cancelled.item.item);
         facts.outcome = Some(Outcome::Cancelled);

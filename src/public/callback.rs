@@ -43,7 +43,7 @@ pub(super) async fn take(
         traceparent: context.place.traceparent(),
         attempt: Entropy.attempt_id(),
     };
-    let accepted = public.store.accept(command).await.map_err(|error| Refusal::from_store(&error))?;
+    let accepted = public.store.accept(command).await?;
     let receipt = accepted.inspect_err(|refused| {
         if let Some(known) = &refused.known {
             context.note(|facts| facts.known(known));

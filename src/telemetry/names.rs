@@ -46,6 +46,8 @@ pub const LATE_MS: &str = "work_item.late_ms";
 pub const TOKEN_FINGERPRINT: &str = "callback.token_fingerprint";
 /// How an envelope's trace is linked to another.
 pub const LINK: &str = "callback.link";
+/// How long a request took, in its log line.
+pub const DURATION_US: &str = "duration_us";
 /// A link to the trace that a work item was issued in.
 pub const ISSUED_IN: &str = "issued_in";
 /// A link to the step that put an envelope on the channel.
@@ -261,7 +263,7 @@ pub const CONNECTIONS: Metric = Metric {
 /// Whether the store is there.
 pub const REACHABLE: Metric = Metric {
     name: "callback_ingress.store.reachable",
-    unit: "1",
+    unit: "",
     instrument: "gauge",
     meaning: "1 when the store answered the last time, else 0",
     attributes: &[],
@@ -301,7 +303,7 @@ pub const LOST: Metric = Metric {
 /// The build.
 pub const BUILD: Metric = Metric {
     name: "callback_ingress.build",
-    unit: "1",
+    unit: "",
     instrument: "gauge",
     meaning: "always 1; its attribute tells the version",
     attributes: &[SERVICE_VERSION],

@@ -119,7 +119,7 @@ fn a_timer_that_is_early_or_stale_settles_nothing() {
         expired.released.iter().map(|r| (r.work_item, r.outcome)).collect::<Vec<_>>(),
         [(id(1), Outcome::TimedOut)]
     );
-    assert_eq!(c.expire(&[id(1)], None, at(15)), Expired::default());
+    assert_eq!(c.expire(&[id(1)], None, at(15)), nothing(&c));
 }
 
 #[test]

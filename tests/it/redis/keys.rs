@@ -99,7 +99,11 @@ async fn every_key_has_a_time_to_live_and_its_partitions_hash_tag() {
     }
     assert!(keys.contains(&"cb:layout".to_owned()));
     let kinds: Vec<_> = kinds.keys().map(String::as_str).collect();
-    assert_eq!(kinds, ["channel", "conversation", "deadlines", "held", "items", "totals", "used"], "all there are");
+    assert_eq!(
+        kinds,
+        ["channel", "conversation", "deadlines", "held", "items", "totals", "used"],
+        "all there are"
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,1 @@
+//! What a collector is shown of a conversation.
