@@ -1,0 +1,82 @@
+//! The real program, started anew for each round.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+pub(crate) const KEY: &str = "a-service-key-for-the-benchmark";
+
+/// In what way the program runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Variant {
+    pub(crate) name: &'static str,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) variables: Vec<(&'static str, String)>,
+}
+
+impl Variant {
+    pub(crate) fn new(name: &'static str, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Self { name, arguments, variables: Vec::new() }
+    }
+
+    pub(crate) fn with(mut self, variables: &[(&'static str, &str)]) -> Self {
+        self.variables.extend(variables.iter().map(|&(name, value)| (name, value.to_owned())));
+        self
+    }
+}
+
+/// A started program, killed when dropped. Its log goes to a file.
+pub(crate) struct Service {
+    pub(crate) child: Child,
+    pub(crate) public: String,
+    pub(crate) platform: String,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Service {
+    pub(crate) fn start(variant: &Variant) -> Self {
+        let mut log = tempfile::tempfile().unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_callback-ingress"))
+            .args(["serve", "--public-addr", "127.0.0.1:0", "--platform-addr", "127.0.0.1:0"])
+            .arg("--set")
+            .arg(format!("platform.service_keys=[{KEY:?}]"))
+            .args(["--set", "telemetry.log_format=json"])
+            .args(&variant.arguments)
+            .envs(variant.variables.iter().map(|(name, value)| (*name, value)))
+            .stderr(Stdio::from(log.try_clone().unwrap()))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let line = serving(&mut log);
+        let text = |name: &str| line[name].as_str().unwrap().to_owned();
+        Self { public: text("public"), platform: text("platform"), child }
+    }
+
+    /// Resident memory, in KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+/// The line that tells the addresses.
+fn serving(log: &mut File) -> serde_json::Value {
+    loop {
+        let mut text = String::new();
+        log.rewind().unwrap();
+        log.read_to_string(&mut text).unwrap();
+        if let Some(line) = text.lines().find(|line| line.contains("\"serving\"") && line.ends_with('}')) {
+            return serde_json::from_str(line).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
