@@ -100,10 +100,13 @@ fn compare(runtime: &Runtime, variants: &[Variant]) {
             rounds[rounds.len() / 2]
         })
         .collect();
-    println!("{:<28} {:>12} {:>8} {:>10} {:>10}", "variant", "callbacks/s", "ratio", "p50", "p99");
-    for (variant, Figures { rate, p50, p99 }) in variants.iter().zip(&medians) {
+    println!(
+        "{:<28} {:>12} {:>8} {:>10} {:>10} {:>10}",
+        "variant", "callbacks/s", "ratio", "p50", "p99", "CPU each"
+    );
+    for (variant, Figures { rate, p50, p99, cpu }) in variants.iter().zip(&medians) {
         let ratio = rate / medians[0].rate;
-        println!("{:<28} {rate:>12.0} {ratio:>8.3} {p50:>10.2?} {p99:>10.2?}", variant.name);
+        println!("{:<28} {rate:>12.0} {ratio:>8.3} {p50:>10.2?} {p99:>10.2?} {cpu:>10.2?}", variant.name);
     }
     println!();
 }

@@ -19,6 +19,8 @@ pub(crate) struct Figures {
     pub(crate) rate: f64,
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
+    /// Time of processors that the program took for each.
+    pub(crate) cpu: Duration,
 }
 
 /// Opens a conversation and issues its work items; their tokens, in order.
@@ -62,7 +64,7 @@ pub(crate) async fn round(variant: &Variant, number: usize) -> Figures {
     }
     let tokens = issuing.join_all().await;
     let total: usize = tokens.iter().map(Vec::len).sum();
-    let begin = Instant::now();
+    let (begin, cpu) = (Instant::now(), service.cpu());
     let mut posting = JoinSet::new();
     for tokens in tokens {
         let (public, body) = (service.public.clone(), body.clone());
@@ -82,8 +84,9 @@ pub(crate) async fn round(variant: &Variant, number: usize) -> Figures {
     }
     let mut durations: Vec<Duration> = posting.join_all().await.into_iter().flatten().collect();
     let rate = total as f64 / begin.elapsed().as_secs_f64();
+    let cpu = (service.cpu() - cpu) / u32::try_from(total).unwrap();
     durations.sort();
-    Figures { rate, p50: durations[total / 2], p99: durations[total * 99 / 100] }
+    Figures { rate, p50: durations[total / 2], p99: durations[total * 99 / 100], cpu }
 }
 
 /// Posts the same callbacks again and again, for so long, and tells the resident memory in KiB, each second. The
