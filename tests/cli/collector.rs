@@ -108,6 +108,7 @@ impl Shared {
     fn logs(&self, request: ExportLogsServiceRequest) {
         self.add(&request.clone(), |received| {
             for of in request.resource_logs {
+                received.resource = attributes(&of.resource.unwrap_or_default().attributes);
                 received.logs.extend(of.scope_logs.into_iter().flat_map(|scope| scope.log_records));
             }
         });
@@ -116,6 +117,7 @@ impl Shared {
     fn metrics(&self, request: ExportMetricsServiceRequest) {
         self.add(&request.clone(), |received| {
             for of in request.resource_metrics {
+                received.resource = attributes(&of.resource.unwrap_or_default().attributes);
                 received.metrics.extend(of.scope_metrics.into_iter().flat_map(|scope| scope.metrics));
             }
         });
