@@ -84,7 +84,7 @@ pub(crate) async fn round(variant: &Variant, number: usize) -> Figures {
     }
     let mut durations: Vec<Duration> = posting.join_all().await.into_iter().flatten().collect();
     let rate = total as f64 / begin.elapsed().as_secs_f64();
-    let cpu = (service.cpu() - cpu) / u32::try_from(total).unwrap();
+    let cpu = service.cpu().saturating_sub(cpu) / u32::try_from(total).unwrap();
     durations.sort();
     Figures { rate, p50: durations[total / 2], p99: durations[total * 99 / 100], cpu }
 }

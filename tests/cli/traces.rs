@@ -140,15 +140,15 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
     for number in 1..=3 {
         let reply = &replies[&number];
         let own = of_trace(&spans, &trace_of(number));
-        let held = number != 1;
-        assert_eq!(own.len(), if held { 4 } else { 3 }, "{own:#?}");
+        let waits = number != 1;
+        assert_eq!(own.len(), if waits { 4 } else { 3 }, "{own:#?}");
 
         // The request: a trace of its own, linked to where the work was issued.
         let server = named(&own, CALLBACK);
         let (issuing_trace, issuing_span) = platforms_trace(number);
         let issued_in = ("issued_in".to_owned(), issuing_trace, issuing_span);
         assert_eq!((server.kind, server.parent.as_str(), server.failed), (SpanKind::Server, "", false));
-        assert_eq!(server.links, [issued_in.clone()]);
+        assert_eq!(server.links, std::slice::from_ref(&issued_in));
         assert_eq!(header(reply, "traceresponse"), format!("00-{}-{}-01", server.trace, server.id));
         let item = issued[number - 1]["workItemId"].as_str().unwrap();
         let about = [
@@ -167,7 +167,7 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
             ("http.response.status_code", "202"),
             ("http.request.body.size", "11"),
             ("request.id", &header(reply, "x-request-id")),
-            ("callback.delivery", if held { "held" } else { "delivered" }),
+            ("callback.delivery", if waits { "held" } else { "delivered" }),
             ("callback.replayed", "false"),
         ]);
         assert_eq!(server.attributes["callback.token_fingerprint"].len(), 8);
@@ -200,7 +200,7 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
             ("messaging.message.conversation_id", "call-1"),
         ]);
         let mut links = vec![issued_in];
-        if held {
+        if waits {
             links.push(("released_in".to_owned(), first_server.trace.clone(), first_server.id.clone()));
             server.has(&[("callback.held_behind", "1")]);
             publish.has(&[("callback.held_behind", "1")]);
