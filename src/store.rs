@@ -107,6 +107,8 @@ pub enum ChannelAddress {
 /// 10. A limit is a refusal, never a silent drop.
 /// 11. An ended conversation takes nothing more; its channel stays readable until its retention is over.
 /// 12. A [`Wake`] fires after every change of its channel; one that is lost is made up for within seconds.
+/// 13. Totals are what the live conversations add up to. One that was left untouched counts until its last deadline has
+///     been swept.
 pub trait Store {
     /// Opens or touches a conversation.
     fn open(&self, command: Open) -> impl Future<Output = Answer<Opened, OpenRefused>> + Send;

@@ -11,6 +11,7 @@
 //! | 10 limits | `limits` |
 //! | 11 the end | `ending` |
 //! | 12 wakes, and reading | `reading` |
+//! | 13 totals | `totals` |
 
 mod deadlines;
 mod ending;
@@ -21,3 +22,4 @@ mod refusals;
 mod release;
 mod replay;
 mod settlement;
+mod totals;

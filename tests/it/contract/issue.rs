@@ -10,6 +10,7 @@ use crate::stage::{Backend, on_every_store};
 on_every_store!(
     items_are_numbered_in_the_order_of_issue,
     an_item_inherits_the_conversations_trace_unless_it_brings_its_own,
+    an_item_that_nobody_gave_a_trace_has_that_of_its_request,
     the_same_idempotency_key_is_answered_with_the_same_item,
     the_same_idempotency_key_with_another_body_is_refused,
     an_idempotency_key_is_one_conversations_own,
@@ -56,7 +57,25 @@ async fn an_item_inherits_the_conversations_trace_unless_it_brings_its_own(backe
     assert_eq!(conversation.inspect().await.unwrap().traceparent, Some(second));
     let mut issue = conversation.issuing(1_000);
     issue.traceparent = Some(own.clone());
+    issue.request_traceparent = Some(trace("d").unwrap());
     assert_eq!(conversation.issue_with(issue).await.unwrap().item.traceparent, Some(own));
+}
+
+async fn an_item_that_nobody_gave_a_trace_has_that_of_its_request(backend: Backend) {
+    let stage = backend.stage().await;
+    let trace = |digit: &str| TraceParent::parse(&format!("00-{}-{}-01", digit.repeat(32), "1".repeat(16)));
+    let (request, whole) = (trace("a").unwrap(), trace("b").unwrap());
+    let conversation = stage.conversation().await;
+    let issue = |conversation: &Conversation<'_>| {
+        let mut issue = conversation.issuing(1_000);
+        issue.request_traceparent = Some(request.clone());
+        issue
+    };
+    let issued = conversation.issue_with(issue(&conversation)).await.unwrap().item;
+    assert_eq!(issued.traceparent, Some(request.clone()));
+    conversation.open(|open| open.traceparent = Some(whole.clone())).await.unwrap();
+    let issued = conversation.issue_with(issue(&conversation)).await.unwrap().item;
+    assert_eq!(issued.traceparent, Some(whole), "the conversation's comes first");
 }
 
 async fn the_same_idempotency_key_is_answered_with_the_same_item(backend: Backend) {

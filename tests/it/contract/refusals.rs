@@ -1,13 +1,46 @@
 //! Promise 2: a refusal changes nothing.
 
-use callback_ingress::domain::gate::Limits;
+use callback_ingress::domain::gate::{Known, Limits};
 use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};
+use callback_ingress::domain::work_item::WorkItem;
 use callback_ingress::store::Store;
 
 use crate::conversation::succeeded;
 use crate::stage::{Backend, ROOMY, on_every_store};
 
-on_every_store!(no_refusal_changes_anything, whoever_is_refused_keeps_no_conversation_alive);
+on_every_store!(
+    no_refusal_changes_anything,
+    whoever_is_refused_keeps_no_conversation_alive,
+    a_refused_callback_tells_what_it_was_about,
+);
+
+async fn a_refused_callback_tells_what_it_was_about(backend: Backend) {
+    let stage = backend.stage().await;
+    let (conversation, other) = (stage.conversation().await, stage.conversation().await);
+    let [used, cancelled] = conversation.issue_many(1_000).await;
+    let late = conversation.issue(10).await;
+    let stranger = other.issue(1_000).await;
+    conversation.accept(&used, "1").await.unwrap();
+    conversation.cancel(&cancelled).await.unwrap();
+    stage.wait_until(late.deadline);
+    let refusal = |bringing| {
+        let accepted = stage.store.accept(bringing);
+        async { accepted.await.unwrap().unwrap_err() }
+    };
+    let about = |item: Option<&WorkItem>| {
+        let conversation_id = conversation.id.clone();
+        Some(Box::new(Known { conversation_id, item: item.cloned() }))
+    };
+    for item in [&used, &cancelled, &late] {
+        assert_eq!(refusal(conversation.bringing(item, b"2")).await.known, about(Some(item)));
+    }
+    assert_eq!(refusal(conversation.bringing(&stranger, b"2")).await.known, about(None));
+    let mut expired = conversation.bringing(&used, b"2");
+    expired.expires_at = stage.clock.now();
+    assert_eq!(refusal(expired).await.known, None, "its conversation may be gone");
+    conversation.end().await.unwrap();
+    assert_eq!(refusal(conversation.bringing(&late, b"2")).await.known, about(Some(&late)));
+}
 
 /// A conversation with something of everything in it, and no refusal that leaves a trace.
 async fn no_refusal_changes_anything(backend: Backend) {

@@ -1,0 +1,65 @@
+//! Promise 13: totals are what the live conversations add up to.
+
+use callback_ingress::domain::gate::{Limits, Totals};
+use callback_ingress::store::Store;
+
+use crate::stage::{Backend, ROOMY, Stage, on_every_store};
+
+on_every_store!(
+    totals_follow_every_step_of_every_conversation,
+    what_an_end_drops_is_not_counted_any_more,
+    what_was_left_untouched_is_not_counted_after_its_last_deadline,
+);
+
+/// Awaiting, held, and bytes of what is held.
+async fn totals(stage: &Stage) -> (u64, u64, u64) {
+    let Totals { awaiting, held, held_bytes } = stage.store.totals().await.unwrap();
+    (awaiting, held, held_bytes)
+}
+
+async fn totals_follow_every_step_of_every_conversation(backend: Backend) {
+    let stage = backend.stage().await;
+    assert_eq!(totals(&stage).await, (0, 0, 0));
+    let (one, other) = (stage.conversation().await, stage.conversation().await);
+    let [first, second, third] = one.issue_many(1_000).await;
+    let [early, late] = other.issue_many(2_000).await;
+    assert_eq!(totals(&stage).await, (5, 0, 0));
+    one.accept(&second, "12").await.unwrap();
+    other.accept(&late, "1234").await.unwrap();
+    assert_eq!(totals(&stage).await, (3, 2, 6));
+    one.accept(&second, "12").await.unwrap();
+    assert_eq!(totals(&stage).await, (3, 2, 6), "a repetition changes nothing");
+    one.cancel(&third).await.unwrap();
+    assert_eq!(totals(&stage).await, (2, 3, 6), "what is cancelled is held as well, without bytes");
+    one.accept(&first, "1").await.unwrap();
+    assert_eq!(totals(&stage).await, (1, 1, 4));
+    stage.wait_until(early.deadline);
+    other.expire(&[&early]).await;
+    assert_eq!(totals(&stage).await, (0, 0, 0));
+}
+
+async fn what_an_end_drops_is_not_counted_any_more(backend: Backend) {
+    let stage = backend.stage().await;
+    let (one, other) = (stage.conversation().await, stage.conversation().await);
+    let [_, second] = one.issue_many(1_000).await;
+    let [_, held] = other.issue_many(1_000).await;
+    one.accept(&second, "12").await.unwrap();
+    other.accept(&held, "1").await.unwrap();
+    one.end().await.unwrap();
+    assert_eq!(totals(&stage).await, (1, 1, 1));
+    one.end().await.unwrap();
+    assert_eq!(totals(&stage).await, (1, 1, 1), "an end is counted once");
+}
+
+async fn what_was_left_untouched_is_not_counted_after_its_last_deadline(backend: Backend) {
+    let stage = backend.limited(Limits { conversation_idle_ttl_ms: 100, ..ROOMY }).await;
+    let conversation = stage.conversation().await;
+    let [first, second, third] = conversation.issue_many(500).await;
+    conversation.accept(&second, "12").await.unwrap();
+    stage.wait_until(first.deadline);
+    conversation.expire(&[&first]).await;
+    conversation.expire(&[&third]).await;
+    assert_eq!(totals(&stage).await, (0, 0, 0));
+    conversation.end().await.unwrap();
+    assert_eq!(totals(&stage).await, (0, 0, 0), "not once more");
+}
