@@ -17,6 +17,8 @@ mod configuration;
 mod demo;
 #[path = "cli/draining.rs"]
 mod draining;
+#[path = "cli/exporters.rs"]
+mod exporters;
 #[path = "cli/healthcheck.rs"]
 mod healthcheck;
 #[path = "cli/old_redis.rs"]

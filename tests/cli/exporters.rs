@@ -1,0 +1,94 @@
+//! A collector that is not there, or never answers: callers do not feel it, and what is lost is counted.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::service::{Service, eventually};
+use crate::wire::call;
+
+/// Telemetry goes out soon, and little of it is kept.
+const SOON: [(&str, &str); 5] = [
+    ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+    ("OTEL_BLRP_SCHEDULE_DELAY", "20"),
+    ("OTEL_METRIC_EXPORT_INTERVAL", "50"),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "8"),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4"),
+];
+
+fn start(url: &str, protocol: &str, more: &[(&'static str, &str)]) -> Service {
+    let endpoint = [("OTEL_EXPORTER_OTLP_ENDPOINT", url), ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)];
+    Service::start_with(&[&endpoint, &SOON[..], more].concat(), &["--set", "http.drain_grace_ms=0"])
+}
+
+/// The sum of the samples of a metric whose labels hold all of this.
+fn sample(service: &Service, metric: &str, labels: &[&str]) -> f64 {
+    let shown = call(&service.platform, "GET /metrics", &[], "").body;
+    let ours = shown.lines().filter(|line| {
+        line.strip_prefix(metric).is_some_and(|rest| rest.starts_with('{'))
+            && labels.iter().all(|label| line.contains(label))
+    });
+    ours.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+fn answers_and_ends_in_time(mut service: Service) {
+    let token = service.token("call-1");
+    assert_eq!(service.callback(&token, "1").status, 202);
+    let since = Instant::now();
+    service.process.signal("TERM");
+    assert_eq!(service.process.exit_code(), Some(0));
+    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
+}
+
+fn a_collector_that_is_not_there(protocol: &str) {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let service = start(&format!("http://{closed}"), protocol, &[]);
+    for signal in ["traces", "logs", "metrics"] {
+        let label = format!("callback_ingress_signal=\"{signal}\"");
+        eventually("the loss is counted", || {
+            assert_eq!(service.callback("cbt_forged", "1").status, 401);
+            sample(&service, "callback_ingress_telemetry_lost_total", &[&label]) >= 2.0
+        });
+    }
+    let log = service.log.text();
+    for signal in ["traces", "logs", "metrics"] {
+        let told = log.lines().filter(|line| {
+            line.contains("does not take telemetry") && line.contains(&format!("\"signal\":\"{signal}\""))
+        });
+        assert_eq!(told.count(), 1, "once an outage, and not once an export: {log}");
+    }
+    answers_and_ends_in_time(service);
+}
+
+#[test]
+fn one_that_is_not_there_costs_no_request_over_grpc() {
+    a_collector_that_is_not_there("grpc");
+}
+
+#[test]
+fn one_that_is_not_there_costs_no_request_over_http() {
+    a_collector_that_is_not_there("http/protobuf");
+}
+
+fn a_collector_that_never_answers(protocol: &str) {
+    // The system takes the connections, and nobody reads them.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let service = start(&format!("http://{}", mute.local_addr().unwrap()), protocol, &[]);
+    let queue_full = ["error_type=\"queue_full\"", "batching_span_processor"];
+    eventually("what does not fit the queue is counted", || {
+        assert_eq!(service.callback("cbt_forged", "1").status, 401);
+        sample(&service, "otel_sdk_processor_span_processed_total", &queue_full) >= 2.0
+    });
+    answers_and_ends_in_time(service);
+}
+
+#[test]
+fn one_that_never_answers_costs_no_request_over_grpc() {
+    a_collector_that_never_answers("grpc");
+}
+
+#[test]
+fn one_that_never_answers_costs_no_request_over_http() {
+    a_collector_that_never_answers("http/protobuf");
+}
