@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use exports::{ExportError, Exports};
-pub use metrics::{Metrics, UnderWay};
+pub use metrics::{Answered, Metrics, UnderWay};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::Resource;

@@ -102,7 +102,8 @@ impl ConversationRef {
 
 impl fmt::Display for ConversationRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        // In one piece: it is in every key, every log line and every span.
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
 }
 
@@ -272,6 +273,17 @@ impl TraceParent {
         }
     }
 
+    /// Of its parts. Nothing when one of them is zero.
+    pub fn of(trace_id: u128, span_id: u64, flags: u8) -> Option<Self> {
+        let whole = || Self(format!("00-{trace_id:032x}-{span_id:016x}-{flags:02x}").into());
+        (trace_id != 0 && span_id != 0).then(whole)
+    }
+
+    /// Whether what it leads to is exported.
+    pub fn is_sampled(&self) -> bool {
+        u8::from_str_radix(&self.0[53..], 16).is_ok_and(|flags| flags & 1 == 1)
+    }
+
     /// The whole `traceparent`.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -368,7 +380,13 @@ mod tests {
     #[test]
     fn a_traceparent_must_be_whole() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(TraceParent::parse(good).unwrap().trace_id(), "0af7651916cd43dd8448eb211c80319c");
+        let parsed = TraceParent::parse(good).unwrap();
+        assert_eq!(parsed.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+        assert!(parsed.is_sampled());
+        let parts = TraceParent::of(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, 0xb7ad_6b71_6920_3331, 1);
+        assert_eq!(parts, Some(parsed));
+        assert!(!TraceParent::of(1, 1, 0).unwrap().is_sampled());
+        assert_eq!((TraceParent::of(0, 1, 1), TraceParent::of(1, 0, 1)), (None, None));
         for bad in [
             "",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",

@@ -158,7 +158,7 @@ impl TokenFingerprint {
 
 impl fmt::Display for TokenFingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{:08x}", u32::from_be_bytes(self.0))
     }
 }
 

@@ -22,7 +22,7 @@ use super::refusal::Refusal;
 use crate::clock::Entropy;
 use crate::domain::ids::RequestId;
 use crate::telemetry::trace::Place;
-use crate::telemetry::{Metrics, names};
+use crate::telemetry::{Answered, Metrics, names};
 
 /// Nothing of the next request has come.
 const IDLE: u8 = 0;
@@ -172,7 +172,8 @@ fn rewrite(written: &[u8], metrics: &Metrics) -> Option<Vec<u8>> {
         { names::CODE } = code,
         "answered a request that could not be read"
     );
-    metrics.unreadable(status.as_u16(), code);
+    let answered = Answered { method: "_OTHER", status: status.as_u16(), code, outcome: "", failure: None };
+    metrics.answered("", answered, Duration::ZERO, None, None);
     Some(write(refusal.render(request_id, &place.trace_id), request_id, &place))
 }
 

@@ -21,7 +21,7 @@ use super::refusal::{Refusal, SOMETHING_WENT_WRONG};
 use crate::domain::ids::Sequence;
 use crate::domain::work_item::{Kind, Outcome};
 use crate::telemetry::trace::TARGET;
-use crate::telemetry::{self, Telemetry, names};
+use crate::telemetry::{self, Answered, Telemetry, names};
 
 /// Names the trace in every reply.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
@@ -165,10 +165,15 @@ fn export(context: &RequestContext, asked: &Asked, status: StatusCode, code: Opt
         return;
     }
     let mut attributes = facts.attributes();
-    attributes.extend(request_attributes(asked, status));
+    attributes.extend([
+        KeyValue::new(names::HTTP_REQUEST_METHOD, asked.method),
+        KeyValue::new(names::URL_SCHEME, "http"),
+        KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16())),
+    ]);
     attributes.push(KeyValue::new(names::REQUEST_ID, context.request_id.to_string()));
     attributes.extend(code.map(|code| KeyValue::new(names::CODE, code.as_str())));
     if let Some(route) = &asked.route {
+        attributes.push(KeyValue::new(names::HTTP_ROUTE, route.as_str().to_owned()));
         attributes.push(KeyValue::new(names::URL_PATH, route.as_str().to_owned()));
     }
     if let Some(why) = failure(status, code) {
@@ -179,18 +184,6 @@ fn export(context: &RequestContext, asked: &Asked, status: StatusCode, code: Opt
     place.link(facts.issued_in.as_ref(), names::ISSUED_IN);
 }
 
-/// What the conventions want to be told of every request, in spans and metrics alike.
-fn request_attributes(asked: &Asked, status: StatusCode) -> Vec<KeyValue> {
-    let mut attributes = vec![
-        KeyValue::new(names::HTTP_REQUEST_METHOD, asked.method),
-        KeyValue::new(names::URL_SCHEME, "http"),
-        KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16())),
-    ];
-    attributes
-        .extend(asked.route.iter().map(|route| KeyValue::new(names::HTTP_ROUTE, route.as_str().to_owned())));
-    attributes
-}
-
 fn count(
     context: &RequestContext,
     asked: &Asked,
@@ -199,19 +192,18 @@ fn count(
     start: Instant,
     facts: &Facts,
 ) {
+    let answered = Answered {
+        method: asked.method,
+        status: status.as_u16(),
+        code: code.map_or("", Code::as_str),
+        outcome: facts.outcome.map_or("", Outcome::as_str),
+        failure: failure(status, code),
+    };
+    let route = asked.route.as_ref().map_or("", MatchedPath::as_str);
+    let body = facts.body.map(|(bytes, _)| bytes);
+    let decided = facts.body.filter(|_| asked.side == Side::Public).map(|(_, read)| read.elapsed());
     let metrics = &context.telemetry.metrics;
-    let request = request_attributes(asked, status);
-    let outcome = facts.outcome.map_or("", Outcome::as_str);
-    let named = code.map_or("", Code::as_str);
-    let mut more = vec![KeyValue::new(names::CODE, named), KeyValue::new(names::OUTCOME, outcome)];
-    more.extend(failure(status, code).map(|why| KeyValue::new(names::ERROR_TYPE, why)));
-    metrics.answered(start.elapsed(), &request, &more);
-    if let Some((bytes, read)) = facts.body {
-        metrics.body_read(bytes, &request);
-        if asked.side == Side::Public {
-            metrics.decided(read.elapsed(), named, outcome);
-        }
-    }
+    metrics.answered(route, answered, start.elapsed(), body, decided);
     if let Some(code) = code.filter(|code| code.is_for_want_of_room()) {
         metrics.shed(code.as_str());
     }

@@ -85,48 +85,44 @@ impl Observed {
     ) -> Result<T, StoreError> {
         let redis = matches!(self.store, AnyStore::Redis(_));
         let (command, script) = match operation {
-            Operation::Script(script) => ("EVALSHA", Some(script)),
-            Operation::Command(command) => (command, None),
+            Operation::Script(script) => ("EVALSHA", script),
+            Operation::Command(command) => (command, ""),
         };
         // Without a request there is none: the sweeper looks around all the time.
         let recorded =
             opentelemetry::Context::map_current(|context| context.span().span_context().is_sampled());
-        let span = match (recorded, redis, script) {
-            (false, _, _) => Span::none(),
-            (true, true, Some(script)) => {
-                let name = format_args!("{command} {script}");
-                tracing::info_span!(target: TARGET, "store", otel.kind = "client", otel.name = %name)
+        let span = match (recorded, redis) {
+            (false, _) => Span::none(),
+            (true, true) => {
+                let name = format!("{command} {script}");
+                tracing::info_span!(target: TARGET, "store", otel.kind = "client", otel.name = name.trim_end())
             }
-            (true, true, None) => {
-                tracing::info_span!(target: TARGET, "store", otel.kind = "client", otel.name = command)
-            }
-            (true, false, name) => {
-                let name = name.unwrap_or(command);
-                tracing::info_span!(target: TARGET, "store", otel.kind = "internal", otel.name = name)
+            (true, false) => {
+                tracing::info_span!(target: TARGET, "store", otel.kind = "internal", otel.name = script)
             }
         };
+        if !redis {
+            return call.instrument(span).await;
+        }
         let start = Instant::now();
         let result = call.instrument(span.clone()).await;
-        if !redis {
-            return result;
+        let mut error = Vec::new();
+        if let Err(failed) = &result {
+            error.push(KeyValue::new(names::ERROR_TYPE, failed.kind()));
+            let code = failed.redis_code().map(ToOwned::to_owned);
+            error.extend(code.map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code)));
+            span.set_status(Status::error(failed.kind()));
         }
-        let mut attributes = vec![
-            KeyValue::new(names::DB_SYSTEM_NAME, "redis"),
-            KeyValue::new(names::DB_OPERATION_NAME, command),
-        ];
-        attributes.extend(script.map(|script| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
-        if let Err(error) = &result {
-            attributes.push(KeyValue::new(names::ERROR_TYPE, error.kind()));
-            let code = error.redis_code().map(ToOwned::to_owned);
-            attributes.extend(code.map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code)));
-        }
-        self.metrics.store_called(start.elapsed(), &attributes);
+        self.metrics.redis_called(start.elapsed(), command, script, &error);
         if recorded {
-            for attribute in attributes.into_iter().chain(self.server.iter().cloned()) {
+            let mut attributes = vec![
+                KeyValue::new(names::DB_SYSTEM_NAME, "redis"),
+                KeyValue::new(names::DB_OPERATION_NAME, command),
+            ];
+            attributes
+                .extend((!script.is_empty()).then(|| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
+            for attribute in attributes.into_iter().chain(error).chain(self.server.iter().cloned()) {
                 span.set_attribute(attribute.key, attribute.value);
-            }
-            if let Err(error) = &result {
-                span.set_status(Status::error(error.kind()));
             }
         }
         result

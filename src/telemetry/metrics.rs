@@ -1,15 +1,22 @@
 //! What is counted and timed. One set of instruments feeds Prometheus and, where it is configured, OTLP.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+mod bound;
+mod gauges;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider, UpDownCounter};
+use opentelemetry::metrics::{
+    BoundCounter, BoundHistogram, BoundUpDownCounter, Counter, Histogram, Meter, MeterProvider, UpDownCounter,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{MeterProviderBuilder, SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
 
+use self::bound::Bound;
+use self::gauges::Gauges;
 use super::names::{self, Metric};
 use super::outage::Losses;
 use crate::domain::gate::{Released, Totals};
@@ -41,17 +48,34 @@ const SIZES: &[f64] = &[
     67_108_864.0,
 ];
 
-/// Values that are read when somebody asks for the metrics.
-#[derive(Debug, Default)]
-struct Gauges {
-    awaiting: AtomicU64,
-    held: AtomicU64,
-    held_bytes: AtomicU64,
-    /// -1 until it is known.
-    reachable: AtomicI64,
-    event_streams: AtomicU64,
-    /// Counted by the store.
-    connections: OnceLock<Arc<AtomicU64>>,
+/// A request, as metrics tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Answered {
+    /// Its method.
+    pub method: &'static str,
+    /// Its reply's status.
+    pub status: u16,
+    /// The refusal's code, or nothing.
+    pub code: &'static str,
+    /// How it settled a work item, or nothing.
+    pub outcome: &'static str,
+    /// What failed, if it is ours.
+    pub failure: Option<&'static str>,
+}
+
+#[derive(Debug)]
+struct Requests {
+    duration: BoundHistogram<f64>,
+    body_size: BoundHistogram<u64>,
+    accept_duration: BoundHistogram<f64>,
+}
+
+#[derive(Debug)]
+struct Work {
+    turnaround: BoundHistogram<f64>,
+    hold_time: BoundHistogram<f64>,
+    end_to_end: BoundHistogram<f64>,
+    released: BoundCounter<u64>,
 }
 
 #[derive(Debug)]
@@ -61,15 +85,21 @@ struct Instruments {
     gauges: Arc<Gauges>,
     request_duration: Histogram<f64>,
     request_body_size: Histogram<u64>,
-    active_requests: UpDownCounter<i64>,
     accept_duration: Histogram<f64>,
+    /// By route, and by what became of the request.
+    requests: Bound<String, Bound<Answered, Requests>>,
+    active_requests: UpDownCounter<i64>,
+    active: Bound<&'static str, BoundUpDownCounter<i64>>,
     turnaround: Histogram<f64>,
     hold_time: Histogram<f64>,
     end_to_end: Histogram<f64>,
-    issued: Counter<u64>,
     released: Counter<u64>,
+    work: Bound<(Kind, Outcome), Work>,
+    issued: Counter<u64>,
     lateness: Histogram<f64>,
     store_duration: Histogram<f64>,
+    /// By command and script.
+    store: Bound<(&'static str, &'static str), BoundHistogram<f64>>,
     shed: Counter<u64>,
     panics: Counter<u64>,
 }
@@ -91,74 +121,84 @@ fn counter(meter: &Meter, metric: Metric) -> Counter<u64> {
     meter.u64_counter(metric.name).with_unit(metric.unit).with_description(metric.meaning).build()
 }
 
-/// A gauge that shows nothing while the value is not known.
-fn gauge(meter: &Meter, metric: Metric, value: impl Fn() -> Option<u64> + Send + Sync + 'static) {
-    meter
-        .u64_observable_gauge(metric.name)
-        .with_unit(metric.unit)
-        .with_description(metric.meaning)
-        .with_callback(move |observer| {
-            if let Some(value) = value() {
-                observer.observe(value, &[]);
-            }
-        })
-        .build();
+fn of_kind(kind: Kind) -> KeyValue {
+    KeyValue::new(names::WORK_ITEM_KIND, kind.as_str())
 }
 
-fn work(kind: Kind, outcome: Outcome) -> [KeyValue; 2] {
-    [KeyValue::new(names::WORK_ITEM_KIND, kind.as_str()), KeyValue::new(names::OUTCOME, outcome.as_str())]
-}
+impl Instruments {
+    fn new(provider: SdkMeterProvider, registry: Registry, losses: Arc<Losses>) -> Self {
+        let meter = provider.meter(names::SCOPE);
+        let (size, active) = (names::REQUEST_BODY_SIZE, names::ACTIVE_REQUESTS);
+        Self {
+            request_duration: seconds(&meter, names::REQUEST_DURATION, SHORT),
+            request_body_size: meter
+                .u64_histogram(size.name)
+                .with_unit(size.unit)
+                .with_description(size.meaning)
+                .with_boundaries(SIZES.to_vec())
+                .build(),
+            accept_duration: seconds(&meter, names::ACCEPT_DURATION, SHORT),
+            requests: Bound::default(),
+            active_requests: meter
+                .i64_up_down_counter(active.name)
+                .with_unit(active.unit)
+                .with_description(active.meaning)
+                .build(),
+            active: Bound::default(),
+            turnaround: seconds(&meter, names::TURNAROUND, LONG),
+            hold_time: seconds(&meter, names::HOLD_TIME, LONG),
+            end_to_end: seconds(&meter, names::END_TO_END, LONG),
+            released: counter(&meter, names::WORK_ITEM_RELEASED),
+            work: Bound::default(),
+            issued: counter(&meter, names::ISSUED),
+            lateness: seconds(&meter, names::LATENESS, SHORT),
+            store_duration: seconds(&meter, names::STORE_DURATION, SHORT),
+            store: Bound::default(),
+            shed: counter(&meter, names::SHED),
+            panics: counter(&meter, names::PANICS),
+            gauges: Gauges::new(&meter, losses),
+            provider,
+            registry,
+        }
+    }
 
-fn observe_gauges(meter: &Meter, gauges: &Arc<Gauges>) {
-    let known = |gauges: &Gauges| gauges.reachable.load(Ordering::Relaxed) == 1;
-    let total = |metric, read: fn(&Gauges) -> &AtomicU64| {
-        let gauges = Arc::clone(gauges);
-        gauge(meter, metric, move || known(&gauges).then(|| read(&gauges).load(Ordering::Relaxed)));
-    };
-    total(names::AWAITING, |gauges| &gauges.awaiting);
-    total(names::HELD, |gauges| &gauges.held);
-    total(names::HELD_BYTES, |gauges| &gauges.held_bytes);
-    let shared = Arc::clone(gauges);
-    gauge(meter, names::REACHABLE, move || u64::try_from(shared.reachable.load(Ordering::Relaxed)).ok());
-    let shared = Arc::clone(gauges);
-    gauge(meter, names::EVENT_STREAMS, move || Some(shared.event_streams.load(Ordering::Relaxed)));
-    let shared = Arc::clone(gauges);
-    meter
-        .u64_observable_counter(names::CONNECTIONS.name)
-        .with_unit(names::CONNECTIONS.unit)
-        .with_description(names::CONNECTIONS.meaning)
-        .with_callback(move |observer| {
-            if let Some(connections) = shared.connections.get() {
-                observer.observe(connections.load(Ordering::Relaxed), &[]);
-            }
-        })
-        .build();
-    meter
-        .u64_observable_gauge(names::BUILD.name)
-        .with_unit(names::BUILD.unit)
-        .with_description(names::BUILD.meaning)
-        .with_callback(|observer| {
-            observer.observe(1, &[KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION"))]);
-        })
-        .build();
-}
+    fn bind_requests(&self, route: &str, answered: &Answered) -> Requests {
+        let mut request = vec![
+            KeyValue::new(names::HTTP_REQUEST_METHOD, answered.method),
+            KeyValue::new(names::URL_SCHEME, "http"),
+            KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(answered.status)),
+        ];
+        request.extend((!route.is_empty()).then(|| KeyValue::new(names::HTTP_ROUTE, route.to_owned())));
+        let decided =
+            [KeyValue::new(names::CODE, answered.code), KeyValue::new(names::OUTCOME, answered.outcome)];
+        let body_size = self.request_body_size.bind(&request);
+        request.extend(decided.clone());
+        request.extend(answered.failure.map(|why| KeyValue::new(names::ERROR_TYPE, why)));
+        Requests {
+            duration: self.request_duration.bind(&request),
+            body_size,
+            accept_duration: self.accept_duration.bind(&decided),
+        }
+    }
 
-fn observe_losses(meter: &Meter, losses: Arc<Losses>) {
-    meter
-        .u64_observable_counter(names::LOST.name)
-        .with_unit(names::LOST.unit)
-        .with_description(names::LOST.meaning)
-        .with_callback(move |observer| {
-            for (signal, items) in losses.counts() {
-                observer.observe(items, &[KeyValue::new(names::SIGNAL, signal)]);
-            }
-        })
-        .build();
+    fn bind_work(&self, kind: Kind, outcome: Outcome) -> Work {
+        let attributes = [of_kind(kind), KeyValue::new(names::OUTCOME, outcome.as_str())];
+        Work {
+            turnaround: self.turnaround.bind(&attributes),
+            hold_time: self.hold_time.bind(&attributes),
+            end_to_end: self.end_to_end.bind(&attributes),
+            released: self.released.bind(&attributes),
+        }
+    }
+
+    fn with_work(&self, kind: Kind, outcome: Outcome, record: impl FnOnce(&Work)) {
+        self.work.with(&(kind, outcome), || self.bind_work(kind, outcome), record);
+    }
 }
 
 impl Metrics {
     /// Instruments that Prometheus can ask, and whatever reader `with_readers` adds.
-    pub fn new(
+    pub(super) fn new(
         resource: Resource,
         losses: Arc<Losses>,
         with_readers: impl FnOnce(MeterProviderBuilder) -> MeterProviderBuilder,
@@ -171,40 +211,7 @@ impl Metrics {
             Ok(exporter) => builder = builder.with_reader(exporter),
             Err(error) => tracing::error!(error = %error, "a bug: no metrics for Prometheus"),
         }
-        let provider = with_readers(builder).build();
-        let meter = provider.meter(names::SCOPE);
-        let gauges = Arc::new(Gauges { reachable: AtomicI64::new(-1), ..Gauges::default() });
-        observe_gauges(&meter, &gauges);
-        observe_losses(&meter, losses);
-        let size = names::REQUEST_BODY_SIZE;
-        let active = names::ACTIVE_REQUESTS;
-        Self(Arc::new(Instruments {
-            request_duration: seconds(&meter, names::REQUEST_DURATION, SHORT),
-            request_body_size: meter
-                .u64_histogram(size.name)
-                .with_unit(size.unit)
-                .with_description(size.meaning)
-                .with_boundaries(SIZES.to_vec())
-                .build(),
-            active_requests: meter
-                .i64_up_down_counter(active.name)
-                .with_unit(active.unit)
-                .with_description(active.meaning)
-                .build(),
-            accept_duration: seconds(&meter, names::ACCEPT_DURATION, SHORT),
-            turnaround: seconds(&meter, names::TURNAROUND, LONG),
-            hold_time: seconds(&meter, names::HOLD_TIME, LONG),
-            end_to_end: seconds(&meter, names::END_TO_END, LONG),
-            issued: counter(&meter, names::ISSUED),
-            released: counter(&meter, names::WORK_ITEM_RELEASED),
-            lateness: seconds(&meter, names::LATENESS, SHORT),
-            store_duration: seconds(&meter, names::STORE_DURATION, SHORT),
-            shed: counter(&meter, names::SHED),
-            panics: counter(&meter, names::PANICS),
-            provider,
-            registry,
-            gauges,
-        }))
+        Self(Arc::new(Instruments::new(with_readers(builder).build(), registry, losses)))
     }
 
     /// Instruments that only Prometheus can ask.
@@ -224,68 +231,91 @@ impl Metrics {
 
     /// A request is under way until the guard is dropped.
     pub fn under_way(&self, method: &'static str) -> UnderWay {
-        let attributes =
-            [KeyValue::new(names::HTTP_REQUEST_METHOD, method), KeyValue::new(names::URL_SCHEME, "http")];
-        self.0.active_requests.add(1, &attributes);
-        UnderWay { metrics: self.clone(), attributes }
+        let bind = || {
+            let attributes =
+                [KeyValue::new(names::HTTP_REQUEST_METHOD, method), KeyValue::new(names::URL_SCHEME, "http")];
+            self.0.active_requests.bind(&attributes)
+        };
+        let active = self.0.active.with(&method, bind, Clone::clone);
+        active.add(1);
+        UnderWay(active)
     }
 
-    /// A request was answered. These are its method, route, scheme and status, and then what else counts it.
-    pub fn answered(&self, duration: Duration, request: &[KeyValue], more: &[KeyValue]) {
-        self.0.request_duration.record(duration.as_secs_f64(), &[request, more].concat());
-    }
-
-    /// A request was answered that could not be read.
-    pub fn unreadable(&self, status: u16, code: &'static str) {
-        let request = [
-            KeyValue::new(names::HTTP_REQUEST_METHOD, "_OTHER"),
-            KeyValue::new(names::URL_SCHEME, "http"),
-            KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status)),
-        ];
-        let more = [KeyValue::new(names::CODE, code), KeyValue::new(names::OUTCOME, "")];
-        self.answered(Duration::ZERO, &request, &more);
-    }
-
-    /// A body of so many bytes was read to its end.
-    pub fn body_read(&self, bytes: usize, request: &[KeyValue]) {
-        self.0.request_body_size.record(bytes as u64, request);
-    }
-
-    /// A callback was decided on so long after its last byte.
-    pub fn decided(&self, duration: Duration, code: &'static str, outcome: &'static str) {
-        let attributes = [KeyValue::new(names::CODE, code), KeyValue::new(names::OUTCOME, outcome)];
-        self.0.accept_duration.record(duration.as_secs_f64(), &attributes);
+    /// A request to a route was answered after so long. Its body, if it was read to its end, had so many bytes, and if
+    /// it was a callback's, it was decided on so long after its last byte.
+    pub fn answered(
+        &self,
+        route: &str,
+        answered: Answered,
+        duration: Duration,
+        body: Option<usize>,
+        decided: Option<Duration>,
+    ) {
+        let record = |bound: &Requests| {
+            bound.duration.record(duration.as_secs_f64());
+            if let Some(bytes) = body {
+                bound.body_size.record(bytes as u64);
+            }
+            if let Some(duration) = decided {
+                bound.accept_duration.record(duration.as_secs_f64());
+            }
+        };
+        self.0.requests.with(route, Bound::default, |of_route| {
+            of_route.with(&answered, || self.0.bind_requests(route, &answered), record);
+        });
     }
 
     /// A result was taken so long after its work item was issued.
     pub fn taken(&self, kind: Kind, outcome: Outcome, turnaround_ms: u64) {
-        self.0.turnaround.record(Duration::from_millis(turnaround_ms).as_secs_f64(), &work(kind, outcome));
+        let turnaround = Duration::from_millis(turnaround_ms).as_secs_f64();
+        self.0.with_work(kind, outcome, |work| work.turnaround.record(turnaround));
     }
 
     /// A work item was issued.
     pub fn issued(&self, kind: Kind) {
-        self.0.issued.add(1, &[KeyValue::new(names::WORK_ITEM_KIND, kind.as_str())]);
+        self.0.issued.add(1, &[of_kind(kind)]);
     }
 
     /// An envelope is on its channel.
     pub fn released(&self, envelope: &Released) {
-        let attributes = work(envelope.kind, envelope.outcome);
         let since =
             |start: Timestamp| Duration::from_millis(start.millis_until(envelope.released_at)).as_secs_f64();
-        self.0.released.add(1, &attributes);
-        self.0.hold_time.record(since(envelope.received_at), &attributes);
-        self.0.end_to_end.record(since(envelope.issued_at), &attributes);
+        self.0.with_work(envelope.kind, envelope.outcome, |work| {
+            work.released.add(1);
+            work.hold_time.record(since(envelope.received_at));
+            work.end_to_end.record(since(envelope.issued_at));
+        });
     }
 
     /// The sweeper timed out a work item, so late.
     pub fn timed_out(&self, kind: Kind, late_ms: u64) {
-        let attributes = [KeyValue::new(names::WORK_ITEM_KIND, kind.as_str())];
-        self.0.lateness.record(Duration::from_millis(late_ms).as_secs_f64(), &attributes);
+        self.0.lateness.record(Duration::from_millis(late_ms).as_secs_f64(), &[of_kind(kind)]);
     }
 
-    /// The store was called.
-    pub fn store_called(&self, duration: Duration, attributes: &[KeyValue]) {
-        self.0.store_duration.record(duration.as_secs_f64(), attributes);
+    /// Redis was called, with a command and the name of its script. An error has attributes of its own.
+    pub fn redis_called(
+        &self,
+        duration: Duration,
+        command: &'static str,
+        script: &'static str,
+        error: &[KeyValue],
+    ) {
+        let attributes = || {
+            let mut all = vec![
+                KeyValue::new(names::DB_SYSTEM_NAME, "redis"),
+                KeyValue::new(names::DB_OPERATION_NAME, command),
+            ];
+            all.extend((!script.is_empty()).then(|| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
+            all.extend_from_slice(error);
+            all
+        };
+        let seconds = duration.as_secs_f64();
+        if error.is_empty() {
+            let bind = || self.0.store_duration.bind(&attributes());
+            self.0.store.with(&(command, script), bind, |bound| bound.record(seconds));
+        } else {
+            self.0.store_duration.record(seconds, &attributes());
+        }
     }
 
     /// A request was refused for want of room.
@@ -300,36 +330,26 @@ impl Metrics {
 
     /// What the whole store holds, if it answered.
     pub fn store_holds(&self, totals: Option<Totals>) {
-        let gauges = &self.0.gauges;
-        if let Some(totals) = totals {
-            gauges.awaiting.store(totals.awaiting, Ordering::Relaxed);
-            gauges.held.store(totals.held, Ordering::Relaxed);
-            gauges.held_bytes.store(totals.held_bytes, Ordering::Relaxed);
-        }
-        gauges.reachable.store(i64::from(totals.is_some()), Ordering::Relaxed);
+        self.0.gauges.store_holds(totals);
     }
 
     /// So many event streams are open.
     pub fn event_streams(&self, open: usize) {
-        self.0.gauges.event_streams.store(open as u64, Ordering::Relaxed);
+        self.0.gauges.event_streams(open as u64);
     }
 
     /// Shows this count of connections to the store, from now on.
     pub fn count_connections(&self, connections: Arc<AtomicU64>) {
-        // A second store would be a second service.
-        let _ = self.0.gauges.connections.set(connections);
+        self.0.gauges.count_connections(connections);
     }
 }
 
 /// Counts a request as under way while it lives.
 #[derive(Debug)]
-pub struct UnderWay {
-    metrics: Metrics,
-    attributes: [KeyValue; 2],
-}
+pub struct UnderWay(BoundUpDownCounter<i64>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.metrics.0.active_requests.add(-1, &self.attributes);
+        self.0.add(-1);
     }
 }

@@ -16,7 +16,7 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 /// Counts what was lost on its way out.
 #[derive(Debug, Default)]
-pub struct Losses {
+pub(super) struct Losses {
     pub(super) traces: AtomicU64,
     pub(super) metrics: AtomicU64,
     pub(super) logs: AtomicU64,

@@ -97,8 +97,10 @@ impl Place {
 
     /// What others continue with: only a place that is exported can be continued.
     pub fn traceparent(&self) -> Option<TraceParent> {
-        let exported = self.context.span().span_context().is_valid();
-        exported.then(|| TraceParent::parse(&self.header()).ok()).flatten()
+        let span = self.context.span();
+        let at = span.span_context();
+        let (trace_id, span_id) = (at.trace_id().to_bytes(), at.span_id().to_bytes());
+        TraceParent::of(u128::from_be_bytes(trace_id), u64::from_be_bytes(span_id), at.trace_flags().to_u8())
     }
 
     /// Whether anybody will see what is noted of the span.
@@ -179,13 +181,13 @@ pub fn published(
     envelope: &Released,
     held_behind: Option<u64>,
 ) {
+    // What would not be exported needs no attributes.
+    if !envelope.settled_in.as_ref().map_or_else(|| step.is_recorded(), TraceParent::is_sampled) {
+        return;
+    }
     let settled_in = envelope.settled_in.as_ref().and_then(remote);
     let parent =
         settled_in.map_or_else(|| step.context.clone(), |at| Context::new().with_remote_span_context(at));
-    // What would not be exported needs no attributes.
-    if !parent.span().span_context().is_sampled() && parent.span().span_context().is_valid() {
-        return;
-    }
     let own = parent.span().span_context().trace_id();
     let step_traceparent = step.traceparent();
     let links = links(
