@@ -4,6 +4,7 @@
 //! may delay or fail a request: what cannot be written or sent in time is dropped, and counted.
 
 mod exports;
+mod json;
 mod metrics;
 pub mod names;
 mod outage;
@@ -115,13 +116,7 @@ where
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
     let filter = filter.and(filter_fn(is_for_people));
     if json {
-        lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .with_filter(filter)
-            .boxed()
+        lines.event_format(json::JsonLine).with_filter(filter).boxed()
     } else {
         let colour = anstream::AutoStream::choice(&stderr()) != anstream::ColorChoice::Never;
         lines.with_ansi(colour).with_filter(filter).boxed()
