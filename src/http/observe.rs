@@ -200,11 +200,11 @@ fn count(
     facts: &Facts,
 ) {
     let metrics = &context.telemetry.metrics;
-    let request = request_attributes(asked, status);
+    let mut request = request_attributes(asked, status);
+    request.extend(failure(status, code).map(|why| KeyValue::new(names::ERROR_TYPE, why)));
     let outcome = facts.outcome.map_or("", Outcome::as_str);
     let named = code.map_or("", Code::as_str);
-    let mut more = vec![KeyValue::new(names::CODE, named), KeyValue::new(names::OUTCOME, outcome)];
-    more.extend(failure(status, code).map(|why| KeyValue::new(names::ERROR_TYPE, why)));
+    let more = [KeyValue::new(names::CODE, named), KeyValue::new(names::OUTCOME, outcome)];
     metrics.answered(start.elapsed(), &request, &more);
     if let Some((bytes, read)) = facts.body {
         metrics.body_read(bytes, &request);

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::future::Future;
+use std::sync::Arc;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{Status, TraceContextExt};
@@ -25,7 +26,7 @@ use crate::telemetry::{Metrics, names};
 pub struct Observed {
     store: AnyStore,
     metrics: Metrics,
-    /// Where Redis is, as its spans tell.
+    /// Where Redis is, as its spans and its metric tell.
     server: Vec<KeyValue>,
 }
 
@@ -63,8 +64,9 @@ impl Observed {
                 metrics.count_connections(redis.connections());
                 let at = redis.address();
                 let mut server = vec![
-                    KeyValue::new(names::SERVER_ADDRESS, at.host.clone()),
-                    KeyValue::new(names::DB_NAMESPACE, at.database.to_string()),
+                    // Shared: every call has them.
+                    KeyValue::new(names::SERVER_ADDRESS, Arc::<str>::from(&*at.host)),
+                    KeyValue::new(names::DB_NAMESPACE, Arc::<str>::from(at.database.to_string())),
                 ];
                 server.extend(at.port.map(|port| KeyValue::new(names::SERVER_PORT, i64::from(port))));
                 server
@@ -115,6 +117,7 @@ impl Observed {
             KeyValue::new(names::DB_OPERATION_NAME, command),
         ];
         attributes.extend(script.map(|script| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
+        attributes.extend(self.server.iter().cloned());
         if let Err(error) = &result {
             attributes.push(KeyValue::new(names::ERROR_TYPE, error.kind()));
             let code = error.redis_code().map(ToOwned::to_owned);
@@ -122,7 +125,7 @@ impl Observed {
         }
         self.metrics.store_called(start.elapsed(), &attributes);
         if recorded {
-            for attribute in attributes.into_iter().chain(self.server.iter().cloned()) {
+            for attribute in attributes {
                 span.set_attribute(attribute.key, attribute.value);
             }
             if let Err(error) = &result {

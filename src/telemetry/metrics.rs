@@ -230,7 +230,7 @@ impl Metrics {
         UnderWay { metrics: self.clone(), attributes }
     }
 
-    /// A request was answered. These are its method, route, scheme and status, and then what else counts it.
+    /// A request was answered. These are its method, route, scheme, status and failure, and then what else counts it.
     pub fn answered(&self, duration: Duration, request: &[KeyValue], more: &[KeyValue]) {
         self.0.request_duration.record(duration.as_secs_f64(), &[request, more].concat());
     }

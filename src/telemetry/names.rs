@@ -148,7 +148,7 @@ pub const REQUEST_BODY_SIZE: Metric = Metric {
     unit: "By",
     instrument: "histogram",
     meaning: "bodies that were read to their end",
-    attributes: &[HTTP_REQUEST_METHOD, HTTP_ROUTE, URL_SCHEME, HTTP_RESPONSE_STATUS_CODE],
+    attributes: &[HTTP_REQUEST_METHOD, HTTP_ROUTE, URL_SCHEME, HTTP_RESPONSE_STATUS_CODE, ERROR_TYPE],
 };
 /// Requests under way.
 pub const ACTIVE_REQUESTS: Metric = Metric {
@@ -248,6 +248,9 @@ pub const STORE_DURATION: Metric = Metric {
         DB_SYSTEM_NAME,
         DB_OPERATION_NAME,
         DB_STORED_PROCEDURE_NAME,
+        DB_NAMESPACE,
+        SERVER_ADDRESS,
+        SERVER_PORT,
         ERROR_TYPE,
         DB_RESPONSE_STATUS_CODE,
     ],
