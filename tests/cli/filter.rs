@@ -31,8 +31,8 @@ fn quoted(text: &str) -> Option<String> {
 }
 
 impl Condition {
-    fn parse(text: &str) -> Option<Self> {
-        let (name, rest) = text.trim().split_once(' ')?;
+    fn parse(condition: &str) -> Option<Self> {
+        let (name, rest) = condition.trim().split_once(' ')?;
         let (negated, rest) = match rest.strip_prefix("NOT ") {
             Some(rest) => (true, rest),
             None => (false, rest),
@@ -47,12 +47,11 @@ impl Condition {
             "=" => Some(Self { name, negated, test: Test::In(vec![quoted(value)?]) }),
             "!=" if !negated => Some(Self { name, negated: true, test: Test::In(vec![quoted(value)?]) }),
             "IN" => {
-                let test = match value.strip_prefix('$') {
-                    Some(variable) => Test::InVariable(variable.to_owned()),
-                    None => {
-                        let list = value.strip_prefix('(')?.strip_suffix(')')?;
-                        Test::In(list.split(", ").map(quoted).collect::<Option<_>>()?)
-                    }
+                let test = if let Some(variable) = value.strip_prefix('$') {
+                    Test::InVariable(variable.to_owned())
+                } else {
+                    let list = value.strip_prefix('(')?.strip_suffix(')')?;
+                    Test::In(list.split(", ").map(quoted).collect::<Option<_>>()?)
                 };
                 Some(Self { name, negated, test })
             }
