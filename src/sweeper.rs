@@ -90,7 +90,7 @@ async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) ->
         tell(telemetry, &place, conversation, &expired);
         let channel = || store.channel(conversation);
         let whose = (conversation, expired.conversation_id.as_ref());
-        telemetry.released(&place, whose, channel, &expired.released);
+        telemetry.released(&place, whose, channel, &expired.released, &expired.timed_out);
         Ok(())
     };
     swept.instrument(span).await

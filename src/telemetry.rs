@@ -218,22 +218,24 @@ impl Telemetry {
     }
 
     /// Tells of what a step put on a channel: counts each envelope, has a span for it, and a log line for each that was
-    /// held before, the answer to "why did it come so late?". What was not held is told by the line of its own request.
+    /// held before, the answer to "why did it come so late?". What was not held is told by the line of its own request;
+    /// what timed out has none, and gets one unless `told` says that the step had one for it.
     pub fn released(
         &self,
         step: &Place,
         conversation: (ConversationRef, Option<&ConversationId>),
         channel: impl FnOnce() -> ChannelAddress,
         envelopes: &[Released],
+        told: &[TimedOut],
     ) {
         let Some(first) = envelopes.first() else { return };
         let (reference, id) = conversation;
         let channel = self.tracer.as_ref().map(|tracer| (tracer, channel()));
         for envelope in envelopes {
             self.metrics.released(envelope);
-            // The first one is what the gate waited for. What timed out was received at its deadline and not held: the
-            // sweeper has a line for it.
-            let held = envelope.sequence != first.sequence && envelope.outcome != Outcome::TimedOut;
+            // The first one is what the gate waited for. What timed out was received at its deadline and not held.
+            let timed_out = envelope.outcome == Outcome::TimedOut;
+            let held = envelope.sequence != first.sequence && !timed_out;
             let held_behind = held.then(|| first.sequence.get());
             if let Some((tracer, address)) = &channel {
                 let (system, name) = match address {
@@ -245,7 +247,7 @@ impl Telemetry {
                 let channel = Channel { conversation: &conversation, system, name: &name };
                 trace::published(tracer, step, channel, envelope, held_behind);
             }
-            if held {
+            if held || timed_out && !told.iter().any(|told| told.work_item == envelope.work_item) {
                 tracing::info!(
                     trace_id = step.trace_id,
                     span_id = step.span_id,
@@ -256,7 +258,7 @@ impl Telemetry {
                     { names::WORK_ITEM_KIND } = envelope.kind.as_str(),
                     { names::OUTCOME } = envelope.outcome.as_str(),
                     { names::HELD_MS } = envelope.received_at.millis_until(envelope.released_at),
-                    { names::HELD_BEHIND } = first.sequence.get(),
+                    { names::HELD_BEHIND } = held_behind,
                     "released"
                 );
             }

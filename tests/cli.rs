@@ -19,6 +19,8 @@ mod demo;
 mod draining;
 #[path = "cli/exporters.rs"]
 mod exporters;
+#[path = "cli/filter.rs"]
+mod filter;
 #[path = "cli/healthcheck.rs"]
 mod healthcheck;
 #[path = "cli/old_redis.rs"]
@@ -27,6 +29,8 @@ mod old_redis;
 mod program;
 #[path = "cli/readme.rs"]
 mod readme;
+#[path = "cli/reason.rs"]
+mod reason;
 #[path = "it/redis_server.rs"]
 #[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_server;
@@ -34,6 +38,8 @@ mod redis_server;
 mod serve;
 #[path = "cli/service.rs"]
 mod service;
+#[path = "cli/signoz.rs"]
+mod signoz;
 #[path = "cli/store.rs"]
 mod store;
 #[path = "cli/traces.rs"]

@@ -242,6 +242,7 @@ pub(super) async fn cancel(
         (conversation.reference(), Some(&conversation)),
         || platform.store.channel(conversation.reference()),
         &cancelled.released,
+        &[],
     );
     Ok(Json(WorkItemBody::of(&conversation, &cancelled.item)).into_response())
 }

@@ -59,6 +59,7 @@ pub(super) async fn take(
         (claims.conversation, Some(&receipt.conversation_id)),
         || public.store.channel(claims.conversation),
         &receipt.released,
+        &[],
     );
     Ok(reply::receipt(&receipt))
 }

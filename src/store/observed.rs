@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::future::Future;
+use std::sync::Arc;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{Status, TraceContextExt};
@@ -25,7 +26,7 @@ use crate::telemetry::{Metrics, names};
 pub struct Observed {
     store: AnyStore,
     metrics: Metrics,
-    /// Where Redis is, as its spans tell.
+    /// Where Redis is, as its spans and its metric tell.
     server: Vec<KeyValue>,
 }
 
@@ -63,8 +64,9 @@ impl Observed {
                 metrics.count_connections(redis.connections());
                 let at = redis.address();
                 let mut server = vec![
-                    KeyValue::new(names::SERVER_ADDRESS, at.host.clone()),
-                    KeyValue::new(names::DB_NAMESPACE, at.database.to_string()),
+                    // Shared: every call has them.
+                    KeyValue::new(names::SERVER_ADDRESS, Arc::<str>::from(&*at.host)),
+                    KeyValue::new(names::DB_NAMESPACE, Arc::<str>::from(at.database.to_string())),
                 ];
                 server.extend(at.port.map(|port| KeyValue::new(names::SERVER_PORT, i64::from(port))));
                 server
@@ -113,7 +115,7 @@ impl Observed {
             error.extend(code.map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code)));
             span.set_status(Status::error(failed.kind()));
         }
-        self.metrics.redis_called(start.elapsed(), command, script, &error);
+        self.metrics.redis_called(start.elapsed(), (command, script), &self.server, &error);
         if recorded {
             let mut attributes = vec![
                 KeyValue::new(names::DB_SYSTEM_NAME, "redis"),

@@ -169,11 +169,11 @@ impl Instruments {
             KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(answered.status)),
         ];
         request.extend((!route.is_empty()).then(|| KeyValue::new(names::HTTP_ROUTE, route.to_owned())));
+        request.extend(answered.failure.map(|why| KeyValue::new(names::ERROR_TYPE, why)));
         let decided =
             [KeyValue::new(names::CODE, answered.code), KeyValue::new(names::OUTCOME, answered.outcome)];
         let body_size = self.request_body_size.bind(&request);
         request.extend(decided.clone());
-        request.extend(answered.failure.map(|why| KeyValue::new(names::ERROR_TYPE, why)));
         Requests {
             duration: self.request_duration.bind(&request),
             body_size,
@@ -292,12 +292,12 @@ impl Metrics {
         self.0.lateness.record(Duration::from_millis(late_ms).as_secs_f64(), &[of_kind(kind)]);
     }
 
-    /// Redis was called, with a command and the name of its script. An error has attributes of its own.
+    /// This Redis was called, with a command and the name of its script. An error has attributes of its own.
     pub fn redis_called(
         &self,
         duration: Duration,
-        command: &'static str,
-        script: &'static str,
+        (command, script): (&'static str, &'static str),
+        server: &[KeyValue],
         error: &[KeyValue],
     ) {
         let attributes = || {
@@ -306,6 +306,7 @@ impl Metrics {
                 KeyValue::new(names::DB_OPERATION_NAME, command),
             ];
             all.extend((!script.is_empty()).then(|| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
+            all.extend_from_slice(server);
             all.extend_from_slice(error);
             all
         };

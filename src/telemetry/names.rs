@@ -1,8 +1,8 @@
 //! Every name that leaves in a span, a metric or a log line, and nothing spelled elsewhere.
 //!
 //! Names that OpenTelemetry's semantic conventions have are theirs (version 1.42); the rest
-//! is ours, under `callback_ingress`, `callback`, `conversation`, `request` and `work_item`. The README's tables are
-//! compared with [`ATTRIBUTES`] and [`METRICS`].
+//! is ours, under `callback_ingress`, `callback`, `conversation`, `request` and `work_item`. The tables of
+//! `config/signoz/README.md` are compared with [`RESOURCE`], [`ATTRIBUTES`] and [`METRICS`].
 
 use opentelemetry_semantic_conventions::{attribute, metric};
 
@@ -54,6 +54,9 @@ pub const ISSUED_IN: &str = "issued_in";
 pub const RELEASED_IN: &str = "released_in";
 /// Which of OpenTelemetry's signals.
 pub const SIGNAL: &str = "callback_ingress.signal";
+/// Where the service is deployed: set by who deploys it. The conventions have another name by now, which SigNoz's own
+/// pages do not filter by.
+pub const DEPLOYMENT_ENVIRONMENT: &str = "deployment.environment";
 
 pub use attribute::{
     DB_NAMESPACE, DB_OPERATION_NAME, DB_RESPONSE_STATUS_CODE, DB_STORED_PROCEDURE_NAME, DB_SYSTEM_NAME,
@@ -75,7 +78,7 @@ pub const ATTRIBUTES: &[(&str, &str)] = &[
     (WORK_ITEM_SEQUENCE, "its place in the conversation's order"),
     (WORK_ITEM_KIND, "`llm` or `tool`"),
     (LATE_MS, "timeouts: how long after the deadline it was seen to"),
-    (CODE, "a refusal's code; empty for a receipt"),
+    (CODE, "a refusal's code; a receipt has none, or an empty one in metrics"),
     (OUTCOME, "`succeeded`, `failed`, `timed_out` or `cancelled`"),
     (DELIVERY, "`delivered`, or `held` behind an earlier work item"),
     (REPLAYED, "whether the same callback had come before"),
@@ -109,6 +112,14 @@ pub const ATTRIBUTES: &[(&str, &str)] = &[
     (MESSAGING_MESSAGE_ID, "the envelope's id on the channel"),
     (MESSAGING_MESSAGE_CONVERSATION_ID, "the conversation's id once more"),
     (SIGNAL, "`traces`, `metrics`, `logs`, or `stderr`"),
+];
+
+/// What tells who exports, beside what the SDK tells of itself.
+pub const RESOURCE: &[(&str, &str)] = &[
+    (SERVICE_NAME, "`OTEL_SERVICE_NAME`, or `callback-ingress`"),
+    (SERVICE_VERSION, "the version; of `callback_ingress.build` an attribute, too"),
+    (SERVICE_INSTANCE_ID, "one for each run, or as `OTEL_RESOURCE_ATTRIBUTES` says"),
+    (DEPLOYMENT_ENVIRONMENT, "as `OTEL_RESOURCE_ATTRIBUTES` says, in SigNoz's spelling"),
 ];
 
 /// A metric.
@@ -148,7 +159,7 @@ pub const REQUEST_BODY_SIZE: Metric = Metric {
     unit: "By",
     instrument: "histogram",
     meaning: "bodies that were read to their end",
-    attributes: &[HTTP_REQUEST_METHOD, HTTP_ROUTE, URL_SCHEME, HTTP_RESPONSE_STATUS_CODE],
+    attributes: &[HTTP_REQUEST_METHOD, HTTP_ROUTE, URL_SCHEME, HTTP_RESPONSE_STATUS_CODE, ERROR_TYPE],
 };
 /// Requests under way.
 pub const ACTIVE_REQUESTS: Metric = Metric {
@@ -248,6 +259,9 @@ pub const STORE_DURATION: Metric = Metric {
         DB_SYSTEM_NAME,
         DB_OPERATION_NAME,
         DB_STORED_PROCEDURE_NAME,
+        DB_NAMESPACE,
+        SERVER_ADDRESS,
+        SERVER_PORT,
         ERROR_TYPE,
         DB_RESPONSE_STATUS_CODE,
     ],

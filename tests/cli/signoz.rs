@@ -1,0 +1,285 @@
+//! What operators load into SigNoz and into a collector: it parses, its parts fit together, and every name in it is one
+//! that the service exports.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use callback_ingress::telemetry::names::{self, ATTRIBUTES, METRICS, Metric, RESOURCE};
+use serde_json::Value;
+
+use crate::filter::Filter;
+
+const README: &str = include_str!("../../README.md");
+const TABLES: &str = include_str!("../../config/signoz/README.md");
+const DASHBOARD: &str = include_str!("../../config/signoz/dashboard.json");
+const ALERTS: &str = include_str!("../../config/signoz/alerts.json");
+const COLLECTOR: &str = include_str!("../../config/otel-collector.yaml");
+
+fn dashboard() -> Value {
+    serde_json::from_str(DASHBOARD).unwrap()
+}
+
+fn alerts() -> Vec<Value> {
+    serde_json::from_str(ALERTS).unwrap()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn string(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
+}
+
+fn is_in(table: &[(&str, &str)], name: &str) -> bool {
+    table.iter().any(|(known, _)| *known == name)
+}
+
+/// All builder queries below a value, wherever they are.
+fn queries(value: &Value) -> Vec<&Value> {
+    match value {
+        Value::Object(members) if members.contains_key("aggregations") => vec![value],
+        Value::Object(members) => members.values().flat_map(queries).collect(),
+        Value::Array(items) => items.iter().flat_map(queries).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
+    }
+}
+
+/// The metric that SigNoz stores under this name. Of a histogram it makes several, and dots stay.
+fn stored(name: &str) -> (Metric, &str) {
+    let found = METRICS.iter().find_map(|metric| {
+        let suffix = name.strip_prefix(metric.name)?;
+        let suffixes: &[&str] = if metric.instrument == "histogram" {
+            &[".bucket", ".count", ".sum", ".min", ".max"]
+        } else {
+            &[""]
+        };
+        suffixes.contains(&suffix).then_some((*metric, suffix))
+    });
+    found.unwrap_or_else(|| panic!("SigNoz gets no {name} from us"))
+}
+
+/// A query's metric exists, has the attributes that the query names, and is aggregated as its kind can be.
+fn check(query: &Value) {
+    assert_eq!(query["signal"], "metrics", "{query}");
+    let [aggregation] = list(&query["aggregations"]) else { panic!("not one aggregation: {query}") };
+    let (metric, suffix) = stored(string(&aggregation["metricName"]));
+    let time = aggregation["timeAggregation"].as_str().unwrap_or_default();
+    let space = string(&aggregation["spaceAggregation"]);
+    let fits = match (metric.instrument, suffix) {
+        ("histogram", ".bucket") => time.is_empty() && matches!(space, "p50" | "p75" | "p90" | "p95" | "p99"),
+        ("histogram" | "counter", _) => matches!(time, "rate" | "increase") && space == "sum",
+        // Of the whole store, each instance tells the same: a sum would count it once an instance.
+        ("gauge", _) if metric.meaning.starts_with("in the whole store") => {
+            matches!(time, "latest" | "min" | "max") && space == "max"
+        }
+        ("gauge" | "up-down counter", _) => matches!(time, "latest" | "avg" | "min" | "max"),
+        other => panic!("{other:?} of {query}"),
+    };
+    assert!(fits, "{time} and {space} do not suit a {}: {query}", metric.instrument);
+
+    let filter = string(&query["filter"]["expression"]);
+    let filter = Filter::parse(filter).unwrap_or_else(|| panic!("no filter: {filter}"));
+    let grouped: Vec<_> = list(&query["groupBy"]).iter().map(|key| string(&key["name"])).collect();
+    for name in filter.names().chain(grouped.iter().copied()) {
+        let known = metric.attributes.contains(&name) || is_in(RESOURCE, name);
+        assert!(known, "{} has no {name}: {query}", metric.name);
+    }
+    for part in query["legend"].as_str().unwrap_or_default().split("{{").skip(1) {
+        let name = part.split_once("}}").unwrap().0;
+        assert!(grouped.contains(&name), "the legend has {name}, by which nothing is grouped: {query}");
+    }
+}
+
+/// Queries of one panel or rule have names of their own, formulas are of these, and something is shown.
+fn fit_together(composite: &[Value]) {
+    let specs: Vec<_> = composite.iter().map(|query| &query["spec"]).collect();
+    let names: BTreeSet<_> = specs.iter().map(|spec| string(&spec["name"])).collect();
+    assert_eq!(names.len(), specs.len(), "{composite:?}");
+    assert!(specs.iter().any(|spec| spec["disabled"] != true), "{composite:?}");
+    for formula in composite.iter().filter(|query| query["type"] == "builder_formula") {
+        let expression = string(&formula["spec"]["expression"]);
+        let of = expression
+            .split(|c: char| !c.is_alphanumeric())
+            .filter(|word| word.starts_with(char::is_alphabetic));
+        for name in of {
+            assert!(names.contains(name), "{expression}");
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_shows_what_is_exported() {
+    let dashboard = dashboard();
+    assert_eq!(dashboard["schemaVersion"], "v6");
+    let spec = &dashboard["spec"];
+    let variables: BTreeSet<_> =
+        list(&spec["variables"]).iter().map(|variable| string(&variable["spec"]["name"])).collect();
+    assert_eq!(variables, BTreeSet::from([names::DEPLOYMENT_ENVIRONMENT, names::SERVICE_NAME]));
+
+    let panels = spec["panels"].as_object().unwrap();
+    let mut shown = BTreeSet::new();
+    for (id, panel) in panels {
+        let [query] = list(&panel["spec"]["queries"]) else { panic!("{id}: not one query") };
+        let plugin = &query["spec"]["plugin"];
+        if plugin["kind"] == "signoz/CompositeQuery" {
+            fit_together(list(&plugin["spec"]["queries"]));
+        }
+        for query in queries(plugin) {
+            check(query);
+            let filter = Filter::parse(string(&query["filter"]["expression"])).unwrap();
+            assert_eq!(filter.variables().collect::<BTreeSet<_>>(), variables, "{id}");
+            shown.insert(stored(string(&query["aggregations"][0]["metricName"])).0.name);
+        }
+    }
+    let known: BTreeSet<_> = METRICS.iter().map(|metric| metric.name).collect();
+    assert_eq!(shown, known, "every metric is shown");
+
+    let mut placed = Vec::new();
+    for section in list(&spec["layouts"]) {
+        let mut cells = BTreeSet::new();
+        for item in list(&section["spec"]["items"]) {
+            placed.push(string(&item["content"]["$ref"]).strip_prefix("#/spec/panels/").unwrap().to_owned());
+            let at = |name: &str| item[name].as_u64().unwrap();
+            assert!(at("x") + at("width") <= 12, "{item}");
+            for x in at("x")..at("x") + at("width") {
+                for y in at("y")..at("y") + at("height") {
+                    assert!(cells.insert((x, y)), "{item} lies on another");
+                }
+            }
+        }
+    }
+    placed.sort();
+    assert_eq!(placed, panels.keys().cloned().collect::<Vec<_>>(), "every panel is placed once");
+}
+
+/// How a heading is linked to.
+fn anchor(heading: &str) -> String {
+    let text = heading.to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn the_alerts_are_about_what_is_exported_and_say_what_to_do() {
+    let anchors: BTreeSet<_> = README
+        .lines()
+        .filter_map(|line| Some(anchor(line.trim_start_matches('#').strip_prefix(' ')?)))
+        .collect();
+    let mut rules = BTreeMap::new();
+    for rule in alerts() {
+        let name = string(&rule["alert"]).to_owned();
+        let condition = &rule["condition"];
+        let all = list(&condition["compositeQuery"]["queries"]);
+        fit_together(all);
+        queries(&rule).into_iter().for_each(check);
+        let selected = all.iter().find(|query| query["spec"]["name"] == condition["selectedQueryName"]);
+        assert!(selected.is_some_and(|query| query["spec"]["disabled"] != true), "{name}");
+        let tiers: Vec<_> = list(&condition["thresholds"]["spec"])
+            .iter()
+            .map(|tier| string(&tier["name"]).to_owned())
+            .collect();
+        assert_eq!(rule["labels"]["severity"], tiers[0], "{name}");
+
+        let annotations = &rule["annotations"];
+        for text in ["summary", "description"] {
+            let text = string(&annotations[text]);
+            assert!(!text.is_empty(), "{name}");
+            for part in text.split("{{$").skip(1) {
+                let label = part.split_once("}}").unwrap().0;
+                let grouped = queries(&rule).iter().any(|query| query["groupBy"].to_string().contains(label));
+                assert!(matches!(label, "value" | "threshold") || grouped, "{name}: {label}");
+            }
+        }
+        let runbook = string(&annotations["runbook"]);
+        let found = runbook.strip_prefix("README.md#").is_some_and(|at| anchors.contains(at));
+        assert!(found, "{name}: {runbook} leads nowhere");
+        assert!(rules.insert(name.clone(), rule).is_none(), "{name} is there twice");
+    }
+    assert_eq!(rules.len(), 8);
+}
+
+#[test]
+fn the_collectors_example_fits_together_and_names_what_is_exported() {
+    let config: Value = serde_saphyr::from_str(COLLECTOR).unwrap();
+    let mut used = BTreeSet::new();
+    for (name, pipeline) in config["service"]["pipelines"].as_object().unwrap() {
+        for kind in ["receivers", "processors", "exporters"] {
+            for component in list(&pipeline[kind]) {
+                assert!(config[kind][string(component)].is_object(), "{name}: no {component} in {kind}");
+                used.insert((kind, string(component).to_owned()));
+            }
+        }
+        // What may refuse comes first, and what packs comes last.
+        let processors = list(&pipeline["processors"]);
+        assert_eq!(processors.first().unwrap(), "memory_limiter", "{name}");
+        assert_eq!(processors.last().unwrap(), "batch", "{name}");
+    }
+    for kind in ["receivers", "processors", "exporters"] {
+        for component in config[kind].as_object().unwrap().keys() {
+            assert!(used.contains(&(kind, component.clone())), "nothing uses {component}");
+        }
+    }
+
+    let mut policies = BTreeSet::new();
+    for policy in list(&config["processors"]["tail_sampling"]["policies"]) {
+        let (name, kind) = (string(&policy["name"]), string(&policy["type"]));
+        assert!(policies.insert(name.to_owned()), "{name} is there twice");
+        assert!(policy[kind].is_object(), "{name} has no settings of its type, {kind}");
+        if let Some(key) = policy[kind].get("key") {
+            assert!(is_in(ATTRIBUTES, string(key)), "{name}: no span has {key}");
+        }
+    }
+    let values = |name: &str| {
+        let policies = list(&config["processors"]["tail_sampling"]["policies"]);
+        policies.iter().find(|policy| policy["name"] == name).unwrap()["string_attribute"].clone()
+    };
+    assert_eq!(values("refusals")["key"], names::CODE);
+    assert_eq!(values("held")["key"], names::DELIVERY);
+    assert_eq!(values("not-answered")["key"], names::OUTCOME);
+
+    // Addresses and secrets come from the environment.
+    for exporter in config["exporters"].as_object().unwrap().values() {
+        assert!(string(&exporter["endpoint"]).starts_with("${env:"), "{exporter}");
+        for header in exporter["headers"].as_object().unwrap().values() {
+            assert!(string(header).starts_with("${env:"), "{header}");
+        }
+    }
+}
+
+fn code(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("`{text}`") }
+}
+
+fn table(head: &str, rows: impl Iterator<Item = Vec<String>>) -> String {
+    let columns = head.split(" | ").count();
+    let rule = format!("|{}", "---|".repeat(columns));
+    let rows = rows.map(|cells| format!("| {} |", cells.join(" | ")));
+    [format!("| {head} |"), rule].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_tables_of_names_are_the_codes() {
+    let named = |table: &'static [(&str, &str)]| {
+        table.iter().map(|(name, meaning)| vec![code(name), (*meaning).to_owned()])
+    };
+    let metrics = METRICS.iter().map(|metric| {
+        let attributes: Vec<_> = metric.attributes.iter().map(|name| code(name)).collect();
+        vec![
+            code(metric.name),
+            metric.instrument.to_owned(),
+            code(metric.unit),
+            metric.meaning.to_owned(),
+            attributes.join(", "),
+        ]
+    });
+    for expected in [
+        table("resource attribute | what it is", named(RESOURCE)),
+        table("attribute | what it is", named(ATTRIBUTES)),
+        table("metric | instrument | unit | what it measures | attributes", metrics),
+    ] {
+        assert!(
+            TABLES.contains(&expected),
+            "config/signoz/README.md does not have this table:\n\n{expected}\n"
+        );
+    }
+}
