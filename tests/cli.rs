@@ -23,11 +23,15 @@ mod healthcheck;
 mod old_redis;
 #[path = "cli/program.rs"]
 mod program;
+#[path = "it/proxy.rs"]
+mod proxy;
 #[path = "cli/readme.rs"]
 mod readme;
 #[path = "it/redis_server.rs"]
 #[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_server;
+#[path = "cli/secrecy.rs"]
+mod secrecy;
 #[path = "cli/serve.rs"]
 mod serve;
 #[path = "cli/service.rs"]
