@@ -24,6 +24,7 @@ mod old_redis;
 #[path = "cli/program.rs"]
 mod program;
 #[path = "it/proxy.rs"]
+#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod proxy;
 #[path = "cli/readme.rs"]
 mod readme;
