@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinError;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -218,6 +219,11 @@ async fn keep_checking(store: &Observed) -> AppError {
     }
 }
 
+/// How a task ended that should not have. What a panic says may hold anything: where it happened is told elsewhere.
+fn early_end(error: &JoinError) -> &'static str {
+    if error.is_panic() { "it panicked" } else { "it was cancelled" }
+}
+
 /// Adds up again and again what the store holds, for the metrics.
 async fn keep_adding_up(
     store: Arc<Observed>,
@@ -275,7 +281,7 @@ impl App {
             stop.cancel();
             for task in served.into_iter().chain([swept]) {
                 if let Err(error) = task.await {
-                    tracing::error!(error = %error, "a part of the service ended early");
+                    tracing::error!(error = early_end(&error), "a part of the service ended early");
                 }
             }
         });
@@ -287,5 +293,17 @@ impl App {
         stop.cancel();
         added_up.abort();
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_panicked_is_told_of_without_what_it_said() {
+        let error = tokio::spawn(async { panic!("cbt_AQJrMQ") }).await.unwrap_err();
+        assert!(error.to_string().contains("cbt_AQJrMQ"), "the library would tell: {error}");
+        assert_eq!(early_end(&error), "it panicked");
     }
 }

@@ -19,7 +19,7 @@ use crate::config::{ConfigError, Loaded, PREFIX, Sources, load};
 
 /// Takes the callbacks of asynchronous LLM and tool providers and puts each conversation's results, in the order of
 /// issue, on its routing channel.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
     #[command(flatten)]
@@ -30,7 +30,8 @@ struct Cli {
 
 #[expect(clippy::doc_markdown, reason = "shown as help on the terminal")]
 /// Settings: the defaults, then the file, then CALLBACK_INGRESS__SECTION__KEY variables, then these flags.
-#[derive(Debug, Args)]
+// Without `Debug`, which would show secrets.
+#[derive(Args)]
 #[command(next_help_heading = "Settings")]
 struct Settings {
     /// Configuration file (TOML)

@@ -24,7 +24,7 @@ use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use outage::{Losses, Signal, Watched};
-use tracing::{Metadata, Subscriber};
+use tracing::{Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
 use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
@@ -38,6 +38,9 @@ use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{ConversationId, ConversationRef};
 use crate::domain::work_item::Outcome;
 use crate::store::ChannelAddress;
+
+/// What our own targets begin with.
+const OURS: &str = "callback_ingress";
 
 thread_local! {
     /// Where this thread panicked last.
@@ -89,9 +92,15 @@ impl Flush {
     }
 }
 
-/// Ours; but not the spans that are made for export only.
+/// Ours, but not the spans that are made for export only; and what matters of others.
 fn is_for_people(metadata: &Metadata<'_>) -> bool {
-    metadata.target() != trace::TARGET && !is_told_otherwise(metadata)
+    let exported = metadata.target() == trace::TARGET;
+    !exported && may_tell(metadata.target(), *metadata.level()) && !is_told_otherwise(metadata)
+}
+
+/// What other libraries tell below `info` may hold what they send and receive, headers with credentials included.
+fn may_tell(target: &str, level: Level) -> bool {
+    target.starts_with(OURS) || level <= Level::INFO
 }
 
 /// Failures to export, which the SDK tells with each export, and [`outage`] once an outage.
@@ -166,8 +175,7 @@ pub fn start(config: &config::Telemetry, exports: Exports) -> Result<(Telemetry,
     });
     let records = logs.as_ref().map(|provider| {
         // Only our own: the exporter's would beget others.
-        let ours =
-            filter_fn(|metadata| metadata.is_event() && metadata.target().starts_with("callback_ingress"));
+        let ours = filter_fn(|metadata| metadata.is_event() && metadata.target().starts_with(OURS));
         OpenTelemetryTracingBridge::new(provider).with_filter(filter().and(ours))
     });
     // A second start changes nothing: the first one's settings stay.
@@ -262,6 +270,23 @@ impl Telemetry {
                     "released"
                 );
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_libraries_tell_nothing_below_info() {
+        for (target, level, told) in [
+            (module_path!(), Level::TRACE, true),
+            ("h2::codec", Level::INFO, true),
+            ("h2::codec", Level::DEBUG, false),
+            ("opentelemetry-otlp", Level::TRACE, false),
+        ] {
+            assert_eq!(may_tell(target, level), told, "{target} {level}");
         }
     }
 }

@@ -27,6 +27,9 @@ mod healthcheck;
 mod old_redis;
 #[path = "cli/program.rs"]
 mod program;
+#[path = "it/proxy.rs"]
+#[expect(dead_code, reason = "the other test binary uses all of it")]
+mod proxy;
 #[path = "cli/readme.rs"]
 mod readme;
 #[path = "cli/reason.rs"]
@@ -34,6 +37,8 @@ mod reason;
 #[path = "it/redis_server.rs"]
 #[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_server;
+#[path = "cli/secrecy.rs"]
+mod secrecy;
 #[path = "cli/serve.rs"]
 mod serve;
 #[path = "cli/service.rs"]

@@ -45,7 +45,8 @@ pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
     let store = loaded.store_shown();
     let result = story(&mut session, &store).await;
     let _ = done.send(());
-    running.await.map_err(|error| Failure::Failed(error.into()))??;
+    // A panic was told of where it happened, without what it said.
+    running.await.map_err(|_| Failure::Failed("the service ended early".into()))??;
     result.map_err(|wrong| {
         screen::problem(&wrong.to_string());
         Failure::Failed("the demo did not go as it should".into())

@@ -17,8 +17,8 @@ const SECRET_KEYS: [&str; 2] = ["token.keys", "platform.service_keys"];
 const STORE_URL: &str = "store.url";
 const REDACTED: &str = "[redacted]";
 
-/// What is laid over the defaults.
-#[derive(Clone, Debug, Default)]
+/// What is laid over the defaults. Its `Debug` shows the names of settings, and no value.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// A file.
     pub file: Option<PathBuf>,
@@ -26,6 +26,17 @@ pub struct Sources {
     pub variables: Vec<(String, String)>,
     /// Flags: the path of a key, and its value written as in a variable.
     pub flags: Vec<(String, String)>,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = |of: &[(String, String)]| of.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        f.debug_struct("Sources")
+            .field("file", &self.file)
+            .field("variables", &names(&self.variables))
+            .field("flags", &names(&self.flags))
+            .finish()
+    }
 }
 
 /// Why there is no configuration.

@@ -8,21 +8,21 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::token;
+
 /// Longest identifier that is taken from outside, in characters.
 pub const MAX_EXTERNAL_ID: usize = 128;
 
 /// Why a text is not an identifier.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")]
+#[error("must be 1 to 128 characters of A-Z a-z 0-9 . _ : - without cbt_, which begins a token")]
 pub struct InvalidId;
 
+/// Identifiers are shown and logged: a token that was put in the place of one must not become one.
 fn check_external(text: &str) -> Result<(), InvalidId> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
-    if (1..=MAX_EXTERNAL_ID).contains(&text.len()) && text.bytes().all(allowed) {
-        Ok(())
-    } else {
-        Err(InvalidId)
-    }
+    let in_bounds = (1..=MAX_EXTERNAL_ID).contains(&text.len());
+    if in_bounds && text.bytes().all(allowed) && !token::begins_in(text) { Ok(()) } else { Err(InvalidId) }
 }
 
 macro_rules! external_id {
@@ -32,7 +32,7 @@ macro_rules! external_id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Takes 1–128 characters of `A-Za-z0-9._:-`, and nothing else.
+            /// Takes 1–128 characters of `A-Za-z0-9._:-`, and nothing else: nothing in which a token begins, too.
             pub fn parse(text: &str) -> Result<Self, InvalidId> {
                 check_external(text)?;
                 Ok(Self(text.into()))
@@ -354,9 +354,19 @@ mod tests {
         for bad in ["", "{}", "a b", "a\0", "a/b", "ä", "a%2F", "a\n", &"x".repeat(129)] {
             assert_eq!(ConversationId::parse(bad), Err(InvalidId), "{bad:?}");
         }
-        for good in ["a", "A.b_c:d-9", &"x".repeat(128)] {
+        for good in ["a", "A.b_c:d-9", "cbt", "cbt-1", &"x".repeat(128)] {
             assert_eq!(ConversationId::parse(good).unwrap().as_str(), good);
         }
+    }
+
+    #[test]
+    fn a_token_is_no_identifier() {
+        for bad in ["cbt_AQJrMQ", "cbt_", "CBT_AQJrMQ", "call-7:cbt_AQJrMQ"] {
+            assert_eq!(ConversationId::parse(bad), Err(InvalidId), "{bad:?}");
+            assert_eq!(TurnId::parse(bad), Err(InvalidId), "{bad:?}");
+        }
+        let told = InvalidId.to_string();
+        assert!(told.contains(token::PREFIX) && told.contains(&MAX_EXTERNAL_ID.to_string()), "{told}");
     }
 
     #[test]

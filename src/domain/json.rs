@@ -4,6 +4,7 @@
 //! unparsed: depth, and escapes that are half of a surrogate pair.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 
 use serde_json::value::RawValue;
@@ -59,13 +60,19 @@ struct Member {
     value: Range<usize>,
 }
 
-/// A checked JSON text and where its top-level members are.
-#[derive(Clone, Debug)]
+/// A checked JSON text and where its top-level members are. Its `Debug` shows nothing of the text.
+#[derive(Clone)]
 pub struct Scan<'a> {
     text: &'a str,
     value: Range<usize>,
     members: Vec<Member>,
     problem: Option<Malformed>,
+}
+
+impl fmt::Debug for Scan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Scan({} bytes, {} members)", self.text.len(), self.members.len())
+    }
 }
 
 impl<'a> Scan<'a> {

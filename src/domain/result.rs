@@ -1,5 +1,7 @@
 //! A provider's body, judged: what it settles the work item as, and the bytes that travel on.
 
+use std::fmt;
+
 use bytes::Bytes;
 use thiserror::Error;
 
@@ -16,8 +18,8 @@ pub struct CallbackResult {
     pub fingerprint: Fingerprint,
 }
 
-/// A result or an error, byte for byte as the provider wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A result or an error, byte for byte as the provider wrote it. Its `Debug` shows the size only.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Payload {
     /// The whole body.
     Succeeded(Bytes),
@@ -31,6 +33,16 @@ impl Payload {
         match self {
             Self::Succeeded(bytes) | Self::Failed(bytes) => bytes,
         }
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Succeeded(_) => "Succeeded",
+            Self::Failed(_) => "Failed",
+        };
+        write!(f, "{name}({} bytes)", self.bytes().len())
     }
 }
 

@@ -30,6 +30,11 @@ use super::work_item::{Kind, WorkItem};
 
 /// What every token begins with.
 pub const PREFIX: &str = "cbt_";
+/// Whether a token may begin in a text: for texts that are shown, in which none may stand.
+pub fn begins_in(text: &str) -> bool {
+    text.as_bytes().windows(PREFIX.len()).any(|part| part.eq_ignore_ascii_case(PREFIX.as_bytes()))
+}
+
 /// Fewest bytes of a signing key: those of the hash.
 pub const MIN_KEY_BYTES: usize = 32;
 

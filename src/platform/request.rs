@@ -8,6 +8,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::time::Instant;
 
 use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkItemId};
+use crate::domain::token;
 use crate::http::body::{self, BodyLimits};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
@@ -67,8 +68,8 @@ pub(super) async fn json<T: DeserializeOwned>(
         // A number where a word is wanted is an error of syntax to the parser, and JSON nevertheless.
         let is_json = || serde_json::from_str::<IgnoredAny>(text).is_ok();
         if inner.is_data() || is_json() {
-            let field = if path == "." { "the body".to_owned() } else { path };
-            invalid(&field, inner)
+            let field = if path == "." { "the body" } else { nameable(&path) };
+            invalid(field, wanted(&inner.to_string()))
         } else {
             Refusal::new(Code::BodyMalformed, format!("the body is not JSON: {inner}"))
         }
@@ -76,6 +77,27 @@ pub(super) async fn json<T: DeserializeOwned>(
     json.end()
         .map_err(|error| Refusal::new(Code::BodyMalformed, format!("the body is not JSON: {error}")))?;
     Ok(value)
+}
+
+/// Longest name of a field that is said back.
+const MAX_NAME: usize = 32;
+
+/// A field's name, unless it may be something else that was put in the place of one: a token, or a key of some kind.
+fn nameable(name: &str) -> &str {
+    if name.len() <= MAX_NAME && !token::begins_in(name) { name } else { "a field whose name is not shown" }
+}
+
+/// Of what the parser complains, only what it wanted: what it found is the caller's, and may be a secret.
+fn wanted(complaint: &str) -> String {
+    let about_a_field = complaint.starts_with("missing field ") || complaint.starts_with("duplicate field ");
+    match complaint.rsplit_once(", expected ") {
+        _ if about_a_field => complaint.to_owned(),
+        Some((found, wanted)) if found.starts_with("unknown field ") => {
+            format!("unknown; known are {wanted}")
+        }
+        Some((_, wanted)) => format!("must be {wanted}"),
+        None => "is not what it must be".to_owned(),
+    }
 }
 
 pub(super) fn turn_id(text: &str) -> Result<TurnId, Refusal> {
@@ -96,5 +118,53 @@ pub(super) fn milliseconds(field: &str, given: Option<u64>, max: u64) -> Result<
     match given {
         Some(ms) if !(1..=max).contains(&ms) => Err(invalid(field, format_args!("must be 1 to {max}"))),
         _ => Ok(given),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Word {
+        One,
+        Two,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only read into")]
+    struct Asked {
+        word: Word,
+        number: Option<u64>,
+    }
+
+    async fn refused(body: String) -> String {
+        let (mut parts, ()) = axum::http::Request::new(()).into_parts();
+        parts.headers.insert("content-type", "application/json".parse().unwrap());
+        let limits = BodyLimits { max_bytes: 1 << 20, timeout: std::time::Duration::from_secs(9) };
+        json::<Asked>(&parts, Body::from(body), limits).await.unwrap_err().message.into_owned()
+    }
+
+    #[tokio::test]
+    async fn what_is_wanted_is_said_and_what_was_found_is_not() {
+        for (body, expected) in [
+            ("{}", "the body: missing field `word` at line 1 column 2"),
+            (r#"{"word":"one","word":"two"}"#, "the body: duplicate field `word` at line 1 column 20"),
+            (r#"{"word":"SECRET"}"#, "word: must be `one` or `two` at line 1 column 16"),
+            (r#"{"word":"one","number":"SECRET"}"#, "number: must be u64 at line 1 column 31"),
+            (r#"{"word":"SECRET, expected x"}"#, "word: must be `one` or `two` at line 1 column 28"),
+            (r#"{"other":1}"#, "other: unknown; known are `word` or `number` at line 1 column 8"),
+        ] {
+            assert_eq!(refused(body.to_owned()).await, expected, "{body}");
+        }
+        for name in ["cbt_AQJrMQ", &"k".repeat(33), "x, expected cbt_AQJrMQ"] {
+            let told = refused(format!("{{\"{name}\":1}}")).await;
+            assert!(
+                told.starts_with("a field whose name is not shown: unknown; known are `word` or `number`"),
+                "{told}"
+            );
+        }
     }
 }

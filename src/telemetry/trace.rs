@@ -19,6 +19,7 @@ use super::names;
 use crate::clock::Entropy;
 use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::TraceParent;
+use crate::domain::token;
 use crate::domain::work_item::Outcome;
 
 /// The target of spans that are exported, and of nothing else.
@@ -37,8 +38,9 @@ pub struct Place {
 struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
+    /// `tracestate` travels on as it is: one in which a token stands is left behind.
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
+        self.0.get(key)?.to_str().ok().filter(|text| !token::begins_in(text))
     }
 
     fn keys(&self) -> Vec<&str> {
@@ -239,4 +241,24 @@ pub fn published(
 /// A number as attributes hold it.
 pub fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tracestate_with_a_token_is_left_behind_and_the_trace_goes_on() {
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        for (state, taken) in [("vendor=1,other=2", "vendor=1,other=2"), ("vendor=1,other=cbt_AQJrMQ", "")] {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", format!("00-{trace}-b7ad6b7169203331-01").parse().unwrap());
+            headers.insert("tracestate", state.parse().unwrap());
+            let context = caller(&headers).span().span_context().clone();
+            assert_eq!(
+                (context.trace_id().to_string(), context.trace_state().header()),
+                (trace.into(), taken.into())
+            );
+        }
+    }
 }

@@ -1,13 +1,13 @@
 //! A collector that keeps what it is sent, over gRPC or HTTP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
@@ -44,6 +44,8 @@ pub(crate) struct Received {
     pub(crate) metrics: Vec<Metric>,
     /// Every request as it came, for who searches all of it.
     pub(crate) raw: Vec<Vec<u8>>,
+    /// What `authorization` said.
+    pub(crate) credentials: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -96,6 +98,11 @@ impl Shared {
         keep(&mut received);
     }
 
+    fn credential(&self, headers: &HeaderMap) {
+        let credential = headers.get("authorization").and_then(|value| value.to_str().ok());
+        self.0.lock().unwrap().credentials.extend(credential.map(ToOwned::to_owned));
+    }
+
     fn traces(&self, request: ExportTraceServiceRequest) {
         self.add(&request.clone(), |received| {
             for of in request.resource_spans {
@@ -130,6 +137,7 @@ impl TraceService for Shared {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.credential(request.metadata().as_ref());
         self.traces(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
@@ -141,6 +149,7 @@ impl LogsService for Shared {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        self.credential(request.metadata().as_ref());
         self.logs(request.into_inner());
         Ok(Response::new(ExportLogsServiceResponse::default()))
     }
@@ -152,6 +161,7 @@ impl MetricsService for Shared {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        self.credential(request.metadata().as_ref());
         self.metrics(request.into_inner());
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
@@ -159,7 +169,8 @@ impl MetricsService for Shared {
 
 /// One route of OTLP over HTTP.
 fn over_http<M: Message + Default + 'static>(keep: fn(&Shared, M)) -> axum::routing::MethodRouter<Shared> {
-    post(move |State(shared): State<Shared>, body: Bytes| async move {
+    post(move |State(shared): State<Shared>, headers: HeaderMap, body: Bytes| async move {
+        shared.credential(&headers);
         match M::decode(body) {
             Ok(message) => {
                 keep(&shared, message);

@@ -21,8 +21,9 @@ impl Proxy {
         let cuts = Arc::clone(&proxy.cuts);
         thread::spawn(move || {
             for client in listener.incoming() {
-                let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", port)).unwrap());
-                pass_on(client, server, Arc::clone(&cuts));
+                // A server that is down takes no connection, and the client is told so by the end of its own.
+                let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                pass_on(client.unwrap(), server, Arc::clone(&cuts));
             }
         });
         proxy

@@ -65,8 +65,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// A script's reply: a word, and what follows it.
-#[derive(Debug)]
+/// A script's reply: a word, and what follows it. There may be results in it: it has no `Debug`.
 pub(super) struct Reply {
     pub(super) word: String,
     pub(super) rest: Vec<Value>,
@@ -125,8 +124,7 @@ impl Reply {
     }
 }
 
-/// Names and values.
-#[derive(Debug)]
+/// Names and values. There may be a result among them: they have no `Debug`.
 pub(super) struct Fields(Vec<(String, Vec<u8>)>);
 
 impl Fields {

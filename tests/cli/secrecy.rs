@@ -1,0 +1,284 @@
+//! No credential and no result leaves the process but where the contract says so.
+//!
+//! Every request of the contract, good and bad, is sent to the real program at log level `trace`, with tokens, and what
+//! is nearly one, in every place of a request (`places`). Everything that comes out is captured: both outputs, all that
+//! is exported by OTLP, every reply, every key and value of Redis and every command that it got, `/metrics`, what the
+//! other commands print, what `Debug` prints. `search` then looks for every token, key, password and result of the
+//! run, any 12 characters of it, in several spellings.
+//!
+//! That the suite can fail is shown by `planted`, and end to end by `tests/secrecy-mutations`, which puts leaks into a
+//! copy of the source and demands that this suite finds them.
+//!
+//! What the contract lets out is not looked for there: a token in the reply to the issue of its work item; results in
+//! event streams, on the channel, where they are held, and in what Redis tells of commands (`MONITOR`, `SLOWLOG`): they
+//! are arguments of its scripts. A provider that writes its token into its result, elsewhere than in the field that is
+//! removed, has published it itself.
+
+#[path = "secrecy/commands.rs"]
+mod commands;
+#[path = "secrecy/in_redis.rs"]
+mod in_redis;
+#[path = "secrecy/panics.rs"]
+mod panics;
+#[path = "secrecy/places.rs"]
+mod places;
+#[path = "secrecy/planted.rs"]
+mod planted;
+#[path = "secrecy/prints.rs"]
+mod prints;
+#[path = "secrecy/refusals.rs"]
+mod refusals;
+#[path = "secrecy/running.rs"]
+mod running;
+#[path = "secrecy/search.rs"]
+mod search;
+#[path = "secrecy/session.rs"]
+mod session;
+#[path = "secrecy/tokens.rs"]
+mod tokens;
+#[path = "secrecy/wire.rs"]
+mod wire;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use callback_ingress::domain::ids::ConversationId;
+use callback_ingress::http::code::Code;
+use serde_json::json;
+use tokio::time::Instant;
+
+use self::in_redis::WatchedRedis;
+use self::refusals::LIMITS;
+use self::running::Running;
+use self::search::{Capture, Searcher};
+use self::session::Session;
+use self::tokens::Known;
+use self::wire::{Wire, request};
+use crate::collector::{Collector, Protocol};
+use crate::service::eventually;
+use crate::wire::{UnderWay, begin};
+
+/// Looks for every known secret in all of it.
+#[track_caller]
+#[expect(clippy::print_stdout, reason = "with --nocapture: how much was searched, for how much")]
+pub(crate) fn nothing_leaks(known: &Known, captures: &[Capture]) {
+    let since = Instant::now();
+    let secrets = known.all();
+    let searcher = Searcher::new(&secrets);
+    let leaks: Vec<_> = captures.iter().flat_map(|capture| searcher.find(capture)).collect();
+    let bytes: usize = captures.iter().map(|capture| capture.bytes.len()).sum();
+    let needles: usize = secrets.iter().map(search::Secret::needles).sum();
+    println!(
+        "{} secrets ({needles} needles), {} captures, {bytes} bytes, searched in {:?}",
+        secrets.len(),
+        captures.len(),
+        since.elapsed()
+    );
+    let shown = &leaks[..leaks.len().min(30)];
+    assert!(leaks.is_empty(), "{} leaks, of which the first are:{shown:?}", leaks.len());
+}
+
+/// A service with secrets of its own everywhere, watched from all sides.
+struct Watched {
+    known: Arc<Known>,
+    signing_key: String,
+    collector: Collector,
+    running: Running,
+    session: Session,
+}
+
+impl Watched {
+    fn start(known: Arc<Known>, store: &str, protocol: Protocol, log_format: &str) -> Self {
+        let keys = ["k1", "old"].map(|id| known.signing_key(id));
+        let service_keys = ["the service key", "the next service key"].map(|name| known.credential(name));
+        let header = known.credential("the collector's credential");
+        let collector = Collector::start(protocol);
+        let mut variables: Vec<(&str, String)> = collector.variables();
+        variables.extend(LIMITS.map(|(name, value)| (name, value.to_owned())));
+        variables.extend([
+            ("CALLBACK_INGRESS__HTTP__PUBLIC_ADDR", "127.0.0.1:0".to_owned()),
+            ("CALLBACK_INGRESS__HTTP__PLATFORM_ADDR", "127.0.0.1:0".to_owned()),
+            ("CALLBACK_INGRESS__STORE__URL", store.to_owned()),
+            ("CALLBACK_INGRESS__TOKEN__KEYS", format!("{keys:?}")),
+            ("CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS", format!("{service_keys:?}")),
+            ("CALLBACK_INGRESS__TELEMETRY__LOG_LEVEL", "trace".to_owned()),
+            ("CALLBACK_INGRESS__TELEMETRY__LOG_FORMAT", log_format.to_owned()),
+            ("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization=Bearer%20{header}")),
+            ("RUST_BACKTRACE", "full".to_owned()),
+        ]);
+        let running = Running::start(&variables);
+        let wire = Wire {
+            public: running.public.clone(),
+            platform: running.platform.clone(),
+            known: Arc::clone(&known),
+            captures: Vec::new(),
+            codes: BTreeSet::new(),
+            sent: 0,
+        };
+        let session = Session::new(wire, &service_keys[0]);
+        let [signing_key, _] = keys;
+        let watched = Self { known, signing_key, collector, running, session };
+        eventually("the collector is sent its credential", || {
+            watched.collector.received().credentials.contains(&format!("Bearer {header}"))
+        });
+        watched
+    }
+
+    /// Everything that is wrong, or right, on any store.
+    fn every_request(&mut self) {
+        self.session.every_text_in_every_place();
+        self.session.say_nonsense();
+        self.session.refuse_providers(&self.signing_key);
+        self.session.refuse_what_is_late_or_too_much();
+        let (_, item) = self.session.tool();
+        self.session.refuse_the_platform(&item.token);
+    }
+
+    /// Event streams up to their limit, which stay open.
+    fn follow(&mut self, conversation: &str) -> [UnderWay; 2] {
+        let line = format!("GET /platform/v1/conversations/{conversation}/events?from=0");
+        let key = format!("authorization: Bearer {}", self.session.service_key);
+        let streams = [(); 2].map(|()| {
+            let mut stream = begin(&self.running.platform, &line, &[&key, ""], "");
+            stream.read_until("text/event-stream");
+            stream
+        });
+        let refused = self.session.platform("GET", &format!("{conversation}/events"), "");
+        assert_eq!(refused.code(), "OVERLOADED");
+        streams
+    }
+
+    #[expect(clippy::print_stdout, reason = "with --nocapture: how much was captured")]
+    /// Ends it: what is asked meanwhile is refused. Everything that came out of it.
+    fn end(mut self, streams: [UnderWay; 2]) -> (Arc<Known>, Vec<Capture>, BTreeSet<String>) {
+        let metrics = request("GET /metrics\n\n", &[]);
+        let address = self.running.platform.clone();
+        self.session.wire.say("/metrics", &address, &metrics);
+        let (_, item) = self.session.tool();
+        self.running.process.signal("TERM");
+        eventually("it drains", || self.session.callback(&item.token).code() == "DRAINING");
+        let Wire { mut captures, codes, sent, .. } = self.session.wire;
+        captures.extend(streams.map(|stream| Capture::with_results("an event stream", stream.rest())));
+        captures.extend(self.running.ended(0));
+        let received = self.collector.received();
+        let (spans, logs, metrics) = (received.spans.len(), received.logs.len(), received.metrics.len());
+        assert!(spans > 100 && logs > 100 && metrics > 0, "{spans} {logs} {metrics}");
+        println!("{sent} requests; {spans} spans, {logs} log records, {metrics} metrics");
+        captures.extend(received.raw.iter().map(|raw| Capture::new("what was exported", raw.clone())));
+        drop(received);
+        (self.known, captures, codes)
+    }
+}
+
+/// Names of what may hold results, and does: that it would be noticed elsewhere.
+fn holding_results(known: &Known, captures: &[Capture]) -> BTreeSet<String> {
+    let secrets = known.all();
+    let searcher = Searcher::new(&secrets);
+    let may_hold = captures.iter().filter(|capture| capture.may_hold_results);
+    let strict = may_hold.map(|capture| Capture { may_hold_results: false, ..capture.clone() });
+    strict
+        .filter(|capture| !searcher.find(capture).is_empty())
+        .map(|capture| kind_of(&capture.name))
+        .collect()
+}
+
+/// What kind of key it is, where it is one.
+fn kind_of(name: &str) -> String {
+    name.split(':').nth(2).unwrap_or(name).to_owned()
+}
+
+/// The codes that were not provoked.
+fn missing(codes: &BTreeSet<String>) -> Vec<&'static str> {
+    Code::ALL.iter().map(|code| code.as_str()).filter(|code| !codes.contains(*code)).collect()
+}
+
+#[test]
+fn nothing_leaks_on_the_embedded_store() {
+    let mut watched = Watched::start(Arc::new(Known::new()), "memory:", Protocol::Http, "text");
+    watched.every_request();
+    let conversation = watched.session.open();
+    let streams = watched.follow(&conversation);
+    let (known, captures, codes) = watched.end(streams);
+    // It has no connection to lose, and nothing that another program could spoil.
+    assert_eq!(missing(&codes), ["STORE_UNAVAILABLE", "OUTCOME_UNKNOWN", "INTERNAL"]);
+    nothing_leaks(&known, &captures);
+}
+
+#[test]
+fn nothing_leaks_on_a_redis_that_fails_in_between() {
+    let known = Arc::new(Known::new());
+    let mut redis = WatchedRedis::start(&known.credential("the password of Redis"));
+    let mut watched = Watched::start(Arc::clone(&known), &redis.url(), Protocol::Grpc, "json");
+    watched.every_request();
+
+    // Followed, with an item that is held, through all that comes.
+    let (conversation, first) = watched.session.tool();
+    let [second, third] = [(); 2].map(|()| watched.session.issue(&conversation, &json!({"kind": "tool"})));
+    assert_eq!(watched.session.callback(&second.token).status, 202);
+    let streams = watched.follow(&conversation);
+    eventually("an answer is lost, and that of the second try", || {
+        redis.proxy.lose_answers(4);
+        watched.session.callback(&third.token).code() == "OUTCOME_UNKNOWN"
+    });
+    redis.proxy.lose_answers(0);
+    let mut captures = redis.content();
+    captures.extend(redis.heard());
+
+    redis.kill();
+    let down = watched.session.callback(&first.token);
+    assert!(["STORE_UNAVAILABLE", "OUTCOME_UNKNOWN"].contains(&down.code()), "{down:?}");
+    eventually("it is known to be down", || {
+        watched.session.callback(&first.token).code() == "STORE_UNAVAILABLE"
+    });
+    for path in [conversation.clone(), format!("{conversation}/work-items/{}", first.id)] {
+        for method in ["PUT", "GET", "DELETE"] {
+            let answer = watched.session.platform(method, &path, "");
+            assert!(answer.status == 503 || answer.status == 405, "{method} {path} {answer:?}");
+        }
+    }
+    redis.restart();
+    let mut answer = down;
+    eventually("it is back", || {
+        answer = watched.session.callback(&first.token);
+        answer.status < 500
+    });
+    // Taken now, or with a try whose answer was lost.
+    assert!([200, 202].contains(&answer.status), "{answer:?}");
+
+    // Each key of a conversation, spoilt.
+    for what in ["conversation", "items", "held", "channel", "used"] {
+        let (conversation, released) = watched.session.tool();
+        let [item, held] = [(); 2].map(|()| watched.session.issue(&conversation, &json!({"kind": "tool"})));
+        for other in [released, held] {
+            assert_eq!(watched.session.callback(&other.token).status, 202);
+        }
+        let reference = ConversationId::parse(&conversation).unwrap().reference();
+        let keys = redis.keys(&format!("*:{what}:{reference}*"));
+        assert!(!keys.is_empty(), "{what}");
+        for key in &keys {
+            redis.spoil(key);
+        }
+        let answers = [
+            watched.session.callback(&item.token),
+            watched.session.another(&item.token),
+            watched.session.platform("GET", &conversation, ""),
+            watched.session.platform("GET", &format!("{conversation}/work-items/{}", item.id), ""),
+            watched.session.platform("POST", &format!("{conversation}/work-items"), r#"{"kind":"tool"}"#),
+            watched.session.platform("DELETE", &format!("{conversation}/work-items/{}", item.id), ""),
+            watched.session.platform("DELETE", &conversation, ""),
+        ];
+        let codes: Vec<_> = answers.iter().map(|answer| (answer.status, answer.code())).collect();
+        // A mark that a token was used is a text in any case.
+        assert!(what == "used" || codes.iter().any(|(_, code)| *code == "INTERNAL"), "{what}: {codes:?}");
+    }
+    captures.extend(redis.content());
+    captures.extend(redis.heard());
+    let (known, rest, codes) = watched.end(streams);
+    captures.extend(rest);
+    assert_eq!(missing(&codes), [""; 0]);
+    let holding = holding_results(&known, &captures);
+    for expected in ["channel", "held", "an event stream", "the commands that Redis got"] {
+        assert!(holding.contains(expected), "{expected} is not among {holding:?}");
+    }
+    nothing_leaks(&known, &captures);
+}

@@ -1,0 +1,136 @@
+//! A Redis with a password, behind a wire that can be cut, and all that is in it or said to it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use redis::{Value, cmd};
+
+use super::search::Capture;
+use crate::proxy::Proxy;
+use crate::redis_server::RedisServer;
+use crate::service::eventually;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct WatchedRedis {
+    pub(crate) server: RedisServer,
+    pub(crate) proxy: Proxy,
+    password: String,
+    heard: Vec<Arc<Mutex<Vec<u8>>>>,
+}
+
+impl WatchedRedis {
+    pub(crate) fn start(password: &str) -> Self {
+        let options = ["--requirepass", password, "--slowlog-log-slower-than", "0", "--appendonly", "yes"];
+        let server = RedisServer::with(&options);
+        let proxy = Proxy::to(server.port());
+        let mut redis = Self { server, proxy, password: password.to_owned(), heard: Vec::new() };
+        redis.listen();
+        redis
+    }
+
+    /// The store's URL: by way of the wire.
+    pub(crate) fn url(&self) -> String {
+        format!("redis://default:{}@127.0.0.1:{}/0", self.password, self.proxy.port())
+    }
+
+    pub(crate) fn connection(&self) -> redis::Connection {
+        let url = format!("redis://:{}@127.0.0.1:{}/0", self.password, self.server.port());
+        redis::Client::open(url).unwrap().get_connection().unwrap()
+    }
+
+    /// Hears every command from now on, scripts' own included, until the server ends.
+    fn listen(&mut self) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.server.port())).unwrap();
+        write!(stream, "AUTH {}\r\nMONITOR\r\n", self.password).unwrap();
+        let heard: Arc<Mutex<Vec<u8>>> = Arc::default();
+        self.heard.push(Arc::clone(&heard));
+        thread::spawn(move || {
+            let mut buffer = [0; 8 * 1024];
+            while let Ok(count) = stream.read(&mut buffer) {
+                if count == 0 {
+                    break;
+                }
+                heard.lock().unwrap().extend_from_slice(&buffer[..count]);
+            }
+        });
+        let heard = Arc::clone(&self.heard[self.heard.len() - 1]);
+        eventually("Redis tells its commands", || heard.lock().unwrap().ends_with(b"+OK\r\n+OK\r\n"));
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.server.kill();
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.server.restart();
+        self.listen();
+    }
+
+    /// Puts a text under each key of a conversation in whose place another kind of value is wanted.
+    pub(crate) fn spoil(&self, key: &str) {
+        let mut connection = self.connection();
+        cmd("DEL").arg(key).exec(&mut connection).unwrap();
+        cmd("SET").arg(key).arg("x").arg("EX").arg(600).exec(&mut connection).unwrap();
+    }
+
+    /// All keys that match.
+    pub(crate) fn keys(&self, pattern: &str) -> Vec<String> {
+        cmd("KEYS").arg(pattern).query(&mut self.connection()).unwrap()
+    }
+
+    /// Every key, with all that is under it.
+    pub(crate) fn content(&self) -> Vec<Capture> {
+        let mut connection = self.connection();
+        self.keys("*").into_iter().map(|key| read(&mut connection, &key)).collect()
+    }
+
+    /// All that was said to it, and what it tells of that by itself. Results are in it: they are arguments.
+    pub(crate) fn heard(&self) -> Vec<Capture> {
+        let slow: Value = cmd("SLOWLOG").arg("GET").arg(-1).query(&mut self.connection()).unwrap();
+        let mut slow_bytes = Vec::new();
+        flatten(slow, &mut slow_bytes);
+        let heard = self.heard.iter().map(|heard| heard.lock().unwrap().clone());
+        let mut captures: Vec<_> =
+            heard.map(|bytes| Capture::with_results("the commands that Redis got", bytes)).collect();
+        captures.push(Capture::with_results("the slow log of Redis", slow_bytes));
+        captures
+    }
+}
+
+/// Results may be held, and may be on the channel, and nowhere else.
+fn read(connection: &mut redis::Connection, key: &str) -> Capture {
+    let kind: String = cmd("TYPE").arg(key).query(connection).unwrap();
+    let command = match kind.as_str() {
+        "string" => cmd("GET").arg(key).to_owned(),
+        "hash" => cmd("HGETALL").arg(key).to_owned(),
+        "zset" => cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").to_owned(),
+        "stream" => cmd("XRANGE").arg(key).arg("-").arg("+").to_owned(),
+        other => panic!("{key} is a {other}"),
+    };
+    let mut bytes = format!("{key}\n").into_bytes();
+    flatten(command.query(connection).unwrap(), &mut bytes);
+    let name = format!("the key {key}");
+    if key.contains(":channel:") || key.contains(":held:") {
+        Capture::with_results(name, bytes)
+    } else {
+        Capture::new(name, bytes)
+    }
+}
+
+fn flatten(value: Value, into: &mut Vec<u8>) {
+    if let Value::BulkString(bytes) = value {
+        into.extend(bytes);
+    } else if let Value::Int(number) = value {
+        into.extend(number.to_string().into_bytes());
+    } else if let Value::Array(values) = value {
+        for value in values {
+            flatten(value, into);
+        }
+    } else {
+        panic!("{value:?}");
+    }
+    into.push(b'\n');
+}

@@ -1,0 +1,120 @@
+//! A panic may say anything. Where it happened is told, and nothing of what it said.
+
+use std::io::Write;
+use std::panic::panic_any;
+use std::process::Command;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::post;
+use callback_ingress::config::{Sources, load};
+use callback_ingress::http::context::Side;
+use callback_ingress::http::observe;
+use callback_ingress::http::server::{self, Limits};
+use callback_ingress::telemetry::{self, Exports};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::search::Capture;
+use super::tokens::{Known, signed};
+use super::{nothing_leaks, wire};
+use crate::collector::{Collector, Protocol};
+
+/// What the panics say.
+const SAID: &str = "WHAT_THE_PANICS_SAY";
+/// How handlers panic.
+const WAYS: [&str; 5] = ["text", "value", "unwrap", "task", "drop"];
+
+#[test]
+fn what_a_panic_says_is_told_nowhere() {
+    let known = Known::new();
+    let token = signed(&known.signing_key("k1"), "call-1", 4_000_000_000_000);
+    known.token("a work item", &token);
+    let said = format!("{token} {} {}", known.credential("the service key"), known.result());
+    let collector = Collector::start(Protocol::Http);
+    // A process of its own: what is said of panics is set for the whole of one.
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "secrecy::panics::a_process_that_panics", "--nocapture"])
+        .env_clear()
+        .env(SAID, said)
+        .env("RUST_BACKTRACE", "full")
+        .envs(collector.variables())
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{out}\n{err}");
+    assert_eq!(out.matches(r#""code":"INTERNAL""#).count(), WAYS.len(), "{out}");
+    // A task's is one, and whoever waited for it had another.
+    assert_eq!(err.matches("a bug: something panicked").count(), WAYS.len() + 1, "{err}");
+    assert!(err.contains(file!()), "where it happened is told: {err}");
+    let received = collector.received();
+    assert!(received.logs.len() >= 2 * WAYS.len() && received.spans.len() >= WAYS.len(), "{received:?}");
+    let mut captures = vec![Capture::new("standard output", out), Capture::new("standard error", err)];
+    captures.extend(received.raw.iter().map(|raw| Capture::new("what was exported", raw.clone())));
+    nothing_leaks(&known, &captures);
+}
+
+struct PanicsWhenDropped(String);
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        panic!("{}", self.0);
+    }
+}
+
+async fn panicking(way: &str, said: String) -> &'static str {
+    match way {
+        "text" => panic!("{said}"),
+        "value" => panic_any(said),
+        "unwrap" => serde_json::from_value(said.into()).map(|(): ()| "not reached").unwrap(),
+        "task" => tokio::spawn(async move { panic!("{said}") }).await.unwrap(),
+        _ => {
+            drop(PanicsWhenDropped(said));
+            "not reached"
+        }
+    }
+}
+
+/// Panics as a handler of the service would, behind all that stands around its handlers.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "what it is to do is told to the process by variables")]
+#[ignore = "the process in which `what_a_panic_says_is_told_nowhere` lets handlers panic"]
+fn a_process_that_panics() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let flags = vec![("telemetry.log_level".to_owned(), "trace".to_owned())];
+        let config = load(Sources { flags, ..Sources::default() }).unwrap().config;
+        let exports = Exports::of(|name| std::env::var(name).ok()).unwrap();
+        let (telemetry, flush) = telemetry::start(&config.telemetry, exports).unwrap();
+        let said = std::env::var(SAID).unwrap();
+        let mut routes = Router::new();
+        for way in WAYS {
+            let said = said.clone();
+            routes = routes.route(&format!("/{way}"), post(move || panicking(way, said)));
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits {
+            head_timeout: Duration::from_secs(9),
+            write_timeout: Duration::from_secs(9),
+            keep_alive_timeout: Duration::from_secs(9),
+            max_connections: 9,
+            half_close: true,
+        };
+        let stop = CancellationToken::new();
+        let metrics = telemetry.metrics.clone();
+        let routes = observe::around(Side::Public, telemetry, routes);
+        let serving = tokio::spawn(server::serve(listener, routes, limits, metrics, stop.clone()));
+        for way in WAYS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(&wire::request(&format!("POST /{way}\n\n"), &[])).await.unwrap();
+            let mut reply = Vec::new();
+            stream.read_to_end(&mut reply).await.unwrap();
+            std::io::stdout().write_all(&reply).unwrap();
+        }
+        stop.cancel();
+        serving.await.unwrap();
+        flush.send(Duration::from_secs(9)).await;
+    });
+}

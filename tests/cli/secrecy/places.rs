@@ -1,0 +1,128 @@
+//! Where a text can stand in a request. `{T}` is the text, `{R}` a result, `{C}` a conversation, `{I}` a work item,
+//! `{K}` a service key; the first line has its version added.
+//!
+//! An id and a `tracestate` are words of the platform's own, which the service passes on: it knows a token among them
+//! by its beginning alone. So `{M}` stands for a text that has it once it is decoded, `{L}` for one that has it as it
+//! stands; texts that have not are left out there.
+
+/// What a provider, or a stranger, may send to the public listener.
+pub(crate) const PUBLIC: &[&str] = &[
+    // Where a token belongs.
+    "POST /api/v1/webhooks/callbacks\nx-callback-token: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks?callbackToken={T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks/{T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\n\n{\"callbackToken\":\"{T}\",\"result\":{R}}",
+    // Twice.
+    "POST /api/v1/webhooks/callbacks/{T}?callbackToken={T}\nx-callback-token: {T}\n\n{\"callbackToken\":\"{T}\",\"result\":{R}}",
+    "POST /api/v1/webhooks/callbacks\nx-callback-token: {T}\nx-callback-token: {T}x\n\n{R}",
+    "POST /api/v1/webhooks/callbacks?callbackToken={T}&callbackToken=x{T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\n\n{\"callbackToken\":\"{T}\",\"callbackToken\":\"{T}x\",\"result\":{R}}",
+    // With a body that is refused.
+    "POST /api/v1/webhooks/callbacks\nx-callback-token: {T}\n\n{\"{T}\":{R}",
+    "POST /api/v1/webhooks/callbacks/{T}\ncontent-type: text/plain\n\n{R}",
+    "POST /api/v1/webhooks/callbacks?callbackToken={T}\ncontent-type: application/json; charset={T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\nx-callback-token: {T}\ncontent-encoding: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\n\n{\"callbackToken\":{\"{T}\":\"{T}\"},\"result\":{R}}",
+    "POST /api/v1/webhooks/callbacks\n\n\"{T}\"",
+    "POST /api/v1/webhooks/callbacks\n\n{T}",
+    // Elsewhere in the target.
+    "POST /api/v1/webhooks/callbacks?token={T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks?{T}={T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks?{T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks#{T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks/{T}/\n\n{R}",
+    "POST /api/v1/webhooks/callbacks/{T}/{T}\n\n{R}",
+    "POST /api/v1/webhooks/{T}\n\n{R}",
+    "POST /{T}\n\n{R}",
+    "POST {T}\n\n{R}",
+    "POST http://{T}@{T}/api/v1/webhooks/callbacks/{T}\n\n{R}",
+    "GET /api/v1/webhooks/callbacks/{T}\n\n",
+    "HEAD /api/v1/webhooks/callbacks/{T}\n\n",
+    "PUT /api/v1/webhooks/callbacks/{T}\nx-callback-token: {T}\n\n{R}",
+    "OPTIONS /api/v1/webhooks/callbacks/{T}\norigin: {T}\naccess-control-request-headers: {T}\n\n",
+    "CONNECT {T}:443\n\n",
+    "GET /health?{T}\nx-callback-token: {T}\n\n",
+    "GET /health/{T}\n\n",
+    "GET /health/live/{T}\n\n",
+    "{T} /api/v1/webhooks/callbacks\n\n{R}",
+    "{T}\n\n{R}",
+    // In headers that mean something to somebody.
+    "POST /api/v1/webhooks/callbacks\nx-request-id: {T}\ntraceparent: {T}\ntracestate: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\ntracestate: vendor={T}\nbaggage: {T}={T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\nauthorization: Bearer {T}\ncookie: callbackToken={T}\nproxy-authorization: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\nhost: {T}\nforwarded: for={T};host={T}\nx-forwarded-for: {T}\nx-real-ip: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\nuser-agent: {T}\nreferer: http://x/{T}\naccept: {T}\nfrom: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\ncontent-type: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\ncontent-type: application/{T}+json\nx-callback-token: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\ncontent-length: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\ntransfer-encoding: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\nconnection: {T}\nupgrade: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\nexpect: {T}\nx-callback-token: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\nidempotency-key: {T}\nlast-event-id: {T}\nx-callback-tokens: {T}\n\n{R}",
+    "POST /api/v1/webhooks/callbacks\n{T}: {T}\n\n{R}",
+    // The platform's paths are not here.
+    "PUT /platform/v1/conversations/{T}\nauthorization: Bearer {K}\n\n",
+    "GET /metrics?{T}\nauthorization: Bearer {K}\n\n",
+];
+
+/// What the platform, or who has got that far, may send to the platform's listener.
+pub(crate) const PLATFORM: &[&str] = &[
+    // Ids.
+    "PUT /platform/v1/conversations/{M}\nauthorization: Bearer {K}\n\n",
+    "PUT /platform/v1/conversations/call:{M}\nauthorization: Bearer {K}\n\n",
+    "GET /platform/v1/conversations/{M}\nauthorization: Bearer {K}\n\n",
+    "DELETE /platform/v1/conversations/{M}\nauthorization: Bearer {K}\n\n",
+    "POST /platform/v1/conversations/{M}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\"}",
+    "GET /platform/v1/conversations/{M}/events?from=0\nauthorization: Bearer {K}\n\n",
+    "GET /platform/v1/conversations/{M}/work-items/{I}\nauthorization: Bearer {K}\n\n",
+    "GET /platform/v1/conversations/{C}/work-items/{T}\nauthorization: Bearer {K}\n\n",
+    "DELETE /platform/v1/conversations/{C}/work-items/{T}\nauthorization: Bearer {K}\n\n",
+    // Fields.
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"{T}\"}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"turnId\":\"{M}\"}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"timeoutMs\":\"{T}\"}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"carrier\":\"{T}\"}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"traceparent\":\"{T}\"}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"{T}\":1}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":{\"{T}\":\"{T}\"}}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"callbackToken\":\"{T}\",\"result\":{R}}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n\"{T}\"",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{T}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n[\"{T}\"]",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\ncontent-type: {T}\n\n{\"kind\":\"tool\"}",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}\n\n{\"idleTtlMs\":\"{T}\"}",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}\n\n{\"traceparent\":\"{T}\"}",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}\n\n{\"{T}\":{\"{T}\":{R}}}",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}\n\n{R}",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}\n\n{\"traceparent\":null}{T}",
+    // Headers.
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\nidempotency-key: {T}\n\n{\"kind\":\"llm\"}",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}\nx-request-id: {L}\ntraceparent: {L}\ntracestate: {L}\n\n",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\ntracestate: vendor={L},other=1\nbaggage: {L}={L}\n\n",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\ntracestate: other=1\ntracestate: {L}=1\n\n",
+    "DELETE /platform/v1/conversations/{C}/work-items/{I}\nauthorization: Bearer {K}\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\ntracestate: vendor={L}\n\n",
+    "GET /platform/v1/conversations/{C}/events\nauthorization: Bearer {K}\nlast-event-id: {T}\n\n",
+    "GET /platform/v1/conversations/{C}/events?from={T}\nauthorization: Bearer {K}\n\n",
+    "GET /platform/v1/conversations/{C}?{T}={T}\nauthorization: Bearer {K}\nhost: {T}\nuser-agent: {T}\nforwarded: {T}\n\n",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {T}\n\n",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Basic {T}\n\n",
+    "PUT /platform/v1/conversations/{C}\nauthorization: {T}\n\n",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}x{T}\n\n",
+    "PUT /platform/v1/conversations/{C}\nx-callback-token: {T}\n\n{R}",
+    // Elsewhere.
+    "GET /platform/v1/{T}\nauthorization: Bearer {K}\n\n",
+    "GET /{T}\nauthorization: Bearer {K}\n\n",
+    "POST /platform/v1/conversations/{C}/events\nauthorization: Bearer {K}\nx-callback-token: {T}\n\n{R}",
+    "{T} /platform/v1/conversations/{C}\nauthorization: Bearer {K}\n\n",
+    "PATCH /platform/v1/conversations/{M}\nauthorization: Bearer {K}\n\n{R}",
+    "{T}\nauthorization: Bearer {K}\n\n",
+    "GET /metrics?{T}\nx-callback-token: {T}\n\n",
+    "GET /metrics/{T}\n\n",
+    "GET /health?{T}\nauthorization: Bearer {T}\n\n",
+    // The service key where it does not belong.
+    "PUT /platform/v1/conversations/{C}?key={K}\ncookie: {K}\nx-request-id: {K}\n\n",
+    "GET /platform/v1/{K}\nauthorization: {K}\n\n",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Basic {K}\n\n{\"traceparent\":\"{K}\"}",
+    "PUT /platform/v1/conversations/{C}\nauthorization: Bearer {K}\n\n{\"traceparent\":\"{K}\"}",
+    "POST /api/v1/webhooks/callbacks/{T}\nauthorization: Bearer {K}\n\n{R}",
+];

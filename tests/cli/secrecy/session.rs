@@ -1,0 +1,137 @@
+//! What providers and the platform do, each request known by a sentence.
+
+use serde_json::{Value, json};
+
+use super::tokens::texts;
+use super::wire::{Answer, Wire, request};
+use super::{places, tokens::Known};
+use crate::service::eventually;
+
+/// Item ids and tokens, as they are issued.
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub(crate) id: String,
+    pub(crate) token: String,
+}
+
+/// A run: the service, spoken to, and what it is spoken to with.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) wire: Wire,
+    pub(crate) service_key: String,
+    /// A text that must not be found.
+    pub(crate) canary: String,
+    /// A result: JSON, with that text.
+    pub(crate) result: String,
+    conversations: usize,
+}
+
+const CALLBACK: &str = "POST /api/v1/webhooks/callbacks\nx-callback-token: {T}\n\n{R}";
+
+impl Session {
+    pub(crate) fn new(wire: Wire, service_key: &str) -> Self {
+        let canary = wire.known.result();
+        let result = json!({ "canary": canary }).to_string();
+        Self { wire, service_key: service_key.to_owned(), canary, result, conversations: 0 }
+    }
+
+    pub(crate) fn known(&self) -> &Known {
+        &self.wire.known
+    }
+
+    /// The platform's call; the template's path is what follows `/platform/v1/conversations/`.
+    pub(crate) fn platform(&mut self, method: &str, path: &str, body: &str) -> Answer {
+        let template =
+            format!("{method} /platform/v1/conversations/{path}\nauthorization: Bearer {{K}}\n\n{{B}}");
+        let bytes = request(&template, &[("{K}", self.service_key.as_bytes()), ("{B}", body.as_bytes())]);
+        let address = self.wire.platform.clone();
+        self.wire.say(&format!("{method} {path}"), &address, &bytes)
+    }
+
+    /// A request to the public listener.
+    pub(crate) fn public(&mut self, template: &str, token: &str) -> Answer {
+        let bytes = request(template, &[("{T}", token.as_bytes()), ("{R}", self.result.as_bytes())]);
+        let address = self.wire.public.clone();
+        self.wire.say(template, &address, &bytes)
+    }
+
+    /// The result, under this token.
+    pub(crate) fn callback(&mut self, token: &str) -> Answer {
+        self.public(CALLBACK, token)
+    }
+
+    /// Another result, under this token.
+    pub(crate) fn another(&mut self, token: &str) -> Answer {
+        self.public(&CALLBACK.replace("{R}", "[{R}]"), token)
+    }
+
+    /// A conversation of its own.
+    pub(crate) fn open(&mut self) -> String {
+        self.conversations += 1;
+        let conversation = format!("call-{}", self.conversations);
+        assert_eq!(self.platform("PUT", &conversation, "").status, 201);
+        conversation
+    }
+
+    /// The next work item of a conversation.
+    pub(crate) fn issue(&mut self, conversation: &str, asked: &Value) -> Item {
+        let issued = self.platform("POST", &format!("{conversation}/work-items"), &asked.to_string());
+        assert_eq!(issued.status, 201, "{issued:?}");
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        Item { id: text(&issued.json["workItemId"]), token: text(&issued.json["callback"]["token"]) }
+    }
+
+    /// A work item of a conversation of its own.
+    pub(crate) fn tool(&mut self) -> (String, Item) {
+        let conversation = self.open();
+        let item = self.issue(&conversation, &json!({"kind": "tool"}));
+        (conversation, item)
+    }
+
+    /// Waits until a work item is in this state.
+    pub(crate) fn wait_for(&mut self, conversation: &str, item: &Item, state: &str) {
+        let path = format!("{conversation}/work-items/{}", item.id);
+        eventually(state, || self.platform("GET", &path, "").json["state"] == state);
+    }
+
+    /// Every text that is no token, or is one, in every place where a text can stand.
+    pub(crate) fn every_text_in_every_place(&mut self) {
+        let (public, platform) = (self.wire.public.clone(), self.wire.platform.clone());
+        for (address, templates) in [(public, places::PUBLIC), (platform, places::PLATFORM)] {
+            for template in templates {
+                self.every_text_in(template, &address);
+            }
+        }
+    }
+
+    fn every_text_in(&mut self, template: &str, address: &str) {
+        let (conversation, item) = self.tool();
+        for text in texts(&item.token) {
+            let unmarked = (template.contains("{M}") && !is_marked(&text))
+                || (template.contains("{L}") && !text.windows(4).any(|four| four == b"cbt_"));
+            if unmarked {
+                continue;
+            }
+            let bytes = request(
+                template,
+                &[
+                    ("{T}", &text),
+                    ("{M}", &text),
+                    ("{L}", &text),
+                    ("{R}", self.result.as_bytes()),
+                    ("{C}", conversation.as_bytes()),
+                    ("{I}", item.id.as_bytes()),
+                    ("{K}", self.service_key.as_bytes()),
+                ],
+            );
+            self.wire.say(template, address, &bytes);
+        }
+    }
+}
+
+/// Whether it has a token's beginning once it is decoded.
+fn is_marked(text: &[u8]) -> bool {
+    let text = text.to_ascii_lowercase();
+    let has = |mark: &[u8]| text.windows(mark.len()).any(|window| window == mark);
+    has(b"cbt_") || has(b"%63bt_") || has(b"%63%62%74%5f")
+}
