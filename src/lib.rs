@@ -14,6 +14,7 @@
 //! | what travels on the channel | [`domain::envelope`], and `append` in `gate.lua` |
 //! | a code, its status, whether to retry | [`http::code`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
+//! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
 //! | a key of Redis | `store/redis/keys.rs`, which alone spells them |
 //!
 //! The rules of the gate stand twice, under the same names: as pure functions, which [`store::memory`] calls, and in
@@ -34,13 +35,13 @@
 //!        ├ redis           one Lua script an operation
 //!        └ domain          ids, token, work item, result, envelope, gate: pure
 //!
-//! beside them: http (what both listeners share), config, clock, telemetry
+//! beside them: http (what both listeners share), config, clock, telemetry (log lines, spans, metrics)
 //! ```
 //!
 //! # The walk of one callback
 //!
-//! 1. [`http::server`] accepts the connection. [`http::observe`] gives the request its id, and will write its one log
-//!    line; [`http::lifecycle`] lets it in, or says `DRAINING` or `OVERLOADED`.
+//! 1. [`http::server`] accepts the connection. [`http::observe`] gives the request its id and its place in a trace, and
+//!    will write its one log line, end its span and count it, from what [`http::context`] has learned by then; [`http::lifecycle`] lets it in, or says `DRAINING` or `OVERLOADED`.
 //! 2. [`public`] routes it to its `callback`, which goes through the steps below in this order. [`http::body`] reads
 //!    the body within its limits, and checks its type.
 //! 3. `carrier` finds the token in the header, query, path or body. [`domain::token::Keyring::verify`] checks it

@@ -1,5 +1,6 @@
 //! `config check`.
 
+use super::serve::exports;
 use super::{Failure, say};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
@@ -30,6 +31,7 @@ fn remarks(config: &Config) -> Vec<&'static str> {
 
 /// The configuration was read, or we would not be here; whether its store can be used is asked now.
 pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
+    let exports = exports()?;
     for remark in remarks(&loaded.config) {
         say(&format!("note: {remark}\n"))?;
     }
@@ -42,5 +44,8 @@ pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
             Err(NotUsable::NotThere(error)) => return Err(Failure::Failed(error.into())),
         }
     }
-    say(&format!("the configuration is good; the store is {}\n", loaded.store_shown()))
+    say(&format!(
+        "the configuration is good; the store is {}; sent by OTLP: {exports}\n",
+        loaded.store_shown()
+    ))
 }

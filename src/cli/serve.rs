@@ -29,8 +29,13 @@ impl From<ExportError> for Failure {
     }
 }
 
+/// What OpenTelemetry's own variables say.
+pub(super) fn exports() -> Result<Exports, ExportError> {
+    Exports::of(|name| std::env::var_os(name)?.into_string().ok())
+}
+
 pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
-    let exports = Exports::of(|name| std::env::var_os(name)?.into_string().ok())?;
+    let exports = exports()?;
     let (telemetry, flush) = telemetry::start(&loaded.config.telemetry, exports)?;
     let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
     let result = serve(&loaded, exports, telemetry, &signals).await;

@@ -175,7 +175,10 @@ fn a_check_says_what_an_operator_should_know() {
     for remark in ["store.url is memory", "token.keys is empty", "platform.service_keys is empty"] {
         assert!(check.out.contains(&format!("note: {remark}")), "{check:?}");
     }
-    assert!(check.out.ends_with("the configuration is good; the store is memory:\n"), "{check:?}");
+    assert!(
+        check.out.ends_with("the configuration is good; the store is memory:; sent by OTLP: none\n"),
+        "{check:?}"
+    );
     assert_eq!(check.err, "");
 
     let open = ["config", "check", "--public-addr", "0.0.0.0:8080"];

@@ -416,4 +416,8 @@ fn an_unknown_protocol_is_refused_by_the_variables_name() {
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
     let ran = crate::program::run_with(&[endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")], &["serve"]);
     ran.complains(2, &["OTEL_EXPORTER_OTLP_PROTOCOL", "grpc or http/protobuf"]);
+    let variables = [endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "zipkin")];
+    crate::program::run_with(&variables, &["config", "check"]).complains(2, &["OTEL_EXPORTER_OTLP_PROTOCOL"]);
+    let good = crate::program::run_with(&[endpoint, ("OTEL_LOGS_EXPORTER", "none")], &["config", "check"]);
+    assert!(good.exits(0).out.ends_with("sent by OTLP: traces, metrics\n"));
 }
