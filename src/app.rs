@@ -27,7 +27,7 @@ use crate::platform::{self, Gatekeeper, Platform};
 use crate::public::{self, Carriers, Public};
 use crate::store::AnyStore;
 use crate::store::memory::MemoryStore;
-use crate::store::redis::{NotUsable, RedisStore};
+use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
 use crate::sweeper;
 
 /// How often the store is checked, once it has passed.
@@ -47,8 +47,8 @@ pub enum AppError {
         source: io::Error,
     },
     /// The store's URL or certificates are not usable.
-    #[error("store.url cannot be used")]
-    Store(#[from] redis::RedisError),
+    #[error(transparent)]
+    Store(#[from] InvalidServers),
     /// The store answers, and must not be used with this configuration.
     #[error("{0}")]
     StoreRefused(String),
@@ -182,7 +182,15 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
 async fn check(store: &AnyStore) -> Result<bool, AppError> {
     let AnyStore::Redis(redis) = store else { return Ok(true) };
     match redis.verify().await {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            for remark in redis.new_remarks().await {
+                match remark {
+                    Remark::Weakens(text) => tracing::warn!("{text}"),
+                    Remark::NotChecked(text) => tracing::info!("{text}"),
+                }
+            }
+            Ok(true)
+        }
         Err(NotUsable::Refused(why)) => Err(AppError::StoreRefused(why)),
         Err(NotUsable::NotThere(error)) => {
             tracing::warn!(error = %error, cause = error.cause(), "the store under store.url does not answer; trying again");

@@ -7,14 +7,16 @@ use serde::Deserialize;
 use thiserror::Error;
 use toml::{Table, Value};
 
-use super::values::REDACTED_PASSWORD;
+use super::values::REDACTED_WORD;
 use super::{Config, DEFAULTS};
+use crate::store::redis::password;
 
 /// What variables begin with.
 pub const PREFIX: &str = "CALLBACK_INGRESS__";
 /// Keys whose values are never shown.
 const SECRET_KEYS: [&str; 2] = ["token.keys", "platform.service_keys"];
 const STORE_URL: &str = "store.url";
+const SENTINEL_PASSWORD: &str = "store.sentinel_password";
 const REDACTED: &str = "[redacted]";
 
 /// What is laid over the defaults.
@@ -215,13 +217,15 @@ fn redact(key: &str, value: &mut Value) {
         }
     } else if key == STORE_URL
         && let Value::String(url) = value
-        && url.contains('@')
     {
-        let shown = url::Url::parse(url).ok().and_then(|mut parsed| {
-            parsed.set_password(parsed.password().map(|_| REDACTED_PASSWORD)).ok()?;
-            Some(parsed.to_string())
-        });
-        *url = shown.unwrap_or_else(|| REDACTED.to_owned());
+        if let Some(at) = password(url) {
+            url.replace_range(at, REDACTED_WORD);
+        }
+    } else if key == SENTINEL_PASSWORD
+        && let Value::String(secret) = value
+        && !secret.is_empty()
+    {
+        REDACTED_WORD.clone_into(secret);
     }
 }
 

@@ -10,7 +10,7 @@ use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::domain::time::Timestamp;
 use callback_ingress::store::AnyStore;
 use callback_ingress::store::memory::MemoryStore;
-use callback_ingress::store::redis::{RedisStore, Settings};
+use callback_ingress::store::redis::{RedisStore, Settings, Tls};
 
 use crate::conversation::Conversation;
 use crate::redis_server::{DATABASES, RedisServer};
@@ -91,6 +91,10 @@ fn unused_database() -> u16 {
 pub(crate) fn settings(url: String, limits: Limits) -> Settings {
     Settings {
         url: url.into(),
+        tls: Tls::default(),
+        sentinel_username: None,
+        sentinel_password: None,
+        replicas: None,
         partitions: 64,
         connect_timeout: Duration::from_secs(10),
         response_timeout: Duration::from_secs(10),
