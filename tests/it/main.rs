@@ -14,6 +14,7 @@
 mod contract;
 mod conversation;
 mod events;
+mod fake_redis;
 mod model;
 mod platform;
 mod proxy;

@@ -1,9 +1,11 @@
 //! What only Redis can do wrong: its keys, its connections, its failures, and servers that must not be used.
 
 mod admission;
+mod cluster;
 mod connections;
 mod faults;
 mod keys;
+mod sentinel;
 
 use std::time::Duration;
 

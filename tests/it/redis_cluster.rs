@@ -141,6 +141,11 @@ impl RedisCluster {
         panic!("nobody has slot {slot}");
     }
 
+    /// Waits until a slot has another owner than the node at this place.
+    pub(crate) fn wait_for_another_owner(&self, slot: u16, before: usize) {
+        wait("the slot has another owner", || self.owner(slot) != before);
+    }
+
     /// The node at this place.
     pub(crate) fn node(&mut self, place: usize) -> &mut RedisServer {
         &mut self.nodes[place]

@@ -84,6 +84,11 @@ impl RedisSentinels {
         self.servers.iter().position(|server| server.port() == port).unwrap()
     }
 
+    /// The port of a server that is not the master.
+    pub(crate) fn replica_port(&self) -> u16 {
+        self.servers[(self.master() + 1) % self.servers.len()].port()
+    }
+
     /// The server at this place.
     pub(crate) fn server(&mut self, place: usize) -> &mut RedisServer {
         &mut self.servers[place]

@@ -101,6 +101,11 @@ impl Backend {
         self.set(limits, true).await
     }
 
+    /// A database of the shared servers that no test has used.
+    pub(crate) fn unused_database() -> u16 {
+        unused_database()
+    }
+
     async fn set(self, limits: Limits, alone: bool) -> Stage {
         let clock = ManualClock::at(START);
         let url = match self {
