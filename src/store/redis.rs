@@ -105,7 +105,6 @@ struct Scripts {
     work_item: Script,
     read: Script,
     due: Script,
-    probe: Script,
 }
 
 /// An operation's script, with the rules of the gate before it.
@@ -128,7 +127,6 @@ impl Scripts {
             work_item: operation!("redis/scripts/work_item.lua"),
             read: operation!("redis/scripts/read.lua"),
             due: Script::new(include_str!("redis/scripts/due.lua")),
-            probe: Script::new(include_str!("redis/scripts/probe.lua")),
         }
     }
 }
@@ -196,7 +194,7 @@ impl RedisStore {
 
     /// Checks that this Redis can be used. Until it has passed, every operation is refused as unavailable.
     pub async fn verify(&self) -> Result<(), NotUsable> {
-        match layout::check(&self.nodes, &self.scripts.probe, self.keys.partitions).await {
+        match layout::check(&self.nodes, self.keys.partitions).await {
             Ok(missing) => {
                 if missing.wakes {
                     tracing::debug!(

@@ -5,6 +5,7 @@ mod cluster;
 mod connections;
 mod faults;
 mod keys;
+mod refused;
 mod sentinel;
 
 use std::time::Duration;

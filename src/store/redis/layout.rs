@@ -1,7 +1,7 @@
 //! What is checked before a Redis is used: that it is what the URL says, new enough, partitioned as configured, and that
 //! its user may do all that is needed.
 
-use redis::{ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, Value, cmd};
+use redis::{ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, cmd};
 use thiserror::Error;
 
 use super::keys::LAYOUT;
@@ -81,7 +81,7 @@ fn mode_mismatch(greeting: &Value, nodes: &Nodes) -> Option<&'static str> {
 
 /// Checks the server and its user's rights, and the deployment's layout, and renews the mark of it. What is missing and
 /// can be done without is the answer.
-pub(super) async fn check(nodes: &Nodes, probe: &Script, partitions: u16) -> Result<Missing, NotUsable> {
+pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<Missing, NotUsable> {
     let greeting = nodes.command(LAYOUT, &cmd("HELLO")).await?;
     if let Some(why) = mode_mismatch(&greeting, nodes) {
         return Err(NotUsable::Refused(why.into()));
@@ -94,7 +94,7 @@ pub(super) async fn check(nodes: &Nodes, probe: &Script, partitions: u16) -> Res
     if found < MIN_VERSION {
         return Err(NotUsable::Refused(too_old(&format!("{}.{}", found.0, found.1))));
     }
-    let missing = rights::missing(nodes, probe, partitions).await?;
+    let missing = rights::missing(nodes, partitions).await?;
     if let Some(complaint) = missing.complaint() {
         return Err(NotUsable::Refused(complaint));
     }

@@ -12,6 +12,8 @@ use super::script::Call;
 use super::slots::Slot;
 use crate::store::StoreError;
 
+const PROBE: &str = include_str!("scripts/probe.lua");
+
 /// What the user may not do.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Missing {
@@ -55,7 +57,8 @@ impl Missing {
 }
 
 /// Tries every command on every node that has partitions.
-pub(super) async fn missing(nodes: &Nodes, probe: &Script, partitions: u16) -> Result<Missing, StoreError> {
+pub(super) async fn missing(nodes: &Nodes, partitions: u16) -> Result<Missing, StoreError> {
+    let probe = Script::new(PROBE);
     let mut missing = Missing::default();
     let mut seen: Vec<Arc<Node>> = Vec::new();
     for partition in 0..partitions {
@@ -65,8 +68,10 @@ pub(super) async fn missing(nodes: &Nodes, probe: &Script, partitions: u16) -> R
         {
             continue;
         }
+        // Calling it loads it only where it is not known.
+        nodes.command(&key, cmd("SCRIPT").arg("LOAD").arg(PROBE)).await?;
         let FromNode { value, node, .. } =
-            Call::new(probe, [key.clone()]).plain(channel).send(nodes, Lane::Commands).await?;
+            Call::new(&probe, [key.clone()]).plain(channel).send(nodes, Lane::Commands).await?;
         let met = Vec::<(String, String)>::from_redis_value(value)
             .map_err(|_| StoreError::Broken("the probe's answer is no list".into()))?;
         for (command, error) in met {

@@ -13,6 +13,7 @@ local c = load_conversation()
 if not c then
     return { 'conversation_ended' }
 end
+check_kinds()
 local item = load_item_by_id(A.work_item)
 if not item then
     return { c.ended and 'conversation_ended' or 'work_item_unknown' }

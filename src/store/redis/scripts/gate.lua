@@ -101,6 +101,14 @@ local function load_conversation()
     return c
 end
 
+-- A step that found a spoilt key halfway would leave half of its work. The other keys are read before anything is
+-- written anyhow.
+local function check_kinds()
+    redis.call('HLEN', HELD)
+    redis.call('XLEN', CHANNEL)
+    redis.call('ZCARD', DEADLINES)
+end
+
 -- Whether a key may be new in this step, and has no time to live yet.
 local GROWN = false
 
