@@ -5,7 +5,9 @@ mod cluster;
 mod connections;
 mod faults;
 mod keys;
+mod recovery;
 mod refused;
+mod replicas;
 mod sentinel;
 
 use std::time::Duration;
