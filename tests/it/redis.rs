@@ -9,6 +9,7 @@ mod recovery;
 mod refused;
 mod replicas;
 mod sentinel;
+mod tls;
 
 use std::time::Duration;
 

@@ -178,7 +178,7 @@ impl Running {
 struct PortTaken;
 
 /// A free port, of which the one that a cluster's nodes speak to each other on is free, too.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     loop {
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let Some(bus) = port.checked_add(10_000) else { continue };
