@@ -2,15 +2,16 @@
 
 use std::sync::OnceLock;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::{Cmd, FromRedisValue, cmd};
+use tokio::time::Instant;
 
 use crate::redis_server::RedisServer;
 
 /// How many nodes have slots.
 const MASTERS: usize = 3;
-/// How long the nodes may take to know each other.
+/// How long servers may take to agree.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The nodes: the masters, as they were at first, and then the replica of each.
@@ -26,7 +27,8 @@ pub(crate) fn words(words: &[&str]) -> Cmd {
     command
 }
 
-fn wait(what: &str, mut holds: impl FnMut() -> bool) {
+/// Waits until a condition holds, as servers come to agree.
+pub(crate) fn wait(what: &str, mut holds: impl FnMut() -> bool) {
     let since = Instant::now();
     while !holds() {
         assert!(since.elapsed() < PATIENCE, "waited in vain: {what}");
@@ -128,13 +130,11 @@ impl RedisCluster {
     pub(crate) fn owner(&self, slot: u16) -> usize {
         let slots: Vec<redis::Value> = ask(self.running().next().unwrap(), &["CLUSTER", "SLOTS"]);
         for range in slots {
-            let (first, last, (_, port)): (u16, u16, (String, u16)) = {
-                let redis::Value::Array(parts) = range else { panic!("a range is a list") };
-                let redis::Value::Array(master) = &parts[2] else { panic!("a node is a list") };
-                let number = |value: &redis::Value| u16::from_redis_value(value.clone()).unwrap();
-                (number(&parts[0]), number(&parts[1]), (String::new(), number(&master[1])))
-            };
-            if (first..=last).contains(&slot) {
+            let redis::Value::Array(parts) = range else { panic!("a range is a list") };
+            let redis::Value::Array(master) = &parts[2] else { panic!("a node is a list") };
+            let number = |value: &redis::Value| u16::from_redis_value(value.clone()).unwrap();
+            let port = number(&master[1]);
+            if (number(&parts[0])..=number(&parts[1])).contains(&slot) {
                 return self.nodes.iter().position(|node| node.port() == port).unwrap();
             }
         }

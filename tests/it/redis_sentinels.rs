@@ -1,30 +1,18 @@
 //! A real master with replicas, of the test's own, watched by sentinels.
 
 use std::sync::OnceLock;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use crate::redis_cluster::{ask, words};
+use crate::redis_cluster::{ask, wait, words};
 use crate::redis_server::RedisServer;
 
 /// The name under which the sentinels know the master.
 const SERVICE: &str = "calls";
-/// How long a failover may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The servers, the first of which is the first master, and their sentinels.
 #[derive(Debug)]
 pub(crate) struct RedisSentinels {
     servers: Vec<RedisServer>,
     sentinels: Vec<RedisServer>,
-}
-
-fn wait(what: &str, mut holds: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !holds() {
-        assert!(since.elapsed() < PATIENCE, "waited in vain: {what}");
-        sleep(Duration::from_millis(10));
-    }
 }
 
 impl RedisSentinels {

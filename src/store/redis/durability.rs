@@ -1,5 +1,6 @@
 //! What weakens the promise of a 202 in the settings of the servers, in plain words.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use redis::{FromRedisValue, cmd};
@@ -112,8 +113,8 @@ async fn facts(node: &Node) -> Facts {
     let info = link.text(&["INFO"]).await.unwrap_or_default();
     let question = cmd("CONFIG").arg("GET").arg("appendfsync").to_owned();
     let answer = link.send(Request::command(&question)).await.ok();
-    let pair = answer.and_then(|answer| <[(String, String); 1]>::from_redis_value(answer.value).ok());
-    Facts::read(&info, pair.map(|[(_, fsync)]| fsync))
+    let settings = answer.and_then(|answer| HashMap::<String, String>::from_redis_value(answer.value).ok());
+    Facts::read(&info, settings.and_then(|mut settings| settings.remove("appendfsync")))
 }
 
 /// Asks every node; none that does not answer is waited for.

@@ -1,6 +1,6 @@
 //! A cluster: keys on several nodes, slots that move, nodes that die.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::work_item::{Outcome, WorkItem};
@@ -8,7 +8,7 @@ use callback_ingress::store::redis::Replicas;
 use callback_ingress::store::{Store, StoreError};
 use futures_util::future::join_all;
 use tokio::task::block_in_place;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::admission::{refusal, verify};
 use super::faults::deliver;

@@ -50,16 +50,13 @@ async fn recoveries(rounds: usize) -> Vec<Duration> {
         let (taken, answers) = tokio::join!(post, restart);
         times.push(taken.saturating_duration_since(answers));
     }
-    times.sort();
     times
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_is_back_is_used_at_once() {
-    let rounds = std::env::var("RECOVERY_ROUNDS").ok().map_or(3, |rounds| rounds.parse().unwrap());
-    let times = recoveries(rounds).await;
-    println!("median {:?}, worst {:?} of {rounds}", times[rounds / 2], times[rounds - 1]);
-    assert!(times[rounds - 1] < RECOVERY, "{times:?}");
+    let times = recoveries(3).await;
+    assert!(times.iter().all(|time| *time < RECOVERY), "{times:?}");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// A conversation that holds a result, and an attempt to bring the one before it.
-async fn setting<'a>(stage: &'a Stage) -> (Conversation<'a>, Accept) {
+async fn setting(stage: &Stage) -> (Conversation<'_>, Accept) {
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
     conversation.accept(&second, "2").await.unwrap();
@@ -32,7 +32,7 @@ async fn is_refused(stage: &Stage, attempt: &Accept, word: &str) {
     for _ in 0..2 {
         match stage.store.accept(attempt.clone()).await {
             Err(error @ StoreError::Unavailable(_)) => {
-                assert!(error.cause().contains(word), "{}", error.cause())
+                assert!(error.cause().contains(word), "{}", error.cause());
             }
             other => panic!("{word}: {other:?}"),
         }

@@ -1,13 +1,13 @@
 //! A master that the sentinels name, and another one after a failover.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::work_item::WorkItem;
 use callback_ingress::store::Store;
 use callback_ingress::store::redis::Replicas;
 use tokio::task::block_in_place;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::admission::{refusal, verify};
 use super::faults::deliver;
