@@ -29,9 +29,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use durability::Remark;
-use futures_util::{StreamExt, stream};
+use futures_util::future::join_all;
 pub use layout::NotUsable;
-use redis::{Script, Value};
+use redis::{Pipeline, Script, Value};
 pub use replicas::Replicas;
 use secrecy::SecretString;
 pub use servers::{InvalidServers, Tls, asks_for_tls, check_url, names_sentinels, password};
@@ -40,9 +40,10 @@ use tokio::time::timeout;
 
 use self::keys::Keys;
 use self::link::Timeouts;
-use self::nodes::{Lane, Nodes};
+use self::nodes::{Lane, Node, Nodes};
 use self::script::{Call, Fields, Reply, broken, list, string};
 use self::servers::Servers;
+use self::slots::Slot;
 use super::wakes::Wakes;
 use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
 use crate::clock::Clock;
@@ -63,9 +64,6 @@ const GRACE_MS: u64 = 60_000;
 
 /// How many partitions one call looks through for what is due; in a cluster one, because each has its own slot.
 const PARTITIONS_AT_ONCE: u16 = 64;
-
-/// How many such calls are under way at once.
-const CALLS_AT_ONCE: usize = 32;
 
 /// A page of a channel takes no further envelopes once it has so many bytes.
 const PAGE_BYTES: usize = 256 * 1024;
@@ -270,42 +268,97 @@ impl RedisStore {
         }
     }
 
-    async fn due_in(&self, partitions: Range<u16>, limit: usize) -> Result<Due, StoreError> {
+    fn due_call(&self, partitions: Range<u16>, limit: usize) -> Call<'_> {
         let keys: Vec<String> = partitions.map(Keys::deadlines).collect();
-        let call = Call::new(&self.scripts.due, keys)
-            .plain(self.now())
-            .plain(limit)
-            .send(&self.nodes, Lane::Commands);
-        let answer = if self.nodes.is_cluster() {
-            // One node that is slow must not make the timers of all others late.
-            let slow = |_| StoreError::Unavailable("a node of the cluster is slow".into());
-            timeout(self.timeouts.response / 4, call).await.map_err(slow)??
-        } else {
-            call.await?
-        };
-        let mut values = list(answer.value)?.into_iter();
-        let (Some(next), Some(more)) = (values.next(), values.next()) else {
-            return Err(broken("a list without its head"));
-        };
-        let (next, more) = (string(next)?, string(more)? == "1");
-        let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
-        for member in values {
-            // What is no marker of ours must not stop the others.
-            let Some((conversation, work_item)) = keys::deadline_member(&string(member)?) else {
-                tracing::debug!("a member of the deadlines is no awaiting marker");
-                continue;
-            };
-            found.entry(conversation).or_default().push(work_item);
-        }
-        Ok(Due {
-            conversations: found
-                .into_iter()
-                .map(|(conversation, work_items)| DueConversation { conversation, work_items })
-                .collect(),
-            next_in_ms: next.parse().ok(),
-            more,
-        })
+        Call::new(&self.scripts.due, keys).plain(self.now()).plain(limit)
     }
+
+    async fn due_in(&self, partitions: Range<u16>, limit: usize) -> Result<Due, StoreError> {
+        due(self.due_call(partitions, limit).send(&self.nodes, Lane::Commands).await?.value)
+    }
+
+    /// Asks a node for some partitions at once. One that it refuses is asked for alone, wherever it is by now. If the
+    /// node is silent only one is, which looks for its new owner: the next round finds the others there.
+    async fn due_on(
+        &self,
+        node: Arc<Node>,
+        partitions: Vec<u16>,
+        limit: usize,
+    ) -> Vec<Result<Due, StoreError>> {
+        // One node that is slow must not make the timers of all others late.
+        let slow = || StoreError::Unavailable("a node of the cluster is slow".into());
+        let patience = self.timeouts.response / 4;
+        let alone = async |partition: u16| {
+            let asked = self.due_in(partition..partition + 1, limit);
+            timeout(patience, asked).await.unwrap_or_else(|_| Err(slow()))
+        };
+        let mut commands = Pipeline::new();
+        for partition in &partitions {
+            commands.add_command(self.due_call(*partition..partition + 1, limit).command());
+        }
+        let Ok(Ok(answers)) = timeout(patience, node.link(Lane::Commands).send_all(&commands)).await else {
+            return match partitions.first() {
+                Some(first) => vec![alone(*first).await, Err(slow())],
+                None => Vec::new(),
+            };
+        };
+        let mut found = Vec::with_capacity(partitions.len());
+        for (partition, answer) in partitions.into_iter().zip(answers) {
+            found.push(match answer.extract_error() {
+                Ok(value) => due(value),
+                Err(_) => alone(partition).await,
+            });
+        }
+        found
+    }
+
+    /// What is due, of each node by itself.
+    async fn due_in_cluster(&self, limit: usize) -> Vec<Result<Due, StoreError>> {
+        let mut nodes: Vec<(Arc<Node>, Vec<u16>)> = Vec::new();
+        let mut found = Vec::new();
+        for partition in 0..self.keys.partitions {
+            let owner = match self.nodes.owner(Slot::of(&Keys::deadlines(partition))).await {
+                Ok(owner) => owner,
+                Err(error) => {
+                    found.push(Err(StoreError::Unavailable(error.into())));
+                    continue;
+                }
+            };
+            match nodes.iter_mut().find(|(node, _)| Arc::ptr_eq(node, &owner)) {
+                Some((_, partitions)) => partitions.push(partition),
+                None => nodes.push((owner, vec![partition])),
+            }
+        }
+        let asked = nodes.into_iter().map(|(node, partitions)| self.due_on(node, partitions, limit));
+        found.extend(join_all(asked).await.into_iter().flatten());
+        found
+    }
+}
+
+/// Reads the answer of `due.lua`.
+fn due(answer: Value) -> Result<Due, StoreError> {
+    let mut values = list(answer)?.into_iter();
+    let (Some(next), Some(more)) = (values.next(), values.next()) else {
+        return Err(broken("a list without its head"));
+    };
+    let (next, more) = (string(next)?, string(more)? == "1");
+    let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
+    for member in values {
+        // What is no marker of ours must not stop the others.
+        let Some((conversation, work_item)) = keys::deadline_member(&string(member)?) else {
+            tracing::debug!("a member of the deadlines is no awaiting marker");
+            continue;
+        };
+        found.entry(conversation).or_default().push(work_item);
+    }
+    Ok(Due {
+        conversations: found
+            .into_iter()
+            .map(|(conversation, work_items)| DueConversation { conversation, work_items })
+            .collect(),
+        next_in_ms: next.parse().ok(),
+        more,
+    })
 }
 
 impl Store for RedisStore {
@@ -451,14 +504,19 @@ impl Store for RedisStore {
 
     async fn due(&self, limit: usize) -> Result<Due, StoreError> {
         self.check_verified()?;
-        let step = if self.nodes.is_cluster() { 1 } else { PARTITIONS_AT_ONCE };
-        let starts = (0..self.keys.partitions).step_by(usize::from(step));
-        let groups = starts
-            .map(|start| self.due_in(start..self.keys.partitions.min(start.saturating_add(step)), limit));
-        let mut answers = stream::iter(groups).buffer_unordered(CALLS_AT_ONCE);
+        let answers = if self.nodes.is_cluster() {
+            self.due_in_cluster(limit).await
+        } else {
+            let starts = (0..self.keys.partitions).step_by(usize::from(PARTITIONS_AT_ONCE));
+            let groups = starts.map(|start| {
+                let end = self.keys.partitions.min(start.saturating_add(PARTITIONS_AT_ONCE));
+                self.due_in(start..end, limit)
+            });
+            join_all(groups).await
+        };
         let mut all: Option<Due> = None;
         let mut failure = None;
-        while let Some(answer) = answers.next().await {
+        for answer in answers {
             match answer {
                 Ok(due) => {
                     let all = all.get_or_insert_default();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, PushInfo, PushKind, RedisError,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, RedisError,
     RedisResult, Script, ServerErrorKind, Value,
 };
 use tokio::sync::Mutex;
@@ -51,6 +51,29 @@ struct Live {
     run: Option<RunId>,
     dead: Arc<AtomicBool>,
     timeouts: Arc<AtomicU32>,
+}
+
+impl Live {
+    /// Tells what became of a request, and gives the connection up where it is of no more use.
+    fn judge<T>(&self, answer: RedisResult<T>) -> Result<T, Failed> {
+        let error = match answer {
+            Ok(value) => {
+                self.timeouts.store(0, Ordering::Relaxed);
+                return Ok(value);
+            }
+            Err(error) => error,
+        };
+        let fate = fate(&error, &self.address);
+        let given_up = match fate {
+            Fate::Disconnected | Fate::NoMaster => true,
+            Fate::Late => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_IN_A_ROW,
+            Fate::Refused | Fate::Astray | Fate::Moved(..) | Fate::Ask(_) | Fate::Mistake => false,
+        };
+        if given_up {
+            self.dead.store(true, Ordering::Release);
+        }
+        Err(Failed { fate, error })
+    }
 }
 
 /// See the module.
@@ -206,28 +229,21 @@ impl Link {
 
     /// Sends a request once.
     pub(super) async fn send(&self, request: Request<'_>) -> Result<Answered, Failed> {
-        let mut live = match self.connection().await {
-            Ok(live) => live,
-            Err(error) => return Err(Failed { fate: Fate::Astray, error }),
-        };
-        match request.send(&mut live.connection).await {
-            Ok(value) => {
-                live.timeouts.store(0, Ordering::Relaxed);
-                Ok(Answered { value, run: live.run })
-            }
-            Err(error) => {
-                let fate = fate(&error, &live.address);
-                let given_up = match fate {
-                    Fate::Disconnected | Fate::NoMaster => true,
-                    Fate::Late => live.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_IN_A_ROW,
-                    Fate::Refused | Fate::Astray | Fate::Moved(..) | Fate::Ask(_) | Fate::Mistake => false,
-                };
-                if given_up {
-                    live.dead.store(true, Ordering::Release);
-                }
-                Err(Failed { fate, error })
-            }
-        }
+        let mut live = self.live_or_astray().await?;
+        let answer = request.send(&mut live.connection).await;
+        let value = live.judge(answer)?;
+        Ok(Answered { value, run: live.run })
+    }
+
+    /// Sends several commands at once; what is refused of them is among the answers.
+    pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, Failed> {
+        let mut live = self.live_or_astray().await?;
+        let answers = live.connection.send_packed_commands(commands, 0, commands.len()).await;
+        live.judge(answers)
+    }
+
+    async fn live_or_astray(&self) -> Result<Live, Failed> {
+        self.connection().await.map_err(|error| Failed { fate: Fate::Astray, error })
     }
 
     /// Asks a question of a few words, whose answer is text.

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use redis::{Script, Value, cmd};
+use redis::{Cmd, Script, Value, cmd};
 
 use super::link::Request;
 use super::nodes::{FromNode, Lane, Nodes};
@@ -56,11 +56,22 @@ impl<'a> Call<'a> {
         self
     }
 
-    pub(super) async fn send(self, nodes: &Nodes, lane: Lane) -> Result<FromNode, StoreError> {
-        let slot = Slot::of(self.keys.first().map_or("", String::as_str));
+    /// The slot of its keys.
+    pub(super) fn slot(&self) -> Slot {
+        Slot::of(self.keys.first().map_or("", String::as_str))
+    }
+
+    /// As a command, which fails where the script is not known.
+    pub(super) fn command(self) -> Cmd {
         let mut call = cmd("EVALSHA");
         call.arg(self.script.get_hash()).arg(self.keys.len()).arg(self.keys).arg(self.arguments);
-        nodes.call(lane, slot, Request::script(self.script, &call)).await
+        call
+    }
+
+    pub(super) async fn send(self, nodes: &Nodes, lane: Lane) -> Result<FromNode, StoreError> {
+        let (slot, script) = (self.slot(), self.script);
+        let call = self.command();
+        nodes.call(lane, slot, Request::script(script, &call)).await
     }
 
     /// The reply to what changes nothing.
