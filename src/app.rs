@@ -27,7 +27,7 @@ use crate::http::server;
 use crate::platform::{self, Gatekeeper, Platform};
 use crate::public::{self, Carriers, Public};
 use crate::store::memory::MemoryStore;
-use crate::store::redis::{NotUsable, RedisStore};
+use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
 use crate::store::{AnyStore, Observed, Store};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
@@ -51,8 +51,8 @@ pub enum AppError {
         source: io::Error,
     },
     /// The store's URL or certificates are not usable.
-    #[error("store.url cannot be used")]
-    Store(#[from] redis::RedisError),
+    #[error(transparent)]
+    Store(#[from] InvalidServers),
     /// The store answers, and must not be used with this configuration.
     #[error("{0}")]
     StoreRefused(String),
@@ -200,7 +200,15 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
 async fn check(store: &Observed) -> Result<bool, AppError> {
     let AnyStore::Redis(redis) = store.store() else { return Ok(true) };
     match redis.verify().await {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            for remark in redis.new_remarks().await {
+                match remark {
+                    Remark::Weakens(text) => tracing::warn!("{text}"),
+                    Remark::NotChecked(text) => tracing::info!("{text}"),
+                }
+            }
+            Ok(true)
+        }
         Err(NotUsable::Refused(why)) => Err(AppError::StoreRefused(why)),
         Err(NotUsable::NotThere(error)) => {
             tracing::warn!(error = error.chain(), "the store under store.url does not answer; trying again");

@@ -8,13 +8,16 @@ mod layers;
 mod values;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use layers::{ConfigError, Loaded, PREFIX, Sources, load};
+use secrecy::SecretString;
 use serde::Deserialize;
 pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
 
 use crate::domain::gate::Limits;
+use crate::store::redis::{self, Replicas, Settings, Tls};
 
 /// The defaults, each documented; compiled in.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -90,6 +93,51 @@ pub struct Store {
     pub connect_timeout_ms: Bounded<10, 60_000>,
     /// Longest time to an answer.
     pub response_timeout_ms: Bounded<10, 60_000>,
+    /// Replicas that must have a write before it is acknowledged.
+    pub wait_replicas: Bounded<0, 16>,
+    /// Longest time to their confirmation.
+    pub wait_timeout_ms: Bounded<10, 60_000>,
+    /// Authorities that Redis' certificate is signed by.
+    #[serde(deserialize_with = "values::path")]
+    pub tls_ca: Option<PathBuf>,
+    /// The client's certificate.
+    #[serde(deserialize_with = "values::path")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key.
+    #[serde(deserialize_with = "values::path")]
+    pub tls_key: Option<PathBuf>,
+    /// User of the sentinels.
+    #[serde(deserialize_with = "values::text")]
+    pub sentinel_username: Option<String>,
+    /// Password of the sentinels.
+    #[serde(deserialize_with = "values::secret")]
+    pub sentinel_password: Option<SecretString>,
+}
+
+impl Store {
+    /// What the URL does not go together with.
+    fn contradiction(&self) -> Option<(&'static str, String)> {
+        let (tls, sentinels) = match &self.url {
+            StoreUrl::Memory => (false, false),
+            StoreUrl::Redis(url) => (redis::asks_for_tls(url), redis::names_sentinels(url)),
+        };
+        for (key, given, asked_for, scheme) in [
+            ("store.tls_ca", self.tls_ca.is_some(), tls, "rediss"),
+            ("store.tls_certificate", self.tls_certificate.is_some(), tls, "rediss"),
+            ("store.tls_key", self.tls_key.is_some(), tls, "rediss"),
+            ("store.sentinel_username", self.sentinel_username.is_some(), sentinels, "redis+sentinel"),
+            ("store.sentinel_password", self.sentinel_password.is_some(), sentinels, "redis+sentinel"),
+        ] {
+            if given && !asked_for {
+                return Some((key, format!("means nothing unless store.url begins with {scheme}")));
+            }
+        }
+        match (&self.tls_certificate, &self.tls_key) {
+            (Some(_), None) => Some(("store.tls_certificate", "needs store.tls_key".into())),
+            (None, Some(_)) => Some(("store.tls_key", "needs store.tls_certificate".into())),
+            (None, None) | (Some(_), Some(_)) => None,
+        }
+    }
 }
 
 /// `[token]`
@@ -209,17 +257,27 @@ impl Config {
         if self.http.public_addr == self.http.platform_addr && self.http.public_addr.port() != 0 {
             return Some(("http.platform_addr", "must not be the public address".into()));
         }
-        None
+        self.store.contradiction()
     }
 
     /// The store as Redis settings, when it is Redis.
-    pub fn redis(&self) -> Option<crate::store::redis::Settings> {
+    pub fn redis(&self) -> Option<Settings> {
         let StoreUrl::Redis(url) = &self.store.url else { return None };
-        Some(crate::store::redis::Settings {
+        let store = &self.store;
+        let replicas =
+            Replicas { count: store.wait_replicas.get(), timeout: store.wait_timeout_ms.duration() };
+        Some(Settings {
             url: url.clone(),
-            partitions: u16::try_from(self.store.partitions.get()).unwrap_or(u16::MAX),
-            connect_timeout: self.store.connect_timeout_ms.duration(),
-            response_timeout: self.store.response_timeout_ms.duration(),
+            tls: Tls {
+                ca: store.tls_ca.clone(),
+                client: store.tls_certificate.clone().zip(store.tls_key.clone()),
+            },
+            sentinel_username: store.sentinel_username.clone(),
+            sentinel_password: store.sentinel_password.clone(),
+            replicas: (replicas.count > 0).then_some(replicas),
+            partitions: u16::try_from(store.partitions.get()).unwrap_or(u16::MAX),
+            connect_timeout: store.connect_timeout_ms.duration(),
+            response_timeout: store.response_timeout_ms.duration(),
             limits: self.limits(),
         })
     }

@@ -39,7 +39,11 @@ pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
         let wrong = |error: Box<dyn std::error::Error>| Failure::Wrong(error);
         let store = RedisStore::new(&settings, Clock::System).map_err(|error| wrong(error.into()))?;
         match store.verify().await {
-            Ok(()) => {}
+            Ok(()) => {
+                for remark in store.new_remarks().await {
+                    say(&format!("note: {remark}\n"))?;
+                }
+            }
             Err(refused @ NotUsable::Refused(_)) => return Err(wrong(refused.into())),
             Err(NotUsable::NotThere(error)) => return Err(Failure::Failed(error.into())),
         }

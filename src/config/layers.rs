@@ -7,14 +7,16 @@ use serde::Deserialize;
 use thiserror::Error;
 use toml::{Table, Value};
 
-use super::values::REDACTED_PASSWORD;
+use super::values::REDACTED_WORD;
 use super::{Config, DEFAULTS};
+use crate::store::redis::password;
 
 /// What variables begin with.
 pub const PREFIX: &str = "CALLBACK_INGRESS__";
 /// Keys whose values are never shown.
 const SECRET_KEYS: [&str; 2] = ["token.keys", "platform.service_keys"];
 const STORE_URL: &str = "store.url";
+const SENTINEL_PASSWORD: &str = "store.sentinel_password";
 const REDACTED: &str = "[redacted]";
 
 /// What is laid over the defaults. Its `Debug` shows the names of settings, and no value.
@@ -226,13 +228,15 @@ fn redact(key: &str, value: &mut Value) {
         }
     } else if key == STORE_URL
         && let Value::String(url) = value
-        && url.contains('@')
     {
-        let shown = url::Url::parse(url).ok().and_then(|mut parsed| {
-            parsed.set_password(parsed.password().map(|_| REDACTED_PASSWORD)).ok()?;
-            Some(parsed.to_string())
-        });
-        *url = shown.unwrap_or_else(|| REDACTED.to_owned());
+        if let Some(at) = password(url) {
+            url.replace_range(at, REDACTED_WORD);
+        }
+    } else if key == SENTINEL_PASSWORD
+        && let Value::String(secret) = value
+        && !secret.is_empty()
+    {
+        REDACTED_WORD.clone_into(secret);
     }
 }
 
@@ -319,7 +323,17 @@ mod tests {
             ("TOKEN__KEYS", r#"["k1:SECRET"]"#, "entry 1: "),
             ("TOKEN__KEYS", r#"["k1:U0VDUkVU"]"#, "at least 32 bytes"),
             ("PLATFORM__SERVICE_KEYS", r#"["SECRET"]"#, "at least 16"),
-            ("STORE__URL", "http://SECRET", "must be memory:"),
+            ("STORE__URL", "http://SECRET", "store.url (from CALLBACK_INGRESS__STORE__URL): must be memory:"),
+            ("STORE__URL", "redis://:redacted@host", "the password is redacted"),
+            ("STORE__URL", "redis+cluster://SECRET/1", "a cluster has only one"),
+            ("STORE__WAIT_REPLICAS", "17", "a whole number from 0 to 16"),
+            ("STORE__TLS_CA", "SECRET", "means nothing unless store.url begins with rediss"),
+            (
+                "STORE__SENTINEL_PASSWORD",
+                "SECRET",
+                "means nothing unless store.url begins with redis+sentinel",
+            ),
+            ("STORE__SENTINEL_PASSWORD", "redacted", "is redacted"),
             ("TOKEN__CARRIERS", r#"["pigeon"]"#, "pigeon"),
             ("TOKEN__CARRIERS", "[]", "at least one carrier"),
             ("TOKEN__HEADER_NAME", "Content-Type", "means something else"),
@@ -347,6 +361,33 @@ mod tests {
         assert!(message(with(&[open])).contains("token.keys and platform.service_keys"));
         assert!(message(with(&[open, keys])).contains("needs platform.service_keys"));
         assert!(with(&[open, keys, service]).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_go_together() {
+        let tls = ("CALLBACK_INGRESS__STORE__URL", "rediss://127.0.0.1");
+        let certificate = ("CALLBACK_INGRESS__STORE__TLS_CERTIFICATE", "a.pem");
+        let key = ("CALLBACK_INGRESS__STORE__TLS_KEY", "b.pem");
+        assert!(message(with(&[tls, certificate])).contains("needs store.tls_key"));
+        assert!(message(with(&[tls, key])).contains("needs store.tls_certificate"));
+        let loaded = with(&[tls, certificate, key]).unwrap();
+        let client = loaded.config.redis().unwrap().tls.client;
+        assert_eq!(client, Some(("a.pem".into(), "b.pem".into())));
+    }
+
+    #[test]
+    fn passwords_of_several_servers_and_of_sentinels_are_not_shown() {
+        let loaded = with(&[
+            ("CALLBACK_INGRESS__STORE__URL", "redis+sentinel://user:hunter2@a:1,b:2/calls/3"),
+            ("CALLBACK_INGRESS__STORE__SENTINEL_PASSWORD", "hunter3"),
+            ("CALLBACK_INGRESS__STORE__WAIT_REPLICAS", "2"),
+        ])
+        .unwrap();
+        let dump = loaded.dump();
+        assert!(dump.contains("redis+sentinel://user:redacted@a:1,b:2/calls/3"), "{dump}");
+        assert_eq!(loaded.store_shown(), "redis+sentinel://user:redacted@a:1,b:2/calls/3");
+        assert!(!dump.contains("hunter") && !format!("{loaded:?}").contains("hunter"), "{dump}");
+        assert_eq!(loaded.config.redis().unwrap().replicas.unwrap().count, 2);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Values that carry their bounds. Messages say what a value must be and never what it was.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use axum::http::HeaderName;
 use base64::Engine;
@@ -11,6 +12,7 @@ use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::token::{KeyId, SigningKey};
+use crate::store::redis;
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +92,7 @@ pub enum LogFormat {
 
 /// What a dump shows in the place of a password. It is none, or a dump would read as a configuration that logs in
 /// with it.
-pub(super) const REDACTED_PASSWORD: &str = "redacted";
+pub(super) const REDACTED_WORD: &str = "redacted";
 
 /// Which store, and where.
 #[derive(Clone, Debug)]
@@ -104,19 +106,19 @@ pub enum StoreUrl {
 impl<'de> Deserialize<'de> for StoreUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let url = secret_text::<D>(deserializer, "must be a URL as text")?;
-        match url.split_once(':') {
-            Some(("memory", "")) => Ok(Self::Memory),
-            Some(("redis" | "rediss", rest)) if rest.starts_with("//") => {
-                let Some(parsed) = redis::parse_redis_url(&url) else {
-                    return Err(D::Error::custom("is not a URL that Redis can be reached under"));
-                };
-                if parsed.password() == Some(REDACTED_PASSWORD) {
-                    return Err(D::Error::custom("the password is redacted, as config dump shows it"));
-                }
-                Ok(Self::Redis(url.into()))
-            }
-            _ => Err(D::Error::custom("must be memory:, or begin with redis:// or rediss://")),
+        if url == "memory:" {
+            return Ok(Self::Memory);
         }
+        if redis::password(&url).is_some_and(|at| &url[at] == REDACTED_WORD) {
+            return Err(D::Error::custom("the password is redacted, as config dump shows it"));
+        }
+        let url = SecretString::from(url);
+        // Its message begins with the key, as this one's will.
+        redis::check_url(&url).map_err(|error| {
+            let message = error.to_string();
+            D::Error::custom(message.strip_prefix("store.url ").unwrap_or(&message))
+        })?;
+        Ok(Self::Redis(url))
     }
 }
 
@@ -230,6 +232,26 @@ pub(super) fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
         return Err(D::Error::custom("must be http:// or https:// with a host and at most a path"));
     }
     Ok(Some(url.as_str().trim_end_matches('/').to_owned()))
+}
+
+/// A text; an empty one is none.
+pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok((!text.is_empty()).then_some(text))
+}
+
+/// A path; an empty one is none.
+pub(super) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    text(deserializer).map(|path| path.map(PathBuf::from))
+}
+
+/// A secret; an empty one is none.
+pub(super) fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    let secret = secret_text::<D>(deserializer, "must be a text")?;
+    if secret == REDACTED_WORD {
+        return Err(D::Error::custom("is redacted, as config dump shows it"));
+    }
+    Ok((!secret.is_empty()).then(|| secret.into()))
 }
 
 /// Headers that mean something else already.

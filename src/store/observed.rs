@@ -62,7 +62,7 @@ impl Observed {
             AnyStore::Memory(_) => Vec::new(),
             AnyStore::Redis(redis) => {
                 metrics.count_connections(redis.connections());
-                let at = redis.address();
+                let at = redis.place();
                 let mut server = vec![
                     // Shared: every call has them.
                     KeyValue::new(names::SERVER_ADDRESS, Arc::<str>::from(&*at.host)),

@@ -1,31 +1,46 @@
 //! The store in Redis or Valkey: one Lua script an operation.
 //!
 //! `scripts/gate.lua` holds the rules of the gate and stands before every operation's own script; `keys` spells the
-//! keys; `link` is the connection; `script` calls and decodes; `watcher` wakes event streams.
+//! keys; `script` calls and decodes; `watcher` wakes event streams.
+//!
+//! The way of a request: `nodes` finds who is to be asked (`cluster` by `slots`, `sentinel` by asking), `link` is the
+//! connection to it, `fate` tells what became of it, and `replicas` waits until others have it, too. `servers` reads
+//! the URL; `layout`, `rights` and `durability` look at the servers before they are used.
 
+mod cluster;
+mod durability;
+mod fate;
 mod keys;
 mod layout;
 mod link;
+mod nodes;
+mod partitions;
+mod replicas;
+mod rights;
 mod script;
+mod sentinel;
+mod servers;
+mod slots;
 mod watcher;
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+pub use durability::Remark;
 pub use layout::NotUsable;
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{
-    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError, Script, Value,
-};
+use redis::{Script, Value};
+pub use replicas::Replicas;
+use secrecy::SecretString;
+pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
 use tokio::sync::mpsc;
 
 use self::keys::Keys;
-use self::link::{Link, Request, Timeouts};
+use self::link::Timeouts;
+use self::nodes::{Lane, Nodes};
+use self::partitions::{WhatIsDue, WhatIsHeld};
 use self::script::{Call, Fields, Reply, broken, list, string};
+use self::servers::Servers;
 use super::wakes::Wakes;
 use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
 use crate::clock::Clock;
@@ -44,17 +59,22 @@ use crate::domain::work_item::{Kind, Outcome};
 /// How much longer than its data a key is kept: TTLs only collect, they decide nothing.
 const GRACE_MS: u64 = 60_000;
 
-/// How many partitions one call looks through for what is due.
-const PARTITIONS_AT_ONCE: u16 = 64;
-
 /// A page of a channel takes no further envelopes once it has so many bytes.
 const PAGE_BYTES: usize = 256 * 1024;
 
 /// How Redis is reached and used.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `redis://` or `rediss://` URL.
-    pub url: secrecy::SecretString,
+    /// Which servers: see `servers`.
+    pub url: SecretString,
+    /// What TLS needs, where the URL asks for it.
+    pub tls: Tls,
+    /// User and password of the sentinels, where the URL names some.
+    pub sentinel_username: Option<String>,
+    /// See `sentinel_username`.
+    pub sentinel_password: Option<SecretString>,
+    /// Replicas that must have a write before it is acknowledged.
+    pub replicas: Option<Replicas>,
     /// Number of partitions, fixed for a deployment.
     pub partitions: u16,
     /// Longest time to a connection.
@@ -63,30 +83,6 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// What a conversation may take up.
     pub limits: Limits,
-}
-
-/// Where a Redis is, without its credentials.
-#[derive(Clone, Debug)]
-pub struct Address {
-    /// Its host, or the path of its socket.
-    pub host: String,
-    /// Its port.
-    pub port: Option<u16>,
-    /// The number of the database.
-    pub database: i64,
-}
-
-impl Address {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the library may add kinds of addresses")]
-    fn of(info: &ConnectionInfo) -> Self {
-        let (host, port) = match info.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-                (host.clone(), Some(*port))
-            }
-            other => (other.to_string(), None),
-        };
-        Self { host, port, database: info.redis_settings().db() }
-    }
 }
 
 #[derive(Debug)]
@@ -137,48 +133,42 @@ pub struct RedisStore {
     /// `Clock::System` stands for the server's own clock.
     clock: Clock,
     scripts: Scripts,
-    /// For what changes something; nothing large comes back on it.
-    commands: Link,
-    /// For what reads, so that a large channel delays no callback.
-    reads: Link,
-    address: Address,
+    nodes: Arc<Nodes>,
+    timeouts: Timeouts,
+    replicas: Option<Replicas>,
+    place: Place,
     connections: Arc<AtomicU64>,
     wakes: Wakes,
     verified: Arc<AtomicBool>,
-}
-
-fn connection_info(url: &str) -> Result<ConnectionInfo, RedisError> {
-    let keepalive =
-        TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
-    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
-    #[cfg(target_os = "linux")]
-    let tcp = tcp.set_user_timeout(Duration::from_secs(10));
-    let info = url.into_connection_info()?;
-    // RESP3: a connection that the server closed says so at once, and not with the next request.
-    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    Ok(info.set_tcp_settings(tcp).set_redis_settings(settings))
+    remarked: Mutex<Vec<Remark>>,
+    /// Whether a part of a cluster is away.
+    partly_away: AtomicBool,
 }
 
 impl RedisStore {
     /// A store that connects when it is first used; [`RedisStore::verify`] must have passed before.
     ///
     /// Must be called within a tokio runtime. With `Clock::System` the server's clock counts.
-    pub fn new(settings: &Settings, clock: Clock) -> Result<Self, RedisError> {
-        use secrecy::ExposeSecret;
+    pub fn new(settings: &Settings, clock: Clock) -> Result<Self, InvalidServers> {
         // The library takes the process's provider, and none is built in. One that is set already stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let info = connection_info(settings.url.expose_secret())?;
-        let address = Address::of(&info);
-        let client = Client::open(info)?;
+        let servers = Servers::new(
+            &settings.url,
+            &settings.tls,
+            settings.sentinel_username.as_deref(),
+            settings.sentinel_password.as_ref(),
+        )?;
+        let place = servers.place();
         let connections = Arc::default();
         let timeouts = Timeouts { connect: settings.connect_timeout, response: settings.response_timeout };
+        let nodes = Arc::new(Nodes::new(servers, timeouts, settings.replicas, &connections));
         let keys = Keys { partitions: settings.partitions };
         let (sender, interest) = mpsc::unbounded_channel();
         let wakes = Wakes::new(Some(sender));
         let verified = Arc::new(AtomicBool::new(false));
         let watching = wakes.without_interest();
         tokio::spawn(watcher::listen(
-            client.clone(),
+            Arc::clone(&nodes),
             timeouts,
             keys,
             watching,
@@ -190,29 +180,50 @@ impl RedisStore {
             limits: settings.limits,
             clock,
             scripts: Scripts::new(),
-            commands: Link::new(client.clone(), timeouts, Arc::clone(&connections)),
-            reads: Link::new(client, timeouts, Arc::clone(&connections)),
-            address,
+            nodes,
+            timeouts,
+            replicas: settings.replicas,
+            place,
             connections,
             wakes,
             verified,
+            remarked: Mutex::default(),
+            partly_away: AtomicBool::new(false),
         })
     }
 
     /// Checks that this Redis can be used. Until it has passed, every operation is refused as unavailable.
     pub async fn verify(&self) -> Result<(), NotUsable> {
-        let verdict = layout::check(&self.commands, self.keys.partitions).await;
-        match &verdict {
-            Ok(()) => self.verified.store(true, Ordering::Release),
-            Err(NotUsable::Refused(_)) => self.verified.store(false, Ordering::Release),
-            Err(NotUsable::NotThere(_)) => {}
+        match layout::check(&self.nodes, self.keys.partitions).await {
+            Ok(missing) => {
+                if missing.wakes {
+                    tracing::debug!(
+                        "the Redis user may not publish: readers of a channel look again by themselves"
+                    );
+                }
+                self.verified.store(true, Ordering::Release);
+                Ok(())
+            }
+            Err(refused @ NotUsable::Refused(_)) => {
+                self.verified.store(false, Ordering::Release);
+                Err(refused)
+            }
+            Err(away @ NotUsable::NotThere(_)) => Err(away),
         }
-        verdict
+    }
+
+    /// What an operator should know of the servers' settings, and has not been told before.
+    pub async fn new_remarks(&self) -> Vec<Remark> {
+        let now = durability::remarks(&self.nodes, self.replicas).await;
+        let mut before = self.remarked.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = now.iter().filter(|remark| !before.contains(remark)).cloned().collect();
+        *before = now;
+        new
     }
 
     /// Where it is.
-    pub const fn address(&self) -> &Address {
-        &self.address
+    pub const fn place(&self) -> &Place {
+        &self.place
     }
 
     /// How many connections were made, but those of the watcher.
@@ -237,8 +248,7 @@ impl RedisStore {
 
     /// A call with the keys and arguments that all operations share.
     fn call<'a>(&self, script: &'a Script, conversation: ConversationRef) -> Call<'a> {
-        Call::new(script)
-            .keys(self.keys.conversation(conversation))
+        Call::new(script, self.keys.conversation(conversation))
             .arg("now", self.now())
             .arg("reference", conversation)
             .arg("retention", self.limits.ended_retention_ms)
@@ -246,62 +256,43 @@ impl RedisStore {
             .arg("wake", self.keys.wake(conversation))
     }
 
-    /// All partitions, in groups that one call looks through.
-    fn groups(&self) -> impl Iterator<Item = Range<u16>> {
-        let partitions = self.keys.partitions;
-        let starts = (0..partitions).step_by(usize::from(PARTITIONS_AT_ONCE));
-        starts.map(move |start| start..partitions.min(start.saturating_add(PARTITIONS_AT_ONCE)))
-    }
-
-    async fn totals_of(&self, partitions: Range<u16>) -> Result<Totals, StoreError> {
-        let keys = partitions.flat_map(|partition| [Keys::deadlines(partition), Keys::totals(partition)]);
-        let values = list(Call::new(&self.scripts.totals).keys(keys).send(&self.reads).await?)?;
-        let [awaiting, held, held_bytes] =
-            <[Value; 3]>::try_from(values).map_err(|_| broken("totals without their three parts"))?;
-        // What was lost of the store while more was held than is left can make a sum negative.
-        let count = |value| string(value).map(|text| text.parse().unwrap_or_default());
-        Ok(Totals { awaiting: count(awaiting)?, held: count(held)?, held_bytes: count(held_bytes)? })
-    }
-
-    async fn due_in(&self, partitions: Range<u16>, limit: usize) -> Result<Due, StoreError> {
-        let call = Call::new(&self.scripts.due).keys(partitions.map(Keys::deadlines));
-        let mut values = list(call.plain(self.now()).plain(limit).send(&self.commands).await?)?.into_iter();
-        let (Some(next), Some(more)) = (values.next(), values.next()) else {
-            return Err(broken("a list without its head"));
-        };
-        let (next, more) = (string(next)?, string(more)? == "1");
-        let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
-        for member in values {
-            // What is no marker of ours must not stop the others.
-            let Some((conversation, work_item)) = keys::deadline_member(&string(member)?) else {
-                tracing::debug!("a member of the deadlines is no awaiting marker");
-                continue;
-            };
-            found.entry(conversation).or_default().push(work_item);
+    /// The reply to what changes something, once enough replicas have that and all before it: a refusal, too, tells of
+    /// what must not be undone.
+    async fn write(&self, call: Call<'_>, conversation: ConversationRef) -> Result<Reply, StoreError> {
+        let answer = call.send(&self.nodes, Lane::Commands).await?;
+        if let Some(fence) = &answer.node.fence {
+            let confirmed = fence.confirm(answer.run.as_ref(), &self.keys.fence(conversation)).await;
+            confirmed.map_err(StoreError::OutcomeUnknown)?;
         }
-        Ok(Due {
-            conversations: found
-                .into_iter()
-                .map(|(conversation, work_items)| DueConversation { conversation, work_items })
-                .collect(),
-            next_in_ms: next.parse().ok(),
-            more,
-        })
+        Reply::read(answer.value)
+    }
+
+    /// Says once that a part of a cluster is away, and once that it is back.
+    fn tell_of_parts(&self, some_answer: bool, failure: Option<&StoreError>) {
+        let away = some_answer && failure.is_some();
+        if self.partly_away.swap(away, Ordering::Relaxed) == away {
+            return;
+        }
+        if let Some(error) = failure {
+            tracing::warn!(error = error.chain(), "a part of the store does not answer");
+        } else {
+            tracing::info!("all parts of the store answer again");
+        }
     }
 }
 
 impl Store for RedisStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
         self.check_verified()?;
-        let reply = self
-            .call(&self.scripts.open, command.conversation.reference())
+        let conversation = command.conversation.reference();
+        let call = self
+            .call(&self.scripts.open, conversation)
             .arg("id", &command.conversation)
             .option("idle_ttl", command.idle_ttl_ms)
             .arg("default_idle_ttl", self.limits.conversation_idle_ttl_ms)
             .option("traceparent", command.traceparent.as_ref().map(TraceParent::as_str))
-            .arg("attempt", command.attempt)
-            .reply(&self.commands)
-            .await?;
+            .arg("attempt", command.attempt);
+        let reply = self.write(call, conversation).await?;
         match reply.word.as_str() {
             "opened" => Ok(Ok(Opened { created: reply.fields()?.flag("created")? })),
             "conversation_ended" => Ok(Err(OpenRefused::ConversationEnded)),
@@ -311,8 +302,9 @@ impl Store for RedisStore {
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
         self.check_verified()?;
-        let reply = self
-            .call(&self.scripts.issue, command.conversation)
+        let conversation = command.conversation;
+        let call = self
+            .call(&self.scripts.issue, conversation)
             .arg("work_item", command.work_item)
             .arg("kind", command.kind.as_str())
             .arg("timeout", command.timeout_ms)
@@ -324,9 +316,8 @@ impl Store for RedisStore {
             .option("idempotency", command.idempotency.map(|(key, _)| key))
             .option("fingerprint", command.idempotency.map(|(_, fingerprint)| fingerprint))
             .arg("max_awaiting_items", self.limits.max_awaiting_items)
-            .arg("max_channel_length", self.limits.max_channel_length)
-            .reply(&self.commands)
-            .await?;
+            .arg("max_channel_length", self.limits.max_channel_length);
+        let reply = self.write(call, conversation).await?;
         Ok(Err(match reply.word.as_str() {
             "issued" => {
                 let fields = reply.fields()?;
@@ -347,8 +338,9 @@ impl Store for RedisStore {
             Payload::Succeeded(result) => (Outcome::Succeeded, result),
             Payload::Failed(error) => (Outcome::Failed, error),
         };
-        let reply = self
-            .call(&self.scripts.accept, command.conversation)
+        let conversation = command.conversation;
+        let call = self
+            .call(&self.scripts.accept, conversation)
             .key(self.keys.used(command.conversation, command.work_item))
             .arg("work_item", command.work_item)
             .arg("expires_at", command.expires_at.as_millis())
@@ -359,9 +351,8 @@ impl Store for RedisStore {
             .option("trace", command.traceparent.as_ref().map(TraceParent::as_str))
             .arg("attempt", command.attempt)
             .arg("max_held_items", self.limits.max_held_items)
-            .arg("max_held_bytes", self.limits.max_held_bytes)
-            .reply(&self.commands)
-            .await?;
+            .arg("max_held_bytes", self.limits.max_held_bytes);
+        let reply = self.write(call, conversation).await?;
         let why = match reply.word.as_str() {
             "taken" => return Ok(Ok(receipt(&reply.fields()?)?)),
             "token_expired" => AcceptRefused::TokenExpired,
@@ -378,14 +369,14 @@ impl Store for RedisStore {
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
         self.check_verified()?;
-        let reply = self
-            .call(&self.scripts.cancel, command.conversation)
+        let conversation = command.conversation;
+        let call = self
+            .call(&self.scripts.cancel, conversation)
             .arg("work_item", command.work_item)
             .arg("request_id", command.request_id)
             .option("trace", command.traceparent.as_ref().map(TraceParent::as_str))
-            .arg("attempt", command.attempt)
-            .reply(&self.commands)
-            .await?;
+            .arg("attempt", command.attempt);
+        let reply = self.write(call, conversation).await?;
         Ok(Err(match reply.word.as_str() {
             "cancelled" => {
                 let fields = reply.fields()?;
@@ -403,7 +394,7 @@ impl Store for RedisStore {
 
     async fn end(&self, conversation: ConversationRef) -> Answer<Ended, ConversationNotFound> {
         self.check_verified()?;
-        let reply = self.call(&self.scripts.end, conversation).reply(&self.commands).await?;
+        let reply = self.write(self.call(&self.scripts.end, conversation), conversation).await?;
         match reply.word.as_str() {
             "ended" => Ok(Ok(ended(&reply.fields()?)?)),
             "conversation_not_found" => Ok(Err(ConversationNotFound)),
@@ -418,12 +409,14 @@ impl Store for RedisStore {
     ) -> Result<Expired, StoreError> {
         self.check_verified()?;
         let work_items: Vec<String> = due.work_items.iter().map(ToString::to_string).collect();
-        let reply = self
+        let answer = self
             .call(&self.scripts.expire, due.conversation)
             .arg("work_items", work_items.join(" "))
             .option("trace", traceparent.as_ref().map(TraceParent::as_str))
-            .reply(&self.commands)
+            .send(&self.nodes, Lane::Commands)
             .await?;
+        // Acknowledged to nobody: replicas are not waited for.
+        let reply = Reply::read(answer.value)?;
         if reply.word != "expired" {
             return Err(reply.unexpected());
         }
@@ -437,19 +430,36 @@ impl Store for RedisStore {
 
     async fn due(&self, limit: usize) -> Result<Due, StoreError> {
         self.check_verified()?;
-        let mut all = Due::default();
-        for due in try_join_all(self.groups().map(|partitions| self.due_in(partitions, limit))).await? {
-            all.conversations.extend(due.conversations);
-            all.next_in_ms = [all.next_in_ms, due.next_in_ms].into_iter().flatten().min();
-            all.more |= due.more;
+        let answers = self.ask_all(&WhatIsDue { limit }).await;
+        let mut all: Option<Due> = None;
+        let mut failure = None;
+        for answer in answers {
+            match answer {
+                Ok(due) => {
+                    let all = all.get_or_insert_default();
+                    all.conversations.extend(due.conversations);
+                    all.next_in_ms = [all.next_in_ms, due.next_in_ms].into_iter().flatten().min();
+                    all.more |= due.more;
+                }
+                Err(error) => failure = Some(error),
+            }
         }
-        Ok(all)
+        self.tell_of_parts(all.is_some(), failure.as_ref());
+        match (all, failure) {
+            (Some(all), None) => Ok(all),
+            // A node that is away must not stop the timers of the others.
+            (Some(all), Some(_)) if self.nodes.is_cluster() => Ok(all),
+            (_, Some(error)) => Err(error),
+            (None, None) => Ok(Due::default()),
+        }
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {
         self.check_verified()?;
         let mut all = Totals::default();
-        for totals in try_join_all(self.groups().map(|partitions| self.totals_of(partitions))).await? {
+        for totals in self.ask_all(&WhatIsHeld).await {
+            // A sum without a part of it would be a wrong one.
+            let totals = totals?;
             all.awaiting += totals.awaiting;
             all.held += totals.held;
             all.held_bytes += totals.held_bytes;
@@ -459,7 +469,7 @@ impl Store for RedisStore {
 
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
         self.check_verified()?;
-        let reply = self.call(&self.scripts.inspect, conversation).reply(&self.reads).await?;
+        let reply = self.call(&self.scripts.inspect, conversation).read(&self.nodes).await?;
         match reply.word.as_str() {
             "conversation" => Ok(Ok(conversation_view(reply)?)),
             "conversation_not_found" => Ok(Err(ConversationNotFound)),
@@ -476,7 +486,7 @@ impl Store for RedisStore {
         let reply = self
             .call(&self.scripts.work_item, conversation)
             .arg("work_item", work_item)
-            .reply(&self.reads)
+            .read(&self.nodes)
             .await?;
         Ok(Err(match reply.word.as_str() {
             "work_item" => return Ok(Ok(reply.fields()?.work_item_view()?)),
@@ -498,7 +508,7 @@ impl Store for RedisStore {
             .arg("after", after.map_or(0, Sequence::get))
             .arg("count", count)
             .arg("max_bytes", PAGE_BYTES)
-            .reply(&self.reads)
+            .read(&self.nodes)
             .await?;
         match reply.word.as_str() {
             "page" => Ok(Ok(page(reply)?)),
@@ -513,7 +523,7 @@ impl Store for RedisStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.check_verified()?;
-        self.commands.call(Request::Command(&redis::cmd("PING"))).await.map(|_| ())
+        self.nodes.ping().await
     }
 
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress {

@@ -102,8 +102,11 @@ pub const ATTRIBUTES: &[(&str, &str)] = &[
     (DB_OPERATION_NAME, "`EVALSHA`, or another command"),
     (DB_STORED_PROCEDURE_NAME, "the script"),
     (DB_RESPONSE_STATUS_CODE, "the first word of Redis' error"),
-    (SERVER_ADDRESS, "host of Redis"),
-    (SERVER_PORT, "port of Redis"),
+    (
+        SERVER_ADDRESS,
+        "host of Redis: of a cluster, of the first node that is configured; the service, with Sentinel",
+    ),
+    (SERVER_PORT, "port of Redis; none with Sentinel"),
     (MESSAGING_SYSTEM, "`redis`, or `callback_ingress` on the embedded store"),
     (MESSAGING_OPERATION_NAME, "`publish`"),
     (MESSAGING_OPERATION_TYPE, "`send`"),
@@ -279,7 +282,7 @@ pub const REACHABLE: Metric = Metric {
     name: "callback_ingress.store.reachable",
     unit: "",
     instrument: "gauge",
-    meaning: "1 when the store answered the last time, else 0",
+    meaning: "1 when the store, all of it, answered the last time, else 0",
     attributes: &[],
 };
 /// Requests there was no room for.

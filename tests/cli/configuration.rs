@@ -63,8 +63,11 @@ fn a_bad_value_is_named_with_what_it_must_be() {
             "http.platform_addr=127.0.0.1:8080",
             "http.platform_addr (from the command line): must not be the public",
         ),
-        ("store.url=sqlite:x", "must be memory:, or begin with redis:// or rediss://"),
-        ("store.url=redis+cluster://127.0.0.1", "must be memory:, or begin with redis:// or rediss://"),
+        (
+            "store.url=sqlite:x",
+            "must be memory:, or begin with redis://, redis+sentinel:// or redis+cluster://",
+        ),
+        ("store.url=redis+cluster://127.0.0.1/1", "names a database: a cluster has only one"),
         ("token.carriers=header", r#"must be a list: ["a","b"]"#),
         ("token.carriers=[]", "must name at least one carrier"),
         ("token.default_carrier=pigeon", "pigeon"),

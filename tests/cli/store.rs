@@ -18,6 +18,39 @@ fn a_check_reaches_the_store() {
 }
 
 #[test]
+fn a_check_and_a_start_say_which_settings_of_redis_weaken_a_promise() {
+    let redis = RedisServer::with(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
+    let url = redis.url(0);
+    let check = run(&["config", "check", "--store", &url]).exits(0);
+    let service = Service::start(&["--store", &url]);
+    for word in ["appendonly no", "maxmemory-policy allkeys-lru"] {
+        assert!(check.out.contains(word), "{check:?}");
+        service.log.wait_for(word);
+    }
+    assert!(check.out.contains("note: Redis evicts keys"), "{check:?}");
+    let durable = RedisServer::durable();
+    let check = run(&["config", "check", "--store", &durable.url(0)]).exits(0);
+    assert!(!check.out.contains("Redis"), "nothing to remark on: {check:?}");
+    let user =
+        ["ACL", "SETUSER", "ingress", "on", ">word", "~{cb:*", "~cb:layout", "&{cb:*", "+@all", "-@admin"];
+    redis::cmd(user[0]).arg(&user[1..]).exec(&mut durable.connection(0)).unwrap();
+    let url = durable.url(0).replace("://", "://ingress:word@");
+    let check = run(&["config", "check", "--store", &url]).exits(0);
+    assert!(check.out.contains("note: Redis does not tell its appendfsync: not checked"), "{check:?}");
+}
+
+#[test]
+fn a_user_without_a_right_that_is_needed_is_refused() {
+    let redis = RedisServer::start();
+    let user = ["ACL", "SETUSER", "ingress", "on", ">word", "~*", "&*", "+@all", "-xadd"];
+    redis::cmd(user[0]).arg(&user[1..]).exec(&mut redis.connection(0)).unwrap();
+    let url = redis.url(0).replace("://", "://ingress:word@");
+    let check = run(&["config", "check", "--store", &url]).exits(2);
+    assert!(check.err.contains("may not run XADD, which the scripts use"), "{check:?}");
+    assert!(!check.err.contains("word"), "{check:?}");
+}
+
+#[test]
 fn a_store_that_is_not_there_fails_the_check() {
     let check = run(&["config", "check", "--store", "redis://127.0.0.1:1"]).exits(1);
     assert!(check.err.contains("Connection refused"), "{check:?}");

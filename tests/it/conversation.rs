@@ -41,14 +41,19 @@ impl<'a> Conversation<'a> {
         self.id.reference()
     }
 
-    /// Opens it, with whatever the test changes in the command.
-    pub(crate) async fn open(&self, change: impl FnOnce(&mut Open)) -> Result<Opened, OpenRefused> {
-        let mut command = Open {
+    /// A command that opens it.
+    pub(crate) fn opening(&self) -> Open {
+        Open {
             conversation: self.id.clone(),
             idle_ttl_ms: None,
             traceparent: None,
             attempt: Entropy.attempt_id(),
-        };
+        }
+    }
+
+    /// Opens it, with whatever the test changes in the command.
+    pub(crate) async fn open(&self, change: impl FnOnce(&mut Open)) -> Result<Opened, OpenRefused> {
+        let mut command = self.opening();
         change(&mut command);
         self.stage.store.open(command).await.unwrap()
     }

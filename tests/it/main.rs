@@ -1,7 +1,7 @@
 //! The service from outside: its stores, its two listeners, and what happens when things fail.
 //!
-//! `stage` and `conversation` are how a test says what happens to a store, `redis_server` is the Redis it happens in,
-//! and `proxy` a wire to it that can be cut. `service` starts the real service in this process and speaks to it over
+//! `stage` and `conversation` are how a test says what happens to a store, `redis_server`, `redis_cluster` and
+//! `redis_sentinels` are the Redis it happens in, and `proxy` a wire to it that can be cut. `service` starts the real service in this process and speaks to it over
 //! real sockets.
 
 #![expect(
@@ -14,11 +14,14 @@
 mod contract;
 mod conversation;
 mod events;
+mod fake_redis;
 mod model;
 mod platform;
 mod proxy;
 mod races;
 mod redis;
+mod redis_cluster;
+mod redis_sentinels;
 mod redis_server;
 mod service;
 mod stage;

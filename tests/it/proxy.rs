@@ -11,19 +11,21 @@ use std::thread;
 pub(crate) struct Proxy {
     port: u16,
     cuts: Arc<AtomicUsize>,
+    swallows: Arc<AtomicBool>,
 }
 
 impl Proxy {
     /// A wire to this port.
     pub(crate) fn to(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let proxy = Self { port: listener.local_addr().unwrap().port(), cuts: Arc::default() };
-        let cuts = Arc::clone(&proxy.cuts);
+        let port_of_its_own = listener.local_addr().unwrap().port();
+        let proxy = Self { port: port_of_its_own, cuts: Arc::default(), swallows: Arc::default() };
+        let (cuts, swallows) = (Arc::clone(&proxy.cuts), Arc::clone(&proxy.swallows));
         thread::spawn(move || {
             for client in listener.incoming() {
                 // A server that is down takes no connection, and the client is told so by the end of its own.
                 let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
-                pass_on(client.unwrap(), server, Arc::clone(&cuts));
+                pass_on(client.unwrap(), server, Arc::clone(&cuts), Arc::clone(&swallows));
             }
         });
         proxy
@@ -39,38 +41,59 @@ impl Proxy {
         self.cuts.store(answers, Ordering::SeqCst);
     }
 
+    /// From now on, or not any more, whatever comes is swallowed, and no connection is closed.
+    pub(crate) fn swallow(&self, everything: bool) {
+        self.swallows.store(everything, Ordering::SeqCst);
+    }
+
     /// How many answers are still to be lost.
     pub(crate) fn answers_to_lose(&self) -> usize {
         self.cuts.load(Ordering::SeqCst)
     }
 }
 
-fn pass_on(client: TcpStream, server: TcpStream, cuts: Arc<AtomicUsize>) {
+/// What becomes of some bytes on their way.
+enum Way {
+    Passed,
+    /// Lost with their connection.
+    Cut,
+    /// Lost, and with them all that follow, while the connection stays.
+    Swallowed,
+}
+
+fn pass_on(client: TcpStream, server: TcpStream, cuts: Arc<AtomicUsize>, swallows: Arc<AtomicBool>) {
     let asked = Arc::new(AtomicBool::new(false));
     let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-    let script_sent = Arc::clone(&asked);
+    let (script_sent, swallowed) = (Arc::clone(&asked), Arc::clone(&swallows));
     thread::spawn(move || {
         copy(from_client, to_server, |request| {
             if request.windows(7).any(|word| word == b"EVALSHA") {
                 script_sent.store(true, Ordering::SeqCst);
             }
-            true
+            if swallowed.load(Ordering::SeqCst) { Way::Swallowed } else { Way::Passed }
         });
     });
     thread::spawn(move || {
         copy(server, client, |_| {
             let lost = asked.swap(false, Ordering::SeqCst)
                 && cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-            !lost
+            match (lost, swallows.load(Ordering::SeqCst)) {
+                (true, _) => Way::Cut,
+                (false, true) => Way::Swallowed,
+                (false, false) => Way::Passed,
+            }
         });
     });
 }
 
 /// Passes on what comes, as long as it may; then closes both sides.
-fn copy(mut from: TcpStream, mut to: TcpStream, mut may_pass: impl FnMut(&[u8]) -> bool) {
+fn copy(mut from: TcpStream, mut to: TcpStream, mut way: impl FnMut(&[u8]) -> Way) {
     let mut buffer = [0; 16 * 1024];
+    let mut broken = false;
     while let Ok(length) = from.read(&mut buffer) {
-        if length == 0 || !may_pass(&buffer[..length]) || to.write_all(&buffer[..length]).is_err() {
+        let way = way(&buffer[..length]);
+        broken = broken || matches!(way, Way::Swallowed);
+        if length == 0 || matches!(way, Way::Cut) || (!broken && to.write_all(&buffer[..length]).is_err()) {
             break;
         }
     }

@@ -1,9 +1,15 @@
 //! What only Redis can do wrong: its keys, its connections, its failures, and servers that must not be used.
 
 mod admission;
+mod cluster;
 mod connections;
 mod faults;
 mod keys;
+mod recovery;
+mod refused;
+mod replicas;
+mod sentinel;
+mod tls;
 
 use std::time::Duration;
 

@@ -63,11 +63,27 @@ impl RedisServer {
 
     /// A server with more options, as on `redis-server`'s command line.
     pub(crate) fn with(options: &[&str]) -> Self {
+        Self::configured(None, options)
+    }
+
+    /// A sentinel with this configuration.
+    pub(crate) fn sentinel(configuration: &str) -> Self {
+        Self::configured(Some(configuration), &["--sentinel"])
+    }
+
+    fn configured(file: Option<&str>, options: &[&str]) -> Self {
         check_installed();
-        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
         for _ in 0..5 {
             let directory = tempfile::Builder::new().prefix("redis-").tempdir().unwrap().keep();
             let port = free_port();
+            let mut all: Vec<String> = Vec::new();
+            if let Some(text) = file {
+                let path = directory.join("conf");
+                fs::write(&path, text).unwrap();
+                all.push(path.to_str().unwrap().to_owned());
+            }
+            all.extend(options.iter().map(|&option| option.to_owned()));
+            let options = all;
             if let Ok(running) = launch(port, &directory, &options) {
                 return Self { port, directory, options, running: Some(running) };
             }
@@ -84,6 +100,11 @@ impl RedisServer {
     /// Its URL, for one of its databases.
     pub(crate) fn url(&self, database: u16) -> String {
         format!("redis://127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Whether it has not been killed.
+    pub(crate) const fn is_running(&self) -> bool {
+        self.running.is_some()
     }
 
     /// Its port.
@@ -156,8 +177,15 @@ impl Running {
 #[derive(Debug)]
 struct PortTaken;
 
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+/// A free port, of which the one that a cluster's nodes speak to each other on is free, too.
+pub(crate) fn free_port() -> u16 {
+    loop {
+        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let Some(bus) = port.checked_add(10_000) else { continue };
+        if TcpListener::bind(("127.0.0.1", bus)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn check_installed() {
@@ -175,10 +203,11 @@ fn launch(port: u16, directory: &Path, options: &[String]) -> Result<Running, Po
     let mut keeper = Command::new("sh")
         .args(["-c", KEEPER, "keeper"])
         .arg(directory)
+        // A file of configuration comes first.
+        .args(options)
         .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
         .args(["--databases", &DATABASES.to_string(), "--dir"])
         .arg(directory)
-        .args(options)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -189,7 +218,7 @@ fn launch(port: u16, directory: &Path, options: &[String]) -> Result<Running, Po
     let since = Instant::now();
     loop {
         let log = fs::read_to_string(directory.join("log")).unwrap();
-        if log.contains("Ready to accept connections") {
+        if log.contains("Ready to accept connections") || log.contains("Sentinel ID is") {
             return Ok(running);
         }
         if log.contains("Address already in use") {

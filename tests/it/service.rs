@@ -7,6 +7,7 @@ mod raw;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use callback_ingress::app::{self, AppError};
 use callback_ingress::clock::Clock;
 use callback_ingress::config::{self, Sources};
 use callback_ingress::telemetry::Telemetry;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,10 @@ pub(crate) use self::calls::{CALLBACKS, Item, issued, millis};
 pub(crate) use self::client::{Call, Client, Reply};
 pub(crate) use self::event_reader::{Event, EventReader};
 pub(crate) use self::raw::Raw;
+use crate::redis_cluster::RedisCluster;
+use crate::redis_sentinels::RedisSentinels;
 use crate::redis_server::RedisServer;
+use crate::stage::Backend;
 
 /// The platform's key, the same on every replica.
 pub(crate) const SERVICE_KEY: &str = "the-platforms-key-of-the-tests";
@@ -123,6 +127,10 @@ pub(crate) enum Kind {
     Memory,
     Redis,
     TwoReplicas,
+    /// Two replicas on the master after a failover, found through a sentinel.
+    Sentinel,
+    /// Two replicas on a cluster.
+    Cluster,
 }
 
 impl Kind {
@@ -131,14 +139,27 @@ impl Kind {
             Self::Memory => (None, 1),
             Self::Redis => (Some(RedisServer::start()), 1),
             Self::TwoReplicas => (Some(RedisServer::start()), 2),
+            Self::Sentinel | Self::Cluster => (None, 2),
         };
-        let url = redis.as_ref().map_or_else(|| "memory:".to_owned(), |redis| redis.url(0));
+        let url = match self {
+            Self::Sentinel => block_in_place(RedisSentinels::shared).url(Backend::unused_database()),
+            Self::Cluster => block_in_place(cluster_of_services).url(),
+            Self::Memory | Self::Redis | Self::TwoReplicas => {
+                redis.as_ref().map_or_else(|| "memory:".to_owned(), |redis| redis.url(0))
+            }
+        };
         let mut replicas = Vec::new();
         for _ in 0..count {
             replicas.push(Service::start(&[&[("store.url", url.as_str())], flags].concat()).await);
         }
         Deployment { replicas, next: AtomicUsize::new(0), redis }
     }
+}
+
+/// A cluster of their own: their time is the real one, in which the store's own tests do not play.
+fn cluster_of_services() -> &'static RedisCluster {
+    static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| RedisCluster::start(30_000))
 }
 
 impl Deployment {
@@ -166,6 +187,22 @@ macro_rules! on_every_deployment {
     };
 }
 pub(crate) use on_every_deployment;
+
+/// As `on_every_deployment`, and on several servers of Redis as well.
+macro_rules! on_every_topology {
+    ($($test:ident),+ $(,)?) => {
+        $crate::service::on_every_deployment!($($test),+);
+        mod sentinel {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test($crate::service::Kind::Sentinel).await; })+
+        }
+        mod cluster {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test($crate::service::Kind::Cluster).await; })+
+        }
+    };
+}
+pub(crate) use on_every_topology;
 
 /// Asks again and again, until it is so.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {

@@ -10,9 +10,14 @@ use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::domain::time::Timestamp;
 use callback_ingress::store::AnyStore;
 use callback_ingress::store::memory::MemoryStore;
-use callback_ingress::store::redis::{RedisStore, Settings};
+use callback_ingress::store::redis::{RedisStore, Settings, Tls};
+
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::task::block_in_place;
 
 use crate::conversation::Conversation;
+use crate::redis_cluster::RedisCluster;
+use crate::redis_sentinels::RedisSentinels;
 use crate::redis_server::{DATABASES, RedisServer};
 
 /// The kinds of store that keep the same promises. A new kind is a variant here and a line in `on_every_store!`.
@@ -20,6 +25,9 @@ use crate::redis_server::{DATABASES, RedisServer};
 pub(crate) enum Backend {
     Memory,
     Redis,
+    /// The master after a failover, found through a sentinel.
+    Sentinel,
+    Cluster,
 }
 
 /// Runs each test, an `async fn(Backend)`, on every kind of store.
@@ -32,6 +40,14 @@ macro_rules! on_every_store {
         mod redis {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() { super::$test($crate::stage::Backend::Redis).await; })+
+        }
+        mod sentinel {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test($crate::stage::Backend::Sentinel).await; })+
+        }
+        mod cluster {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() { super::$test($crate::stage::Backend::Cluster).await; })+
         }
     };
 }
@@ -56,30 +72,73 @@ pub(crate) struct Stage {
     pub(crate) store: Arc<AnyStore>,
     pub(crate) clock: ManualClock,
     settings: Option<Settings>,
+    /// Ends last.
+    _turn: Option<Turn>,
 }
 
+/// A cluster has no databases: most stages share one with others that have other conversations, some want it alone.
+#[derive(Debug)]
+enum Turn {
+    Shared(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
+}
+
+static CLUSTER: RwLock<()> = RwLock::const_new(());
+
 impl Backend {
-    /// An empty store with room for everything.
+    /// A store with room for everything.
     pub(crate) async fn stage(self) -> Stage {
         self.limited(ROOMY).await
     }
 
-    /// An empty store with these limits.
+    /// A store with these limits.
     pub(crate) async fn limited(self, limits: Limits) -> Stage {
+        self.set(limits, false).await
+    }
+
+    /// A store with these limits and nothing else in it, not even what the test does not know of.
+    pub(crate) async fn alone(self, limits: Limits) -> Stage {
+        self.set(limits, true).await
+    }
+
+    /// A database of the shared servers that no test has used.
+    pub(crate) fn unused_database() -> u16 {
+        unused_database()
+    }
+
+    async fn set(self, limits: Limits, alone: bool) -> Stage {
         let clock = ManualClock::at(START);
-        match self {
+        let url = match self {
             Self::Memory => {
                 let store = MemoryStore::new(Clock::Manual(clock.clone()), limits);
-                Stage { store: Arc::new(AnyStore::Memory(store)), clock, settings: None }
+                return Stage {
+                    store: Arc::new(AnyStore::Memory(store)),
+                    clock,
+                    settings: None,
+                    _turn: None,
+                };
             }
-            Self::Redis => {
-                Stage::in_redis(settings(RedisServer::shared().url(unused_database()), limits), clock).await
+            Self::Redis => RedisServer::shared().url(unused_database()),
+            Self::Sentinel => block_in_place(RedisSentinels::shared).url(unused_database()),
+            Self::Cluster => {
+                let turn = if alone {
+                    Turn::Alone(CLUSTER.write().await)
+                } else {
+                    Turn::Shared(CLUSTER.read().await)
+                };
+                let cluster = block_in_place(RedisCluster::shared);
+                if alone {
+                    cluster.clear();
+                }
+                let stage = Stage::in_redis(settings(cluster.url(), limits), clock).await;
+                return Stage { _turn: Some(turn), ..stage };
             }
-        }
+        };
+        Stage::in_redis(settings(url, limits), clock).await
     }
 }
 
-/// A database of a server that no test has used.
+/// A database of the shared servers that no test has used.
 fn unused_database() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(1);
     let database = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -91,6 +150,10 @@ fn unused_database() -> u16 {
 pub(crate) fn settings(url: String, limits: Limits) -> Settings {
     Settings {
         url: url.into(),
+        tls: Tls::default(),
+        sentinel_username: None,
+        sentinel_password: None,
+        replicas: None,
         partitions: 64,
         connect_timeout: Duration::from_secs(10),
         response_timeout: Duration::from_secs(10),
@@ -102,14 +165,19 @@ impl Stage {
     /// A stage in a Redis of the test's own.
     pub(crate) async fn in_redis(settings: Settings, clock: ManualClock) -> Self {
         let store = redis_store(&settings, Clock::Manual(clock.clone())).await;
-        Self { store, clock, settings: Some(settings) }
+        Self { store, clock, settings: Some(settings), _turn: None }
     }
 
     /// What another process sees that uses the same store. Memory is shared by nobody else: there it is the same.
     pub(crate) async fn seen_from_elsewhere(&self) -> Self {
         match &self.settings {
             Some(settings) => Self::in_redis(settings.clone(), self.clock.clone()).await,
-            None => Self { store: Arc::clone(&self.store), clock: self.clock.clone(), settings: None },
+            None => Self {
+                store: Arc::clone(&self.store),
+                clock: self.clock.clone(),
+                settings: None,
+                _turn: None,
+            },
         }
     }
 

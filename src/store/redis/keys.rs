@@ -53,6 +53,16 @@ impl Keys {
         format!("{}:{work_item}", self.of(conversation, "used"))
     }
 
+    /// Written in a conversation's partition while replicas are waited for.
+    pub(super) fn fence(self, conversation: ConversationRef) -> String {
+        format!("{{cb:{}}}:fence", conversation.partition(self.partitions))
+    }
+
+    /// A key of a partition that nothing is kept under, and a pub/sub channel that nobody listens to.
+    pub(super) fn probe(partition: u16) -> (String, String) {
+        (format!("{{cb:{partition}}}:probe"), format!("{{cb:{partition}}}:wake:probe"))
+    }
+
     /// Where changes of a channel are published (a pub/sub channel, not a key).
     pub(super) fn wake(self, conversation: ConversationRef) -> String {
         self.of(conversation, "wake")

@@ -1,10 +1,13 @@
-//! What is checked before a Redis is used: that it is new enough, and partitioned as configured.
+//! What is checked before a Redis is used: that it is what the URL says, new enough, partitioned as configured, and that
+//! its user may do all that is needed.
 
-use redis::{ErrorKind, FromRedisValue, RedisError, cmd};
+use redis::{ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, cmd};
 use thiserror::Error;
 
 use super::keys::LAYOUT;
-use super::link::{Link, Request};
+use super::nodes::Nodes;
+use super::rights::{self, Missing};
+use super::sentinel::greeted;
 use crate::store::StoreError;
 
 /// The oldest server whose commands the scripts can use.
@@ -26,20 +29,30 @@ pub enum NotUsable {
 
 impl From<StoreError> for NotUsable {
     fn from(error: StoreError) -> Self {
-        if is_too_old_to_connect(&error) {
-            return Self::Refused(too_old("older than 6"));
+        let cause = match &error {
+            StoreError::Unavailable(cause) => cause.downcast_ref::<RedisError>(),
+            StoreError::OutcomeUnknown(_) | StoreError::Broken(_) => None,
+        };
+        match cause.and_then(never_usable) {
+            Some(why) => Self::Refused(why),
+            None => Self::NotThere(error),
         }
-        Self::NotThere(error)
     }
 }
 
-/// Redis before 6 does not know `HELLO`, with which a connection begins.
-fn is_too_old_to_connect(error: &StoreError) -> bool {
-    let StoreError::Unavailable(cause) = error else { return false };
-    cause.downcast_ref::<RedisError>().is_some_and(|error| {
-        error.kind() == ErrorKind::RESP3NotSupported
-            || error.detail().is_some_and(|detail| detail.starts_with("unknown command"))
-    })
+/// Why waiting for this server will not help, if it will not.
+fn never_usable(error: &RedisError) -> Option<String> {
+    let detail = error.detail().unwrap_or_default();
+    if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {
+        return Some(format!("the Redis user under store.url lacks a right: {detail}"));
+    }
+    if detail.contains("cluster support disabled") {
+        return Some("the server under store.url is no node of a cluster: use redis:// instead".into());
+    }
+    // Redis before 6 does not know `HELLO`, with which a connection begins.
+    let unknown_greeting =
+        error.kind() == ErrorKind::RESP3NotSupported || detail.starts_with("unknown command");
+    unknown_greeting.then(|| too_old("older than 6"))
 }
 
 fn too_old(found: &str) -> String {
@@ -53,9 +66,27 @@ fn version(info: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
-/// Checks the server's version and the deployment's layout, and renews the mark of it.
-pub(super) async fn check(link: &Link, partitions: u16) -> Result<(), NotUsable> {
-    let info = link.call(Request::Command(cmd("INFO").arg("server"))).await?;
+/// Whether the server works as the URL says.
+fn mode_mismatch(greeting: &Value, nodes: &Nodes) -> Option<&'static str> {
+    match (greeted(greeting, "mode"), nodes.is_cluster()) {
+        (Some("cluster"), false) => {
+            Some("the server under store.url is a node of a cluster: use redis+cluster:// instead")
+        }
+        (Some("sentinel"), _) => {
+            Some("the server under store.url is a sentinel: use redis+sentinel:// instead")
+        }
+        _ => None,
+    }
+}
+
+/// Checks the server and its user's rights, and the deployment's layout, and renews the mark of it. What is missing and
+/// can be done without is the answer.
+pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<Missing, NotUsable> {
+    let greeting = nodes.command(LAYOUT, &cmd("HELLO")).await?;
+    if let Some(why) = mode_mismatch(&greeting, nodes) {
+        return Err(NotUsable::Refused(why.into()));
+    }
+    let info = nodes.command(LAYOUT, cmd("INFO").arg("server")).await?;
     let info = String::from_redis_value(info).map_err(|_| StoreError::Broken("INFO is not a text".into()))?;
     let Some(found) = version(&info) else {
         return Err(NotUsable::Refused("the server under store.url does not tell its redis_version".into()));
@@ -63,14 +94,18 @@ pub(super) async fn check(link: &Link, partitions: u16) -> Result<(), NotUsable>
     if found < MIN_VERSION {
         return Err(NotUsable::Refused(too_old(&format!("{}.{}", found.0, found.1))));
     }
+    let missing = rights::missing(nodes, partitions).await?;
+    if let Some(complaint) = missing.complaint() {
+        return Err(NotUsable::Refused(complaint));
+    }
     let ours = format!("partitions={partitions}");
     let set = cmd("SET").arg(LAYOUT).arg(&ours).arg("NX").arg("PX").arg(LAYOUT_TTL_MS).to_owned();
-    link.call(Request::Command(&set)).await?;
-    link.call(Request::Command(cmd("PEXPIRE").arg(LAYOUT).arg(LAYOUT_TTL_MS))).await?;
-    let known = link.call(Request::Command(cmd("GET").arg(LAYOUT))).await?;
+    nodes.command(LAYOUT, &set).await?;
+    nodes.command(LAYOUT, cmd("PEXPIRE").arg(LAYOUT).arg(LAYOUT_TTL_MS)).await?;
+    let known = nodes.command(LAYOUT, cmd("GET").arg(LAYOUT)).await?;
     let known = Option::<String>::from_redis_value(known).ok().flatten().unwrap_or_default();
     if known == ours {
-        return Ok(());
+        return Ok(missing);
     }
     Err(NotUsable::Refused(format!(
         "the store is in use with {known}, this configuration says store.partitions = {partitions}: \

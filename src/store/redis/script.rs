@@ -3,9 +3,11 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use redis::{Script, ScriptInvocation, Value};
+use redis::{Cmd, Script, Value, cmd};
 
-use super::link::{Link, Request};
+use super::link::Request;
+use super::nodes::{FromNode, Lane, Nodes};
+use super::slots::Slot;
 use crate::domain::gate::{Released, TimedOut, WorkItemView};
 use crate::domain::ids::{Sequence, TraceParent, TurnId, WorkItemId};
 use crate::domain::time::Timestamp;
@@ -15,30 +17,28 @@ use crate::store::StoreError;
 
 /// An operation's script with its arguments.
 pub(super) struct Call<'a> {
-    invocation: ScriptInvocation<'a>,
+    script: &'a Script,
+    keys: Vec<String>,
+    arguments: Vec<Vec<u8>>,
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn new(script: &'a Script) -> Self {
-        Self { invocation: script.prepare_invoke() }
+    /// Every script has a key, and all of its keys are in one slot.
+    pub(super) fn new(script: &'a Script, keys: impl Into<Vec<String>>) -> Self {
+        Self { script, keys: keys.into(), arguments: Vec::new() }
     }
 
     pub(super) fn key(mut self, key: String) -> Self {
-        self.invocation.key(key);
+        self.keys.push(key);
         self
     }
 
-    pub(super) fn keys(self, keys: impl IntoIterator<Item = String>) -> Self {
-        keys.into_iter().fold(self, Self::key)
-    }
-
-    pub(super) fn arg(mut self, name: &str, value: impl Display) -> Self {
-        self.invocation.arg(name).arg(value.to_string());
-        self
+    pub(super) fn arg(self, name: &str, value: impl Display) -> Self {
+        self.bytes(name, value.to_string().as_bytes())
     }
 
     pub(super) fn bytes(mut self, name: &str, value: &[u8]) -> Self {
-        self.invocation.arg(name).arg(value);
+        self.arguments.extend([name.into(), value.into()]);
         self
     }
 
@@ -52,16 +52,31 @@ impl<'a> Call<'a> {
 
     /// A value without a name, for a script that stands alone.
     pub(super) fn plain(mut self, value: impl Display) -> Self {
-        self.invocation.arg(value.to_string());
+        self.arguments.push(value.to_string().into());
         self
     }
 
-    pub(super) async fn send(self, link: &Link) -> Result<Value, StoreError> {
-        link.call(Request::Script(&self.invocation)).await
+    /// The slot of its keys.
+    pub(super) fn slot(&self) -> Slot {
+        Slot::of(self.keys.first().map_or("", String::as_str))
     }
 
-    pub(super) async fn reply(self, link: &Link) -> Result<Reply, StoreError> {
-        Reply::read(self.send(link).await?)
+    /// As a command, which fails where the script is not known.
+    pub(super) fn command(self) -> Cmd {
+        let mut call = cmd("EVALSHA");
+        call.arg(self.script.get_hash()).arg(self.keys.len()).arg(self.keys).arg(self.arguments);
+        call
+    }
+
+    pub(super) async fn send(self, nodes: &Nodes, lane: Lane) -> Result<FromNode, StoreError> {
+        let (slot, script) = (self.slot(), self.script);
+        let call = self.command();
+        nodes.call(lane, slot, Request::script(script, &call)).await
+    }
+
+    /// The reply to what changes nothing.
+    pub(super) async fn read(self, nodes: &Nodes) -> Result<Reply, StoreError> {
+        Reply::read(self.send(nodes, Lane::Reads).await?.value)
     }
 }
 
@@ -108,7 +123,7 @@ fn kind_of(value: &Value) -> &'static str {
 }
 
 impl Reply {
-    fn read(value: Value) -> Result<Self, StoreError> {
+    pub(super) fn read(value: Value) -> Result<Self, StoreError> {
         let mut values = list(value)?.into_iter();
         let word = string(values.next().ok_or_else(|| broken("an empty list"))?)?;
         Ok(Self { word, rest: values.collect() })

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use redis::RedisResult;
 use redis::aio::PubSubSink;
-use redis::{Client, RedisResult};
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
 use super::keys::{Keys, woken};
 use super::link::Timeouts;
+use super::nodes::Nodes;
 use crate::store::wakes::{Interest, Wakes};
 
 /// How long after a failure the next connection is tried.
@@ -24,7 +25,7 @@ const PING: Duration = Duration::from_secs(5);
 
 /// Listens until nobody can be interested any more.
 pub(super) async fn listen(
-    client: Client,
+    nodes: Arc<Nodes>,
     timeouts: Timeouts,
     keys: Keys,
     wakes: Wakes,
@@ -37,7 +38,7 @@ pub(super) async fn listen(
             return;
         }
         if verified.load(Ordering::Acquire) {
-            match listen_once(&client, timeouts, keys, &wakes, &mut interest).await {
+            match listen_once(&nodes, timeouts, keys, &wakes, &mut interest).await {
                 Ok(()) => return,
                 Err(error) => tracing::warn!(error = %error, "the watching connection to the store was lost"),
             }
@@ -47,14 +48,13 @@ pub(super) async fn listen(
 }
 
 async fn listen_once(
-    client: &Client,
+    nodes: &Nodes,
     timeouts: Timeouts,
     keys: Keys,
     wakes: &Wakes,
     interest: &mut mpsc::UnboundedReceiver<Interest>,
 ) -> RedisResult<()> {
-    let limit = timeouts.connect;
-    let connection = timeout(limit, client.get_async_pubsub()).await.map_err(std::io::Error::from)??;
+    let connection = nodes.listen(timeouts.connect).await?;
     let (mut sink, mut notices) = connection.split();
     for conversation in wakes.watched() {
         subscribe(&mut sink, keys.wake(conversation), timeouts).await?;

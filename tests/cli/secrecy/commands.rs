@@ -27,6 +27,8 @@ fn no_command_prints_a_secret() {
     let (url, password) = (redis.url(), known.credential("a wrong password"));
     let wrong = format!("redis://default:{password}@127.0.0.1:{}/0", redis.server.port());
     let nobody = format!("redis://:{password}@127.0.0.1:1/0");
+    let sentinel = format!("redis+sentinel://:{password}@127.0.0.1:1,127.0.0.1:2/calls/0");
+    let sentinels_own = format!("store.sentinel_password={}", known.credential("the sentinels' password"));
     let variables = [
         ("CALLBACK_INGRESS__TOKEN__KEYS", keys.as_str()),
         ("CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS", service_keys.as_str()),
@@ -41,6 +43,9 @@ fn no_command_prints_a_secret() {
     prints(0, &["config", "check", "--store", &url]);
     prints(1, &["config", "check", "--store", &wrong]);
     prints(1, &["config", "check", "--store", &nobody]);
+    for (code, command) in [(0, "dump"), (1, "check")] {
+        prints(code, &["config", command, "--store", &sentinel, "--set", &sentinels_own]);
+    }
     prints(1, &["healthcheck", "--public-addr", "127.0.0.1:1"]);
     prints(0, &["demo", "--store", &url]);
     prints(0, &["--version"]);
@@ -69,7 +74,9 @@ fn a_wrong_setting_is_told_without_the_secret_in_it() {
         ("CALLBACK_INGRESS__STORE__URL", format!("redis://:{text}@127.0.0.1:port/0")),
         ("CALLBACK_INGRESS__STORE__URL", format!("redis://:{text}@[::1/0")),
         ("CALLBACK_INGRESS__STORE__URL", format!("redis://:{text}@127.0.0.1:6379/database")),
-        ("CALLBACK_INGRESS__STORE__URL", format!("redis+sentinel://:{text}@127.0.0.1/0")),
+        ("CALLBACK_INGRESS__STORE__URL", format!("redis+sentinel://:{text}@127.0.0.1,127.0.0.2")),
+        ("CALLBACK_INGRESS__STORE__URL", format!("redis+cluster://:{text}@127.0.0.1,127.0.0.2/1")),
+        ("CALLBACK_INGRESS__STORE__SENTINEL_PASSWORD", text.clone()),
         ("CALLBACK_INGRESS__STORE__URL", format!("default:{text}@127.0.0.1")),
         ("CALLBACK_INGRESS__STORE__URL", text.clone()),
         ("CALLBACK_INGRESS__TOKEN__KEY", key.clone()),

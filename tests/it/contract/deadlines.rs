@@ -7,7 +7,7 @@ use callback_ingress::domain::work_item::{Outcome, State, WorkItem};
 use callback_ingress::store::{Due, DueConversation, Store};
 
 use crate::conversation::Conversation;
-use crate::stage::{Backend, Stage, on_every_store};
+use crate::stage::{Backend, ROOMY, Stage, on_every_store};
 
 on_every_store!(
     an_item_can_be_settled_until_its_deadline_and_not_at_it,
@@ -133,7 +133,7 @@ async fn due(stage: &Stage, limit: usize) -> Due {
 }
 
 async fn what_is_due_is_found_in_the_order_of_deadlines_and_looking_changes_nothing(backend: Backend) {
-    let stage = backend.stage().await;
+    let stage = backend.alone(ROOMY).await;
     assert_eq!(due(&stage, 10).await, Due::default());
     let conversation = stage.conversation().await;
     let late = conversation.issue(30).await;
@@ -158,7 +158,7 @@ async fn what_is_due_is_found_in_the_order_of_deadlines_and_looking_changes_noth
 }
 
 async fn what_is_due_is_told_in_parts(backend: Backend) {
-    let stage = backend.stage().await;
+    let stage = backend.alone(ROOMY).await;
     let conversation = stage.conversation().await;
     // The gate waits for this one, and so releases none of the others by the way.
     conversation.issue(1_000).await;
@@ -185,7 +185,7 @@ async fn what_is_due_is_told_in_parts(backend: Backend) {
 }
 
 async fn what_is_settled_or_ended_is_not_due(backend: Backend) {
-    let stage = backend.stage().await;
+    let stage = backend.alone(ROOMY).await;
     let conversation = stage.conversation().await;
     let [first, second, third, fourth] = conversation.issue_many(10).await;
     conversation.accept(&first, "1").await.unwrap();

@@ -45,7 +45,7 @@ async fn a_refused_callback_tells_what_it_was_about(backend: Backend) {
 /// A conversation with something of everything in it, and no refusal that leaves a trace.
 async fn no_refusal_changes_anything(backend: Backend) {
     let limits = Limits { max_held_items: 4, max_awaiting_items: 3, max_channel_length: 8, ..ROOMY };
-    let stage = backend.limited(limits).await;
+    let stage = backend.alone(limits).await;
     let conversation = stage.conversation().await;
     let key = IdempotencyDigest::of("key").unwrap();
     let mut keyed = conversation.issuing(1_000);

@@ -18,7 +18,7 @@ async fn totals(stage: &Stage) -> (u64, u64, u64) {
 }
 
 async fn totals_follow_every_step_of_every_conversation(backend: Backend) {
-    let stage = backend.stage().await;
+    let stage = backend.alone(ROOMY).await;
     assert_eq!(totals(&stage).await, (0, 0, 0));
     let (one, other) = (stage.conversation().await, stage.conversation().await);
     let [first, second, third] = one.issue_many(1_000).await;
@@ -39,7 +39,7 @@ async fn totals_follow_every_step_of_every_conversation(backend: Backend) {
 }
 
 async fn what_an_end_drops_is_not_counted_any_more(backend: Backend) {
-    let stage = backend.stage().await;
+    let stage = backend.alone(ROOMY).await;
     let (one, other) = (stage.conversation().await, stage.conversation().await);
     let [_, second] = one.issue_many(1_000).await;
     let [_, held] = other.issue_many(1_000).await;
@@ -52,7 +52,7 @@ async fn what_an_end_drops_is_not_counted_any_more(backend: Backend) {
 }
 
 async fn what_was_left_untouched_is_not_counted_after_its_last_deadline(backend: Backend) {
-    let stage = backend.limited(Limits { conversation_idle_ttl_ms: 100, ..ROOMY }).await;
+    let stage = backend.alone(Limits { conversation_idle_ttl_ms: 100, ..ROOMY }).await;
     let conversation = stage.conversation().await;
     let [first, second, third] = conversation.issue_many(500).await;
     conversation.accept(&second, "12").await.unwrap();

@@ -1,23 +1,20 @@
 //! Which Redis is used, and as whom.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::thread;
-
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::work_item::Outcome;
 use callback_ingress::store::redis::{NotUsable, RedisStore, Settings};
 use callback_ingress::store::{AnyStore, Store, StoreError};
 
 use super::{stage_in, until};
+use crate::fake_redis;
 use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, redis_store, settings};
 
-async fn verify(settings: &Settings) -> Result<(), NotUsable> {
+pub(crate) async fn verify(settings: &Settings) -> Result<(), NotUsable> {
     RedisStore::new(settings, Clock::System).unwrap().verify().await
 }
 
-fn refusal(verdict: Result<(), NotUsable>) -> String {
+pub(crate) fn refusal(verdict: Result<(), NotUsable>) -> String {
     match verdict {
         Err(NotUsable::Refused(why)) => why,
         other => panic!("{other:?}"),
@@ -51,45 +48,12 @@ async fn a_store_that_has_not_been_checked_does_nothing() {
     store.ping().await.unwrap();
 }
 
-/// Answers a client as a server of this version, that knows nothing else.
-fn serve_version(client: &TcpStream, version: &str) -> std::io::Result<()> {
-    let mut requests = BufReader::new(client);
-    loop {
-        let mut line = String::new();
-        if requests.read_line(&mut line)? == 0 {
-            return Ok(());
-        }
-        let mut words = Vec::new();
-        for _ in 0..line.trim_start_matches('*').trim().parse::<usize>().unwrap() {
-            line.clear();
-            requests.read_line(&mut line)?;
-            let length: usize = line.trim_start_matches('$').trim().parse().unwrap();
-            let mut word = vec![0; length + 2];
-            requests.read_exact(&mut word)?;
-            words.push(String::from_utf8_lossy(&word).trim().to_uppercase());
-        }
-        let answer = match words[0].as_str() {
-            "HELLO" => "%1\r\n$5\r\nproto\r\n:3\r\n".to_owned(),
-            "INFO" => {
-                let info = format!("# Server\r\nredis_version:{version}\r\n");
-                format!("${}\r\n{info}\r\n", info.len())
-            }
-            _ => "+OK\r\n".to_owned(),
-        };
-        (&mut &*client).write_all(answer.as_bytes())?;
-    }
-}
-
 #[tokio::test]
 async fn a_redis_that_is_too_old_is_refused_and_says_which_is_needed() {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let url = format!("redis://{}/0", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            drop(serve_version(&client.unwrap(), "6.0.16"));
-        }
+    let port = fake_redis::serve(|question| {
+        fake_redis::greeting("6.0.16", question).unwrap_or_else(|| "+OK\r\n".to_owned())
     });
-    let why = refusal(verify(&settings(url, ROOMY)).await);
+    let why = refusal(verify(&settings(format!("redis://127.0.0.1:{port}/0"), ROOMY)).await);
     assert!(why.contains("Redis 6.0;") && why.contains("6.2 or newer"), "{why:?}");
 }
 

@@ -15,7 +15,7 @@ use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// Brings a result, and brings it again as the same attempt until there is an answer.
-async fn deliver(conversation: &Conversation<'_>, item: &WorkItem, body: &str) -> Receipt {
+pub(crate) async fn deliver(conversation: &Conversation<'_>, item: &WorkItem, body: &str) -> Receipt {
     let accept = conversation.bringing(item, body.as_bytes());
     loop {
         match conversation.stage.store.accept(accept.clone()).await {

@@ -5,12 +5,12 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use crate::service::{Deployment, Item, Kind, on_every_deployment};
+use crate::service::{Deployment, Item, Kind, on_every_topology};
 
 const DOCUMENTS: usize = 1_000;
 const AT_ONCE: usize = 16;
 
-on_every_deployment!(any_json_text_is_on_the_channel_as_it_was_posted);
+on_every_topology!(any_json_text_is_on_the_channel_as_it_was_posted);
 
 /// White space of any kind.
 fn space(random: &mut StdRng) -> String {

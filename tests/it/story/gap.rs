@@ -3,7 +3,7 @@
 use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
-use crate::service::{Deployment, Kind, millis, on_every_deployment};
+use crate::service::{Deployment, Kind, millis, on_every_topology};
 
 /// Awaiting markers that are not due, while others are.
 const PENDING: usize = 10_000;
@@ -16,7 +16,7 @@ const LATEST_MS: u64 = 100;
 /// Requests at once while the stage is set.
 const AT_ONCE: usize = 32;
 
-on_every_deployment!(what_never_comes_times_out_on_time_and_lets_pass_what_is_behind_it);
+on_every_topology!(what_never_comes_times_out_on_time_and_lets_pass_what_is_behind_it);
 
 async fn add_pending(deployment: &Deployment) {
     let conversations: Vec<String> =

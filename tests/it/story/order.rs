@@ -9,12 +9,12 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
-use crate::service::{Event, Item, Kind, Reply, on_every_deployment};
+use crate::service::{Event, Item, Kind, Reply, on_every_topology};
 
 const ITEMS: u64 = 200;
 const CLIENTS: usize = 32;
 
-on_every_deployment!(two_conversations_in_random_order_with_repetitions_come_out_whole_and_in_order);
+on_every_topology!(two_conversations_in_random_order_with_repetitions_come_out_whole_and_in_order);
 
 /// What the result of an item is.
 fn result(item: &Item) -> String {

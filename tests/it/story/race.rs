@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use futures_util::future::join_all;
 use tokio::sync::Barrier;
 
-use crate::service::{Item, Kind, on_every_deployment};
+use crate::service::{Item, Kind, on_every_topology};
 
 const ROUNDS: usize = 200;
 const CLIENTS: usize = 64;
@@ -14,7 +14,7 @@ const CLIENTS: usize = 64;
 /// Who was told what, of one token: the bodies by the verdict on them.
 type Told = BTreeMap<(u16, String), Vec<String>>;
 
-on_every_deployment!(of_many_callers_with_one_token_exactly_one_is_first);
+on_every_topology!(of_many_callers_with_one_token_exactly_one_is_first);
 
 async fn of_many_callers_with_one_token_exactly_one_is_first(kind: Kind) {
     let _turn = super::turn().await;

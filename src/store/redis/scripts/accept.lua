@@ -22,6 +22,7 @@ end
 if not c then
     return refuse('conversation_ended')
 end
+check_kinds()
 local item = load_item_by_id(A.work_item)
 if not item then
     return refuse(c.ended and 'conversation_ended' or 'work_item_unknown')

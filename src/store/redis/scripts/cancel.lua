@@ -7,6 +7,7 @@ local c = load_conversation()
 if not c then
     return { 'conversation_not_found' }
 end
+check_kinds()
 local item = load_item_by_id(A.work_item)
 if not item then
     return { 'work_item_not_found' }

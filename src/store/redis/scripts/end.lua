@@ -6,6 +6,7 @@ local c = load_conversation()
 if not c then
     return { 'conversation_not_found' }
 end
+check_kinds()
 local dropped_held, dropped_awaiting = c.dropped_held, c.dropped_awaiting
 if not c.ended then
     release(c)

@@ -3,6 +3,7 @@
 -- Reply: expired, conversation_id (of a live one), timed_out (a line each: work item id, sequence, kind, lateness in ms, traceparent or -),
 --        released (optional)
 local c = load_conversation()
+check_kinds()
 local timed_out = {}
 for id in string.gmatch(A.work_items, '%S+') do
     local item = c and not c.ended and load_item_by_id(id)

@@ -132,6 +132,15 @@ local function count_held(c, items, bytes)
     c.counted_items, c.counted_bytes = items, bytes
 end
 
+-- A step that found a spoilt key halfway would leave half of its work. The other keys are read before anything is
+-- written anyhow.
+local function check_kinds()
+    redis.call('HLEN', HELD)
+    redis.call('XLEN', CHANNEL)
+    redis.call('ZCARD', DEADLINES)
+    redis.call('HLEN', TOTALS)
+end
+
 -- Whether a key may be new in this step, and has no time to live yet.
 local GROWN = false
 

@@ -7,6 +7,7 @@ local c = load_conversation()
 if not c then
     return { 'conversation_not_found' }
 end
+check_kinds()
 if c.ended then
     return { 'conversation_ended' }
 end

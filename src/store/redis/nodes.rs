@@ -1,0 +1,258 @@
+//! Who a request goes to, and what is done when it did not get there.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use redis::aio::PubSub;
+use redis::{Cmd, RedisError, RedisResult, Value};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::cluster::Cluster;
+use super::fate::Fate;
+use super::link::{Answered, Failed, Link, Request, RunId, Target, Timeouts};
+use super::replicas::{Fence, Replicas};
+use super::sentinel::Sentinels;
+use super::servers::{Address, Servers};
+use super::slots::Slot;
+use crate::store::StoreError;
+
+/// For how long a request that nobody executed looks for another server.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How long it waits between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How many redirections it follows.
+const REDIRECTIONS: u32 = 8;
+
+/// Which of a node's connections a request takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// For what changes something; nothing large comes back on it.
+    Commands,
+    /// For what reads, so that a large channel delays no callback.
+    Reads,
+}
+
+/// A server that takes writes, and the connections to it.
+#[derive(Debug)]
+pub(super) struct Node {
+    target: Target,
+    commands: Link,
+    reads: Link,
+    pub(super) fence: Option<Fence>,
+}
+
+impl Node {
+    pub(super) fn new(
+        target: Target,
+        timeouts: Timeouts,
+        replicas: Option<Replicas>,
+        connections: &Arc<AtomicU64>,
+    ) -> Self {
+        let link = |identify| Link::new(target.clone(), timeouts, identify, Arc::clone(connections));
+        Self {
+            commands: link(replicas.is_some()),
+            reads: link(false),
+            fence: replicas
+                .map(|replicas| Fence::new(target.clone(), timeouts, replicas, Arc::clone(connections))),
+            target,
+        }
+    }
+
+    pub(super) const fn link(&self, lane: Lane) -> &Link {
+        match lane {
+            Lane::Commands => &self.commands,
+            Lane::Reads => &self.reads,
+        }
+    }
+
+    async fn listen(&self) -> RedisResult<PubSub> {
+        match &self.target {
+            Target::Server { access, address } => access.client(address)?.get_async_pubsub().await,
+            Target::Master(sentinels) => {
+                sentinels.master(|client, _| async move { client.get_async_pubsub().await }).await
+            }
+        }
+    }
+}
+
+/// An answer, and the node that gave it.
+#[derive(Debug)]
+pub(super) struct FromNode {
+    pub(super) value: Value,
+    pub(super) node: Arc<Node>,
+    pub(super) run: Option<RunId>,
+}
+
+/// All servers that take writes.
+#[derive(Debug)]
+pub(super) enum Nodes {
+    /// There is one, perhaps another one tomorrow.
+    One { node: Arc<Node>, may_change: bool },
+    /// There are several, each with slots of its own.
+    Cluster(Box<Cluster>),
+}
+
+impl Nodes {
+    /// Counts in `connections` each that is made, but those that listen.
+    pub(super) fn new(
+        servers: Servers,
+        timeouts: Timeouts,
+        replicas: Option<Replicas>,
+        connections: &Arc<AtomicU64>,
+    ) -> Self {
+        let one = |target, may_change| {
+            let node = Arc::new(Node::new(target, timeouts, replicas, connections));
+            Self::One { node, may_change }
+        };
+        match servers {
+            Servers::One { access, address } => one(Target::Server { access, address }, false),
+            Servers::Sentinel { access, asking, sentinels, service } => {
+                let sentinels = Sentinels { access, asking, addresses: sentinels, service, timeouts };
+                one(Target::Master(Arc::new(sentinels)), true)
+            }
+            Servers::Cluster { access, seeds } => Self::Cluster(Box::new(Cluster::new(
+                access,
+                &seeds,
+                timeouts,
+                replicas,
+                Arc::clone(connections),
+            ))),
+        }
+    }
+
+    /// Whether the keys are spread over several servers.
+    pub(super) const fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+
+    /// Whether another server takes over when one fails.
+    pub(super) const fn may_change(&self) -> bool {
+        match self {
+            Self::One { may_change, .. } => *may_change,
+            Self::Cluster(_) => true,
+        }
+    }
+
+    /// The node that has a slot, as far as is known.
+    pub(super) async fn owner(&self, slot: Slot) -> Result<Arc<Node>, RedisError> {
+        match self {
+            Self::One { node, .. } => Ok(Arc::clone(node)),
+            Self::Cluster(cluster) => cluster.owner(slot).await,
+        }
+    }
+
+    fn at(&self, address: &Address) -> Option<Arc<Node>> {
+        match self {
+            Self::One { .. } => None,
+            Self::Cluster(cluster) => Some(cluster.node(address)),
+        }
+    }
+
+    fn learn(&self, slot: Slot, address: &Address) {
+        if let Self::Cluster(cluster) = self {
+            cluster.learn(slot, address);
+        }
+    }
+
+    async fn look_again(&self) {
+        if let Self::Cluster(cluster) = self {
+            cluster.refresh().await;
+        }
+    }
+
+    /// Every node that takes writes.
+    pub(super) async fn all(&self) -> Result<Vec<Arc<Node>>, RedisError> {
+        match self {
+            Self::One { node, .. } => Ok(vec![Arc::clone(node)]),
+            Self::Cluster(cluster) => cluster.masters().await,
+        }
+    }
+
+    /// Whether any of them answers: in a cluster of which a part is away, the others have work to do.
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        match self {
+            Self::One { .. } => self.command("", &redis::cmd("PING")).await.map(|_| ()),
+            Self::Cluster(cluster) => {
+                cluster.any().await.map(|_| ()).map_err(|error| StoreError::Unavailable(error.into()))
+            }
+        }
+    }
+
+    /// A connection that hears what is published, wherever it is.
+    pub(super) async fn listen(&self, limit: Duration) -> RedisResult<PubSub> {
+        let listen = async {
+            match self {
+                Self::One { node, .. } => node.listen().await,
+                // What one node publishes all of them tell.
+                Self::Cluster(cluster) => cluster.any().await?.listen().await,
+            }
+        };
+        timeout(limit, listen).await.map_err(std::io::Error::from)?
+    }
+
+    /// Sends a request that can be repeated without harm to the owner of a slot. After a lost connection it is repeated
+    /// once; what cannot be known then is told as [`StoreError::OutcomeUnknown`]. What nobody executed looks for
+    /// another server for a while, where there may be one.
+    pub(super) async fn call(
+        &self,
+        lane: Lane,
+        slot: Slot,
+        request: Request<'_>,
+    ) -> Result<FromNode, StoreError> {
+        let since = Instant::now();
+        let asking = redis::cmd("ASKING");
+        let mut asked: Option<Arc<Node>> = None;
+        let mut redirections = 0;
+        let mut lost: Option<RedisError> = None;
+        loop {
+            let (owner, request) = match asked.take() {
+                Some(node) => (Ok(node), request.after(&asking)),
+                None => (self.owner(slot).await, request),
+            };
+            let failed = match owner {
+                Ok(node) => match node.link(lane).send(request).await {
+                    Ok(Answered { value, run }) => return Ok(FromNode { value, node, run }),
+                    Err(failed) => failed,
+                },
+                Err(error) => Failed { fate: Fate::Astray, error },
+            };
+            let error = failed.error;
+            match failed.fate {
+                Fate::Mistake => return Err(StoreError::Broken(error.to_string())),
+                Fate::Late => return Err(StoreError::OutcomeUnknown(error.into())),
+                Fate::Disconnected if lost.is_some() => return Err(StoreError::OutcomeUnknown(error.into())),
+                Fate::Disconnected => {
+                    lost = Some(error);
+                    continue;
+                }
+                Fate::Moved(slot, address) if redirections < REDIRECTIONS && self.is_cluster() => {
+                    redirections += 1;
+                    self.learn(slot, &address);
+                    continue;
+                }
+                Fate::Ask(address) if redirections < REDIRECTIONS && self.is_cluster() => {
+                    redirections += 1;
+                    asked = self.at(&address);
+                    continue;
+                }
+                Fate::Astray | Fate::NoMaster if self.may_change() && since.elapsed() < PATIENCE => {
+                    sleep(PAUSE).await;
+                    self.look_again().await;
+                    continue;
+                }
+                Fate::Refused | Fate::Astray | Fate::NoMaster | Fate::Moved(..) | Fate::Ask(_) => {}
+            }
+            return Err(match lost {
+                Some(lost) => StoreError::OutcomeUnknown(lost.into()),
+                None => StoreError::Unavailable(error.into()),
+            });
+        }
+    }
+
+    /// Sends a command that concerns one key.
+    pub(super) async fn command(&self, key: &str, command: &Cmd) -> Result<Value, StoreError> {
+        let answer = self.call(Lane::Commands, Slot::of(key), Request::command(command)).await?;
+        Ok(answer.value)
+    }
+}

@@ -1,0 +1,90 @@
+//! Who the master is, as the sentinels tell: asked whenever a connection is made.
+
+use std::future::Future;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value, cmd};
+
+use super::link::Timeouts;
+use super::servers::{Access, Address};
+
+/// The sentinels of a service.
+#[derive(Debug)]
+pub(super) struct Sentinels {
+    /// How the servers are connected to.
+    pub(super) access: Access,
+    /// How the sentinels are.
+    pub(super) asking: Access,
+    pub(super) addresses: Vec<Address>,
+    pub(super) service: String,
+    pub(super) timeouts: Timeouts,
+}
+
+impl Sentinels {
+    /// Asks all sentinels at once, and tries each server that one of them names, until one is the master.
+    pub(super) async fn master<T, F: Future<Output = RedisResult<T>>>(
+        &self,
+        connect: impl Fn(Client, Address) -> F,
+    ) -> RedisResult<T> {
+        let mut answers: FuturesUnordered<_> = self.addresses.iter().map(|one| self.ask(one)).collect();
+        let mut tried = Vec::new();
+        let mut failure = None;
+        while let Some(answer) = answers.next().await {
+            let attempt = match answer {
+                Ok(address) if tried.contains(&address) => continue,
+                Ok(address) => {
+                    tried.push(address.clone());
+                    connect(self.access.client(&address)?, address).await
+                }
+                Err(error) => Err(error),
+            };
+            match attempt {
+                Ok(found) => return Ok(found),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| (ErrorKind::EmptySentinelList, "there is no sentinel to ask").into()))
+    }
+
+    async fn ask(&self, sentinel: &Address) -> RedisResult<Address> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.timeouts.connect))
+            .set_response_timeout(Some(self.timeouts.response));
+        let client = self.asking.client(sentinel)?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let question = cmd("SENTINEL").arg("get-master-addr-by-name").arg(&self.service).to_owned();
+        let answer: Option<(String, u16)> = question.query_async(&mut connection).await?;
+        let unknown = || RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "no such service"));
+        let (host, port) = answer.ok_or_else(unknown)?;
+        Ok(Address { host, port })
+    }
+
+    /// A sentinel may be late to know: the server itself says what it is. Not by ROLE, which only an administrator may
+    /// ask for.
+    pub(super) async fn check_role(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        let greeting: Value = cmd("HELLO").query_async(connection).await?;
+        match greeted(&greeting, "role") {
+            Some("master") => Ok(()),
+            _ => Err((ErrorKind::MasterNameNotFoundBySentinel, "the server is not the master").into()),
+        }
+    }
+}
+
+/// What a server's answer to `HELLO` says of itself under a name.
+pub(super) fn greeted<'a>(greeting: &'a Value, name: &str) -> Option<&'a str> {
+    let Value::Map(pairs) = greeting else { return None };
+    pairs.iter().find(|(key, _)| text(key) == Some(name)).and_then(|(_, value)| text(value))
+}
+
+/// A text, however it is framed.
+pub(super) fn text(value: &Value) -> Option<&str> {
+    if let Value::BulkString(bytes) = value {
+        std::str::from_utf8(bytes).ok()
+    } else if let Value::SimpleString(text) = value {
+        Some(text)
+    } else {
+        None
+    }
+}

@@ -1,0 +1,236 @@
+//! A cluster: keys on several nodes, slots that move, nodes that die.
+
+use std::time::Duration;
+
+use callback_ingress::clock::ManualClock;
+use callback_ingress::domain::work_item::{Outcome, WorkItem};
+use callback_ingress::store::redis::Replicas;
+use callback_ingress::store::{Store, StoreError};
+use futures_util::future::join_all;
+use tokio::task::block_in_place;
+use tokio::time::{Instant, timeout};
+
+use super::admission::{refusal, verify};
+use super::faults::deliver;
+use super::until;
+use crate::conversation::Conversation;
+use crate::redis_cluster::{RedisCluster, ask, words};
+use crate::redis_server::RedisServer;
+use crate::stage::{Backend, ROOMY, START, Stage, settings};
+
+/// A stage in this cluster.
+async fn stage_in(cluster: &RedisCluster, replicas: Option<Replicas>) -> Stage {
+    let mut settings = settings(cluster.url(), ROOMY);
+    settings.replicas = replicas;
+    Stage::in_redis(settings, ManualClock::at(START)).await
+}
+
+/// The slot that a conversation's keys are in, as Redis counts it.
+fn slot(cluster: &RedisCluster, conversation: &Conversation<'_>) -> u16 {
+    let tag = format!("cb:{}", conversation.reference().partition(64));
+    ask(cluster.masters().next().unwrap(), &["CLUSTER", "KEYSLOT", &tag])
+}
+
+/// Conversations that are open, one on each of so many slots at least.
+async fn conversations(stage: &Stage, count: usize) -> Vec<Conversation<'_>> {
+    join_all((0..count).map(|_| stage.conversation())).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conversations_are_spread_over_the_nodes() {
+    let stage = Backend::Cluster.alone(ROOMY).await;
+    for conversation in conversations(&stage, 90).await {
+        let item = conversation.issue(1_000).await;
+        conversation.accept(&item, "1").await.unwrap();
+    }
+    let counts: Vec<u64> = RedisCluster::shared().masters().map(|master| ask(master, &["DBSIZE"])).collect();
+    assert_eq!(counts.len(), 3);
+    // Conversation, items, channel, used, of 90 conversations; the deadlines of none; the layout.
+    assert_eq!(counts.iter().sum::<u64>(), 4 * 90 + 1, "{counts:?}");
+    assert!(counts.iter().all(|&count| count > 4 * 90 / 10), "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_due_on_any_node_is_found() {
+    let stage = Backend::Cluster.alone(ROOMY).await;
+    let conversations = conversations(&stage, 90).await;
+    let items = join_all(conversations.iter().map(|conversation| conversation.issue(10))).await;
+    stage.wait_until(items[0].deadline);
+    let due = stage.store.due(100).await.unwrap();
+    assert_eq!(due.conversations.len(), 90);
+    for of in due.conversations {
+        assert_eq!(stage.store.expire(of, None).await.unwrap().timed_out.len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_url_must_say_what_the_server_is() {
+    let cluster = block_in_place(RedisCluster::shared);
+    let node = cluster.masters().next().unwrap();
+    let why = refusal(verify(&settings(node.url(0), ROOMY)).await);
+    assert!(why.contains("is a node of a cluster: use redis+cluster://"), "{why}");
+    let alone = RedisServer::start();
+    let url = format!("redis+cluster://127.0.0.1:{}", alone.port());
+    let why = refusal(verify(&settings(url, ROOMY)).await);
+    assert!(why.contains("is no node of a cluster: use redis://"), "{why}");
+}
+
+/// Moves a slot's keys, and then the slot, from one node to another. `halfway` is done when the keys have moved, and
+/// nobody knows it yet.
+async fn move_slot(cluster: &mut RedisCluster, slot: u16, halfway: impl AsyncFnOnce()) {
+    let from = cluster.owner(slot);
+    let to = (from + 1) % 3;
+    let text = slot.to_string();
+    let id = |cluster: &mut RedisCluster, place: usize| -> String {
+        ask(cluster.node(place), &["CLUSTER", "MYID"])
+    };
+    let (from_id, to_id) = (id(cluster, from), id(cluster, to));
+    ask::<()>(cluster.node(to), &["CLUSTER", "SETSLOT", &text, "IMPORTING", &from_id]);
+    ask::<()>(cluster.node(from), &["CLUSTER", "SETSLOT", &text, "MIGRATING", &to_id]);
+    let port = cluster.node(to).port().to_string();
+    loop {
+        let keys: Vec<String> = ask(cluster.node(from), &["CLUSTER", "GETKEYSINSLOT", &text, "10"]);
+        if keys.is_empty() {
+            break;
+        }
+        let mut migrate = words(&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"]);
+        migrate.arg(keys).exec(&mut cluster.node(from).connection(0)).unwrap();
+    }
+    halfway().await;
+    for place in [to, from, 3 - from - to] {
+        ask::<()>(cluster.node(place), &["CLUSTER", "SETSLOT", &text, "NODE", &to_id]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_takes_its_conversations_along() {
+    let mut cluster = block_in_place(|| RedisCluster::start(30_000));
+    let stage = stage_in(&cluster, None).await;
+    let conversation = stage.conversation().await;
+    let [first, second, third] = conversation.issue_many(1_000).await;
+    conversation.accept(&first, "1").await.unwrap();
+    conversation.accept(&third, "3").await.unwrap();
+    let before = conversation.seen(&[&first, &second, &third]).await;
+    let slot = slot(&cluster, &conversation);
+    let attempt = conversation.bringing(&second, b"2");
+    move_slot(&mut cluster, slot, async || {
+        // Asked for at the new place, where all of its keys are.
+        assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
+        // It would make a key in a slot that is on its way: refused, and not by halves.
+        let answer = stage.store.accept(attempt.clone()).await;
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+        assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
+    })
+    .await;
+    assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "its token was not spent");
+    assert_eq!(conversation.results().await, ["1", "2", "3"].map(|body| Some(body.into())));
+    // Somebody else, who asks the wrong nodes first.
+    let elsewhere = stage.seen_from_elsewhere().await;
+    assert_eq!(elsewhere.named(conversation.id.clone()).results().await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_doubled_when_a_node_is_killed_under_load_and_the_others_go_on() {
+    let mut cluster = block_in_place(|| RedisCluster::start(1_000));
+    let replicas = Replicas { count: 1, timeout: Duration::from_secs(5) };
+    let stage = stage_in(&cluster, Some(replicas)).await;
+    let conversations = conversations(&stage, 30).await;
+    let slots: Vec<u16> = conversations.iter().map(|conversation| slot(&cluster, conversation)).collect();
+    let victim = cluster.owner(slots[0]);
+    let (here, there): (Vec<usize>, Vec<usize>) =
+        (0..30).partition(|&number| cluster.owner(slots[number]) == victim);
+    assert!(!there.is_empty());
+    let items: Vec<[WorkItem; 20]> =
+        join_all(conversations.iter().map(|conversation| conversation.issue_many(60_000))).await;
+    let mut wake = stage.store.watch(conversations[there[0]].reference());
+    let killed = async {
+        // Some are acknowledged by then.
+        until("results are released", async || {
+            conversations[here[0]].read(0, 100).await.unwrap().released >= 3
+        })
+        .await;
+        block_in_place(|| cluster.node(victim).kill());
+        // Conversations on the other nodes do not wait for the failover.
+        let other = &conversations[there[0]];
+        let item = other.issue(60_000).await;
+        deliver(other, &item, "21").await;
+        block_in_place(|| {
+            cluster.wait_for_another_owner(slots[0], victim);
+            // Until there is a replica again, nothing is acknowledged.
+            cluster.node(victim).restart();
+        });
+    };
+    let load = join_all(conversations.iter().zip(&items).map(async |(conversation, items)| {
+        for item in items {
+            deliver(conversation, item, &item.sequence.to_string()).await;
+        }
+    }));
+    tokio::join!(load, killed);
+    for (number, conversation) in conversations.iter().enumerate() {
+        let extra = usize::from(number == there[0]);
+        let expected: Vec<_> = (1..=20 + extra).map(|n| Some(n.to_string().into())).collect();
+        until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
+        assert_eq!(conversation.results().await, expected);
+    }
+    // Whichever node the watcher was connected to.
+    timeout(Duration::from_secs(30), wake.changed()).await.unwrap();
+    let other = &conversations[there[0]];
+    let item = other.issue(60_000).await;
+    deliver(other, &item, "22").await;
+    timeout(Duration::from_secs(30), async {
+        while other.read(0, 100).await.unwrap().released < 22 {
+            wake.changed().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(other.channel().await.last(), Some(&(22, Outcome::Succeeded)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_takes_over_is_used_within_two_seconds() {
+    let mut cluster = block_in_place(|| RedisCluster::start(1_000));
+    let stage = stage_in(&cluster, None).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(60_000).await;
+    let slot = slot(&cluster, &conversation);
+    let victim = cluster.owner(slot);
+    block_in_place(|| cluster.node(victim).kill());
+    let attempt = conversation.bringing(&item, b"1");
+    let answer = stage.store.accept(attempt.clone()).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))), "{answer:?}");
+    block_in_place(|| cluster.wait_for_another_owner(slot, victim));
+    let since = Instant::now();
+    until("the new owner is used", async || stage.store.accept(attempt.clone()).await.is_ok()).await;
+    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_node_is_away_the_timers_of_the_others_go_on() {
+    let mut cluster = block_in_place(|| RedisCluster::start(30_000));
+    let mut impatient = settings(cluster.url(), ROOMY);
+    impatient.connect_timeout = Duration::from_secs(1);
+    impatient.response_timeout = Duration::from_secs(1);
+    let stage = Stage::in_redis(impatient, ManualClock::at(START)).await;
+    let conversations = conversations(&stage, 30).await;
+    let items = join_all(conversations.iter().map(|conversation| conversation.issue(10))).await;
+    stage.wait_until(items[0].deadline);
+    let slots: Vec<u16> = conversations.iter().map(|conversation| slot(&cluster, conversation)).collect();
+    let victim = cluster.owner(slots[0]);
+    let there = slots.iter().filter(|&&slot| cluster.owner(slot) != victim).count();
+    assert!((1..30).contains(&there));
+    // Dead to us, and not yet to the others.
+    block_in_place(|| cluster.node(victim).suspend());
+    for _ in 0..5 {
+        let since = Instant::now();
+        assert_eq!(stage.store.due(100).await.unwrap().conversations.len(), there);
+        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    }
+    stage.store.ping().await.unwrap();
+    // A sum without a part of it is none.
+    let totals = stage.store.totals().await;
+    assert!(totals.is_err(), "{totals:?}");
+    block_in_place(|| cluster.node(victim).resume());
+    until("all are found", async || stage.store.due(100).await.unwrap().conversations.len() == 30).await;
+    assert_eq!(stage.store.totals().await.unwrap().awaiting, 30);
+}

@@ -1,0 +1,90 @@
+//! How soon the store is used again, once it can be.
+
+use std::time::Duration;
+
+use callback_ingress::store::Store;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::until;
+use crate::proxy::Proxy;
+use crate::redis_cluster::words;
+use crate::redis_server::RedisServer;
+use crate::service::Service;
+use crate::stage::{ROOMY, START, Stage, settings};
+
+/// Longest time from a server that answers to the first callback that is taken.
+const RECOVERY: Duration = Duration::from_secs(2);
+
+/// Kills Redis, starts it again, and posts as providers do that never give up: the times from a Redis that answers to
+/// the first 202.
+async fn recoveries(rounds: usize) -> Vec<Duration> {
+    let mut redis = RedisServer::durable();
+    let url = redis.url(0);
+    // As by default, and not as patient as the tests.
+    let flags = [
+        ("store.url", url.as_str()),
+        ("store.connect_timeout_ms", "1000"),
+        ("store.response_timeout_ms", "1000"),
+    ];
+    let service = Service::start(&flags).await;
+    let conversation = service.open().await;
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let item = service.tool(&conversation).await;
+        redis.kill();
+        let post = async {
+            loop {
+                if service.callback(&item.token, "1").send().await.status == 202 {
+                    return Instant::now();
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let restart = async {
+            // So long that nobody expects it any more.
+            sleep(Duration::from_millis(700)).await;
+            tokio::task::block_in_place(|| redis.restart());
+            until("Redis answers", async || words(&["PING"]).exec(&mut redis.connection(0)).is_ok()).await;
+            Instant::now()
+        };
+        let (taken, answers) = tokio::join!(post, restart);
+        times.push(taken.saturating_duration_since(answers));
+    }
+    times
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_back_is_used_at_once() {
+    let times = recoveries(3).await;
+    assert!(times.iter().all(|time| *time < RECOVERY), "{times:?}");
+}
+
+#[tokio::test]
+async fn no_request_is_stuck_behind_a_connection_that_leads_nowhere() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let mut impatient = settings(format!("redis://127.0.0.1:{}/0", proxy.port()), ROOMY);
+    impatient.connect_timeout = Duration::from_millis(300);
+    impatient.response_timeout = Duration::from_millis(300);
+    let stage = Stage::in_redis(impatient, callback_ingress::clock::ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    // As behind a firewall that forgot the connection: nothing comes back, and nobody says so.
+    proxy.swallow(true);
+    let since = Instant::now();
+    for _ in 0..10 {
+        let asked = Instant::now();
+        assert!(stage.store.end(stage.unopened().reference()).await.is_err());
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    }
+    assert!(since.elapsed() < Duration::from_secs(8));
+    proxy.swallow(false);
+    let since = Instant::now();
+    timeout(RECOVERY, async {
+        while stage.store.open(conversation.opening()).await.is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("new connections lead somewhere");
+    assert!(since.elapsed() < RECOVERY);
+}

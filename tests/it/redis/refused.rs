@@ -1,0 +1,253 @@
+//! What Redis refuses is told as it is: not executed, and nothing spent; or executed by halves, and then never silently.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use callback_ingress::clock::ManualClock;
+use callback_ingress::domain::gate::Accept;
+use callback_ingress::domain::work_item::Outcome;
+use callback_ingress::store::{Store, StoreError};
+
+use super::admission::{refusal, verify};
+use super::{stage_in, until};
+use crate::conversation::Conversation;
+use crate::fake_redis;
+use crate::redis_cluster::{ask, words};
+use crate::redis_server::RedisServer;
+use crate::stage::{ROOMY, START, Stage, settings};
+
+/// A conversation that holds a result, and an attempt to bring the one before it.
+async fn setting(stage: &Stage) -> (Conversation<'_>, Accept) {
+    let conversation = stage.conversation().await;
+    let [first, second] = conversation.issue_many(1_000).await;
+    conversation.accept(&second, "2").await.unwrap();
+    let attempt = conversation.bringing(&first, b"1");
+    (conversation, attempt)
+}
+
+/// The attempt is refused as a store that is away does; nothing has changed.
+async fn is_refused(stage: &Stage, attempt: &Accept, word: &str) {
+    for _ in 0..2 {
+        match stage.store.accept(attempt.clone()).await {
+            Err(error @ StoreError::Unavailable(_)) => {
+                assert!(error.chain().contains(word), "{}", error.chain());
+            }
+            other => panic!("{word}: {other:?}"),
+        }
+    }
+}
+
+/// The attempt is the first that is taken, and all is on the channel.
+async fn is_taken(conversation: &Conversation<'_>, attempt: Accept) {
+    assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "its token was not spent");
+    assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_redis_spends_nothing() {
+    let server = RedisServer::with(&["--lua-time-limit", "20"]);
+    let stage = stage_in(&server).await;
+    let (conversation, attempt) = setting(&stage).await;
+    let mut connection = server.connection(0);
+    let long =
+        thread::spawn(move || words(&["EVAL", "while true do end", "0"]).exec(&mut connection).is_err());
+    let mut other = server.connection(0);
+    until("it is busy", async || words(&["PING"]).exec(&mut other).is_err()).await;
+    is_refused(&stage, &attempt, "BUSY").await;
+    words(&["SCRIPT", "KILL"]).exec(&mut other).unwrap();
+    assert!(long.join().unwrap());
+    is_taken(&conversation, attempt).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_cannot_save_spends_nothing() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let (conversation, attempt) = setting(&stage).await;
+    // A snapshot cannot take the place of a directory.
+    let (_, directory): (String, String) = ask(&server, &["CONFIG", "GET", "dir"]);
+    let in_the_way = format!("{directory}/dump.rdb/x");
+    fs::create_dir_all(&in_the_way).unwrap();
+    ask::<()>(&server, &["CONFIG", "SET", "save", "3600 1"]);
+    ask::<()>(&server, &["BGSAVE"]);
+    until("saving fails", async || {
+        ask::<String>(&server, &["INFO", "persistence"]).contains("rdb_last_bgsave_status:err")
+    })
+    .await;
+    is_refused(&stage, &attempt, "MISCONF").await;
+    ask::<()>(&server, &["CONFIG", "SET", "stop-writes-on-bgsave-error", "no"]);
+    is_taken(&conversation, attempt).await;
+}
+
+#[tokio::test]
+async fn a_replica_spends_nothing() {
+    let (server, master) = (RedisServer::start(), RedisServer::start());
+    let stage = stage_in(&server).await;
+    let (conversation, attempt) = setting(&stage).await;
+    let follow = |port: u16| ask::<()>(&server, &["REPLICAOF", "127.0.0.1", &port.to_string()]);
+    // Nobody is there: it keeps what it has, and takes nothing.
+    follow(1);
+    is_refused(&stage, &attempt, "ReadOnly").await;
+    ask::<()>(&server, &["CONFIG", "SET", "replica-serve-stale-data", "no"]);
+    is_refused(&stage, &attempt, "MasterDown").await;
+    ask::<()>(&server, &["REPLICAOF", "NO", "ONE"]);
+    is_taken(&conversation, attempt).await;
+    drop(master);
+}
+
+#[tokio::test]
+async fn a_redis_that_wants_more_replicas_spends_nothing() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let (conversation, attempt) = setting(&stage).await;
+    ask::<()>(&server, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    is_refused(&stage, &attempt, "NOREPLICAS").await;
+    ask::<()>(&server, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    is_taken(&conversation, attempt).await;
+}
+
+/// A server that passes the checks, and refuses every step with this.
+fn refusing(reply: &'static str) -> (u16, Arc<AtomicUsize>) {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refused);
+    let port = fake_redis::serve(move |question| {
+        if let Some(answer) = fake_redis::greeting("7.0.0", question) {
+            return answer;
+        }
+        match question[0].as_str() {
+            "SET" | "PEXPIRE" | "SCRIPT" => "+OK\r\n".to_owned(),
+            "GET" => "$13\r\npartitions=64\r\n".to_owned(),
+            // The probe is the only script with one argument after its one key.
+            "EVALSHA" if question.len() == 5 => "*0\r\n".to_owned(),
+            _ => {
+                count.fetch_add(1, Ordering::SeqCst);
+                format!("-{reply}\r\n")
+            }
+        }
+    });
+    (port, refused)
+}
+
+#[tokio::test]
+async fn what_redis_refuses_while_it_loads_or_is_lost_in_a_cluster_is_not_executed() {
+    for reply in [
+        "LOADING Redis is loading the dataset in memory",
+        "CLUSTERDOWN The cluster is down",
+        "TRYAGAIN Multiple keys request during rehashing of slot",
+        "MOVED 1 127.0.0.1:1",
+        "ASK 1 127.0.0.1:1",
+        "BUSY Redis is busy running a script",
+        "NOPERM this user has no permissions to run the 'evalsha' command",
+        "NOAUTH Authentication required.",
+    ] {
+        let (port, refused) = refusing(reply);
+        let url = format!("redis://127.0.0.1:{port}");
+        let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+        let answer = stage.store.end(stage.unopened().reference()).await;
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{reply}: {answer:?}");
+        assert_eq!(refused.load(Ordering::SeqCst), 1, "{reply}: asked once");
+    }
+}
+
+#[tokio::test]
+async fn a_right_that_is_missing_is_named_before_the_store_is_used() {
+    let server = RedisServer::start();
+    let verdict = async |rules: &[&str]| {
+        let all = [
+            "ACL",
+            "SETUSER",
+            "ingress",
+            "reset",
+            "on",
+            ">word",
+            "~{cb:*",
+            "~cb:layout",
+            "&{cb:*",
+            "+@all",
+            "-@admin",
+        ];
+        ask::<()>(&server, &[&all[..], rules].concat());
+        verify(&settings(server.url(0).replace("://", "://ingress:word@"), ROOMY)).await
+    };
+    verdict(&[]).await.unwrap();
+    // Readers look again by themselves.
+    verdict(&["-publish"]).await.unwrap();
+    verdict(&["resetchannels"]).await.unwrap();
+    for command in [
+        "hset", "hget", "hmget", "hdel", "hlen", "zadd", "zrem", "zrange", "zcard", "xadd", "xrange", "xlen",
+        "hincrby", "set", "get", "del", "pexpire", "pttl", "time", "evalsha", "script", "info",
+    ] {
+        let why = refusal(verdict(&[&format!("-{command}")]).await);
+        assert!(why.to_lowercase().contains(command), "without {command}: {why}");
+    }
+    let why = refusal(verdict(&["-xadd", "-hset"]).await);
+    assert!(why.contains("HSET") && why.contains("XADD") && why.contains("halfway"), "{why}");
+    let why = refusal(verdict(&["resetkeys", "~cb:layout"]).await);
+    assert!(why.contains("key"), "{why}");
+    assert_eq!(ask::<Vec<String>>(&server, &["KEYS", "*probe*"]), [""; 0], "nothing is left behind");
+}
+
+#[tokio::test]
+async fn a_right_that_is_taken_away_later_is_no_refusal_once_a_step_has_begun() {
+    let server = RedisServer::start();
+    let url = server.url(0).replace("://", "://ingress:word@");
+    let rules = ["ACL", "SETUSER", "ingress", "on", ">word", "~*", "&*", "+@all"];
+    ask::<()>(&server, &rules);
+    let stage = Stage::in_redis(settings(url.clone(), ROOMY), ManualClock::at(START)).await;
+    let (_, attempt) = setting(&stage).await;
+    ask::<()>(&server, &["ACL", "SETUSER", "ingress", "-xadd"]);
+    let answer = stage.store.accept(attempt.clone()).await;
+    assert!(matches!(answer, Err(StoreError::Broken(_))), "{answer:?}");
+    assert!(refusal(verify(&settings(url, ROOMY)).await).contains("XADD"));
+}
+
+#[tokio::test]
+async fn a_key_that_somebody_spoilt_fails_each_step_as_a_whole() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    for what in ["held", "channel", "deadlines", "totals", "used", "items", "conversation"] {
+        let conversation = stage.conversation().await;
+        let [first, second, third] = conversation.issue_many(1_000).await;
+        let partition = format!("{{cb:{}}}", conversation.reference().partition(64));
+        let key = match what {
+            "deadlines" | "totals" => format!("{partition}:{what}"),
+            "used" => format!("{partition}:used:{}:{}", conversation.reference(), second.id),
+            other => format!("{partition}:{other}:{}", conversation.reference()),
+        };
+        let mut connection = server.connection(0);
+        let there: bool = words(&["EXISTS", &key]).query(&mut connection).unwrap();
+        // Totals are there once another conversation of the partition has held something.
+        let expected = matches!(what, "deadlines" | "items" | "conversation");
+        assert!(there == expected || what == "totals", "{key}");
+        let kept = format!("{partition}:kept");
+        if there {
+            words(&["RENAME", &key, &kept]).exec(&mut connection).unwrap();
+        }
+        // The wrong type for each: one is a string, one a hash, one a stream, one a sorted set.
+        words(&["RPUSH", &key, "spoilt"]).exec(&mut connection).unwrap();
+        let attempt = conversation.bringing(&second, b"2");
+        let answer = stage.store.accept(attempt.clone()).await;
+        assert!(matches!(answer, Err(StoreError::Broken(_))), "{what}: {answer:?}");
+        if what != "used" {
+            let answer = stage.store.cancel(conversation.withdrawing(&third)).await;
+            assert!(matches!(answer, Err(StoreError::Broken(_))), "{what}: {answer:?}");
+            let answer = stage.store.issue(conversation.issuing(1_000)).await;
+            assert!(matches!(answer, Err(StoreError::Broken(_))), "{what}: {answer:?}");
+            let answer = stage.store.end(conversation.reference()).await;
+            assert!(matches!(answer, Err(StoreError::Broken(_))), "{what}: {answer:?}");
+        }
+        words(&["DEL", &key]).exec(&mut connection).unwrap();
+        if there {
+            words(&["RENAME", &kept, &key]).exec(&mut connection).unwrap();
+        }
+        // As if nobody had tried.
+        assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "{what}");
+        conversation.accept(&first, "1").await.unwrap();
+        conversation.cancel(&third).await.unwrap();
+        let expected = [(1, Outcome::Succeeded), (2, Outcome::Succeeded), (3, Outcome::Cancelled)];
+        assert_eq!(conversation.channel().await, expected, "{what}");
+        assert_eq!(conversation.results().await[1], Some("2".into()), "{what}");
+    }
+}

@@ -1,0 +1,117 @@
+//! A master that the sentinels name, and another one after a failover.
+
+use std::time::Duration;
+
+use callback_ingress::clock::ManualClock;
+use callback_ingress::domain::work_item::WorkItem;
+use callback_ingress::store::Store;
+use callback_ingress::store::redis::Replicas;
+use tokio::task::block_in_place;
+use tokio::time::{Instant, timeout};
+
+use super::admission::{refusal, verify};
+use super::faults::deliver;
+use super::until;
+use crate::fake_redis;
+use crate::redis_sentinels::RedisSentinels;
+use crate::stage::{Backend, ROOMY, START, Stage, settings};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_the_master_is_killed_under_load() {
+    let mut service = block_in_place(|| RedisSentinels::start(2, 3, 1_000));
+    let mut settings = settings(service.url(0), ROOMY);
+    settings.replicas = Some(Replicas { count: 1, timeout: Duration::from_secs(5) });
+    let stage = Stage::in_redis(settings, ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    let items: [WorkItem; 200] = conversation.issue_many(60_000).await;
+    let mut wake = stage.store.watch(conversation.reference());
+    let before = service.master();
+    let killed = async {
+        until("results are released", async || {
+            stage
+                .store
+                .read(conversation.reference(), None, 1_000)
+                .await
+                .is_ok_and(|page| page.unwrap().released >= 20)
+        })
+        .await;
+        block_in_place(|| {
+            service.server(before).kill();
+            service.wait_for_another_master(before);
+        });
+        let since = Instant::now();
+        until("the new master is used", async || stage.store.ping().await.is_ok()).await;
+        since.elapsed()
+    };
+    let load = async {
+        for item in &items {
+            deliver(&conversation, item, &item.sequence.to_string()).await;
+        }
+    };
+    let ((), recovery) = tokio::join!(load, killed);
+    assert!(recovery < Duration::from_secs(2), "{recovery:?}");
+    until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
+    let expected: Vec<_> = (1..=200).map(|number| Some(number.to_string().into())).collect();
+    assert_eq!(conversation.results().await, expected);
+    // The watcher found the new master as well.
+    timeout(Duration::from_secs(30), wake.changed()).await.unwrap();
+    let item = conversation.issue(60_000).await;
+    deliver(&conversation, &item, "201").await;
+    timeout(Duration::from_secs(30), async {
+        while conversation.read(0, 1_000).await.unwrap().released < 201 {
+            wake.changed().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_becomes_a_replica_is_left_for_the_new_one() {
+    let service = block_in_place(|| RedisSentinels::start(1, 1, 60_000));
+    let stage = Stage::in_redis(settings(service.url(3), ROOMY), ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    let [first, second] = conversation.issue_many(60_000).await;
+    deliver(&conversation, &first, "1").await;
+    block_in_place(|| service.fail_over());
+    deliver(&conversation, &second, "2").await;
+    until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
+    assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinel_that_is_late_to_know_is_not_believed() {
+    let service = block_in_place(RedisSentinels::shared);
+    let replica = service.replica_port();
+    // It names a replica, and answers first.
+    let late = fake_redis::serve(move |question| match question[0].as_str() {
+        "HELLO" => "%1\r\n$5\r\nproto\r\n:3\r\n".to_owned(),
+        "SENTINEL" => {
+            let port = replica.to_string();
+            format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len())
+        }
+        _ => "+OK\r\n".to_owned(),
+    });
+    let database = Backend::unused_database();
+    let url = service.url(database).replace("://", &format!("://127.0.0.1:{late},"));
+    let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(1_000).await;
+    conversation.accept(&item, "1").await.unwrap();
+    // Nobody who says so is the master: nobody is used.
+    let only_late = format!("redis+sentinel://127.0.0.1:{late}/calls/{database}");
+    let error = verify(&settings(only_late, ROOMY)).await.unwrap_err();
+    assert!(format!("{error:?}").contains("not the master"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_no_sentinel_knows_is_waited_for_and_a_sentinel_is_no_store() {
+    let service = block_in_place(RedisSentinels::shared);
+    let unknown = service.url(0).replace("/calls/", "/another/");
+    let error = verify(&settings(unknown, ROOMY)).await.unwrap_err();
+    assert!(format!("{error:?}").contains("no such service"), "{error:?}");
+    let (_, sentinel) = service.url(0).split_once("://").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let sentinel = sentinel.split('/').next().unwrap().to_owned();
+    let why = refusal(verify(&settings(format!("redis://{sentinel}"), ROOMY)).await);
+    assert!(why.contains("is a sentinel: use redis+sentinel://"), "{why}");
+}

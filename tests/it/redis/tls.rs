@@ -1,0 +1,153 @@
+//! Redis over TLS: authorities, certificates of clients, and what is refused.
+
+use std::fs;
+use std::path::PathBuf;
+
+use callback_ingress::clock::{Clock, ManualClock};
+use callback_ingress::domain::work_item::Outcome;
+use callback_ingress::store::Store;
+use callback_ingress::store::redis::{InvalidServers, RedisStore, Settings, Tls};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tempfile::TempDir;
+
+use super::admission::verify;
+use crate::redis_server::{RedisServer, free_port};
+use crate::service::Service;
+use crate::stage::{ROOMY, START, Stage, settings};
+
+/// An authority, and certificates that it signed.
+struct Authority {
+    directory: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        // A name that no other has.
+        params.distinguished_name.push(DnType::CommonName, directory.path().display().to_string());
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let authority = Self { directory, issuer };
+        fs::write(authority.path("ca"), authority.issuer.pem()).unwrap();
+        authority.sign("server", "127.0.0.1");
+        authority.sign("client", "ingress");
+        authority
+    }
+
+    fn sign(&self, what: &str, name: &str) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, what);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        fs::write(self.path(what), certificate.pem()).unwrap();
+        fs::write(self.path(&format!("{what}.key")), key.serialize_pem()).unwrap();
+    }
+
+    fn path(&self, what: &str) -> PathBuf {
+        self.directory.path().join(what)
+    }
+
+    fn text(&self, what: &str) -> String {
+        self.path(what).to_str().unwrap().to_owned()
+    }
+
+    /// A server with a certificate of this authority, and its port for TLS.
+    fn server(&self, asks_clients: bool) -> (RedisServer, u16) {
+        let port = free_port();
+        let options = [
+            "--tls-port".to_owned(),
+            port.to_string(),
+            "--tls-cert-file".to_owned(),
+            self.text("server"),
+            "--tls-key-file".to_owned(),
+            self.text("server.key"),
+            "--tls-ca-cert-file".to_owned(),
+            self.text("ca"),
+            "--tls-auth-clients".to_owned(),
+            if asks_clients { "yes" } else { "no" }.to_owned(),
+        ];
+        (RedisServer::with(&options.each_ref().map(String::as_str)), port)
+    }
+
+    /// How a server of this port is reached by who trusts this authority.
+    fn settings(&self, url: &str, with_certificate: bool) -> Settings {
+        let mut settings = settings(url.to_owned(), ROOMY);
+        settings.tls = Tls {
+            ca: Some(self.path("ca")),
+            client: with_certificate.then(|| (self.path("client"), self.path("client.key"))),
+        };
+        settings
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_a_trusted_authority_is_used_and_another_is_not() {
+    let ours = Authority::new();
+    let (server, port) = ours.server(false);
+    let url = format!("rediss://127.0.0.1:{port}/5");
+    let stage = Stage::in_redis(ours.settings(&url, false), ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    // The watcher's connection, too.
+    let mut wake = stage.store.watch(conversation.reference());
+    wake.changed().await;
+    let item = conversation.issue(1_000).await;
+    conversation.accept(&item, "1").await.unwrap();
+    wake.changed().await;
+    assert_eq!(conversation.channel().await, [(1, Outcome::Succeeded)]);
+    let keys: u64 = redis::cmd("DBSIZE").query(&mut server.connection(5)).unwrap();
+    assert!(keys > 1, "in the database that the URL names");
+
+    let others = Authority::new();
+    let error = verify(&others.settings(&url, false)).await.unwrap_err();
+    assert!(format!("{error:?}").contains("UnknownIssuer"), "{error:?}");
+    let by_name = others.settings(&url.replace("127.0.0.1", "localhost"), false);
+    let mut trusted = by_name;
+    trusted.tls = ours.settings(&url, false).tls;
+    let error = verify(&trusted).await.unwrap_err();
+    assert!(format!("{error:?}").contains("not valid for name"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_asks_for_a_certificate_gets_one() {
+    let authority = Authority::new();
+    let (server, port) = authority.server(true);
+    let rules = ["on", ">word", "~{cb:*", "~cb:layout", "&{cb:*", "+@all", "-@admin"];
+    redis::cmd("ACL").arg("SETUSER").arg("ingress").arg(&rules[..]).exec(&mut server.connection(0)).unwrap();
+    let url = format!("rediss://ingress:word@127.0.0.1:{port}");
+    verify(&authority.settings(&url, true)).await.unwrap();
+    let error = verify(&authority.settings(&url, false)).await.unwrap_err();
+    assert!(format!("{error:?}").to_lowercase().contains("certificate"), "{error:?}");
+
+    let (ca, certificate, key) =
+        (authority.text("ca"), authority.text("client"), authority.text("client.key"));
+    let flags = [
+        ("store.url", url.as_str()),
+        ("store.tls_ca", &ca),
+        ("store.tls_certificate", &certificate),
+        ("store.tls_key", &key),
+    ];
+    let service = Service::start(&flags).await;
+    let item = service.fresh_tool().await;
+    assert_eq!(service.callback(&item.token, "1").send().await.status, 202);
+}
+
+#[tokio::test]
+async fn files_that_are_not_there_or_no_certificates_are_named() {
+    let authority = Authority::new();
+    let missing = |change: fn(&mut Settings, PathBuf)| {
+        let mut settings = authority.settings("rediss://127.0.0.1", true);
+        change(&mut settings, authority.path("nowhere"));
+        RedisStore::new(&settings, Clock::System).map(drop).unwrap_err().to_string()
+    };
+    let why = missing(|settings, path| settings.tls.ca = Some(path));
+    assert!(why.contains("store.tls_ca") && why.contains("nowhere"), "{why}");
+    let why = missing(|settings, path| settings.tls.client.as_mut().unwrap().1 = path);
+    assert!(why.contains("store.tls_key") && why.contains("nowhere"), "{why}");
+    fs::write(authority.path("client.key"), "no key").unwrap();
+    let error = RedisStore::new(&authority.settings("rediss://127.0.0.1", true), Clock::System)
+        .map(drop)
+        .unwrap_err();
+    assert!(matches!(error, InvalidServers::Certificates(_)), "{error:?}");
+}

@@ -1,0 +1,173 @@
+//! A real cluster of the test's own: three masters, each with a replica.
+
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::Duration;
+
+use redis::{Cmd, FromRedisValue, cmd};
+use tokio::time::Instant;
+
+use crate::redis_server::RedisServer;
+
+/// How many nodes have slots.
+const MASTERS: usize = 3;
+/// How long servers may take to agree.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The nodes: the masters, as they were at first, and then the replica of each.
+#[derive(Debug)]
+pub(crate) struct RedisCluster {
+    nodes: Vec<RedisServer>,
+}
+
+/// A command of these words.
+pub(crate) fn words(words: &[&str]) -> Cmd {
+    let mut command = Cmd::new();
+    command.arg(words);
+    command
+}
+
+/// Waits until a condition holds, as servers come to agree.
+pub(crate) fn wait(what: &str, mut holds: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < PATIENCE, "waited in vain: {what}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+impl RedisCluster {
+    /// A cluster that takes a node for dead after this many milliseconds.
+    pub(crate) fn start(node_timeout_ms: u32) -> Self {
+        let timeout = node_timeout_ms.to_string();
+        let options = [
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            &timeout,
+            "--cluster-replica-validity-factor",
+            "0",
+            "--cluster-require-full-coverage",
+            "no",
+            "--repl-diskless-sync-delay",
+            "0",
+        ];
+        let cluster = Self { nodes: (0..2 * MASTERS).map(|_| RedisServer::with(&options)).collect() };
+        cluster.introduce();
+        cluster
+    }
+
+    /// The one cluster that tests share that do not disturb it.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: OnceLock<RedisCluster> = OnceLock::new();
+        // So long that a busy machine is not taken for a dead node.
+        SHARED.get_or_init(|| Self::start(30_000))
+    }
+
+    fn introduce(&self) {
+        let mut epoch = 0;
+        for node in &self.nodes {
+            epoch += 1;
+            ask::<()>(node, &["CLUSTER", "SET-CONFIG-EPOCH", &epoch.to_string()]);
+        }
+        for (number, master) in self.nodes[..MASTERS].iter().enumerate() {
+            let bound = |number: usize| number * 16_384 / MASTERS;
+            let (first, end) = (bound(number), bound(number + 1));
+            let mut add = words(&["CLUSTER", "ADDSLOTS"]);
+            (first..end).for_each(|slot| {
+                add.arg(slot);
+            });
+            add.exec(&mut master.connection(0)).unwrap();
+        }
+        for node in &self.nodes[1..] {
+            ask::<()>(&self.nodes[0], &["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string()]);
+        }
+        wait("all nodes know each other", || {
+            self.nodes.iter().all(|node| {
+                let known: String = ask(node, &["CLUSTER", "NODES"]);
+                known.lines().count() == self.nodes.len() && !known.contains("handshake")
+            })
+        });
+        for (master, replica) in self.nodes[..MASTERS].iter().zip(&self.nodes[MASTERS..]) {
+            let id: String = ask(master, &["CLUSTER", "MYID"]);
+            ask::<()>(replica, &["CLUSTER", "REPLICATE", &id]);
+        }
+        wait("all replicas follow", || {
+            let following =
+                |node| ask::<String>(node, &["INFO", "replication"]).contains("master_link_status:up");
+            self.nodes[MASTERS..].iter().all(following)
+        });
+        self.wait_until_whole();
+    }
+
+    /// Waits until every node that runs finds the cluster whole.
+    pub(crate) fn wait_until_whole(&self) {
+        wait("the cluster is whole", || {
+            self.running().all(|node| {
+                let info: String = ask(node, &["CLUSTER", "INFO"]);
+                info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384")
+            })
+        });
+    }
+
+    fn running(&self) -> impl Iterator<Item = &RedisServer> {
+        self.nodes.iter().filter(|node| node.is_running())
+    }
+
+    /// Its URL, which names a part of its nodes.
+    pub(crate) fn url(&self) -> String {
+        let named: Vec<String> =
+            self.nodes[..MASTERS].iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        format!("redis+cluster://{}", named.join(","))
+    }
+
+    /// The nodes that run and have slots.
+    pub(crate) fn masters(&self) -> impl Iterator<Item = &RedisServer> {
+        self.running().filter(|node| ask::<String>(node, &["INFO", "replication"]).contains("role:master"))
+    }
+
+    /// The place of the master that has a slot.
+    pub(crate) fn owner(&self, slot: u16) -> usize {
+        let slots: Vec<redis::Value> = ask(self.running().next().unwrap(), &["CLUSTER", "SLOTS"]);
+        for range in slots {
+            let redis::Value::Array(parts) = range else { panic!("a range is a list") };
+            let redis::Value::Array(master) = &parts[2] else { panic!("a node is a list") };
+            let number = |value: &redis::Value| u16::from_redis_value(value.clone()).unwrap();
+            let port = number(&master[1]);
+            if (number(&parts[0])..=number(&parts[1])).contains(&slot) {
+                return self.nodes.iter().position(|node| node.port() == port).unwrap();
+            }
+        }
+        panic!("nobody has slot {slot}");
+    }
+
+    /// Waits until a slot has another owner than the node at this place.
+    pub(crate) fn wait_for_another_owner(&self, slot: u16, before: usize) {
+        wait("the slot has another owner", || self.owner(slot) != before);
+    }
+
+    /// The node at this place.
+    pub(crate) fn node(&mut self, place: usize) -> &mut RedisServer {
+        &mut self.nodes[place]
+    }
+
+    /// Forgets all that is in it.
+    pub(crate) fn clear(&self) {
+        self.masters().for_each(|master| ask::<()>(master, &["FLUSHALL"]));
+    }
+}
+
+/// What a node answers.
+pub(crate) fn ask<T: FromRedisValue>(node: &RedisServer, question: &[&str]) -> T {
+    words(question).query(&mut node.connection(0)).unwrap()
+}
+
+#[test]
+fn a_slot_is_counted_as_redis_does() {
+    let slot: u16 = cmd("CLUSTER")
+        .arg("KEYSLOT")
+        .arg("{cb:17}:items:x")
+        .query(&mut RedisCluster::shared().masters().next().unwrap().connection(0))
+        .unwrap();
+    assert_ne!(RedisCluster::shared().owner(slot), RedisCluster::shared().owner((slot + 8_192) % 16_384));
+}
