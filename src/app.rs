@@ -22,6 +22,7 @@ use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey
 use crate::http::body::BodyLimits;
 use crate::http::health::Health;
 use crate::http::lifecycle::{Admission, Lifecycle};
+use crate::http::room::Room;
 use crate::http::server;
 use crate::platform::{self, Gatekeeper, Platform};
 use crate::public::{self, Carriers, Public};
@@ -131,12 +132,16 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
         in_flight: Arc::new(Semaphore::new(http.max_requests_in_flight.size())),
     };
     let carriers = Arc::new(Carriers::new(&config.token));
+    let buffered = http.max_buffered_bytes.size();
     let public = Public {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
         clock,
         carriers: Arc::clone(&carriers),
         body,
+        known: Room::of(buffered / 4 * 3),
+        strangers: Room::of(buffered / 4),
+        admission: admission(),
     };
     let platform = Platform {
         store: Arc::clone(&store),
@@ -147,6 +152,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),
         body,
+        room: Room::of(buffered),
         event_streams: Arc::new(Semaphore::new(http.max_event_streams.size())),
         lifecycle: lifecycle.clone(),
     };
@@ -161,7 +167,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
         public: Bound {
             socket: public_socket,
             address: public_addr,
-            router: public::router(Arc::new(public), health.clone(), admission()),
+            router: public::router(Arc::new(public), health.clone()),
             limits,
         },
         platform: Bound {

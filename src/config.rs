@@ -63,6 +63,8 @@ pub struct Http {
     pub max_connections: Bounded<1, 1_000_000>,
     /// Most requests under way of a listener.
     pub max_requests_in_flight: Bounded<1, 1_000_000>,
+    /// Most bytes of bodies that a listener has in memory.
+    pub max_buffered_bytes: Bounded<65_536, 68_719_476_736>,
     /// Most event streams.
     pub max_event_streams: Bounded<1, 1_000_000>,
     /// Shortest time of draining.
@@ -169,6 +171,10 @@ impl Config {
         }
         if self.http.drain_grace_ms.get() > self.http.drain_timeout_ms.get() {
             return Some(("http.drain_grace_ms", "must not be above http.drain_timeout_ms".into()));
+        }
+        // A quarter of it is for bodies whose token is not known to be good, and one of them must not fill that.
+        if self.http.max_buffered_bytes.get() < 8 * self.http.max_body_bytes.get() {
+            return Some(("http.max_buffered_bytes", "must be at least 8 times http.max_body_bytes".into()));
         }
         // An ended conversation must be known as long as a token of it can come again.
         let longest_token = self.gate.max_timeout_ms.get() + self.token.replay_window_ms.get();

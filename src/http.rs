@@ -7,4 +7,5 @@ pub mod health;
 pub mod lifecycle;
 pub mod observe;
 pub mod refusal;
+pub mod room;
 pub mod server;

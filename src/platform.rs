@@ -19,6 +19,7 @@ use crate::http::body::BodyLimits;
 use crate::http::health::Health;
 use crate::http::lifecycle::{Admission, Lifecycle};
 use crate::http::observe::Side;
+use crate::http::room::Room;
 use crate::http::{health, lifecycle, observe};
 use crate::public::Carriers;
 use crate::store::AnyStore;
@@ -45,6 +46,8 @@ pub struct Platform {
     pub replay_window_ms: u64,
     /// How large a request may be, and how long it may take.
     pub body: BodyLimits,
+    /// Where bodies are read.
+    pub room: Room,
     /// A permit for each event stream.
     pub event_streams: Arc<Semaphore>,
     /// Event streams end when draining begins.

@@ -19,6 +19,7 @@ use crate::http::body::BodyLimits;
 use crate::http::health::Health;
 use crate::http::lifecycle::Admission;
 use crate::http::observe::Side;
+use crate::http::room::Room;
 use crate::http::{health, lifecycle, observe};
 use crate::store::AnyStore;
 
@@ -38,14 +39,24 @@ pub struct Public {
     pub carriers: Arc<Carriers>,
     /// How large a result may be, and how long it may take.
     pub body: BodyLimits,
+    /// Where bodies with a good token in their request's head are read.
+    pub known: Room,
+    /// Where all other bodies are read.
+    pub strangers: Room,
+    /// Who is let in.
+    pub admission: Admission,
 }
 
 /// All that the gateway exposes.
-pub fn router(public: Arc<Public>, health: Health, admission: Admission) -> Router {
+pub fn router(public: Arc<Public>, health: Health) -> Router {
+    let admission = public.admission.clone();
     let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::take));
     if public.carriers.allows(Carrier::Path) {
         callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::take));
     }
     let callbacks = callbacks.with_state(public);
-    observe::around(Side::Public, health::routes(health).merge(lifecycle::admitted(callbacks, admission)))
+    observe::around(
+        Side::Public,
+        health::routes(health).merge(lifecycle::admitted_late(callbacks, admission)),
+    )
 }

@@ -6,8 +6,9 @@ use axum::http::{HeaderMap, HeaderName};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use super::Platform;
 use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkItemId};
-use crate::http::body::{self, BodyLimits};
+use crate::http::body;
 use crate::http::code::Code;
 use crate::http::refusal::Refusal;
 
@@ -42,14 +43,15 @@ impl PathIds {
 pub(super) async fn json<T: DeserializeOwned>(
     parts: &Parts,
     body: Body,
-    limits: BodyLimits,
+    Platform { body: limits, room, .. }: &Platform,
 ) -> Result<T, Refusal> {
-    let bytes = body::read(&parts.headers, body, limits).await?;
+    let whole = body::read(&parts.headers, body, *limits, room).await?;
+    let bytes = &whole.bytes;
     let text = if bytes.is_empty() {
         "{}"
     } else {
         body::check_json(&parts.headers)?;
-        std::str::from_utf8(&bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
+        std::str::from_utf8(bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
     };
     // Not left to the parser, to which a list of the fields' values will do.
     if !text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok() {

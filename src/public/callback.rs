@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request, State};
+use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
 
@@ -27,12 +28,15 @@ pub(super) async fn take(
     request: Request,
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let body = body::read(&parts.headers, body, public.body).await?;
+    let room = if is_known(&public, &parts) { &public.known } else { &public.strangers };
+    let body = body::read(&parts.headers, body, public.body, room).await?;
+    let body = &body.bytes;
+    let _under_way = public.admission.slot()?;
     body::check_json(&parts.headers)?;
-    let scan = Scan::new(&body);
+    let scan = Scan::new(body);
     let token = public.carriers.token(&parts, scan.as_ref().ok())?;
     let claims = verify(&public, &context, &token)?;
-    let result = judge(claims.kind, &body, scan, public.carriers.body_field())?;
+    let result = judge(claims.kind, body, scan, public.carriers.body_field())?;
     let command = Accept {
         conversation: claims.conversation,
         work_item: claims.work_item,
@@ -50,6 +54,12 @@ pub(super) async fn take(
         facts.outcome = Some(receipt.outcome);
     });
     Ok(reply::receipt(&receipt))
+}
+
+/// Whether the request's head has a good token: what decides in which room its body is read, and nothing else.
+fn is_known(public: &Public, parts: &Parts) -> bool {
+    let token = public.carriers.token(parts, None);
+    token.is_ok_and(|token| public.keyring.verify(&token, public.clock.now()).is_ok())
 }
 
 /// Checks the token without asking the store, and notes all of it that may be noted.
