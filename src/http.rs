@@ -3,6 +3,7 @@
 pub mod body;
 pub mod code;
 mod connection;
+mod framing;
 pub mod health;
 pub mod lifecycle;
 pub mod observe;

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::code::Code;
+use super::framing::Framing;
 use super::observe::{REQUEST_ID, RequestContext, TRACE_ID};
 use super::refusal::Refusal;
 
@@ -53,6 +54,9 @@ pub(super) struct Connection {
     write_timeout: Duration,
     /// While the client takes nothing of what is to be written.
     write_deadline: Option<Pin<Box<Sleep>>>,
+    framing: Framing,
+    /// What is passed on in the place of all that follows what cannot be.
+    instead: Option<&'static [u8]>,
     /// A refusal of the HTTP library, rewritten, and how much of it is sent.
     rewritten: Option<(Vec<u8>, usize)>,
 }
@@ -71,6 +75,8 @@ impl Connection {
             head_deadline: None,
             write_timeout,
             write_deadline: None,
+            framing: Framing::default(),
+            instead: None,
             rewritten: None,
         }
     }
@@ -95,8 +101,21 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(rest) = &mut self.instead {
+            let (now, later) = rest.split_at(rest.len().min(buf.remaining()));
+            buf.put_slice(now);
+            *rest = later;
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf)?;
+        if let Err(at) = self.framing.check(&buf.filled()[before..]) {
+            // Nothing of HTTP has this byte: the library refuses it in its turn, after the requests before it. It
+            // looks at a head whose end it has seen; a body that ends early is refused as it is.
+            buf.filled_mut()[before + at] = 0;
+            buf.set_filled(before + at + 1);
+            self.instead = Some(if self.framing.is_in_a_head() { b"\r\n\r\n" } else { b"" });
+        }
         if buf.filled().len() > before && self.phase.get() == IDLE {
             self.phase.0.store(HEAD, Ordering::Relaxed);
             self.head_deadline = Some(Box::pin(sleep(self.head_timeout)));

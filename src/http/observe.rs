@@ -196,7 +196,28 @@ fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use axum::routing::get;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_answered_as_a_bug_and_shows_nothing_of_itself() {
+        async fn broken() -> Response {
+            panic!("cbt_secret")
+        }
+        let router = around(Side::Public, Router::new().route("/", get(broken)));
+        for _ in 0..2 {
+            let response = router.clone().oneshot(Request::new(Body::empty())).await.unwrap();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert!(response.headers().contains_key(REQUEST_ID));
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let text = String::from_utf8(body.to_vec()).unwrap();
+            assert!(text.contains("\"INTERNAL\"") && !text.contains("cbt_secret"), "{text}");
+        }
+    }
 
     #[test]
     fn a_method_of_the_callers_own_making_is_not_logged() {

@@ -34,8 +34,8 @@ pub struct Limits {
     pub half_close: bool,
 }
 
-/// Largest head of a request, in bytes.
-const MAX_HEAD: usize = 64 * 1024;
+/// Largest head of a request, in bytes: what Node takes at most, and so any gateway before this that runs on it.
+pub(super) const MAX_HEAD: usize = 16 * 1024;
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
