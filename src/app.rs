@@ -25,7 +25,7 @@ use crate::http::lifecycle::{Admission, Lifecycle};
 use crate::http::room::Room;
 use crate::http::server;
 use crate::platform::{self, Gatekeeper, Platform};
-use crate::public::{self, Carriers, Public};
+use crate::public::{self, Carriers, Public, Throttle};
 use crate::store::AnyStore;
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{NotUsable, RedisStore};
@@ -142,6 +142,7 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
         known: Room::of(buffered / 4 * 3),
         strangers: Room::of(buffered / 4),
         admission: admission(),
+        throttle: Arc::new(Throttle::new(config)),
     };
     let platform = Platform {
         store: Arc::clone(&store),

@@ -10,11 +10,13 @@ mod values;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 pub use layers::{ConfigError, Loaded, PREFIX, Sources, load};
 use serde::Deserialize;
 pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
 
 use crate::domain::gate::Limits;
+use crate::http::client_address::{ForwardedHeader, Proxies};
 
 /// The defaults, each documented; compiled in.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -33,6 +35,8 @@ pub struct Config {
     pub token: Token,
     /// The platform's credentials.
     pub platform: Platform,
+    /// How often a client address may ask.
+    pub rate_limit: RateLimit,
     /// Rules of the gate.
     pub gate: Gate,
     /// Logs.
@@ -49,6 +53,12 @@ pub struct Http {
     /// What callback URLs begin with; without it, the public address.
     #[serde(deserialize_with = "values::base_url")]
     pub public_base_url: Option<String>,
+    /// Proxies that are believed for whom they ask.
+    #[serde(deserialize_with = "values::networks")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where they say it.
+    #[serde(deserialize_with = "values::forwarded_header")]
+    pub forwarded_header: ForwardedHeader,
     /// Largest body.
     pub max_body_bytes: Bounded<1, 67_108_864>,
     /// Longest time for a request's head.
@@ -114,6 +124,21 @@ pub struct Platform {
     pub service_keys: ServiceKeys,
 }
 
+/// `[rate_limit]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct RateLimit {
+    /// Most requests of an address in a window; none is no limit.
+    pub max: Bounded<0, 1_000_000_000>,
+    /// The window.
+    pub window_ms: Bounded<1_000, 86_400_000>,
+    /// Most failed authentications of an address in a window; none is no limit.
+    pub failed_max: Bounded<0, 1_000_000_000>,
+    /// The window.
+    pub failed_window_ms: Bounded<1_000, 86_400_000>,
+    /// How many bits of an IPv6 address count.
+    pub ipv6_prefix: Bounded<1, 128>,
+}
+
 /// `[gate]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Gate {
@@ -156,6 +181,11 @@ impl Config {
             conversation_idle_ttl_ms: self.gate.conversation_idle_ttl_ms.get(),
             ended_retention_ms: self.gate.ended_retention_ms.get(),
         }
+    }
+
+    /// Whose word on a client's address counts.
+    pub fn proxies(&self) -> Proxies {
+        Proxies { trusted: self.http.trusted_proxies.clone(), header: self.http.forwarded_header }
     }
 
     /// Rules that no single key can keep, as the key to blame and what is wrong.

@@ -1,12 +1,14 @@
 //! What both listeners share.
 
 pub mod body;
+pub mod client_address;
 pub mod code;
 mod connection;
 mod framing;
 pub mod health;
 pub mod lifecycle;
 pub mod observe;
+pub mod rate;
 pub mod refusal;
 pub mod room;
 pub mod server;

@@ -5,12 +5,14 @@
 mod callback;
 mod carrier;
 mod reply;
+mod throttle;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::post;
 pub use carrier::{Carriers, Place};
+pub use throttle::Throttle;
 
 use crate::clock::Clock;
 use crate::config::Carrier;
@@ -45,16 +47,18 @@ pub struct Public {
     pub strangers: Room,
     /// Who is let in.
     pub admission: Admission,
+    /// Who asks too often.
+    pub throttle: Arc<Throttle>,
 }
 
 /// All that the gateway exposes.
 pub fn router(public: Arc<Public>, health: Health) -> Router {
-    let admission = public.admission.clone();
+    let (admission, limits) = (public.admission.clone(), Arc::clone(&public.throttle));
     let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::take));
     if public.carriers.allows(Carrier::Path) {
         callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::take));
     }
-    let callbacks = callbacks.with_state(public);
+    let callbacks = throttle::throttled(callbacks.with_state(public), limits);
     observe::around(
         Side::Public,
         health::routes(health).merge(lifecycle::admitted_late(callbacks, admission)),

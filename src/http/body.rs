@@ -50,14 +50,11 @@ pub async fn read(
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limits.max_bytes as u64) {
-        // A client that waits for 100 Continue has sent nothing yet.
-        if !headers.contains_key(header::EXPECT) {
-            tokio::spawn(linger(body));
-        }
+        discard(headers, body);
         return Err(too_large());
     }
     let Some(mut share) = room.enter(Instant::now()) else {
-        tokio::spawn(linger(body));
+        discard(headers, body);
         return Err(Refusal::new(Code::Overloaded, NO_ROOM));
     };
     let gives_way = share.gives_way();
@@ -131,7 +128,14 @@ async fn collect(
     Ok(collected.into())
 }
 
-/// Takes in and throws away.
+/// Takes in and throws away what nobody is going to read.
+pub fn discard(headers: &HeaderMap, body: Body) {
+    // A client that waits for 100 Continue has sent nothing yet.
+    if !headers.contains_key(header::EXPECT) {
+        tokio::spawn(linger(body));
+    }
+}
+
 async fn linger(mut body: Body) {
     let mut taken = 0;
     let drain = async {

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -61,6 +62,8 @@ pub struct Facts {
     pub outcome: Option<Outcome>,
     /// Of the token that was presented.
     pub token: Option<TokenFingerprint>,
+    /// The client's address, where it is the reason for a refusal.
+    pub client: Option<IpAddr>,
 }
 
 impl RequestContext {
@@ -154,6 +157,7 @@ async fn timed(context: RequestContext, probe: bool, answer: impl Future<Output 
                 "work_item.sequence" = facts.sequence.map(Sequence::get),
                 "callback.outcome" = facts.outcome.map(Outcome::as_str),
                 "callback.token_fingerprint" = facts.token.map(tracing::field::display),
+                "client.address" = facts.client.map(tracing::field::display),
                 "answered"
             )
         };

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::client_address::Peer;
 use super::connection::{Connection, Phase};
 
 /// Limits of a listener's connections.
@@ -53,8 +54,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: 
             () = stop.cancelled() => break,
             accepted = accepted => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(error = %error, "a connection could not be accepted");
                 sleep(ACCEPT_PAUSE).await;
@@ -67,8 +68,9 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: 
         let router = router.clone();
         let io =
             TokioIo::new(Connection::new(stream, phase.clone(), limits.head_timeout, limits.write_timeout));
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             phase.answering();
+            request.extensions_mut().insert(Peer(peer.ip()));
             let (router, phase) = (router.clone(), phase.clone());
             async move {
                 let response = router.oneshot(request.map(Body::new)).await;

@@ -27,10 +27,12 @@ use crate::redis_server::RedisServer;
 pub(crate) const SERVICE_KEY: &str = "the-platforms-key-of-the-tests";
 
 /// What every service of the tests is started with. What a test says comes later, and wins.
-const FLAGS: [(&str, &str); 7] = [
+const FLAGS: [(&str, &str); 8] = [
     ("http.public_addr", "127.0.0.1:0"),
     ("http.platform_addr", "127.0.0.1:0"),
     ("http.drain_grace_ms", "0"),
+    // All tests have one address.
+    ("rate_limit.failed_max", "0"),
     // A machine that is busy with other tests is slow, and no store that is gone.
     ("store.connect_timeout_ms", "10000"),
     ("store.response_timeout_ms", "10000"),

@@ -6,6 +6,7 @@ mod drain;
 mod http;
 mod limits;
 mod order;
+mod rate;
 mod receipts;
 mod refusals;
 mod routes;
