@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::SecretString;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,7 @@ use crate::http::health::Health;
 use crate::http::lifecycle::{Admission, Lifecycle};
 use crate::http::room::Room;
 use crate::http::server;
+use crate::http::tls::{Files, Tls, TlsError};
 use crate::platform::{self, Gatekeeper, Platform};
 use crate::public::{self, Carriers, Public, Throttle};
 use crate::store::AnyStore;
@@ -53,6 +54,14 @@ pub enum AppError {
     /// The store answers, and must not be used with this configuration.
     #[error("{0}")]
     StoreRefused(String),
+    /// A listener's certificate cannot be used.
+    #[error("{listener} cannot use its certificate")]
+    Tls {
+        /// The keys' prefix.
+        listener: &'static str,
+        /// Why.
+        source: Box<TlsError>,
+    },
     /// No keys could be made.
     #[error(transparent)]
     NoEntropy(#[from] NoEntropy),
@@ -72,6 +81,7 @@ pub struct App {
     store: Arc<AnyStore>,
     lifecycle: Lifecycle,
     made_service_key: Option<SecretString>,
+    look_at_certificates: Arc<Notify>,
     drain_grace: Duration,
     drain_timeout: Duration,
 }
@@ -82,6 +92,13 @@ struct Bound {
     address: SocketAddr,
     router: Router,
     limits: server::Limits,
+    tls: Option<Tls>,
+}
+
+impl Bound {
+    const fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
@@ -107,10 +124,16 @@ fn store(config: &Config, clock: &Clock) -> Result<AnyStore, AppError> {
     })
 }
 
+fn tls(listener: &'static str, files: Option<Files>) -> Result<Option<Tls>, AppError> {
+    files.map(Tls::new).transpose().map_err(|source| AppError::Tls { listener, source: Box::new(source) })
+}
+
 /// Puts the service together and binds its listeners. A store that is not there yet is waited for while it runs;
 /// one that must not be used is refused here.
 pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
     let http = &config.http;
+    let public_tls = tls("http.public", config.public_tls())?;
+    let platform_tls = tls("http.platform", config.platform_tls())?;
     let (public_socket, public_addr) = bind(http.public_addr).await?;
     let (platform_socket, platform_addr) = bind(http.platform_addr).await?;
     let keyring = Arc::new(keyring(config)?);
@@ -148,7 +171,10 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
         store: Arc::clone(&store),
         keyring,
         carriers,
-        public_base_url: http.public_base_url.clone().unwrap_or_else(|| format!("http://{public_addr}")),
+        public_base_url: http.public_base_url.clone().unwrap_or_else(|| {
+            let scheme = if public_tls.is_some() { "https" } else { "http" };
+            format!("{scheme}://{public_addr}")
+        }),
         default_timeout_ms: config.gate.default_timeout_ms.get(),
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),
@@ -170,16 +196,19 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
             address: public_addr,
             router: public::router(Arc::new(public), health.clone()),
             limits,
+            tls: public_tls,
         },
         platform: Bound {
             socket: platform_socket,
             address: platform_addr,
             router: platform::router(Arc::new(platform), Gatekeeper::new(&service_keys), health, admission()),
             limits: server::Limits { half_close: false, ..limits },
+            tls: platform_tls,
         },
         store,
         lifecycle,
         made_service_key,
+        look_at_certificates: Arc::default(),
         drain_grace: http.drain_grace_ms.duration(),
         drain_timeout: http.drain_timeout_ms.duration(),
     })
@@ -214,6 +243,16 @@ impl App {
         self.public.address
     }
 
+    /// `http` or `https`.
+    pub const fn public_scheme(&self) -> &'static str {
+        self.public.scheme()
+    }
+
+    /// `http` or `https`.
+    pub const fn platform_scheme(&self) -> &'static str {
+        self.platform.scheme()
+    }
+
     /// Where the platform works.
     pub const fn platform_addr(&self) -> SocketAddr {
         self.platform.address
@@ -224,12 +263,20 @@ impl App {
         self.made_service_key.as_ref()
     }
 
+    /// What has the certificates' files looked at at once, rather than a second later.
+    pub fn look_at_certificates(&self) -> Arc<Notify> {
+        Arc::clone(&self.look_at_certificates)
+    }
+
     /// Runs until `shutdown`, then drains: health and new requests are answered 503 for a while, those under way are
     /// finished, and all of it takes no longer than `http.drain_timeout_ms`.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let stop = CancellationToken::new();
-        let serve = |Bound { socket, router, limits, .. }: Bound| {
-            tokio::spawn(server::serve(socket, router, limits, stop.clone()))
+        let serve = |Bound { socket, router, limits, tls, .. }: Bound| {
+            if let Some(tls) = tls.clone() {
+                tokio::spawn(tls.keep_fresh(Arc::clone(&self.look_at_certificates), stop.clone()));
+            }
+            tokio::spawn(server::serve(socket, router, limits, tls, stop.clone()))
         };
         let served = [serve(self.public), serve(self.platform)];
         let swept = tokio::spawn(sweeper::run(Arc::clone(&self.store), stop.clone()));

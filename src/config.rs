@@ -8,6 +8,7 @@ mod layers;
 mod values;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -17,6 +18,7 @@ pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl
 
 use crate::domain::gate::Limits;
 use crate::http::client_address::{ForwardedHeader, Proxies};
+use crate::http::tls::Files;
 
 /// The defaults, each documented; compiled in.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -50,6 +52,14 @@ pub struct Http {
     pub public_addr: SocketAddr,
     /// Where the platform works.
     pub platform_addr: SocketAddr,
+    /// The public listener's certificate chain; without, it speaks clear text.
+    pub public_tls_cert: PathBuf,
+    /// The private key of it.
+    pub public_tls_key: PathBuf,
+    /// The platform listener's certificate chain.
+    pub platform_tls_cert: PathBuf,
+    /// The private key of it.
+    pub platform_tls_key: PathBuf,
     /// What callback URLs begin with; without it, the public address.
     #[serde(deserialize_with = "values::base_url")]
     pub public_base_url: Option<String>,
@@ -183,6 +193,16 @@ impl Config {
         }
     }
 
+    /// The public listener's certificate.
+    pub fn public_tls(&self) -> Option<Files> {
+        tls(&self.http.public_tls_cert, &self.http.public_tls_key)
+    }
+
+    /// The platform listener's certificate.
+    pub fn platform_tls(&self) -> Option<Files> {
+        tls(&self.http.platform_tls_cert, &self.http.platform_tls_key)
+    }
+
     /// Whose word on a client's address counts.
     pub fn proxies(&self) -> Proxies {
         Proxies { trusted: self.http.trusted_proxies.clone(), header: self.http.forwarded_header }
@@ -201,6 +221,17 @@ impl Config {
         }
         if self.http.drain_grace_ms.get() > self.http.drain_timeout_ms.get() {
             return Some(("http.drain_grace_ms", "must not be above http.drain_timeout_ms".into()));
+        }
+        let http = &self.http;
+        for (name, missing, given) in [
+            ("http.public_tls_key", &http.public_tls_key, &http.public_tls_cert),
+            ("http.public_tls_cert", &http.public_tls_cert, &http.public_tls_key),
+            ("http.platform_tls_key", &http.platform_tls_key, &http.platform_tls_cert),
+            ("http.platform_tls_cert", &http.platform_tls_cert, &http.platform_tls_key),
+        ] {
+            if missing.as_os_str().is_empty() && !given.as_os_str().is_empty() {
+                return Some((name, "a certificate needs its key, and a key its certificate".into()));
+            }
         }
         // A quarter of it is for bodies whose token is not known to be good, and one of them must not fill that.
         if self.http.max_buffered_bytes.get() < 8 * self.http.max_body_bytes.get() {
@@ -251,6 +282,10 @@ impl Config {
             limits: self.limits(),
         })
     }
+}
+
+fn tls(chain: &Path, key: &Path) -> Option<Files> {
+    (!chain.as_os_str().is_empty()).then(|| Files { chain: chain.to_owned(), key: key.to_owned() })
 }
 
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {

@@ -14,7 +14,9 @@ use crate::telemetry;
 impl From<AppError> for Failure {
     fn from(error: AppError) -> Self {
         match error {
-            AppError::Store(_) | AppError::StoreRefused(_) => Self::Wrong(error.into()),
+            AppError::Store(_) | AppError::StoreRefused(_) | AppError::Tls { .. } => {
+                Self::Wrong(error.into())
+            }
             AppError::Bind { .. }
             | AppError::NoEntropy(_)
             | AppError::KeyTooShort(_)
@@ -27,6 +29,13 @@ pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
     let _flush = telemetry::start(&loaded.config.telemetry);
     let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
     let app = app::build(&loaded.config, Clock::System).await?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|error| Failure::Failed(error.into()))?;
+    let certificates = app.look_at_certificates();
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            certificates.notify_waiters();
+        }
+    });
     let store = loaded.store_shown();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -82,8 +91,8 @@ impl Signals {
 
 /// Lines to paste, for a first look.
 fn first_steps(app: &App, token: &Token, key: &str) -> String {
-    let platform = app.platform_addr();
-    let url = format!("http://{}{CALLBACKS_PATH}", app.public_addr());
+    let platform = format!("{}://{}", app.platform_scheme(), app.platform_addr());
+    let url = format!("{}://{}{CALLBACKS_PATH}", app.public_scheme(), app.public_addr());
     let (header, query, field) = (&token.header_name.text, &token.query_name, &token.body_field);
     let (to, body) = match token.default_carrier {
         Carrier::Header => (format!(r#"{url} -H "{header}: $TOKEN""#), r#"{"answer":42}"#.to_owned()),
@@ -97,14 +106,14 @@ No service key is configured: one was made for this run. Paste, in another termi
 
   KEY={key}
   # open a conversation
-  curl -sS -X PUT http://{platform}/platform/v1/conversations/call-1 -H "Authorization: Bearer $KEY"; echo
+  curl -sS -X PUT {platform}/platform/v1/conversations/call-1 -H "Authorization: Bearer $KEY"; echo
   # issue a work item, and take its token
-  ISSUED=$(curl -sS -X POST http://{platform}/platform/v1/conversations/call-1/work-items -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d '{{"kind":"tool","timeoutMs":600000}}'); echo "$ISSUED"
+  ISSUED=$(curl -sS -X POST {platform}/platform/v1/conversations/call-1/work-items -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d '{{"kind":"tool","timeoutMs":600000}}'); echo "$ISSUED"
   TOKEN=$(echo "$ISSUED" | grep -o 'cbt_[A-Za-z0-9_-]*' | head -n 1)
   # post the result, as the provider does
   curl -sS -X POST {to} -H 'Content-Type: application/json' -d '{body}'; echo
   # follow the conversation's channel (Ctrl-C ends it)
-  curl -sSN "http://{platform}/platform/v1/conversations/call-1/events?from=0" -H "Authorization: Bearer $KEY"
+  curl -sSN "{platform}/platform/v1/conversations/call-1/events?from=0" -H "Authorization: Bearer $KEY"
 
 "#
     )

@@ -6,13 +6,12 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::response::Response;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::code::Code;
@@ -46,14 +45,11 @@ impl Phase {
 }
 
 /// See the module.
-pub(super) struct Connection {
-    stream: TcpStream,
+pub(super) struct Connection<S> {
+    stream: S,
     phase: Phase,
     head_timeout: Duration,
     head_deadline: Option<Pin<Box<Sleep>>>,
-    write_timeout: Duration,
-    /// While the client takes nothing of what is to be written.
-    write_deadline: Option<Pin<Box<Sleep>>>,
     framing: Framing,
     /// What is passed on in the place of all that follows what cannot be.
     instead: Option<&'static [u8]>,
@@ -61,41 +57,21 @@ pub(super) struct Connection {
     rewritten: Option<(Vec<u8>, usize)>,
 }
 
-impl Connection {
-    pub(super) fn new(
-        stream: TcpStream,
-        phase: Phase,
-        head_timeout: Duration,
-        write_timeout: Duration,
-    ) -> Self {
+impl<S> Connection<S> {
+    pub(super) fn new(stream: S, phase: Phase, head_timeout: Duration) -> Self {
         Self {
             stream,
             phase,
             head_timeout,
             head_deadline: None,
-            write_timeout,
-            write_deadline: None,
             framing: Framing::default(),
             instead: None,
             rewritten: None,
         }
     }
-
-    /// Writes some of it, unless the client has taken nothing for too long.
-    fn write_some(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if written.is_ready() {
-            self.write_deadline = None;
-            return written;
-        }
-        let timeout = self.write_timeout;
-        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        ready!(deadline.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -130,15 +106,15 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let Some((bytes, mut sent)) = this.rewritten.take().or_else(|| rewrite(buf).map(|bytes| (bytes, 0)))
         else {
-            return this.write_some(cx, buf);
+            return Pin::new(&mut this.stream).poll_write(cx, buf);
         };
         while sent < bytes.len() {
-            match this.write_some(cx, &bytes[sent..]) {
+            match Pin::new(&mut this.stream).poll_write(cx, &bytes[sent..]) {
                 Poll::Ready(written) => sent += written?,
                 Poll::Pending => {
                     this.rewritten = Some((bytes, sent));

@@ -4,6 +4,7 @@ mod calls;
 mod client;
 mod event_reader;
 mod raw;
+pub(crate) mod secure;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ pub(crate) use self::calls::{CALLBACKS, Item, issued, millis};
 pub(crate) use self::client::{Call, Client, Reply};
 pub(crate) use self::event_reader::{Event, EventReader};
 pub(crate) use self::raw::Raw;
+pub(crate) use self::secure::Certificate;
 use crate::redis_server::RedisServer;
 
 /// The platform's key, the same on every replica.

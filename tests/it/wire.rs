@@ -4,6 +4,7 @@ mod bad_input;
 mod carriers;
 mod drain;
 mod http;
+mod http2;
 mod limits;
 mod order;
 mod rate;
@@ -12,6 +13,7 @@ mod refusals;
 mod routes;
 mod slowness;
 mod store_failures;
+mod tls;
 
 use crate::service::{Call, Service};
 
