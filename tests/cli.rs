@@ -32,6 +32,8 @@ mod serve;
 mod service;
 #[path = "cli/store.rs"]
 mod store;
+#[path = "cli/tls.rs"]
+mod tls;
 #[path = "cli/usage.rs"]
 mod usage;
 #[path = "cli/wire.rs"]

@@ -1,5 +1,6 @@
 //! `serve`: runs the service until a signal ends it.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -28,6 +29,7 @@ impl From<AppError> for Failure {
 pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
     let _flush = telemetry::start(&loaded.config.telemetry);
     let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
+    raise_open_files(loaded.config.http.max_connections.get());
     let app = app::build(&loaded.config, Clock::System).await?;
     let mut hangup = signal(SignalKind::hangup()).map_err(|error| Failure::Failed(error.into()))?;
     let certificates = app.look_at_certificates();
@@ -55,6 +57,28 @@ pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
     tokio::select! {
         result = app.run(signals.came(1)) => Ok(result?),
         () = signals.came(2) => Err(Failure::Failed("ended at once by a second signal".into())),
+    }
+}
+
+/// Lets the process have as many connections as it is configured for: the limit that shells and service managers set
+/// is 1,024 for programs that cannot do with more, and may be raised up to a second one.
+fn raise_open_files(connections: u64) {
+    // For the store, the log, and the rest.
+    let reserve = 256;
+    let limit = getrlimit(Resource::Nofile);
+    let (soft, hard) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
+    let wanted = hard.min(2 * connections + reserve);
+    if soft < wanted
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
+    {
+        tracing::warn!(error = %error, "the limit of open files cannot be raised");
+    }
+    if hard < connections + reserve {
+        tracing::warn!(
+            open_files = hard,
+            connections,
+            "fewer open files are allowed than http.max_connections"
+        );
     }
 }
 
