@@ -26,6 +26,8 @@ mod readme;
 #[path = "it/redis_server.rs"]
 #[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_server;
+#[path = "cli/security.rs"]
+mod security;
 #[path = "cli/serve.rs"]
 mod serve;
 #[path = "cli/service.rs"]
