@@ -5,104 +5,24 @@
 //! Rounds of all variants alternate, and a variant's median round counts.
 #![expect(clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss, reason = "a benchmark")]
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+mod program;
+
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+
+use self::program::{Connection, KEY, Service, request};
 
 const CONNECTIONS: usize = 64;
 /// Of each round.
 const CALLBACKS: usize = 20_000;
 const ROUNDS: usize = 5;
 const ITEMS_PER_CONVERSATION: usize = 8;
-const KEY: &str = "a-service-key-for-the-benchmark";
 
 struct Variant {
     name: &'static str,
     arguments: Vec<String>,
-}
-
-/// A started program, killed when dropped.
-struct Service {
-    child: Child,
-    public: String,
-    platform: String,
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Service {
-    fn start(variant: &Variant) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_callback-ingress"))
-            .args(["serve", "--public-addr", "127.0.0.1:0", "--platform-addr", "127.0.0.1:0"])
-            .arg("--set")
-            .arg(format!("platform.service_keys=[{KEY:?}]"))
-            .args(["--set", "telemetry.log_format=json"])
-            .args(&variant.arguments)
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let line = log.by_ref().map_while(Result::ok).find(|line| line.contains("\"serving\"")).unwrap();
-        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-        // A log that nobody reads would stop the program.
-        std::thread::spawn(move || log.for_each(drop));
-        let text = |name: &str| line[name].as_str().unwrap().to_owned();
-        Self { public: text("public"), platform: text("platform"), child }
-    }
-}
-
-/// A connection that sends one request after the other.
-struct Connection {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Connection {
-    async fn open(address: &str) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::with_capacity(4096) }
-    }
-
-    /// Sends a request, and gives the status and the body of the reply.
-    async fn ask(&mut self, request: &[u8]) -> (u16, String) {
-        self.stream.write_all(request).await.unwrap();
-        self.buffer.clear();
-        let head_end = loop {
-            assert_ne!(self.stream.read_buf(&mut self.buffer).await.unwrap(), 0, "the connection was closed");
-            if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
-                break at + 4;
-            }
-        };
-        let head = String::from_utf8_lossy(&self.buffer[..head_end]).to_ascii_lowercase();
-        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
-        let length: usize = length.trim().parse().unwrap();
-        while self.buffer.len() < head_end + length {
-            assert_ne!(self.stream.read_buf(&mut self.buffer).await.unwrap(), 0, "the connection was closed");
-        }
-        let body = String::from_utf8_lossy(&self.buffer[head_end..]).into_owned();
-        (head[9..12].parse().unwrap(), body)
-    }
-}
-
-fn request(method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
-    let length = body.len();
-    format!(
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}\
-         Content-Length: {length}\r\n\r\n{body}"
-    )
-    .into_bytes()
 }
 
 /// Opens a conversation and issues its work items; their tokens, in order.
@@ -129,7 +49,7 @@ async fn conversation(connection: &mut Connection, name: String) -> Vec<String> 
 
 /// Callbacks a second, and the 50th and 99th percentile of their duration.
 async fn round(variant: &Variant, number: usize) -> (f64, Duration, Duration) {
-    let service = Service::start(variant);
+    let service = Service::start(&variant.arguments);
     let body = format!(r#"{{"result":"{}"}}"#, "x".repeat(499));
     let life = format!("bench-{}-{}-{number}", std::process::id(), variant.name.replace([' ', ','], "-"));
     let mut issuing = JoinSet::new();

@@ -24,9 +24,9 @@ fn every_threat_names_a_test_that_exists() {
         let names: Vec<&str> = tests.split('`').filter(|word| word.contains("::")).collect();
         assert!(!names.is_empty(), "{threat}");
         for name in names {
-            let (path, test) = name.split_once("::").unwrap();
+            let (path, function) = name.split_once("::").unwrap();
             let source = fs::read_to_string(root.join(path)).unwrap_or_default();
-            assert!(has_test(&source, test), "there is no test {name}");
+            assert!(has_test(&source, function), "there is no test {name}");
         }
     }
     assert!(!has_test("fn a_test() {}", "a_test"));

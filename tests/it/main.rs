@@ -15,6 +15,7 @@ mod contract;
 mod conversation;
 mod events;
 mod model;
+mod overload;
 mod platform;
 mod proxy;
 mod races;
