@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -106,19 +106,26 @@ async fn connection(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     // Without it only latency suffers.
     let _ = stream.set_nodelay(true);
+    // Nothing is set aside for a connection that says nothing: thousands of them are cheap.
+    let first_byte = if acceptor.is_some() { limits.head_timeout } else { limits.keep_alive_timeout };
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        readable = timeout(first_byte, stream.readable()) => readable??,
+    }
     let stream = Unstalled::new(stream, limits.write_timeout);
     let Some(acceptor) = acceptor else {
-        return Ok(http1(stream, peer, router, limits, stop).await?);
+        return Ok(Box::pin(http1(stream, peer, router, limits, stop)).await?);
     };
+    let shaking = Box::pin(tls::shake_hands(&acceptor, stream, limits.head_timeout));
     let stream = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        shaken = tls::shake_hands(&acceptor, stream, limits.head_timeout) => shaken?,
+        shaken = shaking => shaken?,
     };
     // HTTP/2 is for whom the handshake has agreed on it: in clear text, gateways speak HTTP/1.1.
     if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
-        Ok(http2::serve(stream, peer, router, limits, stop).await?)
+        Ok(Box::pin(http2::serve(stream, peer, router, limits, stop)).await?)
     } else {
-        Ok(http1(stream, peer, router, limits, stop).await?)
+        Ok(Box::pin(http1(stream, peer, router, limits, stop)).await?)
     }
 }
 
