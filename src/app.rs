@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::SecretString;
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,10 @@ use crate::sweeper;
 const CHECK_AGAIN: Duration = Duration::from_secs(60);
 /// How often a store that is not there is tried.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
+
+/// Most connections that wait to be accepted, where the system allows as many. A client whose connection finds no place
+/// there tries again a second later.
+const BACKLOG: u32 = 4096;
 
 /// Why the service does not start, or does not go on.
 #[derive(Debug, Error)]
@@ -101,11 +105,15 @@ impl Bound {
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
     let failed = |source| AppError::Bind { address, source };
-    let socket = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = socket.local_addr().map_err(failed)?;
-    Ok((socket, bound))
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(failed)?;
+    socket.set_reuseaddr(true).map_err(failed)?;
+    socket.bind(address).map_err(failed)?;
+    let listener = socket.listen(BACKLOG).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
 }
 
 fn keyring(config: &Config) -> Result<Keyring, AppError> {
@@ -134,8 +142,8 @@ pub async fn build(config: &Config, clock: Clock) -> Result<App, AppError> {
     let http = &config.http;
     let public_tls = tls("http.public", config.public_tls())?;
     let platform_tls = tls("http.platform", config.platform_tls())?;
-    let (public_socket, public_addr) = bind(http.public_addr).await?;
-    let (platform_socket, platform_addr) = bind(http.platform_addr).await?;
+    let (public_socket, public_addr) = bind(http.public_addr)?;
+    let (platform_socket, platform_addr) = bind(http.platform_addr)?;
     let keyring = Arc::new(keyring(config)?);
     let mut service_keys = config.platform.service_keys.keys().to_vec();
     let made_service_key = if service_keys.is_empty() {

@@ -108,9 +108,11 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     // Nothing is set aside for a connection that says nothing: thousands of them are cheap.
     let first_byte = if acceptor.is_some() { limits.head_timeout } else { limits.keep_alive_timeout };
+    let mut first = [0];
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        readable = timeout(first_byte, stream.readable()) => readable??,
+        // Not `readable`, which is a guess.
+        peeked = timeout(first_byte, stream.peek(&mut first)) => { peeked??; }
     }
     let stream = Unstalled::new(stream, limits.write_timeout);
     let Some(acceptor) = acceptor else {
