@@ -187,19 +187,21 @@ async fn run(seconds: u64, arguments: &[String]) {
     let service = Service::start(arguments);
     let items = tokens(&service, &format!("flood-{}", std::process::id()), 64).await;
     let promise = Duration::from_millis(250);
+    let mut broken = Vec::new();
+    let mut keep = |kept: bool, what: &'static str| broken.extend((!kept).then_some(what));
     println!("{:<40} {} MiB", "memory at the start", memory_of(&service));
 
     let (cost, mut tally) = felt(&service, &items[0], crowd(&service)).await;
     println!("{IDLE} idle and {SLOW} slow connections: {cost} MiB");
-    assert!(tally.show("another, meanwhile") < promise);
-    assert!(cost < 200, "{cost} MiB");
+    keep(tally.show("another, meanwhile") < promise, "a crowd delays another");
+    keep(cost < 200, "a crowd costs too much memory");
 
     let (mut tally, memory) = flood(&service, &items, seconds).await;
     println!("{GREEDY} connections for {seconds} s: {memory} MiB at most");
-    assert!(tally.show("posted") < promise);
-    assert!(tally.0.keys().all(|status| [200, 202, 429, 503].contains(status)));
+    keep(tally.show("posted") < promise, "what is taken takes too long");
+    keep(tally.0.keys().all(|status| [200, 202, 429, 503].contains(status)), "another status");
     let after = felt(&service, &items[0], sleep(Duration::from_millis(500)));
-    assert!(after.await.1.show("another, in the first half second after") < promise / 5);
+    keep(after.await.1.show("another, in the half second after") < promise / 5, "it does not recover");
 
     let name = format!("held-{}", std::process::id());
     for (sentence, count, bytes) in
@@ -208,9 +210,10 @@ async fn run(seconds: u64, arguments: &[String]) {
         let name = format!("{name}-{bytes}");
         let (mut held, mut tally) = felt(&service, &items[0], hold(&service, &name, count, bytes)).await;
         held.show(sentence);
-        assert!(tally.show("another, meanwhile") < promise);
+        keep(tally.show("another, meanwhile") < promise, "a held conversation delays another");
         println!("{:<40} {} MiB", "memory", memory_of(&service));
     }
+    assert!(broken.is_empty(), "{broken:?}");
 }
 
 fn main() {
