@@ -103,9 +103,10 @@ fn may_tell(target: &str, level: Level) -> bool {
     target.starts_with(OURS) || level <= Level::INFO
 }
 
-/// Failures to export, which the SDK tells with each export, and [`outage`] once an outage.
+/// Failures to export, which the SDK tells with each export and at the end, and [`outage`] once an outage.
 fn is_told_otherwise(metadata: &Metadata<'_>) -> bool {
-    metadata.target().starts_with("opentelemetry") && metadata.name().contains("Export")
+    metadata.target().starts_with("opentelemetry")
+        && ["Export", "Shutdown"].iter().any(|what| metadata.name().contains(what))
 }
 
 fn log_lines<S>(
@@ -241,10 +242,9 @@ impl Telemetry {
         let channel = self.tracer.as_ref().map(|tracer| (tracer, channel()));
         for envelope in envelopes {
             self.metrics.released(envelope);
-            // The first one is what the gate waited for. What timed out was received at its deadline and not held.
             let timed_out = envelope.outcome == Outcome::TimedOut;
-            let held = envelope.sequence != first.sequence && !timed_out;
-            let held_behind = held.then(|| first.sequence.get());
+            // The first one is what the gate waited for.
+            let held_behind = envelope.held.then(|| first.sequence.get());
             if let Some((tracer, address)) = &channel {
                 let (system, name) = match address {
                     ChannelAddress::EventStreamOnly => (names::SERVICE_NAMESPACE, String::new()),
@@ -255,7 +255,7 @@ impl Telemetry {
                 let channel = Channel { conversation: &conversation, system, name: &name };
                 trace::published(tracer, step, channel, envelope, held_behind);
             }
-            if held || timed_out && !told.iter().any(|told| told.work_item == envelope.work_item) {
+            if envelope.held || timed_out && !told.iter().any(|told| told.work_item == envelope.work_item) {
                 tracing::info!(
                     trace_id = step.trace_id,
                     span_id = step.span_id,

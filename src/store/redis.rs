@@ -32,8 +32,8 @@ use crate::clock::Clock;
 use crate::domain::envelope::Envelope;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, Ended, Expired, Issue, IssueRefused, Issued, Known, Limits, LookupRefused, NotAccepted, Open,
-    OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    Delivery, EndReceipt, Ended, Expired, Issue, IssueRefused, Issued, Known, Limits, LookupRefused,
+    NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{
     ConversationId, ConversationRef, RequestId, Sequence, TraceParent, TurnId, WorkItemId,
@@ -258,8 +258,7 @@ impl RedisStore {
         let values = list(Call::new(&self.scripts.totals).keys(keys).send(&self.reads).await?)?;
         let [awaiting, held, held_bytes] =
             <[Value; 3]>::try_from(values).map_err(|_| broken("totals without their three parts"))?;
-        // What was lost of the store while more was held than is left can make a sum negative.
-        let count = |value| string(value).map(|text| text.parse().unwrap_or_default());
+        let count = |value| string(value)?.parse().map_err(|_| broken("totals"));
         Ok(Totals { awaiting: count(awaiting)?, held: count(held)?, held_bytes: count(held_bytes)? })
     }
 
@@ -401,11 +400,26 @@ impl Store for RedisStore {
         }))
     }
 
-    async fn end(&self, conversation: ConversationRef) -> Answer<Ended, ConversationNotFound> {
+    async fn end(
+        &self,
+        conversation: ConversationRef,
+        traceparent: Option<TraceParent>,
+    ) -> Answer<EndReceipt, ConversationNotFound> {
         self.check_verified()?;
-        let reply = self.call(&self.scripts.end, conversation).reply(&self.commands).await?;
+        let reply = self
+            .call(&self.scripts.end, conversation)
+            .option("trace", traceparent.as_ref().map(TraceParent::as_str))
+            .reply(&self.commands)
+            .await?;
         match reply.word.as_str() {
-            "ended" => Ok(Ok(ended(&reply.fields()?)?)),
+            "ended" => {
+                let fields = reply.fields()?;
+                Ok(Ok(EndReceipt {
+                    ended: ended(&fields)?,
+                    repeated: fields.flag("repeated")?,
+                    released: fields.released()?,
+                }))
+            }
             "conversation_not_found" => Ok(Err(ConversationNotFound)),
             _ => Err(reply.unexpected()),
         }
@@ -431,6 +445,7 @@ impl Store for RedisStore {
         Ok(Expired {
             conversation_id: conversation_id(&fields)?,
             timed_out: fields.timed_out()?,
+            dropped_held: fields.optional("dropped_held", |text| text.parse().ok())?.unwrap_or_default(),
             released: fields.released()?,
         })
     }

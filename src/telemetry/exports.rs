@@ -1,5 +1,7 @@
 //! Which signals go to a collector, and how: OpenTelemetry's own variables say it.
 
+mod variables;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -56,12 +58,18 @@ pub enum ExportError {
         /// What it may be.
         allowed: &'static str,
     },
-    /// An exporter cannot be made of what the variables say.
+    /// An exporter cannot be made of what the variables say. What the library says to that would repeat their values.
     #[error("OTLP cannot be exported as the OTEL_EXPORTER_OTLP_ variables say")]
-    Exporter(#[from] ExporterBuildError),
+    Exporter,
     /// The HTTP client cannot be made.
     #[error("OTLP cannot be exported over HTTP: {0}")]
     Client(String),
+}
+
+impl From<ExporterBuildError> for ExportError {
+    fn from(_: ExporterBuildError) -> Self {
+        Self::Exporter
+    }
 }
 
 impl Exports {
@@ -74,7 +82,8 @@ impl Exports {
                 None => false,
                 Some("otlp") => true,
                 // Prometheus can ask at any time.
-                Some("none" | "prometheus") => return Ok(None),
+                Some("none") => return Ok(None),
+                Some("prometheus") if signal == "METRICS" => return Ok(None),
                 Some(_) => return Err(ExportError::Variable { name: exporter, allowed: "otlp or none" }),
             };
             let either = |what: &str| {
@@ -92,7 +101,11 @@ impl Exports {
         if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(Self::default());
         }
-        Ok(Self { traces: signal("TRACES")?, metrics: signal("METRICS")?, logs: signal("LOGS")? })
+        let exports = Self { traces: signal("TRACES")?, metrics: signal("METRICS")?, logs: signal("LOGS")? };
+        if exports != Self::default() {
+            variables::check(variable)?;
+        }
+        Ok(exports)
     }
 }
 
