@@ -35,7 +35,6 @@ mod readme;
 #[path = "cli/reason.rs"]
 mod reason;
 #[path = "it/redis_server.rs"]
-#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_server;
 #[path = "cli/secrecy.rs"]
 mod secrecy;
