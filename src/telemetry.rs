@@ -9,6 +9,7 @@ mod metrics;
 pub mod names;
 mod outage;
 pub mod trace;
+mod valve;
 
 use std::cell::RefCell;
 use std::io::{IsTerminal, stderr};
@@ -20,9 +21,9 @@ pub use metrics::{Answered, Metrics, UnderWay};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider};
 use outage::{Losses, Signal, Watched};
 use tracing::{Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
@@ -33,6 +34,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use self::trace::{Channel, Place};
+use self::valve::{Behind, Sampling};
 use crate::config::{self, LogFormat};
 use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{ConversationId, ConversationRef};
@@ -143,21 +145,26 @@ pub fn start(config: &config::Telemetry, exports: Exports) -> Result<(Telemetry,
     let _ = losses.lines.set(writer.error_counter());
 
     let metrics = metrics(&resource, &losses, exports)?;
-    // The SDK counts what its own queues drop, and takes its meter from here.
-    opentelemetry::global::set_meter_provider(metrics.provider().clone());
     let spans = match exports.traces {
         Some(protocol) => {
+            let valve = losses.behind(Signal::Traces, exports.span_queue);
             let exporter = Watched::new(exports::spans(protocol)?, Signal::Traces, &losses);
-            let provider = SdkTracerProvider::builder().with_resource(resource.clone());
-            Some(provider.with_batch_exporter(exporter).build())
+            let processor = BatchSpanProcessor::builder(exporter).build();
+            let provider = SdkTracerProvider::builder()
+                .with_resource(resource.clone())
+                .with_sampler(Sampling { sampler: exports.sampler(), valve: Arc::clone(&valve) })
+                .with_span_processor(Behind { processor, valve });
+            Some(provider.build())
         }
         None => None,
     };
     let logs = match exports.logs {
         Some(protocol) => {
+            let valve = losses.behind(Signal::Logs, exports.log_queue);
             let exporter = Watched::new(exports::logs(protocol)?, Signal::Logs, &losses);
+            let processor = BatchLogProcessor::builder(exporter).build();
             let provider = SdkLoggerProvider::builder().with_resource(resource);
-            Some(provider.with_batch_exporter(exporter).build())
+            Some(provider.with_log_processor(Behind { processor, valve }).build())
         }
         None => None,
     };
