@@ -28,7 +28,7 @@ use crate::platform::{self, Gatekeeper, Platform};
 use crate::public::{self, Carriers, Public};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
-use crate::store::{AnyStore, Observed, Store};
+use crate::store::{AnyStore, Observed, Store, StoreError};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
 
@@ -192,7 +192,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         lifecycle,
         made_service_key,
         drain_grace: http.drain_grace_ms.duration(),
-        drain_timeout: http.drain_timeout_ms.duration().saturating_sub(http.flush_timeout()),
+        drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
     })
 }
 
@@ -241,7 +241,10 @@ async fn keep_adding_up(
 ) {
     loop {
         telemetry.metrics.event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
-        telemetry.metrics.store_holds(store.totals().await.ok());
+        let totals = store.totals().await;
+        // An answer that makes no sense is an answer.
+        let reachable = matches!(totals, Ok(_) | Err(StoreError::Broken(_)));
+        telemetry.metrics.store_holds(reachable, totals.ok());
         sleep(ADD_UP).await;
     }
 }
