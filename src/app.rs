@@ -30,7 +30,7 @@ use crate::platform::{self, Gatekeeper, Platform};
 use crate::public::{self, Carriers, Public, Throttle};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
-use crate::store::{AnyStore, Observed, Store};
+use crate::store::{AnyStore, Observed, Store, StoreError};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
 
@@ -112,7 +112,7 @@ impl Bound {
     }
 }
 
-const fn scheme_of(tls: &Option<Tls>) -> &'static str {
+const fn scheme_of(tls: Option<&Tls>) -> &'static str {
     if tls.is_some() { "https" } else { "http" }
 }
 
@@ -195,7 +195,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         public_base_url: http
             .public_base_url
             .clone()
-            .unwrap_or_else(|| format!("{}://{public_addr}", scheme_of(&public_tls))),
+            .unwrap_or_else(|| format!("{}://{public_addr}", scheme_of(public_tls.as_ref()))),
         default_timeout_ms: config.gate.default_timeout_ms.get(),
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),
@@ -217,7 +217,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
             address: public_addr,
             router: public::router(
                 Arc::new(public),
-                scheme_of(&public_tls),
+                scheme_of(public_tls.as_ref()),
                 telemetry.clone(),
                 health.clone(),
             ),
@@ -230,7 +230,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
             router: platform::router(
                 Arc::new(platform),
                 Gatekeeper::new(&service_keys),
-                scheme_of(&platform_tls),
+                scheme_of(platform_tls.as_ref()),
                 telemetry.clone(),
                 health,
                 admission(),
@@ -246,7 +246,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         made_service_key,
         look_at_certificates: Arc::default(),
         drain_grace: http.drain_grace_ms.duration(),
-        drain_timeout: http.drain_timeout_ms.duration().saturating_sub(http.flush_timeout()),
+        drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
     })
 }
 
@@ -295,7 +295,10 @@ async fn keep_adding_up(
 ) {
     loop {
         telemetry.metrics.event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
-        telemetry.metrics.store_holds(store.totals().await.ok());
+        let totals = store.totals().await;
+        // An answer that makes no sense is an answer.
+        let reachable = matches!(totals, Ok(_) | Err(StoreError::Broken(_)));
+        telemetry.metrics.store_holds(reachable, totals.ok());
         sleep(ADD_UP).await;
     }
 }

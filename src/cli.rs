@@ -13,6 +13,8 @@ use std::error::Error;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -155,6 +157,9 @@ fn say(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// How long the end of the process waits for whoever reads standard error.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 fn complain(error: &dyn Error, code: u8) -> ExitCode {
     let mut message = error.to_string();
     let mut cause = error.source();
@@ -162,7 +167,13 @@ fn complain(error: &dyn Error, code: u8) -> ExitCode {
         message = format!("{message}: {source}");
         cause = source.source();
     }
-    anstream::eprintln!("callback-ingress: {message}");
+    // A pipe that nobody empties must not keep the process from ending.
+    let (said, heard) = mpsc::channel();
+    std::thread::spawn(move || {
+        anstream::eprintln!("callback-ingress: {message}");
+        let _ = said.send(());
+    });
+    let _ = heard.recv_timeout(LAST_WORDS);
     ExitCode::from(code)
 }
 

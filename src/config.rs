@@ -96,10 +96,10 @@ pub struct Http {
 }
 
 impl Http {
-    /// How much of the time to drain is kept for telemetry.
+    /// How much of the time to drain is kept for telemetry, and once more for the log's last lines.
     pub fn flush_timeout(&self) -> Duration {
         let spare = self.drain_timeout_ms.duration().saturating_sub(self.drain_grace_ms.duration());
-        (spare / 4).min(Duration::from_secs(2))
+        (spare / 5).min(Duration::from_secs(1))
     }
 }
 

@@ -13,8 +13,8 @@ pub use wakes::Wake;
 
 use crate::domain::envelope::Envelope;
 use crate::domain::gate::{
-    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Ended, Expired, Issue,
-    IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
+    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
+    Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
     WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
@@ -118,11 +118,12 @@ pub trait Store {
     fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, NotAccepted>> + Send;
     /// Withdraws a work item.
     fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<Cancelled, CancelRefused>> + Send;
-    /// Ends a conversation.
+    /// Ends a conversation, in a trace.
     fn end(
         &self,
         conversation: ConversationRef,
-    ) -> impl Future<Output = Answer<Ended, ConversationNotFound>> + Send;
+        traceparent: Option<TraceParent>,
+    ) -> impl Future<Output = Answer<EndReceipt, ConversationNotFound>> + Send;
     /// Times out those of a conversation's items that are due, in a trace.
     fn expire(
         &self,
@@ -196,8 +197,12 @@ impl Store for AnyStore {
         either!(self, store => store.cancel(command).await)
     }
 
-    async fn end(&self, conversation: ConversationRef) -> Answer<Ended, ConversationNotFound> {
-        either!(self, store => store.end(conversation).await)
+    async fn end(
+        &self,
+        conversation: ConversationRef,
+        traceparent: Option<TraceParent>,
+    ) -> Answer<EndReceipt, ConversationNotFound> {
+        either!(self, store => store.end(conversation, traceparent).await)
     }
 
     async fn expire(

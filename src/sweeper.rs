@@ -98,6 +98,17 @@ async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) ->
 
 fn tell(telemetry: &Telemetry, place: &Place, conversation: ConversationRef, expired: &Expired) {
     let id = expired.conversation_id.as_ref();
+    if expired.dropped_held > 0 {
+        telemetry.metrics.dropped(expired.dropped_held, 0);
+        tracing::info!(
+            trace_id = place.trace_id,
+            span_id = place.span_id,
+            { names::CONVERSATION_ID } = id.map(tracing::field::display),
+            { names::CONVERSATION_REFERENCE } = %conversation,
+            { names::DROPPED_HELD } = expired.dropped_held,
+            "a conversation was left untouched, and its held results are dropped"
+        );
+    }
     for timed_out in &expired.timed_out {
         tracing::info!(
             trace_id = place.trace_id,

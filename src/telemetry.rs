@@ -9,6 +9,7 @@ mod metrics;
 pub mod names;
 mod outage;
 pub mod trace;
+mod valve;
 
 use std::cell::RefCell;
 use std::io::{IsTerminal, stderr};
@@ -20,9 +21,9 @@ pub use metrics::{Answered, Metrics, UnderWay};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider};
 use outage::{Losses, Signal, Watched};
 use tracing::{Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
@@ -33,6 +34,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use self::trace::{Channel, Place};
+use self::valve::{Behind, Sampling};
 use crate::config::{self, LogFormat};
 use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{ConversationId, ConversationRef};
@@ -103,9 +105,10 @@ fn may_tell(target: &str, level: Level) -> bool {
     target.starts_with(OURS) || level <= Level::INFO
 }
 
-/// Failures to export, which the SDK tells with each export, and [`outage`] once an outage.
+/// Failures to export, which the SDK tells with each export and at the end, and [`outage`] once an outage.
 fn is_told_otherwise(metadata: &Metadata<'_>) -> bool {
-    metadata.target().starts_with("opentelemetry") && metadata.name().contains("Export")
+    metadata.target().starts_with("opentelemetry")
+        && ["Export", "Shutdown"].iter().any(|what| metadata.name().contains(what))
 }
 
 fn log_lines<S>(
@@ -142,21 +145,26 @@ pub fn start(config: &config::Telemetry, exports: Exports) -> Result<(Telemetry,
     let _ = losses.lines.set(writer.error_counter());
 
     let metrics = metrics(&resource, &losses, exports)?;
-    // The SDK counts what its own queues drop, and takes its meter from here.
-    opentelemetry::global::set_meter_provider(metrics.provider().clone());
     let spans = match exports.traces {
         Some(protocol) => {
+            let valve = losses.behind(Signal::Traces, exports.span_queue);
             let exporter = Watched::new(exports::spans(protocol)?, Signal::Traces, &losses);
-            let provider = SdkTracerProvider::builder().with_resource(resource.clone());
-            Some(provider.with_batch_exporter(exporter).build())
+            let processor = BatchSpanProcessor::builder(exporter).build();
+            let provider = SdkTracerProvider::builder()
+                .with_resource(resource.clone())
+                .with_sampler(Sampling { sampler: exports.sampler(), valve: Arc::clone(&valve) })
+                .with_span_processor(Behind { processor, valve });
+            Some(provider.build())
         }
         None => None,
     };
     let logs = match exports.logs {
         Some(protocol) => {
+            let valve = losses.behind(Signal::Logs, exports.log_queue);
             let exporter = Watched::new(exports::logs(protocol)?, Signal::Logs, &losses);
+            let processor = BatchLogProcessor::builder(exporter).build();
             let provider = SdkLoggerProvider::builder().with_resource(resource);
-            Some(provider.with_batch_exporter(exporter).build())
+            Some(provider.with_log_processor(Behind { processor, valve }).build())
         }
         None => None,
     };
@@ -241,10 +249,9 @@ impl Telemetry {
         let channel = self.tracer.as_ref().map(|tracer| (tracer, channel()));
         for envelope in envelopes {
             self.metrics.released(envelope);
-            // The first one is what the gate waited for. What timed out was received at its deadline and not held.
             let timed_out = envelope.outcome == Outcome::TimedOut;
-            let held = envelope.sequence != first.sequence && !timed_out;
-            let held_behind = held.then(|| first.sequence.get());
+            // The first one is what the gate waited for.
+            let held_behind = envelope.held.then(|| first.sequence.get());
             if let Some((tracer, address)) = &channel {
                 let (system, name) = match address {
                     ChannelAddress::EventStreamOnly => (names::SERVICE_NAMESPACE, String::new()),
@@ -255,7 +262,7 @@ impl Telemetry {
                 let channel = Channel { conversation: &conversation, system, name: &name };
                 trace::published(tracer, step, channel, envelope, held_behind);
             }
-            if held || timed_out && !told.iter().any(|told| told.work_item == envelope.work_item) {
+            if envelope.held || timed_out && !told.iter().any(|told| told.work_item == envelope.work_item) {
                 tracing::info!(
                     trace_id = step.trace_id,
                     span_id = step.span_id,

@@ -94,10 +94,11 @@ pub(crate) async fn round(variant: &Variant, number: usize) -> Figures {
 pub(crate) async fn repeat(variant: &Variant, seconds: usize) -> (f64, Vec<u64>) {
     let service = Service::start(variant);
     let end = Instant::now() + Duration::from_secs(seconds as u64);
+    let life = format!("bench-{}-{}", std::process::id(), service.child.id());
     let mut posting = JoinSet::new();
     for worker in 0..CONNECTIONS {
         let (public, platform) = (service.public.clone(), service.platform.clone());
-        let name = format!("bench-{}-repeat-{worker}", std::process::id());
+        let name = format!("{life}-{worker}");
         posting.spawn(async move {
             let tokens = conversation(&mut Connection::open(&platform).await, name).await;
             let mut connection = Connection::open(&public).await;

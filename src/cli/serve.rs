@@ -42,12 +42,14 @@ pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
     let (telemetry, flush) = telemetry::start(&loaded.config.telemetry, exports)?;
     let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
     let result = serve(&loaded, exports, telemetry, &signals).await;
-    // Asked twice, it ends at once.
     tokio::select! {
-        () = flush.send(loaded.config.http.flush_timeout()) => {}
-        () = signals.came(2) => {}
+        () = flush.send(loaded.config.http.flush_timeout()) => result,
+        () = signals.came(2) => Err(at_once()),
     }
-    result
+}
+
+fn at_once() -> Failure {
+    Failure::Failed("ended at once by a second signal".into())
 }
 
 async fn serve(
@@ -84,7 +86,7 @@ async fn serve(
     }
     tokio::select! {
         result = app.run(signals.came(1)) => Ok(result?),
-        () = signals.came(2) => Err(Failure::Failed("ended at once by a second signal".into())),
+        () = signals.came(2) => Err(at_once()),
     }
 }
 

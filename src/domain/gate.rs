@@ -13,13 +13,13 @@
 
 mod commands;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 pub use commands::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, Ended, Expired, Issue, IssueRefused, Issued, Known, LookupRefused, MOST_TOLD, NotAccepted,
-    Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals, WorkItemView,
+    Delivery, EndReceipt, Ended, Expired, Issue, IssueRefused, Issued, Known, LookupRefused, MOST_TOLD,
+    NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals, WorkItemView,
 };
 
 use super::envelope::Envelope;
@@ -119,6 +119,10 @@ pub struct Conversation {
     by_id: HashMap<WorkItemId, Sequence>,
     issued_by_key: HashMap<IdempotencyDigest, (Fingerprint, Sequence)>,
     channel: Vec<Envelope>,
+    /// Whether somebody was told that it was left untouched.
+    end_told: bool,
+    /// What the step under way has settled.
+    fresh: BTreeSet<Sequence>,
     /// Deadlines that settle nothing any more, until somebody takes them.
     done_timers: Vec<(Timestamp, WorkItemId)>,
 }
@@ -142,6 +146,8 @@ impl Conversation {
             by_id: HashMap::new(),
             issued_by_key: HashMap::new(),
             channel: Vec::new(),
+            end_told: false,
+            fresh: BTreeSet::new(),
             done_timers: Vec::new(),
         }
     }
@@ -356,9 +362,11 @@ impl Conversation {
 
     /// Ends it. What is due by now is still released; what is held or awaiting then is dropped.
     /// Ending twice is the same as once.
-    pub fn end(&mut self, now: Timestamp) -> Ended {
-        if self.ended_at(now).is_none() {
-            self.release(now, None);
+    pub fn end(&mut self, traceparent: Option<&TraceParent>, now: Timestamp) -> EndReceipt {
+        let repeated = self.ended_at(now).is_some();
+        let mut released = Vec::new();
+        if !repeated {
+            released = self.release(now, traceparent);
             self.ended = Some(self.left_behind(now));
             for slot in self.slots.range_mut(self.gate..).map(|(_, slot)| slot) {
                 match &mut slot.settlement {
@@ -367,7 +375,8 @@ impl Conversation {
                 }
             }
         }
-        self.ended.unwrap_or_else(|| self.left_behind(self.idle_at()))
+        let ended = self.ended.unwrap_or_else(|| self.left_behind(self.idle_at()));
+        EndReceipt { ended, repeated, released }
     }
 
     /// What is dropped when it ends at this time.
@@ -389,7 +398,13 @@ impl Conversation {
             let timer = |&id| self.deadline_of(id).map(|deadline| (deadline, id));
             let done: Vec<_> = work_items.iter().filter_map(timer).collect();
             self.done_timers.extend(done);
-            return Expired::default();
+            // Left untouched, it ended without a step that would have told of it.
+            let told = std::mem::replace(&mut self.end_told, true);
+            if told || self.ended.is_some() {
+                return Expired::default();
+            }
+            let dropped_held = self.held().0;
+            return Expired { conversation_id: Some(self.id.clone()), dropped_held, ..Expired::default() };
         }
         let mut timed_out = Vec::new();
         for &work_item in work_items {
@@ -407,13 +422,14 @@ impl Conversation {
             }
         }
         let released = self.release(now, traceparent);
-        Expired { conversation_id: Some(self.id.clone()), timed_out, released }
+        Expired { conversation_id: Some(self.id.clone()), timed_out, dropped_held: 0, released }
     }
 
     fn settle(&mut self, sequence: Sequence, settlement: Settlement) {
         if let Some(slot) = self.slots.get_mut(&sequence) {
             self.held_bytes += settlement.held_bytes();
             slot.settlement = Some(settlement);
+            self.fresh.insert(sequence);
             self.done_timers.push((slot.item.deadline, slot.item.id));
             self.awaiting -= 1;
         }
@@ -435,6 +451,7 @@ impl Conversation {
             released.extend(told.filter(|_| released.len() < MOST_TOLD));
             self.gate = self.gate.next();
         }
+        self.fresh.clear();
         released
     }
 
@@ -465,6 +482,7 @@ impl Conversation {
             issued_at: slot.item.issued_at,
             received_at: settlement.received_at,
             released_at: now,
+            held: !self.fresh.contains(&sequence),
             issued_in: slot.item.traceparent.clone(),
             settled_in,
         })

@@ -63,6 +63,8 @@ pub struct Facts {
     pub replayed: Option<bool>,
     /// How many envelopes the request put on the channel.
     pub released: usize,
+    /// Settled, and awaiting items that an end of the conversation dropped.
+    pub dropped: Option<(u64, u64)>,
     /// Of the token that was presented.
     pub token: Option<TokenFingerprint>,
     /// The client's address, where it is the reason for a refusal.
@@ -130,6 +132,8 @@ impl Facts {
         add(&mut all, names::REPLAYED, self.replayed);
         add(&mut all, names::HELD_BEHIND, self.held_behind().map(integer));
         add(&mut all, names::RELEASED, (self.released > 0).then(|| integer(self.released as u64)));
+        add(&mut all, names::DROPPED_HELD, self.dropped.map(|(settled, _)| integer(settled)));
+        add(&mut all, names::DROPPED_AWAITING, self.dropped.map(|(_, awaiting)| integer(awaiting)));
         add(&mut all, names::TOKEN_FINGERPRINT, self.token.map(|token| token.to_string()));
         add(&mut all, names::CLIENT_ADDRESS, self.client.map(|address| address.to_string()));
         add(&mut all, names::HTTP_REQUEST_BODY_SIZE, self.body.map(|(bytes, _)| integer(bytes as u64)));

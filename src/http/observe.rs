@@ -64,9 +64,17 @@ async fn observe(
     request.extensions_mut().insert(context.clone());
     let asked = Asked { method, scheme, route, probe, side };
     let under_way = telemetry.metrics.under_way(method, scheme);
-    let response = told(&context, &asked, next.run(request)).instrument(exported).await;
-    drop(under_way);
-    response
+    // A task of its own: a caller that goes away must not stop what the store has begun, nor the telling of it.
+    let told = tokio::spawn(
+        async move {
+            let response = told(&context, &asked, next.run(request)).await;
+            drop(under_way);
+            response
+        }
+        .instrument(exported),
+    );
+    // Only the end of the process cuts it off.
+    told.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
 /// The span that is exported, as the conventions for HTTP servers name it.
@@ -149,6 +157,9 @@ fn log(
                 { names::DELIVERY } = facts.delivery_name(),
                 { names::HELD_BEHIND } = facts.held_behind(),
                 { names::REPLAYED } = facts.replayed,
+                { names::RELEASED } = (facts.released > 0).then_some(facts.released),
+                { names::DROPPED_HELD } = facts.dropped.map(|(settled, _)| settled),
+                { names::DROPPED_AWAITING } = facts.dropped.map(|(_, awaiting)| awaiting),
                 { names::TOKEN_FINGERPRINT } = facts.token.map(tracing::field::display),
                 { names::CLIENT_ADDRESS } = facts.client.map(tracing::field::display),
                 "answered"

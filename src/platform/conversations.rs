@@ -191,8 +191,18 @@ pub(super) async fn end(
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
     let conversation = named(&ids, &context)?;
-    let ended = platform.store.end(conversation.reference()).await;
-    let ended = ended??;
+    let receipt = platform.store.end(conversation.reference(), context.place.traceparent()).await??;
+    let ended = receipt.ended;
+    if !receipt.repeated {
+        context.note(|facts| {
+            facts.released = receipt.released.len();
+            facts.dropped = Some((ended.dropped_held, ended.dropped_awaiting));
+        });
+        context.telemetry.metrics.dropped(ended.dropped_held, ended.dropped_awaiting);
+    }
+    let channel = || platform.store.channel(conversation.reference());
+    let whose = (conversation.reference(), Some(&conversation));
+    context.telemetry.released(&context.place, whose, channel, &receipt.released, &[]);
     let reply = EndedBody {
         conversation_id: &conversation,
         state: ConversationState::Ended,

@@ -9,8 +9,8 @@ use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreErro
 use crate::clock::Clock;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, Conversation, ConversationNotFound,
-    ConversationView, Ended, Expired, Issue, IssueRefused, Issued, Limits, LookupRefused, NotAccepted, Open,
-    OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued, Limits, LookupRefused, NotAccepted,
+    Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::time::Timestamp;
@@ -153,9 +153,13 @@ impl Store for MemoryStore {
         Ok(cancelled)
     }
 
-    async fn end(&self, reference: ConversationRef) -> Answer<Ended, ConversationNotFound> {
+    async fn end(
+        &self,
+        reference: ConversationRef,
+        traceparent: Option<TraceParent>,
+    ) -> Answer<EndReceipt, ConversationNotFound> {
         let (mut state, now) = self.step();
-        let end = |conversation: &mut Conversation| conversation.end(now);
+        let end = |conversation: &mut Conversation| conversation.end(traceparent.as_ref(), now);
         let Some(ended) = state.step_on(reference, now, &self.limits, end) else {
             return Ok(Err(ConversationNotFound));
         };

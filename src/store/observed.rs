@@ -13,8 +13,8 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::{Answer, AnyStore, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
 use crate::domain::gate::{
-    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Ended, Expired, Issue,
-    IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
+    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
+    Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
     WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
@@ -148,8 +148,12 @@ impl Store for Observed {
         self.call(Operation::Script("cancel"), self.store.cancel(command)).await
     }
 
-    async fn end(&self, conversation: ConversationRef) -> Answer<Ended, ConversationNotFound> {
-        self.call(Operation::Script("end"), self.store.end(conversation)).await
+    async fn end(
+        &self,
+        conversation: ConversationRef,
+        traceparent: Option<TraceParent>,
+    ) -> Answer<EndReceipt, ConversationNotFound> {
+        self.call(Operation::Script("end"), self.store.end(conversation, traceparent)).await
     }
 
     async fn expire(

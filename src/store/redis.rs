@@ -47,8 +47,8 @@ use crate::clock::Clock;
 use crate::domain::envelope::Envelope;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, Ended, Expired, Issue, IssueRefused, Issued, Known, Limits, LookupRefused, NotAccepted, Open,
-    OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    Delivery, EndReceipt, Ended, Expired, Issue, IssueRefused, Issued, Known, Limits, LookupRefused,
+    NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{
     ConversationId, ConversationRef, RequestId, Sequence, TraceParent, TurnId, WorkItemId,
@@ -392,11 +392,24 @@ impl Store for RedisStore {
         }))
     }
 
-    async fn end(&self, conversation: ConversationRef) -> Answer<Ended, ConversationNotFound> {
+    async fn end(
+        &self,
+        conversation: ConversationRef,
+        traceparent: Option<TraceParent>,
+    ) -> Answer<EndReceipt, ConversationNotFound> {
         self.check_verified()?;
-        let reply = self.write(self.call(&self.scripts.end, conversation), conversation).await?;
+        let trace = traceparent.as_ref().map(TraceParent::as_str);
+        let call = self.call(&self.scripts.end, conversation).option("trace", trace);
+        let reply = self.write(call, conversation).await?;
         match reply.word.as_str() {
-            "ended" => Ok(Ok(ended(&reply.fields()?)?)),
+            "ended" => {
+                let fields = reply.fields()?;
+                Ok(Ok(EndReceipt {
+                    ended: ended(&fields)?,
+                    repeated: fields.flag("repeated")?,
+                    released: fields.released()?,
+                }))
+            }
             "conversation_not_found" => Ok(Err(ConversationNotFound)),
             _ => Err(reply.unexpected()),
         }
@@ -424,6 +437,7 @@ impl Store for RedisStore {
         Ok(Expired {
             conversation_id: conversation_id(&fields)?,
             timed_out: fields.timed_out()?,
+            dropped_held: fields.optional("dropped_held", |text| text.parse().ok())?.unwrap_or_default(),
             released: fields.released()?,
         })
     }

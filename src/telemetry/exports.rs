@@ -1,5 +1,7 @@
 //! Which signals go to a collector, and how: OpenTelemetry's own variables say it.
 
+mod variables;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -8,6 +10,7 @@ use opentelemetry_otlp::{
     ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig,
 };
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::Sampler;
 use thiserror::Error;
 
 use super::names;
@@ -34,8 +37,11 @@ impl FromStr for Protocol {
     }
 }
 
+/// OpenTelemetry's own default for the room of a queue.
+const QUEUE: usize = 2_048;
+
 /// The signals that go to a collector.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Exports {
     /// Spans.
     pub traces: Option<Protocol>,
@@ -43,6 +49,28 @@ pub struct Exports {
     pub metrics: Option<Protocol>,
     /// Log records.
     pub logs: Option<Protocol>,
+    /// Most spans that wait to be sent.
+    pub(super) span_queue: usize,
+    /// Most log records that wait to be sent.
+    pub(super) log_queue: usize,
+    /// Which share of new traces is sampled.
+    ratio: f64,
+    /// Whether a caller's trace is sampled if, and only if, the caller samples it.
+    parent_based: bool,
+}
+
+impl Default for Exports {
+    fn default() -> Self {
+        Self {
+            traces: None,
+            metrics: None,
+            logs: None,
+            span_queue: QUEUE,
+            log_queue: QUEUE,
+            ratio: 1.0,
+            parent_based: true,
+        }
+    }
 }
 
 /// Why nothing can be exported.
@@ -56,12 +84,18 @@ pub enum ExportError {
         /// What it may be.
         allowed: &'static str,
     },
-    /// An exporter cannot be made of what the variables say.
+    /// An exporter cannot be made of what the variables say. What the library says to that would repeat their values.
     #[error("OTLP cannot be exported as the OTEL_EXPORTER_OTLP_ variables say")]
-    Exporter(#[from] ExporterBuildError),
+    Exporter,
     /// The HTTP client cannot be made.
     #[error("OTLP cannot be exported over HTTP: {0}")]
     Client(String),
+}
+
+impl From<ExporterBuildError> for ExportError {
+    fn from(_: ExporterBuildError) -> Self {
+        Self::Exporter
+    }
 }
 
 impl Exports {
@@ -74,7 +108,8 @@ impl Exports {
                 None => false,
                 Some("otlp") => true,
                 // Prometheus can ask at any time.
-                Some("none" | "prometheus") => return Ok(None),
+                Some("none") => return Ok(None),
+                Some("prometheus") if signal == "METRICS" => return Ok(None),
                 Some(_) => return Err(ExportError::Variable { name: exporter, allowed: "otlp or none" }),
             };
             let either = |what: &str| {
@@ -92,7 +127,35 @@ impl Exports {
         if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(Self::default());
         }
-        Ok(Self { traces: signal("TRACES")?, metrics: signal("METRICS")?, logs: signal("LOGS")? })
+        let (traces, metrics, logs) = (signal("TRACES")?, signal("METRICS")?, signal("LOGS")?);
+        if traces.or(metrics).or(logs).is_none() {
+            return Ok(Self::default());
+        }
+        variables::check(variable)?;
+        let queue = |name: &str| variable(name).and_then(|text| text.parse().ok()).unwrap_or(QUEUE);
+        let sampler = variable("OTEL_TRACES_SAMPLER").unwrap_or_else(|| "parentbased_always_on".to_owned());
+        let given = variable("OTEL_TRACES_SAMPLER_ARG").and_then(|text| text.parse().ok());
+        let parent_based = sampler.strip_prefix("parentbased_");
+        let ratio = match parent_based.unwrap_or(&sampler) {
+            "always_off" => 0.0,
+            "traceidratio" => given.unwrap_or(1.0),
+            _ => 1.0,
+        };
+        Ok(Self {
+            traces,
+            metrics,
+            logs,
+            span_queue: queue("OTEL_BSP_MAX_QUEUE_SIZE"),
+            log_queue: queue("OTEL_BLRP_MAX_QUEUE_SIZE"),
+            ratio,
+            parent_based: parent_based.is_some(),
+        })
+    }
+
+    /// The sampler that the variables name.
+    pub(super) fn sampler(&self) -> Sampler {
+        let sampler = Sampler::TraceIdRatioBased(self.ratio);
+        if self.parent_based { Sampler::ParentBased(Box::new(sampler)) } else { sampler }
     }
 }
 
@@ -199,7 +262,18 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/protobuf"),
         ]);
         let (grpc, http) = (Some(Protocol::Grpc), Some(Protocol::HttpProtobuf));
-        assert_eq!(exports, Ok(Exports { traces: grpc, metrics: grpc, logs: http }));
+        assert_eq!(exports, Ok(Exports { traces: grpc, metrics: grpc, logs: http, ..Exports::default() }));
+    }
+
+    #[test]
+    fn the_sampler_and_the_queues_are_what_the_variables_say() {
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318");
+        let tenth = [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0.1")];
+        let exports = of(&[endpoint, tenth[0], tenth[1], ("OTEL_BSP_MAX_QUEUE_SIZE", "8")]).unwrap();
+        let said = (exports.ratio.to_bits(), exports.parent_based, exports.span_queue, exports.log_queue);
+        assert_eq!(said, (0.1_f64.to_bits(), true, 8, QUEUE));
+        let off = of(&[endpoint, ("OTEL_TRACES_SAMPLER", "always_off")]).unwrap();
+        assert_eq!((off.ratio.to_bits(), off.parent_based), (0.0_f64.to_bits(), false));
     }
 
     #[test]

@@ -99,6 +99,7 @@ struct Instruments {
     released: Counter<u64>,
     work: Bound<(Kind, Outcome), Work>,
     issued: Counter<u64>,
+    dropped: Counter<u64>,
     lateness: Histogram<f64>,
     store_duration: Histogram<f64>,
     /// By command and script.
@@ -154,6 +155,7 @@ impl Instruments {
             released: counter(&meter, names::WORK_ITEM_RELEASED),
             work: Bound::default(),
             issued: counter(&meter, names::ISSUED),
+            dropped: counter(&meter, names::DROPPED),
             lateness: seconds(&meter, names::LATENESS, SHORT),
             store_duration: seconds(&meter, names::STORE_DURATION, SHORT),
             store: Bound::default(),
@@ -279,6 +281,15 @@ impl Metrics {
         self.0.issued.add(1, &[of_kind(kind)]);
     }
 
+    /// An end of a conversation dropped so many settled and awaiting items.
+    pub fn dropped(&self, settled: u64, awaiting: u64) {
+        for (items, state) in [(settled, "held"), (awaiting, "awaiting")] {
+            if items > 0 {
+                self.0.dropped.add(items, &[KeyValue::new(names::STATE, state)]);
+            }
+        }
+    }
+
     /// An envelope is on its channel.
     pub fn released(&self, envelope: &Released) {
         let since =
@@ -332,9 +343,9 @@ impl Metrics {
         self.0.panics.add(1, &[]);
     }
 
-    /// What the whole store holds, if it answered.
-    pub fn store_holds(&self, totals: Option<Totals>) {
-        self.0.gauges.store_holds(totals);
+    /// Whether the store answered, and what it holds, if that could be added up.
+    pub fn store_holds(&self, reachable: bool, totals: Option<Totals>) {
+        self.0.gauges.store_holds(reachable, totals);
     }
 
     /// So many event streams are open.

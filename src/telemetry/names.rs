@@ -40,6 +40,12 @@ pub const HELD_MS: &str = "callback.held_ms";
 pub const HELD_BEHIND: &str = "callback.held_behind";
 /// How many envelopes a step put on the channel.
 pub const RELEASED: &str = "callback.released";
+/// How many settled items an end of the conversation dropped.
+pub const DROPPED_HELD: &str = "conversation.dropped_held";
+/// How many awaiting items an end of the conversation dropped.
+pub const DROPPED_AWAITING: &str = "conversation.dropped_awaiting";
+/// Where a dropped item was on its way.
+pub const STATE: &str = "work_item.state";
 /// How late a timeout was seen to.
 pub const LATE_MS: &str = "work_item.late_ms";
 /// Of the token that was presented.
@@ -85,7 +91,13 @@ pub const ATTRIBUTES: &[(&str, &str)] = &[
     (REPLAYED, "whether the same callback had come before"),
     (HELD_BEHIND, "the sequence that the gate waited for"),
     (HELD_MS, "how long the envelope was held"),
-    (RELEASED, "how many envelopes the step put on the channel"),
+    (RELEASED, "how many envelopes the step put on the channel, up to 256"),
+    (
+        DROPPED_HELD,
+        "settled results that an end of the conversation dropped: they will not reach the channel",
+    ),
+    (DROPPED_AWAITING, "work items that an end of the conversation dropped while they were awaited"),
+    (STATE, "on what was dropped: `held` or `awaiting`"),
     (TOKEN_FINGERPRINT, "the first 8 hex digits of the token's SHA-256"),
     (
         LINK,
@@ -219,8 +231,16 @@ pub const WORK_ITEM_RELEASED: Metric = Metric {
     name: "callback_ingress.work_item.released",
     unit: "{work_item}",
     instrument: "counter",
-    meaning: "envelopes put on channels; `timed_out` is an outcome",
+    meaning: "envelopes put on channels, of a step the first 256; `timed_out` is an outcome",
     attributes: &[WORK_ITEM_KIND, OUTCOME],
+};
+/// Work items that an end of their conversation dropped.
+pub const DROPPED: Metric = Metric {
+    name: "callback_ingress.work_item.dropped",
+    unit: "{work_item}",
+    instrument: "counter",
+    meaning: "dropped by the end of their conversation",
+    attributes: &[STATE],
 };
 /// Work items that wait for their callback.
 pub const AWAITING: Metric = Metric {
@@ -339,6 +359,7 @@ pub const METRICS: &[Metric] = &[
     END_TO_END,
     ISSUED,
     WORK_ITEM_RELEASED,
+    DROPPED,
     AWAITING,
     HELD,
     HELD_BYTES,

@@ -14,12 +14,16 @@ use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use tracing_appender::non_blocking::ErrorCounter;
 
+use super::valve::Valve;
+
 /// Counts what was lost on its way out.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
     pub(super) traces: AtomicU64,
     pub(super) metrics: AtomicU64,
     pub(super) logs: AtomicU64,
+    /// What guards a signal's queue.
+    valves: [OnceLock<Arc<Valve>>; 3],
     /// Of the log that this process writes itself.
     pub(super) lines: OnceLock<ErrorCounter>,
 }
@@ -51,9 +55,17 @@ impl Losses {
         }
     }
 
+    /// A valve before the queue of a signal, with so much room.
+    pub(super) fn behind(&self, signal: Signal, room: usize) -> Arc<Valve> {
+        Arc::clone(self.valves[signal as usize].get_or_init(|| Valve::new(room)))
+    }
+
     /// Each signal's name, and how many items of it are lost.
     pub(super) fn counts(&self) -> [(&'static str, u64); 4] {
-        let of = |signal: Signal| (signal.as_str(), self.of(signal).load(Ordering::Relaxed));
+        let of = |signal: Signal| {
+            let turned_away = self.valves[signal as usize].get().map_or(0, |valve| valve.turned_away());
+            (signal.as_str(), self.of(signal).load(Ordering::Relaxed) + turned_away)
+        };
         let lines = self.lines.get().map_or(0, |lines| lines.dropped_lines() as u64);
         [of(Signal::Traces), of(Signal::Metrics), of(Signal::Logs), ("stderr", lines)]
     }
@@ -80,6 +92,9 @@ impl<E> Watched<E> {
 
     fn note(&self, items: usize, result: OTelSdkResult) -> OTelSdkResult {
         let failing = result.is_err();
+        if let Some(valve) = self.losses.valves[self.signal as usize].get() {
+            valve.left(items, failing);
+        }
         let was_failing = self.failing.swap(failing, Ordering::Relaxed);
         if let Err(error) = &result {
             self.losses.of(self.signal).fetch_add(items as u64, Ordering::Relaxed);

@@ -9,12 +9,14 @@ use crate::service::{Service, eventually};
 use crate::wire::call;
 
 /// Telemetry goes out soon, and little of it is kept.
-const SOON: [(&str, &str); 5] = [
+const SOON: [(&str, &str); 7] = [
     ("OTEL_BSP_SCHEDULE_DELAY", "20"),
     ("OTEL_BLRP_SCHEDULE_DELAY", "20"),
     ("OTEL_METRIC_EXPORT_INTERVAL", "50"),
     ("OTEL_BSP_MAX_QUEUE_SIZE", "8"),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4"),
+    ("OTEL_BLRP_MAX_QUEUE_SIZE", "8"),
+    ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "4"),
 ];
 
 fn start(url: &str, protocol: &str, more: &[(&'static str, &str)]) -> Service {
@@ -75,11 +77,13 @@ fn a_collector_that_never_answers(protocol: &str) {
     // The system takes the connections, and nobody reads them.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let service = start(&format!("http://{}", mute.local_addr().unwrap()), protocol, &[]);
-    let queue_full = ["error_type=\"queue_full\"", "batching_span_processor"];
-    eventually("what does not fit the queue is counted", || {
-        assert_eq!(service.callback("cbt_forged", "1").status, 401);
-        sample(&service, "otel_sdk_processor_span_processed_total", &queue_full) >= 2.0
-    });
+    for signal in ["traces", "logs"] {
+        let label = format!("callback_ingress_signal=\"{signal}\"");
+        eventually("what does not fit the queue is counted", || {
+            assert_eq!(service.callback("cbt_forged", "1").status, 401);
+            sample(&service, "callback_ingress_telemetry_lost_total", &[&label]) >= 2.0
+        });
+    }
     answers_and_ends_in_time(service);
 }
 

@@ -421,3 +421,61 @@ fn an_unknown_protocol_is_refused_by_the_variables_name() {
     let good = crate::program::run_with(&[endpoint, ("OTEL_LOGS_EXPORTER", "none")], &["config", "check"]);
     assert!(good.exits(0).out.ends_with("sent by OTLP: traces, metrics\n"));
 }
+
+#[test]
+fn what_an_end_releases_and_drops_is_told() {
+    let collector = Collector::start(Protocol::Http);
+    let service = Service::start_with(&collector.variables(), &AT_ONCE);
+    let key = format!("authorization: Bearer {}", service.made_key());
+    issue(&service, "call-1", 1, &json!({"kind": "tool"}));
+    let held = issue(&service, "call-1", 2, &json!({"kind": "tool"}));
+    assert_eq!(post(&service, &held, "1").json()["status"], "held");
+    let ended = call(&service.platform, "DELETE /platform/v1/conversations/call-1", &[&key], "");
+    assert_eq!((ended.status, &ended.json()["droppedHeld"]), (200, &1.into()), "{ended:?}");
+    let again = call(&service.platform, "DELETE /platform/v1/conversations/call-1", &[&key], "");
+    let trace = |reply: &Reply| header(reply, "x-trace-id");
+    let spans = seen(&collector, |spans| {
+        [&ended, &again].into_iter().all(|reply| of_trace(spans, &trace(reply)).len() == 2)
+    });
+    let name = "DELETE /platform/v1/conversations/{conversationId}";
+    let dropped = [("conversation.dropped_held", "1"), ("conversation.dropped_awaiting", "1")];
+    named(&of_trace(&spans, &trace(&ended)), name).has(&dropped);
+    let repeated = named(&of_trace(&spans, &trace(&again)), name);
+    assert!(!repeated.attributes.contains_key("conversation.dropped_held"), "once: {repeated:#?}");
+    let line: Value = serde_json::from_str(&service.log.wait_for(&trace(&ended))).unwrap();
+    assert_eq!(line["conversation.dropped_held"], 1, "{line}");
+    let metrics = call(&service.platform, "GET /metrics", &[], "").body;
+    let counted = |state: &str| {
+        let sample = format!("callback_ingress_work_item_dropped_total{{work_item_state=\"{state}\"");
+        metrics.lines().find(|line| line.starts_with(&sample)).and_then(|line| line.rsplit(' ').next())
+    };
+    assert_eq!((counted("held"), counted("awaiting")), (Some("1"), Some("1")), "{metrics}");
+}
+
+#[test]
+fn a_request_that_nobody_waits_for_any_more_is_finished_and_told_of() {
+    let redis = RedisServer::start();
+    let url = redis.url(0);
+    let service = Service::start_with::<&str>(&[], &[AT_ONCE.as_slice(), &["--store", &url]].concat());
+    assert!(service.platform("PUT", "call-1", "").status < 300);
+    let request = "7b2c5f0e-8a53-4c57-9a25-3a1b64ff0d11";
+    let headers =
+        [format!("authorization: Bearer {}", service.made_key()), format!("x-request-id: {request}")];
+    let [key, id] = &headers;
+    redis.suspend();
+    let (path, body) = ("POST /platform/v1/conversations/call-1/work-items", r#"{"kind":"tool"}"#);
+    let length = format!("content-length: {}", body.len());
+    let headers = [key, id, &length, "content-type: application/json"];
+    let under_way = crate::wire::begin(&service.platform, path, &headers, body);
+    // Long enough to be with Redis, and then to be noticed as gone.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    drop(under_way);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    redis.resume();
+    let line: Value = serde_json::from_str(&service.log.wait_for(request)).unwrap();
+    assert_eq!(
+        (&line["http.response.status_code"], &line["work_item.sequence"]),
+        (&201.into(), &1.into()),
+        "{line}"
+    );
+}

@@ -130,7 +130,7 @@ impl<'a> Conversation<'a> {
     }
 
     pub(crate) async fn end(&self) -> Result<Ended, ConversationNotFound> {
-        self.stage.store.end(self.reference()).await.unwrap()
+        self.stage.store.end(self.reference(), None).await.unwrap().map(|receipt| receipt.ended)
     }
 
     /// Lets the timers of these items fire: what timed out, and how late.

@@ -123,7 +123,7 @@ async fn of_callback_cancellation_timer_and_end_exactly_one_settles_an_item(back
                         for _ in 0..round % 16 {
                             tokio::task::yield_now().await;
                         }
-                        store.end(reference).await.unwrap().unwrap();
+                        store.end(reference, None).await.unwrap().unwrap();
                         None
                     }
                 }

@@ -164,6 +164,8 @@ pub struct Released {
     pub received_at: Timestamp,
     /// When it was written to the channel: now.
     pub released_at: Timestamp,
+    /// Whether it had been settled before this step, and waited.
+    pub held: bool,
     /// The trace that the item was issued in.
     pub issued_in: Option<TraceParent>,
     /// The trace that it was settled in.
@@ -255,6 +257,17 @@ pub enum CancelRefused {
     WorkItemSettled(Outcome),
 }
 
+/// A conversation has ended, by this step or before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndReceipt {
+    /// What it leaves behind.
+    pub ended: Ended,
+    /// Whether it had ended before.
+    pub repeated: bool,
+    /// What this step put on the channel.
+    pub released: Vec<Released>,
+}
+
 /// There is no such conversation, or none any more.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("there is no such conversation")]
@@ -293,6 +306,8 @@ pub struct Expired {
     pub conversation_id: Option<ConversationId>,
     /// What timed out.
     pub timed_out: Vec<TimedOut>,
+    /// How many settled items will not be released, of a conversation that was left untouched: told once.
+    pub dropped_held: u64,
     /// What this step put on the channel.
     pub released: Vec<Released>,
 }

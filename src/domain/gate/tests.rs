@@ -152,9 +152,9 @@ fn an_end_drops_what_is_held_or_awaited_and_counts_it_once() {
     (1..=4).for_each(|n| drop(issue(&mut c, n, 0, 1_000)));
     accept(&mut c, 1, 1, "1").unwrap();
     accept(&mut c, 3, 1, "3").unwrap();
-    let ended = c.end(at(5));
+    let ended = c.end(None, at(5)).ended;
     assert_eq!(ended, Ended { ended_at: at(5), dropped_held: 1, dropped_awaiting: 2 });
-    assert_eq!(c.end(at(900)), ended);
+    assert_eq!(c.end(None, at(900)).ended, ended);
     assert_eq!(accept(&mut c, 2, 6, "2"), Err(AcceptRefused::ConversationEnded));
     assert_eq!(accept(&mut c, 3, 6, "3"), Err(AcceptRefused::ConversationEnded), "its result was dropped");
     assert!(accept(&mut c, 1, 6, "1").unwrap().replayed, "its result was delivered");
@@ -168,7 +168,10 @@ fn a_conversation_left_alone_counts_as_ended() {
     issue(&mut c, 1, 0, 10).unwrap();
     assert_eq!(issue(&mut c, 2, 1_000_000, 10), Err(IssueRefused::ConversationEnded));
     assert_eq!(c.ended_at(at(2_000_000)), Some(at(1_000_000)));
-    assert_eq!(c.end(at(2_000_000)), Ended { ended_at: at(1_000_000), dropped_held: 1, dropped_awaiting: 0 });
+    assert_eq!(
+        c.end(None, at(2_000_000)).ended,
+        Ended { ended_at: at(1_000_000), dropped_held: 1, dropped_awaiting: 0 }
+    );
 }
 
 proptest! {

@@ -238,19 +238,23 @@ impl Fields {
 
     /// What `append` of `gate.lua` wrote of the envelopes.
     pub(super) fn released(&self) -> Result<Vec<Released>, StoreError> {
-        self.lines("released", |[sequence, id, kind, outcome, issued, received, released, issue, settle]| {
-            Some(Released {
-                sequence: Sequence::new(sequence.parse().ok()?),
-                work_item: WorkItemId::parse(id)?,
-                kind: Kind::parse(kind)?,
-                outcome: Outcome::parse(outcome)?,
-                issued_at: Timestamp::from_millis(issued.parse().ok()?),
-                received_at: Timestamp::from_millis(received.parse().ok()?),
-                released_at: Timestamp::from_millis(released.parse().ok()?),
-                issued_in: TraceParent::parse(issue).ok(),
-                settled_in: TraceParent::parse(settle).ok(),
-            })
-        })
+        self.lines(
+            "released",
+            |[sequence, id, kind, outcome, issued, received, released, held, issue, settle]| {
+                Some(Released {
+                    sequence: Sequence::new(sequence.parse().ok()?),
+                    work_item: WorkItemId::parse(id)?,
+                    kind: Kind::parse(kind)?,
+                    outcome: Outcome::parse(outcome)?,
+                    issued_at: Timestamp::from_millis(issued.parse().ok()?),
+                    received_at: Timestamp::from_millis(received.parse().ok()?),
+                    released_at: Timestamp::from_millis(released.parse().ok()?),
+                    held: held == "1",
+                    issued_in: TraceParent::parse(issue).ok(),
+                    settled_in: TraceParent::parse(settle).ok(),
+                })
+            },
+        )
     }
 
     /// What `expire.lua` timed out.

@@ -96,13 +96,13 @@ impl Gauges {
             .build();
     }
 
-    pub(super) fn store_holds(&self, totals: Option<Totals>) {
+    pub(super) fn store_holds(&self, reachable: bool, totals: Option<Totals>) {
         if let Some(totals) = totals {
             self.awaiting.store(totals.awaiting, Ordering::Relaxed);
             self.held.store(totals.held, Ordering::Relaxed);
             self.held_bytes.store(totals.held_bytes, Ordering::Relaxed);
         }
-        self.reachable.store(i64::from(totals.is_some()), Ordering::Relaxed);
+        self.reachable.store(i64::from(reachable), Ordering::Relaxed);
     }
 
     pub(super) fn event_streams(&self, open: u64) {

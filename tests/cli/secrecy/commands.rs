@@ -129,7 +129,7 @@ fn a_collector_that_is_not_there_is_told_of_without_its_credentials() {
             ("CALLBACK_INGRESS__TELEMETRY__LOG_LEVEL", "trace".to_owned()),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://user:{password}@{closed}")),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.to_owned()),
-            ("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization=Bearer%20{header},{header}")),
+            ("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization=Bearer%20{header},x-other={header}")),
             ("OTEL_METRIC_EXPORT_INTERVAL", "50".to_owned()),
         ]);
         eventually("it says that the collector is not there", || {

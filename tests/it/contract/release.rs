@@ -1,6 +1,6 @@
 //! Promises 1, 5, 6 and 7: what is acknowledged is there, what is released is in order, whole and unchanged.
 
-use callback_ingress::domain::gate::Delivery;
+use callback_ingress::domain::gate::{Delivery, Receipt, Released};
 use callback_ingress::domain::ids::Sequence;
 use callback_ingress::domain::result::Payload;
 use callback_ingress::domain::work_item::{Kind, Outcome, State};
@@ -19,6 +19,7 @@ on_every_store!(
     an_envelope_tells_where_it_came_from,
     a_step_that_releases_many_is_seen_as_a_whole_or_not_at_all,
     conversations_do_not_wait_for_each_other,
+    a_step_tells_which_envelopes_had_waited,
 );
 
 const fn held_for(sequence: u64) -> Delivery {
@@ -229,4 +230,27 @@ async fn conversations_do_not_wait_for_each_other(backend: Backend) {
     let item = quick.issue(1_000).await;
     assert_eq!(quick.accept(&item, "1").await.unwrap().delivery, Delivery::Delivered);
     assert_eq!(slow.channel().await, []);
+}
+
+async fn a_step_tells_which_envelopes_had_waited(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let told = |receipt: Receipt| {
+        let waited = |released: &Released| (released.sequence.get(), released.held);
+        receipt.released.iter().map(waited).collect::<Vec<_>>()
+    };
+    let [overdue] = conversation.issue_many(10).await;
+    let [next] = conversation.issue_many(1_000).await;
+    stage.wait_until(overdue.deadline);
+    let receipt = conversation.accept(&next, "2").await.unwrap();
+    assert_eq!(told(receipt), [(1, false), (2, false)], "nobody had looked at what is overdue");
+
+    let [first] = conversation.issue_many(1_000).await;
+    let [late] = conversation.issue_many(10).await;
+    let [last] = conversation.issue_many(1_000).await;
+    conversation.accept(&last, "5").await.unwrap();
+    stage.wait_until(late.deadline);
+    conversation.expire(&[&late]).await;
+    let receipt = conversation.accept(&first, "3").await.unwrap();
+    assert_eq!(told(receipt), [(3, false), (4, true), (5, true)], "what timed out waits like any other");
 }

@@ -1,7 +1,7 @@
 //! Every operation of a store as a value, and every answer.
 
 use callback_ingress::domain::gate::{
-    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Delivery, Ended,
+    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Delivery, EndReceipt,
     Expired, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt,
     WorkItemView,
 };
@@ -15,7 +15,7 @@ pub(super) enum Command {
     Issue(Issue),
     Accept(Accept),
     Cancel(Cancel),
-    End(ConversationRef),
+    End(ConversationRef, Option<TraceParent>),
     Expire(DueConversation, Option<TraceParent>),
     Due(usize),
     Inspect(ConversationRef),
@@ -30,7 +30,7 @@ pub(super) enum Reply {
     Issue(Result<Issued, IssueRefused>),
     Accept(Result<Receipt, NotAccepted>),
     Cancel(Result<Cancelled, CancelRefused>),
-    End(Result<Ended, ConversationNotFound>),
+    End(Result<EndReceipt, ConversationNotFound>),
     Expire(Expired),
     Due(Due),
     Inspect(Result<ConversationView, ConversationNotFound>),
@@ -46,7 +46,7 @@ impl Command {
             Self::Issue(command) => Reply::Issue(store.issue(command).await.unwrap()),
             Self::Accept(command) => Reply::Accept(store.accept(command).await.unwrap()),
             Self::Cancel(command) => Reply::Cancel(store.cancel(command).await.unwrap()),
-            Self::End(conversation) => Reply::End(store.end(conversation).await.unwrap()),
+            Self::End(conversation, trace) => Reply::End(store.end(conversation, trace).await.unwrap()),
             Self::Expire(due, trace) => Reply::Expire(store.expire(due, trace).await.unwrap()),
             Self::Due(limit) => {
                 let mut due = store.due(limit).await.unwrap();
@@ -97,13 +97,13 @@ impl Reply {
                 }
             }),
             Self::Cancel(result) => or_refused("cancel", result, |view| format!("{:?}", view.item.state)),
-            Self::End(result) => {
-                or_refused("end", result, |ended| match (ended.dropped_held, ended.dropped_awaiting) {
+            Self::End(result) => or_refused("end", result, |receipt| {
+                match (receipt.ended.dropped_held, receipt.ended.dropped_awaiting) {
                     (0, 0) => "nothing dropped".to_owned(),
                     (0, _) => "awaited items dropped".to_owned(),
                     _ => "held items dropped".to_owned(),
-                })
-            }
+                }
+            }),
             Self::Expire(expired) => format!("expire: {}", some(expired.timed_out.is_empty())),
             Self::Due(due) if due.more => "due: more".to_owned(),
             Self::Due(due) => {

@@ -122,7 +122,7 @@ impl<'a> Story<'a> {
             }
             Command::Accept(accept) => (accept.attempt, accept.request_id) = (other, self.request_id()),
             Command::Cancel(cancel) => (cancel.attempt, cancel.request_id) = (other, self.request_id()),
-            Command::End(_)
+            Command::End(..)
             | Command::Expire(..)
             | Command::Due(_)
             | Command::Inspect(_)
@@ -190,7 +190,7 @@ impl<'a> Story<'a> {
                 let who = who(issue.conversation);
                 self.issued.insert((who, issued.item.id), issued.item.clone());
             }
-            (Command::End(reference), Reply::End(Ok(_))) => {
+            (Command::End(reference, _), Reply::End(Ok(_))) => {
                 let who = who(*reference);
                 self.ended[who] |= self.views[who].as_ref().is_some_and(|view| view.ended.is_none());
             }
@@ -300,7 +300,7 @@ impl<'a> Story<'a> {
                 traceparent: self.trace(),
                 attempt: AttemptId::from_random(*attempt),
             }),
-            Step::End { who } => Command::End(reference(*who)),
+            Step::End { who } => Command::End(reference(*who), self.trace()),
             Step::Expire { who, items } => {
                 let work_items = items.iter().map(|item| self.item_id(*who, *item)).collect();
                 Command::Expire(DueConversation { conversation: reference(*who), work_items }, self.trace())

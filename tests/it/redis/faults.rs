@@ -289,8 +289,8 @@ async fn a_full_redis_is_unavailable_and_does_nothing_by_halves() {
     memory("1");
     // Giving memory back works: an end is either whole or refused as a whole.
     let before = conversation.seen(&[&first, &second, &third]).await;
-    match stage.store.end(conversation.reference()).await {
-        Ok(ended) => assert_eq!(ended.unwrap().dropped_awaiting, 1),
+    match stage.store.end(conversation.reference(), None).await {
+        Ok(ended) => assert_eq!(ended.unwrap().ended.dropped_awaiting, 1),
         Err(StoreError::Unavailable(_)) => {
             assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
         }

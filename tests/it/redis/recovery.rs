@@ -73,7 +73,7 @@ async fn no_request_is_stuck_behind_a_connection_that_leads_nowhere() {
     let since = Instant::now();
     for _ in 0..10 {
         let asked = Instant::now();
-        assert!(stage.store.end(stage.unopened().reference()).await.is_err());
+        assert!(stage.store.end(stage.unopened().reference(), None).await.is_err());
         assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     }
     assert!(since.elapsed() < Duration::from_secs(8));

@@ -145,7 +145,7 @@ async fn what_redis_refuses_while_it_loads_or_is_lost_in_a_cluster_is_not_execut
         let (port, refused) = refusing(reply);
         let url = format!("redis://127.0.0.1:{port}");
         let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
-        let answer = stage.store.end(stage.unopened().reference()).await;
+        let answer = stage.store.end(stage.unopened().reference(), None).await;
         assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{reply}: {answer:?}");
         assert_eq!(refused.load(Ordering::SeqCst), 1, "{reply}: asked once");
     }
@@ -235,7 +235,7 @@ async fn a_key_that_somebody_spoilt_fails_each_step_as_a_whole() {
             assert!(matches!(answer, Err(StoreError::Broken(_))), "{what}: {answer:?}");
             let answer = stage.store.issue(conversation.issuing(1_000)).await;
             assert!(matches!(answer, Err(StoreError::Broken(_))), "{what}: {answer:?}");
-            let answer = stage.store.end(conversation.reference()).await;
+            let answer = stage.store.end(conversation.reference(), None).await;
             assert!(matches!(answer, Err(StoreError::Broken(_))), "{what}: {answer:?}");
         }
         words(&["DEL", &key]).exec(&mut connection).unwrap();

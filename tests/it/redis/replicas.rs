@@ -66,7 +66,7 @@ async fn while_the_replica_is_away_nothing_is_acknowledged_however_often_it_is_a
     let withdrawing = conversation.withdrawing(&third);
     assert!(is_unknown(stage.store.cancel(withdrawing.clone()).await));
     assert!(is_unknown(stage.store.issue(conversation.issuing(1_000)).await));
-    assert!(is_unknown(stage.store.end(conversation.reference()).await));
+    assert!(is_unknown(stage.store.end(conversation.reference(), None).await));
     // Another instance, whose connection has never written, does not know better.
     let elsewhere = stage.seen_from_elsewhere().await;
     assert!(is_unknown(elsewhere.store.accept(attempt.clone()).await));
@@ -129,7 +129,7 @@ async fn without_enough_replicas_nothing_is_acknowledged_and_the_operator_is_tol
     let (master, _replica) = pair().await;
     let stage = stage_in(&master, 2, 50).await;
     let conversation = stage.unopened();
-    let answer = stage.store.end(conversation.reference()).await;
+    let answer = stage.store.end(conversation.reference(), None).await;
     assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
     let callback_ingress::store::AnyStore::Redis(store) = &*stage.store else { unreachable!() };
     let told: Vec<String> = store.new_remarks().await.iter().map(ToString::to_string).collect();

@@ -1,12 +1,13 @@
 -- Ends a conversation. Ending twice is the same as once.
 -- ARGV: nothing of its own
--- Reply: ended, ended_at, dropped_held, dropped_awaiting
+-- Reply: ended, repeated 0|1, ended_at, dropped_held, dropped_awaiting, released (optional)
 --        conversation_not_found
 local c = load_conversation()
 if not c then
     return { 'conversation_not_found' }
 end
 check_kinds()
+local repeated = c.ended and '1' or '0'
 local dropped_held, dropped_awaiting = c.dropped_held, c.dropped_awaiting
 if not c.ended then
     release(c)
@@ -26,7 +27,7 @@ if not c.ended then
 elseif not c.ended_at then
     dropped_held, dropped_awaiting = left_behind(c, c.ended)
 end
-return {
-    'ended', 'ended_at', text(c.ended), 'dropped_held', text(dropped_held),
+return with_released({
+    'ended', 'repeated', repeated, 'ended_at', text(c.ended), 'dropped_held', text(dropped_held),
     'dropped_awaiting', text(dropped_awaiting),
-}
+})

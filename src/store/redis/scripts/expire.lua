@@ -1,7 +1,7 @@
 -- Times out those of the named items that are due. A stale timer finds nothing to do.
 -- ARGV: work_items, separated by spaces
 -- Reply: expired, conversation_id (of a live one), timed_out (a line each: work item id, sequence, kind, lateness in ms, traceparent or -),
---        released (optional)
+--        released (optional), dropped_held (of one that was left untouched, once)
 local c = load_conversation()
 check_kinds()
 local timed_out = {}
@@ -27,6 +27,13 @@ if c and not c.ended then
 elseif c and not c.ended_at and not c.discounted then
     -- Left untouched, it ended without a step that would have counted it.
     redis.call('HSET', CONVERSATION, 'discounted', '1')
+    for _, part in ipairs({ 'conversation_id', c.id, 'dropped_held', text(held(c)) }) do
+        reply[#reply + 1] = part
+    end
     count_held(c, 0, 0)
+end
+-- Whatever is held waits for what is awaited. What was lost of the store must not be counted for ever.
+if redis.call('ZCARD', DEADLINES) == 0 then
+    redis.call('DEL', TOTALS)
 end
 return with_released(reply)

@@ -211,6 +211,9 @@ local function outcome_at(item, now)
     return nil
 end
 
+-- What this step has settled, by sequence.
+local FRESH = {}
+
 -- Settles an item that nothing has settled: outcome, received_at, and whatever else is known of the settlement.
 local function settle(c, item, settlement)
     local prefix = text(item.sequence) .. ':'
@@ -225,6 +228,7 @@ local function settle(c, item, settlement)
     end
     redis.call('HSET', ITEMS, unpack(fields))
     redis.call('ZREM', DEADLINES, A.reference .. '/' .. item.id)
+    FRESH[item.sequence] = true
     c.awaiting = c.awaiting - 1
     c.held_bytes = c.held_bytes + (number(item.bytes) or 0)
 end
@@ -268,7 +272,8 @@ local function append(c, item)
     if #RELEASED < MOST_TOLD then
         RELEASED[#RELEASED + 1] = table.concat({
             text(item.sequence), item.id, item.kind, item.outcome, text(number(item.issued_at)),
-            text(number(item.received_at)), text(NOW), item.traceparent or '-', item.trace or '-',
+            text(number(item.received_at)), text(NOW), FRESH[item.sequence] and '0' or '1',
+            item.traceparent or '-', item.trace or '-',
         }, ' ')
     end
 end
