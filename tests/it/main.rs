@@ -16,6 +16,7 @@ mod conversation;
 mod events;
 mod model;
 mod platform;
+#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod proxy;
 mod races;
 mod redis;
