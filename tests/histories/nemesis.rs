@@ -144,7 +144,7 @@ pub(crate) fn strike(deployment: &Deployment, strike: Strike, stopwatch: Stopwat
             }
         })),
         Fault::StepClock => {
-            let seconds = [-43_200, -3_600, -5, 3, 300][chosen_of(number, 5)];
+            let seconds = [-43_200, -3_600, -5, 3, 900, 3_600, 43_200][chosen_of(number, 7)];
             replica.step_clock(seconds);
             wait();
             replica.step_clock(0);
