@@ -185,6 +185,10 @@ impl Conversation {
         now: Timestamp,
         limits: &Limits,
     ) -> Result<Issued, IssueRefused> {
+        // An attempt whose answer was lost is told what it did, whatever came after it.
+        if let Some(slot) = self.slot(command.work_item) {
+            return Ok(Issued { item: slot.item.clone(), repeated: false });
+        }
         if self.ended_at(now).is_some() {
             return Err(IssueRefused::ConversationEnded);
         }
@@ -195,11 +199,7 @@ impl Conversation {
             if known != fingerprint {
                 return Err(IssueRefused::IdempotencyConflict);
             }
-            let repeated = slot.item.id != command.work_item;
-            return Ok(Issued { item: slot.item.clone(), repeated });
-        }
-        if let Some(slot) = self.slot(command.work_item) {
-            return Ok(Issued { item: slot.item.clone(), repeated: false });
+            return Ok(Issued { item: slot.item.clone(), repeated: true });
         }
         if self.awaiting >= limits.max_awaiting_items {
             return Err(IssueRefused::AwaitingLimit);
@@ -324,12 +324,12 @@ impl Conversation {
         let Some(slot) = self.slot(command.work_item) else {
             return Err(CancelRefused::WorkItemNotFound);
         };
-        if self.ended_at(now).is_some() {
-            return Err(CancelRefused::ConversationEnded);
-        }
+        // An attempt whose answer was lost is told what it did, whatever came after it.
+        let ended = self.ended_at(now).is_some();
         let sequence = slot.item.sequence;
         match slot.outcome_at(now) {
             Some((Outcome::Cancelled, _)) if slot.attempt() == Some(command.attempt) => {}
+            _ if ended => return Err(CancelRefused::ConversationEnded),
             Some((outcome, _)) => return Err(CancelRefused::WorkItemSettled(outcome)),
             None => {
                 self.settle(
@@ -347,7 +347,7 @@ impl Conversation {
                 self.touched_at = now;
             }
         }
-        let released = self.release(now, command.traceparent.as_ref());
+        let released = if ended { Vec::new() } else { self.release(now, command.traceparent.as_ref()) };
         let item = self.work_item(command.work_item, now).ok_or(CancelRefused::WorkItemNotFound)?;
         Ok(Cancelled { item, released })
     }

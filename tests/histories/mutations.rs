@@ -121,7 +121,7 @@ caught! {
     ] => [Rule::Deadline];
 
     a_cancellation_that_overturns_a_result_is_caught: [
-        ("cancel", "if not outcome then", "if outcome ~= 'cancelled' then"),
+        ("cancel", "outcome = outcome_at(item, NOW)", "outcome = item.outcome == 'cancelled' and 'cancelled'"),
     ] => [Rule::Reply];
 
     a_repetition_that_counts_again_is_caught: [
