@@ -25,6 +25,8 @@ pub(crate) struct Deployment {
     /// Each replica's wire to the store.
     pub(crate) wires: Vec<Proxy>,
     redis: Option<Mutex<RedisServer>>,
+    /// Where the store is, without a wire, where it is a Redis.
+    pub(crate) redis_url: Option<String>,
     next: AtomicUsize,
 }
 
@@ -47,12 +49,13 @@ impl Deployment {
         let wire = |redis: &RedisServer| Proxy::exchanging(redis.port(), exchanged.clone());
         let wires: Vec<Proxy> = redis.iter().flat_map(|redis| (0..count).map(move |_| wire(redis))).collect();
         let urls = wires.iter().map(|wire| format!("redis://127.0.0.1:{}/0", wire.port()));
+        let redis_url = redis.as_ref().map(|redis| redis.url(0));
         let replicas: Vec<Replica> = if redis.is_some() {
             urls.map(Replica::start).collect()
         } else {
             vec![Replica::start("memory:".to_owned())]
         };
-        Self { replicas, wires, redis: redis.map(Mutex::new), next: AtomicUsize::new(0) }
+        Self { replicas, wires, redis: redis.map(Mutex::new), redis_url, next: AtomicUsize::new(0) }
     }
 
     /// The replica whose turn it is, and where it is now. One that is gone has its turn like the others.

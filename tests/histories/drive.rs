@@ -51,7 +51,13 @@ pub(crate) async fn drive(client: &Client, name: &str, plan: &Plan) -> Vec<Conve
 
 impl Actor {
     async fn drive(self, plan: &ConversationPlan) -> Conversation {
-        self.perform(Action::Open, Call::platform("PUT", &self.id)).await;
+        let until = self.begun + Duration::from_millis(SPAN_MS) + READ_ON;
+        let opened = self.perform(Action::Open, Call::platform("PUT", &self.id)).await;
+        let stream = async {
+            let (_, reply) = opened.answers().next()?;
+            let key = reply.body["channel"]["redisStream"].as_str()?;
+            Some(reader::follow_stream(self.client.deployment.redis_url.as_ref()?, key, until).await)
+        };
         let items = join_all(plan.items.iter().enumerate().map(|(number, item)| self.item(number, item)));
         let ends = join_all(
             plan.ends.iter().map(|at| self.at(*at, Action::End, Call::platform("DELETE", &self.id))),
@@ -61,13 +67,18 @@ impl Actor {
             join_all(inspections.map(|at| self.at(*at, Action::Inspect, Call::platform("GET", &self.id))));
         let readers = join_all(plan.readers.iter().map(|reader| async {
             sleep_until(self.begun + Duration::from_millis(reader.at)).await;
-            let until = self.begun + Duration::from_millis(SPAN_MS) + READ_ON;
             reader::follow(&self.client, &self.id, &reader.cuts, until).await
         }));
-        let (_, sessions) = join(join(join(items, ends), inspections), readers).await;
+        let (_, (sessions, stream)) = join(join(join(items, ends), inspections), join(readers, stream)).await;
         let sessions: Vec<Session> = sessions.into_iter().flatten().collect();
         let operations = self.log.into_inner().unwrap();
-        Conversation { id: self.id, operations, sessions, truth: Truth::default() }
+        Conversation {
+            id: self.id,
+            operations,
+            sessions,
+            stream_seen: stream.unwrap_or_default(),
+            truth: Truth::default(),
+        }
     }
 
     async fn perform(&self, action: Action, call: Call) -> Operation {

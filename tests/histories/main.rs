@@ -2,7 +2,8 @@
 //!
 //! `plan` says from a seed what clients do, `drive` does it over HTTP with a `client` and writes a `record`; meanwhile
 //! `nemesis` breaks the `deployment`. `checker` judges the record. `run` puts one batch of them together; `short`,
-//! `long` and `mutations` are the tests. `story` tells of a history that fails, `figures` counts those that do not.
+//! `long`, `mutations` and `tampering` are the tests. `story` tells of a history that fails, `figures` counts those that
+//! do not.
 
 #![expect(
     clippy::unwrap_used,
@@ -40,3 +41,4 @@ mod replica;
 mod run;
 mod short;
 mod story;
+mod tampering;

@@ -99,6 +99,30 @@ pub(crate) async fn follow(
     sessions
 }
 
+/// Follows a Redis stream as the platform does: connected again after each failure, from the last entry on, until `until`.
+pub(crate) async fn follow_stream(url: &str, key: &str, until: Instant) -> Vec<StreamEntry> {
+    let client = redis::Client::open(url).unwrap();
+    let mut seen: Vec<StreamEntry> = Vec::new();
+    let follow = async {
+        loop {
+            // A server that is gone is waited for like one that has nothing new.
+            if let Ok(mut connection) = client.get_multiplexed_async_connection().await {
+                loop {
+                    let last = seen.last().map_or_else(|| "-".to_owned(), |(id, _)| format!("({id}"));
+                    let more = redis::cmd("XRANGE").arg(key).arg(last).arg("+").to_owned();
+                    let Ok(more) = more.query_async::<Vec<StreamEntry>>(&mut connection).await else { break };
+                    seen.extend(more);
+                    sleep(PAUSE).await;
+                }
+            }
+            sleep(PAUSE).await;
+        }
+    };
+    // It has no end of its own.
+    let _: Result<(), _> = timeout_at(until, follow).await;
+    seen
+}
+
 /// All of a Redis stream.
 pub(crate) fn redis_stream(
     connection: &mut redis::Connection,

@@ -235,6 +235,8 @@ pub(crate) struct Conversation {
     pub(crate) id: String,
     pub(crate) operations: Vec<Operation>,
     pub(crate) sessions: Vec<Session>,
+    /// What a reader of the Redis stream saw, on a store that has one.
+    pub(crate) stream_seen: Vec<StreamEntry>,
     pub(crate) truth: Truth,
 }
 

@@ -1,7 +1,6 @@
 //! One replica of the service: the real program, in a process of its own.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
@@ -35,12 +34,38 @@ pub(crate) struct Addresses {
     pub(crate) platform: String,
 }
 
+/// `$@` is the program. Answers with its process id, then ends it when its own input ends: nothing outlives the tests,
+/// however they end.
+const KEEPER: &str = r#"
+trap '' INT TERM
+"$@" >/dev/null &
+echo "$!"
+read -r _
+kill -9 "$!" 2>/dev/null
+wait "$!" 2>/dev/null
+"#;
+
 /// A replica, running or killed. Ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Replica {
     store_url: String,
     clock: SteppedClock,
-    running: Mutex<(Child, Addresses)>,
+    running: Mutex<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    keeper: Child,
+    pid: u32,
+    addresses: Addresses,
+}
+
+impl Running {
+    /// Ends it, if it has not ended already.
+    fn end(&mut self) {
+        drop(self.keeper.stdin.take());
+        drop(self.keeper.wait());
+    }
 }
 
 impl Replica {
@@ -51,14 +76,13 @@ impl Replica {
     }
 
     pub(crate) fn addresses(&self) -> Addresses {
-        self.running.lock().unwrap().1.clone()
+        self.running.lock().unwrap().addresses.clone()
     }
 
     /// Ends it without warning.
     pub(crate) fn kill(&self) {
-        let process = &mut self.running.lock().unwrap().0;
-        process.kill().unwrap();
-        process.wait().unwrap();
+        self.signal("KILL");
+        self.running.lock().unwrap().end();
     }
 
     /// Starts it again after [`Replica::kill`].
@@ -82,7 +106,7 @@ impl Replica {
     }
 
     fn signal(&self, name: &str) {
-        let pid = self.running.lock().unwrap().0.id().to_string();
+        let pid = self.running.lock().unwrap().pid.to_string();
         let sent = Command::new("kill").args(["-s", name, &pid]).status();
         assert!(sent.is_ok_and(|status| status.success()), "SIG{name} could not be sent");
     }
@@ -90,30 +114,31 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        // It may have ended already.
-        let process = &mut self.running.get_mut().unwrap().0;
-        drop((process.kill(), process.wait()));
+        self.running.get_mut().unwrap().end();
     }
 }
 
-fn launch(store_url: &str, clock: &SteppedClock) -> (Child, Addresses) {
+fn launch(store_url: &str, clock: &SteppedClock) -> Running {
     let settings = SETTINGS.into_iter().chain([("store.url", store_url)]);
-    let mut child = Command::new(Path::new(PROGRAM))
-        .arg("serve")
+    let mut keeper = Command::new("/bin/sh")
+        .args(["-c", KEEPER, "keeper", PROGRAM, "serve"])
         .args(settings.flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]))
         .env_clear()
         .envs(clock.variables())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut pid = String::new();
+    BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut pid).unwrap();
+    let pid = pid.trim().parse().expect("the keeper tells the process id");
+    let mut log = BufReader::new(keeper.stderr.take().unwrap()).lines().map_while(Result::ok);
     let line = log.find(|line| line.contains(r#""serving""#)).expect("the program serves");
     let line: Value = serde_json::from_str(&line).unwrap();
     // What goes wrong in there is worth a line here; and a log that nobody reads would stop the program.
     thread::spawn(move || log.for_each(|line| eprintln!("{line}")));
     let address = |name: &str| line[name].as_str().unwrap().to_owned();
     let addresses = Addresses { public: address("public"), platform: address("platform") };
-    (child, addresses)
+    Running { keeper, pid, addresses }
 }

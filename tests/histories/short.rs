@@ -88,10 +88,16 @@ async fn everything_holds_when_everything_is_broken_in_turn() {
 async fn what_a_redis_without_an_append_only_file_loses_is_counted() {
     let kind = Kind::Forgetful(2);
     let deployment = Arc::new(Deployment::start(kind));
-    let batch = Batch { seed: fresh_seed(), histories: AT_ONCE, faults: vec![Fault::KillRedis] };
-    let done = batch.run(&deployment).await;
-    println!("{} lost: {}", done.verdict.lost, batch.command(kind));
-    assert!(done.verdict.lost > 0, "{}", batch.command(kind));
-    let beyond = done.beyond_loss();
-    assert!(beyond.is_empty(), "{}\n{}", done.story(&beyond), batch.command(kind));
+    // What was acknowledged before the first kill is lost; now and again that is nothing.
+    for seed in 1..=10 {
+        let batch = Batch { seed, histories: 2 * AT_ONCE, faults: vec![Fault::KillRedis] };
+        let done = batch.run(&deployment).await;
+        let beyond = done.beyond_loss();
+        assert!(beyond.is_empty(), "{}\n{}", done.story(&beyond), batch.command(kind));
+        println!("{} lost: {}", done.verdict.lost, batch.command(kind));
+        if done.verdict.lost > 0 {
+            return;
+        }
+    }
+    panic!("a Redis that forgets lost nothing, or nobody counted it");
 }

@@ -67,6 +67,10 @@ impl Case<'_> {
 
     /// Each reading is a part of the channel, from where it was asked to begin.
     pub(super) fn check_readers(&mut self) {
+        let (seen, stream) = (&self.conversation.stream_seen, self.conversation.truth.stream.as_ref());
+        if stream.is_some_and(|stream| !stream.starts_with(seen)) {
+            self.violated(Rule::Reading, format!("a reader of the Redis stream saw {seen:?}"));
+        }
         let channel = &self.conversation.truth.events;
         for session in &self.conversation.sessions {
             if let Some(refused) = &session.refused {
