@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::value::RawValue;
 
 use super::{Case, Rule};
-use crate::record::{Action, Envelope, millis};
+use crate::record::{Action, Envelope, Reply, millis};
 
 /// By how much a time-out may be late at most, in milliseconds: on a machine that also runs its clients, its nemesis and
 /// other tests, and after a fault until everything is connected again. What is promised at the 99th percentile is far
@@ -135,11 +135,20 @@ impl Case<'_> {
         }
     }
 
-    /// From when on something that was due then, and came at `came`, is late: not while anything is broken.
+    /// From when on something that was due then, and came at `came`, is late: not while anything is broken, nor while the
+    /// store does not answer others either, such as one whose disk is slow.
     fn excused(&self, due: u64, came: u64) -> u64 {
         let outages = self.history.outages.iter().filter(|outage| outage.excuses);
-        let overlapping = outages.filter(|outage| outage.from / 1_000 <= came && outage.until / 1_000 >= due);
-        overlapping.map(|outage| outage.until / 1_000).fold(due, u64::max)
+        let broken = outages.map(|outage| (outage.from, outage.until));
+        let all = self.history.conversations.iter().flat_map(|conversation| &conversation.operations);
+        let unanswered = all.flat_map(|operation| &operation.attempts).filter(|attempt| {
+            let code = attempt.reply.as_ref().map(Reply::code);
+            matches!(code, Some("STORE_UNAVAILABLE" | "OUTCOME_UNKNOWN"))
+        });
+        let away = unanswered.map(|attempt| (attempt.invoked, attempt.returned));
+        let overlapping =
+            broken.chain(away).filter(|(from, until)| from / 1_000 <= came && until / 1_000 >= due);
+        overlapping.map(|(_, until)| until / 1_000).fold(due, u64::max)
     }
 }
 
