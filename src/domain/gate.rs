@@ -324,11 +324,12 @@ impl Conversation {
         let Some(slot) = self.slot(command.work_item) else {
             return Err(CancelRefused::WorkItemNotFound);
         };
-        // An attempt whose answer was lost is told what it did, whatever came after it.
+        // An attempt whose answer was lost is told what it did, unless the end has dropped it since.
         let ended = self.ended_at(now).is_some();
         let sequence = slot.item.sequence;
+        let repeated = slot.attempt() == Some(command.attempt) && (!ended || sequence < self.gate);
         match slot.outcome_at(now) {
-            Some((Outcome::Cancelled, _)) if slot.attempt() == Some(command.attempt) => {}
+            Some((Outcome::Cancelled, _)) if repeated => {}
             _ if ended => return Err(CancelRefused::ConversationEnded),
             Some((outcome, _)) => return Err(CancelRefused::WorkItemSettled(outcome)),
             None => {

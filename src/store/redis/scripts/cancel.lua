@@ -11,9 +11,9 @@ local item = load_item_by_id(A.work_item)
 if not item then
     return { 'work_item_not_found' }
 end
--- An attempt whose answer was lost is told what it did, whatever came after it.
+-- An attempt whose answer was lost is told what it did, unless the end has dropped it since.
 local outcome = outcome_at(item, NOW)
-local repeated = outcome == 'cancelled' and item.attempt == A.attempt
+local repeated = outcome == 'cancelled' and item.attempt == A.attempt and (not c.ended or item.sequence < c.gate)
 if c.ended and not repeated then
     return { 'conversation_ended' }
 elseif outcome and not repeated then
