@@ -30,7 +30,7 @@ async fn holds(kind: Kind, faults: &[&[Fault]]) {
         }
     }
     println!("{}", figures.told("in all"));
-    assert!(figures.acknowledged > 20 * figures.histories / 10, "hardly anything was taken");
+    assert!(figures.acknowledged > figures.histories, "hardly anything was taken");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use serde_json::value::RawValue;
 
 use super::{Case, Rule};
-use crate::record::{Action, Envelope, Reply, millis};
+use crate::record::{Action, Envelope, Time, millis};
 
 /// By how much a time-out may be late at most, in milliseconds: on a machine that also runs its clients, its nemesis and
 /// other tests, and after a fault until everything is connected again. What is promised at the 99th percentile is far
 /// less, and the figures tell it.
 pub(crate) const ALLOWED_LATENESS_MS: u64 = 3_000;
+
+/// Within which a request is answered on a machine that is not too busy.
+const ANSWERED_IN_TIME: Time = 300_000;
 
 impl Case<'_> {
     pub(super) fn read_envelopes(&mut self) {
@@ -135,19 +138,19 @@ impl Case<'_> {
         }
     }
 
-    /// From when on something that was due then, and came at `came`, is late: not while anything is broken, nor while the
-    /// store does not answer others either, such as one whose disk is slow.
+    /// From when on something that was due then, and came at `came`, is late: not while anything is broken, nor while
+    /// clients are not answered in time either, such as on a machine that is too busy or whose disk is.
     fn excused(&self, due: u64, came: u64) -> u64 {
         let outages = self.history.outages.iter().filter(|outage| outage.excuses);
         let broken = outages.map(|outage| (outage.from, outage.until));
         let all = self.history.conversations.iter().flat_map(|conversation| &conversation.operations);
-        let unanswered = all.flat_map(|operation| &operation.attempts).filter(|attempt| {
-            let code = attempt.reply.as_ref().map(Reply::code);
-            matches!(code, Some("STORE_UNAVAILABLE" | "OUTCOME_UNKNOWN"))
+        let slow = all.flat_map(|operation| &operation.attempts).filter(|attempt| {
+            let store_failed = attempt.reply.as_ref().is_none_or(|reply| reply.status == 503);
+            store_failed || attempt.returned.saturating_sub(attempt.invoked) > ANSWERED_IN_TIME
         });
-        let away = unanswered.map(|attempt| (attempt.invoked, attempt.returned));
+        let slow = slow.map(|attempt| (attempt.invoked, attempt.returned));
         let overlapping =
-            broken.chain(away).filter(|(from, until)| from / 1_000 <= came && until / 1_000 >= due);
+            broken.chain(slow).filter(|(from, until)| from / 1_000 <= came && until / 1_000 >= due);
         overlapping.map(|(_, until)| until / 1_000).fold(due, u64::max)
     }
 }
