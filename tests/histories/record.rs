@@ -139,6 +139,12 @@ impl Attempt {
         self.reply.as_ref().filter(|reply| !reply.may_be_repeated())
     }
 
+    /// Whether it may have settled an item that an end then dropped: it is told of the end alone, when the first answer
+    /// to it was lost on the way from the store.
+    pub(crate) fn may_be_dropped(&self) -> bool {
+        self.may_count() || self.reply.as_ref().is_some_and(|reply| reply.code() == "CONVERSATION_ENDED")
+    }
+
     /// Whether it may have done something, for all that its client knows. `STORE_UNAVAILABLE`, `DRAINING` and
     /// `OVERLOADED` promise that it has not.
     pub(crate) fn may_count(&self) -> bool {

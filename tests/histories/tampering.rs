@@ -85,10 +85,19 @@ fn nobody_ended(conversation: &mut Conversation) -> bool {
 }
 
 fn nothing_was_repeated(conversation: &mut Conversation) -> bool {
-    let is = |attempt: &Attempt, status| attempt.reply.as_ref().is_some_and(|reply| reply.status == status);
-    let repeated = attempts(conversation, is_post).any(|attempt| is(attempt, 200));
-    conversation.operations.retain(|one| !repeated || !is_post(&one.action) || !is(&one.attempts[0], 202));
-    repeated
+    let item_of = |operation: &Operation| match &operation.action {
+        Action::Post(post) => Some(post.work_item.clone()),
+        _ => None,
+    };
+    let replayed = |attempt: &Attempt| attempt.reply.as_ref().is_some_and(|reply| reply.status == 200);
+    let mut posts = conversation.operations.iter().filter(|one| is_post(&one.action));
+    let Some(mut repeated) = posts.find(|one| one.attempts.iter().any(replayed)).cloned() else {
+        return false;
+    };
+    conversation.operations.retain(|one| item_of(one) != item_of(&repeated));
+    repeated.attempts.retain(replayed);
+    conversation.operations.push(repeated);
+    true
 }
 
 fn another_request(conversation: &mut Conversation) -> bool {

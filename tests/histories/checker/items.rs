@@ -148,6 +148,7 @@ impl<'a> Case<'a> {
     fn check_answer(&mut self, item: &Item<'a>, envelope: Option<&Envelope>, one: &Answered<'a>) {
         let Answered { post, attempt, reply } = *one;
         let outcome = envelope.map(|envelope| envelope.outcome.as_str());
+        let gone = envelope.is_none();
         let has_result = matches!(outcome, Some("succeeded" | "failed"));
         let is_winner =
             has_result && envelope.and_then(Envelope::payload).map(str::as_bytes) == Some(&post.result[..]);
@@ -155,14 +156,9 @@ impl<'a> Case<'a> {
             item.posts.iter().any(|(operation, other)| {
                 (other.result == post.result) == same
                     && outcome_of(other.says).is_some()
-                    && operation.attempts.iter().any(|other| {
-                        other.request_id != attempt.request_id
-                            && other.may_count()
-                            && other.invoked < attempt.returned
-                    })
+                    && operation.attempts.iter().any(|other| explains(other, attempt, gone))
             })
         };
-        let gone = envelope.is_none();
         let fits = match (reply.status, reply.code(), post.says) {
             (400, "BODY_MALFORMED", Says::Nonsense) | (400, "TOKEN_CARRIERS_DISAGREE", Says::TwoTokens) => {
                 true
@@ -176,7 +172,8 @@ impl<'a> Case<'a> {
                     && attempt.returned + SAME_MOMENT >= item.deadline * 1_000
             }
             (409, "WORK_ITEM_CANCELLED", _) => {
-                let cancelled = item.cancels.iter().any(|cancel| cancel.may_count_before(attempt.returned));
+                let mut cancels = item.cancels.iter().flat_map(|cancel| &cancel.attempts);
+                let cancelled = cancels.any(|cancel| explains(cancel, attempt, gone));
                 (gone || outcome == Some("cancelled")) && cancelled
             }
             (409, "CONVERSATION_ENDED", _) => !has_result && self.may_have_ended_before(attempt.returned),
@@ -247,11 +244,13 @@ impl<'a> Case<'a> {
         for (attempt, reply) in answers {
             let known = reply.body["error"]["outcome"].as_str();
             let other_may_have = || {
-                let attempts = item.cancels.iter().flat_map(|cancel| &cancel.attempts);
-                let mut others = attempts.filter(|other| other.request_id != attempt.request_id);
-                others.any(|other| other.may_count() && other.invoked < attempt.returned)
+                let mut cancels = item.cancels.iter().flat_map(|cancel| &cancel.attempts);
+                cancels.any(|other| explains(other, attempt, outcome.is_none()))
             };
-            let posted = || item.posts.iter().any(|(post, _)| post.may_count_before(attempt.returned));
+            let posted = || {
+                let mut posts = item.posts.iter().flat_map(|(post, _)| &post.attempts);
+                posts.any(|post| explains(post, attempt, outcome.is_none()))
+            };
             let fits = match (reply.status, reply.code()) {
                 (200, _) => {
                     let own = envelope
@@ -315,6 +314,12 @@ impl<'a> Case<'a> {
             }
         }
     }
+}
+
+/// Whether one attempt may have brought about what another was told. `gone`: the item is not on the channel.
+fn explains(one: &Attempt, other: &Attempt, gone: bool) -> bool {
+    let counts = if gone { one.may_be_dropped() } else { one.may_count() };
+    one.request_id != other.request_id && counts && one.invoked < other.returned
 }
 
 /// Whether a time of the store, in milliseconds, lies in an interval.
