@@ -108,7 +108,7 @@ struct Bound {
 
 impl Bound {
     const fn scheme(&self) -> &'static str {
-        scheme_of(&self.tls)
+        scheme_of(self.tls.as_ref())
     }
 }
 

@@ -191,6 +191,10 @@ impl Conversation {
         now: Timestamp,
         limits: &Limits,
     ) -> Result<Issued, IssueRefused> {
+        // An attempt whose answer was lost is told what it did, whatever came after it.
+        if let Some(slot) = self.slot(command.work_item) {
+            return Ok(Issued { item: slot.item.clone(), repeated: false });
+        }
         if self.ended_at(now).is_some() {
             return Err(IssueRefused::ConversationEnded);
         }
@@ -201,11 +205,7 @@ impl Conversation {
             if known != fingerprint {
                 return Err(IssueRefused::IdempotencyConflict);
             }
-            let repeated = slot.item.id != command.work_item;
-            return Ok(Issued { item: slot.item.clone(), repeated });
-        }
-        if let Some(slot) = self.slot(command.work_item) {
-            return Ok(Issued { item: slot.item.clone(), repeated: false });
+            return Ok(Issued { item: slot.item.clone(), repeated: true });
         }
         if self.awaiting >= limits.max_awaiting_items {
             return Err(IssueRefused::AwaitingLimit);
@@ -332,12 +332,13 @@ impl Conversation {
         let Some(slot) = self.slot(command.work_item) else {
             return Err(CancelRefused::WorkItemNotFound);
         };
-        if self.ended_at(now).is_some() {
-            return Err(CancelRefused::ConversationEnded);
-        }
+        // An attempt whose answer was lost is told what it did, unless the end has dropped it since.
+        let ended = self.ended_at(now).is_some();
         let sequence = slot.item.sequence;
+        let repeated = slot.attempt() == Some(command.attempt) && (!ended || sequence < self.gate);
         match slot.outcome_at(now) {
-            Some((Outcome::Cancelled, _)) if slot.attempt() == Some(command.attempt) => {}
+            Some((Outcome::Cancelled, _)) if repeated => {}
+            _ if ended => return Err(CancelRefused::ConversationEnded),
             Some((outcome, _)) => return Err(CancelRefused::WorkItemSettled(outcome)),
             None => {
                 self.settle(
@@ -355,7 +356,7 @@ impl Conversation {
                 self.touched_at = now;
             }
         }
-        let released = self.release(now, command.traceparent.as_ref());
+        let released = if ended { Vec::new() } else { self.release(now, command.traceparent.as_ref()) };
         let item = self.work_item(command.work_item, now).ok_or(CancelRefused::WorkItemNotFound)?;
         Ok(Cancelled { item, released })
     }

@@ -115,7 +115,8 @@ impl Store for MemoryStore {
             return Ok(Err(IssueRefused::ConversationNotFound));
         };
         let issued = conversation.issue(&command, now, &self.limits);
-        if let Some(deadline) = conversation.deadline_of(command.work_item).filter(|_| issued.is_ok()) {
+        let awaits = issued.is_ok() && conversation.ended_at(now).is_none();
+        if let Some(deadline) = conversation.deadline_of(command.work_item).filter(|_| awaits) {
             state.deadlines.insert((deadline, command.conversation, command.work_item));
         }
         Ok(issued)

@@ -57,6 +57,7 @@ use self::session::Session;
 use self::tokens::Known;
 use self::wire::{Wire, request};
 use crate::collector::{Collector, Protocol};
+use crate::proxy::Cut;
 use crate::service::eventually;
 use crate::wire::{UnderWay, begin};
 
@@ -219,10 +220,10 @@ fn nothing_leaks_on_a_redis_that_fails_in_between() {
     assert_eq!(watched.session.callback(&second.token).status, 202);
     let streams = watched.follow(&conversation);
     eventually("an answer is lost, and that of the second try", || {
-        redis.proxy.lose_answers(4);
+        redis.proxy.cut(Cut::Answer, 4);
         watched.session.callback(&third.token).code() == "OUTCOME_UNKNOWN"
     });
-    redis.proxy.lose_answers(0);
+    redis.proxy.cut(Cut::Answer, 0);
     let mut captures = redis.content();
     captures.extend(redis.heard());
 

@@ -18,6 +18,7 @@ mod fake_redis;
 mod model;
 mod overload;
 mod platform;
+#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod proxy;
 mod races;
 mod redis;

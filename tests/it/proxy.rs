@@ -1,31 +1,80 @@
-//! A wire to Redis that a test can cut: after a script was sent, and before its answer is passed on.
+//! A wire to Redis that a test can cut, before a script's call is passed on, after it, or in the middle of its
+//! answer; that can be slow; and that can have other scripts called than those that were asked for.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
+
+/// Where the wire is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The call does not arrive.
+    Call,
+    /// The call arrives, and its answer does not.
+    Answer,
+    /// Of the answer, only the first half arrives.
+    HalfAnswer,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    /// The next cuts, and how many of them are left.
+    cuts: Mutex<(Option<Cut>, usize)>,
+    delay_ms: AtomicU64,
+    /// Whatever comes is lost, and no connection is closed.
+    swallows: AtomicBool,
+    /// Hashes of scripts, and of those that are called in their place.
+    exchanged: Vec<(String, String)>,
+}
+
+impl Orders {
+    /// Takes one cut of these kinds, if there is one.
+    fn take(&self, kinds: &[Cut]) -> Option<Cut> {
+        let mut cuts = self.cuts.lock().unwrap();
+        let cut = cuts.0.filter(|cut| cuts.1 > 0 && kinds.contains(cut))?;
+        cuts.1 -= 1;
+        Some(cut)
+    }
+
+    fn all_or_swallowed(&self) -> Pass {
+        if self.swallows.load(Ordering::SeqCst) { Pass::Swallowed } else { Pass::All }
+    }
+
+    fn wait(&self) {
+        let delay = self.delay_ms.load(Ordering::SeqCst);
+        if delay > 0 {
+            thread::sleep(Duration::from_millis(delay));
+        }
+    }
+}
 
 /// Passes everything on, both ways, until it is told otherwise.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     port: u16,
-    cuts: Arc<AtomicUsize>,
-    swallows: Arc<AtomicBool>,
+    orders: Arc<Orders>,
 }
 
 impl Proxy {
     /// A wire to this port.
     pub(crate) fn to(port: u16) -> Self {
+        Self::exchanging(port, Vec::new())
+    }
+
+    /// A wire to this port that calls other scripts: each hash is exchanged for the one beside it.
+    pub(crate) fn exchanging(port: u16, exchanged: Vec<(String, String)>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port_of_its_own = listener.local_addr().unwrap().port();
-        let proxy = Self { port: port_of_its_own, cuts: Arc::default(), swallows: Arc::default() };
-        let (cuts, swallows) = (Arc::clone(&proxy.cuts), Arc::clone(&proxy.swallows));
+        let orders = Arc::new(Orders { exchanged, ..Orders::default() });
+        let proxy = Self { port: listener.local_addr().unwrap().port(), orders: Arc::clone(&orders) };
         thread::spawn(move || {
             for client in listener.incoming() {
-                // A server that is down takes no connection, and the client is told so by the end of its own.
-                let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
-                pass_on(client.unwrap(), server, Arc::clone(&cuts), Arc::clone(&swallows));
+                // A server that is not there closes its client's connection as well.
+                if let Ok(server) = TcpStream::connect(("127.0.0.1", port)) {
+                    pass_on(client.unwrap(), server, &orders);
+                }
             }
         });
         proxy
@@ -36,64 +85,107 @@ impl Proxy {
         self.port
     }
 
-    /// The answers to the next scripts are lost, as many as this, each with its connection.
-    pub(crate) fn lose_answers(&self, answers: usize) {
-        self.cuts.store(answers, Ordering::SeqCst);
+    /// Cuts the wire at the next so many calls of scripts.
+    pub(crate) fn cut(&self, cut: Cut, times: usize) {
+        *self.orders.cuts.lock().unwrap() = (Some(cut), times);
+    }
+
+    /// How many cuts are left.
+    pub(crate) fn cuts_left(&self) -> usize {
+        self.orders.cuts.lock().unwrap().1
     }
 
     /// From now on, or not any more, whatever comes is swallowed, and no connection is closed.
     pub(crate) fn swallow(&self, everything: bool) {
-        self.swallows.store(everything, Ordering::SeqCst);
+        self.orders.swallows.store(everything, Ordering::SeqCst);
     }
 
-    /// How many answers are still to be lost.
-    pub(crate) fn answers_to_lose(&self) -> usize {
-        self.cuts.load(Ordering::SeqCst)
+    /// Whatever is passed on from now on comes so many milliseconds late.
+    pub(crate) fn delay(&self, millis: u64) {
+        self.orders.delay_ms.store(millis, Ordering::SeqCst);
     }
 }
 
-/// What becomes of some bytes on their way.
-enum Way {
-    Passed,
-    /// Lost with their connection.
-    Cut,
-    /// Lost, and with them all that follow, while the connection stays.
-    Swallowed,
-}
-
-fn pass_on(client: TcpStream, server: TcpStream, cuts: Arc<AtomicUsize>, swallows: Arc<AtomicBool>) {
-    let asked = Arc::new(AtomicBool::new(false));
+fn pass_on(client: TcpStream, server: TcpStream, orders: &Arc<Orders>) {
+    drop((client.set_nodelay(true), server.set_nodelay(true)));
+    let called = Arc::new(Mutex::new(false));
     let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-    let (script_sent, swallowed) = (Arc::clone(&asked), Arc::clone(&swallows));
+    let (calls, answers) = (Arc::clone(orders), Arc::clone(orders));
+    let call_sent = Arc::clone(&called);
     thread::spawn(move || {
         copy(from_client, to_server, |request| {
-            if request.windows(7).any(|word| word == b"EVALSHA") {
-                script_sent.store(true, Ordering::SeqCst);
+            if contains(request, b"EVALSHA") {
+                if calls.take(&[Cut::Call]).is_some() {
+                    return Pass::Nothing;
+                }
+                for (asked, called) in &calls.exchanged {
+                    exchange(request, asked.as_bytes(), called.as_bytes());
+                }
+                *call_sent.lock().unwrap() = true;
             }
-            if swallowed.load(Ordering::SeqCst) { Way::Swallowed } else { Way::Passed }
+            calls.wait();
+            calls.all_or_swallowed()
         });
     });
     thread::spawn(move || {
         copy(server, client, |_| {
-            let lost = asked.swap(false, Ordering::SeqCst)
-                && cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-            match (lost, swallows.load(Ordering::SeqCst)) {
-                (true, _) => Way::Cut,
-                (false, true) => Way::Swallowed,
-                (false, false) => Way::Passed,
+            answers.wait();
+            if !std::mem::take(&mut *called.lock().unwrap()) {
+                return answers.all_or_swallowed();
+            }
+            match answers.take(&[Cut::Answer, Cut::HalfAnswer]) {
+                None => answers.all_or_swallowed(),
+                Some(Cut::HalfAnswer) => Pass::Half,
+                Some(_) => Pass::Nothing,
             }
         });
     });
 }
 
-/// Passes on what comes, as long as it may; then closes both sides.
-fn copy(mut from: TcpStream, mut to: TcpStream, mut way: impl FnMut(&[u8]) -> Way) {
+fn contains(bytes: &[u8], word: &[u8]) -> bool {
+    bytes.windows(word.len()).any(|window| window == word)
+}
+
+/// Writes one word over another of its length.
+fn exchange(bytes: &mut [u8], word: &[u8], other: &[u8]) {
+    let mut at = 0;
+    while let Some(found) = bytes[at..].windows(word.len()).position(|window| window == word) {
+        let start = at + found;
+        at = start + word.len();
+        bytes[start..at].copy_from_slice(other);
+    }
+}
+
+/// How much of a piece is passed on; after less than all of it, both connections are closed.
+enum Pass {
+    All,
+    Half,
+    Nothing,
+    /// Nothing of it, or of what follows, while the connections stay.
+    Swallowed,
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream, mut pass: impl FnMut(&mut [u8]) -> Pass) {
     let mut buffer = [0; 16 * 1024];
     let mut broken = false;
     while let Ok(length) = from.read(&mut buffer) {
-        let way = way(&buffer[..length]);
-        broken = broken || matches!(way, Way::Swallowed);
-        if length == 0 || matches!(way, Way::Cut) || (!broken && to.write_all(&buffer[..length]).is_err()) {
+        let piece = &mut buffer[..length];
+        if piece.is_empty() {
+            break;
+        }
+        let passed = match pass(piece) {
+            Pass::All => length,
+            Pass::Half => length / 2,
+            Pass::Nothing => 0,
+            Pass::Swallowed => {
+                broken = true;
+                0
+            }
+        };
+        if broken {
+            continue;
+        }
+        if to.write_all(&piece[..passed]).is_err() || passed < length {
             break;
         }
     }

@@ -5,11 +5,13 @@ use callback_ingress::domain::gate::{
 };
 use callback_ingress::domain::ids::Sequence;
 use callback_ingress::domain::work_item::{Outcome, State};
+use callback_ingress::store::Store;
 
 use crate::stage::{Backend, ROOMY, on_every_store};
 
 on_every_store!(
     opening_tells_whether_this_attempt_made_it,
+    a_repeated_attempt_is_told_what_it_did_before_the_end,
     an_end_drops_what_is_held_or_awaited_and_counts_it,
     an_end_releases_what_was_due_by_then,
     ending_twice_is_the_same_as_once,
@@ -97,6 +99,29 @@ async fn an_ended_conversation_takes_nothing_more(backend: Backend) {
     assert_eq!(conversation.cancel(&second).await, Err(CancelRefused::ConversationEnded));
     assert_eq!(conversation.expire(&[&first, &second]).await, []);
     assert_eq!(conversation.seen(&[&first, &second]).await, before);
+}
+
+async fn a_repeated_attempt_is_told_what_it_did_before_the_end(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let issuing = conversation.issuing(1_000);
+    let issued = conversation.issue_with(issuing.clone()).await.unwrap();
+    let [_, held] = conversation.issue_many(1_000).await;
+    let attempts = [conversation.withdrawing(&issued.item), conversation.withdrawing(&held)];
+    for attempt in attempts.clone() {
+        stage.store.cancel(attempt).await.unwrap().unwrap();
+    }
+    conversation.end().await.unwrap();
+    let first = issued.item.clone();
+    let before = conversation.seen(&[&first, &held]).await;
+    assert_eq!(conversation.issue_with(issuing).await, Ok(issued), "its answer was lost, say");
+    let [released, dropped] = attempts;
+    let again = stage.store.cancel(released).await.unwrap().unwrap();
+    assert_eq!(again.released, []);
+    assert_eq!((again.item.state, again.item.settled.unwrap().0), (State::Released, Outcome::Cancelled));
+    assert_eq!(stage.store.cancel(dropped).await.unwrap(), Err(CancelRefused::ConversationEnded));
+    assert_eq!(conversation.seen(&[&first, &held]).await, before);
+    assert_eq!(conversation.cancel(&held).await, Err(CancelRefused::ConversationEnded), "another attempt");
 }
 
 async fn an_ended_conversation_is_readable_until_its_retention_is_over(backend: Backend) {

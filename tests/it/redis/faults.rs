@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{stage_in, until};
 use crate::conversation::Conversation;
-use crate::proxy::Proxy;
+use crate::proxy::{Cut, Proxy};
 use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
@@ -145,20 +145,20 @@ async fn a_script_whose_answer_was_lost_is_called_again_and_told_what_it_did() {
     let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
     teach_scripts(&stage).await;
     let conversation = stage.unopened();
-    proxy.lose_answers(1);
+    proxy.cut(Cut::Answer, 1);
     assert!(conversation.open(|_| ()).await.unwrap().created);
-    proxy.lose_answers(1);
+    proxy.cut(Cut::Answer, 1);
     let issued = conversation.issue_with(conversation.issuing(1_000)).await.unwrap();
     assert!(!issued.repeated);
-    proxy.lose_answers(1);
+    proxy.cut(Cut::Answer, 1);
     assert!(!conversation.accept(&issued.item, "1").await.unwrap().replayed);
     let second = conversation.issue(1_000).await;
-    proxy.lose_answers(1);
+    proxy.cut(Cut::Answer, 1);
     conversation.cancel(&second).await.unwrap();
     conversation.issue(1_000).await;
-    proxy.lose_answers(1);
+    proxy.cut(Cut::Answer, 1);
     assert_eq!(conversation.end().await.unwrap().dropped_awaiting, 1);
-    assert_eq!(proxy.answers_to_lose(), 0);
+    assert_eq!(proxy.cuts_left(), 0);
     let expected = [(1, Outcome::Succeeded), (2, Outcome::Cancelled)];
     assert_eq!(conversation.channel().await, expected, "each of them happened once");
 }
@@ -173,10 +173,10 @@ async fn a_script_whose_answer_is_lost_again_and_again_has_an_unknown_outcome() 
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
     let attempt = conversation.bringing(&item, b"1");
-    proxy.lose_answers(2);
+    proxy.cut(Cut::Answer, 2);
     let answer = stage.store.accept(attempt.clone()).await;
     assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
-    assert_eq!(proxy.answers_to_lose(), 0, "it was called twice, and no more");
+    assert_eq!(proxy.cuts_left(), 0, "it was called twice, and no more");
     assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "asking again tells");
     assert_eq!(conversation.channel().await, [(1, Outcome::Succeeded)]);
 }

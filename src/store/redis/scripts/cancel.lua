@@ -12,18 +12,21 @@ local item = load_item_by_id(A.work_item)
 if not item then
     return { 'work_item_not_found' }
 end
-if c.ended then
-    return { 'conversation_ended' }
-end
+-- An attempt whose answer was lost is told what it did, unless the end has dropped it since.
 local outcome = outcome_at(item, NOW)
-if not outcome then
+local repeated = outcome == 'cancelled' and item.attempt == A.attempt and (not c.ended or item.sequence < c.gate)
+if c.ended and not repeated then
+    return { 'conversation_ended' }
+elseif outcome and not repeated then
+    return { 'work_item_settled', 'outcome', outcome }
+elseif not outcome then
     settle(c, item, {
         outcome = 'cancelled', received_at = text(NOW), request_id = A.request_id, attempt = A.attempt,
     })
     c.touched_at = NOW
-elseif outcome ~= 'cancelled' or item.attempt ~= A.attempt then
-    return { 'work_item_settled', 'outcome', outcome }
 end
-release(c, item)
-save_conversation(c)
+if not c.ended then
+    release(c, item)
+    save_conversation(c)
+end
 return with_released({ 'cancelled', unpack(view(c, item)) })

@@ -8,6 +8,11 @@ if not c then
     return { 'conversation_not_found' }
 end
 check_kinds()
+-- An attempt whose answer was lost is told what it did, whatever came after it.
+local same = load_item_by_id(A.work_item)
+if same then
+    return describe(same, { 'issued', 'repeated', '0' })
+end
 if c.ended then
     return { 'conversation_ended' }
 end
@@ -19,12 +24,8 @@ if known then
         if fingerprint ~= A.fingerprint then
             return { 'idempotency_conflict' }
         end
-        return describe(item, { 'issued', 'repeated', item.id == A.work_item and '0' or '1' })
+        return describe(item, { 'issued', 'repeated', '1' })
     end
-end
-local same = load_item_by_id(A.work_item)
-if same then
-    return describe(same, { 'issued', 'repeated', '0' })
 end
 if c.awaiting >= number(A.max_awaiting_items) then
     return { 'awaiting_limit' }

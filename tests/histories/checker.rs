@@ -1,0 +1,287 @@
+//! Judges a history: a pure function of what was asked, answered and found in the end.
+//!
+//! What happened inside is not known; it is only asked whether it can have happened. Each attempt bears an id of its
+//! own, which what it settled bears as well, so that a settlement is known to be some attempt's. For each work item
+//! there is then one order that explains all answers, or there is none: everything before its settlement says that it
+//! is awaiting, everything after it tells of the same settlement.
+//!
+//! | rule | in |
+//! |---|---|
+//! | the channel is 1, 2, 3 …, in both its forms; what is on it was issued here; nothing is late | `channel` |
+//! | an acknowledged result is there once, with its bytes; one winner a token; replies fit it | `items` |
+//! | one item a key, one sequence an item, in the order of issue | `issuing` |
+//! | an end drops what it says it drops; readers see the channel, each part once, and go on where they were | `readers` |
+
+mod channel;
+mod issuing;
+mod items;
+mod readers;
+
+use std::collections::BTreeMap;
+
+use crate::record::{Action, Asked, Conversation, Envelope, History, Operation, Post, Reply, Time};
+
+/// By how much the clocks of two processes of one machine may seem to differ.
+const SAME_MOMENT: Time = 5_000;
+
+/// What must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rule {
+    /// The channel is 1, 2, 3 …
+    Order,
+    /// Both forms of the channel, and whatever is told of an item, are the same.
+    Agreement,
+    /// What is in a conversation belongs there.
+    Crossed,
+    /// A result travels as it was posted.
+    Bytes,
+    /// What was acknowledged is there.
+    Lost,
+    /// What was refused, or never asked, is not there.
+    Uncalled,
+    /// A token has one winner, taken once.
+    OneWinner,
+    /// A reply fits what happened before it.
+    Reply,
+    /// A key has one item.
+    Idempotency,
+    /// Nothing is accepted without its token.
+    Forged,
+    /// Nothing counts after its deadline, and at its deadline it is settled.
+    Deadline,
+    /// An end ends, and drops what it says.
+    Ending,
+    /// Readers see the channel, and only that.
+    Reading,
+}
+
+/// Something that cannot have happened if the service keeps its promises.
+#[derive(Clone, Debug)]
+pub(crate) struct Violation {
+    pub(crate) rule: Rule,
+    pub(crate) conversation: String,
+    pub(crate) what: String,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Verdict {
+    pub(crate) violations: Vec<Violation>,
+    /// Acknowledged results that are nowhere.
+    pub(crate) lost: usize,
+    /// By how many milliseconds time-outs were late; while something was broken, counted from its end.
+    pub(crate) lateness: Vec<u64>,
+}
+
+/// One conversation under judgement.
+struct Case<'a> {
+    history: &'a History,
+    conversation: &'a Conversation,
+    /// The channel, as the event stream gave it.
+    envelopes: Vec<Envelope>,
+    items: BTreeMap<&'a str, Item<'a>>,
+    verdict: Verdict,
+}
+
+/// A work item that somebody was told of.
+struct Item<'a> {
+    id: &'a str,
+    sequence: u64,
+    deadline: u64,
+    asked: &'a Asked,
+    posts: Vec<(&'a Operation, &'a Post)>,
+    cancels: Vec<&'a Operation>,
+    shows: Vec<&'a Operation>,
+    /// Its place on the channel.
+    envelope: Option<usize>,
+}
+
+/// Judges a history.
+pub(crate) fn check(history: &History) -> Verdict {
+    let mut verdict = Verdict::default();
+    for conversation in &history.conversations {
+        let mut case = Case::of(history, conversation);
+        case.check();
+        verdict.violations.append(&mut case.verdict.violations);
+        verdict.lateness.append(&mut case.verdict.lateness);
+        verdict.lost += case.verdict.lost;
+    }
+    verdict
+}
+
+impl<'a> Case<'a> {
+    fn of(history: &'a History, conversation: &'a Conversation) -> Self {
+        let mut case = Self {
+            history,
+            conversation,
+            envelopes: Vec::new(),
+            items: BTreeMap::new(),
+            verdict: Verdict::default(),
+        };
+        case.read_envelopes();
+        case.collect_items();
+        case
+    }
+
+    fn check(&mut self) {
+        if self.conversation.truth.view.is_none() {
+            self.check_gone();
+            return;
+        }
+        self.check_channel();
+        self.check_lateness();
+        self.check_issuing();
+        for item in std::mem::take(&mut self.items).into_values() {
+            self.check_item(&item);
+        }
+        self.check_ending();
+        self.check_readers();
+        self.check_rest();
+    }
+
+    fn violated(&mut self, rule: Rule, what: impl Into<String>) {
+        let conversation = self.conversation.id.clone();
+        self.verdict.violations.push(Violation { rule, conversation, what: what.into() });
+    }
+
+    fn operations(&self) -> impl Iterator<Item = &'a Operation> + use<'a> {
+        self.conversation.operations.iter()
+    }
+
+    fn collect_items(&mut self) {
+        for operation in self.operations() {
+            let Action::Issue { asked, .. } = &operation.action else { continue };
+            for (_, reply) in operation.answers().filter(|(_, reply)| reply.status == 201) {
+                let id = reply.text("workItemId");
+                let item = Item {
+                    id,
+                    sequence: reply.number("sequence").unwrap_or_default(),
+                    deadline: reply.millis("deadline").unwrap_or_default(),
+                    asked,
+                    posts: Vec::new(),
+                    cancels: Vec::new(),
+                    shows: Vec::new(),
+                    envelope: self.envelopes.iter().position(|envelope| envelope.work_item_id == id),
+                };
+                self.items.entry(id).or_insert(item);
+            }
+        }
+        for operation in self.operations() {
+            match &operation.action {
+                Action::Post(post) => {
+                    if let Some(item) = self.items.get_mut(post.work_item.as_str()) {
+                        item.posts.push((operation, post));
+                    }
+                }
+                Action::Cancel { work_item } => {
+                    if let Some(item) = self.items.get_mut(work_item.as_str()) {
+                        item.cancels.push(operation);
+                    }
+                }
+                Action::Show { work_item } => {
+                    if let Some(item) = self.items.get_mut(work_item.as_str()) {
+                        item.shows.push(operation);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether an end may have happened before this time.
+    fn may_have_ended_before(&self, time: Time) -> bool {
+        self.operations().any(|other| matches!(other.action, Action::End) && other.may_count_before(time))
+    }
+
+    /// When an end was first acknowledged.
+    fn ended_by(&self) -> Option<Time> {
+        let ends = self.operations().filter(|other| matches!(other.action, Action::End));
+        ends.flat_map(Operation::answers)
+            .filter(|(_, reply)| reply.status == 200)
+            .map(|(attempt, _)| attempt.returned)
+            .min()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.conversation.truth.view.as_ref().is_some_and(|view| view["state"] == "ended")
+    }
+
+    /// The store does not know it. That is right if nobody was told that it is there.
+    fn check_gone(&mut self) {
+        let opened = self.operations().any(|operation| {
+            matches!(operation.action, Action::Open)
+                && operation.answers().any(|(_, reply)| reply.status < 300)
+        });
+        if opened {
+            self.violated(Rule::Lost, "the conversation was opened, and is not there");
+        }
+        for operation in self.operations() {
+            let acknowledged = operation.answers().any(|(_, reply)| reply.status == 202);
+            if matches!(operation.action, Action::Post(_)) && acknowledged {
+                self.verdict.lost += 1;
+            }
+        }
+    }
+
+    /// What has no item of its own: forgeries, strangers, and the opening.
+    fn check_rest(&mut self) {
+        for operation in self.operations() {
+            let bugs = operation.attempts.iter().filter_map(|attempt| attempt.reply.as_ref());
+            for bug in bugs.filter(|reply| matches!(reply.status, 408 | 429 | 500)) {
+                self.violated(Rule::Reply, format!("answered {} {}", bug.status, bug.code()));
+            }
+            for (attempt, reply) in operation.answers() {
+                if reply.request_id != attempt.request_id {
+                    self.violated(Rule::Agreement, format!("a reply bears another request's id: {reply:?}"));
+                }
+                let (status, code) = (reply.status, reply.code());
+                match &operation.action {
+                    Action::Forged { how } if code != "CALLBACK_TOKEN_INVALID" => {
+                        self.violated(Rule::Forged, format!("a {how} token was answered {status} {code}"));
+                    }
+                    Action::CancelForeign if code != "WORK_ITEM_NOT_FOUND" => {
+                        let what = format!("cancelling another conversation's item: {status} {code}");
+                        self.violated(Rule::Crossed, what);
+                    }
+                    Action::Open
+                        if code == "CONVERSATION_ENDED" && self.may_have_ended_before(attempt.returned) => {}
+                    Action::Open if status >= 300 => {
+                        self.violated(Rule::Reply, format!("opening: {status} {code}"));
+                    }
+                    Action::Inspect => self.check_inspection(attempt.invoked, attempt.returned, reply),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn check_inspection(&mut self, invoked: Time, returned: Time, reply: &Reply) {
+        if reply.status != 200 {
+            let rule = if reply.code() == "CONVERSATION_NOT_FOUND" { Rule::Lost } else { Rule::Reply };
+            self.violated(rule, format!("inspecting: {} {}", reply.status, reply.code()));
+        } else if reply.text("state") == "ended" && !self.may_have_ended_before(returned) {
+            self.violated(Rule::Ending, "it shows as ended, and nobody has ended it");
+        } else if reply.text("state") == "live" && self.ended_by().is_some_and(|ended| ended < invoked) {
+            self.violated(Rule::Ending, "it shows as live after an end was acknowledged");
+        }
+    }
+}
+
+impl Rule {
+    /// Whether a store that lost what it had acknowledged can be the whole reason.
+    pub(crate) const fn is_explained_by_loss(self) -> bool {
+        match self {
+            Self::Order
+            | Self::Agreement
+            | Self::Lost
+            | Self::OneWinner
+            | Self::Reply
+            | Self::Uncalled
+            | Self::Idempotency
+            | Self::Deadline
+            | Self::Ending
+            | Self::Reading => true,
+            Self::Crossed | Self::Bytes | Self::Forged => false,
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The channel: its order, its two forms, where its envelopes come from, and when they came.
+
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+
+use super::{Case, Rule};
+use crate::record::{Action, Envelope, Time, millis};
+
+/// By how much a time-out may be late at most, in milliseconds: on a machine that also runs its clients, its nemesis and
+/// other tests, and after a fault until everything is connected again. What is promised at the 99th percentile is far
+/// less, and the figures tell it.
+pub(crate) const ALLOWED_LATENESS_MS: u64 = 3_000;
+
+/// Within which a request is answered on a machine that is not too busy.
+const ANSWERED_IN_TIME: Time = 300_000;
+
+impl Case<'_> {
+    pub(super) fn read_envelopes(&mut self) {
+        for (place, (id, data)) in self.conversation.truth.events.iter().enumerate() {
+            let sequence = place as u64 + 1;
+            match serde_json::from_str::<Envelope>(data) {
+                Ok(envelope) => {
+                    if envelope.sequence != sequence || *id != format!("{sequence}-0") {
+                        let what = format!("the event {id} with {} is number {sequence}", envelope.sequence);
+                        self.violated(Rule::Order, what);
+                    }
+                    self.envelopes.push(envelope);
+                }
+                Err(error) => self.violated(Rule::Agreement, format!("no envelope: {error}: {data}")),
+            }
+        }
+    }
+
+    pub(super) fn check_channel(&mut self) {
+        self.check_forms();
+        let mut of_turn: BTreeMap<String, usize> = BTreeMap::new();
+        let mut released_before = 0;
+        for envelope in self.envelopes.clone() {
+            let told = format!("{} of {}", envelope.sequence, envelope.work_item_id);
+            if envelope.conversation_id != self.conversation.id {
+                self.violated(Rule::Crossed, format!("{told} is of {}", envelope.conversation_id));
+            }
+            let time = |text: &str| millis(text).unwrap_or_default();
+            let (issued, received) = (time(&envelope.issued_at), time(&envelope.received_at));
+            let released = time(&envelope.released_at);
+            if !(issued <= received && received <= released && released_before <= released) {
+                self.violated(Rule::Agreement, format!("{told}: its times are not in order"));
+            }
+            released_before = released;
+            let turn = envelope.turn_id.clone().unwrap_or_default();
+            *of_turn.entry(turn).or_default() += 1;
+            if let Some(item) = self.items.get(envelope.work_item_id.as_str()) {
+                let as_issued = item.sequence == envelope.sequence
+                    && item.asked.kind == envelope.kind
+                    && Some(&item.asked.turn) == envelope.turn_id.as_ref();
+                if !as_issued {
+                    self.violated(Rule::Agreement, format!("{told} is not what was issued"));
+                }
+            } else {
+                self.check_stray(&envelope, &told);
+            }
+        }
+        for (turn, count) in of_turn {
+            if count > self.most_items(&turn) {
+                self.violated(Rule::Idempotency, format!("{count} items were issued for turn {turn}"));
+            }
+        }
+    }
+
+    /// An item that nobody was told of: its issue was answered by nothing, so nobody has its token.
+    fn check_stray(&mut self, envelope: &Envelope, told: &str) {
+        let others = self.history.conversations.iter().filter(|other| other.id != self.conversation.id);
+        let mut theirs = others.flat_map(|other| &other.truth.events);
+        if theirs.any(|(_, data)| data.contains(&envelope.work_item_id)) {
+            self.violated(Rule::Crossed, format!("{told} is another conversation's"));
+        } else if self.most_items(envelope.turn_id.as_deref().unwrap_or_default()) == 0 {
+            self.violated(Rule::Uncalled, format!("{told} was never asked for"));
+        } else if envelope.outcome != "timed_out" {
+            self.violated(Rule::Uncalled, format!("{told} has an outcome, and nobody has its token"));
+        }
+    }
+
+    /// How many items there can be for a turn: one, or as many as the request without a key was repeated.
+    fn most_items(&self, turn: &str) -> usize {
+        let issues = self.operations().filter_map(|operation| match &operation.action {
+            Action::Issue { asked, key } if asked.turn == turn => Some((operation, key)),
+            _ => None,
+        });
+        let counts = issues.map(|(operation, key)| {
+            let may_count = operation.attempts.iter().filter(|attempt| attempt.may_count()).count();
+            if key.is_some() { may_count.min(1) } else { may_count }
+        });
+        counts.max().unwrap_or_default()
+    }
+
+    /// The Redis stream holds what the event stream gives.
+    fn check_forms(&mut self) {
+        let Some(stream) = &self.conversation.truth.stream else { return };
+        if stream.len() != self.envelopes.len() {
+            let what =
+                format!("the Redis stream has {}, the event stream {}", stream.len(), self.envelopes.len());
+            self.violated(Rule::Agreement, what);
+        }
+        for ((id, fields), envelope) in stream.iter().zip(self.envelopes.clone()) {
+            let mut fields: Vec<(&str, &[u8])> =
+                fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+            fields.sort_unstable();
+            let sequence = envelope.sequence.to_string();
+            if fields != members(&envelope, &sequence) || *id != format!("{sequence}-0") {
+                self.violated(Rule::Agreement, format!("{id} is not the same in both streams: {fields:?}"));
+            }
+        }
+    }
+
+    /// Each time-out is released when its turn comes and its deadline has passed.
+    pub(super) fn check_lateness(&mut self) {
+        let mut turn = 0;
+        for envelope in self.envelopes.clone() {
+            let time = |text: &str| millis(text).unwrap_or_default();
+            let released = time(&envelope.released_at);
+            if envelope.outcome == "timed_out" {
+                let due = self.excused(time(&envelope.received_at).max(turn), released);
+                let late = released.saturating_sub(due);
+                self.verdict.lateness.push(late);
+                if late > ALLOWED_LATENESS_MS {
+                    let what = format!("{} timed out {late} ms late", envelope.sequence);
+                    self.violated(Rule::Deadline, what);
+                }
+            }
+            turn = released;
+        }
+        let view = self.conversation.truth.view.as_ref();
+        let list = |name: &str| view.and_then(|view| view[name].as_array()).map_or(0, Vec::len);
+        let (awaiting, held) = (list("awaiting"), list("held"));
+        if !self.has_ended() && awaiting + held > 0 {
+            self.violated(Rule::Deadline, format!("{awaiting} are still awaiting, {held} are held"));
+        }
+    }
+
+    /// From when on something that was due then, and came at `came`, is late: not while anything is broken, nor while
+    /// clients are not answered in time either, such as on a machine that is too busy or whose disk is.
+    fn excused(&self, due: u64, came: u64) -> u64 {
+        let outages = self.history.outages.iter().filter(|outage| outage.excuses);
+        let broken = outages.map(|outage| (outage.from, outage.until));
+        let all = self.history.conversations.iter().flat_map(|conversation| &conversation.operations);
+        let slow = all.flat_map(|operation| &operation.attempts).filter(|attempt| {
+            let store_failed = attempt.reply.as_ref().is_none_or(|reply| reply.status == 503);
+            store_failed || attempt.returned.saturating_sub(attempt.invoked) > ANSWERED_IN_TIME
+        });
+        let slow = slow.map(|attempt| (attempt.invoked, attempt.returned));
+        let overlapping =
+            broken.chain(slow).filter(|(from, until)| from / 1_000 <= came && until / 1_000 >= due);
+        overlapping.map(|(_, until)| until / 1_000).fold(due, u64::max)
+    }
+}
+
+/// An envelope as a Redis stream has it, by the names of its fields.
+fn members<'e>(envelope: &'e Envelope, sequence: &'e str) -> Vec<(&'e str, &'e [u8])> {
+    let text = |text: &'e Option<String>| text.as_deref();
+    let raw = |raw: &'e Option<Box<RawValue>>| raw.as_deref().map(RawValue::get);
+    let all = [
+        ("sequence", Some(sequence)),
+        ("conversationId", Some(envelope.conversation_id.as_str())),
+        ("workItemId", Some(envelope.work_item_id.as_str())),
+        ("turnId", text(&envelope.turn_id)),
+        ("kind", Some(envelope.kind.as_str())),
+        ("outcome", Some(envelope.outcome.as_str())),
+        ("result", raw(&envelope.result)),
+        ("error", raw(&envelope.error)),
+        ("issuedAt", Some(envelope.issued_at.as_str())),
+        ("receivedAt", Some(envelope.received_at.as_str())),
+        ("releasedAt", Some(envelope.released_at.as_str())),
+        ("requestId", text(&envelope.request_id)),
+        ("traceparent", text(&envelope.traceparent)),
+    ];
+    let mut there: Vec<_> =
+        all.into_iter().filter_map(|(name, value)| Some((name, value?.as_bytes()))).collect();
+    there.sort_unstable();
+    there
+}

@@ -1,0 +1,191 @@
+//! From a seed, what clients will do: the same seed, the same plan.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::record::Says;
+
+/// In how many milliseconds the clients of a history begin everything that they do.
+pub(crate) const SPAN_MS: u64 = 1_200;
+
+/// What the clients of one history do.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) conversations: Vec<ConversationPlan>,
+}
+
+/// One conversation. All times are milliseconds from the history's start, or from what they follow.
+#[derive(Debug)]
+pub(crate) struct ConversationPlan {
+    pub(crate) items: Vec<ItemPlan>,
+    pub(crate) readers: Vec<ReaderPlan>,
+    pub(crate) inspections: Vec<u64>,
+    /// When it is ended, by whom is no matter; twice, if there are two.
+    pub(crate) ends: Vec<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ItemPlan {
+    pub(crate) at: u64,
+    pub(crate) kind: &'static str,
+    pub(crate) timeout_ms: u64,
+    pub(crate) keyed: bool,
+    /// The same request again, after so long; only with a key.
+    pub(crate) again: Option<u64>,
+    /// Another request with its key, after so long.
+    pub(crate) key_reused: Option<u64>,
+    pub(crate) posts: Vec<PostPlan>,
+    /// Each cancels it, so long after its issue.
+    pub(crate) cancels: Vec<u64>,
+    /// So long after its issue, another conversation tries to cancel it.
+    pub(crate) cancelled_by_stranger: Option<u64>,
+    /// So long after its issue, it is looked at.
+    pub(crate) shown: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PostPlan {
+    pub(crate) after: u64,
+    pub(crate) carrier: Carrier,
+    pub(crate) what: PostKind,
+}
+
+/// Where the token travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    Header,
+    Query,
+    Path,
+    Body,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PostKind {
+    /// A body by its number: the same number, the same bytes.
+    Body(u8, Says),
+    /// A token that is not one.
+    Forged(Forgery),
+}
+
+/// How a token is forged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Forgery {
+    /// One character changed.
+    Changed(usize),
+    /// This token's claims under another conversation's signature.
+    Spliced,
+    /// Cut short.
+    Short,
+}
+
+/// One that follows the event stream, and is cut off now and again.
+#[derive(Debug)]
+pub(crate) struct ReaderPlan {
+    pub(crate) at: u64,
+    /// How long each of its connections lasts; after the last it reads on to the end.
+    pub(crate) cuts: Vec<u64>,
+}
+
+impl Plan {
+    pub(crate) fn of(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let conversations = (0..random.random_range(2..=3)).map(|_| conversation(&mut random)).collect();
+        Self { conversations }
+    }
+}
+
+fn conversation(random: &mut StdRng) -> ConversationPlan {
+    let items = (0..random.random_range(4..=8)).map(|_| item(random)).collect();
+    let readers = (0..random.random_range(1..=2)).map(|_| reader(random)).collect();
+    let inspections = times(random, 0..=2, SPAN_MS);
+    // An end while something goes on, at times two of them at once.
+    let ends = if random.random_bool(0.35) { times(random, 1..=2, SPAN_MS) } else { Vec::new() };
+    ConversationPlan { items, readers, inspections, ends }
+}
+
+fn times(random: &mut StdRng, count: std::ops::RangeInclusive<usize>, before: u64) -> Vec<u64> {
+    (0..random.random_range(count)).map(|_| random.random_range(0..before)).collect()
+}
+
+fn item(random: &mut StdRng) -> ItemPlan {
+    // Short ones time out, or nearly; ample ones do so only when things go wrong.
+    let timeout_ms = match random.random_range(0..10) {
+        0..=2 => random.random_range(20..120),
+        3..=5 => random.random_range(120..500),
+        _ => random.random_range(1_500..2_500),
+    };
+    let kind = if random.random_bool(0.3) { "llm" } else { "tool" };
+    let keyed = random.random_bool(0.5);
+    let soon = |random: &mut StdRng| random.random_range(0..250);
+    let answered = timeout_ms >= 1_000 || random.random_bool(0.75);
+    let mut posts = Vec::new();
+    if answered {
+        let within = timeout_ms.min(500);
+        let says = if random.random_bool(0.15) { Says::Failed } else { Says::Succeeded };
+        // Near the deadline, before it and after it, is where a race is.
+        let first = random.random_range(0..within + within / 10);
+        posts.push(post(random, first, PostKind::Body(0, says)));
+        for _ in 0..random.random_range(0..=2) {
+            let after = first + soon(random);
+            posts.push(post(random, after, PostKind::Body(0, says)));
+        }
+        if random.random_bool(0.4) {
+            let after = random.random_range(0..within + 50);
+            posts.push(post(random, after, PostKind::Body(1, Says::Succeeded)));
+        }
+        if random.random_bool(0.1) {
+            let nonsense = if random.random_bool(0.5) {
+                PostKind::Body(2, Says::Nonsense)
+            } else {
+                PostKind::Body(0, Says::TwoTokens)
+            };
+            let after = soon(random);
+            posts.push(post(random, after, nonsense));
+        }
+    }
+    if random.random_bool(0.15) {
+        let forgery = match random.random_range(0..3) {
+            0 => Forgery::Changed(random.random_range(4..112)),
+            1 => Forgery::Spliced,
+            _ => Forgery::Short,
+        };
+        let after = soon(random);
+        posts.push(post(random, after, PostKind::Forged(forgery)));
+    }
+    ItemPlan {
+        at: random.random_range(0..SPAN_MS * 2 / 3),
+        kind,
+        timeout_ms,
+        keyed,
+        again: (keyed && random.random_bool(0.4)).then(|| soon(random)),
+        key_reused: (keyed && random.random_bool(0.1)).then(|| soon(random)),
+        posts,
+        cancels: if random.random_bool(0.2) { times(random, 1..=2, 300) } else { Vec::new() },
+        cancelled_by_stranger: random.random_bool(0.05).then(|| soon(random)),
+        shown: random.random_bool(0.3).then(|| soon(random)),
+    }
+}
+
+fn post(random: &mut StdRng, after: u64, what: PostKind) -> PostPlan {
+    // In a body that is no JSON, nobody finds a token.
+    let readable = !matches!(what, PostKind::Body(_, Says::Nonsense));
+    let carrier = match random.random_range(0..10) {
+        0 => Carrier::Query,
+        1 => Carrier::Path,
+        2 if readable => Carrier::Body,
+        _ => Carrier::Header,
+    };
+    PostPlan { after, carrier, what }
+}
+
+fn reader(random: &mut StdRng) -> ReaderPlan {
+    let cuts = times(random, 0..=3, 500);
+    ReaderPlan { at: random.random_range(0..SPAN_MS / 2), cuts }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_plan_and_another_seed_another() {
+    let shown = |seed| format!("{:?}", Plan::of(seed));
+    assert_eq!(shown(7), shown(7));
+    assert_ne!(shown(7), shown(8));
+}

@@ -1,0 +1,132 @@
+//! Those who read a channel: event streams that are cut off and resumed, and the Redis stream.
+
+use std::time::Duration;
+
+use callback_ingress::clock::Entropy;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::client::{Call, Client};
+use crate::record::{Reply, Session, StreamEntry};
+
+/// How long a reader waits before it connects again.
+const PAUSE: Duration = Duration::from_millis(40);
+/// How long a reader waits for the head of a stream.
+const OPENED_WITHIN: Duration = Duration::from_millis(1_500);
+
+/// Reads a conversation's event stream from after a sequence, until the time is over, the stream ends, or it has given
+/// the event of `last`. A reply other than a stream is written down where it is final.
+pub(crate) async fn read(
+    client: &Client,
+    conversation: &str,
+    after: u64,
+    last: Option<u64>,
+    until: Instant,
+) -> Option<Session> {
+    let call = Call::platform("GET", &format!("{conversation}/events"));
+    let call = match after {
+        0 => Call { path: format!("{}?from=0", call.path), ..call },
+        after => call.header("last-event-id", format!("{after}-0")),
+    };
+    let request_id = Entropy.request_id().to_string();
+    let (replica, answer) = client.send(&call, &request_id);
+    let opened = timeout_at(until.min(Instant::now() + OPENED_WITHIN), answer).await.ok()??;
+    let mut session = Session { replica, after, events: Vec::new(), ended: false, refused: None };
+    if opened.status() != 200 {
+        let status = opened.status().as_u16();
+        let body = opened.into_body().collect().await.ok()?.to_bytes();
+        let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let refused = Reply { status, request_id, idempotent_replay: false, body };
+        session.refused = Some(refused).filter(|reply| !reply.may_be_repeated());
+        return session.refused.is_some().then_some(session);
+    }
+    let mut body = opened.into_body();
+    let mut read = Vec::new();
+    while session.events.len() as u64 + after < last.unwrap_or(u64::MAX) && !session.ended {
+        let Ok(Some(piece)) = timeout_at(until, next_piece(&mut body)).await else { break };
+        read.extend_from_slice(&piece);
+        take_events(&mut read, client, &mut session);
+    }
+    Some(session)
+}
+
+async fn next_piece(body: &mut Incoming) -> Option<bytes::Bytes> {
+    body.frame().await?.ok()?.into_data().ok()
+}
+
+/// Takes the whole events from what was read so far.
+fn take_events(read: &mut Vec<u8>, client: &Client, session: &mut Session) {
+    while let Some(end) = read.windows(2).position(|pair| pair == b"\n\n") {
+        let block: Vec<u8> = read.drain(..end + 2).collect();
+        let block = String::from_utf8_lossy(&block);
+        let value = |name: &str| {
+            let lines = block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        if value("event") == "end" {
+            session.ended = true;
+        } else if !value("data").is_empty() {
+            session.events.push((client.stopwatch.now(), value("id"), value("data")));
+        }
+    }
+}
+
+/// Follows a channel as the platform does: again after each cut, from the last event on, until `until`. Each cut is so
+/// many milliseconds after the connection.
+pub(crate) async fn follow(
+    client: &Client,
+    conversation: &str,
+    cuts: &[u64],
+    until: Instant,
+) -> Vec<Session> {
+    let mut sessions: Vec<Session> = Vec::new();
+    let mut cuts = cuts.iter().map(|millis| Duration::from_millis(*millis));
+    let mut after = 0;
+    while Instant::now() < until {
+        let cut = cuts.next().map_or(until, |cut| (Instant::now() + cut).min(until));
+        if let Some(session) = read(client, conversation, after, None, cut).await {
+            after += session.events.len() as u64;
+            let over = session.ended || session.refused.is_some();
+            sessions.push(session);
+            if over {
+                return sessions;
+            }
+        }
+        sleep(PAUSE).await;
+    }
+    sessions
+}
+
+/// Follows a Redis stream as the platform does: connected again after each failure, from the last entry on, until `until`.
+pub(crate) async fn follow_stream(url: &str, key: &str, until: Instant) -> Vec<StreamEntry> {
+    let client = redis::Client::open(url).unwrap();
+    let mut seen: Vec<StreamEntry> = Vec::new();
+    let follow = async {
+        loop {
+            // A server that is gone is waited for like one that has nothing new.
+            if let Ok(mut connection) = client.get_multiplexed_async_connection().await {
+                loop {
+                    let last = seen.last().map_or_else(|| "-".to_owned(), |(id, _)| format!("({id}"));
+                    let more = redis::cmd("XRANGE").arg(key).arg(last).arg("+").to_owned();
+                    let Ok(more) = more.query_async::<Vec<StreamEntry>>(&mut connection).await else { break };
+                    seen.extend(more);
+                    sleep(PAUSE).await;
+                }
+            }
+            sleep(PAUSE).await;
+        }
+    };
+    // It has no end of its own.
+    let _: Result<(), _> = timeout_at(until, follow).await;
+    seen
+}
+
+/// All of a Redis stream.
+pub(crate) fn redis_stream(
+    connection: &mut redis::Connection,
+    key: &str,
+) -> redis::RedisResult<Vec<StreamEntry>> {
+    redis::cmd("XRANGE").arg(key).arg("-").arg("+").query(connection)
+}

@@ -1,0 +1,265 @@
+//! A history: what was asked and answered, when, and what the channels held in the end.
+
+use bytes::Bytes;
+use callback_ingress::clock::Clock;
+use callback_ingress::domain::time::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+/// Microseconds since the Unix epoch, on a clock that never steps back.
+pub(crate) type Time = u64;
+
+/// Tells the time of a run: the store's clock as it was at its start, and from there on what has elapsed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stopwatch {
+    started: Instant,
+    epoch: Time,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self { started: Instant::now(), epoch: Clock::System.now().as_millis() * 1_000 }
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        self.epoch + u64::try_from(self.started.elapsed().as_micros()).unwrap()
+    }
+}
+
+/// What a client asked for. Repeated as it is until it is answered.
+#[derive(Clone, Debug)]
+pub(crate) enum Action {
+    Open,
+    Issue {
+        asked: Asked,
+        key: Option<String>,
+    },
+    Post(Post),
+    /// A token that was never given out.
+    Forged {
+        how: &'static str,
+    },
+    Cancel {
+        work_item: String,
+    },
+    /// Another conversation's work item.
+    CancelForeign,
+    End,
+    Inspect,
+    Show {
+        work_item: String,
+    },
+}
+
+/// A work item as it was asked for. The turn is the request's own, so an envelope leads back to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) turn: String,
+    pub(crate) kind: &'static str,
+    pub(crate) timeout_ms: u64,
+}
+
+/// A callback with a token that was given out.
+#[derive(Clone, Debug)]
+pub(crate) struct Post {
+    pub(crate) work_item: String,
+    /// The result as it must travel on: without the field of the token.
+    pub(crate) result: Bytes,
+    pub(crate) says: Says,
+}
+
+/// What a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Says {
+    Succeeded,
+    Failed,
+    /// No JSON.
+    Nonsense,
+    /// Its token, and another one beside it.
+    TwoTokens,
+}
+
+/// One request on the wire.
+#[derive(Clone, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) replica: usize,
+    /// The id that its client gave it: what it settled bears it.
+    pub(crate) request_id: String,
+    pub(crate) invoked: Time,
+    pub(crate) returned: Time,
+    /// `None`: the connection broke, or nobody answered in time.
+    pub(crate) reply: Option<Reply>,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) request_id: String,
+    /// The header `Idempotent-Replayed`.
+    pub(crate) idempotent_replay: bool,
+    pub(crate) body: Value,
+}
+
+impl Reply {
+    /// A refusal's code; empty for anything else.
+    pub(crate) fn code(&self) -> &str {
+        self.body["error"]["code"].as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn text(&self, member: &str) -> &str {
+        self.body[member].as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn number(&self, member: &str) -> Option<u64> {
+        self.body[member].as_u64()
+    }
+
+    /// A time in the body, in milliseconds.
+    pub(crate) fn millis(&self, member: &str) -> Option<u64> {
+        millis(self.text(member))
+    }
+
+    /// Whether the same request may be sent again, by the README's rule.
+    pub(crate) const fn may_be_repeated(&self) -> bool {
+        matches!(self.status, 408 | 429 | 500 | 502 | 503 | 504)
+    }
+}
+
+/// A time on the wire, in milliseconds.
+pub(crate) fn millis(text: &str) -> Option<u64> {
+    text.parse::<Timestamp>().ok().map(Timestamp::as_millis)
+}
+
+impl Attempt {
+    /// Its reply, if that says what became of the request.
+    pub(crate) fn answer(&self) -> Option<&Reply> {
+        self.reply.as_ref().filter(|reply| !reply.may_be_repeated())
+    }
+
+    /// Whether it may have settled an item that an end then dropped: it is told of the end alone, when the first answer
+    /// to it was lost on the way from the store.
+    pub(crate) fn may_be_dropped(&self) -> bool {
+        self.may_count() || self.reply.as_ref().is_some_and(|reply| reply.code() == "CONVERSATION_ENDED")
+    }
+
+    /// Whether it may have done something, for all that its client knows. `STORE_UNAVAILABLE`, `DRAINING` and
+    /// `OVERLOADED` promise that it has not.
+    pub(crate) fn may_count(&self) -> bool {
+        match &self.reply {
+            None => true,
+            Some(reply) => {
+                (200..300).contains(&reply.status) || matches!(reply.code(), "OUTCOME_UNKNOWN" | "INTERNAL")
+            }
+        }
+    }
+}
+
+/// A request and all its attempts: the last one is answered, or nobody knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    pub(crate) action: Action,
+    pub(crate) attempts: Vec<Attempt>,
+}
+
+impl Operation {
+    /// When it was first sent.
+    pub(crate) fn invoked(&self) -> Time {
+        self.attempts.first().map_or(Time::MAX, |attempt| attempt.invoked)
+    }
+
+    /// The answers that say what became of it, with their attempts.
+    pub(crate) fn answers(&self) -> impl Iterator<Item = (&Attempt, &Reply)> {
+        self.attempts.iter().filter_map(|attempt| Some((attempt, attempt.answer()?)))
+    }
+
+    /// Whether it may have done something by this time.
+    pub(crate) fn may_count_before(&self, time: Time) -> bool {
+        self.attempts.iter().any(|attempt| attempt.may_count() && attempt.invoked < time)
+    }
+}
+
+/// An envelope: from the event stream, or put together from the Redis stream.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Envelope {
+    pub(crate) sequence: u64,
+    pub(crate) conversation_id: String,
+    pub(crate) work_item_id: String,
+    pub(crate) turn_id: Option<String>,
+    pub(crate) kind: String,
+    pub(crate) outcome: String,
+    pub(crate) result: Option<Box<RawValue>>,
+    pub(crate) error: Option<Box<RawValue>>,
+    pub(crate) issued_at: String,
+    pub(crate) received_at: String,
+    pub(crate) released_at: String,
+    pub(crate) request_id: Option<String>,
+    pub(crate) traceparent: Option<String>,
+}
+
+impl Envelope {
+    /// The bytes of the result or of the error.
+    pub(crate) fn payload(&self) -> Option<&str> {
+        self.result.as_deref().or(self.error.as_deref()).map(RawValue::get)
+    }
+}
+
+/// One reading of the event stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    pub(crate) replica: usize,
+    /// After which sequence it was asked to begin.
+    pub(crate) after: u64,
+    /// Each event's id and data, and when it came.
+    pub(crate) events: Vec<(Time, String, String)>,
+    /// Whether the event `end` came.
+    pub(crate) ended: bool,
+    /// What it was refused with.
+    pub(crate) refused: Option<Reply>,
+}
+
+/// An entry of a Redis stream: its id, and its fields as names and bytes.
+pub(crate) type StreamEntry = (String, Vec<(String, Vec<u8>)>);
+
+/// What is there when everything has come to rest.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Truth {
+    /// `GET` of the conversation; `None` when the store does not know it.
+    pub(crate) view: Option<Value>,
+    /// The event stream from its start: each event's id and data.
+    pub(crate) events: Vec<(String, String)>,
+    /// The Redis stream, on a store that has one.
+    pub(crate) stream: Option<Vec<StreamEntry>>,
+}
+
+/// All that happened to one conversation.
+#[derive(Clone, Debug)]
+pub(crate) struct Conversation {
+    pub(crate) id: String,
+    pub(crate) operations: Vec<Operation>,
+    pub(crate) sessions: Vec<Session>,
+    /// What a reader of the Redis stream saw, on a store that has one.
+    pub(crate) stream_seen: Vec<StreamEntry>,
+    pub(crate) truth: Truth,
+}
+
+/// Conversations that were driven together.
+#[derive(Clone, Debug)]
+pub(crate) struct History {
+    pub(crate) conversations: Vec<Conversation>,
+    /// When something was broken, and what.
+    pub(crate) outages: Vec<Outage>,
+}
+
+/// The nemesis at work, from the first moment to the one at which everything was whole again.
+#[derive(Clone, Debug)]
+pub(crate) struct Outage {
+    pub(crate) what: String,
+    /// Whether anything may be late because of it.
+    pub(crate) excuses: bool,
+    pub(crate) from: Time,
+    pub(crate) until: Time,
+}

@@ -1,0 +1,144 @@
+//! One replica of the service: the real program, in a process of its own.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
+
+use serde_json::Value;
+
+use crate::clock::SteppedClock;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_callback-ingress");
+/// The platform's key, the same on every replica.
+pub(crate) const SERVICE_KEY: &str = "the-platforms-key-of-the-histories";
+
+/// What every replica is started with, besides its store.
+const SETTINGS: [(&str, &str); 7] = [
+    ("http.public_addr", "127.0.0.1:0"),
+    ("http.platform_addr", "127.0.0.1:0"),
+    // The same on every replica, as what it gives out must be.
+    ("http.public_base_url", "http://callbacks.test"),
+    ("token.keys", r#"["k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="]"#),
+    ("platform.service_keys", r#"["the-platforms-key-of-the-histories"]"#),
+    // Half of what is usual: more answers are too late, and more is unknown.
+    ("store.response_timeout_ms", "500"),
+    // Only the line that tells the addresses.
+    ("telemetry.log_level", "callback_ingress::cli::serve=info,error"),
+];
+
+/// Where a replica is reached. Another one after each start.
+#[derive(Clone, Debug)]
+pub(crate) struct Addresses {
+    pub(crate) public: String,
+    pub(crate) platform: String,
+}
+
+/// `$@` is the program. Answers with its process id, then ends it when its own input ends: nothing outlives the tests,
+/// however they end.
+const KEEPER: &str = r#"
+trap '' INT TERM
+"$@" >/dev/null &
+echo "$!"
+read -r _
+kill -9 "$!" 2>/dev/null
+wait "$!" 2>/dev/null
+"#;
+
+/// A replica, running or killed. Ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    store_url: String,
+    clock: SteppedClock,
+    running: Mutex<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    keeper: Child,
+    pid: u32,
+    addresses: Addresses,
+}
+
+impl Running {
+    /// Ends it, if it has not ended already.
+    fn end(&mut self) {
+        drop(self.keeper.stdin.take());
+        drop(self.keeper.wait());
+    }
+}
+
+impl Replica {
+    pub(crate) fn start(store_url: String) -> Self {
+        let clock = SteppedClock::new();
+        let running = Mutex::new(launch(&store_url, &clock));
+        Self { store_url, clock, running }
+    }
+
+    pub(crate) fn addresses(&self) -> Addresses {
+        self.running.lock().unwrap().addresses.clone()
+    }
+
+    /// Ends it without warning.
+    pub(crate) fn kill(&self) {
+        self.signal("KILL");
+        self.running.lock().unwrap().end();
+    }
+
+    /// Starts it again after [`Replica::kill`].
+    pub(crate) fn restart(&self) {
+        *self.running.lock().unwrap() = launch(&self.store_url, &self.clock);
+    }
+
+    /// Lets it do nothing, its connections open, until [`Replica::resume`].
+    pub(crate) fn suspend(&self) {
+        self.signal("STOP");
+    }
+
+    /// Ends [`Replica::suspend`].
+    pub(crate) fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    /// Its system clock is this wrong from now on.
+    pub(crate) fn step_clock(&self, seconds: i64) {
+        self.clock.step(seconds);
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.running.lock().unwrap().pid.to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "SIG{name} could not be sent");
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.running.get_mut().unwrap().end();
+    }
+}
+
+fn launch(store_url: &str, clock: &SteppedClock) -> Running {
+    let settings = SETTINGS.into_iter().chain([("store.url", store_url)]);
+    let mut keeper = Command::new("/bin/sh")
+        .args(["-c", KEEPER, "keeper", PROGRAM, "serve"])
+        .args(settings.flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]))
+        .env_clear()
+        .envs(clock.variables())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pid = String::new();
+    BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut pid).unwrap();
+    let pid = pid.trim().parse().expect("the keeper tells the process id");
+    let mut log = BufReader::new(keeper.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let line = log.find(|line| line.contains(r#""serving""#)).expect("the program serves");
+    let line: Value = serde_json::from_str(&line).unwrap();
+    // What goes wrong in there is worth a line here; and a log that nobody reads would stop the program.
+    thread::spawn(move || log.for_each(|line| eprintln!("{line}")));
+    let address = |name: &str| line[name].as_str().unwrap().to_owned();
+    let addresses = Addresses { public: address("public"), platform: address("platform") };
+    Running { keeper, pid, addresses }
+}

@@ -1,0 +1,156 @@
+//! Proof of the checker, where no store can be broken so: a history in which everything held, changed in one place into
+//! one that cannot have happened.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::checker::{self, Rule};
+use crate::deployment::{Deployment, Kind};
+use crate::record::{Action, Attempt, Conversation, History, Operation, Reply};
+use crate::run::Batch;
+
+/// Changes a conversation, if it has the place for it.
+type Tampering = fn(&mut Conversation) -> bool;
+
+const TAMPERINGS: [(&str, Tampering, Rule); 13] = [
+    ("a forged token is taken", a_forgery_is_taken, Rule::Forged),
+    ("a stranger cancels", a_stranger_cancels, Rule::Crossed),
+    ("a time-out is told of before the deadline", a_time_out_is_too_early, Rule::Reply),
+    ("a cancellation is told of that nobody asked for", nobody_cancelled, Rule::Reply),
+    ("an end is told of that nobody asked for", nobody_ended, Rule::Ending),
+    ("a repetition is recognised that is none", nothing_was_repeated, Rule::Reply),
+    ("a reply bears another request's id", another_request, Rule::Agreement),
+    ("the Redis stream has other bytes", the_stream_differs, Rule::Agreement),
+    ("a reader sees what is not there", a_reader_sees_more, Rule::Reading),
+    ("a reader of the Redis stream sees what is not there", a_stream_reader_sees_other, Rule::Reading),
+    ("a reader is told of an end too early", a_reader_is_sent_away, Rule::Reading),
+    ("something is awaiting for ever", something_stays, Rule::Deadline),
+    ("the store knows nothing", everything_is_gone, Rule::Lost),
+];
+
+fn attempts(conversation: &mut Conversation, of: fn(&Action) -> bool) -> impl Iterator<Item = &mut Attempt> {
+    conversation.operations.iter_mut().filter(move |one| of(&one.action)).flat_map(|one| &mut one.attempts)
+}
+
+fn is_post(action: &Action) -> bool {
+    matches!(action, Action::Post(_))
+}
+
+/// The first attempt that was answered with this code.
+fn answered<'c>(
+    conversation: &'c mut Conversation,
+    of: fn(&Action) -> bool,
+    code: &str,
+) -> Option<&'c mut Attempt> {
+    attempts(conversation, of)
+        .find(|attempt| attempt.reply.as_ref().is_some_and(|reply| reply.code() == code))
+}
+
+fn turn_into(attempt: Option<&mut Attempt>, status: u16, body: Value) -> bool {
+    let reply = attempt.and_then(|attempt| attempt.reply.as_mut());
+    reply.map(|reply| (reply.status, reply.body) = (status, body)).is_some()
+}
+
+fn a_forgery_is_taken(conversation: &mut Conversation) -> bool {
+    let forged =
+        answered(conversation, |action| matches!(action, Action::Forged { .. }), "CALLBACK_TOKEN_INVALID");
+    turn_into(forged, 202, json!({"status": "delivered"}))
+}
+
+fn a_stranger_cancels(conversation: &mut Conversation) -> bool {
+    let strange =
+        answered(conversation, |action| matches!(action, Action::CancelForeign), "WORK_ITEM_NOT_FOUND");
+    turn_into(strange, 200, json!({"outcome": "cancelled"}))
+}
+
+fn a_time_out_is_too_early(conversation: &mut Conversation) -> bool {
+    let timed_out = answered(conversation, is_post, "WORK_ITEM_TIMED_OUT");
+    timed_out.map(|attempt| attempt.returned -= 5_000_000).is_some()
+}
+
+/// Takes away the requests that explain an answer.
+fn without(conversation: &mut Conversation, code: &str, explains: fn(&Operation) -> bool) -> bool {
+    let told = answered(conversation, is_post, code).is_some();
+    conversation.operations.retain(|operation| !told || !explains(operation));
+    told
+}
+
+fn nobody_cancelled(conversation: &mut Conversation) -> bool {
+    without(conversation, "WORK_ITEM_CANCELLED", |one| matches!(one.action, Action::Cancel { .. }))
+}
+
+fn nobody_ended(conversation: &mut Conversation) -> bool {
+    without(conversation, "CONVERSATION_ENDED", |one| matches!(one.action, Action::End))
+}
+
+fn nothing_was_repeated(conversation: &mut Conversation) -> bool {
+    let item_of = |operation: &Operation| match &operation.action {
+        Action::Post(post) => Some(post.work_item.clone()),
+        _ => None,
+    };
+    let replayed = |attempt: &Attempt| attempt.reply.as_ref().is_some_and(|reply| reply.status == 200);
+    let mut posts = conversation.operations.iter().filter(|one| is_post(&one.action));
+    let Some(mut repeated) = posts.find(|one| one.attempts.iter().any(replayed)).cloned() else {
+        return false;
+    };
+    conversation.operations.retain(|one| item_of(one) != item_of(&repeated));
+    repeated.attempts.retain(replayed);
+    conversation.operations.push(repeated);
+    true
+}
+
+fn another_request(conversation: &mut Conversation) -> bool {
+    let mut replies = attempts(conversation, is_post).filter_map(|attempt| attempt.reply.as_mut());
+    let reply: Option<&mut Reply> = replies.next();
+    reply.map(|reply| reply.request_id.push('0')).is_some()
+}
+
+fn the_stream_differs(conversation: &mut Conversation) -> bool {
+    let entries = conversation.truth.stream.iter_mut().flatten().flat_map(|(_, fields)| fields);
+    let mut results = entries.filter(|(name, _)| name == "result");
+    results.next().map(|(_, bytes)| bytes.push(b' ')).is_some()
+}
+
+fn a_reader_sees_more(conversation: &mut Conversation) -> bool {
+    let sessions = conversation.sessions.iter_mut().filter(|session| !session.events.is_empty());
+    sessions.map(|session| session.events.push(session.events[0].clone())).next().is_some()
+}
+
+fn a_stream_reader_sees_other(conversation: &mut Conversation) -> bool {
+    conversation.stream_seen.first_mut().map(|(id, _)| id.push('0')).is_some()
+}
+
+fn a_reader_is_sent_away(conversation: &mut Conversation) -> bool {
+    let live = conversation.truth.view.as_ref().is_some_and(|view| view["state"] == "live");
+    let mut sessions = conversation.sessions.iter_mut().filter(|_| live);
+    sessions.next().map(|session| session.ended = true).is_some()
+}
+
+fn something_stays(conversation: &mut Conversation) -> bool {
+    let view = conversation.truth.view.as_mut().filter(|view| view["state"] == "live");
+    view.map(|view| view["awaiting"] = json!([{}])).is_some()
+}
+
+fn everything_is_gone(conversation: &mut Conversation) -> bool {
+    conversation.truth.view.take().is_some()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_history_that_is_changed_in_one_place_is_caught() {
+    let deployment = Arc::new(Deployment::start(Kind::Durable(2)));
+    let done = Batch { seed: 3, histories: 40, faults: Vec::new() }.run(&deployment).await;
+    let violations: Vec<_> = done.verdict.violations.iter().collect();
+    assert!(violations.is_empty(), "{}", done.story(&violations));
+    for (name, tamper, rule) in TAMPERINGS {
+        let all = done.histories.iter().flat_map(|history| &history.conversations);
+        let mut tampered = all.filter_map(|conversation| {
+            let mut conversation = conversation.clone();
+            tamper(&mut conversation).then_some(conversation)
+        });
+        let conversation = tampered.next().unwrap_or_else(|| panic!("no place for this: {name}"));
+        let history = History { conversations: vec![conversation], outages: Vec::new() };
+        let found = checker::check(&history).violations;
+        assert!(found.iter().any(|violation| violation.rule == rule), "{name}: {found:?}");
+    }
+}
