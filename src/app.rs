@@ -11,8 +11,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::SecretString;
 use thiserror::Error;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinError;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -23,9 +23,11 @@ use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey
 use crate::http::body::BodyLimits;
 use crate::http::health::Health;
 use crate::http::lifecycle::{Admission, Lifecycle};
-use crate::http::server;
+use crate::http::room::Room;
+use crate::http::server::{self, Watched};
+use crate::http::tls::{Files, Tls, TlsError};
 use crate::platform::{self, Gatekeeper, Platform};
-use crate::public::{self, Carriers, Public};
+use crate::public::{self, Carriers, Public, Throttle};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
 use crate::store::{AnyStore, Observed, Store};
@@ -38,6 +40,10 @@ const CHECK_AGAIN: Duration = Duration::from_secs(60);
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// How often it is added up what the store holds.
 const ADD_UP: Duration = Duration::from_secs(5);
+
+/// Most connections that wait to be accepted, where the system allows as many. A client whose connection finds no place
+/// there tries again a second later.
+const BACKLOG: u32 = 4096;
 
 /// Why the service does not start, or does not go on.
 #[derive(Debug, Error)]
@@ -56,6 +62,14 @@ pub enum AppError {
     /// The store answers, and must not be used with this configuration.
     #[error("{0}")]
     StoreRefused(String),
+    /// A listener's certificate cannot be used.
+    #[error("{listener} cannot use its certificate")]
+    Tls {
+        /// The keys' prefix.
+        listener: &'static str,
+        /// Why.
+        source: Box<TlsError>,
+    },
     /// No keys could be made.
     #[error(transparent)]
     NoEntropy(#[from] NoEntropy),
@@ -78,6 +92,7 @@ pub struct App {
     max_event_streams: usize,
     lifecycle: Lifecycle,
     made_service_key: Option<SecretString>,
+    look_at_certificates: Arc<Notify>,
     drain_grace: Duration,
     drain_timeout: Duration,
 }
@@ -88,13 +103,28 @@ struct Bound {
     address: SocketAddr,
     router: Router,
     limits: server::Limits,
+    tls: Option<Tls>,
 }
 
-async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
+impl Bound {
+    const fn scheme(&self) -> &'static str {
+        scheme_of(&self.tls)
+    }
+}
+
+const fn scheme_of(tls: &Option<Tls>) -> &'static str {
+    if tls.is_some() { "https" } else { "http" }
+}
+
+fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
     let failed = |source| AppError::Bind { address, source };
-    let socket = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = socket.local_addr().map_err(failed)?;
-    Ok((socket, bound))
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(failed)?;
+    socket.set_reuseaddr(true).map_err(failed)?;
+    socket.bind(address).map_err(failed)?;
+    let listener = socket.listen(BACKLOG).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
 }
 
 fn keyring(config: &Config) -> Result<Keyring, AppError> {
@@ -114,12 +144,18 @@ fn store(config: &Config, clock: &Clock, telemetry: &Telemetry) -> Result<Observ
     Ok(Observed::new(store, telemetry.metrics.clone()))
 }
 
+fn tls(listener: &'static str, files: Option<Files>) -> Result<Option<Tls>, AppError> {
+    files.map(Tls::new).transpose().map_err(|source| AppError::Tls { listener, source: Box::new(source) })
+}
+
 /// Puts the service together and binds its listeners. A store that is not there yet is waited for while it runs;
 /// one that must not be used is refused here.
 pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Result<App, AppError> {
     let http = &config.http;
-    let (public_socket, public_addr) = bind(http.public_addr).await?;
-    let (platform_socket, platform_addr) = bind(http.platform_addr).await?;
+    let public_tls = tls("http.public", config.public_tls())?;
+    let platform_tls = tls("http.platform", config.platform_tls())?;
+    let (public_socket, public_addr) = bind(http.public_addr)?;
+    let (platform_socket, platform_addr) = bind(http.platform_addr)?;
     let keyring = Arc::new(keyring(config)?);
     let mut service_keys = config.platform.service_keys.keys().to_vec();
     let made_service_key = if service_keys.is_empty() {
@@ -140,22 +176,31 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     };
     let event_streams = Arc::new(Semaphore::new(http.max_event_streams.size()));
     let carriers = Arc::new(Carriers::new(&config.token));
+    let buffered = http.max_buffered_bytes.size();
     let public = Public {
         store: Arc::clone(&store),
         keyring: Arc::clone(&keyring),
         clock,
         carriers: Arc::clone(&carriers),
         body,
+        known: Room::of(buffered / 4 * 3),
+        strangers: Room::of(buffered / 4),
+        admission: admission(),
+        throttle: Arc::new(Throttle::new(config)),
     };
     let platform = Platform {
         store: Arc::clone(&store),
         keyring,
         carriers,
-        public_base_url: http.public_base_url.clone().unwrap_or_else(|| format!("http://{public_addr}")),
+        public_base_url: http
+            .public_base_url
+            .clone()
+            .unwrap_or_else(|| format!("{}://{public_addr}", scheme_of(&public_tls))),
         default_timeout_ms: config.gate.default_timeout_ms.get(),
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),
         body,
+        room: Room::of(buffered),
         event_streams: Arc::clone(&event_streams),
         lifecycle: lifecycle.clone(),
     };
@@ -170,8 +215,14 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         public: Bound {
             socket: public_socket,
             address: public_addr,
-            router: public::router(Arc::new(public), telemetry.clone(), health.clone(), admission()),
+            router: public::router(
+                Arc::new(public),
+                scheme_of(&public_tls),
+                telemetry.clone(),
+                health.clone(),
+            ),
             limits,
+            tls: public_tls,
         },
         platform: Bound {
             socket: platform_socket,
@@ -179,11 +230,13 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
             router: platform::router(
                 Arc::new(platform),
                 Gatekeeper::new(&service_keys),
+                scheme_of(&platform_tls),
                 telemetry.clone(),
                 health,
                 admission(),
             ),
             limits: server::Limits { half_close: false, ..limits },
+            tls: platform_tls,
         },
         store,
         telemetry,
@@ -191,6 +244,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         max_event_streams: http.max_event_streams.size(),
         lifecycle,
         made_service_key,
+        look_at_certificates: Arc::default(),
         drain_grace: http.drain_grace_ms.duration(),
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(http.flush_timeout()),
     })
@@ -252,6 +306,16 @@ impl App {
         self.public.address
     }
 
+    /// `http` or `https`.
+    pub const fn public_scheme(&self) -> &'static str {
+        self.public.scheme()
+    }
+
+    /// `http` or `https`.
+    pub const fn platform_scheme(&self) -> &'static str {
+        self.platform.scheme()
+    }
+
     /// Where the platform works.
     pub const fn platform_addr(&self) -> SocketAddr {
         self.platform.address
@@ -262,13 +326,23 @@ impl App {
         self.made_service_key.as_ref()
     }
 
+    /// What has the certificates' files looked at at once, rather than a second later.
+    pub fn look_at_certificates(&self) -> Arc<Notify> {
+        Arc::clone(&self.look_at_certificates)
+    }
+
     /// Runs until `shutdown`, then drains: health and new requests are answered 503 for a while, those under way are
     /// finished, and all of it takes no longer than `http.drain_timeout_ms`.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let stop = CancellationToken::new();
         let metrics = self.telemetry.metrics.clone();
-        let serve = |Bound { socket, router, limits, .. }: Bound| {
-            tokio::spawn(server::serve(socket, router, limits, metrics.clone(), stop.clone()))
+        let serve = |bound: Bound| {
+            let watched = Watched { metrics: metrics.clone(), scheme: bound.scheme() };
+            let Bound { socket, router, limits, tls, .. } = bound;
+            if let Some(tls) = tls.clone() {
+                tokio::spawn(tls.keep_fresh(Arc::clone(&self.look_at_certificates), stop.clone()));
+            }
+            tokio::spawn(server::serve(socket, router, limits, tls, watched, stop.clone()))
         };
         let served = [serve(self.public), serve(self.platform)];
         let swept = tokio::spawn(sweeper::run(Arc::clone(&self.store), self.telemetry.clone(), stop.clone()));

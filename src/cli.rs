@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod demo;
 mod healthcheck;
+mod pinned;
 mod serve;
 
 use std::error::Error;

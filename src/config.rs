@@ -8,15 +8,18 @@ mod layers;
 mod values;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 pub use layers::{ConfigError, Loaded, PREFIX, Sources, load};
 use secrecy::SecretString;
 use serde::Deserialize;
 pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
 
 use crate::domain::gate::Limits;
+use crate::http::client_address::{ForwardedHeader, Proxies};
+use crate::http::tls::Files;
 use crate::store::redis::{self, Replicas, Settings, Tls};
 
 /// The defaults, each documented; compiled in.
@@ -36,6 +39,8 @@ pub struct Config {
     pub token: Token,
     /// The platform's credentials.
     pub platform: Platform,
+    /// How often a client address may ask.
+    pub rate_limit: RateLimit,
     /// Rules of the gate.
     pub gate: Gate,
     /// Logs.
@@ -49,9 +54,23 @@ pub struct Http {
     pub public_addr: SocketAddr,
     /// Where the platform works.
     pub platform_addr: SocketAddr,
+    /// The public listener's certificate chain; without, it speaks clear text.
+    pub public_tls_cert: PathBuf,
+    /// The private key of it.
+    pub public_tls_key: PathBuf,
+    /// The platform listener's certificate chain.
+    pub platform_tls_cert: PathBuf,
+    /// The private key of it.
+    pub platform_tls_key: PathBuf,
     /// What callback URLs begin with; without it, the public address.
     #[serde(deserialize_with = "values::base_url")]
     pub public_base_url: Option<String>,
+    /// Proxies that are believed for whom they ask.
+    #[serde(deserialize_with = "values::networks")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where they say it.
+    #[serde(deserialize_with = "values::forwarded_header")]
+    pub forwarded_header: ForwardedHeader,
     /// Largest body.
     pub max_body_bytes: Bounded<1, 67_108_864>,
     /// Longest time for a request's head.
@@ -66,6 +85,8 @@ pub struct Http {
     pub max_connections: Bounded<1, 1_000_000>,
     /// Most requests under way of a listener.
     pub max_requests_in_flight: Bounded<1, 1_000_000>,
+    /// Most bytes of bodies that a listener has in memory.
+    pub max_buffered_bytes: Bounded<65_536, 68_719_476_736>,
     /// Most event streams.
     pub max_event_streams: Bounded<1, 1_000_000>,
     /// Shortest time of draining.
@@ -168,6 +189,21 @@ pub struct Platform {
     pub service_keys: ServiceKeys,
 }
 
+/// `[rate_limit]`
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct RateLimit {
+    /// Most requests of an address in a window; none is no limit.
+    pub max: Bounded<0, 1_000_000_000>,
+    /// The window.
+    pub window_ms: Bounded<1_000, 86_400_000>,
+    /// Most failed authentications of an address in a window; none is no limit.
+    pub failed_max: Bounded<0, 1_000_000_000>,
+    /// The window.
+    pub failed_window_ms: Bounded<1_000, 86_400_000>,
+    /// How many bits of an IPv6 address count.
+    pub ipv6_prefix: Bounded<1, 128>,
+}
+
 /// `[gate]`
 #[derive(Clone, Debug, Deserialize)]
 pub struct Gate {
@@ -212,6 +248,21 @@ impl Config {
         }
     }
 
+    /// The public listener's certificate.
+    pub fn public_tls(&self) -> Option<Files> {
+        tls(&self.http.public_tls_cert, &self.http.public_tls_key)
+    }
+
+    /// The platform listener's certificate.
+    pub fn platform_tls(&self) -> Option<Files> {
+        tls(&self.http.platform_tls_cert, &self.http.platform_tls_key)
+    }
+
+    /// Whose word on a client's address counts.
+    pub fn proxies(&self) -> Proxies {
+        Proxies { trusted: self.http.trusted_proxies.clone(), header: self.http.forwarded_header }
+    }
+
     /// Rules that no single key can keep, as the key to blame and what is wrong.
     fn contradiction(&self) -> Option<(&'static str, String)> {
         if self.gate.default_timeout_ms.get() > self.gate.max_timeout_ms.get() {
@@ -225,6 +276,21 @@ impl Config {
         }
         if self.http.drain_grace_ms.get() > self.http.drain_timeout_ms.get() {
             return Some(("http.drain_grace_ms", "must not be above http.drain_timeout_ms".into()));
+        }
+        let http = &self.http;
+        for (name, missing, given) in [
+            ("http.public_tls_key", &http.public_tls_key, &http.public_tls_cert),
+            ("http.public_tls_cert", &http.public_tls_cert, &http.public_tls_key),
+            ("http.platform_tls_key", &http.platform_tls_key, &http.platform_tls_cert),
+            ("http.platform_tls_cert", &http.platform_tls_cert, &http.platform_tls_key),
+        ] {
+            if missing.as_os_str().is_empty() && !given.as_os_str().is_empty() {
+                return Some((name, "a certificate needs its key, and a key its certificate".into()));
+            }
+        }
+        // A quarter of it is for bodies whose token is not known to be good, and one of them must not fill that.
+        if self.http.max_buffered_bytes.get() < 8 * self.http.max_body_bytes.get() {
+            return Some(("http.max_buffered_bytes", "must be at least 8 times http.max_body_bytes".into()));
         }
         // An ended conversation must be known as long as a token of it can come again.
         let longest_token = self.gate.max_timeout_ms.get() + self.token.replay_window_ms.get();
@@ -281,6 +347,10 @@ impl Config {
             limits: self.limits(),
         })
     }
+}
+
+fn tls(chain: &Path, key: &Path) -> Option<Files> {
+    (!chain.as_os_str().is_empty()).then(|| Files { chain: chain.to_owned(), key: key.to_owned() })
 }
 
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {

@@ -12,6 +12,8 @@
 //! | what a token says, and how it is checked | [`domain::token`] |
 //! | what counts as a result, or as a failure | [`domain::result`], on what [`domain::json`] finds |
 //! | what travels on the channel | [`domain::envelope`], and `append` in `gate.lua` |
+//! | which client address counts, and how often | [`http::client_address`], [`http::rate`] |
+//! | what is HTTP/1.1 and what is refused | `http/framing.rs` |
 //! | a code, its status, whether to retry | [`http::code`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
@@ -41,9 +43,12 @@
 //! # The walk of one callback
 //!
 //! 1. [`http::server`] accepts the connection. [`http::observe`] gives the request its id and its place in a trace, and
-//!    will write its one log line, end its span and count it, from what [`http::context`] has learned by then; [`http::lifecycle`] lets it in, or says `DRAINING` or `OVERLOADED`.
+//!    will write its one log line, end its span and count it, from what [`http::context`] has learned by then;
+//!    [`http::lifecycle`] lets it in, or says `DRAINING`; `public::throttle` says `RATE_LIMITED` to an address that
+//!    asks too often.
 //! 2. [`public`] routes it to its `callback`, which goes through the steps below in this order. [`http::body`] reads
-//!    the body within its limits, and checks its type.
+//!    the body within its limits, where [`http::room`] has room for it, and checks its type. Then the request takes its
+//!    slot, or hears `OVERLOADED`.
 //! 3. `carrier` finds the token in the header, query, path or body. [`domain::token::Keyring::verify`] checks it
 //!    without asking the store.
 //! 4. [`domain::result::CallbackResult`] judges the body: succeeded or failed, and which bytes travel on.

@@ -19,6 +19,7 @@ use crate::http::body::BodyLimits;
 use crate::http::context::Side;
 use crate::http::health::Health;
 use crate::http::lifecycle::{Admission, Lifecycle};
+use crate::http::room::Room;
 use crate::http::{health, lifecycle, metrics, observe};
 use crate::public::Carriers;
 use crate::store::Observed;
@@ -46,6 +47,8 @@ pub struct Platform {
     pub replay_window_ms: u64,
     /// How large a request may be, and how long it may take.
     pub body: BodyLimits,
+    /// Where bodies are read.
+    pub room: Room,
     /// A permit for each event stream.
     pub event_streams: Arc<Semaphore>,
     /// Event streams end when draining begins.
@@ -56,6 +59,7 @@ pub struct Platform {
 pub fn router(
     platform: Arc<Platform>,
     gatekeeper: Gatekeeper,
+    scheme: &'static str,
     telemetry: Telemetry,
     health: Health,
     admission: Admission,
@@ -72,5 +76,5 @@ pub fn router(
         .with_state(platform);
     let calls = gatekeeper.guard(lifecycle::admitted(calls, admission));
     let routes = health::routes(health).merge(metrics::routes(telemetry.metrics.clone()));
-    observe::around(Side::Platform, telemetry, routes.nest(PLATFORM_PATH, calls))
+    observe::around(Side::Platform, scheme, telemetry, routes.nest(PLATFORM_PATH, calls))
 }

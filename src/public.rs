@@ -5,12 +5,14 @@
 mod callback;
 mod carrier;
 mod reply;
+mod throttle;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::post;
 pub use carrier::{Carriers, Place};
+pub use throttle::Throttle;
 
 use crate::clock::Clock;
 use crate::config::Carrier;
@@ -19,6 +21,7 @@ use crate::http::body::BodyLimits;
 use crate::http::context::Side;
 use crate::http::health::Health;
 use crate::http::lifecycle::Admission;
+use crate::http::room::Room;
 use crate::http::{health, lifecycle, observe};
 use crate::store::Observed;
 use crate::telemetry::Telemetry;
@@ -39,15 +42,24 @@ pub struct Public {
     pub carriers: Arc<Carriers>,
     /// How large a result may be, and how long it may take.
     pub body: BodyLimits,
+    /// Where bodies with a good token in their request's head are read.
+    pub known: Room,
+    /// Where all other bodies are read.
+    pub strangers: Room,
+    /// Who is let in.
+    pub admission: Admission,
+    /// Who asks too often.
+    pub throttle: Arc<Throttle>,
 }
 
 /// All that the gateway exposes.
-pub fn router(public: Arc<Public>, telemetry: Telemetry, health: Health, admission: Admission) -> Router {
+pub fn router(public: Arc<Public>, scheme: &'static str, telemetry: Telemetry, health: Health) -> Router {
+    let (admission, limits) = (public.admission.clone(), Arc::clone(&public.throttle));
     let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::take));
     if public.carriers.allows(Carrier::Path) {
         callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::take));
     }
-    let callbacks = callbacks.with_state(public);
-    let routes = health::routes(health).merge(lifecycle::admitted(callbacks, admission));
-    observe::around(Side::Public, telemetry, routes)
+    let callbacks = throttle::throttled(callbacks.with_state(public), limits);
+    let routes = health::routes(health).merge(lifecycle::admitted_late(callbacks, admission));
+    observe::around(Side::Public, scheme, telemetry, routes)
 }

@@ -39,6 +39,8 @@ mod reason;
 mod redis_server;
 #[path = "cli/secrecy.rs"]
 mod secrecy;
+#[path = "cli/security.rs"]
+mod security;
 #[path = "cli/serve.rs"]
 mod serve;
 #[path = "cli/service.rs"]
@@ -47,6 +49,8 @@ mod service;
 mod signoz;
 #[path = "cli/store.rs"]
 mod store;
+#[path = "cli/tls.rs"]
+mod tls;
 #[path = "cli/traces.rs"]
 mod traces;
 #[path = "cli/usage.rs"]

@@ -4,6 +4,7 @@ use super::serve::exports;
 use super::{Failure, say};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
+use crate::http::tls::Tls;
 use crate::store::redis::{NotUsable, RedisStore};
 
 /// What an operator may want to know before this configuration is used.
@@ -47,6 +48,9 @@ pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
             Err(refused @ NotUsable::Refused(_)) => return Err(wrong(refused.into())),
             Err(NotUsable::NotThere(error)) => return Err(Failure::Failed(error.into())),
         }
+    }
+    for files in [loaded.config.public_tls(), loaded.config.platform_tls()].into_iter().flatten() {
+        Tls::new(files).map_err(|error| Failure::Wrong(error.into()))?;
     }
     say(&format!(
         "the configuration is good; the store is {}; sent by OTLP: {exports}\n",

@@ -28,6 +28,11 @@ pub(super) fn settings(mut settings: Settings) -> Settings {
     let forced = [
         ("http.drain_grace_ms", "0"),
         ("http.public_base_url", ""),
+        ("http.public_tls_cert", ""),
+        ("http.public_tls_key", ""),
+        ("http.platform_tls_cert", ""),
+        ("http.platform_tls_key", ""),
+        ("rate_limit.max", "0"),
         ("token.carriers", r#"["header","query","body","path"]"#),
     ];
     settings.set.extend(forced.map(|(key, value)| format!("{key}={value}")));

@@ -7,7 +7,7 @@ use axum::http::Method;
 use clap::Args;
 
 use super::client::{Call, Client};
-use super::{Failure, say};
+use super::{Failure, pinned, say};
 use crate::config::Loaded;
 
 /// Whom to ask, and how long to wait.
@@ -34,13 +34,17 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 pub(super) async fn run(loaded: Loaded, arguments: Arguments) -> Result<(), Failure> {
     let address = reachable(loaded.config.http.public_addr);
-    let url = arguments.url.unwrap_or_else(|| format!("http://{address}/health"));
-    let client = Client::new(Duration::from_millis(arguments.timeout_ms));
-    let call = Call { method: Method::GET, url: &url, headers: Vec::new(), body: None };
-    let reply = client
-        .call(call)
-        .await
-        .map_err(|error| Failure::Failed(format!("{url} does not answer: {error}").into()))?;
+    let limit = Duration::from_millis(arguments.timeout_ms);
+    let own_tls = loaded.config.public_tls().filter(|_| arguments.url.is_none());
+    let scheme = if own_tls.is_some() { "https" } else { "http" };
+    let url = arguments.url.unwrap_or_else(|| format!("{scheme}://{address}/health"));
+    let asked = if let Some(files) = own_tls {
+        pinned::get(address, "/health", &files.chain, limit).await
+    } else {
+        let call = Call { method: Method::GET, url: &url, headers: Vec::new(), body: None };
+        Client::new(limit).call(call).await
+    };
+    let reply = asked.map_err(|error| Failure::Failed(format!("{url} does not answer: {error}").into()))?;
     let text = String::from_utf8_lossy(&reply.body);
     if reply.status.is_success() {
         say(&format!("{text}\n"))

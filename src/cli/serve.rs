@@ -1,5 +1,6 @@
 //! `serve`: runs the service until a signal ends it.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -7,14 +8,16 @@ use tokio::sync::watch;
 use super::{Failure, say};
 use crate::app::{self, App, AppError};
 use crate::clock::Clock;
-use crate::config::{self, Carrier, Loaded};
+use crate::config::{Carrier, Loaded, Token};
 use crate::public::CALLBACKS_PATH;
 use crate::telemetry::{self, ExportError, Exports, Telemetry};
 
 impl From<AppError> for Failure {
     fn from(error: AppError) -> Self {
         match error {
-            AppError::Store(_) | AppError::StoreRefused(_) => Self::Wrong(error.into()),
+            AppError::Store(_) | AppError::StoreRefused(_) | AppError::Tls { .. } => {
+                Self::Wrong(error.into())
+            }
             AppError::Bind { .. }
             | AppError::NoEntropy(_)
             | AppError::KeyTooShort(_)
@@ -53,7 +56,15 @@ async fn serve(
     telemetry: Telemetry,
     signals: &Signals,
 ) -> Result<(), Failure> {
+    raise_open_files(loaded.config.http.max_connections.get());
     let app = app::build(&loaded.config, Clock::System, telemetry).await?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|error| Failure::Failed(error.into()))?;
+    let certificates = app.look_at_certificates();
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            certificates.notify_waiters();
+        }
+    });
     let store = loaded.store_shown();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -74,6 +85,28 @@ async fn serve(
     tokio::select! {
         result = app.run(signals.came(1)) => Ok(result?),
         () = signals.came(2) => Err(Failure::Failed("ended at once by a second signal".into())),
+    }
+}
+
+/// Lets the process have as many connections as it is configured for: the limit that shells and service managers set
+/// is 1,024 for programs that cannot do with more, and may be raised up to a second one.
+fn raise_open_files(connections: u64) {
+    // For the store, the log, and the rest.
+    let reserve = 256;
+    let limit = getrlimit(Resource::Nofile);
+    let (soft, hard) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
+    let wanted = hard.min(2 * connections + reserve);
+    if soft < wanted
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
+    {
+        tracing::warn!(error = %error, "the limit of open files cannot be raised");
+    }
+    if hard < connections + reserve {
+        tracing::warn!(
+            open_files = hard,
+            connections,
+            "fewer open files are allowed than http.max_connections"
+        );
     }
 }
 
@@ -109,9 +142,9 @@ impl Signals {
 }
 
 /// Lines to paste, for a first look.
-fn first_steps(app: &App, token: &config::Token, key: &str) -> String {
-    let platform = app.platform_addr();
-    let url = format!("http://{}{CALLBACKS_PATH}", app.public_addr());
+fn first_steps(app: &App, token: &Token, key: &str) -> String {
+    let platform = format!("{}://{}", app.platform_scheme(), app.platform_addr());
+    let url = format!("{}://{}{CALLBACKS_PATH}", app.public_scheme(), app.public_addr());
     let (header, query, field) = (&token.header_name.text, &token.query_name, &token.body_field);
     let (to, body) = match token.default_carrier {
         Carrier::Header => (format!(r#"{url} -H "{header}: $TOKEN""#), r#"{"answer":42}"#.to_owned()),
@@ -125,14 +158,14 @@ No service key is configured: one was made for this run. Paste, in another termi
 
   KEY={key}
   # open a conversation
-  curl -sS -X PUT http://{platform}/platform/v1/conversations/call-1 -H "Authorization: Bearer $KEY"; echo
+  curl -sS -X PUT {platform}/platform/v1/conversations/call-1 -H "Authorization: Bearer $KEY"; echo
   # issue a work item, and take its token
-  ISSUED=$(curl -sS -X POST http://{platform}/platform/v1/conversations/call-1/work-items -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d '{{"kind":"tool","timeoutMs":600000}}'); echo "$ISSUED"
+  ISSUED=$(curl -sS -X POST {platform}/platform/v1/conversations/call-1/work-items -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d '{{"kind":"tool","timeoutMs":600000}}'); echo "$ISSUED"
   TOKEN=$(echo "$ISSUED" | grep -o 'cbt_[A-Za-z0-9_-]*' | head -n 1)
   # post the result, as the provider does
   curl -sS -X POST {to} -H 'Content-Type: application/json' -d '{body}'; echo
   # follow the conversation's channel (Ctrl-C ends it)
-  curl -sSN "http://{platform}/platform/v1/conversations/call-1/events?from=0" -H "Authorization: Bearer $KEY"
+  curl -sSN "{platform}/platform/v1/conversations/call-1/events?from=0" -H "Authorization: Bearer $KEY"
 
 "#
     )

@@ -341,6 +341,10 @@ mod tests {
             ("GATE__ENDED_RETENTION_MS", "1499999", "token.replay_window_ms"),
             ("HTTP__DRAIN_GRACE_MS", "10001", "http.drain_timeout_ms"),
             ("TOKEN__BODY_FIELD", "error", "content, error"),
+            ("HTTP__TRUSTED_PROXIES", r#"["10.0.0.0/33"]"#, "list of networks"),
+            ("HTTP__FORWARDED_HEADER", "Via", "X-Forwarded-For or Forwarded"),
+            ("HTTP__MAX_BUFFERED_BYTES", "8388607", "8 times http.max_body_bytes"),
+            ("RATE_LIMIT__WINDOW_MS", "999", "a whole number from 1000"),
         ] {
             let error = message(with(&[(&format!("CALLBACK_INGRESS__{name}"), value)]));
             assert!(error.contains(expected), "{name}={value}: {error}");

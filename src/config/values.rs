@@ -1,17 +1,20 @@
 //! Values that carry their bounds. Messages say what a value must be and never what it was.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use axum::http::HeaderName;
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use ipnet::IpNet;
 use secrecy::SecretString;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::token::{KeyId, SigningKey};
+use crate::http::client_address::ForwardedHeader;
 use crate::store::redis;
 
 /// A whole number from `MIN` to `MAX`.
@@ -298,4 +301,22 @@ pub(super) fn log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<St
     tracing_subscriber::EnvFilter::try_new(&text)
         .map(|_| text)
         .map_err(|_| D::Error::custom("is neither a level nor a list of directives"))
+}
+
+/// Networks as `10.0.0.0/8`, or single addresses.
+pub(super) fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let network = |text: &String| text.parse().ok().or_else(|| text.parse().map(IpAddr::into).ok());
+    let parsed: Option<Vec<IpNet>> = texts.iter().map(network).collect();
+    parsed.ok_or_else(|| D::Error::custom(r#"must be a list of networks or addresses: ["10.0.0.0/8"]"#))
+}
+
+pub(super) fn forwarded_header<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<ForwardedHeader, D::Error> {
+    match String::deserialize(deserializer)?.to_ascii_lowercase().as_str() {
+        "forwarded" => Ok(ForwardedHeader::Forwarded),
+        "x-forwarded-for" => Ok(ForwardedHeader::XForwardedFor),
+        _ => Err(D::Error::custom("must be X-Forwarded-For or Forwarded")),
+    }
 }

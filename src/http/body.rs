@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, header};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::code::Code;
 use super::refusal::Refusal;
+use super::room::{Room, Share};
 
 /// How large a body may be, and how long it may take.
 #[derive(Clone, Copy, Debug)]
@@ -25,10 +26,23 @@ pub struct BodyLimits {
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
 const LINGER: Duration = Duration::from_secs(5);
 /// Most memory that is set aside on a client's word alone.
-const FIRST_CAPACITY: usize = 64 * 1024;
+const FIRST_CAPACITY: usize = 4 * 1024;
 
-/// Reads a body, counting, whatever its head says about its length.
-pub async fn read(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result<Bytes, Refusal> {
+/// A body that is read, and the room that it takes up.
+#[derive(Debug)]
+pub struct Whole {
+    /// The body.
+    pub bytes: Bytes,
+    _share: Share,
+}
+
+/// Reads a body into this room, counting, whatever its head says about its length.
+pub async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    limits: BodyLimits,
+    room: &Room,
+) -> Result<Whole, Refusal> {
     let too_large =
         || Refusal::new(Code::BodyTooLarge, format!("the body is larger than {} bytes", limits.max_bytes));
     let announced = headers
@@ -36,48 +50,92 @@ pub async fn read(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limits.max_bytes as u64) {
-        // A client that waits for 100 Continue has sent nothing yet.
-        if !headers.contains_key(header::EXPECT) {
-            tokio::spawn(linger(body));
-        }
+        discard(headers, body);
         return Err(too_large());
     }
-    match timeout(limits.timeout, collect(body, announced, limits.max_bytes)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
+    let Some(mut share) = room.enter(Instant::now()) else {
+        discard(headers, body);
+        return Err(Refusal::new(Code::Overloaded, NO_ROOM));
+    };
+    let gives_way = share.gives_way();
+    let collected = tokio::select! {
+        collected = timeout(limits.timeout, collect(body, announced, limits.max_bytes, &mut share)) => collected,
+        () = gives_way.notified() => Ok(Err(Interrupted::GaveWay)),
+    };
+    match collected {
+        Ok(Ok(bytes)) => {
+            share.arrived();
+            Ok(Whole { bytes, _share: share })
+        }
         Ok(Err(Interrupted::TooLarge(rest))) => {
             tokio::spawn(linger(rest));
             Err(too_large())
         }
+        Ok(Err(Interrupted::NoRoom(rest))) => {
+            tokio::spawn(linger(rest));
+            Err(Refusal::new(Code::Overloaded, NO_ROOM))
+        }
+        Ok(Err(Interrupted::GaveWay)) => {
+            let message = "the body was so slow that it had to give way to others; nothing was changed";
+            Err(closing(Refusal::new(Code::Overloaded, message)))
+        }
         Ok(Err(Interrupted::CutOff)) => {
             Err(Refusal::new(Code::BodyMalformed, "the body ended before it was whole"))
         }
-        Err(_) => Err(Refusal::new(
-            Code::RequestTimeout,
-            format!("the body took longer than {} ms", limits.timeout.as_millis()),
-        )
-        .with_header(header::CONNECTION, HeaderValue::from_static("close"))),
+        Err(_) => {
+            let message = format!("the body took longer than {} ms", limits.timeout.as_millis());
+            Err(closing(Refusal::new(Code::RequestTimeout, message)))
+        }
     }
+}
+
+const NO_ROOM: &str = "too many bodies are being read; nothing was changed";
+
+fn closing(refusal: Refusal) -> Refusal {
+    refusal.with_header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
 enum Interrupted {
     TooLarge(Body),
+    NoRoom(Body),
+    GaveWay,
     CutOff,
 }
 
-async fn collect(mut body: Body, announced: Option<u64>, max_bytes: usize) -> Result<Bytes, Interrupted> {
-    let capacity = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
-    let mut collected = BytesMut::with_capacity(capacity.min(FIRST_CAPACITY));
+async fn collect(
+    mut body: Body,
+    announced: Option<u64>,
+    max_bytes: usize,
+    share: &mut Share,
+) -> Result<Bytes, Interrupted> {
+    let announced = announced.and_then(|length| usize::try_from(length).ok());
+    let mut collected = Vec::with_capacity(announced.unwrap_or_default().min(FIRST_CAPACITY));
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Interrupted::CutOff)?.into_data() else { continue };
-        if collected.len() + data.len() > max_bytes {
+        let length = collected.len() + data.len();
+        if length > max_bytes {
             return Err(Interrupted::TooLarge(body));
+        }
+        if length > collected.capacity() {
+            let capacity = length.max(2 * collected.capacity()).min(announced.unwrap_or(max_bytes));
+            collected.reserve_exact(capacity.max(length) - collected.len());
+        }
+        if !share.grow(collected.capacity(), Instant::now()) {
+            return Err(Interrupted::NoRoom(body));
         }
         collected.extend_from_slice(&data);
     }
-    Ok(collected.freeze())
+    Ok(collected.into())
 }
 
-/// Takes in and throws away.
+/// Takes in and throws away what nobody is going to read.
+pub fn discard(headers: &HeaderMap, body: Body) {
+    // A client that waits for 100 Continue has sent nothing yet.
+    if !headers.contains_key(header::EXPECT) {
+        tokio::spawn(linger(body));
+    }
+}
+
 async fn linger(mut body: Body) {
     let mut taken = 0;
     let drain = async {

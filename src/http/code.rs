@@ -49,6 +49,8 @@ pub enum Code {
     NotFound,
     /// The body took too long.
     RequestTimeout,
+    /// Too many requests from one client address.
+    RateLimited,
     /// Too much is held in the conversation.
     HeldLimit,
     /// Too many items of the conversation are awaiting.
@@ -75,7 +77,7 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::CallbackTokenMissing,
         Self::CallbackTokenInvalid,
         Self::CallbackTokenExpired,
@@ -98,6 +100,7 @@ impl Code {
         Self::MethodNotAllowed,
         Self::NotFound,
         Self::RequestTimeout,
+        Self::RateLimited,
         Self::HeldLimit,
         Self::AwaitingLimit,
         Self::ChannelLimit,
@@ -137,6 +140,7 @@ impl Code {
             Self::MethodNotAllowed => ("METHOD_NOT_ALLOWED", S::METHOD_NOT_ALLOWED, false),
             Self::NotFound => ("NOT_FOUND", S::NOT_FOUND, false),
             Self::RequestTimeout => ("REQUEST_TIMEOUT", S::REQUEST_TIMEOUT, true),
+            Self::RateLimited => ("RATE_LIMITED", S::TOO_MANY_REQUESTS, true),
             Self::HeldLimit => ("HELD_LIMIT", S::TOO_MANY_REQUESTS, true),
             Self::AwaitingLimit => ("AWAITING_LIMIT", S::TOO_MANY_REQUESTS, true),
             Self::ChannelLimit => ("CHANNEL_LIMIT", S::CONFLICT, false),
@@ -170,8 +174,18 @@ impl Code {
     pub const fn is_for_want_of_room(self) -> bool {
         matches!(
             self,
-            Self::Overloaded | Self::Draining | Self::HeldLimit | Self::AwaitingLimit | Self::ChannelLimit
+            Self::Overloaded
+                | Self::Draining
+                | Self::RateLimited
+                | Self::HeldLimit
+                | Self::AwaitingLimit
+                | Self::ChannelLimit
         )
+    }
+
+    /// Whether the request came without a token that is good now.
+    pub const fn is_failed_authentication(self) -> bool {
+        matches!(self, Self::CallbackTokenMissing | Self::CallbackTokenInvalid | Self::CallbackTokenExpired)
     }
 
     /// Seconds for `Retry-After`, where there is one.

@@ -6,23 +6,24 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::response::Response;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::code::Code;
 use super::context::REQUEST_ID;
+use super::framing::Framing;
 use super::observe::{TRACE_ID, TRACE_RESPONSE};
 use super::refusal::Refusal;
+use super::server::Watched;
 use crate::clock::Entropy;
 use crate::domain::ids::RequestId;
 use crate::telemetry::trace::Place;
-use crate::telemetry::{Answered, Metrics, names};
+use crate::telemetry::{Answered, names};
 
 /// Nothing of the next request has come.
 const IDLE: u8 = 0;
@@ -50,61 +51,55 @@ impl Phase {
 }
 
 /// See the module.
-pub(super) struct Connection {
-    stream: TcpStream,
+pub(super) struct Connection<S> {
+    stream: S,
     phase: Phase,
     head_timeout: Duration,
     head_deadline: Option<Pin<Box<Sleep>>>,
-    write_timeout: Duration,
-    /// While the client takes nothing of what is to be written.
-    write_deadline: Option<Pin<Box<Sleep>>>,
+    framing: Framing,
+    /// What is passed on in the place of all that follows what cannot be.
+    instead: Option<&'static [u8]>,
     /// A refusal of the HTTP library, rewritten, and how much of it is sent.
     rewritten: Option<(Vec<u8>, usize)>,
-    metrics: Metrics,
+    watched: Watched,
 }
 
-impl Connection {
-    pub(super) fn new(
-        stream: TcpStream,
-        phase: Phase,
-        head_timeout: Duration,
-        write_timeout: Duration,
-        metrics: Metrics,
-    ) -> Self {
+impl<S> Connection<S> {
+    pub(super) fn new(stream: S, phase: Phase, head_timeout: Duration, watched: Watched) -> Self {
         Self {
             stream,
             phase,
             head_timeout,
             head_deadline: None,
-            write_timeout,
-            write_deadline: None,
+            framing: Framing::default(),
+            instead: None,
             rewritten: None,
-            metrics,
+            watched,
         }
-    }
-
-    /// Writes some of it, unless the client has taken nothing for too long.
-    fn write_some(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if written.is_ready() {
-            self.write_deadline = None;
-            return written;
-        }
-        let timeout = self.write_timeout;
-        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        ready!(deadline.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(rest) = &mut self.instead {
+            let (now, later) = rest.split_at(rest.len().min(buf.remaining()));
+            buf.put_slice(now);
+            *rest = later;
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf)?;
+        if let Err(at) = self.framing.check(&buf.filled()[before..]) {
+            // Nothing of HTTP has this byte: the library refuses it in its turn, after the requests before it. It
+            // looks at a head whose end it has seen; a body that ends early is refused as it is.
+            buf.filled_mut()[before + at] = 0;
+            buf.set_filled(before + at + 1);
+            self.instead = Some(if self.framing.is_in_a_head() { b"\r\n\r\n" } else { b"" });
+        }
         if buf.filled().len() > before && self.phase.get() == IDLE {
             self.phase.0.store(HEAD, Ordering::Relaxed);
             self.head_deadline = Some(Box::pin(sleep(self.head_timeout)));
@@ -119,17 +114,17 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let rewritten = this.rewritten.take();
         let Some((bytes, mut sent)) =
-            rewritten.or_else(|| rewrite(buf, &this.metrics).map(|bytes| (bytes, 0)))
+            rewritten.or_else(|| rewrite(buf, &this.watched).map(|bytes| (bytes, 0)))
         else {
-            return this.write_some(cx, buf);
+            return Pin::new(&mut this.stream).poll_write(cx, buf);
         };
         while sent < bytes.len() {
-            match this.write_some(cx, &bytes[sent..]) {
+            match Pin::new(&mut this.stream).poll_write(cx, &bytes[sent..]) {
                 Poll::Ready(written) => sent += written?,
                 Poll::Pending => {
                     this.rewritten = Some((bytes, sent));
@@ -151,7 +146,7 @@ impl AsyncWrite for Connection {
 
 /// The refusal that stands for one which the HTTP library wrote by itself: a 4xx without a body and without an id,
 /// such as no handler of this service writes.
-fn rewrite(written: &[u8], metrics: &Metrics) -> Option<Vec<u8>> {
+fn rewrite(written: &[u8], watched: &Watched) -> Option<Vec<u8>> {
     let head = written.strip_prefix(b"HTTP/1.1 4")?;
     let head = std::str::from_utf8(head).ok()?;
     if !head.contains("content-length: 0\r\n") || head.contains(REQUEST_ID.as_str()) {
@@ -172,8 +167,9 @@ fn rewrite(written: &[u8], metrics: &Metrics) -> Option<Vec<u8>> {
         { names::CODE } = code,
         "answered a request that could not be read"
     );
-    let answered = Answered { method: "_OTHER", status: status.as_u16(), code, outcome: "", failure: None };
-    metrics.answered("", answered, Duration::ZERO, None, None);
+    let (scheme, status) = (watched.scheme, status.as_u16());
+    let answered = Answered { method: "_OTHER", scheme, status, code, outcome: "", failure: None };
+    watched.metrics.answered("", answered, Duration::ZERO, None, None);
     Some(write(refusal.render(request_id, &place.trace_id), request_id, &place))
 }
 

@@ -1,5 +1,6 @@
 //! What names a request, and what is learned of it while it is answered.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::{HeaderMap, HeaderName};
@@ -64,6 +65,8 @@ pub struct Facts {
     pub released: usize,
     /// Of the token that was presented.
     pub token: Option<TokenFingerprint>,
+    /// The client's address, where it is the reason for a refusal.
+    pub client: Option<IpAddr>,
     /// How large its body was, and when it had been read.
     pub body: Option<(usize, Instant)>,
 }
@@ -128,6 +131,7 @@ impl Facts {
         add(&mut all, names::HELD_BEHIND, self.held_behind().map(integer));
         add(&mut all, names::RELEASED, (self.released > 0).then(|| integer(self.released as u64)));
         add(&mut all, names::TOKEN_FINGERPRINT, self.token.map(|token| token.to_string()));
+        add(&mut all, names::CLIENT_ADDRESS, self.client.map(|address| address.to_string()));
         add(&mut all, names::HTTP_REQUEST_BODY_SIZE, self.body.map(|(bytes, _)| integer(bytes as u64)));
         all
     }

@@ -6,8 +6,8 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use tokio::sync::Semaphore;
+use axum::response::Response;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::code::Code;
@@ -45,27 +45,46 @@ pub struct Admission {
     pub in_flight: Arc<Semaphore>,
 }
 
-/// These routes, for requests that are let in.
+impl Admission {
+    /// A place among the requests under way.
+    pub fn slot(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        let overloaded =
+            || Refusal::new(Code::Overloaded, "too many requests are under way; nothing was changed");
+        self.in_flight.try_acquire().map_err(|_| overloaded())
+    }
+
+    fn refuse_while_draining(&self) -> Result<(), Refusal> {
+        if !self.lifecycle.is_draining() {
+            return Ok(());
+        }
+        Err(Refusal::new(Code::Draining, "the service is ending; another instance will answer")
+            .with_header(header::CONNECTION, HeaderValue::from_static("close")))
+    }
+}
+
+/// These routes, for requests that are let in, each with its slot from its head on.
 pub fn admitted(routes: Router, admission: Admission) -> Router {
     routes.layer(from_fn_with_state(admission, admit))
 }
 
-/// Lets a request in unless the service drains or has too much to do.
 async fn admit(
-    State(Admission { lifecycle, in_flight }): State<Admission>,
+    State(admission): State<Admission>,
     request: Request,
     next: Next,
-) -> Response {
-    if lifecycle.is_draining() {
-        return Refusal::new(Code::Draining, "the service is ending; another instance will answer")
-            .with_header(header::CONNECTION, HeaderValue::from_static("close"))
-            .into_response();
-    }
-    let Ok(under_way) = in_flight.try_acquire() else {
-        return Refusal::new(Code::Overloaded, "too many requests are under way; nothing was changed")
-            .into_response();
-    };
+) -> Result<Response, Refusal> {
+    admission.refuse_while_draining()?;
+    let under_way = admission.slot()?;
     let response = next.run(request).await;
     drop(under_way);
-    response
+    Ok(response)
+}
+
+/// These routes, unless the service drains. Each takes its slot by itself, once it has read what a stranger may send
+/// slowly.
+pub fn admitted_late(routes: Router, admission: Admission) -> Router {
+    let undrained = async |State(admission): State<Admission>, request: Request, next: Next| {
+        admission.refuse_while_draining()?;
+        Ok::<_, Refusal>(next.run(request).await)
+    };
+    routes.layer(from_fn_with_state(admission, undrained))
 }

@@ -31,6 +31,8 @@ pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 /// A request, as it may be told of.
 struct Asked {
     method: &'static str,
+    /// `http` or `https`.
+    scheme: &'static str,
     /// The template and never the path: a path may hold a token.
     route: Option<MatchedPath>,
     /// A probe that finds all well is asked every few seconds: it is no news.
@@ -38,15 +40,21 @@ struct Asked {
     side: Side,
 }
 
-/// These routes, their panics caught, and every request of them, answered or not, named, timed and told of.
-pub fn around(side: Side, telemetry: Telemetry, routes: Router) -> Router {
+/// These routes, their panics caught, and every request of them, answered or not, named, timed and told of. Their
+/// listener has this scheme.
+pub fn around(side: Side, scheme: &'static str, telemetry: Telemetry, routes: Router) -> Router {
     routes.layer(catch_panics()).layer(from_fn(move |request, next| {
         let telemetry = telemetry.clone();
-        async move { observe(side, &telemetry, request, next).await }
+        async move { observe((side, scheme), &telemetry, request, next).await }
     }))
 }
 
-async fn observe(side: Side, telemetry: &Telemetry, mut request: Request, next: Next) -> Response {
+async fn observe(
+    (side, scheme): (Side, &'static str),
+    telemetry: &Telemetry,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let method = known(request.method());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let path = route.as_ref().map(MatchedPath::as_str);
@@ -54,8 +62,8 @@ async fn observe(side: Side, telemetry: &Telemetry, mut request: Request, next: 
     let exported = if probe { Span::none() } else { server_span(method, path) };
     let context = RequestContext::begin(side, request.headers(), &exported, telemetry);
     request.extensions_mut().insert(context.clone());
-    let asked = Asked { method, route, probe, side };
-    let under_way = telemetry.metrics.under_way(method);
+    let asked = Asked { method, scheme, route, probe, side };
+    let under_way = telemetry.metrics.under_way(method, scheme);
     let response = told(&context, &asked, next.run(request)).instrument(exported).await;
     drop(under_way);
     response
@@ -142,6 +150,7 @@ fn log(
                 { names::HELD_BEHIND } = facts.held_behind(),
                 { names::REPLAYED } = facts.replayed,
                 { names::TOKEN_FINGERPRINT } = facts.token.map(tracing::field::display),
+                { names::CLIENT_ADDRESS } = facts.client.map(tracing::field::display),
                 "answered"
             )
         };
@@ -167,7 +176,7 @@ fn export(context: &RequestContext, asked: &Asked, status: StatusCode, code: Opt
     let mut attributes = facts.attributes();
     attributes.extend([
         KeyValue::new(names::HTTP_REQUEST_METHOD, asked.method),
-        KeyValue::new(names::URL_SCHEME, "http"),
+        KeyValue::new(names::URL_SCHEME, asked.scheme),
         KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16())),
     ]);
     attributes.push(KeyValue::new(names::REQUEST_ID, context.request_id.to_string()));
@@ -194,6 +203,7 @@ fn count(
 ) {
     let answered = Answered {
         method: asked.method,
+        scheme: asked.scheme,
         status: status.as_u16(),
         code: code.map_or("", Code::as_str),
         outcome: facts.outcome.map_or("", Outcome::as_str),

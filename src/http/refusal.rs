@@ -73,7 +73,7 @@ impl Refusal {
         headers.extend(self.headers.clone());
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.code.retry_after() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            headers.entry(header::RETRY_AFTER).or_insert_with(|| HeaderValue::from(seconds));
         }
         response
     }

@@ -73,7 +73,7 @@ pub(super) async fn open(
 ) -> Result<Response, Refusal> {
     let conversation = named(&ids, &context)?;
     let (parts, body) = request.into_parts();
-    let body: OpenBody = request::json(&parts, body, platform.body).await?;
+    let body: OpenBody = request::json(&parts, body, platform.body, &platform.room).await?;
     let command = Open {
         conversation: conversation.clone(),
         idle_ttl_ms: request::milliseconds("idleTtlMs", body.idle_ttl_ms, MAX_IDLE_TTL_MS)?,

@@ -13,6 +13,7 @@ use crate::http::body::{self, BodyLimits};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
+use crate::http::room::Room;
 
 /// The ids in the path.
 #[derive(Deserialize)]
@@ -46,8 +47,10 @@ pub(super) async fn json<T: DeserializeOwned>(
     parts: &Parts,
     body: Body,
     limits: BodyLimits,
+    room: &Room,
 ) -> Result<T, Refusal> {
-    let bytes = body::read(&parts.headers, body, limits).await?;
+    let whole = body::read(&parts.headers, body, limits, room).await?;
+    let bytes = &whole.bytes;
     if let Some(context) = parts.extensions.get::<RequestContext>() {
         context.note(|facts| facts.body = Some((bytes.len(), Instant::now())));
     }
@@ -55,7 +58,7 @@ pub(super) async fn json<T: DeserializeOwned>(
         "{}"
     } else {
         body::check_json(&parts.headers)?;
-        std::str::from_utf8(&bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
+        std::str::from_utf8(bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
     };
     // Not left to the parser, to which a list of the fields' values will do.
     if !text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
@@ -144,7 +147,11 @@ mod tests {
         let (mut parts, ()) = axum::http::Request::new(()).into_parts();
         parts.headers.insert("content-type", "application/json".parse().unwrap());
         let limits = BodyLimits { max_bytes: 1 << 20, timeout: std::time::Duration::from_secs(9) };
-        json::<Asked>(&parts, Body::from(body), limits).await.unwrap_err().message.into_owned()
+        json::<Asked>(&parts, Body::from(body), limits, &Room::of(1 << 20))
+            .await
+            .unwrap_err()
+            .message
+            .into_owned()
     }
 
     #[tokio::test]

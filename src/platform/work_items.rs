@@ -107,7 +107,7 @@ pub(super) async fn issue(
 ) -> Result<Response, Refusal> {
     let conversation = named(&ids, &context)?;
     let (parts, body) = request.into_parts();
-    let body: IssueBody = request::json(&parts, body, platform.body).await?;
+    let body: IssueBody = request::json(&parts, body, platform.body, &platform.room).await?;
     let place = platform
         .carriers
         .place(body.carrier)

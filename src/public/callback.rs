@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request, State};
+use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::throttle::Client;
 use super::{Public, reply};
 use crate::clock::Entropy;
 use crate::domain::gate::Accept;
@@ -15,6 +17,7 @@ use crate::domain::result::{CallbackResult, ResultRefused};
 use crate::domain::token::{Claims, TokenFingerprint, TokenRefused};
 use crate::domain::work_item::Kind;
 use crate::http::body;
+use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::Store;
@@ -24,16 +27,40 @@ use crate::store::Store;
 pub(super) async fn take(
     State(public): State<Arc<Public>>,
     Extension(context): Extension<RequestContext>,
+    Extension(client): Extension<Client>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let taken = settle(&public, &context, client, request).await;
+    taken.map_err(|refusal| public.throttle.count_failure(client, refusal, &context))
+}
+
+async fn settle(
+    public: &Public,
+    context: &RequestContext,
+    client: Client,
     request: Request,
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let body = body::read(&parts.headers, body, public.body).await?;
+    let room = match known(public, &parts) {
+        Known::Good => &public.known,
+        Known::NotYet => &public.strangers,
+        Known::Bad => {
+            if let Err(refusal) = public.throttle.refuse_failing(client, context) {
+                body::discard(&parts.headers, body);
+                return Err(refusal);
+            }
+            &public.strangers
+        }
+    };
+    let body = body::read(&parts.headers, body, public.body, room).await?;
+    let body = &body.bytes;
     context.note(|facts| facts.body = Some((body.len(), Instant::now())));
+    let _under_way = public.admission.slot()?;
     body::check_json(&parts.headers)?;
-    let scan = Scan::new(&body);
+    let scan = Scan::new(body);
     let token = public.carriers.token(&parts, scan.as_ref().ok())?;
-    let claims = verify(&public, &context, &token)?;
-    let result = judge(claims.kind, &body, scan, public.carriers.body_field())?;
+    let claims = verify(public, context, &token)?;
+    let result = judge(claims.kind, body, scan, public.carriers.body_field())?;
     let command = Accept {
         conversation: claims.conversation,
         work_item: claims.work_item,
@@ -62,6 +89,29 @@ pub(super) async fn take(
         &[],
     );
     Ok(reply::receipt(&receipt))
+}
+
+/// What a request's head tells of its token.
+enum Known {
+    /// It is good.
+    Good,
+    /// It may be in the body.
+    NotYet,
+    /// It is bad, or there can be none: whatever the body is, the request is refused.
+    Bad,
+}
+
+/// Looks at the head before the body is read: for what reading it may cost, and for nothing that the caller is told.
+fn known(public: &Public, parts: &Parts) -> Known {
+    match public.carriers.token(parts, None) {
+        Ok(token) if public.keyring.verify(&token, public.clock.now()).is_ok() => Known::Good,
+        Err(refusal)
+            if refusal.code == Code::CallbackTokenMissing && public.carriers.body_field().is_some() =>
+        {
+            Known::NotYet
+        }
+        Ok(_) | Err(_) => Known::Bad,
+    }
 }
 
 /// Checks the token without asking the store, and notes all of it that may be noted.

@@ -53,6 +53,8 @@ const SIZES: &[f64] = &[
 pub struct Answered {
     /// Its method.
     pub method: &'static str,
+    /// `http` or `https`.
+    pub scheme: &'static str,
     /// Its reply's status.
     pub status: u16,
     /// The refusal's code, or nothing.
@@ -89,7 +91,8 @@ struct Instruments {
     /// By route, and by what became of the request.
     requests: Bound<String, Bound<Answered, Requests>>,
     active_requests: UpDownCounter<i64>,
-    active: Bound<&'static str, BoundUpDownCounter<i64>>,
+    /// By method and scheme.
+    active: Bound<(&'static str, &'static str), BoundUpDownCounter<i64>>,
     turnaround: Histogram<f64>,
     hold_time: Histogram<f64>,
     end_to_end: Histogram<f64>,
@@ -165,7 +168,7 @@ impl Instruments {
     fn bind_requests(&self, route: &str, answered: &Answered) -> Requests {
         let mut request = vec![
             KeyValue::new(names::HTTP_REQUEST_METHOD, answered.method),
-            KeyValue::new(names::URL_SCHEME, "http"),
+            KeyValue::new(names::URL_SCHEME, answered.scheme),
             KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(answered.status)),
         ];
         request.extend((!route.is_empty()).then(|| KeyValue::new(names::HTTP_ROUTE, route.to_owned())));
@@ -230,13 +233,13 @@ impl Metrics {
     }
 
     /// A request is under way until the guard is dropped.
-    pub fn under_way(&self, method: &'static str) -> UnderWay {
+    pub fn under_way(&self, method: &'static str, scheme: &'static str) -> UnderWay {
         let bind = || {
             let attributes =
-                [KeyValue::new(names::HTTP_REQUEST_METHOD, method), KeyValue::new(names::URL_SCHEME, "http")];
+                [KeyValue::new(names::HTTP_REQUEST_METHOD, method), KeyValue::new(names::URL_SCHEME, scheme)];
             self.0.active_requests.bind(&attributes)
         };
-        let active = self.0.active.with(&method, bind, Clone::clone);
+        let active = self.0.active.with(&(method, scheme), bind, Clone::clone);
         active.add(1);
         UnderWay(active)
     }

@@ -59,11 +59,12 @@ pub const SIGNAL: &str = "callback_ingress.signal";
 pub const DEPLOYMENT_ENVIRONMENT: &str = "deployment.environment";
 
 pub use attribute::{
-    DB_NAMESPACE, DB_OPERATION_NAME, DB_RESPONSE_STATUS_CODE, DB_STORED_PROCEDURE_NAME, DB_SYSTEM_NAME,
-    ERROR_TYPE, HTTP_REQUEST_BODY_SIZE, HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE, HTTP_ROUTE,
-    MESSAGING_DESTINATION_NAME, MESSAGING_DESTINATION_TEMPLATE, MESSAGING_MESSAGE_CONVERSATION_ID,
-    MESSAGING_MESSAGE_ID, MESSAGING_OPERATION_NAME, MESSAGING_OPERATION_TYPE, MESSAGING_SYSTEM,
-    SERVER_ADDRESS, SERVER_PORT, SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, URL_PATH, URL_SCHEME,
+    CLIENT_ADDRESS, DB_NAMESPACE, DB_OPERATION_NAME, DB_RESPONSE_STATUS_CODE, DB_STORED_PROCEDURE_NAME,
+    DB_SYSTEM_NAME, ERROR_TYPE, HTTP_REQUEST_BODY_SIZE, HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE,
+    HTTP_ROUTE, MESSAGING_DESTINATION_NAME, MESSAGING_DESTINATION_TEMPLATE,
+    MESSAGING_MESSAGE_CONVERSATION_ID, MESSAGING_MESSAGE_ID, MESSAGING_OPERATION_NAME,
+    MESSAGING_OPERATION_TYPE, MESSAGING_SYSTEM, SERVER_ADDRESS, SERVER_PORT, SERVICE_INSTANCE_ID,
+    SERVICE_NAME, SERVICE_VERSION, URL_PATH, URL_SCHEME,
 };
 
 /// What a name of a span's attribute or of a log line's field stands for.
@@ -90,10 +91,11 @@ pub const ATTRIBUTES: &[(&str, &str)] = &[
         LINK,
         "on a link: `issued_in`, to where the work was issued; `released_in`, to what released a held result",
     ),
+    (CLIENT_ADDRESS, "who asked, of a request that was refused with `RATE_LIMITED`"),
     (HTTP_REQUEST_METHOD, "the method; `_OTHER` if it is none of HTTP's own"),
     (HTTP_ROUTE, "the route's template"),
     (URL_PATH, "the template once more: a path may hold a token"),
-    (URL_SCHEME, "`http`"),
+    (URL_SCHEME, "`http`, or `https` where the listener speaks TLS"),
     (HTTP_REQUEST_BODY_SIZE, "bytes of the body"),
     (HTTP_RESPONSE_STATUS_CODE, "the status"),
     (ERROR_TYPE, "what failed, only if it is ours: a code with a status of 5xx, or a kind of store failure"),

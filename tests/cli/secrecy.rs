@@ -16,6 +16,8 @@
 
 #[path = "secrecy/commands.rs"]
 mod commands;
+#[path = "secrecy/http2.rs"]
+mod http2;
 #[path = "secrecy/in_redis.rs"]
 mod in_redis;
 #[path = "secrecy/panics.rs"]

@@ -16,6 +16,7 @@ mod conversation;
 mod events;
 mod fake_redis;
 mod model;
+mod overload;
 mod platform;
 mod proxy;
 mod races;

@@ -4,6 +4,7 @@ mod calls;
 mod client;
 mod event_reader;
 mod raw;
+pub(crate) mod secure;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ pub(crate) use self::calls::{CALLBACKS, Item, issued, millis};
 pub(crate) use self::client::{Call, Client, Reply};
 pub(crate) use self::event_reader::{Event, EventReader};
 pub(crate) use self::raw::Raw;
+pub(crate) use self::secure::Certificate;
 use crate::redis_cluster::RedisCluster;
 use crate::redis_sentinels::RedisSentinels;
 use crate::redis_server::RedisServer;
@@ -32,10 +34,12 @@ use crate::stage::Backend;
 pub(crate) const SERVICE_KEY: &str = "the-platforms-key-of-the-tests";
 
 /// What every service of the tests is started with. What a test says comes later, and wins.
-const FLAGS: [(&str, &str); 7] = [
+const FLAGS: [(&str, &str); 8] = [
     ("http.public_addr", "127.0.0.1:0"),
     ("http.platform_addr", "127.0.0.1:0"),
     ("http.drain_grace_ms", "0"),
+    // All tests have one address.
+    ("rate_limit.failed_max", "0"),
     // A machine that is busy with other tests is slow, and no store that is gone.
     ("store.connect_timeout_ms", "10000"),
     ("store.response_timeout_ms", "10000"),

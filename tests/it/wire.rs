@@ -4,13 +4,16 @@ mod bad_input;
 mod carriers;
 mod drain;
 mod http;
+mod http2;
 mod limits;
 mod order;
+mod rate;
 mod receipts;
 mod refusals;
 mod routes;
 mod slowness;
 mod store_failures;
+mod tls;
 
 use crate::service::{Call, Service};
 

@@ -10,7 +10,7 @@ use axum::routing::post;
 use callback_ingress::config::{Sources, load};
 use callback_ingress::http::context::Side;
 use callback_ingress::http::observe;
-use callback_ingress::http::server::{self, Limits};
+use callback_ingress::http::server::{self, Limits, Watched};
 use callback_ingress::telemetry::{self, Exports};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -103,9 +103,9 @@ fn a_process_that_panics() {
             half_close: true,
         };
         let stop = CancellationToken::new();
-        let metrics = telemetry.metrics.clone();
-        let routes = observe::around(Side::Public, telemetry, routes);
-        let serving = tokio::spawn(server::serve(listener, routes, limits, metrics, stop.clone()));
+        let watched = Watched { metrics: telemetry.metrics.clone(), scheme: "http" };
+        let routes = observe::around(Side::Public, "http", telemetry, routes);
+        let serving = tokio::spawn(server::serve(listener, routes, limits, None, watched, stop.clone()));
         for way in WAYS {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(&wire::request(&format!("POST /{way}\n\n"), &[])).await.unwrap();

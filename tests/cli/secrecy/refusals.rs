@@ -7,12 +7,15 @@ use super::tokens::{changed, signed};
 use super::wire::{Answer, request};
 
 /// The limits with which the service runs, so that they can be reached.
-pub(crate) const LIMITS: [(&str, &str); 9] = [
+pub(crate) const LIMITS: [(&str, &str); 11] = [
     ("CALLBACK_INGRESS__HTTP__MAX_BODY_BYTES", "4096"),
     ("CALLBACK_INGRESS__HTTP__HEAD_TIMEOUT_MS", "1000"),
     ("CALLBACK_INGRESS__HTTP__BODY_TIMEOUT_MS", "500"),
     ("CALLBACK_INGRESS__HTTP__MAX_EVENT_STREAMS", "2"),
     ("CALLBACK_INGRESS__HTTP__DRAIN_GRACE_MS", "1500"),
+    // Each request names an address of its own: see `request`.
+    ("CALLBACK_INGRESS__HTTP__TRUSTED_PROXIES", r#"["127.0.0.1"]"#),
+    ("CALLBACK_INGRESS__RATE_LIMIT__FAILED_MAX", "3"),
     ("CALLBACK_INGRESS__GATE__MAX_HELD_ITEMS", "2"),
     ("CALLBACK_INGRESS__GATE__MAX_AWAITING_ITEMS", "7"),
     ("CALLBACK_INGRESS__GATE__MAX_CHANNEL_LENGTH", "8"),
@@ -63,6 +66,13 @@ impl Session {
         let large =
             format!("POST /api/v1/webhooks/callbacks/{{T}}\nx-large: {}\n\n{{R}}", "{T}".repeat(1300));
         refused(&self.public(&large, token), "HEAD_TOO_LARGE");
+        let guess = format!(
+            "POST /api/v1/webhooks/callbacks/{}\nx-forwarded-for: 192.0.2.1\n\n{{R}}",
+            changed(token, 90)
+        );
+        for code in [["CALLBACK_TOKEN_INVALID"; 3].as_slice(), &["RATE_LIMITED"; 2]].concat() {
+            refused(&self.public(&guess, token), code);
+        }
         let llm = self.issue(&conversation, &json!({"kind": "llm"}));
         refused(&self.callback(&llm.token), "RESULT_SHAPE_INVALID");
 

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::search::Capture;
 use super::tokens::Known;
+
+/// How many clients there were so far: whoever fails often is told less, so each request is that of another one.
+static CLIENTS: AtomicU32 = AtomicU32::new(0);
 
 /// A reply that has not ended after so long does not end by itself.
 const ENDLESS: Duration = Duration::from_secs(3);
@@ -72,11 +76,13 @@ pub(crate) fn request(template: &str, fillings: &[Filling<'_>]) -> Vec<u8> {
         bytes.extend(b"\r\n");
     }
     let length = body.len().to_string();
+    let client = Ipv4Addr::from(0x0a00_0000 + CLIENTS.fetch_add(1, Ordering::Relaxed)).to_string();
     let needed = [
         ("host", "callbacks.test"),
         ("connection", "close"),
         ("content-type", "application/json"),
         ("content-length", length.as_str()),
+        ("x-forwarded-for", client.as_str()),
     ];
     for (name, value) in needed {
         let encoded = name == "content-length" && head.contains("\ntransfer-encoding:");

@@ -23,18 +23,52 @@ async fn what_is_not_http_gets_the_envelope_of_all_refusals_and_the_end_of_the_c
         ("a space before the colon", "GET /health HTTP/1.1\r\nhost : x\r\n\r\n".to_owned()),
         ("a NUL in a header", "GET /health HTTP/1.1\r\nx-a: \0\r\n\r\n".to_owned()),
         ("a length that is no number", format!("{head}content-length: x\r\n\r\n1")),
+        ("no host", "GET /health HTTP/1.1\r\n\r\n".to_owned()),
+        ("two hosts", "GET /health HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n".to_owned()),
+        ("two hosts in one", "GET /health HTTP/1.1\r\nhost: x, y\r\n\r\n".to_owned()),
+        ("no host, and a target that has one", "GET http://x/health HTTP/1.1\r\n\r\n".to_owned()),
+        ("a folded header", format!("{head}x-a: y\r\n z\r\n\r\n")),
+        ("a line feed alone", "GET /health HTTP/1.1\r\nhost: x\nx-a: y\r\n\r\n".to_owned()),
+        ("line feeds alone", "GET /health HTTP/1.1\nhost: x\n\n".to_owned()),
+        ("a carriage return alone", "GET /health HTTP/1.1\r\nhost: x\rx-a: y\r\n\r\n".to_owned()),
+        ("a version to come", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()),
+        (
+            "a length before chunks",
+            format!("{head}content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "chunks before a length",
+            format!("{head}transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n"),
+        ),
+        ("a length twice", format!("{head}content-length: 1\r\ncontent-length: 1\r\n\r\n1")),
+        ("a length with a sign", format!("{head}content-length: +1\r\n\r\n1")),
+        ("chunked twice", format!("{head}transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n")),
+        (
+            "chunked on two lines",
+            format!("{head}transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        ("compressed, and chunked", format!("{head}transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n")),
+        ("chunked to some", format!("{head}transfer-encoding: \u{b}chunked\r\n\r\n0\r\n\r\n")),
+        (
+            "chunks in the first version",
+            format!("{head}transfer-encoding: chunked\r\n\r\n0\r\n\r\n").replacen("1.1", "1.0", 1),
+        ),
         ("a negative length", format!("{head}content-length: -1\r\n\r\n1")),
         ("two lengths that conflict", format!("{head}content-length: 1\r\ncontent-length: 2\r\n\r\n12")),
         ("two lengths in one", format!("{head}content-length: 1, 2\r\n\r\n12")),
         ("an encoding that is not chunked", format!("{head}transfer-encoding: gzip\r\n\r\n1")),
         ("chunked, but not last", format!("{head}transfer-encoding: chunked, gzip\r\n\r\n1")),
     ] {
-        let mut raw = Raw::connect(service.public).await;
-        raw.send(bytes).await;
-        let reply = raw.reply().await;
-        assert_eq!(reply.verdict(), (400, "REQUEST_MALFORMED".to_owned()), "{sentence}");
-        assert_eq!(reply.header("connection"), Some("close"), "{sentence}");
-        assert_eq!(raw.closed().await, b"", "{sentence}");
+        for pieces in [1, bytes.len()] {
+            let mut raw = Raw::connect(service.public).await;
+            for piece in bytes.as_bytes().chunks(bytes.len() / pieces) {
+                raw.send(piece).await;
+            }
+            let reply = raw.reply().await;
+            assert_eq!(reply.verdict(), (400, "REQUEST_MALFORMED".to_owned()), "{sentence}");
+            assert_eq!(reply.header("connection"), Some("close"), "{sentence}");
+            assert_eq!(raw.closed().await, b"", "{sentence}");
+        }
     }
 }
 
@@ -45,6 +79,13 @@ async fn a_head_that_is_too_large_is_refused() {
         ("one header", format!("GET /health HTTP/1.1\r\nx-a: {}\r\n\r\n", "x".repeat(200_000))),
         ("more headers than a hundred", format!("GET /health HTTP/1.1\r\n{}\r\n", "x-a: x\r\n".repeat(101))),
         ("many headers", format!("GET /health HTTP/1.1\r\n{}\r\n", "x-a: x\r\n".repeat(30_000))),
+        (
+            "more than sixteen kibibytes",
+            format!(
+                "GET /health HTTP/1.1\r\nhost: x\r\n{}\r\n",
+                format!("x-a: {}\r\n", "x".repeat(1_000)).repeat(17)
+            ),
+        ),
         ("a path", format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(200_000))),
     ] {
         let reply = Raw::say(service.public, bytes).await;
@@ -62,6 +103,25 @@ async fn a_body_that_is_not_what_its_head_announces_is_never_taken() {
         ("a chunk that is cut off", format!("{head}transfer-encoding: chunked\r\n\r\n2\r\n1")),
         ("no last chunk", format!("{head}transfer-encoding: chunked\r\n\r\n1\r\n1\r\n")),
         ("a chunk without a size", format!("{head}transfer-encoding: chunked\r\n\r\nx\r\n1\r\n0\r\n\r\n")),
+        (
+            "a chunk's size before a space",
+            format!("{head}transfer-encoding: chunked\r\n\r\n1 \r\n1\r\n0\r\n\r\n"),
+        ),
+        ("a chunk's size in C", format!("{head}transfer-encoding: chunked\r\n\r\n0x1\r\n1\r\n0\r\n\r\n")),
+        (
+            "a size of more than 64 bits",
+            format!("{head}transfer-encoding: chunked\r\n\r\n10000000000000001\r\n1\r\n0\r\n\r\n"),
+        ),
+        (
+            "a line feed in an extension",
+            format!("{head}transfer-encoding: chunked\r\n\r\n1;a\n1\r\n0\r\n\r\n"),
+        ),
+        ("a line feed after a size", format!("{head}transfer-encoding: chunked\r\n\r\n1\n1\r\n0\r\n\r\n")),
+        ("a line feed after a chunk", format!("{head}transfer-encoding: chunked\r\n\r\n1\r\n1\n0\r\n\r\n")),
+        (
+            "a trailer that is none",
+            format!("{head}transfer-encoding: chunked\r\n\r\n1\r\n1\r\n0\r\nx\r\n\r\n"),
+        ),
         (
             "a chunk longer than its size",
             format!("{head}transfer-encoding: chunked\r\n\r\n1\r\n12\r\n0\r\n\r\n"),
@@ -84,24 +144,34 @@ async fn a_body_that_is_not_what_its_head_announces_is_never_taken() {
 }
 
 #[tokio::test]
-async fn a_length_beside_chunks_smuggles_nothing() {
+async fn a_request_that_hides_in_another_is_not_heard() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
-    let head = head(&item.token);
-    let mut raw = Raw::connect(service.public).await;
-    let second = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
-    raw.send(format!(
-        "{head}content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n1\r\n7\r\n0\r\n\r\n{second}"
-    ))
-    .await;
-    // RFC 9112, 6.3: refused, or the chunks count. Never is the length what separates requests.
-    let reply = raw.reply().await;
-    match reply.status.as_u16() {
-        202 => {
-            assert!(service.channel(&item.conversation, 1).await[0].contains("\"result\":7,"));
-            assert_eq!(raw.closed().await, b"", "what follows is not trusted");
-        }
-        status => assert_eq!(status, 400),
+    let hidden = format!("{}content-length: 1\r\n\r\n1", head(&item.token));
+    let first = "GET /nowhere HTTP/1.1\r\nhost: x\r\n";
+    let length = hidden.len();
+    for (sentence, bytes) in [
+        (
+            "behind chunks",
+            format!("{first}content-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "behind other chunks",
+            format!("{first}transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n{hidden}"),
+        ),
+        (
+            "behind a shorter length",
+            format!("{first}content-length: 0\r\ncontent-length: {length}\r\n\r\n{hidden}"),
+        ),
+        ("behind line feeds", format!("{first}x-a: y\n\n{hidden}")),
+        ("behind an extension", format!("{first}transfer-encoding: chunked\r\n\r\n0;a\n\r\n\r\n{hidden}")),
+    ] {
+        let mut raw = Raw::connect(service.public).await;
+        raw.send(bytes).await;
+        raw.finish().await;
+        let replies = String::from_utf8(raw.closed().await).unwrap();
+        assert!(!replies.contains("delivered"), "{sentence}: {replies}");
+        assert_eq!(service.state(&item).await, "awaiting", "{sentence}");
     }
 }
 

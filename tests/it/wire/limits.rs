@@ -1,6 +1,9 @@
 //! How large, how many, how many at once.
 
+use std::cell::Cell;
+
 use super::check;
+use crate::redis_server::RedisServer;
 use crate::service::{CALLBACKS, Kind, Raw, Service, on_every_deployment, until};
 
 const MEBIBYTE: usize = 1024 * 1024;
@@ -71,35 +74,102 @@ async fn a_client_that_waits_to_be_told_to_go_on_is_told() {
 
 #[tokio::test]
 async fn more_requests_than_allowed_at_once_are_refused_before_they_spend_anything() {
-    let service = Service::start(&[("http.max_requests_in_flight", "2")]).await;
+    let redis = RedisServer::start();
+    let flags = [("store.url", redis.url(0)), ("http.max_requests_in_flight", "2".to_owned())];
+    let service = Service::start(&flags.each_ref().map(|(key, value)| (*key, value.as_str()))).await;
     let conversation = service.open().await;
     let mut items = Vec::new();
     for _ in 0..3 {
         items.push(service.tool(&conversation).await);
     }
-    let mut slow = Vec::new();
-    for item in &items[..2] {
-        let mut raw = Raw::connect(service.public).await;
-        raw.send(head(&item.token, "content-length: 1")).await;
-        slow.push(raw);
+    redis.suspend();
+    let first_two = async {
+        let (first, second) =
+            (service.callback(&items[0].token, "0"), service.callback(&items[1].token, "1"));
+        tokio::join!(first.verdict(), second.verdict())
+    };
+    let refused = async {
+        until("two are under way", async || {
+            // Sent without a good token, it asks nothing of the store.
+            service.callback("cbt_x", "3").verdict().await == (503, "OVERLOADED".to_owned())
+        })
+        .await;
+        let third = service.callback(&items[2].token, "3").verdict().await;
+        assert_eq!(third, (503, "OVERLOADED".to_owned()));
+        check([("life is no work", service.provider("GET", "/health/live"), (200, "ok"))]).await;
+        redis.resume();
+    };
+    let (taken, ()) = tokio::join!(first_two, refused);
+    assert_eq!((taken.0.0, taken.1.0), (202, 202), "{taken:?}");
+    assert_eq!(service.state(&items[2]).await, "awaiting");
+    check([("it is taken now", service.callback(&items[2].token, "2"), (202, "delivered"))]).await;
+    assert!(service.channel(&conversation, 3).await[2].contains("\"result\":2,"));
+}
+
+/// A callback whose body has begun, and does not end.
+async fn slow(service: &Service, token: &str) -> Raw {
+    let mut raw = Raw::connect(service.public).await;
+    raw.send(head(token, "content-length: 10") + "[").await;
+    raw
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_end_hold_no_place_among_the_requests_under_way() {
+    let service = Service::start(&[("http.max_requests_in_flight", "1")]).await;
+    let item = service.fresh_tool().await;
+    let mut others = Vec::new();
+    for _ in 0..50 {
+        others.extend([slow(&service, "").await, slow(&service, "cbt_x").await]);
+        others.push(slow(&service, &item.token).await);
     }
-    let third = || service.callback(&items[2].token, "3");
-    until("two are under way", async || {
-        third().send().await.status == 503 || service.state(&items[2]).await == "held"
+    check([("it does not wait for them", service.callback(&item.token, "1"), (202, "delivered"))]).await;
+    assert!(others.iter().all(Raw::is_silent), "none of them is refused for being slow");
+}
+
+#[tokio::test]
+async fn when_no_more_bodies_can_be_read_the_slowest_of_them_gives_way() {
+    let flags = [("http.max_body_bytes", "8192"), ("http.max_buffered_bytes", "65536")];
+    let service = Service::start(&flags).await;
+    let item = service.fresh_tool().await;
+    let mut strangers = Vec::new();
+    for _ in 0..4 {
+        strangers.push(slow(&service, "").await);
+    }
+    let in_body = format!("{{\"callbackToken\":\"{}\"}}", item.token);
+    let late = || service.provider("POST", CALLBACKS).json(in_body.clone());
+    let known = service.fresh_tool().await;
+    let refused = Cell::new(0);
+    until("one of them has given way", async || {
+        let verdict = late().verdict().await;
+        refused.set(refused.get() + u32::from(verdict == (503, "OVERLOADED".to_owned())));
+        verdict == (202, "delivered".to_owned())
     })
     .await;
-    // The third may have been faster than those before it: then it is known already.
-    let refused = third().send().await;
-    assert_eq!(refused.verdict(), (503, "OVERLOADED".to_owned()));
-    check([("health is no work", service.provider("GET", "/health"), (200, "ok"))]).await;
-    assert_eq!(service.state(&items[0]).await, "awaiting", "the platform's listener counts for itself");
-    for (number, raw) in slow.iter_mut().enumerate() {
-        raw.send(number.to_string()).await;
-        assert_eq!(raw.reply().await.verdict(), (202, "delivered".to_owned()));
+    assert!(refused.get() > 0, "a body that has just begun gives way to nobody");
+    let reply = strangers[0].reply().await;
+    assert_eq!(reply.verdict(), (503, "OVERLOADED".to_owned()));
+    assert_eq!(reply.header("connection"), Some("close"));
+    assert!(strangers[1..].iter().all(Raw::is_silent), "one was enough");
+    strangers.push(slow(&service, "").await);
+    check([("who is known has other room", service.callback(&known.token, "1"), (202, "delivered"))]).await;
+}
+
+#[tokio::test]
+async fn many_large_bodies_at_once_are_refused_beyond_the_memory_for_them() {
+    let flags = [("http.max_body_bytes", "32768"), ("http.max_buffered_bytes", "262144")];
+    let service = Service::start(&flags).await;
+    let item = service.fresh_tool().await;
+    let almost_all = head("cbt_x", "content-length: 30000") + &"x".repeat(29_999);
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        let mut raw = Raw::connect(service.public).await;
+        raw.send(&almost_all).await;
+        others.push(raw);
     }
-    until("it is taken now", async || third().send().await.status.is_success()).await;
-    let channel = service.channel(&conversation, 3).await;
-    assert!(channel[2].contains("\"result\":3,"));
+    let refused = others.iter_mut().map(Raw::reply);
+    let (first, ..) = futures_util::future::select_all(refused.map(Box::pin)).await;
+    assert_eq!(first.verdict(), (503, "OVERLOADED".to_owned()));
+    check([("who is known has other room", service.callback(&item.token, "1"), (202, "delivered"))]).await;
 }
 
 #[tokio::test]

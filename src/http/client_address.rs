@@ -1,0 +1,190 @@
+//! Who is asking: the address at the other end of the connection, or the one for which a proxy asks that the operator
+//! trusts to tell.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::http::{HeaderMap, HeaderName, header};
+use ipnet::IpNet;
+
+/// The address at the other end of a connection; an extension of each request.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
+/// The header in which proxies say for whom they ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardedHeader {
+    /// `Forwarded`, RFC 7239.
+    Forwarded,
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+}
+
+/// Whose word on a client's address counts.
+#[derive(Clone, Debug)]
+pub struct Proxies {
+    /// The proxies' networks.
+    pub trusted: Vec<IpNet>,
+    /// Where they write it. The other header is never read: a client can have written it.
+    pub header: ForwardedHeader,
+}
+
+impl Proxies {
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(&address))
+    }
+
+    /// The client of a request: from the right, the first address that is no trusted proxy's. Where a header cannot be
+    /// read up to there, it is the connection's.
+    pub fn client(&self, Peer(peer): Peer, headers: &HeaderMap) -> IpAddr {
+        let peer = peer.to_canonical();
+        if !self.trusts(peer) {
+            return peer;
+        }
+        let walked = match self.header {
+            ForwardedHeader::XForwardedFor => self.walk(
+                headers
+                    .get_all(HeaderName::from_static("x-forwarded-for"))
+                    .iter()
+                    .rev()
+                    .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','))
+                    .map(address),
+            ),
+            ForwardedHeader::Forwarded => {
+                let mut chain = Vec::new();
+                for value in headers.get_all(header::FORWARDED) {
+                    let Some(elements) = value.to_str().ok().and_then(forwarded) else { return peer };
+                    chain.extend(elements);
+                }
+                self.walk(chain.into_iter().rev())
+            }
+        };
+        walked.unwrap_or(peer)
+    }
+
+    /// The first that is not trusted; when all are, the last. `None` when one cannot be read.
+    fn walk(&self, nearest_first: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
+        let mut client = None;
+        for address in nearest_first {
+            client = Some(address?);
+            if !client.is_some_and(|address| self.trusts(address)) {
+                break;
+            }
+        }
+        client
+    }
+}
+
+/// An address, with or without a port.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let parsed = bare.parse().or_else(|_| text.parse().map(|with_port: SocketAddr| with_port.ip()));
+    parsed.ok().map(|address| address.to_canonical())
+}
+
+/// The `for` of each element of a `Forwarded` header; `None` when it is not one.
+fn forwarded(text: &str) -> Option<Vec<Option<IpAddr>>> {
+    let mut elements = vec![None];
+    let mut rest = text;
+    loop {
+        let (name, after) = rest.split_once('=')?;
+        let name = name.trim_matches([' ', '\t']);
+        let (value, after) = match after.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"')?,
+            None => after.split_at(after.find([',', ';']).unwrap_or(after.len())),
+        };
+        // A quoted pair has no place in an address.
+        if name.is_empty() || name.contains([',', ';', '"', ' ', '\t']) || value.contains(['\\', '"']) {
+            return None;
+        }
+        if name.eq_ignore_ascii_case("for") {
+            let element = elements.last_mut()?;
+            if element.replace(address(value.as_bytes())?).is_some() {
+                return None;
+            }
+        }
+        let after = after.trim_start_matches([' ', '\t']);
+        match after.split_at_checked(1) {
+            None => return Some(elements),
+            Some((";", after)) => rest = after,
+            Some((",", after)) => {
+                elements.push(None);
+                rest = after;
+            }
+            Some(_) => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn client(header: ForwardedHeader, peer: &str, lines: &[&str]) -> String {
+        let trusted = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap()).to_vec();
+        let proxies = Proxies { trusted, header };
+        let name = match header {
+            ForwardedHeader::Forwarded => "forwarded",
+            ForwardedHeader::XForwardedFor => "x-forwarded-for",
+        };
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_str(line).unwrap());
+        }
+        proxies.client(Peer(peer.parse().unwrap()), &headers).to_string()
+    }
+
+    #[test]
+    fn the_first_address_from_the_right_that_is_no_proxys_is_the_clients() {
+        let of = |peer, lines: &[&str]| client(ForwardedHeader::XForwardedFor, peer, lines);
+        assert_eq!(of("192.0.2.9", &["198.51.100.1"]), "192.0.2.9", "no proxy of ours says so");
+        assert_eq!(of("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(of("10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+        assert_eq!(of("::ffff:10.0.0.1", &["::ffff:198.51.100.1"]), "198.51.100.1");
+        assert_eq!(of("10.0.0.1", &["203.0.113.7, 198.51.100.1 ,10.0.0.2"]), "198.51.100.1");
+        assert_eq!(of("10.0.0.1", &["203.0.113.7", "198.51.100.1,10.0.0.2"]), "198.51.100.1");
+        assert_eq!(of("fd00::1", &["[2001:db8::7]:443"]), "2001:db8::7");
+        assert_eq!(of("10.0.0.1", &["198.51.100.1:50000"]), "198.51.100.1");
+        assert_eq!(of("10.0.0.1", &["10.0.0.3, 10.0.0.2"]), "10.0.0.3", "proxies all the way");
+        assert_eq!(of("10.0.0.1", &["nonsense, 198.51.100.1"]), "198.51.100.1", "what a client wrote");
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_read_counts_for_nothing() {
+        let of = |lines: &[&str]| client(ForwardedHeader::XForwardedFor, "10.0.0.1", lines);
+        for bad in ["unknown", "", "198.51.100.1,", "198.51.100.1, _hidden", "198.51.100.1 10.0.0.2", "1.2.3"]
+        {
+            assert_eq!(of(&[bad]), "10.0.0.1", "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_standard_header_is_read_as_its_rfc_says() {
+        let of = |lines: &[&str]| client(ForwardedHeader::Forwarded, "10.0.0.1", lines);
+        for good in [
+            "for=198.51.100.1",
+            "For=\"198.51.100.1:4711\" ; proto=https;by=10.0.0.1",
+            "for=203.0.113.7;host=\"a,b\", for=198.51.100.1,for=10.0.0.2",
+        ] {
+            assert_eq!(of(&[good]), "198.51.100.1", "{good}");
+        }
+        assert_eq!(of(&["for=\"[2001:db8::7]:4711\""]), "2001:db8::7");
+        assert_eq!(of(&["for=203.0.113.7", "for=198.51.100.1"]), "198.51.100.1");
+        for bad in [
+            "198.51.100.1",
+            "for=unknown",
+            "for=_hidden",
+            "for=\"198.51.100.1",
+            "for=\"x\\\",for=198.51.100.1",
+            "for=198.51.100.1;for=203.0.113.7",
+            "proto=https",
+            "for=198.51.100.1 for=203.0.113.7",
+            "for=198.51.100.1;",
+            "=198.51.100.1",
+        ] {
+            assert_eq!(of(&[bad]), "10.0.0.1", "{bad}");
+        }
+    }
+}
