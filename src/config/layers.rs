@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use thiserror::Error;
 use toml::{Table, Value};
+use url::Position;
 
 use super::values::REDACTED_PASSWORD;
 use super::{Config, DEFAULTS};
@@ -228,7 +229,10 @@ fn redact(key: &str, value: &mut Value) {
         && let Value::String(url) = value
         && url.contains('@')
     {
-        let shown = url::Url::parse(url).ok().and_then(|mut parsed| {
+        // An @ further on may be a password's: what stands before it was not escaped, and is read as a port or path.
+        let parsed = url::Url::parse(url).ok();
+        let parsed = parsed.filter(|parsed| !parsed[Position::BeforePath..].contains('@'));
+        let shown = parsed.and_then(|mut parsed| {
             parsed.set_password(parsed.password().map(|_| REDACTED_PASSWORD)).ok()?;
             Some(parsed.to_string())
         });
@@ -364,6 +368,10 @@ mod tests {
             assert!(!format!("{loaded:?}").contains(secret), "{loaded:?}");
         }
         assert!(dump.parse::<Table>().is_ok());
+        let shown = |url| with(&[("CALLBACK_INGRESS__STORE__URL", url)]).unwrap().store_shown();
+        for unescaped in ["redis://user:7/hunter2@host", "redis://user:7?hunter2@host"] {
+            assert_eq!(shown(unescaped), "[redacted]", "{unescaped}");
+        }
         let StoreUrl::Redis(url) = &loaded.config.store.url else { panic!("not Redis") };
         assert!(url.expose_secret().contains("hunter2"));
     }
