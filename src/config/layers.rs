@@ -229,7 +229,12 @@ fn redact(key: &str, value: &mut Value) {
     } else if key == STORE_URL
         && let Value::String(url) = value
     {
-        if let Some(at) = password(url) {
+        // An @ further on may be a password's: what stands before it was not escaped, and is read as a port or path.
+        let start = url.find("://").map_or(0, |at| at + 3);
+        let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
+        if url[end..].contains('@') {
+            REDACTED.clone_into(url);
+        } else if let Some(at) = password(url) {
             url.replace_range(at, REDACTED_WORD);
         }
     } else if key == SENTINEL_PASSWORD
@@ -409,6 +414,13 @@ mod tests {
             assert!(!format!("{loaded:?}").contains(secret), "{loaded:?}");
         }
         assert!(dump.parse::<Table>().is_ok());
+        for unescaped in ["redis://user:7/hunter2@host", "redis://user:7?hunter2@host"] {
+            let said = match with(&[("CALLBACK_INGRESS__STORE__URL", unescaped)]) {
+                Ok(loaded) => loaded.store_shown(),
+                Err(refused) => refused.to_string(),
+            };
+            assert!(!said.contains("hunter2"), "{said}");
+        }
         let StoreUrl::Redis(url) = &loaded.config.store.url else { panic!("not Redis") };
         assert!(url.expose_secret().contains("hunter2"));
     }

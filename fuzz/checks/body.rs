@@ -1,0 +1,202 @@
+//! A provider's body: what is taken as JSON, which bytes travel on, what goes with the token's field. The reference is
+//! `serde_json`, which reads the same text into values.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use bytes::Bytes;
+use callback_ingress::domain::envelope::Envelope;
+use callback_ingress::domain::ids::{ConversationId, Fingerprint, Sequence, WorkItemId};
+use callback_ingress::domain::json::{MAX_DEPTH, Malformed, Scan};
+use callback_ingress::domain::result::{CallbackResult, Payload, ResultRefused};
+use callback_ingress::domain::time::Timestamp;
+use callback_ingress::domain::work_item::{Kind, Outcome};
+use serde::Deserialize;
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// Brackets of a text that the reference still reads: it calls itself for each level.
+const MOST_BRACKETS: usize = 400;
+/// Names that mean something to the service.
+const NAMES: [&str; 3] = ["callbackToken", "error", "content"];
+
+/// The body is any bytes.
+pub(crate) fn check(input: &[u8]) {
+    let body = Bytes::copy_from_slice(input);
+    let scan = Scan::new(&body);
+    let Ok(text) = std::str::from_utf8(input) else {
+        assert!(matches!(scan, Err(Malformed::NotUtf8(_))), "not UTF-8: {scan:?}");
+        return;
+    };
+    if text.trim_matches([' ', '\t', '\n', '\r']).is_empty() {
+        assert!(matches!(scan, Err(Malformed::Empty)), "empty: {scan:?}");
+        return;
+    }
+    let is_json = serde_json::from_str::<IgnoredAny>(text).is_ok();
+    assert_eq!(scan.is_ok(), is_json, "{scan:?}");
+    let Ok(scan) = scan else {
+        assert!(matches!(scan, Err(Malformed::NotJson { .. })), "{scan:?}");
+        return;
+    };
+    let value = value(text);
+    if let Some(value) = &value {
+        check_problem(value, scan.problem());
+    }
+    if let Some(members) = members(text) {
+        check_members(text, &scan, &members);
+    }
+    for kind in [Kind::Llm, Kind::Tool] {
+        check_judgement(kind, &body, &scan, value.as_ref().and_then(|value| value.as_ref().ok()));
+    }
+}
+
+/// The text as the reference reads it; `None` when that would go too deep for it.
+fn value(text: &str) -> Option<Result<Value, serde_json::Error>> {
+    let brackets = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    (brackets <= MOST_BRACKETS).then(|| {
+        let mut reader = serde_json::Deserializer::from_str(text);
+        reader.disable_recursion_limit();
+        Value::deserialize(&mut reader)
+    })
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or_default(),
+        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or_default(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
+/// Exactly the contract: JSON, and at most 128 levels of it.
+fn check_problem(value: &Result<Value, serde_json::Error>, problem: Option<&Malformed>) {
+    match value {
+        // A name that stands twice hides the first of its values, so the text may be deeper than the value.
+        Ok(value) if depth(value) > MAX_DEPTH => assert_eq!(problem, Some(&Malformed::TooDeep)),
+        Ok(_) => assert!(matches!(problem, None | Some(Malformed::TooDeep)), "{problem:?}"),
+        // A number that no double can hold is JSON all the same, and travels on.
+        Err(error) if error.to_string().starts_with("number out of range") => {}
+        Err(error) => {
+            assert!(
+                matches!(problem, Some(Malformed::LoneSurrogate(_) | Malformed::TooDeep)),
+                "{error}: {problem:?}"
+            );
+        }
+    }
+}
+
+/// The members of an object in their order, each with the text of its value.
+type Members<'a> = Vec<(String, &'a str)>;
+
+fn members(text: &str) -> Option<Members<'_>> {
+    struct InOrder;
+    impl<'de> Visitor<'de> for InOrder {
+        type Value = Members<'de>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut members = Vec::new();
+            while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
+                members.push((name, value.get()));
+            }
+            Ok(members)
+        }
+    }
+    serde_json::Deserializer::from_str(text).deserialize_map(InOrder).ok()
+}
+
+/// A field that is removed takes nothing with it, and leaves every other byte where it was.
+fn check_members(text: &str, scan: &Scan<'_>, members: &Members<'_>) {
+    let present = members.iter().map(|(name, _)| name.as_str()).take(8);
+    for name in NAMES.into_iter().chain(present) {
+        let named = members.iter().filter(|(other, _)| other == name).map(|(_, value)| *value);
+        let found: Vec<_> = scan.values(name).collect();
+        assert_eq!(found, named.collect::<Vec<_>>(), "the values of {name:?}");
+        let without = scan.without(name);
+        if found.is_empty() {
+            assert!(matches!(without, Cow::Borrowed(same) if same == text), "{without:?}");
+            continue;
+        }
+        let kept: Members<'_> = members.iter().filter(|(other, _)| other != name).cloned().collect();
+        assert_eq!(self::members(&without), Some(kept), "{text:?} without {name:?}: {without:?}");
+        let mut bytes = text.bytes();
+        assert!(without.bytes().all(|kept| bytes.any(|byte| byte == kept)), "{text:?}: {without:?}");
+        let again = Scan::new(without.as_bytes());
+        assert!(again.is_ok_and(|again| again.without(name) == without), "{without:?}");
+    }
+}
+
+fn check_judgement(kind: Kind, body: &Bytes, scan: &Scan<'_>, value: Option<&Value>) {
+    let judged = CallbackResult::judge(kind, body);
+    if let Some(problem) = scan.problem() {
+        assert_eq!(judged, Err(ResultRefused::Malformed(problem.clone())));
+        return;
+    }
+    if let Some(value) = value {
+        let is_text = |value: Option<&Value>| value.is_some_and(Value::is_string);
+        let error = value.get("error");
+        let failed = error.is_some_and(|error| is_text(error.get("code")) && is_text(error.get("message")));
+        let content = value.get("content");
+        let answer = value.is_string() || is_text(content) || content.is_some_and(Value::is_array);
+        match &judged {
+            Ok(result) => {
+                assert_eq!(matches!(result.payload, Payload::Failed(_)), failed);
+                assert!(failed || kind == Kind::Tool || answer, "no answer of a language model was taken");
+            }
+            Err(refused) => {
+                assert_eq!(*refused, ResultRefused::NotAnLlmResult);
+                assert!(kind == Kind::Llm && !failed && !answer, "a good result was refused");
+            }
+        }
+    }
+    let Ok(result) = judged else { return };
+    assert_eq!(result.fingerprint, Fingerprint::of(body));
+    let expected = match &result.payload {
+        Payload::Succeeded(_) => Some(body.as_ref()),
+        Payload::Failed(_) => scan.values("error").last().map(str::as_bytes),
+    };
+    assert_eq!(Some(result.payload.bytes().as_ref()), expected);
+    check_envelope(kind, result.payload);
+}
+
+/// What travels can be read out of the envelope again, byte for byte.
+fn check_envelope(kind: Kind, payload: Payload) {
+    #[derive(Deserialize)]
+    struct Read<'a> {
+        #[serde(borrow)]
+        result: Option<&'a RawValue>,
+        #[serde(borrow)]
+        error: Option<&'a RawValue>,
+    }
+    let bytes = payload.bytes().clone();
+    let (outcome, failed) = match payload {
+        Payload::Succeeded(_) => (Outcome::Succeeded, false),
+        Payload::Failed(_) => (Outcome::Failed, true),
+    };
+    let envelope = Envelope {
+        sequence: Sequence::FIRST,
+        conversation_id: ConversationId::parse("call-1").unwrap(),
+        work_item_id: WorkItemId::from_uuid(Uuid::from_u128(7)),
+        turn_id: None,
+        kind,
+        outcome,
+        payload: Some(payload),
+        issued_at: Timestamp::from_millis(1),
+        received_at: Timestamp::from_millis(2),
+        released_at: Timestamp::from_millis(3),
+        request_id: None,
+        traceparent: None,
+    };
+    let json = envelope.to_json().unwrap();
+    // `null` is a result like any other, and an option reads it as nothing.
+    let read: Read<'_> = serde_json::from_slice(&json).unwrap();
+    let (there, not_there) = if failed { (read.error, read.result) } else { (read.result, read.error) };
+    assert!(not_there.is_none());
+    let sent = there.map_or("null", RawValue::get);
+    assert_eq!(sent.as_bytes(), bytes.trim_ascii());
+}

@@ -1,0 +1,213 @@
+//! The configuration: whatever is laid over the defaults, it is taken or refused in words that name the key and show no
+//! secret, and what a dump shows can be read again.
+
+use std::io::Write;
+
+use callback_ingress::config::{self, ConfigError, DEFAULTS, Loaded, PREFIX, Sources};
+use tempfile::NamedTempFile;
+use toml::{Table, Value};
+
+/// Stands where a secret is written. Base64 of `secret-secret-…`, and long enough for every kind of key.
+const SECRET: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA";
+/// What of a secret must be seen nowhere, as it is written and as it is decoded.
+const TRACES: [&str; 2] = ["c2VjcmV0", "secret-secret"];
+const MARK: &str = "{S}";
+const SECRET_KEYS: [&str; 3] = ["token.keys", "platform.service_keys", "store.url"];
+
+/// The input is a file, then variables without their prefix, then flags, with `---` between them. Where a secret is
+/// expected, `{S}` stands for one.
+pub(crate) fn check(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return check_unreadable(input) };
+    // A text of several lines could take a secret to where none is expected.
+    if TRACES.iter().any(|trace| text.contains(trace)) || text.contains("'''") || text.contains("\"\"\"") {
+        return;
+    }
+    let mut parts = text.splitn(3, "---\n");
+    let file: String = parts.next().unwrap_or_default().split_inclusive('\n').map(in_file).collect();
+    let mut settings = || {
+        let lines = parts.next().unwrap_or_default().lines();
+        lines.filter_map(|line| line.split_once('=')).map(laid).collect::<Vec<_>>()
+    };
+    let (variables, flags) = (settings(), settings());
+    let written = written(file.as_bytes());
+    let prefixed = variables.iter().map(|(name, value)| (format!("{PREFIX}{name}"), value.clone()));
+    let variables: Vec<_> = prefixed.collect();
+    let sources =
+        Sources { file: Some(written.path().to_owned()), variables: variables.clone(), flags: flags.clone() };
+    match config::load(sources) {
+        Err(error) => {
+            let mut origins: Vec<&str> = variables.iter().map(|(name, _)| name.as_str()).collect();
+            let path = written.path().display().to_string();
+            origins.extend([path.as_str(), "the command line", "the defaults"]);
+            check_refused(&error, &file, &origins);
+        }
+        Ok(loaded) => {
+            check_no_secret(&format!("{loaded:?} {} {}", loaded.dump(), loaded.store_shown()));
+            check_last_wins(&loaded, &file, &variables, &flags);
+            check_rules(&loaded);
+            check_read_again(&loaded);
+        }
+    }
+}
+
+fn check_unreadable(input: &[u8]) {
+    let written = written(input);
+    let sources = Sources { file: Some(written.path().to_owned()), ..Sources::default() };
+    let error = config::load(sources).unwrap_err();
+    assert!(matches!(error, ConfigError::Unreadable { .. }), "{error}");
+}
+
+fn written(text: &[u8]) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text).unwrap();
+    file
+}
+
+/// A line of the file, its mark replaced where the line sets what is secret.
+fn in_file(line: &str) -> String {
+    let key = line.split_once('=').map_or("", |(key, _)| key.trim());
+    match key {
+        "keys" | "service_keys" => line.replace(MARK, SECRET),
+        "url" => with_password(line),
+        _ => line.to_owned(),
+    }
+}
+
+fn laid((name, value): (&str, &str)) -> (String, String) {
+    let value = match path(name).as_str() {
+        "token.keys" | "platform.service_keys" => value.replace(MARK, SECRET),
+        "store.url" => with_password(value),
+        _ => value.to_owned(),
+    };
+    (name.to_owned(), value)
+}
+
+/// A URL's only secret is its password.
+fn with_password(text: &str) -> String {
+    text.replace(&format!(":{MARK}@"), &format!(":{SECRET}@"))
+}
+
+/// The path of the key that a variable sets; a flag's own is one already.
+fn path(name: &str) -> String {
+    name.to_ascii_lowercase().replace("__", ".")
+}
+
+fn defaults() -> Table {
+    DEFAULTS.parse().unwrap()
+}
+
+fn setting<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    let (section, name) = key.split_once('.')?;
+    table.get(section)?.as_table()?.get(name)
+}
+
+fn check_no_secret(shown: &str) {
+    assert!(!TRACES.iter().any(|trace| shown.contains(trace)), "shows a secret: {shown}");
+}
+
+/// A refusal says what and where, and is right about it.
+fn check_refused(error: &ConfigError, file: &str, origins: &[&str]) {
+    let shown = error.to_string();
+    check_no_secret(&format!("{shown} {error:?}"));
+    match error {
+        ConfigError::UnknownKey { key, origin } => {
+            assert!(setting(&defaults(), key).is_none(), "{key} is known");
+            assert!(shown.contains(key.as_str()) && shown.contains(origin.as_str()), "{shown}");
+            assert!(origins.contains(&origin.as_str()), "{origin}");
+        }
+        ConfigError::BadValue { key, origin, message } => {
+            let known = defaults();
+            let mut steps = key.splitn(2, '.');
+            let section = steps.next().and_then(|section| known.get(section)).and_then(Value::as_table);
+            let section = section.unwrap_or_else(|| panic!("no section: {shown}"));
+            let name = steps.next().unwrap_or_default();
+            assert!(section.keys().any(|known| name.starts_with(known.as_str())), "no key: {shown}");
+            assert!(shown.contains(key.as_str()) && shown.contains(origin.as_str()), "{shown}");
+            assert!(origins.contains(&origin.as_str()) && !message.is_empty(), "{shown}");
+        }
+        ConfigError::NotToml { line, message, .. } => {
+            assert!((1..=file.lines().count().max(1)).contains(line), "line {line} of {file:?}");
+            assert!(!message.is_empty() && file.parse::<Table>().is_err(), "{shown}");
+        }
+        ConfigError::Unreadable { .. } => panic!("the file is there: {shown}"),
+    }
+}
+
+/// Each setting is what was laid last; of those that nobody laid, the default.
+fn check_last_wins(loaded: &Loaded, file: &str, variables: &[(String, String)], flags: &[(String, String)]) {
+    let mut expected = defaults();
+    let file: Table = file.parse().unwrap();
+    for (section, values) in file {
+        for (name, value) in values.as_table().unwrap() {
+            *expected[&section].get_mut(name).unwrap() = value.clone();
+        }
+    }
+    let variables = variables.iter().map(|(name, value)| (path(name.strip_prefix(PREFIX).unwrap()), value));
+    let flags = flags.iter().map(|(key, value)| (key.clone(), value));
+    for (key, text) in variables.chain(flags) {
+        let (section, name) = key.split_once('.').unwrap();
+        let setting = expected[section].get_mut(name).unwrap();
+        *setting = match setting {
+            Value::String(_) => Value::String(text.clone()),
+            Value::Integer(_) => Value::Integer(text.trim().parse().unwrap()),
+            Value::Array(_) | Value::Boolean(_) | Value::Float(_) | Value::Datetime(_) | Value::Table(_) => {
+                format!("list = {text}").parse::<Table>().unwrap().remove("list").unwrap()
+            }
+        };
+    }
+    let mut shown: Table = loaded.dump().parse().unwrap();
+    without_secrets(&mut shown);
+    without_secrets(&mut expected);
+    assert_eq!(shown, expected);
+}
+
+fn without_secrets(table: &mut Table) {
+    for key in SECRET_KEYS {
+        let (section, name) = key.split_once('.').unwrap();
+        table[section].as_table_mut().unwrap().remove(name);
+    }
+}
+
+/// What no configuration may be.
+fn check_rules(loaded: &Loaded) {
+    let config = &loaded.config;
+    assert!(config.gate.default_timeout_ms.get() <= config.gate.max_timeout_ms.get());
+    assert!(config.http.drain_grace_ms.get() <= config.http.drain_timeout_ms.get());
+    assert!(config.token.carriers.contains(&config.token.default_carrier));
+    let open = [config.http.public_addr, config.http.platform_addr].iter().any(|at| !at.ip().is_loopback());
+    assert!(!open || !config.token.keys.is_empty() && !config.platform.service_keys.is_empty());
+}
+
+/// A dump without secrets is the same configuration. One with secrets is none, until they are given again.
+fn check_read_again(loaded: &Loaded) {
+    let dump = loaded.dump();
+    let table: Table = dump.parse().unwrap();
+    let is_empty = |key| setting(&table, key).and_then(Value::as_array).is_some_and(Vec::is_empty);
+    let url = setting(&table, "store.url").and_then(Value::as_str).unwrap();
+    let has_secrets = !is_empty("token.keys")
+        || !is_empty("platform.service_keys")
+        || url.contains(":redacted@")
+        || url == "[redacted]";
+    let written = written(dump.as_bytes());
+    let mut sources = Sources { file: Some(written.path().to_owned()), ..Sources::default() };
+    let again = config::load(sources.clone());
+    if !has_secrets {
+        assert_eq!(again.unwrap().dump(), dump);
+        return;
+    }
+    match again {
+        Err(ConfigError::BadValue { key, .. }) => {
+            assert!(SECRET_KEYS.iter().any(|secret| key.starts_with(secret)), "{key}: {dump}");
+        }
+        other => panic!("a dump with its secrets left out was taken: {other:?}"),
+    }
+    let keys = format!(r#"["k:{SECRET}"]"#);
+    let service_keys = format!(r#"["{SECRET}"]"#);
+    let given = [keys.as_str(), service_keys.as_str(), "memory:"];
+    sources.flags = SECRET_KEYS.iter().zip(given).map(|(key, value)| ((*key).into(), value.into())).collect();
+    let mut again: Table = config::load(sources).unwrap().dump().parse().unwrap();
+    let mut table = table;
+    without_secrets(&mut again);
+    without_secrets(&mut table);
+    assert_eq!(again, table);
+}
