@@ -126,7 +126,7 @@ caught! {
 
     a_repetition_that_counts_again_is_caught: [
         ("accept", "if first then\n    if first ~=", "if first and first ~= A.fingerprint then\n    if first ~="),
-        ("accept", "    elseif outcome then\n        return { 'token_used' }\n", "
+        ("accept", "    elseif outcome then\n        return refuse('token_used', item)\n", "
             elseif outcome and false then\n"),
     ] => [Rule::OneWinner];
 
