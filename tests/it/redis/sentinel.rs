@@ -69,7 +69,10 @@ async fn nothing_acknowledged_is_lost_when_the_master_is_killed_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_becomes_a_replica_is_left_for_the_new_one() {
     let service = block_in_place(|| RedisSentinels::start(1, 1, 60_000));
-    let stage = Stage::in_redis(settings(service.url(3), ROOMY), ManualClock::at(START)).await;
+    let mut settings = settings(service.url(3), ROOMY);
+    // What the replica does not have yet, it does not have as a master either.
+    settings.replicas = Some(Replicas { count: 1, timeout: Duration::from_secs(10) });
+    let stage = Stage::in_redis(settings, ManualClock::at(START)).await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(60_000).await;
     deliver(&conversation, &first, "1").await;
