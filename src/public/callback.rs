@@ -108,7 +108,7 @@ enum Known {
 /// Looks at the head before the body is read: for what reading it may cost, and for nothing that the caller is told.
 fn known(public: &Public, parts: &Parts) -> Known {
     match public.carriers.token(parts, None) {
-        Ok(token) if public.keyring.verify(&token, public.clock.now()).is_ok() => Known::Good,
+        Ok(token) if check(public, &token).is_ok() => Known::Good,
         Err(refusal)
             if refusal.code == Code::CallbackTokenMissing && public.carriers.body_field().is_some() =>
         {
@@ -118,16 +118,21 @@ fn known(public: &Public, parts: &Parts) -> Known {
     }
 }
 
-/// Checks the token without asking the store, and notes all of it that may be noted. A token that has only just expired
-/// by this machine's clock is left to the store.
-fn verify(public: &Public, context: &RequestContext, token: &str) -> Result<Claims, TokenRefused> {
+/// Checks a token without asking the store. One that has only just expired by this machine's clock is left to the
+/// store.
+fn check(public: &Public, token: &str) -> Result<Claims, TokenRefused> {
     let now = public.clock.now();
-    let verified = match public.keyring.verify(token, now) {
+    match public.keyring.verify(token, now) {
         Err(TokenRefused::Expired(claims)) if now < claims.expires_at.plus_millis(CLOCK_LEEWAY_MS) => {
             Ok(claims)
         }
         verified => verified,
-    };
+    }
+}
+
+/// Checks the token, and notes all of it that may be noted.
+fn verify(public: &Public, context: &RequestContext, token: &str) -> Result<Claims, TokenRefused> {
+    let verified = check(public, token);
     context.note(|facts| {
         facts.token = Some(TokenFingerprint::of(token));
         if let Ok(claims) | Err(TokenRefused::Expired(claims)) = &verified {
