@@ -96,8 +96,7 @@ impl Question for WhatIsHeld {
     fn read(reply: Value) -> Result<Totals, StoreError> {
         let [awaiting, held, held_bytes] =
             <[Value; 3]>::try_from(list(reply)?).map_err(|_| broken("totals without their three parts"))?;
-        // What was lost of the store while more was held than is left can make a sum negative.
-        let count = |value| string(value).map(|text| text.parse().unwrap_or_default());
+        let count = |value| string(value)?.parse().map_err(|_| broken("totals"));
         Ok(Totals { awaiting: count(awaiting)?, held: count(held)?, held_bytes: count(held_bytes)? })
     }
 
