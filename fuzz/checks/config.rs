@@ -3,7 +3,8 @@
 
 use std::io::Write;
 
-use callback_ingress::config::{self, ConfigError, DEFAULTS, Loaded, PREFIX, Sources};
+use callback_ingress::config::{self, ConfigError, DEFAULTS, Loaded, PREFIX, Sources, StoreUrl};
+use secrecy::ExposeSecret;
 use tempfile::NamedTempFile;
 use toml::{Table, Value};
 
@@ -12,7 +13,8 @@ const SECRET: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA";
 /// What of a secret must be seen nowhere, as it is written and as it is decoded.
 const TRACES: [&str; 2] = ["c2VjcmV0", "secret-secret"];
 const MARK: &str = "{S}";
-const SECRET_KEYS: [&str; 3] = ["token.keys", "platform.service_keys", "store.url"];
+const SECRET_KEYS: [&str; 4] =
+    ["token.keys", "platform.service_keys", "store.url", "store.sentinel_password"];
 
 /// The input is a file, then variables without their prefix, then flags, with `---` between them. Where a secret is
 /// expected, `{S}` stands for one.
@@ -67,7 +69,7 @@ fn written(text: &[u8]) -> NamedTempFile {
 fn in_file(line: &str) -> String {
     let key = line.split_once('=').map_or("", |(key, _)| key.trim());
     match key {
-        "keys" | "service_keys" => line.replace(MARK, SECRET),
+        "keys" | "service_keys" | "sentinel_password" => line.replace(MARK, SECRET),
         "url" => with_password(line),
         _ => line.to_owned(),
     }
@@ -75,7 +77,7 @@ fn in_file(line: &str) -> String {
 
 fn laid((name, value): (&str, &str)) -> (String, String) {
     let value = match path(name).as_str() {
-        "token.keys" | "platform.service_keys" => value.replace(MARK, SECRET),
+        "token.keys" | "platform.service_keys" | "store.sentinel_password" => value.replace(MARK, SECRET),
         "store.url" => with_password(value),
         _ => value.to_owned(),
     };
@@ -183,11 +185,13 @@ fn check_read_again(loaded: &Loaded) {
     let dump = loaded.dump();
     let table: Table = dump.parse().unwrap();
     let is_empty = |key| setting(&table, key).and_then(Value::as_array).is_some_and(Vec::is_empty);
-    let url = setting(&table, "store.url").and_then(Value::as_str).unwrap();
+    let shown_url = setting(&table, "store.url").and_then(Value::as_str).unwrap();
+    let store = &loaded.config.store;
     let has_secrets = !is_empty("token.keys")
         || !is_empty("platform.service_keys")
-        || url.contains(":redacted@")
-        || url == "[redacted]";
+        || shown_url.contains(":redacted@")
+        || shown_url == "[redacted]"
+        || store.sentinel_password.is_some();
     let written = written(dump.as_bytes());
     let mut sources = Sources { file: Some(written.path().to_owned()), ..Sources::default() };
     let again = config::load(sources.clone());
@@ -203,7 +207,12 @@ fn check_read_again(loaded: &Loaded) {
     }
     let keys = format!(r#"["k:{SECRET}"]"#);
     let service_keys = format!(r#"["{SECRET}"]"#);
-    let given = [keys.as_str(), service_keys.as_str(), "memory:"];
+    let url = match &store.url {
+        StoreUrl::Memory => "memory:",
+        StoreUrl::Redis(url) => url.expose_secret(),
+    };
+    let sentinel_password = store.sentinel_password.as_ref().map_or("", ExposeSecret::expose_secret);
+    let given = [&keys, &service_keys, url, sentinel_password];
     sources.flags = SECRET_KEYS.iter().zip(given).map(|(key, value)| ((*key).into(), value.into())).collect();
     let mut again: Table = config::load(sources).unwrap().dump().parse().unwrap();
     let mut table = table;
