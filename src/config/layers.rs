@@ -346,6 +346,7 @@ mod tests {
             ("GATE__ENDED_RETENTION_MS", "1499999", "token.replay_window_ms"),
             ("HTTP__DRAIN_GRACE_MS", "10001", "http.drain_timeout_ms"),
             ("TOKEN__BODY_FIELD", "error", "content, error"),
+            ("TELEMETRY__LOG_LEVEL", "hyper[span{a=1}]=info", "must not choose by fields"),
             ("HTTP__TRUSTED_PROXIES", r#"["10.0.0.0/33"]"#, "list of networks"),
             ("HTTP__FORWARDED_HEADER", "Via", "X-Forwarded-For or Forwarded"),
             ("HTTP__MAX_BUFFERED_BYTES", "8388607", "8 times http.max_body_bytes"),
