@@ -11,6 +11,7 @@ mod http2;
 pub mod lifecycle;
 pub mod metrics;
 pub mod observe;
+mod pace;
 pub mod rate;
 pub mod refusal;
 pub mod room;

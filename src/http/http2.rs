@@ -1,6 +1,7 @@
 //! One connection of HTTP/2, with limits on what its streams cost and on how long they may stand still.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::client_address::Peer;
+use super::pace::Pace;
 use super::server::{Limits, MAX_HEAD};
 
 /// Most streams of a connection at once.
@@ -49,10 +51,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let streams = Streams::new(Instant::now());
+    let pace = Pace::default();
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
-        let (router, mut open) = (router.clone(), streams.open());
+        let (router, pace, mut open) = (router.clone(), pace.clone(), streams.open());
         async move {
+            pace.wait().await;
             // What a handler sees of a stream that is reset is a body that is cut off.
             let cut_off = Arc::new(AtomicBool::new(false));
             let seen = Arc::clone(&cut_off);
@@ -62,11 +66,12 @@ where
                     error
                 }))
             });
-            let response = router.oneshot(request).await;
+            let Ok(response) = router.oneshot(request).await;
+            pace.replied(&response);
             if !cut_off.load(Ordering::Relaxed) {
                 open.answered();
             }
-            response.map(|response| response.map(|body| Watched { body, open }))
+            Ok::<_, Infallible>(response.map(|body| Watched { body, open }))
         }
     });
     let connection = http2::Builder::new(TokioExecutor::new())

@@ -102,6 +102,7 @@ async fn told(context: &RequestContext, asked: &Asked, answer: impl Future<Outpu
     let refusal = response.extensions_mut().remove::<Refusal>().or_else(|| framework_refusal(&response));
     if let Some(refusal) = &refusal {
         response = refusal.render(context.request_id, &context.place.trace_id);
+        response.extensions_mut().insert(refusal.code);
     }
     name(context, response.headers_mut());
     let code = refusal.as_ref().map(|refusal| refusal.code);

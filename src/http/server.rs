@@ -1,5 +1,6 @@
 //! Accepting connections, with limits on their number and on the time that a request's head may take.
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tower::ServiceExt;
 use super::client_address::Peer;
 use super::connection::{Connection, Phase};
 use super::http2;
+use super::pace::Pace;
 use super::stall::Unstalled;
 use super::tls::{self, Tls};
 use crate::telemetry::Metrics;
@@ -157,14 +159,17 @@ where
 {
     let phase = Phase::default();
     let io = TokioIo::new(Connection::new(stream, phase.clone(), limits.head_timeout, watched));
+    let pace = Pace::default();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         phase.answering();
         request.extensions_mut().insert(Peer(peer));
-        let (router, phase) = (router.clone(), phase.clone());
+        let (router, phase, pace) = (router.clone(), phase.clone(), pace.clone());
         async move {
-            let response = router.oneshot(request.map(Body::new)).await;
+            pace.wait().await;
+            let Ok(response) = router.oneshot(request.map(Body::new)).await;
+            pace.replied(&response);
             phase.answered();
-            response
+            Ok::<_, Infallible>(response)
         }
     });
     let connection = http1::Builder::new()

@@ -6,7 +6,6 @@ mod event_reader;
 mod raw;
 pub(crate) mod secure;
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -209,7 +208,7 @@ macro_rules! on_every_topology {
 pub(crate) use on_every_topology;
 
 /// Asks again and again, until it is so.
-pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let asked = async {
         while !is_so().await {
             sleep(PAUSE).await;

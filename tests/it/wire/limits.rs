@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 
+use tokio::time::{Duration, Instant};
+
 use super::check;
 use crate::redis_server::RedisServer;
 use crate::service::{CALLBACKS, Kind, Raw, Service, on_every_deployment, until};
@@ -104,6 +106,42 @@ async fn more_requests_than_allowed_at_once_are_refused_before_they_spend_anythi
     assert_eq!(service.state(&items[2]).await, "awaiting");
     check([("it is taken now", service.callback(&items[2].token, "2"), (202, "delivered"))]).await;
     assert!(service.channel(&conversation, 3).await[2].contains("\"result\":2,"));
+}
+
+#[tokio::test]
+async fn who_asks_again_at_once_when_there_is_too_much_waits_and_others_do_not() {
+    let redis = RedisServer::start();
+    let flags = [("store.url", redis.url(0)), ("http.max_requests_in_flight", "1".to_owned())];
+    let service = Service::start(&flags.each_ref().map(|(key, value)| (*key, value.as_str()))).await;
+    let item = service.fresh_tool().await;
+    let forged = || head("cbt_x", "content-length: 1") + "3";
+    redis.suspend();
+    let mut first = Raw::connect(service.public).await;
+    first.send(head(&item.token, "content-length: 1") + "1").await;
+    let mut again = Raw::connect(service.public).await;
+    until("it is under way", async || {
+        again.send(forged()).await;
+        again.reply().await.verdict() == (503, "OVERLOADED".to_owned())
+    })
+    .await;
+    // Not at the first try where the machine is busy.
+    until("another is refused in the meantime", async || {
+        let refused = Instant::now();
+        again.send(forged()).await;
+        let other = Raw::say(service.public, forged()).await;
+        assert_eq!(other.verdict(), (503, "OVERLOADED".to_owned()));
+        let in_the_meantime = again.is_silent();
+        assert_eq!(again.reply().await.verdict(), (503, "OVERLOADED".to_owned()));
+        // The pause began when the refusal was written, a moment before it was read.
+        assert!(refused.elapsed() > Duration::from_millis(80), "{:?}", refused.elapsed());
+        in_the_meantime
+    })
+    .await;
+    redis.resume();
+    first.reply().await;
+    again.send(forged()).await;
+    let heard = again.reply().await.verdict();
+    assert_eq!(heard, (401, "CALLBACK_TOKEN_INVALID".to_owned()), "it is heard again");
 }
 
 /// A callback whose body has begun, and does not end.
