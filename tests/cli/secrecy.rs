@@ -110,14 +110,7 @@ impl Watched {
             ("RUST_BACKTRACE", "full".to_owned()),
         ]);
         let running = Running::start(&variables);
-        let wire = Wire {
-            public: running.public.clone(),
-            platform: running.platform.clone(),
-            known: Arc::clone(&known),
-            captures: Vec::new(),
-            codes: BTreeSet::new(),
-            sent: 0,
-        };
+        let wire = Wire::to(&running, &known);
         let session = Session::new(wire, &service_keys[0]);
         let [signing_key, _] = keys;
         let watched = Self { known, signing_key, collector, running, session };

@@ -85,14 +85,7 @@ fn nothing_leaks_over_http2() {
         ("CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS", format!("[{service_key:?}]")),
         ("CALLBACK_INGRESS__TELEMETRY__LOG_LEVEL", "trace".to_owned()),
     ]);
-    let wire = Wire {
-        public: running.public.clone(),
-        platform: running.platform.clone(),
-        known: Arc::clone(&known),
-        captures: Vec::new(),
-        codes: BTreeSet::new(),
-        sent: 0,
-    };
+    let wire = Wire::to(&running, &known);
     let mut session = Session::new(wire, &service_key);
     let mut statuses = BTreeSet::new();
     let runtime = Runtime::new().unwrap();

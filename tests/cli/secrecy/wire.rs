@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::running::Running;
 use super::search::Capture;
 use super::tokens::Known;
 
@@ -128,6 +129,17 @@ fn exchange(address: &str, request: &[u8], then: impl FnOnce(&TcpStream)) -> Vec
 }
 
 impl Wire {
+    pub(crate) fn to(service: &Running, known: &Arc<Known>) -> Self {
+        Self {
+            public: service.public.clone(),
+            platform: service.platform.clone(),
+            known: Arc::clone(known),
+            captures: Vec::new(),
+            codes: BTreeSet::new(),
+            sent: 0,
+        }
+    }
+
     /// Says this to a listener.
     pub(crate) fn say(&mut self, name: &str, address: &str, request: &[u8]) -> Answer {
         let reply = exchange(address, request, |_| ());

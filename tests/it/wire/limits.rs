@@ -74,11 +74,16 @@ async fn a_client_that_waits_to_be_told_to_go_on_is_told() {
     assert_eq!(raw.reply().await.verdict(), (202, "delivered".to_owned()));
 }
 
+/// A service that lets so many requests be under way.
+async fn narrow(redis: &RedisServer, at_once: &str) -> Service {
+    let url = redis.url(0);
+    Service::start(&[("store.url", &url), ("http.max_requests_in_flight", at_once)]).await
+}
+
 #[tokio::test]
 async fn more_requests_than_allowed_at_once_are_refused_before_they_spend_anything() {
     let redis = RedisServer::start();
-    let flags = [("store.url", redis.url(0)), ("http.max_requests_in_flight", "2".to_owned())];
-    let service = Service::start(&flags.each_ref().map(|(key, value)| (*key, value.as_str()))).await;
+    let service = narrow(&redis, "2").await;
     let conversation = service.open().await;
     let mut items = Vec::new();
     for _ in 0..3 {
@@ -111,8 +116,7 @@ async fn more_requests_than_allowed_at_once_are_refused_before_they_spend_anythi
 #[tokio::test]
 async fn who_asks_again_at_once_when_there_is_too_much_waits_and_others_do_not() {
     let redis = RedisServer::start();
-    let flags = [("store.url", redis.url(0)), ("http.max_requests_in_flight", "1".to_owned())];
-    let service = Service::start(&flags.each_ref().map(|(key, value)| (*key, value.as_str()))).await;
+    let service = narrow(&redis, "1").await;
     let item = service.fresh_tool().await;
     let forged = || head("cbt_x", "content-length: 1") + "3";
     redis.suspend();
