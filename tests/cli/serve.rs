@@ -109,3 +109,36 @@ fn a_log_line_is_json_and_bears_no_token() {
         assert!(!line.contains(&service.made_key()), "{line}");
     }
 }
+
+#[test]
+fn the_line_of_a_client_that_asks_too_often_says_which_and_other_lines_do_not() {
+    let service = Service::start(&[
+        "--set",
+        "rate_limit.max=1",
+        "--set",
+        r#"http.trusted_proxies=["127.0.0.1"]"#,
+        "--log-level",
+        "info",
+    ]);
+    let token = service.token("call-1");
+    let call = |number: &str| {
+        let headers = [&format!("x-callback-token: {token}"), "x-forwarded-for: 203.0.113.9"];
+        crate::wire::call(&service.public, "POST /api/v1/webhooks/callbacks", &headers, number)
+    };
+    assert_eq!(call("1").status, 202);
+    call("1").refuses(429, "RATE_LIMITED");
+    let line_with = |status: &str| {
+        let lines = service.log.text();
+        lines.lines().find(|line| line.contains(status)).map(str::to_owned)
+    };
+    eventually("both are logged", || {
+        ["202", "429"].iter().all(|status| line_with(&format!("code\":{status}")).is_some())
+    });
+    let said = |status: &str| {
+        let line = line_with(&format!("code\":{status}")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        line["client.address"].as_str().map(str::to_owned)
+    };
+    assert_eq!(said("429").as_deref(), Some("203.0.113.9"));
+    assert_eq!(said("202"), None);
+}
