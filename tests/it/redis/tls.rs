@@ -9,8 +9,10 @@ use callback_ingress::store::Store;
 use callback_ingress::store::redis::{InvalidServers, RedisStore, Settings, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
+use tokio::task::block_in_place;
 
 use super::admission::verify;
+use crate::redis_cluster::{ask, wait};
 use crate::redis_server::{RedisServer, free_port};
 use crate::service::Service;
 use crate::stage::{ROOMY, START, Stage, settings};
@@ -53,22 +55,24 @@ impl Authority {
         self.path(what).to_str().unwrap().to_owned()
     }
 
-    /// A server with a certificate of this authority, and its port for TLS.
-    fn server(&self, asks_clients: bool) -> (RedisServer, u16) {
+    /// A server with a certificate of this authority and these options, and its port for TLS.
+    fn server(&self, asks_clients: bool, options: &[&str]) -> (RedisServer, u16) {
         let port = free_port();
-        let options = [
-            "--tls-port".to_owned(),
-            port.to_string(),
-            "--tls-cert-file".to_owned(),
-            self.text("server"),
-            "--tls-key-file".to_owned(),
-            self.text("server.key"),
-            "--tls-ca-cert-file".to_owned(),
-            self.text("ca"),
-            "--tls-auth-clients".to_owned(),
-            if asks_clients { "yes" } else { "no" }.to_owned(),
-        ];
-        (RedisServer::with(&options.each_ref().map(String::as_str)), port)
+        let mut all = options.to_vec();
+        let own = self.options(port, asks_clients);
+        own.iter().for_each(|(option, value)| all.extend([option.as_str(), value]));
+        (RedisServer::with(&all), port)
+    }
+
+    fn options(&self, port: u16, asks_clients: bool) -> [(String, String); 5] {
+        [
+            ("port", port.to_string()),
+            ("cert-file", self.text("server")),
+            ("key-file", self.text("server.key")),
+            ("ca-cert-file", self.text("ca")),
+            ("auth-clients", if asks_clients { "yes" } else { "no" }.to_owned()),
+        ]
+        .map(|(option, value)| (format!("--tls-{option}"), value))
     }
 
     /// How a server of this port is reached by who trusts this authority.
@@ -85,7 +89,7 @@ impl Authority {
 #[tokio::test]
 async fn a_server_of_a_trusted_authority_is_used_and_another_is_not() {
     let ours = Authority::new();
-    let (server, port) = ours.server(false);
+    let (server, port) = ours.server(false, &[]);
     let url = format!("rediss://127.0.0.1:{port}/5");
     let stage = Stage::in_redis(ours.settings(&url, false), ManualClock::at(START)).await;
     let conversation = stage.conversation().await;
@@ -112,7 +116,7 @@ async fn a_server_of_a_trusted_authority_is_used_and_another_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_asks_for_a_certificate_gets_one() {
     let authority = Authority::new();
-    let (server, port) = authority.server(true);
+    let (server, port) = authority.server(true, &[]);
     let rules = ["on", ">word", "~{cb:*", "~cb:layout", "&{cb:*", "+@all", "-@admin"];
     redis::cmd("ACL").arg("SETUSER").arg("ingress").arg(&rules[..]).exec(&mut server.connection(0)).unwrap();
     let url = format!("rediss://ingress:word@127.0.0.1:{port}");
@@ -131,6 +135,68 @@ async fn a_server_that_asks_for_a_certificate_gets_one() {
     let service = Service::start(&flags).await;
     let item = service.fresh_tool().await;
     assert_eq!(service.callback(&item.token, "1").send().await.status, 202);
+}
+
+/// One conversation after another on this stage, each of which gets a result.
+async fn converse(stage: &Stage, count: usize) {
+    for _ in 0..count {
+        let conversation = stage.conversation().await;
+        let item = conversation.issue(1_000).await;
+        conversation.accept(&item, "1").await.unwrap();
+        assert_eq!(conversation.channel().await, [(1, Outcome::Succeeded)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_of_a_cluster_is_reached_over_tls() {
+    let authority = Authority::new();
+    let options = ["--cluster-enabled", "yes", "--tls-cluster", "yes"];
+    let nodes = [(); 2].map(|()| authority.server(false, &options));
+    for ((node, _), [epoch, first, last]) in nodes.iter().zip([["1", "0", "8191"], ["2", "8192", "16383"]]) {
+        ask::<()>(node, &["CLUSTER", "SET-CONFIG-EPOCH", epoch]);
+        ask::<()>(node, &["CLUSTER", "ADDSLOTSRANGE", first, last]);
+    }
+    let [(first, port), (_, other)] = &nodes;
+    ask::<()>(first, &["CLUSTER", "MEET", "127.0.0.1", &other.to_string()]);
+    block_in_place(|| {
+        wait("the nodes know each other", || {
+            nodes.iter().all(|(node, _)| {
+                let told: String = ask(node, &["CLUSTER", "INFO"]);
+                told.contains("cluster_state:ok") && told.contains("cluster_known_nodes:2")
+            })
+        });
+    });
+    let url = format!("rediss+cluster://127.0.0.1:{port}");
+    let stage = Stage::in_redis(authority.settings(&url, false), ManualClock::at(START)).await;
+    converse(&stage, 20).await;
+    for (node, _) in &nodes {
+        let keys: u64 = ask(node, &["DBSIZE"]);
+        assert!(keys > 5, "{keys}");
+    }
+    let others = Authority::new();
+    let error = verify(&others.settings(&url, false)).await.unwrap_err();
+    assert!(format!("{error:?}").contains("UnknownIssuer"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_and_the_master_that_they_name_are_reached_over_tls() {
+    let authority = Authority::new();
+    let (master, master_port) = authority.server(false, &[]);
+    let port = free_port();
+    let mut configuration = String::from("tls-replication yes\n");
+    for (option, value) in authority.options(port, false) {
+        configuration += &format!("{} {value}\n", option.trim_start_matches('-'));
+    }
+    configuration += &format!("sentinel monitor calls 127.0.0.1 {master_port} 1\n");
+    let _sentinel = RedisServer::sentinel(&configuration);
+    let url = format!("rediss+sentinel://127.0.0.1:{port}/calls/4");
+    let stage = Stage::in_redis(authority.settings(&url, false), ManualClock::at(START)).await;
+    converse(&stage, 1).await;
+    let keys: u64 = redis::cmd("DBSIZE").query(&mut master.connection(4)).unwrap();
+    assert!(keys > 1, "in the database that the URL names");
+    let others = Authority::new();
+    let error = verify(&others.settings(&url, false)).await.unwrap_err();
+    assert!(format!("{error:?}").contains("UnknownIssuer"), "{error:?}");
 }
 
 #[tokio::test]
