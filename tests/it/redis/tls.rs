@@ -60,7 +60,7 @@ impl Authority {
         let port = free_port();
         let mut all = options.to_vec();
         let own = self.options(port, asks_clients);
-        own.iter().for_each(|(option, value)| all.extend([option.as_str(), value]));
+        all.extend(own.iter().flat_map(|(option, value)| [option.as_str(), value]));
         (RedisServer::with(&all), port)
     }
 
@@ -183,12 +183,11 @@ async fn sentinels_and_the_master_that_they_name_are_reached_over_tls() {
     let authority = Authority::new();
     let (master, master_port) = authority.server(false, &[]);
     let port = free_port();
-    let mut configuration = String::from("tls-replication yes\n");
-    for (option, value) in authority.options(port, false) {
-        configuration += &format!("{} {value}\n", option.trim_start_matches('-'));
-    }
-    configuration += &format!("sentinel monitor calls 127.0.0.1 {master_port} 1\n");
-    let _sentinel = RedisServer::sentinel(&configuration);
+    let mut lines = vec!["tls-replication yes".to_owned()];
+    let options = authority.options(port, false);
+    lines.extend(options.iter().map(|(option, value)| format!("{} {value}", option.trim_start_matches('-'))));
+    lines.push(format!("sentinel monitor calls 127.0.0.1 {master_port} 1"));
+    let _sentinel = RedisServer::sentinel(&(lines.join("\n") + "\n"));
     let url = format!("rediss+sentinel://127.0.0.1:{port}/calls/4");
     let stage = Stage::in_redis(authority.settings(&url, false), ManualClock::at(START)).await;
     converse(&stage, 1).await;
