@@ -22,7 +22,9 @@ mod platform;
 mod proxy;
 mod races;
 mod redis;
+#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_cluster;
+#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_sentinels;
 mod redis_server;
 mod service;
