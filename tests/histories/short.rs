@@ -125,6 +125,7 @@ async fn loses(kind: Kind, histories: usize, fault: Fault) {
         assert!(beyond.is_empty(), "{}\n{}", done.story(&beyond), batch.command(kind));
         println!("{} lost: {}", done.verdict.lost, batch.command(kind));
         if done.verdict.lost > 0 {
+            assert!(!done.verdict.violations.is_empty(), "where nothing may be lost, nobody would have told");
             return;
         }
     }
