@@ -18,7 +18,6 @@ mod fake_redis;
 mod model;
 mod overload;
 mod platform;
-#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod proxy;
 mod races;
 mod redis;

@@ -62,6 +62,11 @@ impl RedisSentinels {
         format!("redis+sentinel://{}/{SERVICE}/{database}", named.join(","))
     }
 
+    /// The port of a sentinel.
+    pub(crate) fn sentinel_port(&self) -> u16 {
+        self.sentinels[0].port()
+    }
+
     /// The place of the master that the sentinels name.
     pub(crate) fn master(&self) -> usize {
         let (_, port): (String, u16) =
