@@ -11,10 +11,12 @@
 //! | an acknowledged result is there once, with its bytes; one winner a token; replies fit it | `items` |
 //! | one item a key, one sequence an item, in the order of issue | `issuing` |
 //! | an end drops what it says it drops; readers see the channel, each part once, and go on where they were | `readers` |
+//! | a failover loses only what was written shortly before it | `loss` |
 
 mod channel;
 mod issuing;
 mod items;
+mod loss;
 mod readers;
 
 use std::collections::BTreeMap;
@@ -37,6 +39,8 @@ pub(crate) enum Rule {
     Bytes,
     /// What was acknowledged is there.
     Lost,
+    /// What replicas of Redis had long had is there, whatever else a failover lost.
+    Replicated,
     /// What was refused, or never asked, is not there.
     Uncalled,
     /// A token has one winner, taken once.
@@ -69,6 +73,8 @@ pub(crate) struct Verdict {
     pub(crate) violations: Vec<Violation>,
     /// Acknowledged results that are nowhere.
     pub(crate) lost: usize,
+    /// How many milliseconds before a failover those were acknowledged that it lost.
+    pub(crate) lost_before: Vec<u64>,
     /// By how many milliseconds time-outs were late; while something was broken, counted from its end.
     pub(crate) lateness: Vec<u64>,
 }
@@ -104,6 +110,7 @@ pub(crate) fn check(history: &History) -> Verdict {
         case.check();
         verdict.violations.append(&mut case.verdict.violations);
         verdict.lateness.append(&mut case.verdict.lateness);
+        verdict.lost_before.append(&mut case.verdict.lost_before);
         verdict.lost += case.verdict.lost;
     }
     verdict
@@ -216,9 +223,9 @@ impl<'a> Case<'a> {
             self.violated(Rule::Lost, "the conversation was opened, and is not there");
         }
         for operation in self.operations() {
-            let acknowledged = operation.answers().any(|(_, reply)| reply.status == 202);
-            if matches!(operation.action, Action::Post(_)) && acknowledged {
-                self.verdict.lost += 1;
+            let taken = operation.answers().find(|(_, reply)| reply.status == 202);
+            if let (Action::Post(_), Some((attempt, _))) = (&operation.action, taken) {
+                self.lose(attempt.returned);
             }
         }
     }
@@ -281,7 +288,7 @@ impl Rule {
             | Self::Deadline
             | Self::Ending
             | Self::Reading => true,
-            Self::Crossed | Self::Bytes | Self::Forged => false,
+            Self::Crossed | Self::Bytes | Self::Forged | Self::Replicated => false,
         }
     }
 }

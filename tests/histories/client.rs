@@ -22,6 +22,8 @@ type Pool = hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>;
 
 /// Most attempts at one request.
 const TRIES: usize = 9;
+/// The same, where it takes its time until another server has taken over.
+const TRIES_ELSEWHERE: usize = 16;
 const FIRST_DELAY: Duration = Duration::from_millis(25);
 const LONGEST_DELAY: Duration = Duration::from_millis(800);
 /// After this an attempt counts as not answered.
@@ -77,12 +79,13 @@ impl Client {
 
     /// Repeats a request until it is answered, or patience is at its end.
     pub(crate) async fn perform(&self, action: Action, call: &Call) -> Operation {
+        let tries = if self.deployment.kind.fails_over() { TRIES_ELSEWHERE } else { TRIES };
         let mut attempts = Vec::new();
         let mut delay = FIRST_DELAY;
         loop {
             attempts.push(self.attempt(call).await);
             let answered = attempts.last().is_some_and(|attempt| attempt.answer().is_some());
-            if answered || attempts.len() == TRIES {
+            if answered || attempts.len() == tries {
                 return Operation { action, attempts };
             }
             sleep(delay).await;

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
 use crate::replica::{Addresses, Replica};
+use crate::servers::Servers;
 
-/// The ways to deploy the service. What is to be promised of another one, such as a cluster, is another line here.
+/// The ways to deploy the service. What is to be promised of another one is another line here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// One replica on its embedded store.
@@ -16,17 +17,45 @@ pub(crate) enum Kind {
     Durable(usize),
     /// So many replicas on one Redis that forgets everything when it is killed.
     Forgetful(usize),
+    /// So many replicas on a master of Redis with two replicas of its own, under sentinels.
+    Sentinels { replicas: usize, waits: bool },
+    /// So many replicas on a cluster of Redis: three masters, and a replica of each.
+    Cluster { replicas: usize, waits: bool },
+}
+
+impl Kind {
+    /// How many replicas of the service there are.
+    pub(crate) const fn replicas(self) -> usize {
+        match self {
+            Self::Memory => 1,
+            Self::Durable(replicas)
+            | Self::Forgetful(replicas)
+            | Self::Sentinels { replicas, .. }
+            | Self::Cluster { replicas, .. } => replicas,
+        }
+    }
+
+    /// Whether a server of Redis takes over for another.
+    pub(crate) const fn fails_over(self) -> bool {
+        matches!(self, Self::Sentinels { .. } | Self::Cluster { .. })
+    }
+
+    /// Whether a result is acknowledged only when a replica of Redis has it.
+    pub(crate) const fn waits(self) -> bool {
+        matches!(self, Self::Sentinels { waits: true, .. } | Self::Cluster { waits: true, .. })
+    }
 }
 
 /// See the module. Ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Deployment {
+    pub(crate) kind: Kind,
     pub(crate) replicas: Vec<Replica>,
-    /// Each replica's wire to the store.
+    /// Each replica's wire to the store, where that is a single Redis.
     pub(crate) wires: Vec<Proxy>,
-    redis: Option<Mutex<RedisServer>>,
-    /// Where the store is, without a wire, where it is a Redis.
-    pub(crate) redis_url: Option<String>,
+    servers: Option<Mutex<Servers>>,
+    /// Where a Redis stream is to be looked for, without a wire.
+    stream_urls: Mutex<Vec<String>>,
     next: AtomicUsize,
 }
 
@@ -40,22 +69,30 @@ impl Deployment {
         kind: Kind,
         scripts: impl FnOnce(&RedisServer) -> Vec<(String, String)>,
     ) -> Self {
-        let (redis, count) = match kind {
-            Kind::Memory => (None, 1),
-            Kind::Durable(count) => (Some(RedisServer::durable()), count),
-            Kind::Forgetful(count) => (Some(RedisServer::start()), count),
+        let servers = Servers::start(kind);
+        let wires: Vec<Proxy> = match &servers {
+            Some(Servers::One(redis)) => {
+                let exchanged = scripts(redis);
+                (0..kind.replicas()).map(|_| Proxy::exchanging(redis.port(), exchanged.clone())).collect()
+            }
+            _ => Vec::new(),
         };
-        let exchanged = redis.as_ref().map(scripts).unwrap_or_default();
-        let wire = |redis: &RedisServer| Proxy::exchanging(redis.port(), exchanged.clone());
-        let wires: Vec<Proxy> = redis.iter().flat_map(|redis| (0..count).map(move |_| wire(redis))).collect();
-        let urls = wires.iter().map(|wire| format!("redis://127.0.0.1:{}/0", wire.port()));
-        let redis_url = redis.as_ref().map(|redis| redis.url(0));
-        let replicas: Vec<Replica> = if redis.is_some() {
-            urls.map(Replica::start).collect()
-        } else {
-            vec![Replica::start("memory:".to_owned())]
-        };
-        Self { replicas, wires, redis: redis.map(Mutex::new), redis_url, next: AtomicUsize::new(0) }
+        let url = servers.as_ref().map_or_else(|| "memory:".to_owned(), Servers::url);
+        let urls = (0..kind.replicas()).map(|number| {
+            wires
+                .get(number)
+                .map_or_else(|| url.clone(), |wire| format!("redis://127.0.0.1:{}/0", wire.port()))
+        });
+        let replicas = urls.map(|url| Replica::start(url, kind.waits())).collect();
+        let stream_urls = servers.as_ref().map(Servers::stream_urls).unwrap_or_default();
+        Self {
+            kind,
+            replicas,
+            wires,
+            servers: servers.map(Mutex::new),
+            stream_urls: Mutex::new(stream_urls),
+            next: AtomicUsize::new(0),
+        }
     }
 
     /// The replica whose turn it is, and where it is now. One that is gone has its turn like the others.
@@ -64,8 +101,18 @@ impl Deployment {
         (replica, self.replicas[replica].addresses())
     }
 
-    /// The store, where it is a Redis.
-    pub(crate) fn redis<T>(&self, act: impl FnOnce(&mut RedisServer) -> T) -> Option<T> {
-        self.redis.as_ref().map(|redis| act(&mut redis.lock().unwrap()))
+    /// The store, where it is in Redis.
+    pub(crate) fn servers<T>(&self, act: impl FnOnce(&mut Servers) -> T) -> Option<T> {
+        self.servers.as_ref().map(|servers| act(&mut servers.lock().unwrap()))
+    }
+
+    /// The URLs of the servers on one of which a Redis stream is; none, where the store has none.
+    pub(crate) fn stream_urls(&self) -> Vec<String> {
+        self.stream_urls.lock().unwrap().clone()
+    }
+
+    /// From now on Redis streams are looked for elsewhere.
+    pub(crate) fn look_for_streams_at(&self, urls: Vec<String>) {
+        *self.stream_urls.lock().unwrap() = urls;
     }
 }

@@ -12,9 +12,12 @@ use crate::client::{Call, Client};
 use crate::plan::{ConversationPlan, Forgery, ItemPlan, Plan, PostKind, PostPlan, SPAN_MS};
 use crate::reader;
 use crate::record::{Action, Asked, Conversation, Operation, Post, Session, Truth};
+use crate::servers::Servers;
 
 /// How long after the last of the plan's beginnings the readers go on.
 const READ_ON: Duration = Duration::from_secs(1);
+/// The same, where it takes its time until another server has taken over.
+const READ_ON_ELSEWHERE: Duration = Duration::from_secs(4);
 /// How long it may take at most until everything has come to rest: far longer than is allowed.
 const REST_WITHIN: Duration = Duration::from_secs(10);
 /// How often a channel is read again whose end does not come.
@@ -51,12 +54,13 @@ pub(crate) async fn drive(client: &Client, name: &str, plan: &Plan) -> Vec<Conve
 
 impl Actor {
     async fn drive(self, plan: &ConversationPlan) -> Conversation {
-        let until = self.begun + Duration::from_millis(SPAN_MS) + READ_ON;
+        let read_on = if self.client.deployment.kind.fails_over() { READ_ON_ELSEWHERE } else { READ_ON };
+        let until = self.begun + Duration::from_millis(SPAN_MS) + read_on;
         let opened = self.perform(Action::Open, Call::platform("PUT", &self.id)).await;
         let stream = async {
             let (_, reply) = opened.answers().next()?;
             let key = reply.body["channel"]["redisStream"].as_str()?;
-            Some(reader::follow_stream(self.client.deployment.redis_url.as_ref()?, key, until).await)
+            Some(reader::follow_stream(&self.client, key, until).await)
         };
         let items = join_all(plan.items.iter().enumerate().map(|(number, item)| self.item(number, item)));
         let ends = join_all(
@@ -238,7 +242,8 @@ pub(crate) async fn truth(client: &Client, conversation: &str) -> Truth {
     }
     truth.events = events;
     if let Some(key) = view["channel"]["redisStream"].as_str().map(str::to_owned) {
-        let read = client.deployment.redis(|redis| reader::redis_stream(&mut redis.connection(0), &key));
+        let read = |servers: &mut Servers| reader::redis_stream(&mut servers.with(&key).connection(0), &key);
+        let read = client.deployment.servers(read);
         truth.stream = read.map(|read| read.unwrap());
     }
     truth

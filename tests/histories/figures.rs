@@ -21,6 +21,7 @@ pub(crate) struct Figures {
     unknown: usize,
     pub(crate) violations: usize,
     pub(crate) lost: usize,
+    lost_before: Vec<u64>,
     codes: BTreeMap<String, usize>,
     lateness: Vec<u64>,
 }
@@ -31,6 +32,7 @@ impl Figures {
         self.faults += done.outages.len();
         self.violations += violations;
         self.lost += done.verdict.lost;
+        self.lost_before.extend(&done.verdict.lost_before);
         self.lateness.extend(&done.verdict.lateness);
         let conversations = done.histories.iter().flat_map(|history| &history.conversations);
         for operation in conversations.flat_map(|conversation| &conversation.operations) {
@@ -62,6 +64,7 @@ impl Figures {
         self.unknown += other.unknown;
         self.violations += other.violations;
         self.lost += other.lost;
+        self.lost_before.extend(&other.lost_before);
         self.lateness.extend(&other.lateness);
         for (code, count) in &other.codes {
             *self.codes.entry(code.clone()).or_default() += count;
@@ -77,7 +80,7 @@ impl Figures {
         let number = |late: Option<&u64>| late.copied().unwrap_or_default();
         let mut text = format!(
             "{name}: {} histories, {} callbacks, {} faults, {} acknowledged, {} replayed, {} never answered, \
-             {} violations, {} lost; {} timed out, late by {} ms (median), {} (p99), {} (worst)\n   ",
+             {} violations, {} lost{}; {} timed out, late by {} ms (median), {} (p99), {} (worst)\n   ",
             self.histories,
             self.callbacks,
             self.faults,
@@ -86,6 +89,7 @@ impl Figures {
             self.unknown,
             self.violations,
             self.lost,
+            self.lost_before.iter().max().map(|age| format!(" (at most {age} ms old)")).unwrap_or_default(),
             late.len(),
             number(median),
             number(p99),

@@ -1,7 +1,8 @@
 //! The long form: as many histories as it is told to, under each fault in turn, and figures.
 //!
 //! The variable `HISTORIES` says what to run, in words with a space between: `count` of histories, `seed` of the first
-//! batch, `batch` histories at once, `store` (`durable`, `forgetful`, `memory`), `replicas` (0: 1, 2 and 3 in turn),
+//! batch, `batch` histories at once, `store` (`durable`, `forgetful`, `memory`; `sentinels` or `cluster`, with
+//! `-waiting` behind it where a replica of Redis must confirm), `replicas` of the service (0: 1, 2 and 3 in turn),
 //! `faults` (`each` alone and all of them together in turn; `none`; or names with a comma between).
 
 use std::collections::BTreeMap;
@@ -61,6 +62,10 @@ impl Order {
             "durable" => Kind::Durable(replicas),
             "forgetful" => Kind::Forgetful(replicas),
             "memory" => Kind::Memory,
+            "sentinels" => Kind::Sentinels { replicas, waits: false },
+            "sentinels-waiting" => Kind::Sentinels { replicas, waits: true },
+            "cluster" => Kind::Cluster { replicas, waits: false },
+            "cluster-waiting" => Kind::Cluster { replicas, waits: true },
             other => panic!("no store {other}"),
         }
     }
@@ -101,10 +106,7 @@ async fn long_form() {
             let histories = order.batch.min(order.count - done_histories);
             let batch = Batch { seed: order.seed + number as u64, histories, faults: faults.clone() };
             let done = batch.run(&deployment).await;
-            let violations: Vec<_> = match kind {
-                Kind::Forgetful(_) => done.beyond_loss(),
-                Kind::Memory | Kind::Durable(_) => done.verdict.violations.iter().collect(),
-            };
+            let violations = done.violations(kind);
             if !violations.is_empty() {
                 println!("{}\n{}", done.story(&violations), batch.command(kind));
             }

@@ -34,11 +34,18 @@ mod plan;
 mod proxy;
 mod reader;
 mod record;
+#[path = "../it/redis_cluster.rs"]
+#[expect(dead_code, reason = "another test binary uses all of it")]
+mod redis_cluster;
+#[path = "../it/redis_sentinels.rs"]
+#[expect(dead_code, reason = "another test binary uses all of it")]
+mod redis_sentinels;
 #[path = "../it/redis_server.rs"]
 #[expect(dead_code, reason = "another test binary uses all of it")]
 mod redis_server;
 mod replica;
 mod run;
+mod servers;
 mod short;
 mod story;
 mod tampering;

@@ -10,6 +10,7 @@ use crate::deployment::{Deployment, Kind};
 use crate::plan::SPAN_MS;
 use crate::proxy::Cut;
 use crate::record::{Outage, Stopwatch};
+use crate::redis_cluster::ask;
 
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,10 +35,16 @@ pub(crate) enum Fault {
     FlushScripts,
     /// A replica's system clock is wrong.
     StepClock,
+    /// A master of Redis ends without warning. When a replica has taken over for it, it is started again.
+    FailOver,
+    /// The same, after a while in which its replicas got nothing of what it wrote.
+    FailOverBehind,
+    /// Slots that hold conversations move from one node of a cluster to another.
+    MoveSlot,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::KillReplica,
         Self::KillRedis,
         Self::PauseReplica,
@@ -48,6 +55,9 @@ impl Fault {
         Self::Delay,
         Self::FlushScripts,
         Self::StepClock,
+        Self::FailOver,
+        Self::FailOverBehind,
+        Self::MoveSlot,
     ];
 
     /// Whether a deployment of this kind must bear it. What is in a process's memory ends with the process, and goes
@@ -55,8 +65,21 @@ impl Fault {
     pub(crate) const fn fits(self, kind: Kind) -> bool {
         match kind {
             Kind::Memory => matches!(self, Self::PauseReplica),
-            Kind::Durable(_) | Kind::Forgetful(_) => true,
+            Kind::Durable(_) | Kind::Forgetful(_) => !self.takes_several_servers(),
+            Kind::Sentinels { .. } | Kind::Cluster { .. } => match self {
+                Self::MoveSlot => matches!(kind, Kind::Cluster { .. }),
+                Self::KillReplica | Self::PauseReplica | Self::FlushScripts | Self::StepClock => true,
+                _ => self.takes_several_servers(),
+            },
         }
+    }
+
+    const fn takes_several_servers(self) -> bool {
+        matches!(self, Self::FailOver | Self::FailOverBehind | Self::MoveSlot)
+    }
+
+    const fn fails_over(self) -> bool {
+        matches!(self, Self::FailOver | Self::FailOverBehind)
     }
 
     /// Whether anything may be late while it lasts.
@@ -91,10 +114,14 @@ pub(crate) fn strikes(seed: u64, faults: &[Fault]) -> Vec<Strike> {
             // Now and again for longer than anybody waits for an answer.
             Fault::PauseReplica | Fault::PauseRedis if random.random_bool(0.25) => 1_900,
             Fault::PauseReplica | Fault::PauseRedis => random.random_range(50..900),
+            // For each of some slots.
+            Fault::MoveSlot => random.random_range(10..150),
             _ => random.random_range(100..500),
         };
-        let after = random.random_range(20..350);
-        at += after + lasts;
+        // A failover takes long, and something is to be there by then.
+        let after =
+            if fault.fails_over() { random.random_range(250..800) } else { random.random_range(20..350) };
+        at += if fault.fails_over() { SPAN_MS } else { after + lasts };
         strikes.push(Strike { after, fault, lasts, number: random.random_range(0..1_000) });
     }
     strikes
@@ -107,26 +134,27 @@ pub(crate) fn strike(deployment: &Deployment, strike: Strike, stopwatch: Stopwat
     let replica = &deployment.replicas[chosen];
     let wait = || sleep(Duration::from_millis(lasts));
     let from = stopwatch.now();
+    let mut loses_until = None;
     match fault {
         Fault::KillReplica => {
             replica.kill();
             wait();
             replica.restart();
         }
-        Fault::KillRedis => drop(deployment.redis(|redis| {
-            redis.kill();
+        Fault::KillRedis => drop(deployment.servers(|servers| {
+            servers.one().kill();
             wait();
-            redis.restart();
+            servers.one().restart();
         })),
         Fault::PauseReplica => {
             replica.suspend();
             wait();
             replica.resume();
         }
-        Fault::PauseRedis => drop(deployment.redis(|redis| {
-            redis.suspend();
+        Fault::PauseRedis => drop(deployment.servers(|servers| {
+            servers.one().suspend();
             wait();
-            redis.resume();
+            servers.one().resume();
         })),
         Fault::CutCall => cut(deployment, Cut::Call, number, wait),
         Fault::CutAnswer => cut(deployment, Cut::Answer, number, wait),
@@ -136,10 +164,9 @@ pub(crate) fn strike(deployment: &Deployment, strike: Strike, stopwatch: Stopwat
             wait();
             deployment.wires.iter().for_each(|wire| wire.delay(0));
         }
-        Fault::FlushScripts => drop(deployment.redis(|redis| {
-            let mut connection = redis.connection(0);
+        Fault::FlushScripts => drop(deployment.servers(|servers| {
             for _ in 0..=number % 20 {
-                redis::cmd("SCRIPT").arg("FLUSH").exec(&mut connection).unwrap();
+                servers.running().into_iter().for_each(|server| ask::<()>(server, &["SCRIPT", "FLUSH"]));
                 sleep(Duration::from_millis(lasts / 20));
             }
         })),
@@ -149,9 +176,18 @@ pub(crate) fn strike(deployment: &Deployment, strike: Strike, stopwatch: Stopwat
             wait();
             replica.step_clock(0);
         }
+        Fault::FailOver | Fault::FailOverBehind => drop(deployment.servers(|servers| {
+            let killed = servers.kill_master(number, fault == Fault::FailOverBehind, wait);
+            servers.wait_for_another(&killed);
+            loses_until = Some(stopwatch.now());
+            deployment.look_for_streams_at(servers.stream_urls());
+            servers.bring_back(&killed);
+            deployment.look_for_streams_at(servers.stream_urls());
+        })),
+        Fault::MoveSlot => drop(deployment.servers(|servers| servers.move_slots(number, wait))),
     }
     let what = format!("{fault:?} (replica {chosen}, {lasts} ms, {number})");
-    Outage { what, excuses: fault.excuses(), from, until: stopwatch.now() }
+    Outage { what, excuses: fault.excuses(), from, loses_until, until: stopwatch.now() }
 }
 
 fn chosen_of(number: u64, count: u64) -> usize {

@@ -7,6 +7,8 @@ use crate::record::Says;
 
 /// In how many milliseconds the clients of a history begin everything that they do.
 pub(crate) const SPAN_MS: u64 = 1_200;
+/// Who has so much time is timed out only when things go wrong.
+const AMPLE_MS: u64 = 1_000;
 
 /// What the clients of one history do.
 #[derive(Debug)]
@@ -92,6 +94,16 @@ impl Plan {
         let conversations = (0..random.random_range(2..=3)).map(|_| conversation(&mut random)).collect();
         Self { conversations }
     }
+
+    /// The same, but whoever has ample time has so many times as much.
+    pub(crate) fn patient(mut self, times: u64) -> Self {
+        for item in self.conversations.iter_mut().flat_map(|conversation| &mut conversation.items) {
+            if item.timeout_ms >= AMPLE_MS {
+                item.timeout_ms *= times;
+            }
+        }
+        self
+    }
 }
 
 fn conversation(random: &mut StdRng) -> ConversationPlan {
@@ -117,7 +129,7 @@ fn item(random: &mut StdRng) -> ItemPlan {
     let kind = if random.random_bool(0.3) { "llm" } else { "tool" };
     let keyed = random.random_bool(0.5);
     let soon = |random: &mut StdRng| random.random_range(0..250);
-    let answered = timeout_ms >= 1_000 || random.random_bool(0.75);
+    let answered = timeout_ms >= AMPLE_MS || random.random_bool(0.75);
     let mut posts = Vec::new();
     if answered {
         let within = timeout_ms.min(500);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::client::{Call, Client};
-use crate::record::{Reply, Session, StreamEntry};
+use crate::record::{Reply, Session, StreamEntry, Time};
 
 /// How long a reader waits before it connects again.
 const PAUSE: Duration = Duration::from_millis(40);
@@ -33,13 +33,14 @@ pub(crate) async fn read(
     let request_id = Entropy.request_id().to_string();
     let (replica, answer) = client.send(&call, &request_id);
     let opened = timeout_at(until.min(Instant::now() + OPENED_WITHIN), answer).await.ok()??;
-    let mut session = Session { replica, after, events: Vec::new(), ended: false, refused: None };
+    let mut session = Session { replica, after, events: Vec::new(), ended: false, refused: None, over: 0 };
     if opened.status() != 200 {
         let status = opened.status().as_u16();
         let body = opened.into_body().collect().await.ok()?.to_bytes();
         let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let refused = Reply { status, request_id, idempotent_replay: false, body };
         session.refused = Some(refused).filter(|reply| !reply.may_be_repeated());
+        session.over = client.stopwatch.now();
         return session.refused.is_some().then_some(session);
     }
     let mut body = opened.into_body();
@@ -49,6 +50,7 @@ pub(crate) async fn read(
         read.extend_from_slice(&piece);
         take_events(&mut read, client, &mut session);
     }
+    session.over = client.stopwatch.now();
     Some(session)
 }
 
@@ -100,22 +102,28 @@ pub(crate) async fn follow(
 }
 
 /// Follows a Redis stream as the platform does: connected again after each failure, from the last entry on, until `until`.
-pub(crate) async fn follow_stream(url: &str, key: &str, until: Instant) -> Vec<StreamEntry> {
-    let client = redis::Client::open(url).unwrap();
-    let mut seen: Vec<StreamEntry> = Vec::new();
+pub(crate) async fn follow_stream(client: &Client, key: &str, until: Instant) -> Vec<(Time, StreamEntry)> {
+    let mut seen: Vec<(Time, StreamEntry)> = Vec::new();
     let follow = async {
         loop {
-            // A server that is gone is waited for like one that has nothing new.
-            if let Ok(mut connection) = client.get_multiplexed_async_connection().await {
-                loop {
-                    let last = seen.last().map_or_else(|| "-".to_owned(), |(id, _)| format!("({id}"));
-                    let more = redis::cmd("XRANGE").arg(key).arg(last).arg("+").to_owned();
-                    let Ok(more) = more.query_async::<Vec<StreamEntry>>(&mut connection).await else { break };
-                    seen.extend(more);
-                    sleep(PAUSE).await;
+            for url in client.deployment.stream_urls() {
+                // A server that is gone, or has not the stream, is left for another one; if there is no other, it is
+                // waited for like one that has nothing new.
+                let server = redis::Client::open(url).unwrap();
+                if let Ok(mut connection) = server.get_multiplexed_async_connection().await {
+                    loop {
+                        let last =
+                            seen.last().map_or_else(|| "-".to_owned(), |(_, (id, _))| format!("({id}"));
+                        let more = redis::cmd("XRANGE").arg(key).arg(last).arg("+").to_owned();
+                        let more = more.query_async::<Vec<StreamEntry>>(&mut connection).await;
+                        let Ok(more) = more else { break };
+                        let now = client.stopwatch.now();
+                        seen.extend(more.into_iter().map(|entry| (now, entry)));
+                        sleep(PAUSE).await;
+                    }
                 }
+                sleep(PAUSE).await;
             }
-            sleep(PAUSE).await;
         }
     };
     // It has no end of its own.

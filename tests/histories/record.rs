@@ -81,6 +81,13 @@ pub(crate) enum Says {
     TwoTokens,
 }
 
+impl Says {
+    /// Whether it can settle anything.
+    pub(crate) const fn is_a_result(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
+    }
+}
+
 /// One request on the wire.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
@@ -219,6 +226,8 @@ pub(crate) struct Session {
     pub(crate) ended: bool,
     /// What it was refused with.
     pub(crate) refused: Option<Reply>,
+    /// When it was over.
+    pub(crate) over: Time,
 }
 
 /// An entry of a Redis stream: its id, and its fields as names and bytes.
@@ -241,8 +250,8 @@ pub(crate) struct Conversation {
     pub(crate) id: String,
     pub(crate) operations: Vec<Operation>,
     pub(crate) sessions: Vec<Session>,
-    /// What a reader of the Redis stream saw, on a store that has one.
-    pub(crate) stream_seen: Vec<StreamEntry>,
+    /// What a reader of the Redis stream saw, and when, on a store that has one.
+    pub(crate) stream_seen: Vec<(Time, StreamEntry)>,
     pub(crate) truth: Truth,
 }
 
@@ -261,5 +270,7 @@ pub(crate) struct Outage {
     /// Whether anything may be late because of it.
     pub(crate) excuses: bool,
     pub(crate) from: Time,
+    /// Until when there was a server of Redis that wrote what is lost with it; `None`: nothing is.
+    pub(crate) loses_until: Option<Time>,
     pub(crate) until: Time,
 }

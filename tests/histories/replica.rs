@@ -29,6 +29,9 @@ const SETTINGS: [(&str, &str); 8] = [
     ("telemetry.log_level", "callback_ingress::cli::serve=info,error"),
 ];
 
+/// Where Redis has replicas, each of which is waited for as long as for an answer.
+const WAITING: [(&str, &str); 2] = [("store.wait_replicas", "1"), ("store.wait_timeout_ms", "500")];
+
 /// Where a replica is reached. Another one after each start.
 #[derive(Clone, Debug)]
 pub(crate) struct Addresses {
@@ -51,6 +54,7 @@ wait "$!" 2>/dev/null
 #[derive(Debug)]
 pub(crate) struct Replica {
     store_url: String,
+    waits: bool,
     clock: SteppedClock,
     running: Mutex<Running>,
 }
@@ -71,10 +75,10 @@ impl Running {
 }
 
 impl Replica {
-    pub(crate) fn start(store_url: String) -> Self {
+    pub(crate) fn start(store_url: String, waits: bool) -> Self {
         let clock = SteppedClock::new();
-        let running = Mutex::new(launch(&store_url, &clock));
-        Self { store_url, clock, running }
+        let running = Mutex::new(launch(&store_url, waits, &clock));
+        Self { store_url, waits, clock, running }
     }
 
     pub(crate) fn addresses(&self) -> Addresses {
@@ -89,7 +93,7 @@ impl Replica {
 
     /// Starts it again after [`Replica::kill`].
     pub(crate) fn restart(&self) {
-        *self.running.lock().unwrap() = launch(&self.store_url, &self.clock);
+        *self.running.lock().unwrap() = launch(&self.store_url, self.waits, &self.clock);
     }
 
     /// Lets it do nothing, its connections open, until [`Replica::resume`].
@@ -120,8 +124,9 @@ impl Drop for Replica {
     }
 }
 
-fn launch(store_url: &str, clock: &SteppedClock) -> Running {
-    let settings = SETTINGS.into_iter().chain([("store.url", store_url)]);
+fn launch(store_url: &str, waits: bool, clock: &SteppedClock) -> Running {
+    let waiting = WAITING.into_iter().filter(|_| waits);
+    let settings = SETTINGS.into_iter().chain([("store.url", store_url)]).chain(waiting);
     let mut keeper = Command::new("/bin/sh")
         .args(["-c", KEEPER, "keeper", PROGRAM, "serve"])
         .args(settings.flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]))

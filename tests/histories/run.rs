@@ -47,6 +47,8 @@ impl Batch {
         let driven = join_all((0..self.histories).map(|number| {
             let client = client.clone();
             let plan = Plan::of(self.seed_of(number));
+            // A failover is survived, too.
+            let plan = if deployment.kind.fails_over() { plan.patient(3) } else { plan };
             tokio::spawn(async move { drive::drive(&client, &format!("r{run}.h{number}"), &plan).await })
         }));
         let (driven, outages) = join(driven, self.strike(&client)).await;
@@ -64,6 +66,7 @@ impl Batch {
             verdict.violations.extend(one.violations);
             verdict.lateness.extend(one.lateness);
             verdict.lost += one.lost;
+            verdict.lost_before.extend(one.lost_before);
         }
         Done { histories, outages, verdict }
     }
@@ -85,6 +88,10 @@ impl Batch {
             Kind::Memory => ("memory", 1),
             Kind::Durable(replicas) => ("durable", replicas),
             Kind::Forgetful(replicas) => ("forgetful", replicas),
+            Kind::Sentinels { replicas, waits: false } => ("sentinels", replicas),
+            Kind::Sentinels { replicas, waits: true } => ("sentinels-waiting", replicas),
+            Kind::Cluster { replicas, waits: false } => ("cluster", replicas),
+            Kind::Cluster { replicas, waits: true } => ("cluster-waiting", replicas),
         };
         let faults: Vec<String> = self.faults.iter().map(|fault| format!("{fault:?}")).collect();
         let faults = if faults.is_empty() { "none".to_owned() } else { faults.join(",") };
@@ -97,6 +104,18 @@ impl Batch {
 }
 
 impl Done {
+    /// The violations that count on a deployment of this kind.
+    pub(crate) fn violations(&self, kind: Kind) -> Vec<&Violation> {
+        let may_lose = match kind {
+            Kind::Memory | Kind::Durable(_) => false,
+            Kind::Forgetful(_) => true,
+            Kind::Sentinels { waits, .. } | Kind::Cluster { waits, .. } => {
+                !waits && self.outages.iter().any(|outage| outage.loses_until.is_some())
+            }
+        };
+        if may_lose { self.beyond_loss() } else { self.verdict.violations.iter().collect() }
+    }
+
     /// The violations that loss does not explain.
     pub(crate) fn beyond_loss(&self) -> Vec<&Violation> {
         self.verdict.violations.iter().filter(|violation| !violation.rule.is_explained_by_loss()).collect()

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::checker::{self, Rule};
 use crate::deployment::{Deployment, Kind};
-use crate::record::{Action, Attempt, Conversation, History, Operation, Reply};
+use crate::record::{Action, Attempt, Conversation, History, Operation, Outage, Reply};
 use crate::run::Batch;
 
 /// Changes a conversation, if it has the place for it.
@@ -118,7 +118,7 @@ fn a_reader_sees_more(conversation: &mut Conversation) -> bool {
 }
 
 fn a_stream_reader_sees_other(conversation: &mut Conversation) -> bool {
-    conversation.stream_seen.first_mut().map(|(id, _)| id.push('0')).is_some()
+    conversation.stream_seen.first_mut().map(|(_, (id, _))| id.push('0')).is_some()
 }
 
 fn a_reader_is_sent_away(conversation: &mut Conversation) -> bool {
@@ -134,6 +134,53 @@ fn something_stays(conversation: &mut Conversation) -> bool {
 
 fn everything_is_gone(conversation: &mut Conversation) -> bool {
     conversation.truth.view.take().is_some()
+}
+
+/// What is found in a history of one conversation, in which a master was lost this long after it was over.
+fn found_with_a_failover(conversation: &Conversation, after: u64) -> Vec<Rule> {
+    let attempts = conversation.operations.iter().flat_map(|operation| &operation.attempts);
+    let sessions = conversation.sessions.iter().map(|session| session.over);
+    let over = attempts.map(|attempt| attempt.returned).chain(sessions).max().unwrap();
+    let from = over + after;
+    let what = "a master is lost".to_owned();
+    let outage = Outage { what, excuses: true, from, loses_until: Some(from), until: from };
+    let history = History { conversations: vec![conversation.clone()], outages: vec![outage] };
+    checker::check(&history).violations.iter().map(|violation| violation.rule).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_explains_only_what_was_written_shortly_before_it() {
+    let deployment = Arc::new(Deployment::start(Kind::Durable(2)));
+    let done = Batch { seed: 4, histories: 12, faults: Vec::new() }.run(&deployment).await;
+    let mut all = done.histories.into_iter().flat_map(|history| history.conversations);
+    let taken = |conversation: &Conversation| {
+        let mut posts = conversation.operations.iter().filter(|one| is_post(&one.action));
+        posts.any(|one| one.answers().any(|(_, reply)| reply.status == 202))
+    };
+    let read = |conversation: &Conversation| {
+        conversation.sessions.last().is_some_and(|session| !session.events.is_empty())
+    };
+    let intact = all.find(|one| taken(one) && read(one)).expect("one of them is read, and takes a result");
+    assert_eq!(found_with_a_failover(&intact, 0), [], "nothing is lost");
+    // A result of long ago, whatever the failover is blamed for.
+    let mut lost = intact.clone();
+    everything_is_gone(&mut lost);
+    assert!(found_with_a_failover(&lost, 5_000_000).contains(&Rule::Replicated));
+    // What a reader saw last, when nobody had asked for anything since.
+    let mut read_on = intact;
+    let session = read_on.sessions.last_mut().unwrap();
+    let (other, over) = (session.events[0].clone(), session.over);
+    session.events.push((over, other.1, other.2));
+    assert!(found_with_a_failover(&read_on, 5_000_000).contains(&Rule::Reading), "a replica had it long ago");
+    assert!(!found_with_a_failover(&read_on, 0).contains(&Rule::Reading), "it may have been lost");
+    let asked = read_on.operations[0].clone();
+    let later = |mut attempt: Attempt| {
+        (attempt.invoked, attempt.returned) = (over + 1, over + 2);
+        attempt
+    };
+    let attempts = asked.attempts.into_iter().map(later).collect();
+    read_on.operations.push(Operation { action: asked.action, attempts });
+    assert!(found_with_a_failover(&read_on, 1).contains(&Rule::Reading), "a later answer vouches for it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,11 +18,12 @@ mod fake_redis;
 mod model;
 mod overload;
 mod platform;
-#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod proxy;
 mod races;
 mod redis;
+#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_cluster;
+#[expect(dead_code, reason = "the other test binary uses all of it")]
 mod redis_sentinels;
 mod redis_server;
 mod service;

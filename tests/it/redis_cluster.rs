@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue, cmd};
+use redis::{Cmd, FromRedisValue};
 use tokio::time::Instant;
 
 use crate::redis_server::RedisServer;
@@ -93,8 +93,7 @@ impl RedisCluster {
             ask::<()>(replica, &["CLUSTER", "REPLICATE", &id]);
         }
         wait("all replicas follow", || {
-            let following =
-                |node| ask::<String>(node, &["INFO", "replication"]).contains("master_link_status:up");
+            let following = |node| replication(node).contains("master_link_status:up");
             self.nodes[MASTERS..].iter().all(following)
         });
         self.wait_until_whole();
@@ -110,7 +109,8 @@ impl RedisCluster {
         });
     }
 
-    fn running(&self) -> impl Iterator<Item = &RedisServer> {
+    /// The nodes that have not been killed.
+    pub(crate) fn running(&self) -> impl Iterator<Item = &RedisServer> {
         self.nodes.iter().filter(|node| node.is_running())
     }
 
@@ -123,12 +123,17 @@ impl RedisCluster {
 
     /// The nodes that run and have slots.
     pub(crate) fn masters(&self) -> impl Iterator<Item = &RedisServer> {
-        self.running().filter(|node| ask::<String>(node, &["INFO", "replication"]).contains("role:master"))
+        self.running().filter(|node| replication(node).contains("role:master"))
     }
 
     /// The place of the master that has a slot.
     pub(crate) fn owner(&self, slot: u16) -> usize {
-        let slots: Vec<redis::Value> = ask(self.running().next().unwrap(), &["CLUSTER", "SLOTS"]);
+        self.owner_by(self.running().next().unwrap(), slot)
+    }
+
+    /// The same, as this node knows it.
+    fn owner_by(&self, node: &RedisServer, slot: u16) -> usize {
+        let slots: Vec<redis::Value> = ask(node, &["CLUSTER", "SLOTS"]);
         for range in slots {
             let redis::Value::Array(parts) = range else { panic!("a range is a list") };
             let redis::Value::Array(master) = &parts[2] else { panic!("a node is a list") };
@@ -146,6 +151,40 @@ impl RedisCluster {
         wait("the slot has another owner", || self.owner(slot) != before);
     }
 
+    /// Moves the keys of a slot to the master at another place. Nobody knows it yet, until [`RedisCluster::give`].
+    pub(crate) fn migrate(&self, slot: u16, to: usize) {
+        let (from, to) = (&self.nodes[self.owner(slot)], &self.nodes[to]);
+        let slot = slot.to_string();
+        let id = |node| ask::<String>(node, &["CLUSTER", "MYID"]);
+        ask::<()>(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &id(from)]);
+        ask::<()>(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(to)]);
+        let port = to.port().to_string();
+        loop {
+            let keys: Vec<String> = ask(from, &["CLUSTER", "GETKEYSINSLOT", &slot, "10"]);
+            if keys.is_empty() {
+                break;
+            }
+            let mut migrate = words(&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"]);
+            migrate.arg(keys).exec(&mut from.connection(0)).unwrap();
+        }
+    }
+
+    /// Gives a slot whose keys have moved there to the master at this place, and waits until all know it.
+    pub(crate) fn give(&self, slot: u16, place: usize) {
+        let (from, to) = (&self.nodes[self.owner(slot)], &self.nodes[place]);
+        let id: String = ask(to, &["CLUSTER", "MYID"]);
+        let is_other = |node: &&RedisServer| ![from.port(), to.port()].contains(&node.port());
+        for node in [to, from].into_iter().chain(self.masters().filter(is_other)) {
+            ask::<()>(node, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]);
+        }
+        wait("all know who has the slot", || self.running().all(|node| self.owner_by(node, slot) == place));
+    }
+
+    /// All nodes, by their place.
+    pub(crate) fn nodes(&self) -> &[RedisServer] {
+        &self.nodes
+    }
+
     /// The node at this place.
     pub(crate) fn node(&mut self, place: usize) -> &mut RedisServer {
         &mut self.nodes[place]
@@ -157,17 +196,14 @@ impl RedisCluster {
     }
 }
 
+/// What a server tells of its replication; nothing while it is away, or breaks its connections to change its part.
+pub(crate) fn replication(server: &RedisServer) -> String {
+    let connection = redis::Client::open(server.url(0)).unwrap().get_connection();
+    let told = connection.and_then(|mut connection| words(&["INFO", "replication"]).query(&mut connection));
+    told.unwrap_or_default()
+}
+
 /// What a node answers.
 pub(crate) fn ask<T: FromRedisValue>(node: &RedisServer, question: &[&str]) -> T {
     words(question).query(&mut node.connection(0)).unwrap()
-}
-
-#[test]
-fn a_slot_is_counted_as_redis_does() {
-    let slot: u16 = cmd("CLUSTER")
-        .arg("KEYSLOT")
-        .arg("{cb:17}:items:x")
-        .query(&mut RedisCluster::shared().masters().next().unwrap().connection(0))
-        .unwrap();
-    assert_ne!(RedisCluster::shared().owner(slot), RedisCluster::shared().owner((slot + 8_192) % 16_384));
 }

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::redis_cluster::{ask, wait, words};
+use crate::redis_cluster::{replication, wait, words};
 use crate::redis_server::RedisServer;
 
 /// The name under which the sentinels know the master.
@@ -30,10 +30,7 @@ impl RedisSentinels {
              sentinel down-after-milliseconds {SERVICE} {down_after_ms}\n\
              sentinel failover-timeout {SERVICE} 4000\n"
         );
-        wait("all replicas follow", || {
-            let info: String = ask(&servers[0], &["INFO", "replication"]);
-            info.matches("state=online").count() == replicas
-        });
+        wait("all replicas follow", || replication(&servers[0]).matches("state=online").count() == replicas);
         let sentinels: Vec<_> = (0..sentinels).map(|_| RedisServer::sentinel(&configuration)).collect();
         wait("the sentinels know all", || {
             sentinels.iter().all(|sentinel| {
@@ -65,6 +62,11 @@ impl RedisSentinels {
         format!("redis+sentinel://{}/{SERVICE}/{database}", named.join(","))
     }
 
+    /// The port of a sentinel.
+    pub(crate) fn sentinel_port(&self) -> u16 {
+        self.sentinels[0].port()
+    }
+
     /// The place of the master that the sentinels name.
     pub(crate) fn master(&self) -> usize {
         let (_, port): (String, u16) =
@@ -75,6 +77,29 @@ impl RedisSentinels {
     /// The port of a server that is not the master.
     pub(crate) fn replica_port(&self) -> u16 {
         self.servers[(self.master() + 1) % self.servers.len()].port()
+    }
+
+    /// The master and its replicas.
+    pub(crate) fn servers(&self) -> &[RedisServer] {
+        &self.servers
+    }
+
+    /// Lets the sentinels look and decide as fast as they can, and fail over again soon. Those before Redis 7 know no
+    /// haste: with them it takes longer.
+    pub(crate) fn hurry(&self) {
+        let haste =
+            ["info-period", "200", "ping-period", "300", "ask-period", "100", "publish-period", "300"];
+        for sentinel in &self.sentinels {
+            let mut connection = connection(sentinel);
+            drop(words(&["SENTINEL", "DEBUG"]).arg(&haste).exec(&mut connection));
+            let again = ["SENTINEL", "SET", SERVICE, "failover-timeout", "2000"];
+            words(&again).exec(&mut connection).unwrap();
+        }
+        // Where all stand for election at the same moment, each has its own vote only, again and again. The last one
+        // is late to find the master dead, and has a vote to give.
+        let last = self.sentinels.last().unwrap();
+        let late = ["SENTINEL", "SET", SERVICE, "down-after-milliseconds", "10000"];
+        words(&late).exec(&mut connection(last)).unwrap();
     }
 
     /// The server at this place.
@@ -91,7 +116,7 @@ impl RedisSentinels {
         });
         self.wait_for_another_master(before);
         wait("the old master follows", || {
-            ask::<String>(&self.servers[before], &["INFO", "replication"]).contains("master_link_status:up")
+            replication(&self.servers[before]).contains("master_link_status:up")
         });
     }
 
@@ -99,9 +124,7 @@ impl RedisSentinels {
     pub(crate) fn wait_for_another_master(&self, before: usize) {
         wait("there is another master", || {
             let now = self.master();
-            let is_master = |place: usize| {
-                ask::<String>(&self.servers[place], &["INFO", "replication"]).contains("role:master")
-            };
+            let is_master = |place: usize| replication(&self.servers[place]).contains("role:master");
             now != before && is_master(now)
         });
     }

@@ -1,14 +1,29 @@
 //! Who the master is, as the sentinels tell: asked whenever a connection is made.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::future::Future;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value, cmd};
+use tokio::time::timeout;
 
 use super::link::Timeouts;
 use super::servers::{Access, Address};
+
+/// How long a second opinion is waited for: sentinels learn of a failover one after the other.
+const SECOND_OPINION: Duration = Duration::from_millis(100);
+
+/// Who the master is, as one sentinel knows.
+#[derive(Debug)]
+struct Opinion {
+    address: Address,
+    /// The latest failover that it knows of, where it may be asked for that.
+    epoch: Option<u64>,
+}
 
 /// The sentinels of a service.
 #[derive(Debug)]
@@ -23,42 +38,60 @@ pub(super) struct Sentinels {
 }
 
 impl Sentinels {
-    /// Asks all sentinels at once, and tries each server that one of them names, until one is the master.
+    /// Asks all sentinels at once, and tries each server that one of them names who knows of the latest failover, until
+    /// one is the master. A master that was replaced, and has come back, takes itself for the master until somebody
+    /// tells it, and so does a sentinel that is late to know.
     pub(super) async fn master<T, F: Future<Output = RedisResult<T>>>(
         &self,
         connect: impl Fn(Client, Address) -> F,
     ) -> RedisResult<T> {
         let mut answers: FuturesUnordered<_> = self.addresses.iter().map(|one| self.ask(one)).collect();
         let mut tried = Vec::new();
-        let mut failure = None;
-        while let Some(answer) = answers.next().await {
-            let attempt = match answer {
-                Ok(address) if tried.contains(&address) => continue,
-                Ok(address) => {
-                    tried.push(address.clone());
-                    connect(self.access.client(&address)?, address).await
+        let (mut failure, mut latest) = (None, None);
+        while let Some(first) = answers.next().await {
+            let mut opinions = vec![first];
+            let others = async {
+                while let Some(other) = answers.next().await {
+                    opinions.push(other);
                 }
-                Err(error) => Err(error),
             };
-            match attempt {
-                Ok(found) => return Ok(found),
-                Err(error) => failure = Some(error),
+            // Who answers later than that is heard if nobody else names a master.
+            let _: Result<(), _> = timeout(SECOND_OPINION, others).await;
+            opinions.sort_by_key(|opinion| Reverse(opinion.as_ref().ok().and_then(|one| one.epoch)));
+            for opinion in opinions {
+                let attempt = match opinion {
+                    Ok(Opinion { address, epoch }) if tried.contains(&address) || epoch < latest => continue,
+                    Ok(Opinion { address, epoch }) => {
+                        latest = epoch;
+                        tried.push(address.clone());
+                        connect(self.access.client(&address)?, address).await
+                    }
+                    Err(error) => Err(error),
+                };
+                match attempt {
+                    Ok(found) => return Ok(found),
+                    Err(error) => failure = Some(error),
+                }
             }
         }
         Err(failure.unwrap_or_else(|| (ErrorKind::EmptySentinelList, "there is no sentinel to ask").into()))
     }
 
-    async fn ask(&self, sentinel: &Address) -> RedisResult<Address> {
+    async fn ask(&self, sentinel: &Address) -> RedisResult<Opinion> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeouts.connect))
             .set_response_timeout(Some(self.timeouts.response));
         let client = self.asking.client(sentinel)?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        // Not the address as well: while it fails over, that is still the old one.
+        let question = cmd("SENTINEL").arg("MASTER").arg(&self.service).to_owned();
+        let told: RedisResult<HashMap<String, String>> = question.query_async(&mut connection).await;
+        let epoch = told.ok().and_then(|told| told.get("config-epoch")?.parse().ok());
         let question = cmd("SENTINEL").arg("get-master-addr-by-name").arg(&self.service).to_owned();
         let answer: Option<(String, u16)> = question.query_async(&mut connection).await?;
         let unknown = || RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "no such service"));
         let (host, port) = answer.ok_or_else(unknown)?;
-        Ok(Address { host, port })
+        Ok(Opinion { address: Address { host, port }, epoch })
     }
 
     /// A sentinel may be late to know: the server itself says what it is. Not by ROLE, which only an administrator may

@@ -36,7 +36,10 @@ impl<'a> Case<'a> {
             })
             .collect();
         match &envelope {
-            Some(envelope) => self.check_envelope(item, envelope),
+            Some(envelope) => {
+                self.check_envelope(item, envelope);
+                self.check_undone(&answered, envelope);
+            }
             None => self.check_missing(item, &answered),
         }
         self.check_winner(item, &answered);
@@ -110,19 +113,33 @@ impl<'a> Case<'a> {
         }
     }
 
+    /// Something else is on the channel than what was acknowledged. Other rules say that it must not be; here it counts
+    /// as lost.
+    fn check_undone(&mut self, answered: &[Answered<'a>], envelope: &Envelope) {
+        let mut acknowledged = answered.iter().filter(|one| one.acknowledges()).peekable();
+        let Some(first) = acknowledged.peek().map(|one| one.attempt.returned) else { return };
+        let payload = envelope.payload().map(str::as_bytes);
+        if acknowledged.all(|one| payload != Some(&one.post.result[..])) {
+            self.lose(first);
+        }
+    }
+
     /// It is not on the channel: right only if the conversation ended before its turn came.
     fn check_missing(&mut self, item: &Item<'a>, answered: &[Answered<'a>]) {
-        let acknowledged = answered.iter().any(Answered::acknowledges);
+        let first = answered.iter().find(|one| one.acknowledges()).map(|one| one.attempt.returned);
+        let acknowledged = first.is_some();
         if self.has_ended() {
             // What the gate was waiting for at the end cannot have been settled: it would have been released.
             let was_next = item.sequence == self.envelopes.len() as u64 + 1;
             let delivered = answered.iter().any(|one| one.reply.text("status") == "delivered");
             if (acknowledged && was_next) || delivered || item.sequence <= self.envelopes.len() as u64 {
-                self.verdict.lost += usize::from(acknowledged);
+                if let Some(first) = first {
+                    self.lose(first);
+                }
                 self.told(item, Rule::Lost, "acknowledged as delivered, or next, and not on the channel");
             }
-        } else if acknowledged {
-            self.verdict.lost += 1;
+        } else if let Some(first) = first {
+            self.lose(first);
             self.told(item, Rule::Lost, "acknowledged, and not on the channel");
         } else {
             self.told(item, Rule::Lost, "issued, and not on the channel");
@@ -230,9 +247,16 @@ impl<'a> Case<'a> {
         let cancels = item.cancels.iter().flat_map(|cancel| cancel.answers());
         let cancels = cancels.filter(|(_, reply)| reply.status == 200 || reply.code() == "WORK_ITEM_SETTLED");
         let shows = item.shows.iter().flat_map(|show| show.answers());
-        let shows = shows.filter(|(_, reply)| reply.status == 200 && reply.body["outcome"].is_string());
+        let shows = shows.filter(|(attempt, reply)| {
+            reply.status == 200 && reply.body["outcome"].is_string() && !self.may_be_undone(attempt)
+        });
         let platform = cancels.chain(shows).map(|(attempt, _)| attempt.returned);
         posts.chain(platform).chain(self.seen_by_readers(item.id)).min().unwrap_or(Time::MAX)
+    }
+
+    /// Whether what somebody saw who only looked may have been lost since.
+    fn may_be_undone(&self, look: &Attempt) -> bool {
+        self.may_be_forgotten(look.invoked, look.returned)
     }
 
     fn check_cancels(&mut self, item: &Item<'a>, envelope: Option<&Envelope>) {
@@ -290,7 +314,7 @@ impl<'a> Case<'a> {
             if reply.status != 200 {
                 self.told(item, Rule::Lost, format!("looking at it: {} {}", reply.status, reply.code()));
             } else if let Some(shown) = reply.body["outcome"].as_str() {
-                if outcome.is_some_and(|outcome| outcome != shown) {
+                if outcome.is_some_and(|outcome| outcome != shown) && !self.may_be_undone(attempt) {
                     self.told(item, Rule::Agreement, format!("it showed as {shown}, and is {outcome:?}"));
                 }
             } else if attempt.invoked > settled && reply.text("state") == "awaiting" {
@@ -309,6 +333,7 @@ impl<'a> Case<'a> {
             let held_as = held.and_then(|held| held["outcome"].as_str());
             if let (Some(held_as), Some(outcome)) = (held_as, outcome)
                 && held_as != outcome
+                && !self.may_be_undone(attempt)
             {
                 self.told(item, Rule::Agreement, format!("it was held as {held_as}, and is {outcome}"));
             }

@@ -13,7 +13,9 @@ use super::admission::{refusal, verify};
 use super::faults::deliver;
 use super::until;
 use crate::fake_redis;
+use crate::proxy::Proxy;
 use crate::redis_sentinels::RedisSentinels;
+use crate::redis_server::RedisServer;
 use crate::stage::{Backend, ROOMY, START, Stage, settings};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,19 +84,43 @@ async fn a_master_that_becomes_a_replica_is_left_for_the_new_one() {
     assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
 }
 
+/// The port of a sentinel that knows nothing but a server, of an epoch of long ago.
+fn sentinel_that_names(server: u16) -> u16 {
+    fake_redis::serve(move |question| match (question[0].as_str(), question.get(1).map(String::as_str)) {
+        ("HELLO", _) => "%1\r\n$5\r\nproto\r\n:3\r\n".to_owned(),
+        ("SENTINEL", Some("MASTER")) => "%1\r\n$12\r\nconfig-epoch\r\n$1\r\n0\r\n".to_owned(),
+        ("SENTINEL", _) => {
+            let port = server.to_string();
+            format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len())
+        }
+        _ => "+OK\r\n".to_owned(),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_was_replaced_and_takes_itself_for_the_master_is_not_used() {
+    let service = block_in_place(RedisSentinels::shared);
+    let replaced = RedisServer::start();
+    let late = sentinel_that_names(replaced.port());
+    let sentinel = Proxy::to(service.sentinel_port());
+    // The one that is late to know answers first.
+    sentinel.delay(1);
+    let database = Backend::unused_database();
+    let url = format!("redis+sentinel://127.0.0.1:{late},127.0.0.1:{}/calls/{database}", sentinel.port());
+    let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(1_000).await;
+    conversation.accept(&item, "1").await.unwrap();
+    let there: u64 = redis::cmd("DBSIZE").query(&mut replaced.connection(database)).unwrap();
+    assert_eq!(there, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sentinel_that_is_late_to_know_is_not_believed() {
     let service = block_in_place(RedisSentinels::shared);
     let replica = service.replica_port();
     // It names a replica, and answers first.
-    let late = fake_redis::serve(move |question| match question[0].as_str() {
-        "HELLO" => "%1\r\n$5\r\nproto\r\n:3\r\n".to_owned(),
-        "SENTINEL" => {
-            let port = replica.to_string();
-            format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len())
-        }
-        _ => "+OK\r\n".to_owned(),
-    });
+    let late = sentinel_that_names(replica);
     let database = Backend::unused_database();
     let url = service.url(database).replace("://", &format!("://127.0.0.1:{late},"));
     let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;

@@ -1,0 +1,219 @@
+//! The servers of Redis that a deployment keeps its conversations on: one, or some that stand in for each other.
+
+use crate::deployment::Kind;
+use crate::redis_cluster::{RedisCluster, ask, replication, wait, words};
+use crate::redis_sentinels::RedisSentinels;
+use crate::redis_server::RedisServer;
+
+/// After how many milliseconds a master is taken for dead. So long that a busy machine is not.
+const DOWN_AFTER_MS: u32 = 1_500;
+/// How many replicas the master under the sentinels has: one to take over, and one that then confirms.
+const REPLICAS: usize = 2;
+/// How many nodes of a cluster have slots, and each a replica.
+const MASTERS: usize = 3;
+/// How many slots are moved at once.
+const SLOTS_MOVED: usize = 10;
+
+/// See the module. End when they are dropped.
+#[derive(Debug)]
+pub(crate) enum Servers {
+    One(RedisServer),
+    Sentinels(RedisSentinels),
+    Cluster(RedisCluster),
+}
+
+/// A master that was killed.
+#[derive(Debug)]
+pub(crate) struct Killed {
+    place: usize,
+    /// One of its slots, in a cluster.
+    slot: u16,
+}
+
+impl Servers {
+    pub(crate) fn start(kind: Kind) -> Option<Self> {
+        Some(match kind {
+            Kind::Memory => return None,
+            Kind::Durable(_) => Self::One(RedisServer::durable()),
+            Kind::Forgetful(_) => Self::One(RedisServer::start()),
+            Kind::Sentinels { .. } => {
+                let service = RedisSentinels::start(REPLICAS, 3, DOWN_AFTER_MS);
+                service.hurry();
+                Self::Sentinels(service)
+            }
+            Kind::Cluster { .. } => Self::Cluster(RedisCluster::start(DOWN_AFTER_MS)),
+        })
+    }
+
+    /// The only one.
+    pub(crate) fn one(&mut self) -> &mut RedisServer {
+        match self {
+            Self::One(server) => server,
+            Self::Sentinels(_) | Self::Cluster(_) => panic!("there are several servers"),
+        }
+    }
+
+    /// The service's URL of them.
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::One(server) => server.url(0),
+            Self::Sentinels(service) => service.url(0),
+            Self::Cluster(cluster) => cluster.url(),
+        }
+    }
+
+    /// The URLs of those on one of which a stream is.
+    pub(crate) fn stream_urls(&self) -> Vec<String> {
+        match self {
+            Self::One(server) => vec![server.url(0)],
+            Self::Sentinels(service) => vec![service.servers()[service.master()].url(0)],
+            // Those that do not have it refuse to be asked.
+            Self::Cluster(cluster) => cluster.running().map(|node| node.url(0)).collect(),
+        }
+    }
+
+    /// Those that run.
+    pub(crate) fn running(&self) -> Vec<&RedisServer> {
+        match self {
+            Self::One(server) => vec![server],
+            Self::Sentinels(service) => service.servers().iter().filter(|one| one.is_running()).collect(),
+            Self::Cluster(cluster) => cluster.running().collect(),
+        }
+    }
+
+    /// The one that has a key.
+    pub(crate) fn with(&mut self, key: &str) -> &RedisServer {
+        match self {
+            Self::One(server) => server,
+            Self::Sentinels(service) => &service.servers()[service.master()],
+            Self::Cluster(cluster) => {
+                let slot = slot_of(cluster, key);
+                let place = cluster.owner(slot);
+                cluster.node(place)
+            }
+        }
+    }
+
+    /// A master, by a number up to a thousand.
+    fn master(&self, number: u64) -> Killed {
+        match self {
+            Self::One(_) => panic!("nobody stands in for a single server"),
+            Self::Sentinels(service) => Killed { place: service.master(), slot: 0 },
+            Self::Cluster(cluster) => {
+                let slot = u16::try_from(number * 16).unwrap();
+                Killed { place: cluster.owner(slot), slot }
+            }
+        }
+    }
+
+    fn at(&mut self, place: usize) -> &mut RedisServer {
+        match self {
+            Self::One(server) => server,
+            Self::Sentinels(service) => service.server(place),
+            Self::Cluster(cluster) => cluster.node(place),
+        }
+    }
+
+    /// Kills a master. If its replicas are to be behind, they get nothing of what it writes until `meanwhile` is done.
+    pub(crate) fn kill_master(&mut self, number: u64, behind: bool, meanwhile: impl FnOnce()) -> Killed {
+        let killed = self.master(number);
+        if behind {
+            let master = self.at(killed.place).port();
+            self.let_in(master, false);
+            ask::<i64>(self.at(killed.place), &["CLIENT", "KILL", "TYPE", "replica"]);
+            meanwhile();
+            self.at(killed.place).kill();
+            self.let_in(master, true);
+        } else {
+            self.at(killed.place).kill();
+        }
+        killed
+    }
+
+    /// Whether the replicas of the master at this port know how to come in again, when they are cut off.
+    fn let_in(&self, master: u16, known: bool) {
+        let followed = format!("master_port:{master}\r");
+        let follow = |server: &&RedisServer| replication(server).contains(&followed);
+        for replica in self.running().into_iter().filter(follow) {
+            let name = if known { "" } else { "nobody" };
+            ask::<()>(replica, &["CONFIG", "SET", "masteruser", name]);
+            ask::<()>(replica, &["CONFIG", "SET", "masterauth", name]);
+        }
+    }
+
+    /// Waits until a replica has taken over for this one.
+    pub(crate) fn wait_for_another(&self, killed: &Killed) {
+        match self {
+            Self::One(_) => {}
+            Self::Sentinels(service) => service.wait_for_another_master(killed.place),
+            Self::Cluster(cluster) => cluster.wait_for_another_owner(killed.slot, killed.place),
+        }
+    }
+
+    /// Starts it again, and waits until all is as it was, but for who is the master.
+    pub(crate) fn bring_back(&mut self, killed: &Killed) {
+        self.at(killed.place).restart();
+        self.wait_until_whole();
+    }
+
+    /// Waits until every replica has what its master had when this began.
+    pub(crate) fn wait_until_whole(&self) {
+        let masters = match self {
+            Self::One(_) => return,
+            Self::Sentinels(_) => 1,
+            Self::Cluster(cluster) => {
+                cluster.wait_until_whole();
+                MASTERS
+            }
+        };
+        let servers = self.running();
+        wait("the replicas follow", || {
+            let told: Vec<String> = servers.iter().map(|server| replication(server)).collect();
+            let replicas: usize = told.iter().map(|info| info.matches("state=online").count()).sum();
+            let in_charge = told.iter().filter(|info| info.contains("role:master")).count();
+            in_charge == masters && replicas == servers.len() - masters
+        });
+        for server in &servers {
+            let info = replication(server);
+            let number =
+                |text: &str| text.split(['\r', ',']).next().and_then(|text| text.parse::<u64>().ok());
+            let offsets = |info: &str, name: &str| -> Vec<u64> {
+                info.split(name).skip(1).filter_map(number).collect()
+            };
+            let written = offsets(&info, "master_repl_offset:");
+            if info.contains("role:master") {
+                wait("the replicas have everything", || {
+                    let read = offsets(&replication(server), ",offset=");
+                    !read.is_empty() && read.iter().all(|offset| Some(offset) >= written.first())
+                });
+            }
+        }
+    }
+
+    /// Moves some slots that hold conversations to other masters, one after the other; each waits halfway.
+    pub(crate) fn move_slots(&self, number: u64, halfway: impl Fn()) {
+        let Self::Cluster(cluster) = self else { panic!("only a cluster has slots") };
+        let tags = (0..64).map(|partition| format!("cb:{}", (partition + number) % 64));
+        let held = tags.map(|tag| slot_of(cluster, &tag)).filter(|&slot| {
+            let count: u64 = words(&["CLUSTER", "COUNTKEYSINSLOT"])
+                .arg(slot)
+                .query(&mut cluster.nodes()[cluster.owner(slot)].connection(0))
+                .unwrap();
+            count > 0
+        });
+        for slot in held.take(SLOTS_MOVED) {
+            let from = cluster.owner(slot);
+            let mut others = (1..16).map(|on| cluster.owner((slot + on * 1_024) % 16_384));
+            let to = others.find(|&other| other != from).unwrap();
+            cluster.migrate(slot, to);
+            halfway();
+            cluster.give(slot, to);
+        }
+        // What moved is on the replicas of where it is now: Redis does not wait for that.
+        self.wait_until_whole();
+    }
+}
+
+fn slot_of(cluster: &RedisCluster, key: &str) -> u16 {
+    ask(cluster.running().next().unwrap(), &["CLUSTER", "KEYSLOT", key])
+}
