@@ -10,6 +10,7 @@ use axum::response::Response;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
+use super::body::discard;
 use super::code::Code;
 use super::refusal::Refusal;
 
@@ -83,7 +84,11 @@ async fn admit(
 /// slowly.
 pub fn admitted_late(routes: Router, admission: Admission) -> Router {
     let undrained = async |State(admission): State<Admission>, request: Request, next: Next| {
-        admission.refuse_while_draining()?;
+        if let Err(refusal) = admission.refuse_while_draining() {
+            let (head, body) = request.into_parts();
+            discard(&head.headers, body);
+            return Err(refusal);
+        }
         Ok::<_, Refusal>(next.run(request).await)
     };
     routes.layer(from_fn_with_state(admission, undrained))

@@ -69,6 +69,8 @@ pub enum TlsError {
 #[derive(Clone, Debug)]
 pub struct Tls {
     files: Files,
+    /// Of the files that are served.
+    fingerprint: [u8; 32],
     served: Arc<Served>,
     config: Arc<ServerConfig>,
 }
@@ -122,6 +124,8 @@ impl Tls {
     /// Reads the files, which must be good at the start.
     pub fn new(files: Files) -> Result<Self, TlsError> {
         let provider = Arc::new(ring::default_provider());
+        // Before they are read: what replaces them from now on is seen.
+        let fingerprint = files.fingerprint();
         let served = Arc::new(Served(RwLock::new(Arc::new(files.load(&provider)?))));
         let unusable =
             |source| TlsError::Unusable { chain: files.chain.clone(), key: files.key.clone(), source };
@@ -130,7 +134,7 @@ impl Tls {
         let resolver: Arc<dyn ResolvesServerCert> = Arc::<Served>::clone(&served);
         let mut config = config.with_no_client_auth().with_cert_resolver(resolver);
         config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
-        Ok(Self { files, served, config: Arc::new(config) })
+        Ok(Self { files, fingerprint, served, config: Arc::new(config) })
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
@@ -140,7 +144,7 @@ impl Tls {
     /// Serves another certificate when the files are others: soon, or at once when it is asked to look. Connections
     /// go on with the certificate that they began with; files that cannot be used change nothing.
     pub async fn keep_fresh(self, look: Arc<Notify>, stop: CancellationToken) {
-        let mut known = self.files.fingerprint();
+        let mut known = self.fingerprint;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -179,4 +183,37 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     timeout(limit, acceptor.accept(stream)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(directory: &Path) -> (Files, CertificateDer<'static>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let files = Files { chain: directory.join("chain.pem"), key: directory.join("key.pem") };
+        std::fs::write(&files.chain, made.cert.pem()).unwrap();
+        std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+        (files, made.cert.der().clone())
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_replaced_while_the_service_starts_is_served_soon() {
+        let directory = tempfile::tempdir().unwrap();
+        let (files, _) = write(directory.path());
+        let tls = Tls::new(files).unwrap();
+        let (_, replaced) = write(directory.path());
+        let (served, look, stop) =
+            (Arc::clone(&tls.served), Arc::new(Notify::new()), CancellationToken::new());
+        look.notify_one();
+        let kept = tokio::spawn(tls.keep_fresh(look, stop.clone()));
+        let is_served = async {
+            while served.0.read().unwrap().cert.first() != Some(&replaced) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), is_served).await.unwrap();
+        stop.cancel();
+        kept.await.unwrap();
+    }
 }

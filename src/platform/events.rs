@@ -143,6 +143,15 @@ impl Reader {
                     self.fetched = page.envelopes.into();
                     continue;
                 }
+                Ok(Ok(page)) if page.released < self.after => {
+                    // To go on would pass over what takes the place of what was lost. Whoever comes back is told.
+                    tracing::warn!(
+                        { names::CONVERSATION_ID } = %self.conversation,
+                        { names::WORK_ITEM_SEQUENCE } = self.after,
+                        "an event stream ends: the store has lost what it had told"
+                    );
+                    return None;
+                }
                 Ok(Ok(page)) if !page.ended => LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1)),
                 Ok(Ok(_) | Err(ConversationNotFound)) => {
                     self.finished = true;

@@ -16,6 +16,7 @@ use axum::response::Response;
 use tokio::time::Instant;
 
 use crate::config::{Config, RateLimit};
+use crate::http::body::discard;
 use crate::http::client_address::{Peer, Proxies};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
@@ -91,9 +92,12 @@ async fn count(
 ) -> Result<Response, Refusal> {
     let peer = request.extensions().get().copied().unwrap_or(Peer(Ipv4Addr::UNSPECIFIED.into()));
     let client = Client(throttle.proxies.client(peer, request.headers()));
-    if let Some(all) = &throttle.all {
-        let counted = all.count(throttle.counted(client), Instant::now());
-        counted.map_err(|wait| refused(client, wait, &context))?;
+    if let Some(all) = &throttle.all
+        && let Err(wait) = all.count(throttle.counted(client), Instant::now())
+    {
+        let (head, body) = request.into_parts();
+        discard(&head.headers, body);
+        return Err(refused(client, wait, &context));
     }
     request.extensions_mut().insert(client);
     Ok(next.run(request).await)

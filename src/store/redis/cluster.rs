@@ -32,8 +32,9 @@ type Range = (u16, u16, Address);
 /// Who has which slot, as one node sees it.
 #[derive(Debug)]
 struct Opinion {
-    /// The latest change that the node knows of.
-    epoch: u64,
+    /// Whether the node is one of the many, and the latest change that it knows of: one that is cut off counts on by
+    /// itself.
+    standing: (bool, u64),
     ranges: Vec<Range>,
 }
 
@@ -161,7 +162,7 @@ impl Cluster {
             .unwrap_or_else(|| (ErrorKind::ClusterConnectionNotFound, otherwise).into())
     }
 
-    /// Asks all nodes who has which slot, and believes the one that knows of the latest change.
+    /// Asks all nodes who has which slot, and believes the one of the many that knows of the latest change.
     pub(super) async fn refresh(&self) {
         let asked = Instant::now();
         let mut looked = self.looked.lock().await;
@@ -183,7 +184,7 @@ impl Cluster {
         let others = async {
             while let Some(opinion) = opinions.next().await {
                 if let (Ok(opinion), Ok(best)) = (opinion, &mut best)
-                    && opinion.epoch > best.epoch
+                    && opinion.standing > best.standing
                 {
                     *best = opinion;
                 }
@@ -221,8 +222,11 @@ impl Cluster {
         let (info, slots) = (info.map_err(|failed| failed.error)?, slots.map_err(|failed| failed.error)?);
         let epoch = info.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:"));
         let epoch = epoch.and_then(|epoch| epoch.trim().parse().ok());
+        let one_of_the_many = info.lines().any(|line| line.trim() == "cluster_state:ok");
         match (epoch, ranges(slots.value, &address)) {
-            (Some(epoch), Some(ranges)) if !ranges.is_empty() => Ok(Opinion { epoch, ranges }),
+            (Some(epoch), Some(ranges)) if !ranges.is_empty() => {
+                Ok(Opinion { standing: (one_of_the_many, epoch), ranges })
+            }
             // One that all others have forgotten knows of nobody.
             _ => Err((ErrorKind::ClusterConnectionNotFound, "a node knows of no slots").into()),
         }

@@ -117,7 +117,7 @@ async fn facts(node: &Node) -> Facts {
     Facts::read(&info, settings.and_then(|mut settings| settings.remove("appendfsync")))
 }
 
-/// Asks every node; none that does not answer is waited for.
+/// Asks every node; of one that does not answer nothing is said.
 pub(super) async fn remarks(nodes: &Nodes, replicas: Option<Replicas>) -> Vec<Remark> {
     let mut remarks = Vec::new();
     for node in nodes.all().await.unwrap_or_default() {

@@ -103,7 +103,11 @@ pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<Missing, Not
     nodes.command(LAYOUT, &set).await?;
     nodes.command(LAYOUT, cmd("PEXPIRE").arg(LAYOUT).arg(LAYOUT_TTL_MS)).await?;
     let known = nodes.command(LAYOUT, cmd("GET").arg(LAYOUT)).await?;
-    let known = Option::<String>::from_redis_value(known).ok().flatten().unwrap_or_default();
+    let Some(known) = Option::<String>::from_redis_value(known).ok().flatten() else {
+        return Err(NotUsable::NotThere(StoreError::Unavailable(
+            "the store has just lost its layout".into(),
+        )));
+    };
     if known == ours {
         return Ok(missing);
     }

@@ -155,7 +155,8 @@ impl Nodes {
         }
     }
 
-    async fn look_again(&self) {
+    /// Looks who has which slot, unless that was done a moment ago.
+    pub(super) async fn look_again(&self) {
         if let Self::Cluster(cluster) = self {
             cluster.refresh().await;
         }
@@ -205,11 +206,13 @@ impl Nodes {
         let mut asked: Option<Arc<Node>> = None;
         let mut redirections = 0;
         let mut lost: Option<RedisError> = None;
+        let mut looked_for_another = false;
         loop {
             let (owner, request) = match asked.take() {
                 Some(node) => (Ok(node), request.after(&asking)),
                 None => (self.owner(slot).await, request),
             };
+            let tried = owner.as_ref().ok().cloned();
             let failed = match owner {
                 Ok(node) => match node.link(lane).send(request).await {
                     Ok(Answered { value, run }) => return Ok(FromNode { value, node, run }),
@@ -220,7 +223,11 @@ impl Nodes {
             let error = failed.error;
             match failed.fate {
                 Fate::Mistake => return Err(StoreError::Broken(error.to_string())),
-                Fate::Late => return Err(StoreError::OutcomeUnknown(error.into())),
+                Fate::Late => {
+                    // For the next request: who is silent may have been replaced.
+                    self.look_again().await;
+                    return Err(StoreError::OutcomeUnknown(error.into()));
+                }
                 Fate::Disconnected if lost.is_some() => return Err(StoreError::OutcomeUnknown(error.into())),
                 Fate::Disconnected => {
                     lost = Some(error);
@@ -240,6 +247,15 @@ impl Nodes {
                     sleep(PAUSE).await;
                     self.look_again().await;
                     continue;
+                }
+                // To find out that a host is gone takes longer than that.
+                Fate::Astray | Fate::NoMaster if !looked_for_another && self.is_cluster() => {
+                    looked_for_another = true;
+                    self.look_again().await;
+                    let owner = self.owner(slot).await.ok();
+                    if owner.as_ref().map(Arc::as_ptr) != tried.as_ref().map(Arc::as_ptr) {
+                        continue;
+                    }
                 }
                 Fate::Refused | Fate::Astray | Fate::NoMaster | Fate::Moved(..) | Fate::Ask(_) => {}
             }

@@ -75,7 +75,7 @@ impl Question for WhatIsDue {
         })
     }
 
-    /// One node that is slow must not make the timers of all others late.
+    /// A node that is slow makes the timers of the others late by no more than this, twice.
     fn patience(store: &RedisStore) -> Duration {
         store.timeouts.response / 4
     }
@@ -141,6 +141,7 @@ impl RedisStore {
         }
         let sent = timeout(Q::patience(self), node.link(Q::LANE).send_all(&commands));
         let Ok(Ok(answers)) = sent.await else {
+            self.nodes.look_again().await;
             return match partitions.first() {
                 Some(first) => vec![self.ask_alone(question, *first).await, Err(slow())],
                 None => Vec::new(),

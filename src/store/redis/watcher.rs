@@ -32,19 +32,31 @@ pub(super) async fn listen(
     mut interest: mpsc::UnboundedReceiver<Interest>,
     verified: Arc<AtomicBool>,
 ) {
+    let mut told = false;
     loop {
+        forget(&mut interest);
         // Nothing to listen to, and no connection to spend, until somebody watches.
         if wakes.watched().is_empty() && interest.recv().await.is_none() {
             return;
         }
         if verified.load(Ordering::Acquire) {
-            match listen_once(&nodes, timeouts, keys, &wakes, &mut interest).await {
+            match listen_once(&nodes, timeouts, keys, &wakes, &mut interest, &mut told).await {
                 Ok(()) => return,
-                Err(error) => tracing::warn!(error = %error, "the watching connection to the store was lost"),
+                // Once, and not with every try.
+                Err(error) if !told => {
+                    tracing::warn!(error = %error, "the watching connection to the store was lost");
+                    told = true;
+                }
+                Err(_) => {}
             }
         }
         sleep(RETRY).await;
     }
+}
+
+/// What is watched is known without them, and while nobody listens they would pile up.
+fn forget(interest: &mut mpsc::UnboundedReceiver<Interest>) {
+    while interest.try_recv().is_ok() {}
 }
 
 async fn listen_once(
@@ -53,9 +65,12 @@ async fn listen_once(
     keys: Keys,
     wakes: &Wakes,
     interest: &mut mpsc::UnboundedReceiver<Interest>,
+    told: &mut bool,
 ) -> RedisResult<()> {
     let connection = nodes.listen(timeouts.connect).await?;
+    *told = false;
     let (mut sink, mut notices) = connection.split();
+    forget(interest);
     for conversation in wakes.watched() {
         subscribe(&mut sink, keys.wake(conversation), timeouts).await?;
     }

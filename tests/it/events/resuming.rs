@@ -6,6 +6,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::json;
 use tokio::time::{Duration, Instant};
 
+use crate::redis_server::RedisServer;
 use crate::service::{Event, Kind, Service, on_every_deployment, until};
 
 on_every_deployment!(
@@ -166,4 +167,21 @@ async fn more_streams_than_allowed_are_refused_and_one_that_is_gone_makes_room()
     until("there is room", async || third().begin().await.status() == 200).await;
     assert!(since.elapsed() < Duration::from_secs(5), "it was noticed only when there was something to send");
     drop(second);
+}
+
+#[tokio::test]
+async fn a_reader_is_not_led_past_what_takes_the_place_of_what_redis_lost() {
+    let mut redis = RedisServer::start();
+    let service = Service::start(&[("store.url", &redis.url(0))]).await;
+    let conversation = delivered(&service, 1).await;
+    ::redis::cmd("SAVE").exec(&mut redis.connection(0)).unwrap();
+    deliver(&service, &conversation).await;
+    let mut reader = service.events(&conversation, "?from=0").await;
+    assert_eq!(sequences(&reader.take(2).await), [1, 2]);
+    redis.kill();
+    redis.restart();
+    assert!(reader.next().await.is_none(), "it is cut off, and not told that the conversation has ended");
+    let resumed = service.platform("GET", &format!("/conversations/{conversation}/events"));
+    let resumed = resumed.header("last-event-id", "2-0").verdict().await;
+    assert_eq!(resumed, (400, "REQUEST_INVALID".to_owned()));
 }

@@ -186,6 +186,42 @@ async fn a_node_that_takes_over_is_used_within_two_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_falls_silent_is_left_for_the_one_that_takes_over() {
+    let mut cluster = block_in_place(|| RedisCluster::start(1_000));
+    let mut impatient = settings(cluster.url(), ROOMY);
+    impatient.connect_timeout = Duration::from_secs(1);
+    impatient.response_timeout = Duration::from_secs(1);
+    let clock = ManualClock::at(START);
+    let taking = Stage::in_redis(impatient.clone(), clock.clone()).await;
+    // With connections of its own, so that neither finds out for the other.
+    let sweeping = taking.seen_from_elsewhere().await;
+    // What the replica does not have, it does not have as a master either.
+    impatient.replicas = Some(Replicas { count: 1, timeout: Duration::from_secs(5) });
+    let issuing = Stage::in_redis(impatient, clock).await;
+    let conversations = conversations(&issuing, 20).await;
+    let on_the_second = |conversation: &&Conversation<'_>| cluster.owner(slot(&cluster, conversation)) == 1;
+    let mut there = conversations.iter().filter(on_the_second);
+    let (conversation, other) = (there.next().unwrap(), there.next().unwrap());
+    let slot = slot(&cluster, conversation);
+    let item = conversation.issue(60_000).await;
+    issuing.wait_until(other.issue(10).await.deadline);
+    let due = async || sweeping.store.due(10).await.is_ok_and(|due| due.conversations.len() == 1);
+    assert!(due().await);
+    block_in_place(|| {
+        cluster.node(1).suspend();
+        cluster.wait_for_another_owner(slot, 1);
+    });
+    let since = Instant::now();
+    let attempt = conversation.bringing(&item, b"1");
+    until("the callback is taken", async || taking.store.accept(attempt.clone()).await.is_ok()).await;
+    // It waits for one answer that does not come.
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    let since = Instant::now();
+    until("what is due is found", due).await;
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_a_node_is_away_the_timers_of_the_others_go_on() {
     let mut cluster = block_in_place(|| RedisCluster::start(30_000));
     let mut impatient = settings(cluster.url(), ROOMY);
