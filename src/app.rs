@@ -210,6 +210,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         keep_alive_timeout: http.keep_alive_timeout_ms.duration(),
         max_connections: http.max_connections.size(),
         half_close: true,
+        pace: true,
     };
     Ok(App {
         public: Bound {
@@ -235,7 +236,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
                 health,
                 admission(),
             ),
-            limits: server::Limits { half_close: false, ..limits },
+            limits: server::Limits { half_close: false, pace: false, ..limits },
             tls: platform_tls,
         },
         store,

@@ -258,14 +258,21 @@ pub(super) fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 }
 
 /// Headers that mean something else already.
-const TAKEN_HEADERS: [&str; 8] = [
+const TAKEN_HEADERS: [&str; 15] = [
     "authorization",
     "connection",
+    "content-encoding",
     "content-length",
     "content-type",
     "host",
     "cookie",
+    "expect",
+    "forwarded",
+    "te",
+    "traceparent",
     "transfer-encoding",
+    "upgrade",
+    "x-forwarded-for",
     "x-request-id",
 ];
 

@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
@@ -33,6 +34,8 @@ const MAX_RESET_EARLY: usize = 20;
 const MAX_GIVEN_UP: u64 = 200;
 /// Most streams that were reset here for what the client did wrong.
 const MAX_RESET_HERE: usize = 100;
+/// How long the last replies of a connection that ends may be on their way to a client that reads.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Most bytes of a stream, and of all streams of a connection, that are on their way here.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -51,12 +54,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let streams = Streams::new(Instant::now());
-    let pace = Pace::default();
+    let pace = Pace::of(limits.pace);
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
         let (router, pace, mut open) = (router.clone(), pace.clone(), streams.open());
         async move {
-            pace.wait().await;
+            pace.wait(request.method()).await;
             // What a handler sees of a stream that is reset is a body that is cut off.
             let cut_off = Arc::new(AtomicBool::new(false));
             let seen = Arc::clone(&cut_off);
@@ -95,6 +98,7 @@ where
             () = streams.enough.notified() => return Ok(()),
             () = stop.cancelled(), if !ending => {
                 ending = true;
+                streams.state().idle_since = Instant::now();
                 connection.as_mut().graceful_shutdown();
             }
             () = sleep_until(streams.look_at(limits, ending)) => match streams.judge(limits, ending) {
@@ -158,7 +162,7 @@ impl Streams {
     fn look_at(&self, limits: Limits, ending: bool) -> Instant {
         let state = self.state();
         let stuck = state.waiting.values().min().map(|since| *since + limits.write_timeout);
-        let allowed = if ending { limits.write_timeout } else { limits.keep_alive_timeout };
+        let allowed = if ending { FAREWELL } else { limits.keep_alive_timeout };
         let idle = (state.open == 0).then(|| state.idle_since + allowed);
         let later = Instant::now() + limits.write_timeout.min(limits.keep_alive_timeout);
         stuck.into_iter().chain(idle).fold(later, Instant::min)
@@ -169,7 +173,7 @@ impl Streams {
         if state.waiting.values().any(|since| now - *since >= limits.write_timeout) {
             return Verdict::Stuck;
         }
-        let allowed = if ending { limits.write_timeout } else { limits.keep_alive_timeout };
+        let allowed = if ending { FAREWELL } else { limits.keep_alive_timeout };
         if state.open > 0 || now - state.idle_since < allowed {
             return Verdict::GoesOn;
         }

@@ -43,6 +43,8 @@ pub struct Limits {
     /// Whether a client that has ended its own side still gets its replies. Such a one cannot be told from one that
     /// is gone: an event stream to nobody would be noticed only when it has something to send.
     pub half_close: bool,
+    /// Whether a client that was told that there is too much is slowed down.
+    pub pace: bool,
 }
 
 /// What tells of a listener's requests that no route is asked for.
@@ -159,13 +161,13 @@ where
 {
     let phase = Phase::default();
     let io = TokioIo::new(Connection::new(stream, phase.clone(), limits.head_timeout, watched));
-    let pace = Pace::default();
+    let pace = Pace::of(limits.pace);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         phase.answering();
         request.extensions_mut().insert(Peer(peer));
         let (router, phase, pace) = (router.clone(), phase.clone(), pace.clone());
         async move {
-            pace.wait().await;
+            pace.wait(request.method()).await;
             let Ok(response) = router.oneshot(request.map(Body::new)).await;
             pace.replied(&response);
             phase.answered();

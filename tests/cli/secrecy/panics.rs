@@ -101,6 +101,7 @@ fn a_process_that_panics() {
             keep_alive_timeout: Duration::from_secs(9),
             max_connections: 9,
             half_close: true,
+            pace: true,
         };
         let stop = CancellationToken::new();
         let watched = Watched { metrics: telemetry.metrics.clone(), scheme: "http" };

@@ -58,6 +58,32 @@ async fn a_redis_that_is_too_old_is_refused_and_says_which_is_needed() {
 }
 
 #[tokio::test]
+async fn a_right_that_is_taken_away_in_the_middle_of_a_step_loses_no_result() {
+    for right in ["xadd", "hset", "zrem"] {
+        let server = RedisServer::start();
+        let mut admin = server.connection(0);
+        let mut rights = |rules: &[&str]| {
+            redis::cmd("ACL").arg("SETUSER").arg("ingress").arg(rules).exec(&mut admin).unwrap();
+        };
+        rights(&["on", ">word", "~{cb:*", "~cb:layout", "&{cb:*", "+@all", "-@admin"]);
+        let url = server.url(0).replace("redis://", "redis://ingress:word@");
+        let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+        let conversation = stage.conversation().await;
+        let [first, second] = conversation.issue_many(60_000).await;
+        conversation.accept(&second, "2").await.unwrap();
+        rights(&[&format!("-{right}")]);
+        let broken = stage.store.accept(conversation.bringing(&first, b"1")).await;
+        assert!(matches!(broken, Err(StoreError::Broken(_))), "{right}: {broken:?}");
+        rights(&[&format!("+{right}")]);
+        // Not the same attempt: a provider who sends it again.
+        conversation.accept(&first, "1").await.unwrap();
+        assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())), "{right}");
+        let totals = stage.store.totals().await.unwrap();
+        assert_eq!((totals.held, totals.held_bytes), (0, 0), "{right}");
+    }
+}
+
+#[tokio::test]
 async fn a_user_who_may_touch_only_the_services_keys_is_enough() {
     let server = RedisServer::start();
     let rules = ["on", ">pass:word", "~{cb:*", "~cb:layout", "&{cb:*", "+@all", "-@admin"];

@@ -162,6 +162,20 @@ async fn streams_that_are_reset_once_they_are_looked_at_cost_their_connection_to
 }
 
 #[tokio::test]
+async fn a_connection_on_which_nothing_is_under_way_holds_no_drain_up() {
+    let certificate = Certificate::new();
+    let service = start(&certificate, &[("http.drain_timeout_ms", "20000")]).await;
+    // It answers nothing, not even that it has understood that it ends.
+    let mut client = Frames::connect(&service, &certificate, b"").await;
+    client.send(HEADERS, END_STREAM | END_HEADERS, 1, GET).await;
+    while client.next().await.unwrap().flags & END_STREAM == 0 {}
+    let since = Instant::now();
+    service.drain();
+    service.ended().await;
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
 async fn a_head_in_frames_without_end_costs_its_connection() {
     let certificate = Certificate::new();
     let service = start(&certificate, &[]).await;

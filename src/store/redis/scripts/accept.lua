@@ -33,13 +33,21 @@ if c.ended and (not first or item.sequence >= c.gate) then
 end
 
 local replayed = '0'
+-- A step that failed halfway spent the token, and did no more: it is done again.
+if first == A.fingerprint and not item.outcome then
+    first = false
+end
 if first then
     if first ~= A.fingerprint then
         return refuse('token_used', item)
-    elseif not item.outcome then
-        return refuse('work_item_unknown', item)
     end
     replayed = item.attempt == A.attempt and '0' or '1'
+    if item.sequence >= c.gate and not redis.call('HGET', HELD, text(item.sequence)) then
+        -- One that failed a little later settled the item, and neither kept its result nor counted it.
+        item.payload = A.payload
+        c.awaiting = c.awaiting - 1
+        c.held_bytes = c.held_bytes + #A.payload
+    end
 else
     local outcome = outcome_at(item, NOW)
     if outcome == 'timed_out' or outcome == 'cancelled' then

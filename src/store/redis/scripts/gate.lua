@@ -259,15 +259,14 @@ local function append(c, item)
     add('requestId', item.request_id)
     add('traceparent', item.trace or item.traceparent)
     if item.bytes then
-        local payload = item.payload
-        if not payload then
-            payload = redis.call('HGET', HELD, text(item.sequence))
-            redis.call('HDEL', HELD, text(item.sequence))
-        end
+        local payload = item.payload or redis.call('HGET', HELD, text(item.sequence))
         add(item.outcome == 'failed' and 'error' or 'result', payload)
         c.held_bytes = c.held_bytes - number(item.bytes)
     end
     redis.call('XADD', CHANNEL, text(item.sequence) .. '-0', unpack(envelope))
+    if item.bytes and not item.payload then
+        redis.call('HDEL', HELD, text(item.sequence))
+    end
     GROWN = GROWN or item.sequence == 1
     if #RELEASED < MOST_TOLD then
         RELEASED[#RELEASED + 1] = table.concat({
