@@ -9,6 +9,7 @@
 //! |---|---|
 //! | the channel is 1, 2, 3 …, in both its forms; what is on it was issued here; nothing is late | `channel` |
 //! | an acknowledged result is there once, with its bytes; one winner a token; replies fit it | `items` |
+//! | a receipt tells who took it, and whether it was on the channel by then | `receipts` |
 //! | one item a key, one sequence an item, in the order of issue | `issuing` |
 //! | an end drops what it says it drops; readers see the channel, each part once, and go on where they were | `readers` |
 //! | a failover loses only what was written shortly before it | `loss` |
@@ -18,10 +19,11 @@ mod issuing;
 mod items;
 mod loss;
 mod readers;
+mod receipts;
 
 use std::collections::BTreeMap;
 
-use crate::record::{Action, Asked, Conversation, Envelope, History, Operation, Post, Reply, Time};
+use crate::record::{Action, Asked, Conversation, Envelope, History, Operation, Post, Reply, Time, millis};
 
 /// By how much the clocks of two processes of one machine may seem to differ.
 const SAME_MOMENT: Time = 5_000;
@@ -211,6 +213,12 @@ impl<'a> Case<'a> {
 
     fn has_ended(&self) -> bool {
         self.conversation.truth.view.as_ref().is_some_and(|view| view["state"] == "ended")
+    }
+
+    /// When it ended, by the store's clock in milliseconds.
+    fn ended_at(&self) -> Option<u64> {
+        let view = self.conversation.truth.view.as_ref()?;
+        view["endedAt"].as_str().and_then(millis)
     }
 
     /// The store does not know it. That is right if nobody was told that it is there.
