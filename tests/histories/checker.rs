@@ -12,6 +12,7 @@
 //! | a receipt tells who took it, and whether it was on the channel by then | `receipts` |
 //! | one item a key, one sequence an item, in the order of issue | `issuing` |
 //! | an end drops what it says it drops; readers see the channel, each part once, and go on where they were | `readers` |
+//! | where nothing is broken, the store is there | `unbroken` |
 //! | a failover loses only what was written shortly before it | `loss` |
 
 mod channel;
@@ -20,8 +21,11 @@ mod items;
 mod loss;
 mod readers;
 mod receipts;
+mod unbroken;
 
 use std::collections::BTreeMap;
+
+pub(crate) use unbroken::unfounded;
 
 use crate::record::{Action, Asked, Conversation, Envelope, History, Operation, Post, Reply, Time, millis};
 
@@ -59,6 +63,8 @@ pub(crate) enum Rule {
     Ending,
     /// Readers see the channel, and only that.
     Reading,
+    /// A store that nobody broke is there.
+    Available,
 }
 
 /// Something that cannot have happened if the service keeps its promises.
@@ -296,7 +302,7 @@ impl Rule {
             | Self::Deadline
             | Self::Ending
             | Self::Reading => true,
-            Self::Crossed | Self::Bytes | Self::Forged | Self::Replicated => false,
+            Self::Crossed | Self::Bytes | Self::Forged | Self::Replicated | Self::Available => false,
         }
     }
 }
