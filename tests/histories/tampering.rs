@@ -66,7 +66,8 @@ fn a_stranger_cancels(conversation: &mut Conversation) -> bool {
 
 fn a_time_out_is_too_early(conversation: &mut Conversation) -> bool {
     let timed_out = answered(conversation, is_post, "WORK_ITEM_TIMED_OUT");
-    timed_out.map(|attempt| attempt.returned -= 5_000_000).is_some()
+    // Before any deadline, however long the machine stood still meanwhile.
+    timed_out.map(|attempt| attempt.returned = 0).is_some()
 }
 
 /// Takes away the requests that explain an answer.
