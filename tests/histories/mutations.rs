@@ -196,12 +196,6 @@ caught! {
         ("accept", "'gate', text(c.gate)", "'gate', replayed == '1' and '1' or text(c.gate)"),
     ] => [Rule::Agreement];
 
-    a_store_that_fails_now_and_then_and_does_nothing_is_caught: [
-        ("accept", "local c = load_conversation()\n", "
-            if NOW % 16 == 0 then return redis.error_reply('BUSY for no reason') end
-            local c = load_conversation()\n"),
-    ] => [Rule::Available];
-
     a_reader_that_is_given_less_is_caught: [
         ("read", "return { 'page'", "
             if NOW % 4 == 0 then table.remove(entries, 1) end

@@ -185,6 +185,27 @@ async fn a_failover_explains_only_what_was_written_shortly_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_not_there_is_caught_where_nothing_is_broken_and_the_machine_is_not_too_busy() {
+    let deployment = Arc::new(Deployment::start(Kind::Memory));
+    let mut done = Batch { seed: 5, histories: 1, faults: Vec::new() }.run(&deployment).await;
+    let all = |history: &mut History, change: fn(&mut Attempt)| {
+        for conversation in &mut history.conversations {
+            attempts(conversation, |_| true).for_each(change);
+        }
+    };
+    // As on a machine that has nothing else to do.
+    all(&mut done.histories[0], |attempt| attempt.returned = attempt.invoked + 1_000);
+    done.histories[0].conversations.retain_mut(|one| attempts(one, |_| true).all(|one| one.reply.is_some()));
+    assert_eq!(checker::unfounded(&done.histories).len(), 0, "nobody was refused");
+    let refused = attempts(&mut done.histories[0].conversations[0], |_| true).next();
+    assert!(turn_into(refused, 503, json!({"error": {"code": "STORE_UNAVAILABLE"}})));
+    let found = checker::unfounded(&done.histories);
+    assert!(matches!(&found[..], [one] if one.rule == Rule::Available), "{found:?}");
+    all(&mut done.histories[0], |attempt| attempt.returned = attempt.invoked + 1_000_000);
+    assert_eq!(checker::unfounded(&done.histories).len(), 0, "on this one the store may have been late");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_history_that_is_changed_in_one_place_is_caught() {
     let deployment = Arc::new(Deployment::start(Kind::Durable(2)));
     let done = Batch { seed: 3, histories: 40, faults: Vec::new() }.run(&deployment).await;
