@@ -9,8 +9,10 @@
 //! |---|---|
 //! | the channel is 1, 2, 3 …, in both its forms; what is on it was issued here; nothing is late | `channel` |
 //! | an acknowledged result is there once, with its bytes; one winner a token; replies fit it | `items` |
+//! | a receipt tells who took it, and whether it was on the channel by then | `receipts` |
 //! | one item a key, one sequence an item, in the order of issue | `issuing` |
 //! | an end drops what it says it drops; readers see the channel, each part once, and go on where they were | `readers` |
+//! | where nothing is broken, the store is there | `unbroken` |
 //! | a failover loses only what was written shortly before it | `loss` |
 
 mod channel;
@@ -18,10 +20,14 @@ mod issuing;
 mod items;
 mod loss;
 mod readers;
+mod receipts;
+mod unbroken;
 
 use std::collections::BTreeMap;
 
-use crate::record::{Action, Asked, Conversation, Envelope, History, Operation, Post, Reply, Time};
+pub(crate) use unbroken::unfounded;
+
+use crate::record::{Action, Asked, Conversation, Envelope, History, Operation, Post, Reply, Time, millis};
 
 /// By how much the clocks of two processes of one machine may seem to differ.
 const SAME_MOMENT: Time = 5_000;
@@ -57,6 +63,8 @@ pub(crate) enum Rule {
     Ending,
     /// Readers see the channel, and only that.
     Reading,
+    /// A store that nobody broke is there.
+    Available,
 }
 
 /// Something that cannot have happened if the service keeps its promises.
@@ -213,6 +221,12 @@ impl<'a> Case<'a> {
         self.conversation.truth.view.as_ref().is_some_and(|view| view["state"] == "ended")
     }
 
+    /// When it ended, by the store's clock in milliseconds.
+    fn ended_at(&self) -> Option<u64> {
+        let view = self.conversation.truth.view.as_ref()?;
+        view["endedAt"].as_str().and_then(millis)
+    }
+
     /// The store does not know it. That is right if nobody was told that it is there.
     fn check_gone(&mut self) {
         let opened = self.operations().any(|operation| {
@@ -288,7 +302,7 @@ impl Rule {
             | Self::Deadline
             | Self::Ending
             | Self::Reading => true,
-            Self::Crossed | Self::Bytes | Self::Forged | Self::Replicated => false,
+            Self::Crossed | Self::Bytes | Self::Forged | Self::Replicated | Self::Available => false,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::record::{Action, Envelope, Time, millis};
 pub(crate) const ALLOWED_LATENESS_MS: u64 = 3_000;
 
 /// Within which a request is answered on a machine that is not too busy.
-const ANSWERED_IN_TIME: Time = 300_000;
+pub(super) const ANSWERED_IN_TIME: Time = 300_000;
 
 impl Case<'_> {
     pub(super) fn read_envelopes(&mut self) {

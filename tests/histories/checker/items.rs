@@ -4,10 +4,10 @@ use super::{Case, Item, Rule, SAME_MOMENT};
 use crate::record::{Attempt, Envelope, Operation, Post, Reply, Says, Time, millis};
 
 /// An answer to a callback, with all that stands around it.
-struct Answered<'a> {
+pub(super) struct Answered<'a> {
     post: &'a Post,
-    attempt: &'a Attempt,
-    reply: &'a Reply,
+    pub(super) attempt: &'a Attempt,
+    pub(super) reply: &'a Reply,
 }
 
 impl Answered<'_> {
@@ -48,6 +48,9 @@ impl<'a> Case<'a> {
             if one.reply.status == 202 {
                 self.check_receipt(item, envelope.as_ref(), one);
             }
+            if one.acknowledges() {
+                self.check_delivery(item, envelope.as_ref(), one);
+            }
         }
         let settled = self.settled_by(item, &answered);
         for one in answered.iter().filter(|one| one.reply.status == 202 && one.attempt.invoked > settled) {
@@ -57,7 +60,7 @@ impl<'a> Case<'a> {
         self.check_looks(item, envelope.as_ref(), settled);
     }
 
-    fn told(&mut self, item: &Item<'_>, rule: Rule, what: impl std::fmt::Display) {
+    pub(super) fn told(&mut self, item: &Item<'_>, rule: Rule, what: impl std::fmt::Display) {
         self.violated(rule, format!("{} ({}): {what}", item.sequence, item.id));
     }
 
@@ -138,12 +141,30 @@ impl<'a> Case<'a> {
                 }
                 self.told(item, Rule::Lost, "acknowledged as delivered, or next, and not on the channel");
             }
+            if was_next && let Some(why) = self.over_at_the_end(item) {
+                self.told(item, Rule::Ending, format!("it was next, and {why}, and an end dropped it"));
+            }
         } else if let Some(first) = first {
             self.lose(first);
             self.told(item, Rule::Lost, "acknowledged, and not on the channel");
         } else {
             self.told(item, Rule::Lost, "issued, and not on the channel");
         }
+    }
+
+    /// Why it was settled without a result before the conversation ended, if it was.
+    fn over_at_the_end(&self, item: &Item<'a>) -> Option<&'static str> {
+        let mut cancels = item.cancels.iter().flat_map(|cancel| cancel.answers());
+        if cancels.any(|(attempt, reply)| reply.status == 200 && !self.is_after_the_end(attempt)) {
+            return Some("cancelled");
+        }
+        let timed_out = self.ended_at().is_some_and(|ended_at| item.deadline <= ended_at);
+        timed_out.then_some("past its deadline")
+    }
+
+    /// Whether it was made when an end had been acknowledged.
+    fn is_after_the_end(&self, attempt: &Attempt) -> bool {
+        self.ended_by().is_some_and(|ended| ended < attempt.invoked)
     }
 
     /// One body is acknowledged, and one attempt took it.
@@ -201,8 +222,7 @@ impl<'a> Case<'a> {
             let what = format!("{told} does not fit (on the channel: {outcome:?})");
             self.told(item, Rule::Reply, what);
         }
-        let ended = self.ended_by().is_some_and(|ended| ended < attempt.invoked);
-        if reply.status == 202 && ended {
+        if reply.status == 202 && self.is_after_the_end(attempt) {
             self.told(item, Rule::Ending, "taken after an end was acknowledged");
         }
         let receipt = one.acknowledges().then(|| reply.text("conversationId"));
@@ -211,26 +231,6 @@ impl<'a> Case<'a> {
         }
         if one.acknowledges() && reply.number("sequence") != Some(item.sequence) {
             self.told(item, Rule::Agreement, "its receipt has another sequence");
-        }
-    }
-
-    /// The receipt of the attempt that took it tells what the channel tells.
-    fn check_receipt(&mut self, item: &Item<'a>, envelope: Option<&Envelope>, one: &Answered<'a>) {
-        let received = one.reply.millis("receivedAt").unwrap_or_default();
-        if received >= item.deadline {
-            self.told(item, Rule::Deadline, "taken at or after its deadline");
-        }
-        if !is_between(received, one.attempt.invoked, one.attempt.returned) {
-            self.told(item, Rule::Agreement, "its receipt has a time at which it was not being taken");
-        }
-        if let Some(envelope) = envelope
-            && (envelope.request_id.as_deref() != Some(&one.attempt.request_id)
-                || envelope.received_at != one.reply.text("receivedAt"))
-        {
-            self.told(item, Rule::Agreement, "its envelope and its receipt do not agree");
-        }
-        if one.reply.text("status") == "held" && one.reply.number("waitingFor") >= Some(item.sequence) {
-            self.told(item, Rule::Agreement, "held, and not for what is before it");
         }
     }
 
@@ -303,6 +303,10 @@ impl<'a> Case<'a> {
                 );
                 self.told(item, Rule::Reply, what);
             }
+            // One that succeeded is told so again only by the attempt itself.
+            if reply.status == 200 && self.is_after_the_end(attempt) {
+                self.told(item, Rule::Ending, "cancelled after an end was acknowledged");
+            }
         }
     }
 
@@ -348,6 +352,6 @@ fn explains(one: &Attempt, other: &Attempt, gone: bool) -> bool {
 }
 
 /// Whether a time of the store, in milliseconds, lies in an interval.
-fn is_between(millis: u64, from: Time, until: Time) -> bool {
+pub(super) fn is_between(millis: u64, from: Time, until: Time) -> bool {
     (millis + 1) * 1_000 + SAME_MOMENT >= from && millis * 1_000 <= until.saturating_add(SAME_MOMENT)
 }

@@ -29,7 +29,7 @@ impl Case<'_> {
                 format!("{issued} were issued, {released} released, dropped: {view}"),
             );
         }
-        let ended_at = view["endedAt"].as_str().and_then(millis).unwrap_or_default();
+        let ended_at = self.ended_at().unwrap_or_default();
         for (attempt, reply) in ends.iter().flat_map(|end| end.answers()) {
             let same = ["endedAt", "droppedHeld", "droppedAwaiting"]
                 .iter()
