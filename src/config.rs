@@ -223,6 +223,8 @@ pub struct Gate {
     pub max_awaiting_items: Bounded<1, 1_000_000>,
     /// Most envelopes of a channel.
     pub max_channel_length: Bounded<1, 1_000_000>,
+    /// Most bytes of results on a channel, or held for it.
+    pub max_channel_bytes: Bounded<65_536, 1_099_511_627_776>,
 }
 
 /// `[telemetry]`
@@ -243,6 +245,7 @@ impl Config {
             max_held_bytes: self.gate.max_held_bytes.get(),
             max_awaiting_items: self.gate.max_awaiting_items.get(),
             max_channel_length: self.gate.max_channel_length.get(),
+            max_channel_bytes: self.gate.max_channel_bytes.get(),
             conversation_idle_ttl_ms: self.gate.conversation_idle_ttl_ms.get(),
             ended_retention_ms: self.gate.ended_retention_ms.get(),
         }

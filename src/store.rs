@@ -3,21 +3,26 @@
 pub mod memory;
 mod observed;
 pub mod redis;
+mod schedule;
 mod wakes;
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::time::Duration;
 
+use bytes::Bytes;
 pub use observed::Observed;
+pub use schedule::Schedule;
 use thiserror::Error;
 pub use wakes::Wake;
 
-use crate::domain::envelope::Envelope;
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
     Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
     WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
+use crate::domain::time::Timestamp;
 
 /// Why a store gave no answer. A refusal is an answer and not one of these.
 #[derive(Debug, Error)]
@@ -52,8 +57,10 @@ pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 /// Some of a channel's envelopes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// The envelopes after the one asked for, in order.
-    pub envelopes: Vec<Envelope>,
+    /// When the conversation was opened: envelopes of another one under the same id have other event ids.
+    pub opened_at: Timestamp,
+    /// The envelopes after the one asked for, in order, as JSON.
+    pub envelopes: Vec<Bytes>,
     /// How many envelopes the channel has: the sequence of its last one.
     pub released: u64,
     /// Whether the conversation has ended: nothing will follow the channel's last envelope.
@@ -62,24 +69,44 @@ pub struct Page {
     pub idle_in_ms: u64,
 }
 
-/// Awaiting markers of one conversation that are due.
+/// What is due of one conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DueConversation {
     /// The conversation.
     pub conversation: ConversationRef,
     /// Its items whose deadline has passed.
-    pub work_items: Vec<WorkItemId>,
+    pub sequences: Vec<Sequence>,
+    /// Whether it has to be looked at as a whole: it may have ended by being left untouched, a step may have left it
+    /// something to do, or nobody can ask for it any more.
+    pub whole: bool,
 }
 
-/// What a look at the deadlines found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a look at the timers of some partitions found.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Due {
-    /// What is due now.
+    /// The store's time.
+    pub now: Timestamp,
+    /// What is due now: the caller's to expire, and given to nobody else for [`CLAIM_MS`].
     pub conversations: Vec<DueConversation>,
-    /// Time to the next deadline that is known, if any is.
-    pub next_in_ms: Option<u64>,
-    /// Whether more is due than was told.
-    pub more: bool,
+    /// Each partition that was asked for, with the time to its next timer, if it has one. 0: more is due than was told.
+    pub next_in_ms: Vec<(u16, Option<u64>)>,
+}
+
+/// For how long, in milliseconds, nobody else is told of what somebody was told is due.
+pub const CLAIM_MS: u64 = 500;
+
+/// Markers of timers, gathered by conversation.
+pub(crate) fn gather(markers: impl IntoIterator<Item = (ConversationRef, Option<Sequence>)>) -> Vec<DueConversation> {
+    let mut found: BTreeMap<ConversationRef, (Vec<Sequence>, bool)> = BTreeMap::new();
+    for (conversation, sequence) in markers {
+        let (sequences, whole) = found.entry(conversation).or_default();
+        match sequence {
+            Some(sequence) => sequences.push(sequence),
+            None => *whole = true,
+        }
+    }
+    let due = |(conversation, (sequences, whole))| DueConversation { conversation, sequences, whole };
+    found.into_iter().map(due).collect()
 }
 
 /// Where else, besides the event stream, the platform can read a channel.
@@ -107,8 +134,7 @@ pub enum ChannelAddress {
 /// 10. A limit is a refusal, never a silent drop.
 /// 11. An ended conversation takes nothing more; its channel stays readable until its retention is over.
 /// 12. A [`Wake`] fires after every change of its channel; one that is lost is made up for within seconds.
-/// 13. Totals are what the live conversations add up to. One that was left untouched counts until its last deadline has
-///     been swept.
+/// 13. Totals are what the live conversations add up to. One that was left untouched counts until that was swept.
 pub trait Store {
     /// Opens or touches a conversation.
     fn open(&self, command: Open) -> impl Future<Output = Answer<Opened, OpenRefused>> + Send;
@@ -130,8 +156,20 @@ pub trait Store {
         due: DueConversation,
         traceparent: Option<TraceParent>,
     ) -> impl Future<Output = Result<Expired, StoreError>> + Send;
-    /// Finds what is due, at most `limit` items of each partition. Changes nothing.
-    fn due(&self, limit: usize) -> impl Future<Output = Result<Due, StoreError>> + Send;
+    /// Finds what is due in some partitions, at most `limit` timers of each, and claims it for the caller.
+    fn due(&self, partitions: &[u16], limit: usize) -> impl Future<Output = Result<Due, StoreError>> + Send;
+    /// Puts off the timers of a conversation that cannot be read.
+    fn put_off(
+        &self,
+        due: &DueConversation,
+        by: Duration,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Tells other instances that this partition has a timer in this second of the store's clock.
+    fn announce(&self, second: u64, partition: u16) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// The partitions of which somebody told that they have a timer in this second.
+    fn announced(&self, second: u64) -> impl Future<Output = Result<Vec<u16>, StoreError>> + Send;
+    /// Into how many partitions conversations are spread.
+    fn partitions(&self) -> u16;
     /// Adds up what all conversations hold. Changes nothing.
     fn totals(&self) -> impl Future<Output = Result<Totals, StoreError>> + Send;
     /// Shows a conversation.
@@ -213,8 +251,24 @@ impl Store for AnyStore {
         either!(self, store => store.expire(due, traceparent).await)
     }
 
-    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
-        either!(self, store => store.due(limit).await)
+    async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
+        either!(self, store => store.due(partitions, limit).await)
+    }
+
+    async fn put_off(&self, due: &DueConversation, by: Duration) -> Result<(), StoreError> {
+        either!(self, store => store.put_off(due, by).await)
+    }
+
+    async fn announce(&self, second: u64, partition: u16) -> Result<(), StoreError> {
+        either!(self, store => store.announce(second, partition).await)
+    }
+
+    async fn announced(&self, second: u64) -> Result<Vec<u16>, StoreError> {
+        either!(self, store => store.announced(second).await)
+    }
+
+    fn partitions(&self) -> u16 {
+        either!(self, store => store.partitions())
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {

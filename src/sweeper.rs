@@ -1,43 +1,57 @@
-//! Times out awaiting markers.
+//! Times out awaiting markers, and takes up what nobody else goes on with.
 //!
-//! Level-triggered: each round asks the store what is due, so a missed wake-up, a crash or another instance that was
-//! faster costs nothing. Any number of instances may sweep the same store.
+//! The store is asked about a partition when something in it is due: what this instance issued is known here, and what
+//! others issued they announce for the second in which it is due. Level-triggered: whatever was missed is found by a look
+//! at every partition in turn. Any number of instances may sweep the same store: what one is given to expire the others
+//! are not, unless it does not come to it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::domain::gate::Expired;
 use crate::domain::ids::ConversationRef;
+use crate::domain::time::Timestamp;
 use crate::domain::work_item::Outcome;
 use crate::store::{DueConversation, Observed, Store, StoreError};
 use crate::telemetry::trace::{self, Place};
 use crate::telemetry::{Telemetry, names};
 
-/// Longest time between two rounds: another instance may have issued an item whose deadline is near.
-const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+/// How often announcements are asked for, and some partitions looked at in turn.
+const LOOK: Duration = Duration::from_secs(1);
+/// How many partitions are looked at then, whether something is known to be due or not.
+const IN_TURN: u16 = 4;
+/// Shortest time between two rounds: what is due within it is swept together.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// How long after a failure of the store the next round begins.
 const RETRY: Duration = Duration::from_millis(250);
-/// Most items that one round takes from a partition.
+/// Most timers that one round takes from a partition.
 const ROUND: usize = 128;
 /// Conversations that are swept at once.
 const AT_ONCE: usize = 64;
+/// How long a conversation that cannot be read is put off, at first and at most.
+const PUT_OFF: Duration = Duration::from_secs(1);
+const PUT_OFF_AT_MOST: Duration = Duration::from_secs(300);
 
 /// Sweeps until `stop`.
 pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationToken) {
+    let mut sweeper = Sweeper::new(store, telemetry);
     let mut failing = false;
     loop {
-        let pause = match round(&store, &telemetry).await {
-            Ok(pause) => {
+        let swept = sweeper.round().await;
+        let pause = match swept {
+            Ok(()) => {
                 if failing {
                     tracing::info!("the sweeper reaches the store again");
                 }
                 failing = false;
-                pause
+                SHORTEST_PAUSE
             }
             Err(error) => {
                 // Once, and not with every round.
@@ -48,37 +62,137 @@ pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationT
                 RETRY
             }
         };
+        let pause = async {
+            sleep(pause).await;
+            sweeper.store.schedule().wait(sweeper.next_look.saturating_duration_since(Instant::now())).await;
+        };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sleep(pause) => {}
+            () = pause => {}
         }
     }
 }
 
-/// Times out what is due, and tells how long nothing more is expected to be.
-async fn round(store: &Observed, telemetry: &Telemetry) -> Result<Duration, StoreError> {
-    let due = store.due(ROUND).await?;
-    let sweeps = stream::iter(due.conversations)
-        .map(|due| async { (due.conversation, sweep(store, telemetry, due).await) });
-    let mut sweeps = sweeps.buffer_unordered(AT_ONCE);
-    let mut store_failed = None;
-    while let Some((conversation, swept)) = sweeps.next().await {
-        match swept {
-            Ok(()) => {}
-            // One conversation that cannot be read must not stop the others.
-            Err(error @ StoreError::Broken(_)) => {
-                tracing::error!({ names::CONVERSATION_REFERENCE } = %conversation, error = %error, "a conversation cannot be swept");
-            }
-            Err(error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))) => {
-                store_failed = Some(error);
+struct Sweeper {
+    store: Arc<Observed>,
+    telemetry: Telemetry,
+    next_look: Instant,
+    /// The partition to be looked at in turn.
+    turn: u16,
+    /// A time of the store, and when it was told.
+    clock: Option<(Timestamp, Instant)>,
+    /// Conversations that cannot be read: until when they are put off, and by how much.
+    aside: HashMap<ConversationRef, (Instant, Duration)>,
+}
+
+impl Sweeper {
+    fn new(store: Arc<Observed>, telemetry: Telemetry) -> Self {
+        Self { store, telemetry, next_look: Instant::now() + LOOK, turn: 0, clock: None, aside: HashMap::new() }
+    }
+
+    /// The second of the store's clock.
+    fn second(&self) -> Option<u64> {
+        let (time, told) = self.clock?;
+        Some((time.as_millis() + u64::try_from(told.elapsed().as_millis()).ok()?) / 1000)
+    }
+
+    /// Times out what is due.
+    async fn round(&mut self) -> Result<(), StoreError> {
+        if Instant::now() >= self.next_look {
+            self.next_look = Instant::now() + LOOK;
+            self.look().await?;
+        }
+        self.announce().await?;
+        let partitions = self.store.schedule().take_due(Instant::now());
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        let due = self.store.due(&partitions, ROUND).await.inspect_err(|_| {
+            partitions.iter().for_each(|&partition| self.store.schedule().arm(partition, asked + RETRY));
+        })?;
+        self.clock = Some((due.now, Instant::now()));
+        for (partition, next_in_ms) in due.next_in_ms {
+            if let Some(next) = next_in_ms {
+                self.store.schedule().arm(partition, asked + Duration::from_millis(next));
             }
         }
+        self.sweep_all(due.conversations).await
     }
-    if let Some(error) = store_failed {
-        return Err(error);
+
+    /// Asks which partitions others have announced for this second, and has some looked at in turn.
+    async fn look(&mut self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let partitions = self.store.partitions();
+        for _ in 0..IN_TURN.min(partitions) {
+            self.store.schedule().arm(self.turn, now);
+            self.turn = (self.turn + 1) % partitions;
+        }
+        if let Some(second) = self.second() {
+            for partition in self.store.announced(second).await? {
+                self.store.schedule().arm(partition, now);
+            }
+        }
+        Ok(())
     }
-    let next = due.next_in_ms.map_or(LONGEST_PAUSE, Duration::from_millis);
-    Ok(if due.more { Duration::ZERO } else { next.min(LONGEST_PAUSE) })
+
+    async fn announce(&self) -> Result<(), StoreError> {
+        let Some(second) = self.second() else { return Ok(()) };
+        let announcements = self.store.schedule().take_announcements(second);
+        let announced = announcements.into_iter().map(|(of, partition)| {
+            // Others ask at the beginning of a second: what is due in this one they learn of in the next.
+            self.store.announce(of.max(second + 1), partition)
+        });
+        join_all(announced).await.into_iter().collect()
+    }
+
+    async fn sweep_all(&mut self, due: Vec<DueConversation>) -> Result<(), StoreError> {
+        let (store, telemetry) = (&Arc::clone(&self.store), &self.telemetry.clone());
+        let sweeps = stream::iter(due).map(async |due| {
+            let swept = sweep(store, telemetry, due.clone()).await;
+            (due, swept)
+        });
+        let mut sweeps = std::pin::pin!(sweeps.buffer_unordered(AT_ONCE));
+        let mut store_failed = None;
+        let mut unreadable = Vec::new();
+        while let Some((due, swept)) = sweeps.next().await {
+            match swept {
+                Ok(()) => {
+                    self.aside.remove(&due.conversation);
+                }
+                // One conversation that cannot be read must not stop the others.
+                Err(error @ StoreError::Broken(_)) => unreadable.push((due, error)),
+                // Nobody is given it before its claim is over.
+                Err(error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))) => {
+                    store_failed = Some(error);
+                }
+            }
+        }
+        for (due, error) in unreadable {
+            self.put_off(&due, &error).await?;
+        }
+        store_failed.map_or(Ok(()), Err)
+    }
+
+    /// Puts a conversation that cannot be read off, each time by more, and says so once each time.
+    async fn put_off(&mut self, due: &DueConversation, error: &StoreError) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let (until, by) = match self.aside.get(&due.conversation) {
+            Some(&(until, by)) if until > now => (until, by),
+            known => {
+                let by = known.map_or(PUT_OFF, |(_, by)| (2 * *by).min(PUT_OFF_AT_MOST));
+                tracing::error!(
+                    { names::CONVERSATION_REFERENCE } = %due.conversation,
+                    error = %error,
+                    again_in_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
+                    "a conversation cannot be swept"
+                );
+                (now + by, by)
+            }
+        };
+        self.aside.insert(due.conversation, (until, by));
+        self.store.put_off(due, until - now).await
+    }
 }
 
 async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) -> Result<(), StoreError> {
@@ -98,15 +212,16 @@ async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) ->
 
 fn tell(telemetry: &Telemetry, place: &Place, conversation: ConversationRef, expired: &Expired) {
     let id = expired.conversation_id.as_ref();
-    if expired.dropped_held > 0 {
-        telemetry.metrics.dropped(expired.dropped_held, 0);
+    if let Some(ended) = expired.ended {
+        telemetry.metrics.dropped(ended.dropped_held, ended.dropped_awaiting);
         tracing::info!(
             trace_id = place.trace_id,
             span_id = place.span_id,
             { names::CONVERSATION_ID } = id.map(tracing::field::display),
             { names::CONVERSATION_REFERENCE } = %conversation,
-            { names::DROPPED_HELD } = expired.dropped_held,
-            "a conversation was left untouched, and its held results are dropped"
+            { names::DROPPED_HELD } = ended.dropped_held,
+            { names::DROPPED_AWAITING } = ended.dropped_awaiting,
+            "a conversation was left untouched, and has ended"
         );
     }
     for timed_out in &expired.timed_out {

@@ -1,13 +1,13 @@
 //! **The sequence gate**: the rules of one conversation, as a pure state machine.
 //!
-//! The memory store calls these rules; `store/redis/scripts/gate.lua` states them again for Redis, function by
-//! function under the same names, and a model test binds the two.
+//! The memory store calls these rules; `store/redis/scripts` states them again for Redis, function by function under the
+//! same names, and a model test binds the two.
 //!
 //! | rule | here |
 //! |---|---|
 //! | what is released, and when | [`Conversation::release`] |
-//! | when a conversation has ended | [`Conversation::ended_at`] |
-//! | what an item's outcome is at a time | `Slot::outcome_at` |
+//! | when a conversation has ended | [`ended_at`] |
+//! | what an item's outcome is at a time | [`outcome_at`] |
 //! | whether a callback is taken | [`Conversation::accept`] |
 //! | when a limit is reached | [`Conversation::accept`], [`Conversation::issue`] |
 
@@ -15,6 +15,8 @@ mod commands;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
+
+use bytes::Bytes;
 
 pub use commands::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
@@ -41,6 +43,8 @@ pub struct Limits {
     pub max_awaiting_items: u64,
     /// Most envelopes on a channel; as many items can be issued.
     pub max_channel_length: u64,
+    /// Most bytes of results on a channel, or held for it.
+    pub max_channel_bytes: u64,
     /// How long a conversation may be left untouched, unless it was opened with another time.
     pub conversation_idle_ttl_ms: u64,
     /// How long an ended conversation and its channel can be read.
@@ -90,14 +94,9 @@ struct Slot {
 }
 
 impl Slot {
-    /// The rule of deadlines: an item that nothing has settled is timed out from its deadline on,
-    /// whether anybody has swept it or not.
     fn outcome_at(&self, now: Timestamp) -> Option<(Outcome, Timestamp)> {
-        match &self.settlement {
-            Some(settlement) => Some((settlement.outcome, settlement.received_at)),
-            None if now >= self.item.deadline => Some((Outcome::TimedOut, self.item.deadline)),
-            None => None,
-        }
+        let settled = self.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at));
+        outcome_at(settled, self.item.deadline, now)
     }
 }
 
@@ -109,22 +108,25 @@ pub struct Conversation {
     opened_at: Timestamp,
     touched_at: Timestamp,
     idle_ttl_ms: u64,
+    /// The last deadline of what it awaits.
+    busy_until: Timestamp,
     ended: Option<Ended>,
     traceparent: Option<TraceParent>,
     next: Sequence,
     gate: Sequence,
     awaiting: u64,
     held_bytes: u64,
+    channel_bytes: u64,
     slots: BTreeMap<Sequence, Slot>,
-    by_id: HashMap<WorkItemId, Sequence>,
+    /// By attempt: the id without the sequence in it.
+    issued_by_attempt: HashMap<WorkItemId, Sequence>,
     issued_by_key: HashMap<IdempotencyDigest, (Fingerprint, Sequence)>,
-    channel: Vec<Envelope>,
-    /// Whether somebody was told that it was left untouched.
-    end_told: bool,
+    /// Envelopes, as JSON.
+    channel: Vec<Bytes>,
     /// What the step under way has settled.
     fresh: BTreeSet<Sequence>,
-    /// Deadlines that settle nothing any more, until somebody takes them.
-    done_timers: Vec<(Timestamp, WorkItemId)>,
+    /// Items whose deadlines settle nothing any more, until somebody takes them.
+    done_timers: Vec<Sequence>,
 }
 
 impl Conversation {
@@ -136,17 +138,18 @@ impl Conversation {
             opened_at: now,
             touched_at: now,
             idle_ttl_ms: command.idle_ttl_ms.unwrap_or(limits.conversation_idle_ttl_ms),
+            busy_until: Timestamp::from_millis(0),
             ended: None,
             traceparent: command.traceparent.clone(),
             next: Sequence::FIRST,
             gate: Sequence::FIRST,
             awaiting: 0,
             held_bytes: 0,
+            channel_bytes: 0,
             slots: BTreeMap::new(),
-            by_id: HashMap::new(),
+            issued_by_attempt: HashMap::new(),
             issued_by_key: HashMap::new(),
             channel: Vec::new(),
-            end_told: false,
             fresh: BTreeSet::new(),
             done_timers: Vec::new(),
         }
@@ -165,18 +168,14 @@ impl Conversation {
         Ok(Opened { created: self.opened_by == command.attempt })
     }
 
-    /// When it counts as ended, if nothing touches it.
-    pub const fn idle_at(&self) -> Timestamp {
-        self.touched_at.plus_millis(self.idle_ttl_ms)
+    /// When it counts as ended, if nothing touches it: not before the last deadline of what it awaits.
+    pub fn idle_at(&self) -> Timestamp {
+        idle_at(self.touched_at, self.idle_ttl_ms, self.busy_until)
     }
 
     /// When it ended, if it has: by command, or by being left untouched.
     pub fn ended_at(&self, now: Timestamp) -> Option<Timestamp> {
-        match self.ended {
-            Some(ended) => Some(ended.ended_at),
-            None if now >= self.idle_at() => Some(self.idle_at()),
-            None => None,
-        }
+        ended_at(self.ended.map(|ended| ended.ended_at), self.idle_at(), now)
     }
 
     /// Whether it ended so long ago that nobody can ask for it any more.
@@ -192,7 +191,8 @@ impl Conversation {
         limits: &Limits,
     ) -> Result<Issued, IssueRefused> {
         // An attempt whose answer was lost is told what it did, whatever came after it.
-        if let Some(slot) = self.slot(command.work_item) {
+        let attempt = command.work_item.with_sequence(Sequence::new(0));
+        if let Some(slot) = self.issued_by_attempt.get(&attempt).and_then(|sequence| self.slots.get(sequence)) {
             return Ok(Issued { item: slot.item.clone(), repeated: false });
         }
         if self.ended_at(now).is_some() {
@@ -210,12 +210,14 @@ impl Conversation {
         if self.awaiting >= limits.max_awaiting_items {
             return Err(IssueRefused::AwaitingLimit);
         }
-        if self.next.get() > limits.max_channel_length {
+        if self.next.get() > limits.max_channel_length
+            || self.channel_bytes + self.held_bytes >= limits.max_channel_bytes
+        {
             return Err(IssueRefused::ChannelLimit);
         }
         let deadline = now.plus_millis(command.timeout_ms);
         let item = WorkItem {
-            id: command.work_item,
+            id: command.work_item.with_sequence(self.next),
             sequence: self.next,
             kind: command.kind,
             turn_id: command.turn_id.clone(),
@@ -228,13 +230,14 @@ impl Conversation {
                 .find_map(Clone::clone),
         };
         self.slots.insert(item.sequence, Slot { item: item.clone(), settlement: None });
-        self.by_id.insert(item.id, item.sequence);
+        self.issued_by_attempt.insert(attempt, item.sequence);
         if let Some((key, fingerprint)) = command.idempotency {
             self.issued_by_key.insert(key, (fingerprint, item.sequence));
         }
         self.next = self.next.next();
         self.awaiting += 1;
         self.touched_at = now;
+        self.busy_until = self.busy_until.max(deadline);
         Ok(Issued { item, repeated: false })
     }
 
@@ -260,14 +263,17 @@ impl Conversation {
         if ended && (slot.fingerprint().is_none() || sequence >= self.gate) {
             return Err(AcceptRefused::ConversationEnded);
         }
-        let replayed = match (slot.fingerprint(), slot.outcome_at(now)) {
-            (Some(first), _) if first != command.result.fingerprint => return Err(AcceptRefused::TokenUsed),
-            (Some(_), _) => slot.attempt() != Some(command.attempt),
-            (None, Some((Outcome::TimedOut, _))) => return Err(AcceptRefused::WorkItemTimedOut),
-            (None, Some((Outcome::Cancelled, _))) => return Err(AcceptRefused::WorkItemCancelled),
-            (None, Some((Outcome::Succeeded | Outcome::Failed, _))) => return Err(AcceptRefused::TokenUsed),
+        match (slot.fingerprint(), slot.outcome_at(now)) {
+            (Some(first), _) if first != command.result.fingerprint => Err(AcceptRefused::TokenUsed),
+            (Some(_), _) => {
+                let replayed = slot.attempt() != Some(command.attempt);
+                self.receipt(sequence, replayed, Vec::new()).ok_or(AcceptRefused::WorkItemUnknown)
+            }
+            (None, Some((Outcome::TimedOut, _))) => Err(AcceptRefused::WorkItemTimedOut),
+            (None, Some((Outcome::Cancelled, _))) => Err(AcceptRefused::WorkItemCancelled),
+            (None, Some((Outcome::Succeeded | Outcome::Failed, _))) => Err(AcceptRefused::TokenUsed),
             (None, None) => {
-                self.check_held(sequence, size(&command.result.payload), now, limits)?;
+                self.check_limits(sequence, size(&command.result.payload), now, limits)?;
                 let outcome = match command.result.payload {
                     Payload::Succeeded(_) => Outcome::Succeeded,
                     Payload::Failed(_) => Outcome::Failed,
@@ -284,12 +290,19 @@ impl Conversation {
                         payload: Some(command.result.payload.clone()),
                     },
                 );
-                self.touched_at = now;
-                false
+                self.touch(now);
+                let released = self.release(now, command.traceparent.as_ref());
+                self.receipt(sequence, false, released).ok_or(AcceptRefused::WorkItemUnknown)
             }
-        };
-        let released = if ended { Vec::new() } else { self.release(now, command.traceparent.as_ref()) };
-        self.receipt(sequence, replayed, released).ok_or(AcceptRefused::WorkItemUnknown)
+        }
+    }
+
+    /// A step that somebody asked for, and that counts as use of the conversation.
+    const fn touch(&mut self, now: Timestamp) {
+        self.touched_at = now;
+        if self.awaiting == 0 {
+            self.busy_until = Timestamp::from_millis(0);
+        }
     }
 
     fn receipt(&self, sequence: Sequence, replayed: bool, released: Vec<Released>) -> Option<Receipt> {
@@ -312,19 +325,23 @@ impl Conversation {
     }
 
     /// The rule of held results: one that is released in the same step is never too much.
-    fn check_held(
+    fn check_limits(
         &self,
         sequence: Sequence,
         bytes: u64,
         now: Timestamp,
         limits: &Limits,
     ) -> Result<(), AcceptRefused> {
-        let mut before = self.slots.range(self.gate..sequence);
-        let blocked = before.any(|(_, slot)| slot.outcome_at(now).is_none());
-        let held_items = self.next.get() - self.gate.get() - self.awaiting;
+        let gate = self.slots.get(&self.gate);
+        let blocked = sequence > self.gate && gate.is_some_and(|slot| slot.outcome_at(now).is_none());
+        let (held_items, held_bytes) = self.held();
         let too_much = held_items >= limits.max_held_items
-            || self.held_bytes.saturating_add(bytes) > limits.max_held_bytes;
-        if blocked && too_much { Err(AcceptRefused::HeldLimit) } else { Ok(()) }
+            || held_bytes.saturating_add(bytes) > limits.max_held_bytes;
+        if blocked && too_much {
+            return Err(AcceptRefused::HeldLimit);
+        }
+        let channel_bytes = self.channel_bytes.saturating_add(held_bytes).saturating_add(bytes);
+        if channel_bytes > limits.max_channel_bytes { Err(AcceptRefused::ChannelLimit) } else { Ok(()) }
     }
 
     /// Withdraws a work item.
@@ -336,6 +353,7 @@ impl Conversation {
         let ended = self.ended_at(now).is_some();
         let sequence = slot.item.sequence;
         let repeated = slot.attempt() == Some(command.attempt) && (!ended || sequence < self.gate);
+        let mut released = Vec::new();
         match slot.outcome_at(now) {
             Some((Outcome::Cancelled, _)) if repeated => {}
             _ if ended => return Err(CancelRefused::ConversationEnded),
@@ -353,10 +371,10 @@ impl Conversation {
                         payload: None,
                     },
                 );
-                self.touched_at = now;
+                self.touch(now);
+                released = self.release(now, command.traceparent.as_ref());
             }
         }
-        let released = if ended { Vec::new() } else { self.release(now, command.traceparent.as_ref()) };
         let item = self.work_item(command.work_item, now).ok_or(CancelRefused::WorkItemNotFound)?;
         Ok(Cancelled { item, released })
     }
@@ -364,57 +382,58 @@ impl Conversation {
     /// Ends it. What is due by now is still released; what is held or awaiting then is dropped.
     /// Ending twice is the same as once.
     pub fn end(&mut self, traceparent: Option<&TraceParent>, now: Timestamp) -> EndReceipt {
-        let repeated = self.ended_at(now).is_some();
+        let ended_before = self.ended_at(now);
         let mut released = Vec::new();
-        if !repeated {
+        if ended_before.is_none() {
             released = self.release(now, traceparent);
-            self.ended = Some(self.left_behind(now));
+        }
+        let ended = self.finish(ended_before.unwrap_or(now));
+        EndReceipt { ended, repeated: ended_before.is_some(), released }
+    }
+
+    /// Ends it at this time, unless a step has done so before.
+    fn finish(&mut self, time: Timestamp) -> Ended {
+        let ended = self.left_behind(time);
+        if self.ended.is_none() {
+            self.ended = Some(ended);
             for slot in self.slots.range_mut(self.gate..).map(|(_, slot)| slot) {
                 match &mut slot.settlement {
                     Some(settlement) => settlement.payload = None,
-                    None => self.done_timers.push((slot.item.deadline, slot.item.id)),
+                    None => self.done_timers.push(slot.item.sequence),
                 }
             }
         }
-        let ended = self.ended.unwrap_or_else(|| self.left_behind(self.idle_at()));
-        EndReceipt { ended, repeated, released }
+        ended
     }
 
-    /// What is dropped when it ends at this time.
+    /// What is dropped when it ends at this time, unless a step has ended it before.
     fn left_behind(&self, ended_at: Timestamp) -> Ended {
-        let settled = |slot: &&Slot| slot.outcome_at(ended_at).is_some();
-        let dropped_held = self.unreleased().filter(settled).count();
-        let dropped_awaiting = self.unreleased().count() - dropped_held;
-        Ended { ended_at, dropped_held: dropped_held as u64, dropped_awaiting: dropped_awaiting as u64 }
+        let (dropped_held, _) = self.held();
+        self.ended.unwrap_or(Ended { ended_at, dropped_held, dropped_awaiting: self.awaiting })
     }
 
-    /// Times out those of the named items that are due. A stale timer finds nothing to do.
+    /// Times out those of the named items that are due, and ends a conversation that was left untouched. A stale timer
+    /// finds nothing to do.
     pub fn expire(
         &mut self,
-        work_items: &[WorkItemId],
+        sequences: &[Sequence],
         traceparent: Option<&TraceParent>,
         now: Timestamp,
     ) -> Expired {
-        if self.ended_at(now).is_some() {
-            let timer = |&id| self.deadline_of(id).map(|deadline| (deadline, id));
-            let done: Vec<_> = work_items.iter().filter_map(timer).collect();
-            self.done_timers.extend(done);
-            // Left untouched, it ended without a step that would have told of it.
-            let told = std::mem::replace(&mut self.end_told, true);
-            if told || self.ended.is_some() {
-                return Expired::default();
-            }
-            let dropped_held = self.held().0;
-            return Expired { conversation_id: Some(self.id.clone()), dropped_held, ..Expired::default() };
+        let conversation_id = Some(self.id.clone());
+        if let Some(time) = self.ended_at(now) {
+            let ended_before = self.ended.is_some();
+            let ended = self.finish(time);
+            return Expired { conversation_id, ended: (!ended_before).then_some(ended), ..Expired::default() };
         }
         let mut timed_out = Vec::new();
-        for &work_item in work_items {
-            let due =
-                self.slot(work_item).filter(|slot| slot.settlement.is_none() && now >= slot.item.deadline);
+        for sequence in sequences {
+            let slot = self.slots.get(sequence);
+            let due = slot.filter(|slot| slot.settlement.is_none() && now >= slot.item.deadline);
             if let Some(item) = due.map(|slot| slot.item.clone()) {
                 self.settle(item.sequence, Settlement::timed_out(item.deadline, traceparent.cloned()));
                 timed_out.push(TimedOut {
-                    work_item,
+                    work_item: item.id,
                     sequence: item.sequence,
                     kind: item.kind,
                     late_ms: item.deadline.millis_until(now),
@@ -423,7 +442,7 @@ impl Conversation {
             }
         }
         let released = self.release(now, traceparent);
-        Expired { conversation_id: Some(self.id.clone()), timed_out, dropped_held: 0, released }
+        Expired { conversation_id, timed_out, ended: None, released }
     }
 
     fn settle(&mut self, sequence: Sequence, settlement: Settlement) {
@@ -431,7 +450,7 @@ impl Conversation {
             self.held_bytes += settlement.held_bytes();
             slot.settlement = Some(settlement);
             self.fresh.insert(sequence);
-            self.done_timers.push((slot.item.deadline, slot.item.id));
+            self.done_timers.push(sequence);
             self.awaiting -= 1;
         }
     }
@@ -460,21 +479,20 @@ impl Conversation {
         let slot = self.slots.get_mut(&sequence)?;
         let settlement = slot.settlement.as_mut()?;
         self.held_bytes -= settlement.held_bytes();
+        self.channel_bytes += settlement.held_bytes();
         let settled_in = settlement.traceparent.clone();
-        self.channel.push(Envelope {
-            sequence,
-            conversation_id: self.id.clone(),
-            work_item_id: slot.item.id,
-            turn_id: slot.item.turn_id.clone(),
-            kind: slot.item.kind,
+        let payload = settlement.payload.take();
+        let envelope = Envelope {
+            conversation_id: &self.id,
+            item: &slot.item,
             outcome: settlement.outcome,
-            payload: settlement.payload.take(),
-            issued_at: slot.item.issued_at,
+            payload: payload.as_ref(),
             received_at: settlement.received_at,
             released_at: now,
             request_id: settlement.request_id,
-            traceparent: settled_in.clone().or_else(|| slot.item.traceparent.clone()),
-        });
+            traceparent: settled_in.as_ref().or(slot.item.traceparent.as_ref()),
+        };
+        self.channel.push(envelope.to_json());
         Some(Released {
             sequence,
             work_item: slot.item.id,
@@ -490,7 +508,7 @@ impl Conversation {
     }
 
     fn slot(&self, work_item: WorkItemId) -> Option<&Slot> {
-        self.slots.get(self.by_id.get(&work_item)?)
+        self.slots.get(&work_item.sequence()).filter(|slot| slot.item.id == work_item)
     }
 
     fn unreleased(&self) -> impl Iterator<Item = &Slot> {
@@ -498,11 +516,26 @@ impl Conversation {
     }
 
     /// The envelopes after a sequence, at most `count`.
-    pub fn read(&self, after: Option<Sequence>, count: usize) -> &[Envelope] {
+    pub fn read(&self, after: Option<Sequence>, count: usize) -> &[Bytes] {
         let released = self.channel.len();
         let start = after.map_or(0, |after| usize::try_from(after.get()).unwrap_or(usize::MAX)).min(released);
         let range: Range<usize> = start..start.saturating_add(count).min(released);
         &self.channel[range]
+    }
+
+    /// The sequence of the item that is issued next.
+    pub const fn next_sequence(&self) -> Sequence {
+        self.next
+    }
+
+    /// Whether a step has ended it.
+    pub const fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    /// When it was opened.
+    pub const fn opened_at(&self) -> Timestamp {
+        self.opened_at
     }
 
     /// How many envelopes the channel has.
@@ -527,19 +560,9 @@ impl Conversation {
     }
 
     fn view(&self, slot: &Slot, now: Timestamp) -> WorkItemView {
-        let ended_at = self.ended_at(now);
-        let settled = slot.outcome_at(ended_at.unwrap_or(now));
-        let state = match (slot.item.sequence < self.gate, ended_at, settled) {
-            (true, _, _) => State::Released,
-            (false, Some(_), _) => State::Dropped,
-            (false, None, Some(_)) => State::Held,
-            (false, None, None) => State::Awaiting,
-        };
-        let held_bytes = match (&slot.settlement, state) {
-            (Some(settlement), State::Held) => settlement.held_bytes(),
-            _ => 0,
-        };
-        WorkItemView { item: slot.item.clone(), state, settled, held_bytes }
+        let settled = slot.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at));
+        let bytes = slot.settlement.as_ref().map_or(0, Settlement::held_bytes);
+        WorkItemView::new(slot.item.clone(), settled, bytes, self.gate, self.ended_at(now), now)
     }
 
     /// All of it as it stands.
@@ -550,7 +573,7 @@ impl Conversation {
             conversation_id: self.id.clone(),
             opened_at: self.opened_at,
             idle_at: self.idle_at(),
-            ended: self.ended_at(now).map(|at| self.ended.unwrap_or_else(|| self.left_behind(at))),
+            ended: self.ended_at(now).map(|at| self.left_behind(at)),
             traceparent: self.traceparent.clone(),
             next_sequence: self.next,
             waiting_for: awaited.map_or(self.next, |view| view.item.sequence),
@@ -559,14 +582,65 @@ impl Conversation {
         }
     }
 
-    /// The deadline of an item, while nothing has settled it.
-    pub fn deadline_of(&self, work_item: WorkItemId) -> Option<Timestamp> {
-        self.slot(work_item).filter(|slot| slot.settlement.is_none()).map(|slot| slot.item.deadline)
+    /// When it has to be looked at as a whole: to end it when it was left untouched, and to free it.
+    pub fn look_at(&self, limits: &Limits) -> Timestamp {
+        match self.ended {
+            Some(ended) => ended.ended_at.plus_millis(limits.ended_retention_ms),
+            None => self.idle_at(),
+        }
     }
 
-    /// Takes the deadlines that settle nothing any more, so that nobody is reminded of them.
-    pub fn take_done_timers(&mut self) -> Vec<(Timestamp, WorkItemId)> {
+    /// The deadline of an item, while nothing has settled it.
+    pub fn deadline_of(&self, sequence: Sequence) -> Option<Timestamp> {
+        let slot = self.slots.get(&sequence).filter(|slot| slot.settlement.is_none());
+        slot.map(|slot| slot.item.deadline)
+    }
+
+    /// Takes the items whose deadlines settle nothing any more, so that nobody is reminded of them.
+    pub fn take_done_timers(&mut self) -> Vec<Sequence> {
         std::mem::take(&mut self.done_timers)
+    }
+}
+
+/// When a conversation counts as ended, if nothing touches it: not before the last deadline of what it awaits.
+pub fn idle_at(touched_at: Timestamp, idle_ttl_ms: u64, busy_until: Timestamp) -> Timestamp {
+    touched_at.plus_millis(idle_ttl_ms).max(busy_until)
+}
+
+/// When a conversation ended, if it has: by a step that ended it, or by being left untouched.
+pub fn ended_at(ended_at: Option<Timestamp>, idle_at: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    ended_at.or_else(|| (now >= idle_at).then_some(idle_at))
+}
+
+/// The rule of deadlines: an item that nothing has settled is timed out from its deadline on, whether anybody has swept
+/// it or not.
+pub fn outcome_at(
+    settled: Option<(Outcome, Timestamp)>,
+    deadline: Timestamp,
+    now: Timestamp,
+) -> Option<(Outcome, Timestamp)> {
+    settled.or_else(|| (now >= deadline).then_some((Outcome::TimedOut, deadline)))
+}
+
+impl WorkItemView {
+    /// An item of a conversation whose gate waits for `gate`, and that ended at this time, if it has.
+    pub fn new(
+        item: WorkItem,
+        settled: Option<(Outcome, Timestamp)>,
+        bytes: u64,
+        gate: Sequence,
+        ended_at: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Self {
+        let settled = outcome_at(settled, item.deadline, ended_at.unwrap_or(now));
+        let state = match (item.sequence < gate, ended_at, settled) {
+            (true, _, _) => State::Released,
+            (false, Some(_), _) => State::Dropped,
+            (false, None, Some(_)) => State::Held,
+            (false, None, None) => State::Awaiting,
+        };
+        let held_bytes = if state == State::Held { bytes } else { 0 };
+        Self { item, state, settled, held_bytes }
     }
 }
 

@@ -128,7 +128,7 @@ impl std::str::FromStr for ConversationRef {
     }
 }
 
-/// This service's own name of a work item: a `UUIDv7`, unique everywhere.
+/// This service's own name of a work item: a `UUIDv7` whose last 32 bits are the item's sequence. Unique everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkItemId(Uuid);
 
@@ -147,6 +147,19 @@ impl WorkItemId {
     /// The id's 16 bytes.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
+    }
+
+    /// The id that the item of this attempt has when it is issued under this sequence.
+    #[must_use]
+    pub const fn with_sequence(self, sequence: Sequence) -> Self {
+        let attempt = self.0.as_u128() & !0xffff_ffff;
+        Self(Uuid::from_u128(attempt | (sequence.get() & 0xffff_ffff) as u128))
+    }
+
+    /// The sequence within it.
+    #[expect(clippy::cast_possible_truncation, reason = "the last 32 bits are wanted")]
+    pub const fn sequence(self) -> Sequence {
+        Sequence::new(self.0.as_u128() as u32 as u64)
     }
 }
 
@@ -198,6 +211,11 @@ impl AttemptId {
     /// An attempt's id from a random number.
     pub const fn from_random(random: u64) -> Self {
         Self(random)
+    }
+
+    /// The attempt's 8 bytes.
+    pub const fn to_bytes(self) -> [u8; 8] {
+        self.0.to_be_bytes()
     }
 }
 
@@ -308,6 +326,11 @@ impl IdempotencyDigest {
         let visible = key.bytes().all(|b| b.is_ascii_graphic());
         ((1..=Self::MAX_KEY).contains(&key.len()) && visible).then(|| Self(Sha256::digest(key).into()))
     }
+
+    /// The digest's 32 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl fmt::Display for IdempotencyDigest {
@@ -330,6 +353,11 @@ impl Fingerprint {
     /// The fingerprint of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// The digest's 32 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 }
 

@@ -1,18 +1,19 @@
 //! The one-shot credential of one work item.
 //!
-//! `cbt_` and 108 characters of base64url, without padding, over 81 bytes:
+//! `cbt_` and 112 characters of base64url, without padding, over 84 bytes:
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 1 | version, 1 |
+//! | 1 | version, 2 |
 //! | 1 | kind: 1 `llm`, 2 `tool` (so that a result's shape is checked before the store is asked) |
 //! | 8 | key id, filled up with zero bytes |
-//! | 7 | expiry, milliseconds since the Unix epoch, big endian |
+//! | 6 | expiry, milliseconds since the Unix epoch, big endian |
 //! | 16 | the conversation's reference |
 //! | 16 | the work item's id |
-//! | 32 | HMAC-SHA256 over the 49 bytes before it |
+//! | 4 | the work item's sequence, big endian |
+//! | 32 | HMAC-SHA256 over the 52 bytes before it |
 //!
-//! 81 is a multiple of 3: no bits are left over, so every token has exactly one spelling.
+//! 84 is a multiple of 3: no bits are left over, so every token has exactly one spelling.
 
 use std::fmt;
 
@@ -24,7 +25,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::ids::{ConversationRef, WorkItemId};
+use super::ids::{ConversationRef, Sequence, WorkItemId};
 use super::time::Timestamp;
 use super::work_item::{Kind, WorkItem};
 
@@ -38,9 +39,9 @@ pub fn begins_in(text: &str) -> bool {
 /// Fewest bytes of a signing key: those of the hash.
 pub const MIN_KEY_BYTES: usize = 32;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const KEY_ID_BYTES: usize = 8;
-const SIGNED_BYTES: usize = 1 + 1 + KEY_ID_BYTES + 7 + 16 + 16;
+const SIGNED_BYTES: usize = 1 + 1 + KEY_ID_BYTES + 6 + 16 + 16 + 4;
 const TOKEN_BYTES: usize = SIGNED_BYTES + 32;
 const TOKEN_CHARS: usize = PREFIX.len() + TOKEN_BYTES / 3 * 4;
 
@@ -115,6 +116,8 @@ pub struct Claims {
     pub conversation: ConversationRef,
     /// The work item that the token is good for.
     pub work_item: WorkItemId,
+    /// The work item's place in its conversation.
+    pub sequence: Sequence,
     /// The work item's kind.
     pub kind: Kind,
     /// When the token ends.
@@ -196,9 +199,10 @@ impl Keyring {
         bytes.push(VERSION);
         bytes.push(kind_byte(item.kind));
         bytes.extend(key.id.0);
-        bytes.extend(&item.expires_at.as_millis().to_be_bytes()[1..]);
+        bytes.extend(&item.expires_at.as_millis().to_be_bytes()[2..]);
         bytes.extend(conversation.as_bytes());
         bytes.extend(item.id.as_bytes());
+        bytes.extend(&item.sequence.get().to_be_bytes()[4..]);
         let mac = key.mac(&bytes).finalize().into_bytes();
         bytes.extend(mac);
         let mut text = String::with_capacity(TOKEN_CHARS);
@@ -228,14 +232,17 @@ impl Keyring {
         }
         let kind = kind_of(signed[1]).ok_or(TokenRefused::Invalid)?;
         let mut expiry = [0; 8];
-        expiry[1..].copy_from_slice(&signed[10..17]);
+        expiry[2..].copy_from_slice(&signed[10..16]);
         let mut reference = [0; 16];
-        reference.copy_from_slice(&signed[17..33]);
+        reference.copy_from_slice(&signed[16..32]);
         let mut item = [0; 16];
-        item.copy_from_slice(&signed[33..49]);
+        item.copy_from_slice(&signed[32..48]);
+        let mut sequence = [0; 4];
+        sequence.copy_from_slice(&signed[48..52]);
         let claims = Claims {
             conversation: ConversationRef::from_bytes(reference),
             work_item: WorkItemId::from_uuid(Uuid::from_bytes(item)),
+            sequence: Sequence::new(u32::from_be_bytes(sequence).into()),
             kind,
             expires_at: Timestamp::from_millis(u64::from_be_bytes(expiry)),
         };
@@ -263,7 +270,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::ids::{ConversationId, Sequence};
+    use crate::domain::ids::ConversationId;
 
     fn key(id: &str, byte: u8) -> SigningKey {
         SigningKey::new(KeyId::parse(id).unwrap(), vec![byte; 32]).unwrap()
@@ -340,16 +347,16 @@ mod tests {
             let kind = if llm { Kind::Llm } else { Kind::Tool };
             let item = item(ring.signing_key_id(), kind, expires, id);
             let token = ring.sign(conversation(), &item);
-            prop_assert_eq!(token.expose().len(), 112);
+            prop_assert_eq!(token.expose().len(), 116);
             let claims = ring.verify(token.expose(), Timestamp::from_millis(expires - 1)).unwrap();
             prop_assert_eq!(claims.conversation, conversation());
-            prop_assert_eq!(claims.work_item, item.id);
+            prop_assert_eq!((claims.work_item, claims.sequence), (item.id, item.sequence));
             prop_assert_eq!(claims.kind, kind);
             prop_assert_eq!(claims.expires_at, item.expires_at);
         }
 
         #[test]
-        fn a_token_that_differs_in_any_character_is_refused(at in 0usize..112, other in "[ -~]") {
+        fn a_token_that_differs_in_any_character_is_refused(at in 0usize..116, other in "[ -~]") {
             let ring = Keyring::new(key("k1", 1), vec![key("k2", 2)]);
             let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Tool, 1000, 7));
             let mut changed = token.expose().to_owned();
@@ -370,7 +377,7 @@ mod tests {
         let ring = Keyring::new(key("k1", 1), vec![]);
         let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Tool, 1000, 7));
         let text = token.expose();
-        for bad in [format!("{text}="), format!("{text}A"), text[..111].to_owned(), text[4..].to_owned()] {
+        for bad in [format!("{text}="), format!("{text}A"), text[..115].to_owned(), text[4..].to_owned()] {
             assert_eq!(ring.verify(&bad, Timestamp::from_millis(0)), Err(TokenRefused::Invalid), "{bad}");
         }
     }

@@ -9,6 +9,7 @@ use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep;
@@ -16,9 +17,9 @@ use tokio::time::sleep;
 use super::Platform;
 use super::conversations::named;
 use super::request::{PathIds, invalid};
-use crate::domain::envelope::Envelope;
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, Sequence};
+use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
@@ -51,14 +52,24 @@ pub(super) async fn follow(
     // Watching begins before the first look, so that nothing falls between them.
     let wake = platform.store.watch(conversation.reference());
     let looked = platform.store.read(conversation.reference(), None, 0).await;
-    let Page { released, .. } = looked??;
-    let after = asked.unwrap_or(released);
-    if after > released {
-        return Err(invalid("Last-Event-ID or from", format_args!("the channel ends at {released}-0")));
-    }
+    let Page { opened_at, released, .. } = looked??;
+    let after = match asked {
+        None => released,
+        // One that was opened before under the same id is over: nothing of this one has been read.
+        Some(Cursor { opened_at: Some(of), .. }) if of < opened_at => 0,
+        Some(Cursor { opened_at: Some(of), .. }) if of > opened_at => {
+            return Err(invalid("Last-Event-ID or from", "the conversation has no such event"));
+        }
+        Some(Cursor { sequence, .. }) if sequence <= released => sequence,
+        Some(_) => {
+            let end = event_id(opened_at, released);
+            return Err(invalid("Last-Event-ID or from", format_args!("the channel ends at {end}")));
+        }
+    };
     let reader = Reader {
         platform,
         conversation,
+        opened_at,
         after,
         wake,
         fetched: VecDeque::new(),
@@ -70,33 +81,53 @@ pub(super) async fn follow(
     Ok(Sse::new(reader.events()).keep_alive(keep_alive).into_response())
 }
 
-/// After which sequence the stream begins; `None` stands for the channel's end.
-fn start(headers: &HeaderMap, query: &str) -> Result<Option<u64>, Refusal> {
+/// After which event a stream begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cursor {
+    /// When the conversation was opened; without it, the one that there is.
+    opened_at: Option<Timestamp>,
+    sequence: u64,
+}
+
+/// After which event the stream begins; `None` stands for the channel's end.
+fn start(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
     let from = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "from");
     if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
-        let id = id.to_str().ok().and_then(event_id);
+        let id = id.to_str().ok().and_then(cursor);
         return id.map(Some).ok_or_else(|| invalid("Last-Event-ID", "must be the id of an event"));
     }
     match from {
         Some((_, id)) => {
-            event_id(&id).map(Some).ok_or_else(|| invalid("from", "must be 0 or the id of an event"))
+            cursor(&id).map(Some).ok_or_else(|| invalid("from", "must be 0 or the id of an event"))
         }
         None => Ok(None),
     }
 }
 
-/// An event's id, `<sequence>-0`, or only its sequence.
-fn event_id(text: &str) -> Option<u64> {
-    let digits = text.strip_suffix("-0").unwrap_or(text);
-    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+/// An event's id: that of its entry in the Redis stream.
+fn event_id(opened_at: Timestamp, sequence: u64) -> String {
+    format!("{}-{sequence}", opened_at.as_millis())
+}
+
+/// An event's id, or only its sequence.
+fn cursor(text: &str) -> Option<Cursor> {
+    let number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+    match text.split_once('-') {
+        Some((opened_at, sequence)) => Some(Cursor {
+            opened_at: Some(Timestamp::from_millis(number(opened_at)?)),
+            sequence: number(sequence)?,
+        }),
+        None => Some(Cursor { opened_at: None, sequence: number(text)? }),
+    }
 }
 
 struct Reader {
     platform: Arc<Platform>,
     conversation: ConversationId,
+    opened_at: Timestamp,
     after: u64,
     wake: Wake,
-    fetched: VecDeque<Envelope>,
+    fetched: VecDeque<Bytes>,
     finished: bool,
     /// Whether the store failed when it was last asked.
     failing: bool,
@@ -119,19 +150,16 @@ impl Reader {
                 return None;
             }
             if let Some(envelope) = self.fetched.pop_front() {
-                self.after = envelope.sequence.get();
-                match event_of(&envelope) {
-                    Ok(event) => return Some(event),
-                    Err(error) => {
-                        tracing::error!(
-                            { names::CONVERSATION_ID } = %self.conversation,
-                            { names::WORK_ITEM_SEQUENCE } = self.after,
-                            error = %error,
-                            "an envelope cannot be written"
-                        );
-                        return None;
-                    }
-                }
+                self.after += 1;
+                let Ok(json) = std::str::from_utf8(&envelope) else {
+                    tracing::error!(
+                        { names::CONVERSATION_ID } = %self.conversation,
+                        { names::WORK_ITEM_SEQUENCE } = self.after,
+                        "an event stream ends: an envelope is not UTF-8"
+                    );
+                    return None;
+                };
+                return Some(event_of(&event_id(self.opened_at, self.after), json));
             }
             if self.finished {
                 return None;
@@ -139,11 +167,11 @@ impl Reader {
             let fetched = self.fetch().await;
             let failed_before = std::mem::replace(&mut self.failing, fetched.is_err());
             let wait = match fetched {
-                Ok(Ok(page)) if !page.envelopes.is_empty() => {
+                Ok(Ok(page)) if page.opened_at == self.opened_at && !page.envelopes.is_empty() => {
                     self.fetched = page.envelopes.into();
                     continue;
                 }
-                Ok(Ok(page)) if page.released < self.after => {
+                Ok(Ok(page)) if page.opened_at != self.opened_at || page.released < self.after => {
                     // To go on would pass over what takes the place of what was lost. Whoever comes back is told.
                     tracing::warn!(
                         { names::CONVERSATION_ID } = %self.conversation,
@@ -190,10 +218,28 @@ impl Reader {
 
 /// White space that breaks a line in the result breaks the event's data, too: the reader joins it with line feeds.
 /// A carriage return would end a line for those readers only that know the standard well, so none is sent.
-fn event_of(envelope: &Envelope) -> Result<Event, Box<dyn std::error::Error>> {
-    let mut json = String::from_utf8(envelope.to_json()?)?;
+fn event_of(id: &str, json: &str) -> Event {
+    let event = Event::default().id(id);
     if json.contains('\r') {
-        json = json.replace("\r\n", "\n").replace('\r', "\n");
+        event.data(json.replace("\r\n", "\n").replace('\r', "\n"))
+    } else {
+        event.data(json)
     }
-    Ok(Event::default().id(format!("{}-0", envelope.sequence)).data(json))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_events_id_is_read_back_and_a_sequence_will_do() {
+        let opened_at = Timestamp::from_millis(1_795_000_000_000);
+        let id = event_id(opened_at, 7);
+        assert_eq!(id, "1795000000000-7");
+        assert_eq!(cursor(&id), Some(Cursor { opened_at: Some(opened_at), sequence: 7 }));
+        assert_eq!(cursor("0"), Some(Cursor { opened_at: None, sequence: 0 }));
+        for bad in ["", "-", "1-", "-1", "+1", "1-2-3", "x", "1-x"] {
+            assert_eq!(cursor(bad), None, "{bad}");
+        }
+    }
 }

@@ -68,6 +68,7 @@ async fn settle(
     let command = Accept {
         conversation: claims.conversation,
         work_item: claims.work_item,
+        sequence: claims.sequence,
         expires_at: claims.expires_at,
         result,
         request_id: context.request_id,

@@ -95,6 +95,9 @@ impl From<NotAccepted> for Refusal {
                 Code::HeldLimit,
                 "too much is held in this conversation behind an earlier work item; the token was not spent",
             ),
+            AcceptRefused::ChannelLimit => {
+                (Code::ChannelLimit, "the conversation's channel has as many bytes of results as it may have")
+            }
         };
         Self::new(code, message)
     }

@@ -1,11 +1,12 @@
 //! The embedded store: a mutex around [`crate::domain::gate`]. In this process, and gone with it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::wakes::Wakes;
-use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
+use super::{Answer, CLAIM_MS, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake, gather};
 use crate::clock::Clock;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, Conversation, ConversationNotFound,
@@ -27,16 +28,53 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct State {
     conversations: HashMap<ConversationRef, Conversation>,
-    /// Reminders of deadlines. One that came too early or too late settles nothing.
-    deadlines: BTreeSet<Deadline>,
-    /// When conversations were last looked through for what nobody can ask for any more.
-    collected_at: Option<Timestamp>,
+    timers: Timers,
 }
 
-type Deadline = (Timestamp, ConversationRef, WorkItemId);
+/// What a timer is about: an item of a conversation, or the conversation as a whole.
+type Timer = (ConversationRef, Option<Sequence>);
 
-/// How often what nobody can ask for any more is given back, in milliseconds.
-const COLLECT_EVERY_MS: u64 = 1_000;
+/// When which timer fires. One that comes too early or too late settles nothing.
+#[derive(Debug, Default)]
+struct Timers {
+    by_time: BTreeSet<(Timestamp, Timer)>,
+    times: HashMap<Timer, Timestamp>,
+}
+
+impl Timers {
+    fn set(&mut self, timer: Timer, time: Timestamp) {
+        self.remove(timer);
+        self.times.insert(timer, time);
+        self.by_time.insert((time, timer));
+    }
+
+    fn remove(&mut self, timer: Timer) {
+        if let Some(time) = self.times.remove(&timer) {
+            self.by_time.remove(&(time, timer));
+        }
+    }
+
+    /// The timers whose time has come.
+    fn due(&self, now: Timestamp) -> impl Iterator<Item = Timer> {
+        self.by_time.range(..Self::after(now)).map(|(_, timer)| *timer)
+    }
+
+    /// The first timer whose time has not come.
+    fn next(&self, now: Timestamp) -> Option<Timestamp> {
+        let later = (Bound::Included(Self::after(now)), Bound::Unbounded);
+        self.by_time.range(later).next().map(|(time, _)| *time)
+    }
+
+    /// Less than any timer after this time, and greater than any until then.
+    const fn after(time: Timestamp) -> (Timestamp, Timer) {
+        (time.plus_millis(1), (ConversationRef::from_bytes([0; 16]), None))
+    }
+
+    /// How many items are awaited.
+    fn awaiting(&self) -> u64 {
+        self.times.keys().filter(|(_, sequence)| sequence.is_some()).count() as u64
+    }
+}
 
 impl State {
     /// The conversation, unless it is gone.
@@ -59,27 +97,16 @@ impl State {
     ) -> Option<T> {
         let conversation = self.conversation(reference, now, limits)?;
         let done = step(conversation);
-        for (deadline, work_item) in conversation.take_done_timers() {
-            self.deadlines.remove(&(deadline, reference, work_item));
+        for sequence in conversation.take_done_timers() {
+            self.timers.remove((reference, Some(sequence)));
         }
         Some(done)
     }
 
-    /// The greatest entry that a deadline at `time` can have.
-    const fn last_at(time: Timestamp) -> Deadline {
-        (time, ConversationRef::from_bytes([0xff; 16]), WorkItemId::from_uuid(uuid::Uuid::max()))
-    }
-
-    /// The reminders whose time has come.
-    fn due(&self, now: Timestamp) -> impl Iterator<Item = Deadline> {
-        self.deadlines.range(..=Self::last_at(now)).copied()
-    }
-
-    fn collect(&mut self, now: Timestamp, limits: &Limits) {
-        let due = self.collected_at.is_none_or(|last| last.millis_until(now) >= COLLECT_EVERY_MS);
-        if due {
-            self.conversations.retain(|_, conversation| !conversation.is_gone(now, limits));
-            self.collected_at = Some(now);
+    /// When the conversation has to be looked at as a whole.
+    fn arm(&mut self, reference: ConversationRef, limits: &Limits) {
+        if let Some(conversation) = self.conversations.get(&reference) {
+            self.timers.set((reference, None), conversation.look_at(limits));
         }
     }
 }
@@ -102,11 +129,16 @@ impl Store for MemoryStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
         let (mut state, now) = self.step();
         let reference = command.conversation.reference();
-        if let Some(conversation) = state.conversation(reference, now, &self.limits) {
-            return Ok(conversation.reopen(&command, now));
+        let opened = if let Some(conversation) = state.conversation(reference, now, &self.limits) {
+            conversation.reopen(&command, now)
+        } else {
+            state.conversations.insert(reference, Conversation::open(&command, now, &self.limits));
+            Ok(Opened { created: true })
+        };
+        if opened.is_ok() {
+            state.arm(reference, &self.limits);
         }
-        state.conversations.insert(reference, Conversation::open(&command, now, &self.limits));
-        Ok(Ok(Opened { created: true }))
+        Ok(opened)
     }
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
@@ -114,10 +146,12 @@ impl Store for MemoryStore {
         let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
             return Ok(Err(IssueRefused::ConversationNotFound));
         };
+        let before = conversation.next_sequence();
         let issued = conversation.issue(&command, now, &self.limits);
-        let awaits = issued.is_ok() && conversation.ended_at(now).is_none();
-        if let Some(deadline) = conversation.deadline_of(command.work_item).filter(|_| awaits) {
-            state.deadlines.insert((deadline, command.conversation, command.work_item));
+        if let Ok(Issued { item, .. }) = &issued
+            && item.sequence == before
+        {
+            state.timers.set((command.conversation, Some(item.sequence)), item.deadline);
         }
         Ok(issued)
     }
@@ -164,6 +198,7 @@ impl Store for MemoryStore {
         let Some(ended) = state.step_on(reference, now, &self.limits, end) else {
             return Ok(Err(ConversationNotFound));
         };
+        state.arm(reference, &self.limits);
         drop(state);
         self.wakes.wake(reference);
         Ok(Ok(ended))
@@ -175,50 +210,65 @@ impl Store for MemoryStore {
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
         let (mut state, now) = self.step();
-        let expire = |conversation: &mut Conversation| {
-            let expired = conversation.expire(&due.work_items, traceparent.as_ref(), now);
-            let unknown = |id: &WorkItemId| conversation.work_item(*id, now).is_none();
-            (expired, due.work_items.iter().copied().filter(unknown).collect())
-        };
-        // What the conversation does not know was of one before it, that is gone.
-        let (expired, gone): (_, Vec<_>) = state
-            .step_on(due.conversation, now, &self.limits, expire)
-            .unwrap_or_else(|| (Expired::default(), due.work_items.clone()));
-        let entries: Vec<Deadline> = if gone.is_empty() {
-            Vec::new()
-        } else {
-            state.due(now).filter(|(_, of, id)| *of == due.conversation && gone.contains(id)).collect()
-        };
-        for entry in &entries {
-            state.deadlines.remove(entry);
+        let reference = due.conversation;
+        let expire =
+            |conversation: &mut Conversation| conversation.expire(&due.sequences, traceparent.as_ref(), now);
+        let expired = state.step_on(reference, now, &self.limits, expire).unwrap_or_default();
+        // One that was claimed and is not due yet fires at its deadline; what there is no item for never does.
+        for &sequence in &due.sequences {
+            let conversation = state.conversations.get(&reference);
+            let awaited = conversation.filter(|conversation| conversation.ended_at(now).is_none());
+            match awaited.and_then(|conversation| conversation.deadline_of(sequence)) {
+                Some(deadline) => state.timers.set((reference, Some(sequence)), deadline),
+                None => state.timers.remove((reference, Some(sequence))),
+            }
         }
-        self.wakes.wake(due.conversation);
+        let (gone, ended) = match state.conversations.get(&reference) {
+            Some(known) => (known.is_gone(now, &self.limits), known.ended_at(now).is_some()),
+            None => (due.whole, false),
+        };
+        if gone {
+            state.conversations.remove(&reference);
+            state.timers.remove((reference, None));
+        } else if due.whole || ended {
+            state.arm(reference, &self.limits);
+        }
+        self.wakes.wake(reference);
         Ok(expired)
     }
 
-    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+    async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
         let (mut state, now) = self.step();
-        state.collect(now, &self.limits);
-        let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
-        for (_, conversation, work_item) in state.due(now).take(limit) {
-            found.entry(conversation).or_default().push(work_item);
+        let due: Vec<Timer> = state.timers.due(now).take(limit).collect();
+        let more = state.timers.due(now).nth(limit).is_some();
+        let next = if more { Some(0) } else { state.timers.next(now).map(|time| now.millis_until(time)) };
+        for &timer in &due {
+            state.timers.set(timer, now.plus_millis(CLAIM_MS));
         }
-        let more = state.due(now).nth(limit).is_some();
-        let next = state.deadlines.range((Bound::Excluded(State::last_at(now)), Bound::Unbounded)).next();
-        Ok(Due {
-            conversations: found
-                .into_iter()
-                .map(|(conversation, work_items)| DueConversation { conversation, work_items })
-                .collect(),
-            next_in_ms: next.map(|(deadline, _, _)| now.millis_until(*deadline)),
-            more,
-        })
+        let next_in_ms = partitions.iter().map(|&partition| (partition, next)).collect();
+        Ok(Due { now, conversations: gather(due), next_in_ms })
+    }
+
+    async fn put_off(&self, _: &DueConversation, _: Duration) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn announce(&self, _: u64, _: u16) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn announced(&self, _: u64) -> Result<Vec<u16>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn partitions(&self) -> u16 {
+        1
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {
-        let (state, now) = self.step();
-        let live = state.conversations.values().filter(|conversation| conversation.ended_at(now).is_none());
-        let awaiting = state.deadlines.len() as u64;
+        let (state, _) = self.step();
+        let live = state.conversations.values().filter(|conversation| !conversation.has_ended());
+        let awaiting = state.timers.awaiting();
         Ok(live.fold(Totals { awaiting, ..Totals::default() }, |totals, conversation| {
             let (held, bytes) = conversation.held();
             Totals { held: totals.held + held, held_bytes: totals.held_bytes + bytes, ..totals }
@@ -254,6 +304,7 @@ impl Store for MemoryStore {
             return Ok(Err(ConversationNotFound));
         };
         Ok(Ok(Page {
+            opened_at: conversation.opened_at(),
             envelopes: conversation.read(after, count).to_vec(),
             released: conversation.released(),
             ended: conversation.ended_at(now).is_some(),

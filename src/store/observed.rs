@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{Status, TraceContextExt};
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::{Answer, AnyStore, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
+use super::{Answer, AnyStore, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError, Wake};
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
     Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
@@ -26,6 +27,7 @@ use crate::telemetry::{Metrics, names};
 pub struct Observed {
     store: AnyStore,
     metrics: Metrics,
+    schedule: Schedule,
     /// Where Redis is, as its spans and its metric tell.
     server: Vec<KeyValue>,
 }
@@ -72,7 +74,13 @@ impl Observed {
                 server
             }
         };
-        Self { store, metrics, server }
+        let schedule = Schedule::new(store.partitions(), Instant::now());
+        Self { store, metrics, schedule, server }
+    }
+
+    /// When something is due, as far as this process knows.
+    pub const fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// The store itself.
@@ -137,7 +145,14 @@ impl Store for Observed {
     }
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
-        self.call(Operation::Script("issue"), self.store.issue(command)).await
+        let partition = command.conversation.partition(self.store.partitions());
+        let issued = self.call(Operation::Script("issue"), self.store.issue(command)).await;
+        if let Ok(Ok(Issued { item, .. })) = &issued {
+            let in_ms = item.issued_at.millis_until(item.deadline);
+            self.schedule.arm(partition, Instant::now() + Duration::from_millis(in_ms));
+            self.schedule.announce((item.deadline.as_millis() / 1000, partition));
+        }
+        issued
     }
 
     async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
@@ -164,8 +179,24 @@ impl Store for Observed {
         self.call(Operation::Script("expire"), self.store.expire(due, traceparent)).await
     }
 
-    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
-        self.call(Operation::Script("due"), self.store.due(limit)).await
+    async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
+        self.call(Operation::Script("due"), self.store.due(partitions, limit)).await
+    }
+
+    async fn put_off(&self, due: &DueConversation, by: Duration) -> Result<(), StoreError> {
+        self.call(Operation::Command("ZADD"), self.store.put_off(due, by)).await
+    }
+
+    async fn announce(&self, second: u64, partition: u16) -> Result<(), StoreError> {
+        self.call(Operation::Command("SADD"), self.store.announce(second, partition)).await
+    }
+
+    async fn announced(&self, second: u64) -> Result<Vec<u16>, StoreError> {
+        self.call(Operation::Command("SMEMBERS"), self.store.announced(second)).await
+    }
+
+    fn partitions(&self) -> u16 {
+        self.store.partitions()
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {

@@ -1,13 +1,14 @@
 //! The store in Redis or Valkey: one Lua script an operation.
 //!
-//! `scripts/gate.lua` holds the rules of the gate and stands before every operation's own script; `keys` spells the
-//! keys; `script` calls and decodes; `watcher` wakes event streams.
+//! `scripts` composes each operation's script of the rules that it needs; `keys` spells the keys; `script` calls, `stored`
+//! decodes what is stored, and `dates` is the scripts' calendar; `watcher` wakes event streams.
 //!
 //! The way of a request: `nodes` finds who is to be asked (`cluster` by `slots`, `sentinel` by asking), `link` is the
 //! connection to it, `fate` tells what became of it, and `replicas` waits until others have it, too. `servers` reads
 //! the URL; `layout`, `rights` and `durability` look at the servers before they are used.
 
 mod cluster;
+mod dates;
 mod durability;
 mod fate;
 mod keys;
@@ -18,9 +19,11 @@ mod partitions;
 mod replicas;
 mod rights;
 mod script;
+mod scripts;
 mod sentinel;
 mod servers;
 mod slots;
+mod stored;
 mod watcher;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,38 +32,49 @@ use std::time::Duration;
 
 pub use durability::Remark;
 pub use layout::NotUsable;
-use redis::{Script, Value};
+use redis::{FromRedisValue, Script, cmd};
 pub use replicas::Replicas;
+use bytes::Bytes;
 use secrecy::SecretString;
 pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
 use tokio::sync::mpsc;
 
-use self::keys::Keys;
+use self::dates::Dates;
+use self::keys::{Keys, marker};
 use self::link::Timeouts;
-use self::nodes::{Lane, Nodes};
+use self::nodes::{FromNode, Lane, Nodes};
 use self::partitions::{WhatIsDue, WhatIsHeld};
-use self::script::{Call, Fields, Reply, broken, list, string};
+use self::script::{Call, Reply, broken, bytes, number};
+use self::scripts::Scripts;
 use self::servers::Servers;
+use self::stored::{Facts, Item, State};
 use super::wakes::Wakes;
 use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
 use crate::clock::Clock;
-use crate::domain::envelope::Envelope;
+use crate::domain::envelope;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, EndReceipt, Ended, Expired, Issue, IssueRefused, Issued, Known, Limits, LookupRefused,
-    NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    Delivery, EndReceipt, Expired, Issue, IssueRefused, Issued, Known, Limits, LookupRefused, MOST_TOLD,
+    NotAccepted, Open, OpenRefused, Opened, Receipt, Released, Totals, WorkItemView,
 };
-use crate::domain::ids::{
-    ConversationId, ConversationRef, RequestId, Sequence, TraceParent, TurnId, WorkItemId,
-};
+use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::result::Payload;
-use crate::domain::work_item::{Kind, Outcome};
-
-/// How much longer than its data a key is kept: TTLs only collect, they decide nothing.
-const GRACE_MS: u64 = 60_000;
+use crate::domain::time::Timestamp;
 
 /// A page of a channel takes no further envelopes once it has so many bytes.
 const PAGE_BYTES: usize = 256 * 1024;
+
+/// Items of a conversation that are read with one step when it is shown.
+const INSPECTED_AT_ONCE: u64 = 512;
+
+/// How many characters of a work item's id tell its attempt: those before its sequence.
+const ATTEMPT_CHARS: usize = 28;
+
+/// When a partition is asked again that did not answer, in milliseconds.
+const ASK_AGAIN_MS: u64 = 250;
+
+/// How long the announcements of a second are kept after it, in milliseconds.
+const ANNOUNCED_MS: u64 = 60_000;
 
 /// How Redis is reached and used.
 #[derive(Clone, Debug)]
@@ -85,53 +99,13 @@ pub struct Settings {
     pub limits: Limits,
 }
 
-#[derive(Debug)]
-struct Scripts {
-    open: Script,
-    issue: Script,
-    accept: Script,
-    cancel: Script,
-    end: Script,
-    expire: Script,
-    inspect: Script,
-    work_item: Script,
-    read: Script,
-    due: Script,
-    totals: Script,
-}
-
-/// An operation's script, with the rules of the gate before it.
-macro_rules! operation {
-    ($file:literal) => {
-        Script::new(concat!(include_str!("redis/scripts/gate.lua"), "\n", include_str!($file)))
-    };
-}
-
-impl Scripts {
-    fn new() -> Self {
-        Self {
-            open: operation!("redis/scripts/open.lua"),
-            issue: operation!("redis/scripts/issue.lua"),
-            accept: operation!("redis/scripts/accept.lua"),
-            cancel: operation!("redis/scripts/cancel.lua"),
-            end: operation!("redis/scripts/end.lua"),
-            expire: operation!("redis/scripts/expire.lua"),
-            inspect: operation!("redis/scripts/inspect.lua"),
-            work_item: operation!("redis/scripts/work_item.lua"),
-            read: operation!("redis/scripts/read.lua"),
-            due: Script::new(include_str!("redis/scripts/due.lua")),
-            totals: Script::new(include_str!("redis/scripts/totals.lua")),
-        }
-    }
-}
-
 /// Conversations in Redis.
 #[derive(Debug)]
 pub struct RedisStore {
     keys: Keys,
-    limits: Limits,
     /// `Clock::System` stands for the server's own clock.
     clock: Clock,
+    dates: Dates,
     scripts: Scripts,
     nodes: Arc<Nodes>,
     timeouts: Timeouts,
@@ -177,9 +151,9 @@ impl RedisStore {
         ));
         Ok(Self {
             keys,
-            limits: settings.limits,
+            dates: Dates::new(clock.clone()),
             clock,
-            scripts: Scripts::new(),
+            scripts: Scripts::new(&settings.limits),
             nodes,
             timeouts,
             replicas: settings.replicas,
@@ -246,25 +220,132 @@ impl RedisStore {
         }
     }
 
-    /// A call with the keys and arguments that all operations share.
-    fn call<'a>(&self, script: &'a Script, conversation: ConversationRef) -> Call<'a> {
-        Call::new(script, self.keys.conversation(conversation))
-            .arg("now", self.now())
-            .arg("reference", conversation)
-            .arg("retention", self.limits.ended_retention_ms)
-            .arg("grace", GRACE_MS)
-            .arg("wake", self.keys.wake(conversation))
+    /// A call with the keys and arguments that all operations on a conversation share. `used`: the key of its mark, where
+    /// it has one; `payload`: bytes of what is long among its arguments.
+    fn call<'a>(
+        &self,
+        script: &'a Script,
+        conversation: ConversationRef,
+        used: Option<String>,
+        payload: usize,
+    ) -> Call<'a> {
+        let keys = self.keys.conversation(conversation);
+        let dates = self.dates.around_now();
+        let call = match used {
+            Some(used) => {
+                let [conversation, channel, timers, held, totals] = keys;
+                Call::new(script, &[conversation, channel, timers, held, totals, used], payload)
+            }
+            None => Call::new(script, &keys, payload),
+        };
+        call.raw(self.now()).arg(dates.first_day).raw(&*dates.dates)
     }
 
-    /// The reply to what changes something, once enough replicas have that and all before it: a refusal, too, tells of
-    /// what must not be undone.
-    async fn write(&self, call: Call<'_>, conversation: ConversationRef) -> Result<Reply, StoreError> {
-        let answer = call.send(&self.nodes, Lane::Commands).await?;
-        if let Some(fence) = &answer.node.fence {
-            let confirmed = fence.confirm(answer.run.as_ref(), &self.keys.fence(conversation)).await;
-            confirmed.map_err(StoreError::OutcomeUnknown)?;
+    /// The reply to a step that changes nothing.
+    async fn read_step<'a>(&'a self, call: impl Fn() -> Call<'a>) -> Result<Reply, StoreError> {
+        self.check_verified()?;
+        loop {
+            let reply = Reply::read(call().send(&self.nodes, Lane::Reads).await?.value)?;
+            if !self.is_from_another_day(&reply)? {
+                return Ok(reply);
+            }
         }
-        Reply::read(answer.value)
+    }
+
+    /// The reply to a step that changes something.
+    async fn step<'a>(&'a self, call: impl Fn() -> Call<'a>) -> Result<(Reply, FromNode), StoreError> {
+        self.step_or(|| (call(), None)).await
+    }
+
+    /// The same, with another call to be sent should the first have to be repeated.
+    async fn step_or<'a>(
+        &'a self,
+        calls: impl Fn() -> (Call<'a>, Option<Call<'a>>),
+    ) -> Result<(Reply, FromNode), StoreError> {
+        self.check_verified()?;
+        loop {
+            let (call, again) = calls();
+            let mut answer = call.send_or(again.as_ref(), &self.nodes).await?;
+            let reply = Reply::read(answer.take())?;
+            if !self.is_from_another_day(&reply)? {
+                return Ok((reply, answer));
+            }
+        }
+    }
+
+    /// Whether the server's day is another than was thought: it has done nothing then, and the step is to be repeated.
+    fn is_from_another_day(&self, reply: &Reply) -> Result<bool, StoreError> {
+        let told = reply.word() == "dates";
+        if told {
+            let now = reply.peek().ok_or_else(|| broken("dates without a time")).and_then(number)?;
+            self.dates.learn(Timestamp::from_millis(now));
+        }
+        Ok(told)
+    }
+
+    /// Waits until enough replicas have what the step wrote and all before it: a refusal, too, tells of what must not be
+    /// undone.
+    async fn confirm(&self, answer: &FromNode, conversation: ConversationRef) -> Result<(), StoreError> {
+        let Some(fence) = &answer.node.fence else { return Ok(()) };
+        let confirmed = fence.confirm(answer.run.as_ref(), &self.keys.fence(conversation)).await;
+        confirmed.map_err(StoreError::OutcomeUnknown)
+    }
+
+    /// Takes the steps that a bounded one has left to be done. Who fails here leaves them to the sweeper.
+    async fn finish(
+        &self,
+        conversation: ConversationRef,
+        traceparent: Option<&TraceParent>,
+        released: &mut Vec<Released>,
+    ) -> Option<Sequence> {
+        let mut gate = None;
+        loop {
+            let step = self.expire_step(conversation, &[], false, traceparent).await.ok()??;
+            gate.replace(step.state.gate);
+            released.extend(step.expired.released);
+            released.truncate(MOST_TOLD);
+            if !step.state.is_unfinished() {
+                return gate;
+            }
+        }
+    }
+
+    /// One step of the sweeper. Acknowledged to nobody: replicas are not waited for. Nothing when the conversation is gone.
+    async fn expire_step(
+        &self,
+        conversation: ConversationRef,
+        sequences: &[Sequence],
+        whole: bool,
+        traceparent: Option<&TraceParent>,
+    ) -> Result<Option<ExpireStep>, StoreError> {
+        let call = || {
+            let call = self.call(&self.scripts.expire, conversation, None, 0);
+            let call = call.option(traceparent.map(TraceParent::as_str)).raw(u8::from(whole));
+            sequences.iter().fold(call, |call, sequence| call.arg(sequence))
+        };
+        let (mut reply, _) = self.step(call).await?;
+        match reply.word() {
+            "gone" => return Ok(None),
+            "expired" => {}
+            _ => return Err(reply.unexpected()),
+        }
+        let now = Timestamp::from_millis(reply.number()?);
+        let state = State::decode(&reply.bytes()?)?;
+        let facts = Facts::decode(&reply.bytes()?)?;
+        let ended = reply.number()? == 1;
+        let count = reply.number()?;
+        let mut timed_out = Vec::new();
+        for _ in 0..count {
+            let (_sequence, item) = (reply.number()?, reply.bytes()?);
+            timed_out.push(Item::decode(&item)?.timed_out(now));
+        }
+        let expired = Expired {
+            conversation_id: Some(facts.id),
+            timed_out,
+            ended: ended.then(|| state.ended(now)).flatten(),
+            released: released(&mut reply, now, None)?,
+        };
+        Ok(Some(ExpireStep { expired, state }))
     }
 
     /// Says once that a part of a cluster is away, and once that it is back.
@@ -281,47 +362,59 @@ impl RedisStore {
     }
 }
 
+/// What a step of the sweeper has done, and how it leaves the conversation.
+struct ExpireStep {
+    expired: Expired,
+    state: State,
+}
+
 impl Store for RedisStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
-        self.check_verified()?;
         let conversation = command.conversation.reference();
-        let call = self
-            .call(&self.scripts.open, conversation)
-            .arg("id", &command.conversation)
-            .option("idle_ttl", command.idle_ttl_ms)
-            .arg("default_idle_ttl", self.limits.conversation_idle_ttl_ms)
-            .option("traceparent", command.traceparent.as_ref().map(TraceParent::as_str))
-            .arg("attempt", command.attempt);
-        let reply = self.write(call, conversation).await?;
-        match reply.word.as_str() {
-            "opened" => Ok(Ok(Opened { created: reply.fields()?.flag("created")? })),
+        let call = || {
+            self.call(&self.scripts.open, conversation, None, 0)
+                .raw(command.conversation.as_str())
+                .option(command.idle_ttl_ms)
+                .option(command.traceparent.as_ref().map(TraceParent::as_str))
+                .raw(&command.attempt.to_bytes()[..])
+        };
+        let (mut reply, answer) = self.step(call).await?;
+        self.confirm(&answer, conversation).await?;
+        match reply.word() {
+            "opened" => Ok(Ok(Opened { created: reply.number()? == 1 })),
             "conversation_ended" => Ok(Err(OpenRefused::ConversationEnded)),
             _ => Err(reply.unexpected()),
         }
     }
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
-        self.check_verified()?;
         let conversation = command.conversation;
-        let call = self
-            .call(&self.scripts.issue, conversation)
-            .arg("work_item", command.work_item)
-            .arg("kind", command.kind.as_str())
-            .arg("timeout", command.timeout_ms)
-            .arg("replay_window", command.replay_window_ms)
-            .arg("key_id", command.key_id)
-            .option("turn_id", command.turn_id.as_ref())
-            .option("traceparent", command.traceparent.as_ref().map(TraceParent::as_str))
-            .option("request_traceparent", command.request_traceparent.as_ref().map(TraceParent::as_str))
-            .option("idempotency", command.idempotency.map(|(key, _)| key))
-            .option("fingerprint", command.idempotency.map(|(_, fingerprint)| fingerprint))
-            .arg("max_awaiting_items", self.limits.max_awaiting_items)
-            .arg("max_channel_length", self.limits.max_channel_length);
-        let reply = self.write(call, conversation).await?;
-        Ok(Err(match reply.word.as_str() {
+        let members = envelope::members_at_issue(command.kind, command.turn_id.as_ref());
+        let attempt = command.work_item.to_string();
+        let call = |again: bool| {
+            let call = self
+                .call(&self.scripts.issue, conversation, None, 0)
+                .raw(&attempt[..ATTEMPT_CHARS])
+                .raw(&command.work_item.as_bytes()[..12])
+                .raw(u8::from(again))
+                .arg(command.timeout_ms)
+                .arg(command.replay_window_ms)
+                .arg(command.key_id)
+                .option(command.traceparent.as_ref().map(TraceParent::as_str))
+                .option(command.request_traceparent.as_ref().map(TraceParent::as_str))
+                .raw(&members);
+            match &command.idempotency {
+                Some((key, fingerprint)) => call.raw(&key.as_bytes()[..16]).raw(&fingerprint.as_bytes()[..16]),
+                None => call.raw("").raw(""),
+            }
+        };
+        // Should its answer be lost, the repetition looks for what the first attempt has issued.
+        let (mut reply, answer) = self.step_or(|| (call(false), Some(call(true)))).await?;
+        self.confirm(&answer, conversation).await?;
+        Ok(Err(match reply.word() {
             "issued" => {
-                let fields = reply.fields()?;
-                return Ok(Ok(Issued { item: fields.work_item()?, repeated: fields.flag("repeated")? }));
+                let (repeated, _sequence) = (reply.number()? == 1, reply.number()?);
+                return Ok(Ok(Issued { item: Item::decode(&reply.bytes()?)?.item, repeated }));
             }
             "conversation_not_found" => IssueRefused::ConversationNotFound,
             "conversation_ended" => IssueRefused::ConversationEnded,
@@ -333,28 +426,29 @@ impl Store for RedisStore {
     }
 
     async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
-        self.check_verified()?;
-        let (outcome, payload) = match &command.result.payload {
-            Payload::Succeeded(result) => (Outcome::Succeeded, result),
-            Payload::Failed(error) => (Outcome::Failed, error),
-        };
         let conversation = command.conversation;
-        let call = self
-            .call(&self.scripts.accept, conversation)
-            .key(self.keys.used(command.conversation, command.work_item))
-            .arg("work_item", command.work_item)
-            .arg("expires_at", command.expires_at.as_millis())
-            .arg("fingerprint", command.result.fingerprint)
-            .arg("outcome", outcome)
-            .bytes("payload", payload)
-            .arg("request_id", command.request_id)
-            .option("trace", command.traceparent.as_ref().map(TraceParent::as_str))
-            .arg("attempt", command.attempt)
-            .arg("max_held_items", self.limits.max_held_items)
-            .arg("max_held_bytes", self.limits.max_held_bytes);
-        let reply = self.write(call, conversation).await?;
-        let why = match reply.word.as_str() {
-            "taken" => return Ok(Ok(receipt(&reply.fields()?)?)),
+        let (outcome, payload) = match &command.result.payload {
+            Payload::Succeeded(result) => (1, result),
+            Payload::Failed(error) => (2, error),
+        };
+        let call = || {
+            let used = self.keys.used(conversation, command.work_item);
+            self.call(&self.scripts.accept, conversation, Some(used), payload.len())
+                .option(command.traceparent.as_ref().map(TraceParent::as_str))
+                .arg(command.sequence)
+                .arg(command.sequence.next())
+                .arg(command.work_item)
+                .arg(command.expires_at.as_millis())
+                .arg(command.result.fingerprint)
+                .raw(outcome)
+                .raw(&payload[..])
+                .arg(command.request_id)
+                .raw(&command.attempt.to_bytes()[..])
+        };
+        let (mut reply, answer) = self.step(call).await?;
+        self.confirm(&answer, conversation).await?;
+        let why = match reply.word() {
+            "taken" => return self.receipt(reply, &command).await.map(Ok),
             "token_expired" => AcceptRefused::TokenExpired,
             "conversation_ended" => AcceptRefused::ConversationEnded,
             "work_item_unknown" => AcceptRefused::WorkItemUnknown,
@@ -362,31 +456,55 @@ impl Store for RedisStore {
             "work_item_timed_out" => AcceptRefused::WorkItemTimedOut,
             "work_item_cancelled" => AcceptRefused::WorkItemCancelled,
             "held_limit" => AcceptRefused::HeldLimit,
+            "channel_limit" => AcceptRefused::ChannelLimit,
             _ => return Err(reply.unexpected()),
         };
-        Ok(Err(NotAccepted { why, known: known(&reply.fields()?)?.map(Box::new) }))
+        let known = match reply.next() {
+            None => None,
+            Some(facts) => {
+                let item = reply.next().map(|item| Item::decode(&bytes(item)?)).transpose()?;
+                let conversation_id = Facts::decode(&bytes(facts)?)?.id;
+                Some(Box::new(Known { conversation_id, item: item.map(|item| item.item) }))
+            }
+        };
+        Ok(Err(NotAccepted { why, known }))
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
-        self.check_verified()?;
         let conversation = command.conversation;
-        let call = self
-            .call(&self.scripts.cancel, conversation)
-            .arg("work_item", command.work_item)
-            .arg("request_id", command.request_id)
-            .option("trace", command.traceparent.as_ref().map(TraceParent::as_str))
-            .arg("attempt", command.attempt);
-        let reply = self.write(call, conversation).await?;
-        Ok(Err(match reply.word.as_str() {
+        let sequence = command.work_item.sequence();
+        let call = || {
+            self.call(&self.scripts.cancel, conversation, None, 0)
+                .option(command.traceparent.as_ref().map(TraceParent::as_str))
+                .arg(sequence)
+                .arg(sequence.next())
+                .arg(command.work_item)
+                .arg(command.request_id)
+                .raw(&command.attempt.to_bytes()[..])
+        };
+        let (mut reply, answer) = self.step(call).await?;
+        self.confirm(&answer, conversation).await?;
+        Ok(Err(match reply.word() {
             "cancelled" => {
-                let fields = reply.fields()?;
-                return Ok(Ok(Cancelled { item: fields.work_item_view()?, released: fields.released()? }));
+                let now = Timestamp::from_millis(reply.number()?);
+                let mut state = State::decode(&reply.bytes()?)?;
+                let _facts = reply.bytes()?;
+                let item = Item::decode(&reply.bytes()?)?;
+                let mut released = released(&mut reply, now, Some(&item))?;
+                if state.is_unfinished()
+                    && let Some(gate) =
+                        self.finish(conversation, command.traceparent.as_ref(), &mut released).await
+                {
+                    state.gate = gate;
+                }
+                return Ok(Ok(Cancelled { item: item.view(&state, now), released }));
             }
             "conversation_not_found" => CancelRefused::ConversationNotFound,
             "conversation_ended" => CancelRefused::ConversationEnded,
             "work_item_not_found" => CancelRefused::WorkItemNotFound,
             "work_item_settled" => {
-                CancelRefused::WorkItemSettled(reply.fields()?.required("outcome", Outcome::parse)?)
+                let outcome = stored::outcome(reply.number()?).ok_or_else(|| broken("an outcome"))?;
+                CancelRefused::WorkItemSettled(outcome)
             }
             _ => return Err(reply.unexpected()),
         }))
@@ -397,21 +515,28 @@ impl Store for RedisStore {
         conversation: ConversationRef,
         traceparent: Option<TraceParent>,
     ) -> Answer<EndReceipt, ConversationNotFound> {
-        self.check_verified()?;
         let trace = traceparent.as_ref().map(TraceParent::as_str);
-        let call = self.call(&self.scripts.end, conversation).option("trace", trace);
-        let reply = self.write(call, conversation).await?;
-        match reply.word.as_str() {
-            "ended" => {
-                let fields = reply.fields()?;
-                Ok(Ok(EndReceipt {
-                    ended: ended(&fields)?,
-                    repeated: fields.flag("repeated")?,
-                    released: fields.released()?,
-                }))
+        let mut all_released = Vec::new();
+        loop {
+            let call = || self.call(&self.scripts.end, conversation, None, 0).option(trace);
+            let (mut reply, answer) = self.step(call).await?;
+            let unfinished = match reply.word() {
+                "ended" => false,
+                "unfinished" => true,
+                "conversation_not_found" => return Ok(Err(ConversationNotFound)),
+                _ => return Err(reply.unexpected()),
+            };
+            let (now, repeated) = (Timestamp::from_millis(reply.number()?), reply.number()? == 1);
+            let state = State::decode(&reply.bytes()?)?;
+            let _facts = reply.bytes()?;
+            all_released.extend(released(&mut reply, now, None)?);
+            all_released.truncate(MOST_TOLD);
+            if unfinished {
+                continue;
             }
-            "conversation_not_found" => Ok(Err(ConversationNotFound)),
-            _ => Err(reply.unexpected()),
+            self.confirm(&answer, conversation).await?;
+            let ended = state.ended(now).ok_or_else(|| broken("an end without a time"))?;
+            return Ok(Ok(EndReceipt { ended, repeated, released: all_released }));
         }
     }
 
@@ -420,58 +545,80 @@ impl Store for RedisStore {
         due: DueConversation,
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
-        self.check_verified()?;
-        let work_items: Vec<String> = due.work_items.iter().map(ToString::to_string).collect();
-        let answer = self
-            .call(&self.scripts.expire, due.conversation)
-            .arg("work_items", work_items.join(" "))
-            .option("trace", traceparent.as_ref().map(TraceParent::as_str))
-            .send(&self.nodes, Lane::Commands)
-            .await?;
-        // Acknowledged to nobody: replicas are not waited for.
-        let reply = Reply::read(answer.value)?;
-        if reply.word != "expired" {
-            return Err(reply.unexpected());
+        let trace = traceparent.as_ref();
+        let step = self.expire_step(due.conversation, &due.sequences, due.whole, trace).await?;
+        let Some(ExpireStep { mut expired, state }) = step else { return Ok(Expired::default()) };
+        if state.is_unfinished() {
+            self.finish(due.conversation, trace, &mut expired.released).await;
         }
-        let fields = reply.fields()?;
-        Ok(Expired {
-            conversation_id: conversation_id(&fields)?,
-            timed_out: fields.timed_out()?,
-            dropped_held: fields.optional("dropped_held", |text| text.parse().ok())?.unwrap_or_default(),
-            released: fields.released()?,
-        })
+        Ok(expired)
     }
 
-    async fn due(&self, limit: usize) -> Result<Due, StoreError> {
+    async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
         self.check_verified()?;
-        let answers = self.ask_all(&WhatIsDue { limit }).await;
-        let mut all: Option<Due> = None;
+        let mut all = Due { now: self.dates.now(), conversations: Vec::new(), next_in_ms: Vec::new() };
+        let mut answered = false;
         let mut failure = None;
-        for answer in answers {
+        for (asked, answer) in self.ask(&WhatIsDue { limit }, partitions).await {
             match answer {
                 Ok(due) => {
-                    let all = all.get_or_insert_default();
+                    answered = true;
+                    self.dates.learn(due.now);
+                    all.now = due.now;
                     all.conversations.extend(due.conversations);
-                    all.next_in_ms = [all.next_in_ms, due.next_in_ms].into_iter().flatten().min();
-                    all.more |= due.more;
+                    all.next_in_ms.extend(due.next_in_ms);
                 }
-                Err(error) => failure = Some(error),
+                Err(error) => {
+                    failure = Some(error);
+                    all.next_in_ms.extend(asked.into_iter().map(|partition| (partition, Some(ASK_AGAIN_MS))));
+                }
             }
         }
-        self.tell_of_parts(all.is_some(), failure.as_ref());
-        match (all, failure) {
-            (Some(all), None) => Ok(all),
+        self.tell_of_parts(answered, failure.as_ref());
+        match failure {
             // A node that is away must not stop the timers of the others.
-            (Some(all), Some(_)) if self.nodes.is_cluster() => Ok(all),
-            (_, Some(error)) => Err(error),
-            (None, None) => Ok(Due::default()),
+            Some(error) if !(answered && self.nodes.is_cluster()) => Err(error),
+            _ => Ok(all),
         }
+    }
+
+    async fn put_off(&self, due: &DueConversation, by: Duration) -> Result<(), StoreError> {
+        self.check_verified()?;
+        let until = self.dates.now().plus_millis(u64::try_from(by.as_millis()).unwrap_or(u64::MAX));
+        let timers = Keys::timers(self.keys.partition(due.conversation));
+        let mut command = cmd("ZADD");
+        command.arg(&timers).arg("XX");
+        let whole = due.whole.then_some(None);
+        for sequence in due.sequences.iter().copied().map(Some).chain(whole) {
+            command.arg(until.as_millis()).arg(marker(due.conversation, sequence));
+        }
+        self.nodes.command(&timers, &command).await.map(|_| ())
+    }
+
+    async fn announce(&self, second: u64, partition: u16) -> Result<(), StoreError> {
+        self.check_verified()?;
+        let key = Keys::announced(second);
+        self.nodes.command(&key, cmd("SADD").arg(&key).arg(partition)).await?;
+        let ttl = (second * 1000).saturating_sub(self.dates.now().as_millis()) + ANNOUNCED_MS;
+        self.nodes.command(&key, cmd("PEXPIRE").arg(&key).arg(ttl)).await.map(|_| ())
+    }
+
+    async fn announced(&self, second: u64) -> Result<Vec<u16>, StoreError> {
+        self.check_verified()?;
+        let key = Keys::announced(second);
+        let members = self.nodes.command(&key, cmd("SMEMBERS").arg(&key)).await?;
+        Vec::<u16>::from_redis_value(members).map_err(|_| broken("partitions that are no numbers"))
+    }
+
+    fn partitions(&self) -> u16 {
+        self.keys.partitions
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {
         self.check_verified()?;
+        let partitions: Vec<u16> = (0..self.keys.partitions).collect();
         let mut all = Totals::default();
-        for totals in self.ask_all(&WhatIsHeld).await {
+        for (_, totals) in self.ask(&WhatIsHeld, &partitions).await {
             // A sum without a part of it would be a wrong one.
             let totals = totals?;
             all.awaiting += totals.awaiting;
@@ -482,12 +629,44 @@ impl Store for RedisStore {
     }
 
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
-        self.check_verified()?;
-        let reply = self.call(&self.scripts.inspect, conversation).read(&self.nodes).await?;
-        match reply.word.as_str() {
-            "conversation" => Ok(Ok(conversation_view(reply)?)),
-            "conversation_not_found" => Ok(Err(ConversationNotFound)),
-            _ => Err(reply.unexpected()),
+        let mut unreleased: Vec<WorkItemView> = Vec::new();
+        let mut from = Sequence::FIRST;
+        loop {
+            let call = || {
+                self.call(&self.scripts.inspect, conversation, None, 0).arg(from).arg(INSPECTED_AT_ONCE)
+            };
+            let mut reply = self.read_step(call).await?;
+            match reply.word() {
+                "conversation" => {}
+                "conversation_not_found" => return Ok(Err(ConversationNotFound)),
+                _ => return Err(reply.unexpected()),
+            }
+            let now = Timestamp::from_millis(reply.number()?);
+            let state = State::decode(&reply.bytes()?)?;
+            let facts = Facts::decode(&reply.bytes()?)?;
+            let first = reply.number()?;
+            let items = reply.list()?;
+            from = Sequence::new(first + items.len() as u64);
+            for item in items {
+                unreleased.push(Item::decode(&bytes(item)?)?.view(&state, now));
+            }
+            if from < state.next {
+                continue;
+            }
+            // What a step has released since it was read is not shown.
+            unreleased.retain(|view| view.item.sequence >= state.gate);
+            let awaited = unreleased.iter().find(|view| view.settled.is_none());
+            return Ok(Ok(ConversationView {
+                conversation_id: facts.id,
+                opened_at: facts.opened_at,
+                idle_at: state.idle_at(),
+                ended: state.ended(now),
+                traceparent: facts.traceparent,
+                next_sequence: state.next,
+                waiting_for: awaited.map_or(state.next, |view| view.item.sequence),
+                now,
+                unreleased,
+            }));
         }
     }
 
@@ -496,14 +675,16 @@ impl Store for RedisStore {
         conversation: ConversationRef,
         work_item: WorkItemId,
     ) -> Answer<WorkItemView, LookupRefused> {
-        self.check_verified()?;
-        let reply = self
-            .call(&self.scripts.work_item, conversation)
-            .arg("work_item", work_item)
-            .read(&self.nodes)
-            .await?;
-        Ok(Err(match reply.word.as_str() {
-            "work_item" => return Ok(Ok(reply.fields()?.work_item_view()?)),
+        let call = || {
+            self.call(&self.scripts.work_item, conversation, None, 0).arg(work_item.sequence()).arg(work_item)
+        };
+        let mut reply = self.read_step(call).await?;
+        Ok(Err(match reply.word() {
+            "work_item" => {
+                let now = Timestamp::from_millis(reply.number()?);
+                let state = State::decode(&reply.bytes()?)?;
+                return Ok(Ok(Item::decode(&reply.bytes()?)?.view(&state, now)));
+            }
             "conversation_not_found" => LookupRefused::ConversationNotFound,
             "work_item_not_found" => LookupRefused::WorkItemNotFound,
             _ => return Err(reply.unexpected()),
@@ -516,19 +697,30 @@ impl Store for RedisStore {
         after: Option<Sequence>,
         count: usize,
     ) -> Answer<Page, ConversationNotFound> {
-        self.check_verified()?;
-        let reply = self
-            .call(&self.scripts.read, conversation)
-            .arg("after", after.map_or(0, Sequence::get))
-            .arg("count", count)
-            .arg("max_bytes", PAGE_BYTES)
-            .read(&self.nodes)
-            .await?;
-        match reply.word.as_str() {
-            "page" => Ok(Ok(page(reply)?)),
-            "conversation_not_found" => Ok(Err(ConversationNotFound)),
-            _ => Err(reply.unexpected()),
+        let call = || {
+            self.call(&self.scripts.read, conversation, None, 0)
+                .arg(after.map_or(0, Sequence::get))
+                .arg(count)
+                .arg(PAGE_BYTES)
+        };
+        let mut reply = self.read_step(call).await?;
+        match reply.word() {
+            "page" => {}
+            "conversation_not_found" => return Ok(Err(ConversationNotFound)),
+            _ => return Err(reply.unexpected()),
         }
+        let now = Timestamp::from_millis(reply.number()?);
+        let state = State::decode(&reply.bytes()?)?;
+        let facts = Facts::decode(&reply.bytes()?)?;
+        let envelopes: Result<Vec<Bytes>, StoreError> =
+            reply.list()?.into_iter().map(|envelope| bytes(envelope).map(Bytes::from)).collect();
+        Ok(Ok(Page {
+            opened_at: facts.opened_at,
+            envelopes: envelopes?,
+            released: state.gate.get() - 1,
+            ended: state.ended_at(now).is_some(),
+            idle_in_ms: now.millis_until(state.idle_at()),
+        }))
     }
 
     fn watch(&self, conversation: ConversationRef) -> Wake {
@@ -545,95 +737,46 @@ impl Store for RedisStore {
     }
 }
 
-fn conversation_id(fields: &Fields) -> Result<Option<ConversationId>, StoreError> {
-    fields.optional("conversation_id", |text| ConversationId::parse(text).ok())
+/// What a step has released, as the end of its reply tells. `own`: the item that the step settled, which is not told again.
+fn released(reply: &mut Reply, now: Timestamp, own: Option<&Item>) -> Result<Vec<Released>, StoreError> {
+    let mut released = Vec::new();
+    while let Some(item) = reply.next() {
+        let (item, held) = (bytes(item)?, reply.number()? == 1);
+        released.push(match own {
+            Some(own) if item.is_empty() => own.released(now, held)?,
+            _ => Item::decode(&item)?.released(now, held)?,
+        });
+    }
+    Ok(released)
 }
 
-/// What `refuse` of `accept.lua` wrote.
-fn known(fields: &Fields) -> Result<Option<Known>, StoreError> {
-    let item = if fields.has("id") { Some(fields.work_item()?) } else { None };
-    Ok(conversation_id(fields)?.map(|conversation_id| Known { conversation_id, item }))
-}
-
-fn receipt(fields: &Fields) -> Result<Receipt, StoreError> {
-    let item = fields.work_item()?;
-    let gate = fields.parsed("gate").map(Sequence::new)?;
-    let delivery =
-        if item.sequence < gate { Delivery::Delivered } else { Delivery::Held { waiting_for: gate } };
-    Ok(Receipt {
-        delivery,
-        conversation_id: fields.required("conversation_id", |text| ConversationId::parse(text).ok())?,
-        outcome: fields.required("outcome", Outcome::parse)?,
-        received_at: fields.time("received_at")?,
-        replayed: fields.flag("replayed")?,
-        released: fields.released()?,
-        item,
-    })
-}
-
-fn ended(fields: &Fields) -> Result<Ended, StoreError> {
-    Ok(Ended {
-        ended_at: fields.time("ended_at")?,
-        dropped_held: fields.parsed("dropped_held")?,
-        dropped_awaiting: fields.parsed("dropped_awaiting")?,
-    })
-}
-
-fn conversation_view(reply: Reply) -> Result<ConversationView, StoreError> {
-    let mut parts = reply.rest.into_iter();
-    let head = parts.next().ok_or_else(|| broken("no conversation"))?;
-    let head = Fields::read(list(head)?)?;
-    let unreleased: Result<Vec<WorkItemView>, StoreError> =
-        parts.map(|item| Fields::read(list(item)?)?.work_item_view()).collect();
-    let unreleased = unreleased?;
-    let next_sequence = head.parsed("next").map(Sequence::new)?;
-    let awaited = unreleased.iter().find(|view| view.settled.is_none());
-    let has_ended = head.optional("ended_at", |text| text.parse::<u64>().ok())?.is_some();
-    Ok(ConversationView {
-        conversation_id: head.required("id", |text| ConversationId::parse(text).ok())?,
-        opened_at: head.time("opened_at")?,
-        idle_at: head.time("idle_at")?,
-        ended: if has_ended { Some(ended(&head)?) } else { None },
-        traceparent: head.optional("traceparent", |text| TraceParent::parse(text).ok())?,
-        next_sequence,
-        waiting_for: awaited.map_or(next_sequence, |view| view.item.sequence),
-        now: head.time("now")?,
-        unreleased,
-    })
-}
-
-fn page(reply: Reply) -> Result<Page, StoreError> {
-    let [released, has_ended, idle_in, entries] =
-        <[Value; 4]>::try_from(reply.rest).map_err(|_| broken("a page without its four parts"))?;
-    let envelopes: Result<Vec<Envelope>, StoreError> = list(entries)?.into_iter().map(envelope).collect();
-    Ok(Page {
-        envelopes: envelopes?,
-        released: string(released)?.parse().map_err(|_| broken("released"))?,
-        ended: string(has_ended)? == "1",
-        idle_in_ms: string(idle_in)?.parse().map_err(|_| broken("idle_in"))?,
-    })
-}
-
-/// An entry of the stream: its id and its fields.
-fn envelope(entry: Value) -> Result<Envelope, StoreError> {
-    let [_, fields] = <[Value; 2]>::try_from(list(entry)?).map_err(|_| broken("an entry without fields"))?;
-    let mut fields = Fields::read(list(fields)?)?;
-    let payload = fields
-        .take("result")
-        .map(|result| Payload::Succeeded(result.into()))
-        .or_else(|| fields.take("error").map(|error| Payload::Failed(error.into())));
-    Ok(Envelope {
-        sequence: fields.parsed("sequence").map(Sequence::new)?,
-        conversation_id: fields.required("conversationId", |text| ConversationId::parse(text).ok())?,
-        work_item_id: fields.required("workItemId", WorkItemId::parse)?,
-        turn_id: fields.optional("turnId", |text| TurnId::parse(text).ok())?,
-        kind: fields.required("kind", Kind::parse)?,
-        outcome: fields.required("outcome", Outcome::parse)?,
-        payload,
-        issued_at: fields.parsed("issuedAt")?,
-        received_at: fields.parsed("receivedAt")?,
-        released_at: fields.parsed("releasedAt")?,
-        request_id: fields.optional("requestId", RequestId::parse)?,
-        traceparent: fields.optional("traceparent", |text| TraceParent::parse(text).ok())?,
-    })
+impl RedisStore {
+    /// The receipt of a callback that was taken, once all that it released is on the channel.
+    async fn receipt(&self, mut reply: Reply, command: &Accept) -> Result<Receipt, StoreError> {
+        let (replayed, mut gate) = (reply.number()? == 1, Sequence::new(reply.number()?));
+        let facts = Facts::decode(&reply.bytes()?)?;
+        let item = Item::decode(&reply.bytes()?)?;
+        let (outcome, received_at) = item.settled().ok_or_else(|| broken("a receipt without an outcome"))?;
+        let unfinished = reply.number()? == 1;
+        // Released by the step that took it, at the time at which it was taken.
+        let mut released = released(&mut reply, received_at, Some(&item))?;
+        if unfinished
+            && let Some(after) =
+                self.finish(command.conversation, command.traceparent.as_ref(), &mut released).await
+        {
+            gate = after;
+        }
+        let sequence = item.item.sequence;
+        let delivery =
+            if sequence < gate { Delivery::Delivered } else { Delivery::Held { waiting_for: gate } };
+        Ok(Receipt {
+            delivery,
+            conversation_id: facts.id,
+            item: item.item,
+            outcome,
+            received_at,
+            replayed,
+            released,
+        })
+    }
 }

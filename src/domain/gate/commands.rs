@@ -44,7 +44,7 @@ pub enum OpenRefused {
 pub struct Issue {
     /// The conversation.
     pub conversation: ConversationRef,
-    /// The new item's id. The same id again is the same attempt repeated.
+    /// This attempt: the new item's id, but for the sequence in it. The same again is the same attempt repeated.
     pub work_item: WorkItemId,
     /// What kind of provider it goes to.
     pub kind: Kind,
@@ -89,8 +89,8 @@ pub enum IssueRefused {
     /// As many items as allowed are awaiting.
     #[error("too many work items of the conversation are awaiting")]
     AwaitingLimit,
-    /// The channel has, or is to have, as many envelopes as allowed.
-    #[error("the conversation's channel is at its length limit")]
+    /// The channel has, or is to have, as many envelopes or bytes of results as allowed.
+    #[error("the conversation's channel is at its limit")]
     ChannelLimit,
 }
 
@@ -101,6 +101,8 @@ pub struct Accept {
     pub conversation: ConversationRef,
     /// The work item that the token names.
     pub work_item: WorkItemId,
+    /// The work item's place in the conversation.
+    pub sequence: Sequence,
     /// When the token ends.
     pub expires_at: Timestamp,
     /// The result.
@@ -196,6 +198,9 @@ pub enum AcceptRefused {
     /// As many results, or bytes of them, as allowed are held.
     #[error("too much is held in the conversation")]
     HeldLimit,
+    /// The channel has as many bytes of results as allowed.
+    #[error("the conversation's channel is at its limit")]
+    ChannelLimit,
 }
 
 /// What the store knows of the callback that it did not take.
@@ -280,7 +285,7 @@ pub struct Ended {
     pub ended_at: Timestamp,
     /// Settled items that will not be released.
     pub dropped_held: u64,
-    /// Items that can no longer be settled.
+    /// Items that no step has settled, and none can any more.
     pub dropped_awaiting: u64,
 }
 
@@ -306,8 +311,8 @@ pub struct Expired {
     pub conversation_id: Option<ConversationId>,
     /// What timed out.
     pub timed_out: Vec<TimedOut>,
-    /// How many settled items will not be released, of a conversation that was left untouched: told once.
-    pub dropped_held: u64,
+    /// What a conversation left behind that was left untouched and ended by that: told once.
+    pub ended: Option<Ended>,
     /// What this step put on the channel.
     pub released: Vec<Released>,
 }

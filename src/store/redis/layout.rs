@@ -13,6 +13,9 @@ use crate::store::StoreError;
 /// The oldest server whose commands the scripts can use.
 const MIN_VERSION: (u32, u32) = (6, 2);
 
+/// The form of what is stored.
+const LAYOUT_VERSION: u8 = 2;
+
 /// How long the mark of the layout outlives its last renewal, in milliseconds: longer than any conversation can.
 const LAYOUT_TTL_MS: u64 = 90 * 24 * 60 * 60 * 1000;
 
@@ -98,7 +101,7 @@ pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<Missing, Not
     if let Some(complaint) = missing.complaint() {
         return Err(NotUsable::Refused(complaint));
     }
-    let ours = format!("partitions={partitions}");
+    let ours = format!("version={LAYOUT_VERSION} partitions={partitions}");
     let set = cmd("SET").arg(LAYOUT).arg(&ours).arg("NX").arg("PX").arg(LAYOUT_TTL_MS).to_owned();
     nodes.command(LAYOUT, &set).await?;
     nodes.command(LAYOUT, cmd("PEXPIRE").arg(LAYOUT).arg(LAYOUT_TTL_MS)).await?;
@@ -111,10 +114,17 @@ pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<Missing, Not
     if known == ours {
         return Ok(missing);
     }
-    Err(NotUsable::Refused(format!(
-        "the store is in use with {known}, this configuration says store.partitions = {partitions}: \
-         work items would not be found. Set it back, or start with an empty store"
-    )))
+    let version = format!("version={LAYOUT_VERSION} ");
+    Err(NotUsable::Refused(match known.strip_prefix(&version) {
+        Some(known) => format!(
+            "the store is in use with {known}, this configuration says store.partitions = {partitions}: \
+             work items would not be found. Set it back, or start with an empty store"
+        ),
+        None => format!(
+            "the store has the data of another version of callback-ingress (its layout is {known}, this version's is \
+             {LAYOUT_VERSION}): use an empty database, or the version that it was made with"
+        ),
+    }))
 }
 
 #[cfg(test)]

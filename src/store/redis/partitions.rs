@@ -1,8 +1,6 @@
 //! Questions about all partitions at once: what is due, and what is held. One server is asked for many partitions with
 //! each call; of a cluster each node for its own, with one round trip.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +11,14 @@ use tokio::time::timeout;
 use super::RedisStore;
 use super::keys::{self, Keys};
 use super::nodes::{Lane, Node};
-use super::script::{Call, broken, list, string};
+use super::script::{Call, broken, bytes, list, number};
 use super::slots::Slot;
 use crate::domain::gate::Totals;
-use crate::domain::ids::{ConversationRef, WorkItemId};
-use crate::store::{Due, DueConversation, StoreError};
+use crate::domain::time::Timestamp;
+use crate::store::{CLAIM_MS, Due, StoreError, gather};
 
 /// How many partitions one call looks through; in a cluster one, because each has its own slot.
-const PARTITIONS_AT_ONCE: u16 = 64;
+const PARTITIONS_AT_ONCE: usize = 64;
 
 /// What can be asked of some partitions with one call.
 pub(super) trait Question: Sync {
@@ -29,14 +27,14 @@ pub(super) trait Question: Sync {
     /// Which of a node's connections it takes.
     const LANE: Lane;
     /// The call, for these partitions.
-    fn call<'a>(&self, store: &'a RedisStore, partitions: Range<u16>) -> Call<'a>;
-    /// Reads the script's reply.
-    fn read(reply: Value) -> Result<Self::Answer, StoreError>;
+    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> Call<'a>;
+    /// Reads the script's reply for these partitions.
+    fn read(reply: Value, partitions: &[u16]) -> Result<Self::Answer, StoreError>;
     /// How long a node of a cluster may take.
     fn patience(store: &RedisStore) -> Duration;
 }
 
-/// What is due, at most so many items of each partition.
+/// What is due, at most so many timers of each partition.
 pub(super) struct WhatIsDue {
     pub(super) limit: usize,
 }
@@ -45,34 +43,31 @@ impl Question for WhatIsDue {
     type Answer = Due;
     const LANE: Lane = Lane::Commands;
 
-    fn call<'a>(&self, store: &'a RedisStore, partitions: Range<u16>) -> Call<'a> {
-        let keys: Vec<String> = partitions.map(Keys::deadlines).collect();
-        Call::new(&store.scripts.due, keys).plain(store.now()).plain(self.limit)
+    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> Call<'a> {
+        let keys: Vec<String> = partitions.iter().copied().map(Keys::timers).collect();
+        Call::new(&store.scripts.due, &keys, 0).raw(store.now()).arg(self.limit).arg(CLAIM_MS)
     }
 
-    fn read(reply: Value) -> Result<Due, StoreError> {
+    fn read(reply: Value, partitions: &[u16]) -> Result<Due, StoreError> {
         let mut values = list(reply)?.into_iter();
-        let (Some(next), Some(more)) = (values.next(), values.next()) else {
-            return Err(broken("a list without its head"));
-        };
-        let (next, more) = (string(next)?, string(more)? == "1");
-        let mut found: BTreeMap<ConversationRef, Vec<WorkItemId>> = BTreeMap::new();
-        for member in values {
-            // What is no marker of ours must not stop the others.
-            let Some((conversation, work_item)) = keys::deadline_member(&string(member)?) else {
-                tracing::debug!("a member of the deadlines is no awaiting marker");
-                continue;
-            };
-            found.entry(conversation).or_default().push(work_item);
+        let now = values.next().ok_or_else(|| broken("a list without a time"))?;
+        let now = Timestamp::from_millis(number(&now)?);
+        let mut next_in_ms = Vec::new();
+        let mut markers = Vec::new();
+        for (&partition, value) in partitions.iter().zip(values) {
+            let mut value = list(value)?.into_iter();
+            // -1 stands for none.
+            next_in_ms.push((partition, value.next().and_then(|next| number(&next).ok())));
+            for member in value {
+                let member = bytes(member)?;
+                // What is no marker of ours must not stop the others.
+                match std::str::from_utf8(&member).ok().and_then(keys::marked) {
+                    Some(marker) => markers.push(marker),
+                    None => tracing::debug!("a member of a set of timers is no marker"),
+                }
+            }
         }
-        Ok(Due {
-            conversations: found
-                .into_iter()
-                .map(|(conversation, work_items)| DueConversation { conversation, work_items })
-                .collect(),
-            next_in_ms: next.parse().ok(),
-            more,
-        })
+        Ok(Due { now, conversations: gather(markers), next_in_ms })
     }
 
     /// A node that is slow makes the timers of the others late by no more than this, twice.
@@ -88,16 +83,15 @@ impl Question for WhatIsHeld {
     type Answer = Totals;
     const LANE: Lane = Lane::Reads;
 
-    fn call<'a>(&self, store: &'a RedisStore, partitions: Range<u16>) -> Call<'a> {
-        let keys = partitions.flat_map(|partition| [Keys::deadlines(partition), Keys::totals(partition)]);
-        Call::new(&store.scripts.totals, keys.collect::<Vec<_>>())
+    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> Call<'a> {
+        let keys = partitions.iter().flat_map(|&partition| [Keys::timers(partition), Keys::totals(partition)]);
+        Call::new(&store.scripts.totals, &keys.collect::<Vec<_>>(), 0)
     }
 
-    fn read(reply: Value) -> Result<Totals, StoreError> {
-        let [awaiting, held, held_bytes] =
-            <[Value; 3]>::try_from(list(reply)?).map_err(|_| broken("totals without their three parts"))?;
-        let count = |value| string(value)?.parse().map_err(|_| broken("totals"));
-        Ok(Totals { awaiting: count(awaiting)?, held: count(held)?, held_bytes: count(held_bytes)? })
+    fn read(reply: Value, _: &[u16]) -> Result<Totals, StoreError> {
+        let mut values = list(reply)?.into_iter();
+        let mut count = || values.next().ok_or_else(|| broken("totals that are too few")).and_then(|n| number(&n));
+        Ok(Totals { awaiting: count()?, held: count()?, held_bytes: count()? })
     }
 
     fn patience(store: &RedisStore) -> Duration {
@@ -105,26 +99,29 @@ impl Question for WhatIsHeld {
     }
 }
 
+/// An answer, and the partitions that it is about.
+type Part<T> = (Vec<u16>, Result<T, StoreError>);
+
 impl RedisStore {
-    /// The answers of all partitions, some together. Who cannot be asked has a failure among them.
-    pub(super) async fn ask_all<Q: Question>(&self, question: &Q) -> Vec<Result<Q::Answer, StoreError>> {
+    /// The answers of these partitions, some together. Who cannot be asked has a failure among them.
+    pub(super) async fn ask<Q: Question>(&self, question: &Q, partitions: &[u16]) -> Vec<Part<Q::Answer>> {
         if self.nodes.is_cluster() {
-            return self.ask_cluster(question).await;
+            return self.ask_cluster(question, partitions).await;
         }
-        let partitions = self.keys.partitions;
-        let starts = (0..partitions).step_by(usize::from(PARTITIONS_AT_ONCE));
-        let groups = starts.map(|start| start..partitions.min(start.saturating_add(PARTITIONS_AT_ONCE)));
-        join_all(groups.map(|group| self.ask(question, group))).await
+        let groups = partitions.chunks(PARTITIONS_AT_ONCE);
+        join_all(groups.map(async |group| (group.to_vec(), self.ask_together(question, group).await))).await
     }
 
-    async fn ask<Q: Question>(&self, question: &Q, partitions: Range<u16>) -> Result<Q::Answer, StoreError> {
-        Q::read(question.call(self, partitions).send(&self.nodes, Q::LANE).await?.value)
+    async fn ask_together<Q: Question>(&self, question: &Q, partitions: &[u16]) -> Result<Q::Answer, StoreError> {
+        let answer = question.call(self, partitions).send(&self.nodes, Q::LANE).await?;
+        Q::read(answer.value, partitions)
     }
 
     /// Asks for one partition of a cluster, wherever it is by now.
-    async fn ask_alone<Q: Question>(&self, question: &Q, partition: u16) -> Result<Q::Answer, StoreError> {
-        let asked = self.ask(question, partition..partition + 1);
-        timeout(Q::patience(self), asked).await.unwrap_or_else(|_| Err(slow()))
+    async fn ask_alone<Q: Question>(&self, question: &Q, partition: u16) -> Part<Q::Answer> {
+        let alone = [partition];
+        let asked = timeout(Q::patience(self), self.ask_together(question, &alone));
+        (vec![partition], asked.await.unwrap_or_else(|_| Err(slow())))
     }
 
     /// Asks a node for some partitions at once. One that it refuses is asked for alone. If the node is silent only one
@@ -134,23 +131,25 @@ impl RedisStore {
         question: &Q,
         node: Arc<Node>,
         partitions: Vec<u16>,
-    ) -> Vec<Result<Q::Answer, StoreError>> {
+    ) -> Vec<Part<Q::Answer>> {
         let mut commands = Pipeline::new();
-        for partition in &partitions {
-            commands.add_command(question.call(self, *partition..partition + 1).command());
+        for &partition in &partitions {
+            commands.add_command(question.call(self, &[partition]).command());
         }
         let sent = timeout(Q::patience(self), node.link(Q::LANE).send_all(&commands));
         let Ok(Ok(answers)) = sent.await else {
             self.nodes.look_again().await;
-            return match partitions.first() {
-                Some(first) => vec![self.ask_alone(question, *first).await, Err(slow())],
+            return match partitions.split_first() {
+                Some((&first, others)) => {
+                    vec![self.ask_alone(question, first).await, (others.to_vec(), Err(slow()))]
+                }
                 None => Vec::new(),
             };
         };
         let mut found = Vec::with_capacity(partitions.len());
         for (partition, answer) in partitions.into_iter().zip(answers) {
             found.push(match answer.extract_error() {
-                Ok(value) => Q::read(value),
+                Ok(value) => (vec![partition], Q::read(value, &[partition])),
                 Err(_) => self.ask_alone(question, partition).await,
             });
         }
@@ -158,14 +157,14 @@ impl RedisStore {
     }
 
     /// Asks each node by itself.
-    async fn ask_cluster<Q: Question>(&self, question: &Q) -> Vec<Result<Q::Answer, StoreError>> {
+    async fn ask_cluster<Q: Question>(&self, question: &Q, partitions: &[u16]) -> Vec<Part<Q::Answer>> {
         let mut nodes: Vec<(Arc<Node>, Vec<u16>)> = Vec::new();
         let mut found = Vec::new();
-        for partition in 0..self.keys.partitions {
-            let owner = match self.nodes.owner(Slot::of(&Keys::deadlines(partition))).await {
+        for &partition in partitions {
+            let owner = match self.nodes.owner(Slot::of(&Keys::timers(partition))).await {
                 Ok(owner) => owner,
                 Err(error) => {
-                    found.push(Err(StoreError::Unavailable(error.into())));
+                    found.push((vec![partition], Err(StoreError::Unavailable(error.into()))));
                     continue;
                 }
             };

@@ -71,7 +71,7 @@ pub(super) async fn missing(nodes: &Nodes, partitions: u16) -> Result<Missing, S
         // Calling it loads it only where it is not known.
         nodes.command(&key, cmd("SCRIPT").arg("LOAD").arg(PROBE)).await?;
         let FromNode { value, node, .. } =
-            Call::new(&probe, [key.clone()]).plain(channel).send(nodes, Lane::Commands).await?;
+            Call::new(&probe, &[&key], 0).raw(channel).send(nodes, Lane::Commands).await?;
         let met = Vec::<(String, String)>::from_redis_value(value)
             .map_err(|_| StoreError::Broken("the probe's answer is no list".into()))?;
         for (command, error) in met {

@@ -1,89 +1,82 @@
-//! Calling a script and reading its reply. Arguments and replies travel as names and values, not as positions.
+//! Calling a script and reading its reply. Keys, arguments and replies travel by position, as each script's header says.
 
-use std::fmt::Display;
-use std::str::FromStr;
+use std::fmt::{Display, Write};
 
-use redis::{Cmd, Script, Value, cmd};
+use redis::{Cmd, Script, ToRedisArgs, Value};
 
 use super::link::Request;
 use super::nodes::{FromNode, Lane, Nodes};
 use super::slots::Slot;
-use crate::domain::gate::{Released, TimedOut, WorkItemView};
-use crate::domain::ids::{Sequence, TraceParent, TurnId, WorkItemId};
-use crate::domain::time::Timestamp;
-use crate::domain::token::KeyId;
-use crate::domain::work_item::{Kind, Outcome, State, WorkItem};
 use crate::store::StoreError;
+
+/// What a call takes besides its payload, keys included: the buffer is made once.
+const CALL_BYTES: usize = 1024;
+const CALL_ARGUMENTS: usize = 24;
 
 /// An operation's script with its arguments.
 pub(super) struct Call<'a> {
     script: &'a Script,
-    keys: Vec<String>,
-    arguments: Vec<Vec<u8>>,
+    slot: Slot,
+    command: Cmd,
+    scratch: String,
 }
 
 impl<'a> Call<'a> {
-    /// Every script has a key, and all of its keys are in one slot.
-    pub(super) fn new(script: &'a Script, keys: impl Into<Vec<String>>) -> Self {
-        Self { script, keys: keys.into(), arguments: Vec::new() }
-    }
-
-    pub(super) fn key(mut self, key: String) -> Self {
-        self.keys.push(key);
-        self
-    }
-
-    pub(super) fn arg(self, name: &str, value: impl Display) -> Self {
-        self.bytes(name, value.to_string().as_bytes())
-    }
-
-    pub(super) fn bytes(mut self, name: &str, value: &[u8]) -> Self {
-        self.arguments.extend([name.into(), value.into()]);
-        self
-    }
-
-    /// Leaves the argument out when there is none.
-    pub(super) fn option(self, name: &str, value: Option<impl Display>) -> Self {
-        match value {
-            Some(value) => self.arg(name, value),
-            None => self,
+    /// Every script has a key, and all of its keys are in one slot. `payload`: bytes of what is long among its arguments.
+    pub(super) fn new<K: AsRef<str>>(script: &'a Script, keys: &[K], payload: usize) -> Self {
+        let mut command = Cmd::with_capacity(CALL_ARGUMENTS, CALL_BYTES + payload);
+        command.arg("EVALSHA").arg(script.get_hash()).arg(keys.len());
+        for key in keys {
+            command.arg(key.as_ref());
         }
+        let slot = Slot::of(keys.first().map_or("", AsRef::as_ref));
+        Self { script, slot, command, scratch: String::new() }
     }
 
-    /// A value without a name, for a script that stands alone.
-    pub(super) fn plain(mut self, value: impl Display) -> Self {
-        self.arguments.push(value.to_string().into());
+    /// Adds an argument as its text.
+    pub(super) fn arg(mut self, value: impl Display) -> Self {
+        self.scratch.clear();
+        // Writing to a string does not fail.
+        let _ = write!(self.scratch, "{value}");
+        self.command.arg(self.scratch.as_str());
         self
     }
 
-    /// The slot of its keys.
-    pub(super) fn slot(&self) -> Slot {
-        Slot::of(self.keys.first().map_or("", String::as_str))
+    /// Adds an argument as it is.
+    pub(super) fn raw(mut self, value: impl ToRedisArgs) -> Self {
+        self.command.arg(value);
+        self
+    }
+
+    /// Adds an argument that is empty when there is none.
+    pub(super) fn option(self, value: Option<impl Display>) -> Self {
+        match value {
+            Some(value) => self.arg(value),
+            None => self.raw(""),
+        }
     }
 
     /// As a command, which fails where the script is not known.
     pub(super) fn command(self) -> Cmd {
-        let mut call = cmd("EVALSHA");
-        call.arg(self.script.get_hash()).arg(self.keys.len()).arg(self.keys).arg(self.arguments);
-        call
+        self.command
     }
 
     pub(super) async fn send(self, nodes: &Nodes, lane: Lane) -> Result<FromNode, StoreError> {
-        let (slot, script) = (self.slot(), self.script);
-        let call = self.command();
-        nodes.call(lane, slot, Request::script(script, &call)).await
+        nodes.call(lane, self.slot, Request::script(self.script, &self.command)).await
     }
 
-    /// The reply to what changes nothing.
-    pub(super) async fn read(self, nodes: &Nodes) -> Result<Reply, StoreError> {
-        Reply::read(self.send(nodes, Lane::Reads).await?.value)
+    /// Sends it, and the other one, if there is one, should it have to be repeated.
+    pub(super) async fn send_or(self, again: Option<&Self>, nodes: &Nodes) -> Result<FromNode, StoreError> {
+        let request = Request::script(self.script, &self.command);
+        let request = again.map_or(request, |again| request.or(&again.command));
+        nodes.call(Lane::Commands, self.slot, request).await
     }
 }
 
 /// A script's reply: a word, and what follows it. There may be results in it: it has no `Debug`.
 pub(super) struct Reply {
-    pub(super) word: String,
-    pub(super) rest: Vec<Value>,
+    word: Vec<u8>,
+    rest: std::vec::IntoIter<Value>,
 }
 
 /// A reply that does not read as the script's header says.
@@ -92,199 +85,61 @@ pub(super) fn broken(what: impl Display) -> StoreError {
 }
 
 pub(super) fn list(value: Value) -> Result<Vec<Value>, StoreError> {
-    if let Value::Array(values) = value {
-        Ok(values)
-    } else {
-        Err(broken(format_args!("no list but {}", kind_of(&value))))
-    }
+    if let Value::Array(values) = value { Ok(values) } else { Err(broken("no list")) }
 }
 
 pub(super) fn bytes(value: Value) -> Result<Vec<u8>, StoreError> {
-    if let Value::BulkString(bytes) = value {
-        Ok(bytes)
+    if let Value::BulkString(bytes) = value { Ok(bytes) } else { Err(broken("no string")) }
+}
+
+pub(super) fn number(value: &Value) -> Result<u64, StoreError> {
+    if let Value::Int(number) = value {
+        u64::try_from(*number).map_err(|_| broken("a negative number"))
     } else {
-        Err(broken(format_args!("no string but {}", kind_of(&value))))
-    }
-}
-
-pub(super) fn string(value: Value) -> Result<String, StoreError> {
-    String::from_utf8(bytes(value)?).map_err(|_| broken("a string that is not UTF-8"))
-}
-
-/// The kind of a reply, without what is in it.
-#[expect(clippy::wildcard_enum_match_arm, reason = "only told to people")]
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Nil => "nil",
-        Value::Int(_) => "an integer",
-        Value::ServerError(_) => "an error",
-        _ => "something else",
+        Err(broken("no number"))
     }
 }
 
 impl Reply {
     pub(super) fn read(value: Value) -> Result<Self, StoreError> {
-        let mut values = list(value)?.into_iter();
-        let word = string(values.next().ok_or_else(|| broken("an empty list"))?)?;
-        Ok(Self { word, rest: values.collect() })
+        let mut rest = list(value)?.into_iter();
+        let word = bytes(rest.next().ok_or_else(|| broken("an empty list"))?)?;
+        Ok(Self { word, rest })
     }
 
-    pub(super) fn fields(self) -> Result<Fields, StoreError> {
-        Fields::read(self.rest)
+    /// The word; empty when it is none.
+    pub(super) fn word(&self) -> &str {
+        std::str::from_utf8(&self.word).unwrap_or_default()
+    }
+
+    /// What comes next, without taking it.
+    pub(super) fn peek(&self) -> Option<&Value> {
+        self.rest.as_slice().first()
+    }
+
+    /// What comes next, if anything does.
+    pub(super) fn next(&mut self) -> Option<Value> {
+        self.rest.next()
+    }
+
+    fn required(&mut self) -> Result<Value, StoreError> {
+        self.rest.next().ok_or_else(|| broken("a reply that is too short"))
+    }
+
+    pub(super) fn number(&mut self) -> Result<u64, StoreError> {
+        number(&self.required()?)
+    }
+
+    pub(super) fn bytes(&mut self) -> Result<Vec<u8>, StoreError> {
+        bytes(self.required()?)
+    }
+
+    pub(super) fn list(&mut self) -> Result<Vec<Value>, StoreError> {
+        list(self.required()?)
     }
 
     /// This word is none that the operation's header names.
     pub(super) fn unexpected(&self) -> StoreError {
-        broken(format_args!("the word {:?}", self.word))
-    }
-}
-
-/// Names and values. There may be a result among them: they have no `Debug`.
-pub(super) struct Fields(Vec<(String, Vec<u8>)>);
-
-impl Fields {
-    pub(super) fn read(values: Vec<Value>) -> Result<Self, StoreError> {
-        let mut fields = Vec::with_capacity(values.len() / 2);
-        let mut values = values.into_iter();
-        while let Some(name) = values.next() {
-            let value = values.next().ok_or_else(|| broken("a name without a value"))?;
-            fields.push((string(name)?, bytes(value)?));
-        }
-        Ok(Self(fields))
-    }
-
-    /// Takes a value out, its bytes as they are.
-    pub(super) fn take(&mut self, name: &str) -> Option<Vec<u8>> {
-        let at = self.0.iter().position(|(known, _)| known == name)?;
-        Some(self.0.swap_remove(at).1)
-    }
-
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|(known, _)| known == name)
-    }
-
-    fn text(&self, name: &str) -> Result<Option<&str>, StoreError> {
-        match self.0.iter().find(|(known, _)| known == name) {
-            Some((_, value)) => std::str::from_utf8(value).map(Some).map_err(|_| broken(name)),
-            None => Ok(None),
-        }
-    }
-
-    /// A value that may be missing.
-    pub(super) fn optional<T>(
-        &self,
-        name: &str,
-        parse: impl FnOnce(&str) -> Option<T>,
-    ) -> Result<Option<T>, StoreError> {
-        let Some(text) = self.text(name)? else { return Ok(None) };
-        parse(text).map(Some).ok_or_else(|| broken(name))
-    }
-
-    /// A value that must be there.
-    pub(super) fn required<T>(
-        &self,
-        name: &str,
-        parse: impl FnOnce(&str) -> Option<T>,
-    ) -> Result<T, StoreError> {
-        self.optional(name, parse)?.ok_or_else(|| broken(format_args!("no {name}")))
-    }
-
-    pub(super) fn parsed<T: FromStr>(&self, name: &str) -> Result<T, StoreError> {
-        self.required(name, |text| text.parse().ok())
-    }
-
-    /// A time in milliseconds.
-    pub(super) fn time(&self, name: &str) -> Result<Timestamp, StoreError> {
-        self.parsed(name).map(Timestamp::from_millis)
-    }
-
-    pub(super) fn flag(&self, name: &str) -> Result<bool, StoreError> {
-        self.required(name, |text| match text {
-            "0" => Some(false),
-            "1" => Some(true),
-            _ => None,
-        })
-    }
-
-    /// The item that `describe` of `gate.lua` wrote.
-    pub(super) fn work_item(&self) -> Result<WorkItem, StoreError> {
-        Ok(WorkItem {
-            id: self.required("id", WorkItemId::parse)?,
-            sequence: self.parsed("sequence").map(Sequence::new)?,
-            kind: self.required("kind", Kind::parse)?,
-            turn_id: self.optional("turn_id", |text| TurnId::parse(text).ok())?,
-            issued_at: self.time("issued_at")?,
-            deadline: self.time("deadline")?,
-            expires_at: self.time("expires_at")?,
-            key_id: self.required("key_id", |text| KeyId::parse(text).ok())?,
-            traceparent: self.optional("traceparent", |text| TraceParent::parse(text).ok())?,
-        })
-    }
-
-    /// Lines of words; none when the field is not there.
-    fn lines<T, const N: usize>(
-        &self,
-        name: &str,
-        read: impl Fn([&str; N]) -> Option<T>,
-    ) -> Result<Vec<T>, StoreError> {
-        let text = self.text(name)?.unwrap_or_default();
-        text.lines()
-            .map(|line| {
-                let words: Vec<&str> = line.split(' ').collect();
-                words.try_into().ok().and_then(&read).ok_or_else(|| broken(name))
-            })
-            .collect()
-    }
-
-    /// What `append` of `gate.lua` wrote of the envelopes.
-    pub(super) fn released(&self) -> Result<Vec<Released>, StoreError> {
-        self.lines(
-            "released",
-            |[sequence, id, kind, outcome, issued, received, released, held, issue, settle]| {
-                Some(Released {
-                    sequence: Sequence::new(sequence.parse().ok()?),
-                    work_item: WorkItemId::parse(id)?,
-                    kind: Kind::parse(kind)?,
-                    outcome: Outcome::parse(outcome)?,
-                    issued_at: Timestamp::from_millis(issued.parse().ok()?),
-                    received_at: Timestamp::from_millis(received.parse().ok()?),
-                    released_at: Timestamp::from_millis(released.parse().ok()?),
-                    held: held == "1",
-                    issued_in: TraceParent::parse(issue).ok(),
-                    settled_in: TraceParent::parse(settle).ok(),
-                })
-            },
-        )
-    }
-
-    /// What `expire.lua` timed out.
-    pub(super) fn timed_out(&self) -> Result<Vec<TimedOut>, StoreError> {
-        self.lines("timed_out", |[id, sequence, kind, late, issue]| {
-            Some(TimedOut {
-                work_item: WorkItemId::parse(id)?,
-                sequence: Sequence::new(sequence.parse().ok()?),
-                kind: Kind::parse(kind)?,
-                late_ms: late.parse().ok()?,
-                issued_in: TraceParent::parse(issue).ok(),
-            })
-        })
-    }
-
-    /// The item that `view` of `gate.lua` wrote.
-    pub(super) fn work_item_view(&self) -> Result<WorkItemView, StoreError> {
-        let state = self.required("state", |text| match text {
-            "awaiting" => Some(State::Awaiting),
-            "held" => Some(State::Held),
-            "released" => Some(State::Released),
-            "dropped" => Some(State::Dropped),
-            _ => None,
-        })?;
-        let settled = match self.optional("outcome", Outcome::parse)? {
-            Some(outcome) => Some((outcome, self.time("received_at")?)),
-            None => None,
-        };
-        let bytes = self.optional("bytes", |text| text.parse().ok())?.unwrap_or_default();
-        let held_bytes = if state == State::Held { bytes } else { 0 };
-        Ok(WorkItemView { item: self.work_item()?, state, settled, held_bytes })
+        broken(format_args!("the word {:?}", self.word()))
     }
 }

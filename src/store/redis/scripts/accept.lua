@@ -1,83 +1,60 @@
 -- Takes a callback: checks, de-duplicates, moves the gate and writes the channel, in one step.
--- KEYS 7: used
--- ARGV: work_item, expires_at, fingerprint, outcome succeeded|failed, payload, request_id, attempt,
---       max_held_items, max_held_bytes
--- Reply: taken, replayed 0|1, conversation_id, gate, the item, released (optional)
+-- ARGV: 4 trace or empty, 5 sequence, 6 the sequence after it, 7 work item id, 8 token's expiry, 9 fingerprint,
+--       10 outcome (a number), 11 result, 12 request id, 13 attempt (8 bytes)
+-- Reply: taken, replayed 0|1, gate, facts, item, more 0|1, then of each item released in this step: it (empty: the one
+--        that was taken), was held 0|1
 --        token_expired | conversation_ended | work_item_unknown | token_used | work_item_timed_out |
---        work_item_cancelled | held_limit, each with conversation_id and the item, as far as they are known
-local expires_at = number(A.expires_at)
+--        work_item_cancelled | held_limit | channel_limit, then facts and item as far as they are known
+local USED, ID, FINGERPRINT, PAYLOAD = KEYS[6], ARGV[7], ARGV[9], ARGV[11]
+local sequence, expires_at = tonumber(ARGV[5]), tonumber(ARGV[8])
 if NOW >= expires_at then
     return { 'token_expired' }
 end
-local c = load_conversation()
-
-local function refuse(word, item)
-    if not c then
-        return { word }
-    end
-    local reply = { word, 'conversation_id', c.id }
-    return item and describe(item, reply) or reply
-end
-
+local read = call('HMGET', CONVERSATION, 's', 'c', sequence, ARGV[6])
+local c, item = conversation(read[1], read[2]), read[3]
 if not c then
-    return refuse('conversation_ended')
-end
-check_kinds()
-local item = load_item_by_id(A.work_item)
-if not item then
-    return refuse(c.ended and 'conversation_ended' or 'work_item_unknown')
-end
-local first = redis.call('GET', USED)
-if c.ended and (not first or item.sequence >= c.gate) then
-    return refuse('conversation_ended', item)
+    return { 'conversation_ended' }
+elseif not item or id_of(item) ~= ID then
+    return { c.ended and 'conversation_ended' or 'work_item_unknown', c.facts }
 end
 
-local replayed = '0'
--- A step that failed halfway spent the token, and did no more: it is done again.
-if first == A.fingerprint and not item.outcome then
-    first = false
+local outcome = outcome_at(item, NOW)
+if outcome ~= AWAITING or c.ended then
+    local first = call('GET', USED)
+    if c.ended and (not first or sequence >= c.gate) then
+        return { 'conversation_ended', c.facts, item }
+    elseif outcome == TIMED_OUT then
+        return { 'work_item_timed_out', c.facts, item }
+    elseif outcome == CANCELLED then
+        return { 'work_item_cancelled', c.facts, item }
+    elseif first ~= FINGERPRINT then
+        return { 'token_used', c.facts, item }
+    end
+    -- Told what the first was told; what a step that failed halfway left undone is done by the next one.
+    return { 'taken', settled_by(item) == ARGV[13] and 0 or 1, c.gate, c.facts, item, 0 }
 end
-if first then
-    if first ~= A.fingerprint then
-        return refuse('token_used', item)
-    end
-    replayed = item.attempt == A.attempt and '0' or '1'
-    if item.sequence >= c.gate and not redis.call('HGET', HELD, text(item.sequence)) then
-        -- One that failed a little later settled the item, and neither kept its result nor counted it.
-        item.payload = A.payload
-        c.awaiting = c.awaiting - 1
-        c.held_bytes = c.held_bytes + #A.payload
-    end
-else
-    local outcome = outcome_at(item, NOW)
-    if outcome == 'timed_out' or outcome == 'cancelled' then
-        return refuse('work_item_' .. outcome, item)
-    elseif outcome then
-        return refuse('token_used', item)
-    end
 
-    -- The rule of held results: one that is released in the same step is never too much.
-    local too_much = held(c) >= number(A.max_held_items) or c.held_bytes + #A.payload > number(A.max_held_bytes)
-    if too_much then
-        for sequence = c.gate, item.sequence - 1 do
-            local before = load_item(sequence)
-            if before and not outcome_at(before, NOW) then
-                return refuse('held_limit', item)
-            end
-        end
+local bytes = #PAYLOAD
+-- The rule of held results: one that is released in the same step is never too much.
+if sequence > c.gate and NOW < c.gate_deadline
+    and (c.held_before >= $max_held_items or c.held_bytes + bytes > $max_held_bytes) then
+    return { 'held_limit', c.facts, item }
+elseif c.channel_bytes + c.held_bytes + bytes > $max_channel_bytes then
+    return { 'channel_limit', c.facts, item }
+end
+if not call('SET', USED, FINGERPRINT, 'NX', 'PX', expires_at - NOW + $grace) and call('GET', USED) ~= FINGERPRINT then
+    return { 'token_used', c.facts, item }
+end
+item = settle(c, sequence, item, tonumber(ARGV[10]), NOW_TEXT, ARGV[13], bytes, ARGV[12])
+touch(c)
+if sequence == c.gate or NOW >= c.gate_deadline then
+    release(c, { [sequence] = item, [sequence + 1] = read[4] or nil }, sequence, PAYLOAD)
+end
+if sequence >= c.gate then
+    call('HSET', HELD, sequence, PAYLOAD)
+    if c.held_before == 0 then
+        call('PEXPIRE', HELD, c.kept_until - NOW)
     end
-
-    redis.call('SET', USED, A.fingerprint, 'NX', 'PX', text(expires_at - NOW + number(A.grace)))
-    settle(c, item, {
-        outcome = A.outcome, received_at = text(NOW), request_id = A.request_id, attempt = A.attempt,
-        bytes = text(#A.payload), payload = A.payload,
-    })
-    c.touched_at = NOW
 end
-if not c.ended then
-    release(c, item)
-    save_conversation(c)
-end
-return with_released(describe(item, {
-    'taken', 'replayed', replayed, 'conversation_id', c.id, 'gate', text(c.gate),
-}))
+save(c)
+return { 'taken', 0, c.gate, c.facts, item, more(c), unpack(RELEASED) }

@@ -1,32 +1,32 @@
 -- Withdraws a work item.
--- ARGV: work_item, request_id, attempt
--- Reply: cancelled, the item as it stands, released (optional)
+-- ARGV: 4 trace or empty, 5 sequence, 6 the sequence after it, 7 work item id, 8 request id, 9 attempt (8 bytes)
+-- Reply: cancelled, now, state, facts, item, then of each item released in this step: it (empty: the one that was
+--        cancelled), was held 0|1
+--        work_item_settled, outcome (a number)
 --        conversation_not_found | work_item_not_found | conversation_ended
---        work_item_settled, outcome
-local c = load_conversation()
+local sequence = tonumber(ARGV[5])
+local read = call('HMGET', CONVERSATION, 's', 'c', sequence, ARGV[6])
+local c, item = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_not_found' }
-end
-check_kinds()
-local item = load_item_by_id(A.work_item)
-if not item then
+elseif not item or id_of(item) ~= ARGV[7] then
     return { 'work_item_not_found' }
 end
--- An attempt whose answer was lost is told what it did, unless the end has dropped it since.
 local outcome = outcome_at(item, NOW)
-local repeated = outcome == 'cancelled' and item.attempt == A.attempt and (not c.ended or item.sequence < c.gate)
+-- An attempt whose answer was lost is told what it did, unless the end has dropped it since.
+local repeated = outcome == CANCELLED and settled_by(item) == ARGV[9] and (not c.ended or sequence < c.gate)
 if c.ended and not repeated then
     return { 'conversation_ended' }
-elseif outcome and not repeated then
-    return { 'work_item_settled', 'outcome', outcome }
-elseif not outcome then
-    settle(c, item, {
-        outcome = 'cancelled', received_at = text(NOW), request_id = A.request_id, attempt = A.attempt,
-    })
-    c.touched_at = NOW
+elseif outcome ~= AWAITING and not repeated then
+    return { 'work_item_settled', outcome }
+elseif not repeated then
+    -- This write takes no memory: a server that is full takes what follows it in the same script.
+    call('PEXPIRE', TIMERS, $partition_ttl)
+    item = settle(c, sequence, item, CANCELLED, NOW_TEXT, ARGV[9], 0, ARGV[8])
+    touch(c)
+    if sequence == c.gate or NOW >= c.gate_deadline then
+        release(c, { [sequence] = item, [sequence + 1] = read[4] or nil }, sequence)
+    end
+    save(c)
 end
-if not c.ended then
-    release(c, item)
-    save_conversation(c)
-end
-return with_released({ 'cancelled', unpack(view(c, item)) })
+return { 'cancelled', NOW, state_of(c), c.facts, item, unpack(RELEASED) }

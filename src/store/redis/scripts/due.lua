@@ -1,37 +1,36 @@
--- Finds the awaiting markers of some partitions that are due. Changes nothing. Stands alone, without gate.lua.
--- KEYS: deadlines of each partition
--- ARGV: now (milliseconds, or empty: the server's own clock), most members of a partition
--- Reply: time to the next deadline that is not due, in ms, or an empty string; more 0|1, whether some partition has
---        more than it may give; then the members that are due
-local now = tonumber(ARGV[1])
+-- Finds the markers of some partitions whose time has come, and hands them to the caller alone: nobody else is given
+-- them for a while. Stands alone.
+-- KEYS: timers of each partition
+-- ARGV: 1 now in ms, or empty: the server's own clock, 2 most markers of a partition, 3 for how long they are the
+--       caller's, ms
+-- Reply: now; then of each partition the time in ms to its next marker that is not given (0: more are due), or -1, and
+--        the markers that are
+local call = redis.call
+local now, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
 if not now then
-    local time = redis.call('TIME')
-    now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+    local time = call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
-local at = string.format('%.0f', now)
-local limit = tonumber(ARGV[2])
-local nearest
-local reply = { '', '0' }
-for _, deadlines in ipairs(KEYS) do
-    -- One more than is given tells whether there is more.
-    -- A key that somebody has spoilt must not stop the others.
-    local due = redis.pcall('ZRANGE', deadlines, '-inf', at, 'BYSCORE', 'LIMIT', '0', string.format('%.0f', limit + 1))
-    if due.err then
-        due = {}
+local reply = { now }
+for _, timers in ipairs(KEYS) do
+    -- One more than is given tells whether there is more, or when. A key that somebody has spoilt must not stop the others.
+    local first = redis.pcall('ZRANGE', timers, 0, limit, 'WITHSCORES')
+    local partition, taken = { -1 }, {}
+    for i = 1, #first, 2 do
+        local time = tonumber(first[i + 1])
+        if time > now or #partition > limit then
+            partition[1] = math.max(time - now, 0)
+            break
+        end
+        partition[#partition + 1] = first[i]
+        taken[#taken + 1] = now + ARGV[3]
+        taken[#taken + 1] = first[i]
     end
-    for i = 1, math.min(#due, limit) do
-        reply[#reply + 1] = due[i]
+    reply[#reply + 1] = partition
+    if #taken > 0 then
+        -- This write takes no memory: a server that is full takes what follows it in the same script.
+        call('PEXPIRE', timers, $partition_ttl)
+        call('ZADD', timers, 'XX', unpack(taken))
     end
-    if #due > limit then
-        reply[2] = '1'
-    end
-    local next = redis.pcall('ZRANGE', deadlines, '(' .. at, '+inf', 'BYSCORE', 'LIMIT', '0', '1', 'WITHSCORES')
-    local score = tonumber(next[2])
-    if score and (not nearest or score < nearest) then
-        nearest = score
-    end
-end
-if nearest then
-    reply[1] = string.format('%.0f', nearest - now)
 end
 return reply

@@ -1,33 +1,27 @@
--- Ends a conversation. Ending twice is the same as once.
--- ARGV: nothing of its own
--- Reply: ended, repeated 0|1, ended_at, dropped_held, dropped_awaiting, released (optional)
+-- Ends a conversation, after what is due by now was released. Ending twice is the same as once.
+-- ARGV: 4 trace or empty
+-- Reply: ended, now, repeated 0|1, state, facts, then of each item released in this step: it, was held 0|1
+--        unfinished, the same: there is more to release, and the conversation goes on; to be asked again
 --        conversation_not_found
-local c = load_conversation()
+local read = call('HMGET', CONVERSATION, 's', 'c')
+local c = conversation(read[1], read[2])
 if not c then
     return { 'conversation_not_found' }
 end
-check_kinds()
-local repeated = c.ended and '1' or '0'
-local dropped_held, dropped_awaiting = c.dropped_held, c.dropped_awaiting
-if not c.ended then
-    release(c)
-    dropped_held, dropped_awaiting = left_behind(c, NOW)
-    for sequence = c.gate, c.next - 1 do
-        local id = redis.call('HGET', ITEMS, text(sequence) .. ':id')
-        if id then
-            redis.call('ZREM', DEADLINES, A.reference .. '/' .. id)
+local repeated = c.ended and 1 or 0
+if c.ended_at == 0 then
+    -- This write takes no memory: a server that is full takes what follows it in the same script.
+    call('PEXPIRE', TIMERS, $partition_ttl)
+    if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then
+        release(c, {})
+        if more(c) == 1 then
+            save(c)
+            return { 'unfinished', NOW, 0, state_of(c), c.facts, unpack(RELEASED) }
         end
     end
-    redis.call('DEL', HELD)
-    c.ended_at, c.ended = NOW, NOW
-    redis.call('HSET', CONVERSATION, 'ended_at', text(NOW), 'dropped_held', text(dropped_held),
-        'dropped_awaiting', text(dropped_awaiting))
-    save_conversation(c)
-    wake()
-elseif not c.ended_at then
-    dropped_held, dropped_awaiting = left_behind(c, c.ended)
+    finish(c, c.ended or NOW)
+    call('HINCRBY', TOTALS, 'clearing', c.awaiting - clear(c))
+    save(c)
+    arm(c)
 end
-return with_released({
-    'ended', 'repeated', repeated, 'ended_at', text(c.ended), 'dropped_held', text(dropped_held),
-    'dropped_awaiting', text(dropped_awaiting),
-})
+return { 'ended', NOW, repeated, state_of(c), c.facts, unpack(RELEASED) }

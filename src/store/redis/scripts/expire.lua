@@ -1,39 +1,85 @@
--- Times out those of the named items that are due. A stale timer finds nothing to do.
--- ARGV: work_items, separated by spaces
--- Reply: expired, conversation_id (of a live one), timed_out (a line each: work item id, sequence, kind, lateness in ms, traceparent or -),
---        released (optional), dropped_held (of one that was left untouched, once)
-local c = load_conversation()
-check_kinds()
-local timed_out = {}
-for id in string.gmatch(A.work_items, '%S+') do
-    local item = c and not c.ended and load_item_by_id(id)
-    if item and not item.outcome then
-        if NOW >= item.deadline then
-            time_out(c, item)
-            timed_out[#timed_out + 1] = table.concat({
-                id, text(item.sequence), item.kind, text(NOW - item.deadline), item.traceparent or '-',
-            }, ' ')
+-- The sweeper's step: times out those of the named items that are due, goes on with what a step has left to be done, ends
+-- a conversation that was left untouched, and frees one that nobody can ask for any more. A stale timer finds nothing to
+-- do.
+-- ARGV: 4 trace or empty, 5 whether to look at the conversation as a whole 0|1, 6 … sequences
+-- Reply: gone
+--        expired, now, state, facts, ended by this step 0|1, how many timed out, then of each of those: sequence, item;
+--        then of each item released in this step: it, was held 0|1
+local look = ARGV[5] == '1'
+local named = {}
+for i = 6, #ARGV do
+    named[i - 5] = tonumber(ARGV[i])
+end
+local read = call('HMGET', CONVERSATION, 's', 'c', unpack(named))
+local c = read[1] and stored(read[1], read[2])
+-- This write takes no memory: a server that is full takes what follows it in the same script.
+call('PEXPIRE', TIMERS, $partition_ttl)
+if not c then
+    for _, sequence in ipairs(named) do
+        call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
+    end
+    if look and call('ZREM', TIMERS, REFERENCE) == 1 then
+        call('HINCRBY', TOTALS, 'conversations', -1)
+    end
+    return { 'gone' }
+end
+
+local timed_out, ended = {}, 0
+if c.ended then
+    local cleared = 0
+    for _, sequence in ipairs(named) do
+        cleared = cleared + call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
+    end
+    if c.ended_at == 0 then
+        finish(c, c.ended)
+        ended = 1
+        cleared = cleared - c.awaiting
+    end
+    cleared = cleared + clear(c)
+    if cleared ~= 0 then
+        call('HINCRBY', TOTALS, 'clearing', -cleared)
+    end
+    if c.cleared == c.next and NOW >= c.ended + $retention then
+        call('UNLINK', CONVERSATION, CHANNEL, HELD)
+        call('HINCRBY', TOTALS, 'conversations', -call('ZREM', TIMERS, REFERENCE))
+        return { 'gone' }
+    end
+    save(c)
+    look = true
+else
+    local known = {}
+    for i, sequence in ipairs(named) do
+        local item = read[i + 2]
+        local outcome, deadline = AWAITING, 0
+        if item then
+            outcome, deadline = decode('>BI6', item)
         end
-    else
-        redis.call('ZREM', DEADLINES, A.reference .. '/' .. id)
+        if item and outcome == AWAITING and NOW >= deadline then
+            item = time_out(c, sequence, item)
+            timed_out[#timed_out + 1] = sequence
+            timed_out[#timed_out + 1] = item
+        elseif item and outcome == AWAITING then
+            call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
+        else
+            MARKERS[#MARKERS + 1] = REFERENCE .. ':' .. sequence
+        end
+        known[sequence] = item or nil
+    end
+    if c.gate_deadline > 0 and NOW >= c.gate_deadline then
+        release(c, known)
+    end
+    if #MARKERS > 0 or c.gate > c.gate_before then
+        save(c)
     end
 end
-local reply = { 'expired', 'timed_out', table.concat(timed_out, '\n') }
-if c and not c.ended then
-    release(c)
-    save_conversation(c)
-    reply[#reply + 1] = 'conversation_id'
-    reply[#reply + 1] = c.id
-elseif c and not c.ended_at and not c.discounted then
-    -- Left untouched, it ended without a step that would have counted it.
-    redis.call('HSET', CONVERSATION, 'discounted', '1')
-    for _, part in ipairs({ 'conversation_id', c.id, 'dropped_held', text(held(c)) }) do
-        reply[#reply + 1] = part
-    end
-    count_held(c, 0, 0)
+if look then
+    arm(c)
 end
--- Whatever is held waits for what is awaited. What was lost of the store must not be counted for ever.
-if redis.call('ZCARD', DEADLINES) == 0 then
-    redis.call('DEL', TOTALS)
+local reply = { 'expired', NOW, state_of(c), c.facts, ended, #timed_out / 2 }
+for _, value in ipairs(timed_out) do
+    reply[#reply + 1] = value
 end
-return with_released(reply)
+for _, value in ipairs(RELEASED) do
+    reply[#reply + 1] = value
+end
+return reply

@@ -1,37 +1,20 @@
--- Shows a conversation. Changes nothing.
--- ARGV: nothing of its own
--- Reply: conversation, now, id, opened_at, idle_at, next, gate, traceparent (optional), ended_at, dropped_held and
---        dropped_awaiting (once ended); then, each as one list, the items that are not released, in order
+-- Shows a conversation, and some of the items that are not released, in order. Changes nothing.
+-- ARGV: 4 first sequence, 5 most items
+-- Reply: conversation, now, state, facts, first sequence, items
 --        conversation_not_found
-local c = load_conversation()
+local read = call('HMGET', CONVERSATION, 's', 'c')
+local c = conversation(read[1], read[2])
 if not c then
     return { 'conversation_not_found' }
 end
-local head = {
-    'now', text(NOW), 'id', c.id, 'opened_at', text(c.opened_at), 'idle_at', text(c.touched_at + c.idle_ttl),
-    'next', text(c.next),
-}
-if c.traceparent then
-    head[#head + 1] = 'traceparent'
-    head[#head + 1] = c.traceparent
-end
-if c.ended then
-    local held, awaiting = c.dropped_held, c.dropped_awaiting
-    if not c.ended_at then
-        held, awaiting = left_behind(c, c.ended)
+local first = max(tonumber(ARGV[4]), c.gate)
+local last = math.min(first + ARGV[5], c.next) - 1
+local items = {}
+if first <= last then
+    local sequences = {}
+    for sequence = first, last do
+        sequences[#sequences + 1] = sequence
     end
-    for _, pair in ipairs({
-        { 'ended_at', c.ended }, { 'dropped_held', held }, { 'dropped_awaiting', awaiting },
-    }) do
-        head[#head + 1] = pair[1]
-        head[#head + 1] = text(pair[2])
-    end
+    items = call('HMGET', CONVERSATION, unpack(sequences))
 end
-local reply = { 'conversation', head }
-for sequence = c.gate, c.next - 1 do
-    local item = load_item(sequence)
-    if item then
-        reply[#reply + 1] = view(c, item)
-    end
-end
-return reply
+return { 'conversation', NOW, read[1], c.facts, first, items }

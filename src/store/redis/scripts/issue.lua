@@ -1,61 +1,58 @@
 -- Issues the next work item.
--- ARGV: work_item, kind, timeout, replay_window, key_id, turn_id (optional), traceparent (optional),
---       request_traceparent (optional), idempotency (optional), fingerprint (with idempotency), max_awaiting_items, max_channel_length
--- Reply: issued, repeated 0|1, the item
+-- ARGV: 4 attempt: the id without its last 8 digits, 5 attempt (12 bytes), 6 whether it may have been done before 0|1,
+--       7 timeout, 8 replay window, 9 key id, 10 trace or empty, 11 trace of the request or empty,
+--       12 members of the envelope, 13 digest of the idempotency key or empty, 14 fingerprint of the request
+-- Reply: issued, repeated 0|1, sequence, item
 --        conversation_not_found | conversation_ended | idempotency_conflict | awaiting_limit | channel_limit
-local c = load_conversation()
+local key, fingerprint = ARGV[13], ARGV[14]
+local read = call('HMGET', CONVERSATION, 's', 'c', 'k' .. key)
+local c, known = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_not_found' }
 end
-check_kinds()
 -- An attempt whose answer was lost is told what it did, whatever came after it.
-local same = load_item_by_id(A.work_item)
-if same then
-    return describe(same, { 'issued', 'repeated', '0' })
+if c.last_issue == ARGV[5] or ARGV[6] == '1' then
+    for sequence = c.next - 1, 1, -1 do
+        local item = call('HGET', CONVERSATION, sequence)
+        if item and sub(id_of(item), 1, 28) == ARGV[4] then
+            return { 'issued', 0, sequence, item }
+        end
+    end
 end
 if c.ended then
     return { 'conversation_ended' }
-end
-local known = A.idempotency and redis.call('HGET', ITEMS, 'key:' .. A.idempotency)
-if known then
-    local fingerprint, sequence = string.match(known, '^(%x+):(%d+)$')
-    local item = load_item(number(sequence))
-    if item then
-        if fingerprint ~= A.fingerprint then
-            return { 'idempotency_conflict' }
-        end
-        return describe(item, { 'issued', 'repeated', '1' })
+elseif known then
+    local sequence = tonumber(sub(known, 17))
+    if sub(known, 1, 16) ~= fingerprint then
+        return { 'idempotency_conflict' }
     end
-end
-if c.awaiting >= number(A.max_awaiting_items) then
+    return { 'issued', 1, sequence, call('HGET', CONVERSATION, sequence) }
+elseif c.awaiting >= $max_awaiting_items then
     return { 'awaiting_limit' }
-end
-if c.next > number(A.max_channel_length) then
+elseif c.next > $max_channel_length or c.channel_bytes + c.held_bytes >= $max_channel_bytes then
     return { 'channel_limit' }
 end
 
-local deadline = NOW + number(A.timeout)
-local item = {
-    sequence = c.next, id = A.work_item, kind = A.kind, issued_at = text(NOW), deadline = text(deadline),
-    expires_at = text(deadline + number(A.replay_window)), key_id = A.key_id, turn_id = A.turn_id,
-    traceparent = A.traceparent or c.traceparent or A.request_traceparent,
-}
-local fields = { item.id, text(item.sequence) }
-for _, field in ipairs(ITEM_FIELDS) do
-    if item[field] then
-        fields[#fields + 1] = text(item.sequence) .. ':' .. field
-        fields[#fields + 1] = item[field]
-    end
+local sequence, deadline, trace = c.next, NOW + ARGV[7], ARGV[10]
+if trace == '' then
+    trace = select(4, decode(FACTS, c.facts))
+    trace = trace == '' and ARGV[11] or trace
 end
-if A.idempotency then
-    fields[#fields + 1] = 'key:' .. A.idempotency
-    fields[#fields + 1] = A.fingerprint .. ':' .. text(item.sequence)
+local item = encode(ITEM, AWAITING, deadline, ARGV[8], ARGV[4] .. format('%08x', sequence), rfc3339(NOW, date(NOW)),
+    date(deadline), #ARGV[9], ARGV[9], #trace, trace, #ARGV[12], ARGV[12])
+if c.gate == sequence then
+    c.gate_deadline = deadline
 end
-redis.call('HSET', ITEMS, unpack(fields))
-redis.call('ZADD', DEADLINES, item.deadline, A.reference .. '/' .. item.id)
-c.next = c.next + 1
+c.next = sequence + 1
 c.awaiting = c.awaiting + 1
 c.touched_at = NOW
-GROWN = true
-save_conversation(c)
-return describe(item, { 'issued', 'repeated', '0' })
+c.busy_until = max(c.busy_until, deadline)
+c.last_issue = ARGV[5]
+keep(c)
+if key == '' then
+    call('HSET', CONVERSATION, 's', state_of(c), sequence, item)
+else
+    call('HSET', CONVERSATION, 's', state_of(c), sequence, item, 'k' .. key, fingerprint .. sequence)
+end
+call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
+return { 'issued', 0, sequence, item }

@@ -1,25 +1,37 @@
 -- Opens a conversation, or touches one that is open.
--- ARGV: id, idle_ttl (optional), default_idle_ttl, traceparent (optional), attempt
+-- ARGV: 4 id, 5 idle TTL or empty, 6 trace or empty, 7 attempt (8 bytes)
 -- Reply: opened, created 0|1
 --        conversation_ended
-local c = load_conversation()
+local idle_ttl, trace, attempt = tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local read = call('HMGET', CONVERSATION, 's', 'c')
+local c = conversation(read[1], read[2])
+local created = 1
 if not c then
-    redis.call('DEL', CONVERSATION, ITEMS, HELD, CHANNEL)
+    call('UNLINK', CONVERSATION, CHANNEL, HELD)
     c = {
-        touched_at = NOW, idle_ttl = number(A.idle_ttl or A.default_idle_ttl), next = 1, gate = 1,
-        awaiting = 0, held_bytes = 0, traceparent = A.traceparent, opened_by = A.attempt,
+        touched_at = NOW, idle_ttl = idle_ttl or $default_idle_ttl, busy_until = 0, kept_until = 0, ended_at = 0,
+        next = 1, gate = 1, awaiting = 0, held_bytes = 0, gate_deadline = 0, channel_bytes = 0, cleared = 0,
+        last_issue = '\0\0\0\0\0\0\0\0\0\0\0\0', facts = encode(FACTS, NOW, attempt, #ARGV[4], ARGV[4], #trace, trace),
     }
-    redis.call('HSET', CONVERSATION, 'id', A.id, 'opened_by', A.attempt, 'opened_at', text(NOW))
+    local former = read[1] and stored(read[1])
+    if not former then
+        call('HINCRBY', TOTALS, 'conversations', 1)
+    elseif former.ended_at == 0 then
+        -- Left untouched, it ended without a step that would have counted that.
+        call('HINCRBY', TOTALS, 'held', -former.held_before)
+        call('HINCRBY', TOTALS, 'held_bytes', -former.bytes_before)
+    end
 elseif c.ended then
     return { 'conversation_ended' }
 else
-    c.touched_at = NOW
-    c.idle_ttl = number(A.idle_ttl) or c.idle_ttl
-    c.traceparent = A.traceparent or c.traceparent
+    local opened_at, opened_by, id, known_trace = decode(FACTS, c.facts)
+    created = opened_by == attempt and 1 or 0
+    c.touched_at, c.idle_ttl = NOW, idle_ttl or c.idle_ttl
+    trace = trace == '' and known_trace or trace
+    c.facts = encode(FACTS, opened_at, opened_by, #id, id, #trace, trace)
 end
-redis.call('HSET', CONVERSATION, 'idle_ttl', text(c.idle_ttl))
-if c.traceparent then
-    redis.call('HSET', CONVERSATION, 'traceparent', c.traceparent)
-end
-save_conversation(c)
-return { 'opened', 'created', c.opened_by == A.attempt and '1' or '0' }
+call('ZADD', TIMERS, max(c.touched_at + c.idle_ttl, c.busy_until), REFERENCE)
+keep(c)
+call('HSET', CONVERSATION, 's', state_of(c), 'c', c.facts)
+call('PEXPIRE', CONVERSATION, c.kept_until - NOW)
+return { 'opened', created }

@@ -1,27 +1,24 @@
 -- Reads a channel. Changes nothing.
--- ARGV: after (a sequence, or 0), count, max_bytes (no further envelopes once there are so many bytes)
--- Reply: page, released (how many envelopes the channel has), ended 0|1, idle_in ms, the stream's entries as XRANGE
---        gives them
+-- ARGV: 4 after this sequence, 5 most envelopes, 6 most bytes of them: a single larger one comes alone
+-- Reply: page, now, state, facts, envelopes
 --        conversation_not_found
-local c = load_conversation()
+local read = call('HMGET', CONVERSATION, 's', 'c')
+local c = conversation(read[1], read[2])
 if not c then
     return { 'conversation_not_found' }
 end
-local count, max_bytes = number(A.count), number(A.max_bytes)
-local entries, bytes, after = {}, 0, A.after .. '-0'
-while #entries < count and bytes < max_bytes do
-    -- Few at a time: one reader of large results must not make everybody else wait.
-    local some = redis.call('XRANGE', CHANNEL, '(' .. after, '+', 'COUNT', text(math.min(4, count - #entries)))
-    if #some == 0 then
+local opened_at = decode(FACTS, c.facts)
+local after, count, room = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local last = math.min(after + count, c.gate - 1)
+local envelopes = {}
+for sequence = after + 1, last do
+    -- One at a time: how large it is tells nobody before.
+    local id = opened_at .. '-' .. sequence
+    local entry = call('XRANGE', CHANNEL, id, id)[1]
+    room = room - (entry and #entry[2][2] or 0)
+    if not entry or (room < 0 and #envelopes > 0) then
         break
     end
-    for _, entry in ipairs(some) do
-        entries[#entries + 1] = entry
-        for _, value in ipairs(entry[2]) do
-            bytes = bytes + #value
-        end
-        after = entry[1]
-    end
+    envelopes[#envelopes + 1] = entry[2][2]
 end
-local idle_in = math.max(0, c.touched_at + c.idle_ttl - NOW)
-return { 'page', text(c.gate - 1), c.ended and '1' or '0', text(idle_in), entries }
+return { 'page', NOW, read[1], c.facts, envelopes }

@@ -1,13 +1,12 @@
 -- Shows a work item. Changes nothing.
--- ARGV: work_item
--- Reply: work_item, the item as it stands
+-- ARGV: 4 sequence, 5 id
+-- Reply: work_item, now, state, item
 --        conversation_not_found | work_item_not_found
-local c = load_conversation()
+local read = call('HMGET', CONVERSATION, 's', 'c', ARGV[4])
+local c, item = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_not_found' }
-end
-local item = load_item_by_id(A.work_item)
-if not item then
+elseif not item or id_of(item) ~= ARGV[5] then
     return { 'work_item_not_found' }
 end
-return { 'work_item', unpack(view(c, item)) }
+return { 'work_item', NOW, read[1], item }

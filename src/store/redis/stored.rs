@@ -1,0 +1,230 @@
+//! What is stored, as the scripts pack it: `conversation.lua` and `item.lua` have the same fields in the same order.
+
+use serde::Deserialize;
+
+use super::script::broken;
+use crate::domain::gate::{self, Ended, Released, TimedOut, WorkItemView};
+use crate::domain::ids::{ConversationId, Sequence, TraceParent, TurnId, WorkItemId};
+use crate::domain::time::Timestamp;
+use crate::domain::token::KeyId;
+use crate::domain::work_item::{Kind, Outcome, WorkItem};
+use crate::store::StoreError;
+
+/// Takes packed fields one after the other. What is missing reads as broken.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn bytes(&mut self, count: usize) -> Result<&'a [u8], StoreError> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| broken("a value that is too short"))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    /// An unsigned number of so many bytes, big endian.
+    fn number(&mut self, bytes: usize) -> Result<u64, StoreError> {
+        Ok(self.bytes(bytes)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    }
+
+    fn time(&mut self) -> Result<Timestamp, StoreError> {
+        self.number(6).map(Timestamp::from_millis)
+    }
+
+    fn text(&mut self, count: usize) -> Result<&'a str, StoreError> {
+        std::str::from_utf8(self.bytes(count)?).map_err(|_| broken("a text that is not UTF-8"))
+    }
+
+    /// A text after its length, which has so many bytes.
+    fn sized(&mut self, bytes: usize) -> Result<&'a str, StoreError> {
+        let length = self.number(bytes)?;
+        self.text(usize::try_from(length).unwrap_or(usize::MAX))
+    }
+
+    fn traceparent(&mut self) -> Result<Option<TraceParent>, StoreError> {
+        match self.sized(1)? {
+            "" => Ok(None),
+            text => TraceParent::parse(text).map(Some).map_err(|_| broken("a traceparent")),
+        }
+    }
+
+    fn rfc3339(&mut self) -> Result<Timestamp, StoreError> {
+        self.text(24)?.parse().map_err(|_| broken("a time"))
+    }
+}
+
+/// The state of a conversation, as far as it is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct State {
+    touched_at: Timestamp,
+    idle_ttl_ms: u64,
+    busy_until: Timestamp,
+    ended_at: Option<Timestamp>,
+    pub(super) next: Sequence,
+    pub(super) gate: Sequence,
+    awaiting: u64,
+    gate_deadline: u64,
+}
+
+impl State {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        let mut fields = Fields(bytes);
+        let (touched_at, idle_ttl_ms, busy_until) = (fields.time()?, fields.number(4)?, fields.time()?);
+        let (_kept_until, ended_at) = (fields.time()?, fields.time()?);
+        let (next, gate, awaiting) = (fields.number(4)?, fields.number(4)?, fields.number(4)?);
+        let (_held_bytes, gate_deadline) = (fields.number(6)?, fields.number(6)?);
+        Ok(Self {
+            touched_at,
+            idle_ttl_ms,
+            busy_until,
+            ended_at: (ended_at.as_millis() > 0).then_some(ended_at),
+            next: Sequence::new(next),
+            gate: Sequence::new(gate),
+            awaiting,
+            gate_deadline,
+        })
+    }
+
+    pub(super) fn idle_at(&self) -> Timestamp {
+        gate::idle_at(self.touched_at, self.idle_ttl_ms, self.busy_until)
+    }
+
+    pub(super) fn ended_at(&self, now: Timestamp) -> Option<Timestamp> {
+        gate::ended_at(self.ended_at, self.idle_at(), now)
+    }
+
+    /// What it left behind, once it has ended.
+    pub(super) fn ended(&self, now: Timestamp) -> Option<Ended> {
+        let dropped_held = self.next.get().saturating_sub(self.gate.get()).saturating_sub(self.awaiting);
+        self.ended_at(now).map(|ended_at| Ended { ended_at, dropped_held, dropped_awaiting: self.awaiting })
+    }
+
+    /// Whether a step has left something to release.
+    pub(super) const fn is_unfinished(&self) -> bool {
+        self.gate_deadline == 1 && self.ended_at.is_none()
+    }
+}
+
+/// What is fixed when a conversation is opened.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) opened_at: Timestamp,
+    pub(super) id: ConversationId,
+    pub(super) traceparent: Option<TraceParent>,
+}
+
+impl Facts {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        let mut fields = Fields(bytes);
+        let (opened_at, _opened_by) = (fields.time()?, fields.bytes(8)?);
+        let id = ConversationId::parse(fields.sized(1)?).map_err(|_| broken("a conversation's id"))?;
+        Ok(Self { opened_at, id, traceparent: fields.traceparent()? })
+    }
+}
+
+/// The members of an item's envelope that are known at its issue.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Members {
+    turn_id: Option<String>,
+    kind: Kind,
+}
+
+/// How an item was settled.
+#[derive(Clone, Debug)]
+struct Settlement {
+    outcome: Outcome,
+    received_at: Timestamp,
+    bytes: u64,
+    settled_in: Option<TraceParent>,
+}
+
+/// A work item and how it was settled.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) item: WorkItem,
+    settlement: Option<Settlement>,
+}
+
+/// The outcome of this number in `item.lua`; 0 is none.
+pub(super) const fn outcome(number: u64) -> Option<Outcome> {
+    match number {
+        1 => Some(Outcome::Succeeded),
+        2 => Some(Outcome::Failed),
+        3 => Some(Outcome::TimedOut),
+        4 => Some(Outcome::Cancelled),
+        _ => None,
+    }
+}
+
+impl Item {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        let mut fields = Fields(bytes);
+        let (outcome, deadline, window) = (outcome(fields.number(1)?), fields.time()?, fields.number(4)?);
+        let id = WorkItemId::parse(fields.text(36)?).ok_or_else(|| broken("a work item's id"))?;
+        let (issued_at, _date) = (fields.rfc3339()?, fields.bytes(10)?);
+        let key_id = KeyId::parse(fields.sized(1)?).map_err(|_| broken("a key's id"))?;
+        let traceparent = fields.traceparent()?;
+        let members: Members = serde_json::from_str(&format!("{{{}}}", fields.sized(2)?))
+            .map_err(|_| broken("the members of an envelope"))?;
+        let turn_id = members.turn_id.as_deref().map(TurnId::parse).transpose();
+        let item = WorkItem {
+            id,
+            sequence: id.sequence(),
+            kind: members.kind,
+            turn_id: turn_id.map_err(|_| broken("a turn's id"))?,
+            issued_at,
+            deadline,
+            expires_at: deadline.plus_millis(window),
+            key_id,
+            traceparent,
+        };
+        let settlement = match outcome {
+            None => None,
+            Some(outcome) => {
+                let (received_at, _attempt, bytes) = (fields.rfc3339()?, fields.bytes(8)?, fields.number(4)?);
+                let (_request_id, settled_in) = (fields.sized(1)?, fields.traceparent()?);
+                Some(Settlement { outcome, received_at, bytes, settled_in })
+            }
+        };
+        Ok(Self { item, settlement })
+    }
+
+    /// Its outcome and when it was settled.
+    pub(super) fn settled(&self) -> Option<(Outcome, Timestamp)> {
+        self.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at))
+    }
+
+    /// The item as it stands in a conversation of this state.
+    pub(super) fn view(self, state: &State, now: Timestamp) -> WorkItemView {
+        let bytes = self.settlement.as_ref().map_or(0, |settlement| settlement.bytes);
+        let settled = self.settled();
+        WorkItemView::new(self.item, settled, bytes, state.gate, state.ended_at(now), now)
+    }
+
+    /// The item as a step has just released it.
+    pub(super) fn released(&self, now: Timestamp, held: bool) -> Result<Released, StoreError> {
+        let settlement = self.settlement.as_ref().ok_or_else(|| broken("a released item without an outcome"))?;
+        Ok(Released {
+            sequence: self.item.sequence,
+            work_item: self.item.id,
+            kind: self.item.kind,
+            outcome: settlement.outcome,
+            issued_at: self.item.issued_at,
+            received_at: settlement.received_at,
+            released_at: now,
+            held,
+            issued_in: self.item.traceparent.clone(),
+            settled_in: settlement.settled_in.clone(),
+        })
+    }
+
+    /// The item as it has just timed out.
+    pub(super) fn timed_out(self, now: Timestamp) -> TimedOut {
+        TimedOut {
+            work_item: self.item.id,
+            sequence: self.item.sequence,
+            kind: self.item.kind,
+            late_ms: self.item.deadline.millis_until(now),
+            issued_in: self.item.traceparent,
+        }
+    }
+}
