@@ -254,18 +254,9 @@ impl RedisStore {
 
     /// The reply to a step that changes something.
     async fn step<'a>(&'a self, call: impl Fn() -> Call<'a>) -> Result<(Reply, FromNode), StoreError> {
-        self.step_or(|| (call(), None)).await
-    }
-
-    /// The same, with another call to be sent should the first have to be repeated.
-    async fn step_or<'a>(
-        &'a self,
-        calls: impl Fn() -> (Call<'a>, Option<Call<'a>>),
-    ) -> Result<(Reply, FromNode), StoreError> {
         self.check_verified()?;
         loop {
-            let (call, again) = calls();
-            let mut answer = call.send_or(again.as_ref(), &self.nodes).await?;
+            let mut answer = call().send(&self.nodes, Lane::Commands).await?;
             let reply = Reply::read(answer.take())?;
             if !self.is_from_another_day(&reply)? {
                 return Ok((reply, answer));
@@ -391,12 +382,11 @@ impl Store for RedisStore {
         let conversation = command.conversation;
         let members = envelope::members_at_issue(command.kind, command.turn_id.as_ref());
         let attempt = command.work_item.to_string();
-        let call = |again: bool| {
+        let call = || {
             let call = self
                 .call(&self.scripts.issue, conversation, None, 0)
                 .raw(&attempt[..ATTEMPT_CHARS])
-                .raw(&command.work_item.as_bytes()[..12])
-                .raw(u8::from(again))
+                .arg(command.work_item.attempted_at().as_millis())
                 .arg(command.timeout_ms)
                 .arg(command.replay_window_ms)
                 .arg(command.key_id)
@@ -408,8 +398,7 @@ impl Store for RedisStore {
                 None => call.raw("").raw(""),
             }
         };
-        // Should its answer be lost, the repetition looks for what the first attempt has issued.
-        let (mut reply, answer) = self.step_or(|| (call(false), Some(call(true)))).await?;
+        let (mut reply, answer) = self.step(call).await?;
         self.confirm(&answer, conversation).await?;
         Ok(Err(match reply.word() {
             "issued" => {

@@ -12,6 +12,10 @@ use callback_ingress::domain::token::KeyId;
 use callback_ingress::domain::work_item::{Kind, Outcome, WorkItem};
 use callback_ingress::store::{DueConversation, Page, Store};
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
 use crate::stage::Stage;
 
 /// Time from a deadline to the end of the token, unless a test says otherwise.
@@ -97,6 +101,7 @@ impl<'a> Conversation<'a> {
         Accept {
             conversation: self.reference(),
             work_item: item.id,
+            sequence: item.sequence,
             expires_at: item.expires_at,
             result: succeeded(body),
             request_id: Entropy.request_id(),
@@ -135,8 +140,8 @@ impl<'a> Conversation<'a> {
 
     /// Lets the timers of these items fire: what timed out, and how late.
     pub(crate) async fn expire(&self, items: &[&WorkItem]) -> Vec<(WorkItemId, u64)> {
-        let work_items = items.iter().map(|item| item.id).collect();
-        let due = DueConversation { conversation: self.reference(), work_items };
+        let sequences = items.iter().map(|item| item.sequence).collect();
+        let due = DueConversation { conversation: self.reference(), sequences, whole: false };
         let expired = self.stage.store.expire(due, None).await.unwrap();
         expired.timed_out.iter().map(|timed_out| (timed_out.work_item, timed_out.late_ms)).collect()
     }
@@ -157,13 +162,13 @@ impl<'a> Conversation<'a> {
     /// Sequence and outcome of all that is on the channel.
     pub(crate) async fn channel(&self) -> Vec<(u64, Outcome)> {
         let page = self.read(0, 100_000).await.unwrap();
-        page.envelopes.iter().map(|envelope| (envelope.sequence.get(), envelope.outcome)).collect()
+        page.envelopes.iter().map(|envelope| Envelope::read(envelope)).map(|it| (it.sequence, it.outcome)).collect()
     }
 
     /// What a channel's results say.
     pub(crate) async fn results(&self) -> Vec<Option<Bytes>> {
         let page = self.read(0, 100_000).await.unwrap();
-        page.envelopes.into_iter().map(|envelope| envelope.payload.map(|p| p.bytes().clone())).collect()
+        page.envelopes.iter().map(|envelope| Envelope::read(envelope).payload()).collect()
     }
 
     /// All that can be seen of it, and of these items.
@@ -173,6 +178,43 @@ impl<'a> Conversation<'a> {
             views.push(self.work_item(item).await);
         }
         Seen { view: self.inspect().await, page: self.read(0, 100_000).await, items: views }
+    }
+}
+
+/// An envelope as a reader of the channel sees it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Envelope {
+    pub(crate) sequence: u64,
+    pub(crate) conversation_id: String,
+    pub(crate) work_item_id: String,
+    pub(crate) turn_id: Option<String>,
+    pub(crate) kind: Kind,
+    #[serde(deserialize_with = "outcome")]
+    pub(crate) outcome: Outcome,
+    pub(crate) result: Option<Box<RawValue>>,
+    pub(crate) error: Option<Box<RawValue>>,
+    pub(crate) issued_at: String,
+    pub(crate) received_at: String,
+    pub(crate) released_at: String,
+    pub(crate) request_id: Option<String>,
+    pub(crate) traceparent: Option<String>,
+}
+
+fn outcome<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Outcome, D::Error> {
+    let word = String::deserialize(deserializer)?;
+    Outcome::parse(&word).ok_or_else(|| D::Error::custom("no outcome"))
+}
+
+impl Envelope {
+    pub(crate) fn read(json: &[u8]) -> Self {
+        serde_json::from_slice(json).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(json)))
+    }
+
+    /// The result or the error, byte for byte but for white space around it.
+    pub(crate) fn payload(&self) -> Option<Bytes> {
+        let payload = self.result.as_ref().or(self.error.as_ref())?;
+        Some(Bytes::copy_from_slice(payload.get().as_bytes()))
     }
 }
 

@@ -58,7 +58,8 @@ pub(crate) const ROOMY: Limits = Limits {
     max_held_items: 1_000,
     max_held_bytes: 16 * 1024 * 1024,
     max_awaiting_items: 1_000,
-    max_channel_length: 10_000,
+    max_channel_length: 100_000,
+    max_channel_bytes: 1024 * 1024 * 1024,
     conversation_idle_ttl_ms: 60 * 60 * 1_000,
     ended_retention_ms: 10 * 60 * 1_000,
 };

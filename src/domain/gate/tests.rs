@@ -12,6 +12,7 @@ const LIMITS: Limits = Limits {
     max_held_bytes: 64,
     max_awaiting_items: 8,
     max_channel_length: 8,
+    max_channel_bytes: 1_000,
     conversation_idle_ttl_ms: 1_000_000,
     ended_retention_ms: 1_000,
 };
@@ -20,8 +21,9 @@ fn at(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
 }
 
+/// The id of an item that attempt `number` issued as item `number`.
 fn id(number: u64) -> WorkItemId {
-    WorkItemId::from_uuid(Uuid::from_u128(number.into()))
+    WorkItemId::from_uuid(Uuid::from_u128(u128::from(number) << 32)).with_sequence(Sequence::new(number))
 }
 
 fn opened() -> Conversation {
@@ -69,7 +71,8 @@ fn accept(
     let body = Bytes::copy_from_slice(body.as_bytes());
     let command = Accept {
         conversation: conversation.id.reference(),
-        work_item: id(number),
+        work_item: conversation.slots.get(&Sequence::new(number)).map_or(id(number), |slot| slot.item.id),
+        sequence: Sequence::new(number),
         expires_at: at(u64::MAX),
         result: CallbackResult::judge(Kind::Tool, &body).unwrap(),
         request_id: RequestId::from_uuid(Uuid::nil()),
@@ -80,7 +83,11 @@ fn accept(
 }
 
 fn released(conversation: &Conversation) -> Vec<(u64, Outcome)> {
-    conversation.read(None, 100).iter().map(|e| (e.sequence.get(), e.outcome)).collect()
+    let read = |json: &Bytes| {
+        let envelope: serde_json::Value = serde_json::from_slice(json).unwrap();
+        (envelope["sequence"].as_u64().unwrap(), Outcome::parse(envelope["outcome"].as_str().unwrap()).unwrap())
+    };
+    conversation.read(None, 100).iter().map(read).collect()
 }
 
 #[test]
@@ -104,22 +111,23 @@ fn a_missed_deadline_lets_the_rest_pass_whoever_touches_first() {
     assert_eq!(accept(&mut c, 1, 10, "1"), Err(AcceptRefused::WorkItemTimedOut));
     assert_eq!(accept(&mut c, 2, 11, "2").unwrap().delivery, Delivery::Delivered);
     assert_eq!(released(&c), [(1, Outcome::TimedOut), (2, Outcome::Succeeded)]);
-    assert_eq!(c.channel[0].received_at, at(10), "it timed out at its deadline, not when somebody looked");
-    assert_eq!(c.expire(&[id(1)], None, at(12)), nothing(&c), "the timer comes too late to do anything");
+    let first = String::from_utf8_lossy(&c.channel[0]);
+    assert!(first.contains(&format!("\"receivedAt\":\"{}\"", at(10))), "at its deadline, not when looked at: {first}");
+    assert_eq!(c.expire(&[Sequence::new(1)], None, at(12)), nothing(&c), "the timer comes too late to do anything");
 }
 
 #[test]
 fn a_timer_that_is_early_or_stale_settles_nothing() {
     let mut c = opened();
     issue(&mut c, 1, 0, 10).unwrap();
-    assert_eq!(c.expire(&[id(1), id(9)], None, at(9)), nothing(&c));
-    let expired = c.expire(&[id(1)], None, at(15));
+    assert_eq!(c.expire(&[Sequence::new(1), Sequence::new(9)], None, at(9)), nothing(&c));
+    let expired = c.expire(&[Sequence::new(1)], None, at(15));
     assert_eq!(expired.timed_out.iter().map(|t| (t.work_item, t.late_ms)).collect::<Vec<_>>(), [(id(1), 5)]);
     assert_eq!(
         expired.released.iter().map(|r| (r.work_item, r.outcome)).collect::<Vec<_>>(),
         [(id(1), Outcome::TimedOut)]
     );
-    assert_eq!(c.expire(&[id(1)], None, at(15)), nothing(&c));
+    assert_eq!(c.expire(&[Sequence::new(1)], None, at(15)), nothing(&c));
 }
 
 #[test]
@@ -170,8 +178,33 @@ fn a_conversation_left_alone_counts_as_ended() {
     assert_eq!(c.ended_at(at(2_000_000)), Some(at(1_000_000)));
     assert_eq!(
         c.end(None, at(2_000_000)).ended,
-        Ended { ended_at: at(1_000_000), dropped_held: 1, dropped_awaiting: 0 }
+        Ended { ended_at: at(1_000_000), dropped_held: 0, dropped_awaiting: 1 }
     );
+}
+
+#[test]
+fn a_conversation_does_not_count_as_left_alone_before_the_last_deadline_of_what_it_awaits() {
+    let mut c = opened();
+    issue(&mut c, 1, 0, 2_000_000).unwrap();
+    issue(&mut c, 2, 0, 10).unwrap();
+    assert_eq!((c.idle_at(), c.ended_at(at(1_999_999))), (at(2_000_000), None));
+    accept(&mut c, 1, 1, "1").unwrap();
+    assert_eq!(c.expire(&[Sequence::new(2)], None, at(10)).timed_out.len(), 1);
+    assert_eq!(c.idle_at(), at(2_000_000), "what a deadline has put off, another deadline does not bring back");
+    issue(&mut c, 3, 20, 10).unwrap();
+    accept(&mut c, 3, 21, "3").unwrap();
+    assert_eq!(c.idle_at(), at(1_000_021), "nothing is awaited");
+}
+
+#[test]
+fn the_channels_bytes_are_limited() {
+    let mut c = opened();
+    let large = format!("\"{}\"", "x".repeat(498));
+    (1..=3).for_each(|n| drop(issue(&mut c, n, 0, 1_000).unwrap()));
+    accept(&mut c, 1, 1, &large).unwrap();
+    accept(&mut c, 2, 1, &large).unwrap();
+    assert_eq!(accept(&mut c, 3, 1, "3"), Err(AcceptRefused::ChannelLimit));
+    assert_eq!(issue(&mut c, 4, 1, 1_000), Err(IssueRefused::ChannelLimit));
 }
 
 proptest! {
@@ -185,11 +218,11 @@ proptest! {
             match what {
                 0 => drop(issue(&mut c, number, now, 40)),
                 1 | 2 => drop(accept(&mut c, number, now, &number.to_string())),
-                3 => drop(c.expire(&[id(number)], None, at(now))),
+                3 => drop(c.expire(&[Sequence::new(number)], None, at(now))),
                 _ => drop(c.cancel(
                     &Cancel {
                         conversation: c.id.reference(),
-                        work_item: id(number),
+                        work_item: c.slots.get(&Sequence::new(number)).map_or(id(number), |slot| slot.item.id),
                         request_id: RequestId::from_uuid(Uuid::nil()),
                         traceparent: None,
                         attempt: AttemptId::from_random(now),

@@ -206,7 +206,7 @@ impl Nodes {
         &self,
         lane: Lane,
         slot: Slot,
-        mut request: Request<'_>,
+        request: Request<'_>,
     ) -> Result<FromNode, StoreError> {
         let since = Instant::now();
         let asking = redis::cmd("ASKING");
@@ -215,13 +215,13 @@ impl Nodes {
         let mut lost: Option<RedisError> = None;
         let mut looked_for_another = false;
         loop {
-            let (owner, sent) = match asked.take() {
+            let (owner, request) = match asked.take() {
                 Some(node) => (Ok(node), request.after(&asking)),
                 None => (self.owner(slot).await, request),
             };
             let tried = owner.as_ref().ok().cloned();
             let failed = match owner {
-                Ok(node) => match node.link(lane).send(sent).await {
+                Ok(node) => match node.link(lane).send(request).await {
                     Ok(Answered { value, run }) => return Ok(FromNode { value, node, run }),
                     Err(failed) => failed,
                 },
@@ -238,7 +238,6 @@ impl Nodes {
                 Fate::Disconnected if lost.is_some() => return Err(StoreError::OutcomeUnknown(error.into())),
                 Fate::Disconnected => {
                     lost = Some(error);
-                    request = request.repeated();
                     continue;
                 }
                 Fate::Moved(slot, address) if redirections < REDIRECTIONS && self.is_cluster() => {

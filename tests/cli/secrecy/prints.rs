@@ -108,6 +108,7 @@ async fn what_debug_prints_shows_no_secret() {
         let accept = Accept {
             conversation: conversation.reference(),
             work_item: item.id,
+            sequence: item.sequence,
             expires_at: item.expires_at,
             result: CallbackResult::judge(Kind::Tool, &body).unwrap(),
             request_id: Entropy.request_id(),

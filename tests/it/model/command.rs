@@ -49,9 +49,12 @@ impl Command {
             Self::End(conversation, trace) => Reply::End(store.end(conversation, trace).await.unwrap()),
             Self::Expire(due, trace) => Reply::Expire(store.expire(due, trace).await.unwrap()),
             Self::Due(limit) => {
-                let mut due = store.due(limit).await.unwrap();
-                // The order of partitions is nobody's business.
+                let partitions: Vec<u16> = (0..store.partitions()).collect();
+                let mut due = store.due(&partitions, limit).await.unwrap();
+                // How timers are spread over partitions is nobody's business.
                 due.conversations.sort_by_key(|of| of.conversation);
+                let next = due.next_in_ms.iter().filter_map(|(_, next)| *next).min();
+                due.next_in_ms = vec![(0, next)];
                 Reply::Due(due)
             }
             Self::Inspect(conversation) => Reply::Inspect(store.inspect(conversation).await.unwrap()),
@@ -104,10 +107,11 @@ impl Reply {
                     _ => "held items dropped".to_owned(),
                 }
             }),
+            Self::Expire(expired) if expired.ended.is_some() => "expire: ended".to_owned(),
             Self::Expire(expired) => format!("expire: {}", some(expired.timed_out.is_empty())),
-            Self::Due(due) if due.more => "due: more".to_owned(),
+            Self::Due(due) if due.next_in_ms == [(0, Some(0))] => "due: more".to_owned(),
             Self::Due(due) => {
-                let next = some(due.next_in_ms.is_none());
+                let next = some(due.next_in_ms == [(0, None)]);
                 format!("due: {} now, {next} later", some(due.conversations.is_empty()))
             }
             Self::Inspect(result) => or_refused("inspect", result, |view| live(view.ended.is_some())),
@@ -149,6 +153,7 @@ pub(super) const EVERY_KIND: &[&str] = &[
     "accept: refused, WorkItemTimedOut",
     "accept: refused, WorkItemCancelled",
     "accept: refused, HeldLimit",
+    "accept: refused, ChannelLimit",
     "cancel: Held",
     "cancel: Released",
     "cancel: refused, ConversationNotFound",
@@ -164,6 +169,7 @@ pub(super) const EVERY_KIND: &[&str] = &[
     "end: refused, ConversationNotFound",
     "expire: none",
     "expire: some",
+    "expire: ended",
     "due: more",
     "due: none now, none later",
     "due: none now, some later",

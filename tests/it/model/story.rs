@@ -28,6 +28,7 @@ pub(super) const LIMITS: Limits = Limits {
     max_held_bytes: 40,
     max_awaiting_items: 4,
     max_channel_length: 7,
+    max_channel_bytes: 100,
     conversation_idle_ttl_ms: 10_000,
     ended_retention_ms: 2_000,
 };
@@ -231,7 +232,8 @@ impl<'a> Story<'a> {
     /// Ids of two conversations are the same while their lives have the same number; those of two lives never are.
     fn item_id(&self, who: Who, item: Item) -> WorkItemId {
         let of_life = |life: u64, item: What| {
-            WorkItemId::from_uuid(Uuid::from_u128(u128::from(life) << 8 | u128::from(item)))
+            let attempt = WorkItemId::from_uuid(Uuid::from_u128(u128::from(life) << 40 | u128::from(item) << 32));
+            attempt.with_sequence(Sequence::new(u64::from(item) % 8))
         };
         match item {
             Item::Issued(number) => {
@@ -285,6 +287,7 @@ impl<'a> Story<'a> {
                 Command::Accept(Accept {
                     conversation: reference(*who),
                     work_item,
+                    sequence: work_item.sequence(),
                     expires_at: issued
                         .map_or_else(|| self.clock.now().plus_millis(100), |item| item.expires_at),
                     result: result(*body),
@@ -302,8 +305,10 @@ impl<'a> Story<'a> {
             }),
             Step::End { who } => Command::End(reference(*who), self.trace()),
             Step::Expire { who, items } => {
-                let work_items = items.iter().map(|item| self.item_id(*who, *item)).collect();
-                Command::Expire(DueConversation { conversation: reference(*who), work_items }, self.trace())
+                let sequences = items.iter().map(|item| self.item_id(*who, *item).sequence()).collect();
+                let whole = items.len().is_multiple_of(2);
+                let due = DueConversation { conversation: reference(*who), sequences, whole };
+                Command::Expire(due, self.trace())
             }
             // The limit is for each partition, and the memory store has one.
             Step::Due { limit } => Command::Due(if self.partitions == 1 { *limit } else { 100 }),
