@@ -19,7 +19,7 @@ mod partitions;
 mod replicas;
 mod rights;
 mod script;
-mod scripts;
+pub mod scripts;
 mod sentinel;
 mod servers;
 mod slots;

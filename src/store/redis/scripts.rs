@@ -32,45 +32,56 @@ pub(super) struct Scripts {
     pub(super) totals: Script,
 }
 
-/// The text of an operation, after that of the parts it needs.
-macro_rules! text {
-    ($($part:literal),+) => {
-        concat!($(include_str!(concat!("scripts/", $part, ".lua")), "\n"),+)
-    };
+macro_rules! files {
+    ($($name:literal),+ $(,)?) => { [$(($name, include_str!(concat!("scripts/", $name, ".lua")))),+] };
+}
+
+/// Every file, by its name.
+const FILES: [(&str, &str); 18] = files![
+    "clock", "conversation", "keep", "item", "release", "ending", "open", "issue", "accept", "cancel", "end", "expire",
+    "inspect", "work_item", "read", "due", "totals", "probe",
+];
+
+/// What each operation consists of, in this order. Its own file is the last.
+pub const OPERATIONS: [&[&str]; 11] = [
+    &["clock", "conversation", "keep", "open"],
+    &["clock", "conversation", "keep", "item", "issue"],
+    &["clock", "conversation", "keep", "item", "release", "accept"],
+    &["clock", "conversation", "keep", "item", "release", "cancel"],
+    &["clock", "conversation", "keep", "item", "release", "ending", "end"],
+    &["clock", "conversation", "keep", "item", "release", "ending", "expire"],
+    &["clock", "conversation", "inspect"],
+    &["clock", "conversation", "item", "work_item"],
+    &["clock", "conversation", "read"],
+    &["due"],
+    &["totals"],
+];
+
+/// The text of an operation, with `alter` applied to each of its files by name.
+pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> String) -> String {
+    let constants = [
+        ("$default_idle_ttl", limits.conversation_idle_ttl_ms),
+        ("$retention", limits.ended_retention_ms),
+        ("$grace", GRACE_MS),
+        ("$partition_ttl", LONGEST_LIFE_MS + GRACE_MS),
+        ("$max_held_items", limits.max_held_items),
+        ("$max_held_bytes", limits.max_held_bytes),
+        ("$max_awaiting_items", limits.max_awaiting_items),
+        ("$max_channel_length", limits.max_channel_length),
+        ("$max_channel_bytes", limits.max_channel_bytes),
+        ("$step_items", STEP_ITEMS),
+        ("$step_bytes", STEP_BYTES),
+        ("$step_markers", STEP_MARKERS),
+    ];
+    let named = FILES.iter().filter(|(name, _)| files.contains(name));
+    let text: String = named.map(|(name, text)| alter(name, text) + "\n").collect();
+    constants.iter().fold(text, |text, (name, value)| text.replace(name, &value.to_string()))
 }
 
 impl Scripts {
     pub(super) fn new(limits: &Limits) -> Self {
-        let constants = [
-            ("$default_idle_ttl", limits.conversation_idle_ttl_ms),
-            ("$retention", limits.ended_retention_ms),
-            ("$grace", GRACE_MS),
-            ("$partition_ttl", LONGEST_LIFE_MS + GRACE_MS),
-            ("$max_held_items", limits.max_held_items),
-            ("$max_held_bytes", limits.max_held_bytes),
-            ("$max_awaiting_items", limits.max_awaiting_items),
-            ("$max_channel_length", limits.max_channel_length),
-            ("$max_channel_bytes", limits.max_channel_bytes),
-            ("$step_items", STEP_ITEMS),
-            ("$step_bytes", STEP_BYTES),
-            ("$step_markers", STEP_MARKERS),
-        ];
-        let script = |text: &str| {
-            let with = |text: String, (name, value): &(&str, u64)| text.replace(name, &value.to_string());
-            Script::new(&constants.iter().fold(text.to_owned(), with))
-        };
-        Self {
-            open: script(text!("clock", "conversation", "keep", "open")),
-            issue: script(text!("clock", "conversation", "keep", "item", "issue")),
-            accept: script(text!("clock", "conversation", "keep", "item", "release", "accept")),
-            cancel: script(text!("clock", "conversation", "keep", "item", "release", "cancel")),
-            end: script(text!("clock", "conversation", "keep", "item", "release", "ending", "end")),
-            expire: script(text!("clock", "conversation", "keep", "item", "release", "ending", "expire")),
-            inspect: script(text!("clock", "conversation", "inspect")),
-            work_item: script(text!("clock", "conversation", "item", "work_item")),
-            read: script(text!("clock", "conversation", "read")),
-            due: script(text!("due")),
-            totals: script(text!("totals")),
-        }
+        let [open, issue, accept, cancel, end, expire, inspect, work_item, read, due, totals] =
+            OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
+        Self { open, issue, accept, cancel, end, expire, inspect, work_item, read, due, totals }
     }
 }
