@@ -8,7 +8,7 @@ use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::gate::Limits;
 use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::domain::time::Timestamp;
-use callback_ingress::store::AnyStore;
+use callback_ingress::store::{AnyStore, Due, Store};
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::{RedisStore, Settings, Tls};
 
@@ -180,6 +180,12 @@ impl Stage {
                 _turn: None,
             },
         }
+    }
+
+    /// What is due in any partition, at most so many timers of each; it is the caller's then.
+    pub(crate) async fn due(&self, limit: usize) -> Due {
+        let partitions: Vec<u16> = (0..self.store.partitions()).collect();
+        self.store.due(&partitions, limit).await.unwrap()
     }
 
     /// A conversation that is open.
