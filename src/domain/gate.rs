@@ -494,6 +494,7 @@ impl Conversation {
         };
         self.channel.push(envelope.to_json());
         Some(Released {
+            opened_at: self.opened_at,
             sequence,
             work_item: slot.item.id,
             kind: slot.item.kind,

@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use super::Platform;
 use super::conversations::named;
 use super::request::{PathIds, invalid};
+use crate::domain::envelope::event_id;
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, Sequence};
 use crate::domain::time::Timestamp;
@@ -62,7 +63,7 @@ pub(super) async fn follow(
         }
         Some(Cursor { sequence, .. }) if sequence <= released => sequence,
         Some(_) => {
-            let end = event_id(opened_at, released);
+            let end = event_id(opened_at, Sequence::new(released));
             return Err(invalid("Last-Event-ID or from", format_args!("the channel ends at {end}")));
         }
     };
@@ -102,11 +103,6 @@ fn start(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
         }
         None => Ok(None),
     }
-}
-
-/// An event's id: that of its entry in the Redis stream.
-fn event_id(opened_at: Timestamp, sequence: u64) -> String {
-    format!("{}-{sequence}", opened_at.as_millis())
 }
 
 /// An event's id, or only its sequence.
@@ -159,7 +155,7 @@ impl Reader {
                     );
                     return None;
                 };
-                return Some(event_of(&event_id(self.opened_at, self.after), json));
+                return Some(event_of(&event_id(self.opened_at, Sequence::new(self.after)), json));
             }
             if self.finished {
                 return None;
@@ -234,7 +230,7 @@ mod tests {
     #[test]
     fn an_events_id_is_read_back_and_a_sequence_will_do() {
         let opened_at = Timestamp::from_millis(1_795_000_000_000);
-        let id = event_id(opened_at, 7);
+        let id = event_id(opened_at, Sequence::new(7));
         assert_eq!(id, "1795000000000-7");
         assert_eq!(cursor(&id), Some(Cursor { opened_at: Some(opened_at), sequence: 7 }));
         assert_eq!(cursor("0"), Some(Cursor { opened_at: None, sequence: 0 }));

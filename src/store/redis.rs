@@ -334,7 +334,7 @@ impl RedisStore {
             conversation_id: Some(facts.id),
             timed_out,
             ended: ended.then(|| state.ended(now)).flatten(),
-            released: released(&mut reply, now, None)?,
+            released: released(&mut reply, facts.opened_at, now, None)?,
         };
         Ok(Some(ExpireStep { expired, state }))
     }
@@ -477,9 +477,9 @@ impl Store for RedisStore {
             "cancelled" => {
                 let now = Timestamp::from_millis(reply.number()?);
                 let mut state = State::decode(&reply.bytes()?)?;
-                let _facts = reply.bytes()?;
+                let opened_at = Facts::decode(&reply.bytes()?)?.opened_at;
                 let item = Item::decode(&reply.bytes()?)?;
-                let mut released = released(&mut reply, now, Some(&item))?;
+                let mut released = released(&mut reply, opened_at, now, Some(&item))?;
                 if state.is_unfinished()
                     && let Some(gate) =
                         self.finish(conversation, command.traceparent.as_ref(), &mut released).await
@@ -509,6 +509,7 @@ impl Store for RedisStore {
         loop {
             let call = || self.call(&self.scripts.end, conversation, None, 0).option(trace);
             let (mut reply, answer) = self.step(call).await?;
+            self.confirm(&answer, conversation).await?;
             let unfinished = match reply.word() {
                 "ended" => false,
                 "unfinished" => true,
@@ -517,13 +518,12 @@ impl Store for RedisStore {
             };
             let (now, repeated) = (Timestamp::from_millis(reply.number()?), reply.number()? == 1);
             let state = State::decode(&reply.bytes()?)?;
-            let _facts = reply.bytes()?;
-            all_released.extend(released(&mut reply, now, None)?);
+            let opened_at = Facts::decode(&reply.bytes()?)?.opened_at;
+            all_released.extend(released(&mut reply, opened_at, now, None)?);
             all_released.truncate(MOST_TOLD);
             if unfinished {
                 continue;
             }
-            self.confirm(&answer, conversation).await?;
             let ended = state.ended(now).ok_or_else(|| broken("an end without a time"))?;
             return Ok(Ok(EndReceipt { ended, repeated, released: all_released }));
         }
@@ -727,13 +727,18 @@ impl Store for RedisStore {
 }
 
 /// What a step has released, as the end of its reply tells. `own`: the item that the step settled, which is not told again.
-fn released(reply: &mut Reply, now: Timestamp, own: Option<&Item>) -> Result<Vec<Released>, StoreError> {
+fn released(
+    reply: &mut Reply,
+    opened_at: Timestamp,
+    now: Timestamp,
+    own: Option<&Item>,
+) -> Result<Vec<Released>, StoreError> {
     let mut released = Vec::new();
     while let Some(item) = reply.next() {
         let (item, held) = (bytes(item)?, reply.number()? == 1);
         released.push(match own {
-            Some(own) if item.is_empty() => own.released(now, held)?,
-            _ => Item::decode(&item)?.released(now, held)?,
+            Some(own) if item.is_empty() => own.released(opened_at, now, held)?,
+            _ => Item::decode(&item)?.released(opened_at, now, held)?,
         });
     }
     Ok(released)
@@ -748,7 +753,7 @@ impl RedisStore {
         let (outcome, received_at) = item.settled().ok_or_else(|| broken("a receipt without an outcome"))?;
         let unfinished = reply.number()? == 1;
         // Released by the step that took it, at the time at which it was taken.
-        let mut released = released(&mut reply, received_at, Some(&item))?;
+        let mut released = released(&mut reply, facts.opened_at, received_at, Some(&item))?;
         if unfinished
             && let Some(after) =
                 self.finish(command.conversation, command.traceparent.as_ref(), &mut released).await

@@ -26,25 +26,22 @@ end
 
 local timed_out, ended = {}, 0
 if c.ended then
-    local cleared = 0
-    for _, sequence in ipairs(named) do
-        cleared = cleared + call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
-    end
     if c.ended_at == 0 then
         finish(c, c.ended)
         ended = 1
-        cleared = cleared - c.awaiting
+    else
+        local cleared = clear(c)
+        if cleared > 0 then
+            call('HINCRBY', TOTALS, 'clearing', -cleared)
+        end
+        save(c)
     end
-    cleared = cleared + clear(c)
-    if cleared ~= 0 then
-        call('HINCRBY', TOTALS, 'clearing', -cleared)
-    end
+    append_end(c)
     if c.cleared == c.next and NOW >= c.ended + $retention then
         call('UNLINK', CONVERSATION, CHANNEL, HELD)
         call('HINCRBY', TOTALS, 'conversations', -call('ZREM', TIMERS, REFERENCE))
         return { 'gone' }
     end
-    save(c)
     look = true
 else
     local known = {}
