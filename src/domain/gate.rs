@@ -597,6 +597,11 @@ impl Conversation {
         slot.map(|slot| slot.item.deadline)
     }
 
+    /// The items that nothing has settled.
+    pub fn awaited(&self) -> impl Iterator<Item = Sequence> {
+        self.unreleased().filter(|slot| slot.settlement.is_none()).map(|slot| slot.item.sequence)
+    }
+
     /// Takes the items whose deadlines settle nothing any more, so that nobody is reminded of them.
     pub fn take_done_timers(&mut self) -> Vec<Sequence> {
         std::mem::take(&mut self.done_timers)

@@ -39,14 +39,14 @@ if c.ended then
     append_end(c)
     if c.cleared == c.next and NOW >= c.ended + $retention then
         call('UNLINK', CONVERSATION, CHANNEL, HELD)
-        call('HINCRBY', TOTALS, 'conversations', -call('ZREM', TIMERS, REFERENCE))
+        call('HINCRBY', TOTALS, 'conversations', 0 - call('ZREM', TIMERS, REFERENCE))
         return { 'gone' }
     end
     look = true
 else
     local known = {}
     for i, sequence in ipairs(named) do
-        local item = read[i + 2]
+        local item = known[sequence] or read[i + 2]
         local outcome, deadline = AWAITING, 0
         if item then
             outcome, deadline = decode('>BI6', item)

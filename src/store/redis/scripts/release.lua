@@ -122,7 +122,8 @@ local function save(c)
         call('ZADD', TIMERS, NOW + 1000, REFERENCE)
     end
     if #MARKERS > 0 then
-        call('ZREM', TIMERS, unpack(MARKERS))
+        -- A marker that stays settles nothing: the sweeper removes it.
+        redis.pcall('ZREM', TIMERS, unpack(MARKERS))
     end
     if #FREED > 0 then
         call('HDEL', HELD, unpack(FREED))
