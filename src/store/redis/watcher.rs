@@ -3,6 +3,7 @@
 //! A notice may be lost with the connection: whoever reads a channel also looks again now and then, and everybody is
 //! woken when the connection is back.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,12 +17,15 @@ use tokio::time::{interval, sleep, timeout};
 use super::keys::{Keys, woken};
 use super::link::Timeouts;
 use super::nodes::Nodes;
+use crate::domain::ids::ConversationRef;
 use crate::store::wakes::{Interest, Wakes};
 
 /// How long after a failure the next connection is tried.
 const RETRY: Duration = Duration::from_millis(250);
 /// How often a silent connection is asked whether it lives.
 const PING: Duration = Duration::from_secs(5);
+/// Most channels that one command subscribes to or unsubscribes from: Redis serves nobody else meanwhile.
+const CHANNELS_AT_ONCE: usize = 1_000;
 
 /// Listens until nobody can be interested any more.
 pub(super) async fn listen(
@@ -71,11 +75,12 @@ async fn listen_once(
     *told = false;
     let (mut sink, mut notices) = connection.split();
     forget(interest);
-    for conversation in wakes.watched() {
-        subscribe(&mut sink, keys.wake(conversation), timeouts).await?;
+    for some in wakes.watched().chunks(CHANNELS_AT_ONCE) {
+        subscribe(&mut sink, keys, some, timeouts).await?;
     }
     wakes.wake_all();
     let mut ping = interval(PING);
+    let mut changes = Vec::new();
     loop {
         tokio::select! {
             notice = notices.next() => match notice {
@@ -86,19 +91,18 @@ async fn listen_once(
                 }
                 None => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
             },
-            change = interest.recv() => match change {
-                Some(Interest::Begins(conversation)) => {
-                    subscribe(&mut sink, keys.wake(conversation), timeouts).await?;
-                    // What was published before the subscription was heard by nobody.
+            count = interest.recv_many(&mut changes, CHANNELS_AT_ONCE) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                let (begun, ended) = latest(changes.drain(..));
+                unsubscribe(&mut sink, keys, &ended, timeouts).await?;
+                subscribe(&mut sink, keys, &begun, timeouts).await?;
+                // What was published before the subscription was heard by nobody.
+                for conversation in begun {
                     wakes.wake(conversation);
                 }
-                Some(Interest::Ends(conversation)) => {
-                    timeout(timeouts.response, sink.unsubscribe(keys.wake(conversation)))
-                        .await
-                        .map_err(std::io::Error::from)??;
-                }
-                None => return Ok(()),
-            },
+            }
             _ = ping.tick() => {
                 timeout(timeouts.response, sink.ping::<redis::Value>()).await.map_err(std::io::Error::from)??;
             }
@@ -106,6 +110,48 @@ async fn listen_once(
     }
 }
 
-async fn subscribe(sink: &mut PubSubSink, channel: String, timeouts: Timeouts) -> RedisResult<()> {
-    timeout(timeouts.response, sink.subscribe(channel)).await.map_err(std::io::Error::from)?
+/// The channels that are watched after these changes, and those that are not any more. The last change of a channel
+/// counts.
+fn latest(changes: impl Iterator<Item = Interest>) -> (Vec<ConversationRef>, Vec<ConversationRef>) {
+    let changed: HashMap<ConversationRef, bool> = changes
+        .map(|change| match change {
+            Interest::Begins(conversation) => (conversation, true),
+            Interest::Ends(conversation) => (conversation, false),
+        })
+        .collect();
+    let (begun, ended): (Vec<_>, Vec<_>) = changed.into_iter().partition(|(_, watched)| *watched);
+    let channels =
+        |some: Vec<(ConversationRef, bool)>| some.into_iter().map(|(channel, _)| channel).collect();
+    (channels(begun), channels(ended))
+}
+
+fn channels(keys: Keys, conversations: &[ConversationRef]) -> Vec<String> {
+    conversations.iter().map(|conversation| keys.wake(*conversation)).collect()
+}
+
+async fn subscribe(
+    sink: &mut PubSubSink,
+    keys: Keys,
+    conversations: &[ConversationRef],
+    timeouts: Timeouts,
+) -> RedisResult<()> {
+    if conversations.is_empty() {
+        return Ok(());
+    }
+    let subscribed = sink.subscribe(channels(keys, conversations));
+    timeout(timeouts.response, subscribed).await.map_err(std::io::Error::from)?
+}
+
+async fn unsubscribe(
+    sink: &mut PubSubSink,
+    keys: Keys,
+    conversations: &[ConversationRef],
+    timeouts: Timeouts,
+) -> RedisResult<()> {
+    // Without a channel it would mean all of them.
+    if conversations.is_empty() {
+        return Ok(());
+    }
+    let unsubscribed = sink.unsubscribe(channels(keys, conversations));
+    timeout(timeouts.response, unsubscribed).await.map_err(std::io::Error::from)?
 }

@@ -37,6 +37,42 @@ async fn a_thousand_watchers_share_one_connection() {
     assert_eq!(clients(&mut connection), 3);
 }
 
+/// How often a command was called since the statistics were last reset.
+fn calls(connection: &mut redis::Connection, command: &str) -> usize {
+    let statistics: String = redis::cmd("INFO").arg("commandstats").query(connection).unwrap();
+    let line = statistics.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn many_channels_are_subscribed_to_with_few_commands() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let mut connection = server.connection(0);
+    let mut wake = stage.store.watch(stage.unopened().reference());
+    wake.changed().await;
+    redis::cmd("CONFIG").arg("RESETSTAT").exec(&mut connection).unwrap();
+    let wakes: Vec<Wake> = (0..2_499).map(|_| stage.store.watch(stage.unopened().reference())).collect();
+    until("all are subscribed to", async || watched(&mut connection) == 2_500).await;
+    assert!(calls(&mut connection, "subscribe") <= 3, "{}", calls(&mut connection, "subscribe"));
+    redis::cmd("CONFIG").arg("RESETSTAT").exec(&mut connection).unwrap();
+    redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").exec(&mut connection).unwrap();
+    until("all are subscribed to again", async || watched(&mut connection) == 2_500).await;
+    assert_eq!(calls(&mut connection, "subscribe"), 3, "a thousand channels with each");
+    // Nothing falls between channels that come and go.
+    drop(wakes);
+    let conversation = stage.conversation().await;
+    let mut again = stage.store.watch(conversation.reference());
+    until("two are subscribed to", async || watched(&mut connection) == 2).await;
+    assert!(calls(&mut connection, "unsubscribe") <= 3, "{}", calls(&mut connection, "unsubscribe"));
+    again.changed().await;
+    conversation.issue(1_000).await;
+    conversation.end().await.unwrap();
+    again.changed().await;
+    drop((wake, again));
+    until("nothing is subscribed to", async || watched(&mut connection) == 0).await;
+}
+
 #[tokio::test]
 async fn a_store_that_is_dropped_leaves_no_connection() {
     let server = RedisServer::start();
