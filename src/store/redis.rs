@@ -36,7 +36,7 @@ pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sen
 use tokio::sync::mpsc;
 
 use self::keys::Keys;
-use self::link::Timeouts;
+use self::link::ConnectionLimits;
 use self::nodes::{Lane, Nodes};
 use self::partitions::{WhatIsDue, WhatIsHeld};
 use self::script::{Call, Fields, Reply, broken, list, string};
@@ -79,8 +79,10 @@ pub struct Settings {
     pub partitions: u16,
     /// Longest time to a connection.
     pub connect_timeout: Duration,
-    /// Longest time to an answer.
+    /// Longest time to an answer; reads, which may bring much, have longer.
     pub response_timeout: Duration,
+    /// How many requests each listener has under way: so many find a place in a connection's queue.
+    pub max_requests_in_flight: usize,
     /// What a conversation may take up.
     pub limits: Limits,
 }
@@ -134,7 +136,7 @@ pub struct RedisStore {
     clock: Clock,
     scripts: Scripts,
     nodes: Arc<Nodes>,
-    timeouts: Timeouts,
+    connection_limits: ConnectionLimits,
     replicas: Option<Replicas>,
     place: Place,
     connections: Arc<AtomicU64>,
@@ -160,8 +162,13 @@ impl RedisStore {
         )?;
         let place = servers.place();
         let connections = Arc::default();
-        let timeouts = Timeouts { connect: settings.connect_timeout, response: settings.response_timeout };
-        let nodes = Arc::new(Nodes::new(servers, timeouts, settings.replicas, &connections));
+        let connection_limits = ConnectionLimits::new(
+            settings.connect_timeout,
+            settings.response_timeout,
+            // There are two listeners.
+            settings.max_requests_in_flight.saturating_mul(2),
+        );
+        let nodes = Arc::new(Nodes::new(servers, connection_limits, settings.replicas, &connections));
         let keys = Keys { partitions: settings.partitions };
         let (sender, interest) = mpsc::unbounded_channel();
         let wakes = Wakes::new(Some(sender));
@@ -169,7 +176,7 @@ impl RedisStore {
         let watching = wakes.without_interest();
         tokio::spawn(watcher::listen(
             Arc::clone(&nodes),
-            timeouts,
+            connection_limits,
             keys,
             watching,
             interest,
@@ -181,7 +188,7 @@ impl RedisStore {
             clock,
             scripts: Scripts::new(),
             nodes,
-            timeouts,
+            connection_limits,
             replicas: settings.replicas,
             place,
             connections,

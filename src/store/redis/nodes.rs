@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::cluster::Cluster;
 use super::fate::Fate;
-use super::link::{Answered, Failed, Link, Request, RunId, Target, Timeouts};
+use super::link::{Answered, ConnectionLimits, Failed, Link, Request, RunId, Target};
 use super::replicas::{Fence, Replicas};
 use super::sentinel::Sentinels;
 use super::servers::{Address, Servers};
@@ -27,9 +27,9 @@ const REDIRECTIONS: u32 = 8;
 /// Which of a node's connections a request takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// For what changes something; nothing large comes back on it.
+    /// For what changes something, and for short questions; nothing large comes back on it.
     Commands,
-    /// For what reads, so that a large channel delays no callback.
+    /// For what reads and changes nothing, so that a large channel delays no callback.
     Reads,
 }
 
@@ -45,16 +45,16 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(
         target: Target,
-        timeouts: Timeouts,
+        limits: ConnectionLimits,
         replicas: Option<Replicas>,
         connections: &Arc<AtomicU64>,
     ) -> Self {
-        let link = |identify| Link::new(target.clone(), timeouts, identify, Arc::clone(connections));
+        let link = |limits, identify| Link::new(target.clone(), limits, identify, Arc::clone(connections));
         Self {
-            commands: link(replicas.is_some()),
-            reads: link(false),
+            commands: link(limits, replicas.is_some()),
+            reads: link(limits.for_reads(), false),
             fence: replicas
-                .map(|replicas| Fence::new(target.clone(), timeouts, replicas, Arc::clone(connections))),
+                .map(|replicas| Fence::new(target.clone(), limits, replicas, Arc::clone(connections))),
             target,
         }
     }
@@ -97,24 +97,24 @@ impl Nodes {
     /// Counts in `connections` each that is made, but those that listen.
     pub(super) fn new(
         servers: Servers,
-        timeouts: Timeouts,
+        limits: ConnectionLimits,
         replicas: Option<Replicas>,
         connections: &Arc<AtomicU64>,
     ) -> Self {
         let one = |target, may_change| {
-            let node = Arc::new(Node::new(target, timeouts, replicas, connections));
+            let node = Arc::new(Node::new(target, limits, replicas, connections));
             Self::One { node, may_change }
         };
         match servers {
             Servers::One { access, address } => one(Target::Server { access, address }, false),
             Servers::Sentinel { access, asking, sentinels, service } => {
-                let sentinels = Sentinels { access, asking, addresses: sentinels, service, timeouts };
+                let sentinels = Sentinels { access, asking, addresses: sentinels, service, limits };
                 one(Target::Master(Arc::new(sentinels)), true)
             }
             Servers::Cluster { access, seeds } => Self::Cluster(Box::new(Cluster::new(
                 access,
                 &seeds,
-                timeouts,
+                limits,
                 replicas,
                 Arc::clone(connections),
             ))),
@@ -193,8 +193,8 @@ impl Nodes {
     }
 
     /// Sends a request that can be repeated without harm to the owner of a slot. After a lost connection it is repeated
-    /// once; what cannot be known then is told as [`StoreError::OutcomeUnknown`]. What nobody executed looks for
-    /// another server for a while, where there may be one.
+    /// once; what cannot be known then is told as [`StoreError::OutcomeUnknown`], except of reads, which change nothing
+    /// either way. What nobody executed looks for another server for a while, where there may be one.
     pub(super) async fn call(
         &self,
         lane: Lane,
@@ -202,6 +202,10 @@ impl Nodes {
         request: Request<'_>,
     ) -> Result<FromNode, StoreError> {
         let since = Instant::now();
+        let unknown = |error: RedisError| match lane {
+            Lane::Commands => StoreError::OutcomeUnknown(error.into()),
+            Lane::Reads => StoreError::Unavailable(error.into()),
+        };
         let asking = redis::cmd("ASKING");
         let mut asked: Option<Arc<Node>> = None;
         let mut redirections = 0;
@@ -226,9 +230,9 @@ impl Nodes {
                 Fate::Late => {
                     // For the next request: who is silent may have been replaced.
                     self.look_again().await;
-                    return Err(StoreError::OutcomeUnknown(error.into()));
+                    return Err(unknown(error));
                 }
-                Fate::Disconnected if lost.is_some() => return Err(StoreError::OutcomeUnknown(error.into())),
+                Fate::Disconnected if lost.is_some() => return Err(unknown(error)),
                 Fate::Disconnected => {
                     lost = Some(error);
                     continue;
@@ -260,7 +264,7 @@ impl Nodes {
                 Fate::Refused | Fate::Astray | Fate::NoMaster | Fate::Moved(..) | Fate::Ask(_) => {}
             }
             return Err(match lost {
-                Some(lost) => StoreError::OutcomeUnknown(lost.into()),
+                Some(lost) => unknown(lost),
                 None => StoreError::Unavailable(error.into()),
             });
         }

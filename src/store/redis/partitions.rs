@@ -77,7 +77,7 @@ impl Question for WhatIsDue {
 
     /// A node that is slow makes the timers of the others late by no more than this, twice.
     fn patience(store: &RedisStore) -> Duration {
-        store.timeouts.response / 4
+        store.connection_limits.response / 4
     }
 }
 
@@ -101,7 +101,7 @@ impl Question for WhatIsHeld {
     }
 
     fn patience(store: &RedisStore) -> Duration {
-        store.timeouts.response
+        store.connection_limits.response
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use redis::{FromRedisValue, cmd};
 use tokio::sync::Mutex;
 
-use super::link::{Link, Request, RunId, Target, Timeouts};
+use super::link::{ConnectionLimits, Link, Request, RunId, Target};
 use crate::store::Cause;
 
 /// How long the small write is kept, in milliseconds.
@@ -42,13 +42,13 @@ pub(super) struct Fence {
 impl Fence {
     pub(super) fn new(
         target: Target,
-        timeouts: Timeouts,
+        mut limits: ConnectionLimits,
         replicas: Replicas,
         connections: Arc<AtomicU64>,
     ) -> Self {
-        let timeouts = Timeouts { response: timeouts.response + replicas.timeout, ..timeouts };
+        limits.response += replicas.timeout;
         Self {
-            link: Link::new(target, timeouts, true, connections),
+            link: Link::new(target, limits, true, connections),
             replicas,
             sent: AtomicU64::new(0),
             last: Mutex::default(),

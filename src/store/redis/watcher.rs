@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
 use super::keys::{Keys, woken};
-use super::link::Timeouts;
+use super::link::ConnectionLimits;
 use super::nodes::Nodes;
 use crate::domain::ids::ConversationRef;
 use crate::store::wakes::{Interest, Wakes};
@@ -30,7 +30,7 @@ const CHANNELS_AT_ONCE: usize = 1_000;
 /// Listens until nobody can be interested any more.
 pub(super) async fn listen(
     nodes: Arc<Nodes>,
-    timeouts: Timeouts,
+    limits: ConnectionLimits,
     keys: Keys,
     wakes: Wakes,
     mut interest: mpsc::UnboundedReceiver<Interest>,
@@ -44,7 +44,7 @@ pub(super) async fn listen(
             return;
         }
         if verified.load(Ordering::Acquire) {
-            match listen_once(&nodes, timeouts, keys, &wakes, &mut interest, &mut told).await {
+            match listen_once(&nodes, limits, keys, &wakes, &mut interest, &mut told).await {
                 Ok(()) => return,
                 // Once, and not with every try.
                 Err(error) if !told => {
@@ -65,18 +65,18 @@ fn forget(interest: &mut mpsc::UnboundedReceiver<Interest>) {
 
 async fn listen_once(
     nodes: &Nodes,
-    timeouts: Timeouts,
+    limits: ConnectionLimits,
     keys: Keys,
     wakes: &Wakes,
     interest: &mut mpsc::UnboundedReceiver<Interest>,
     told: &mut bool,
 ) -> RedisResult<()> {
-    let connection = nodes.listen(timeouts.connect).await?;
+    let connection = nodes.listen(limits.connect).await?;
     *told = false;
     let (mut sink, mut notices) = connection.split();
     forget(interest);
     for some in wakes.watched().chunks(CHANNELS_AT_ONCE) {
-        subscribe(&mut sink, keys, some, timeouts).await?;
+        subscribe(&mut sink, keys, some, limits).await?;
     }
     wakes.wake_all();
     let mut ping = interval(PING);
@@ -96,15 +96,15 @@ async fn listen_once(
                     return Ok(());
                 }
                 let (begun, ended) = latest(changes.drain(..));
-                unsubscribe(&mut sink, keys, &ended, timeouts).await?;
-                subscribe(&mut sink, keys, &begun, timeouts).await?;
+                unsubscribe(&mut sink, keys, &ended, limits).await?;
+                subscribe(&mut sink, keys, &begun, limits).await?;
                 // What was published before the subscription was heard by nobody.
                 for conversation in begun {
                     wakes.wake(conversation);
                 }
             }
             _ = ping.tick() => {
-                timeout(timeouts.response, sink.ping::<redis::Value>()).await.map_err(std::io::Error::from)??;
+                timeout(limits.response, sink.ping::<redis::Value>()).await.map_err(std::io::Error::from)??;
             }
         }
     }
@@ -113,16 +113,15 @@ async fn listen_once(
 /// The channels that are watched after these changes, and those that are not any more. The last change of a channel
 /// counts.
 fn latest(changes: impl Iterator<Item = Interest>) -> (Vec<ConversationRef>, Vec<ConversationRef>) {
-    let changed: HashMap<ConversationRef, bool> = changes
-        .map(|change| match change {
-            Interest::Begins(conversation) => (conversation, true),
-            Interest::Ends(conversation) => (conversation, false),
-        })
-        .collect();
-    let (begun, ended): (Vec<_>, Vec<_>) = changed.into_iter().partition(|(_, watched)| *watched);
-    let channels =
-        |some: Vec<(ConversationRef, bool)>| some.into_iter().map(|(channel, _)| channel).collect();
-    (channels(begun), channels(ended))
+    let mut watched = HashMap::new();
+    for change in changes {
+        match change {
+            Interest::Begins(conversation) => watched.insert(conversation, true),
+            Interest::Ends(conversation) => watched.insert(conversation, false),
+        };
+    }
+    let those = |begun: bool| watched.iter().filter(|(_, is)| **is == begun).map(|(one, _)| *one).collect();
+    (those(true), those(false))
 }
 
 fn channels(keys: Keys, conversations: &[ConversationRef]) -> Vec<String> {
@@ -133,25 +132,25 @@ async fn subscribe(
     sink: &mut PubSubSink,
     keys: Keys,
     conversations: &[ConversationRef],
-    timeouts: Timeouts,
+    limits: ConnectionLimits,
 ) -> RedisResult<()> {
     if conversations.is_empty() {
         return Ok(());
     }
     let subscribed = sink.subscribe(channels(keys, conversations));
-    timeout(timeouts.response, subscribed).await.map_err(std::io::Error::from)?
+    timeout(limits.response, subscribed).await.map_err(std::io::Error::from)?
 }
 
 async fn unsubscribe(
     sink: &mut PubSubSink,
     keys: Keys,
     conversations: &[ConversationRef],
-    timeouts: Timeouts,
+    limits: ConnectionLimits,
 ) -> RedisResult<()> {
     // Without a channel it would mean all of them.
     if conversations.is_empty() {
         return Ok(());
     }
     let unsubscribed = sink.unsubscribe(channels(keys, conversations));
-    timeout(timeouts.response, unsubscribed).await.map_err(std::io::Error::from)?
+    timeout(limits.response, unsubscribed).await.map_err(std::io::Error::from)?
 }

@@ -1,9 +1,17 @@
 //! Promise 12 in Redis: event streams share a bounded number of connections.
 
-use callback_ingress::store::{Store, Wake};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use callback_ingress::clock::ManualClock;
+use callback_ingress::store::{AnyStore, Store, StoreError, Wake};
+use tokio::time::{Instant, timeout};
 
 use super::{stage_in, until};
+use crate::proxy::Proxy;
+use crate::redis_cluster::ask;
 use crate::redis_server::RedisServer;
+use crate::stage::{ROOMY, START, Stage, settings};
 
 fn clients(connection: &mut redis::Connection) -> usize {
     let list: String = redis::cmd("CLIENT").arg("LIST").query(connection).unwrap();
@@ -86,6 +94,49 @@ async fn a_store_that_is_dropped_leaves_no_connection() {
     drop(wake);
     drop(stage);
     until("all connections are closed", async || clients(&mut connection) == 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_is_made_although_who_asked_for_it_has_gone() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let url = format!("redis://127.0.0.1:{}/0", proxy.port());
+    let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+    let AnyStore::Redis(store) = &*stage.store else { unreachable!() };
+    let made = store.connections();
+    let before = made.load(Ordering::Relaxed);
+    let conversation = stage.unopened();
+    proxy.delay(100);
+    // Reads have a connection of their own, and there was nothing to read so far.
+    for _ in 0..3 {
+        let impatient = timeout(Duration::from_millis(20), conversation.inspect()).await;
+        assert!(impatient.is_err());
+    }
+    until("the connection is made", async || made.load(Ordering::Relaxed) > before).await;
+    proxy.delay(0);
+    assert!(conversation.inspect().await.is_err(), "there is no such conversation");
+    assert_eq!(made.load(Ordering::Relaxed), before + 1);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_is_not_connected_to_by_every_request() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let AnyStore::Redis(store) = &*stage.store else { unreachable!() };
+    let made = store.connections();
+    let before = made.load(Ordering::Relaxed);
+    ask::<()>(&server, &["REPLICAOF", "127.0.0.1", "1"]);
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(1) {
+        let answer = stage.store.open(conversation.opening()).await;
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    }
+    let rounds = since.elapsed().as_millis() / 250 + 1;
+    let made = u128::from(made.load(Ordering::Relaxed) - before);
+    assert!((1..=rounds).contains(&made), "{made} connections in {rounds} quarters of a second");
+    ask::<()>(&server, &["REPLICAOF", "NO", "ONE"]);
+    stage.store.open(conversation.opening()).await.unwrap().unwrap();
 }
 
 #[tokio::test]
