@@ -1,5 +1,6 @@
 //! Where conversations live: one trait, a closed set of implementations, one test suite for all of them.
 
+mod health;
 pub mod memory;
 mod observed;
 pub mod redis;
@@ -7,6 +8,7 @@ mod wakes;
 
 use std::future::Future;
 
+pub use health::StoreHealth;
 pub use observed::Observed;
 use thiserror::Error;
 pub use wakes::Wake;
@@ -155,7 +157,7 @@ pub trait Store {
     ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
     /// Watches a channel. Costs no connection of its own.
     fn watch(&self, conversation: ConversationRef) -> Wake;
-    /// Whether the store answers.
+    /// Whether the store can take callbacks: tries a write that is refused like theirs would be. Changes nothing.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Where else a channel can be read.
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress;

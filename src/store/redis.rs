@@ -28,8 +28,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use durability::Remark;
+pub(super) use fate::refusal;
 pub use layout::NotUsable;
 use redis::{Script, Value};
+pub(super) use replicas::NotConfirmed;
 pub use replicas::Replicas;
 use secrecy::SecretString;
 pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
@@ -269,7 +271,7 @@ impl RedisStore {
         let answer = call.send(&self.nodes, Lane::Commands).await?;
         if let Some(fence) = &answer.node.fence {
             let confirmed = fence.confirm(answer.run.as_ref(), &self.keys.fence(conversation)).await;
-            confirmed.map_err(StoreError::OutcomeUnknown)?;
+            confirmed.map_err(|error| StoreError::OutcomeUnknown(error.into()))?;
         }
         Reply::read(answer.value)
     }
@@ -544,7 +546,7 @@ impl Store for RedisStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.check_verified()?;
-        self.nodes.ping().await
+        self.nodes.ping(self.keys.partitions).await
     }
 
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress {

@@ -55,7 +55,12 @@ impl Keys {
 
     /// Written in a conversation's partition while replicas are waited for.
     pub(super) fn fence(self, conversation: ConversationRef) -> String {
-        format!("{{cb:{}}}:fence", conversation.partition(self.partitions))
+        Self::partition_fence(conversation.partition(self.partitions))
+    }
+
+    /// The same, of a partition.
+    pub(super) fn partition_fence(partition: u16) -> String {
+        format!("{{cb:{partition}}}:fence")
     }
 
     /// A key of a partition that nothing is kept under, and a pub/sub channel that nobody listens to.

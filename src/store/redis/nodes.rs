@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use redis::aio::PubSub;
 use redis::{Cmd, RedisError, RedisResult, Value};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::cluster::Cluster;
 use super::fate::Fate;
+use super::keys::Keys;
 use super::link::{Answered, ConnectionLimits, Failed, Link, Request, RunId, Target};
 use super::replicas::{Fence, Replicas};
 use super::sentinel::Sentinels;
@@ -170,14 +173,38 @@ impl Nodes {
         }
     }
 
-    /// Whether any of them answers: in a cluster of which a part is away, the others have work to do.
-    pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        match self {
-            Self::One { .. } => self.command("", &redis::cmd("PING")).await.map(|_| ()),
-            Self::Cluster(cluster) => {
-                cluster.any().await.map(|_| ()).map_err(|error| StoreError::Unavailable(error.into()))
+    /// Whether any of them can take callbacks: in a cluster of which a part is away, the others have work to do.
+    pub(super) async fn ping(&self, partitions: u16) -> Result<(), StoreError> {
+        let mut nodes: Vec<Arc<Node>> = Vec::new();
+        let mut tried = FuturesUnordered::new();
+        let mut failure = None;
+        for partition in 0..if self.is_cluster() { partitions } else { 1 } {
+            match self.owner(Slot::of(&Keys::probe(partition).0)).await {
+                Ok(node) if nodes.iter().any(|known| Arc::ptr_eq(known, &node)) => {}
+                Ok(node) => {
+                    nodes.push(node);
+                    tried.push(self.try_to_write(partition));
+                }
+                Err(error) => failure = Some(StoreError::Unavailable(error.into())),
             }
         }
+        while let Some(answer) = tried.next().await {
+            match answer {
+                Ok(()) => return Ok(()),
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Tries a write that is refused like a callback's would be. Nothing is under its key, so it writes nothing.
+    async fn try_to_write(&self, partition: u16) -> Result<(), StoreError> {
+        let (key, _) = Keys::probe(partition);
+        let write = redis::cmd("SET").arg(&key).arg("").arg("XX").arg("PX").arg(1).to_owned();
+        let answer = self.call(Lane::Commands, Slot::of(&key), Request::command(&write)).await?;
+        let Some(fence) = &answer.node.fence else { return Ok(()) };
+        let confirmed = fence.confirm(answer.run.as_ref(), &Keys::partition_fence(partition)).await;
+        confirmed.map_err(|error| StoreError::OutcomeUnknown(error.into()))
     }
 
     /// A connection that hears what is published, wherever it is.

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::{FromRedisValue, cmd};
+use thiserror::Error;
 use tokio::sync::Mutex;
 
 use super::link::{ConnectionLimits, Link, Request, RunId, Target};
-use crate::store::Cause;
 
 /// How long the small write is kept, in milliseconds.
 const KEPT_MS: u64 = 60_000;
@@ -25,6 +25,17 @@ pub struct Replicas {
     pub count: u64,
     /// For so long they are waited for.
     pub timeout: Duration,
+}
+
+/// Why it is not confirmed that enough replicas have a write.
+#[derive(Debug, Error)]
+pub(in crate::store) enum NotConfirmed {
+    #[error("replicas could not be waited for: {0}")]
+    NotAsked(String),
+    #[error("the server is another one than that which executed it")]
+    AnotherServer,
+    #[error("{count} of {wanted} replicas have it in time")]
+    TooFew { count: u64, wanted: u64 },
 }
 
 /// What a `WAIT` came to: how many replicas of which run, or why that is not known.
@@ -57,7 +68,7 @@ impl Fence {
 
     /// Waits until enough replicas have everything that this run of the server executed before the call. `key` is one
     /// that the node owns.
-    pub(super) async fn confirm(&self, run: Option<&RunId>, key: &str) -> Result<(), Cause> {
+    pub(super) async fn confirm(&self, run: Option<&RunId>, key: &str) -> Result<(), NotConfirmed> {
         let before = self.sent.load(Ordering::SeqCst);
         let mut last = self.last.lock().await;
         let outcome = match &*last {
@@ -71,12 +82,10 @@ impl Fence {
         };
         drop(last);
         match outcome {
-            Err(error) => Err(format!("replicas could not be waited for: {error}").into()),
-            Ok((_, other)) if other.as_ref() != run || run.is_none() => {
-                Err("the server is another one than that which executed it".into())
-            }
+            Err(error) => Err(NotConfirmed::NotAsked(error)),
+            Ok((_, other)) if other.as_ref() != run || run.is_none() => Err(NotConfirmed::AnotherServer),
             Ok((count, _)) if count < self.replicas.count => {
-                Err(format!("{count} of {} replicas have it in time", self.replicas.count).into())
+                Err(NotConfirmed::TooFew { count, wanted: self.replicas.count })
             }
             Ok(_) => Ok(()),
         }

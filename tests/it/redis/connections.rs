@@ -46,7 +46,7 @@ async fn a_thousand_watchers_share_one_connection() {
 }
 
 /// How often a command was called since the statistics were last reset.
-fn calls(connection: &mut redis::Connection, command: &str) -> usize {
+pub(crate) fn calls(connection: &mut redis::Connection, command: &str) -> usize {
     let statistics: String = redis::cmd("INFO").arg("commandstats").query(connection).unwrap();
     let line = statistics.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
     line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
