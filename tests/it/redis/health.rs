@@ -45,7 +45,8 @@ async fn a_flood_of_health_checks_costs_redis_nothing() {
     sleep(Duration::from_secs(2).saturating_sub(since.elapsed())).await;
     let mut connection = redis.connection(0);
     let asked = calls(&mut connection, "ping") + calls(&mut connection, "set");
-    let most = usize::try_from(since.elapsed().as_secs()).unwrap() + 2;
+    // The check of the whole store that a start begins with sets something, too.
+    let most = usize::try_from(since.elapsed().as_secs()).unwrap() + 8;
     assert!((1..=most).contains(&asked), "{asked} of at most {most}");
     assert_eq!(ask::<Vec<String>>(&redis, &["KEYS", "*probe*"]), [""; 0], "nothing is left behind");
 }
