@@ -8,7 +8,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::StoreError;
-use super::redis::{NotConfirmed, refusal};
+use super::redis::fate::refusal;
+use super::redis::replicas::NotConfirmed;
 
 /// How long after a check the next one begins, while no call fails.
 const PAUSE: Duration = Duration::from_secs(1);

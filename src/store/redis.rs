@@ -9,13 +9,13 @@
 
 mod cluster;
 mod durability;
-mod fate;
+pub(super) mod fate;
 mod keys;
 mod layout;
 mod link;
 mod nodes;
 mod partitions;
-mod replicas;
+pub(super) mod replicas;
 mod rights;
 mod script;
 mod sentinel;
@@ -28,10 +28,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use durability::Remark;
-pub(super) use fate::refusal;
 pub use layout::NotUsable;
 use redis::{Script, Value};
-pub(super) use replicas::NotConfirmed;
 pub use replicas::Replicas;
 use secrecy::SecretString;
 pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
@@ -271,7 +269,7 @@ impl RedisStore {
         let answer = call.send(&self.nodes, Lane::Commands).await?;
         if let Some(fence) = &answer.node.fence {
             let confirmed = fence.confirm(answer.run.as_ref(), &self.keys.fence(conversation)).await;
-            confirmed.map_err(|error| StoreError::OutcomeUnknown(error.into()))?;
+            confirmed.map_err(StoreError::OutcomeUnknown)?;
         }
         Reply::read(answer.value)
     }

@@ -55,17 +55,17 @@ impl Keys {
 
     /// Written in a conversation's partition while replicas are waited for.
     pub(super) fn fence(self, conversation: ConversationRef) -> String {
-        Self::partition_fence(conversation.partition(self.partitions))
-    }
-
-    /// The same, of a partition.
-    pub(super) fn partition_fence(partition: u16) -> String {
-        format!("{{cb:{partition}}}:fence")
+        format!("{{cb:{}}}:fence", conversation.partition(self.partitions))
     }
 
     /// A key of a partition that nothing is kept under, and a pub/sub channel that nobody listens to.
     pub(super) fn probe(partition: u16) -> (String, String) {
         (format!("{{cb:{partition}}}:probe"), format!("{{cb:{partition}}}:wake:probe"))
+    }
+
+    /// Written in a partition when the check of its node's health waits for replicas.
+    pub(super) fn health(partition: u16) -> String {
+        format!("{{cb:{partition}}}:health")
     }
 
     /// Where changes of a channel are published (a pub/sub channel, not a key).

@@ -203,8 +203,8 @@ impl Nodes {
         let write = redis::cmd("SET").arg(&key).arg("").arg("XX").arg("PX").arg(1).to_owned();
         let answer = self.call(Lane::Commands, Slot::of(&key), Request::command(&write)).await?;
         let Some(fence) = &answer.node.fence else { return Ok(()) };
-        let confirmed = fence.confirm(answer.run.as_ref(), &Keys::partition_fence(partition)).await;
-        confirmed.map_err(|error| StoreError::OutcomeUnknown(error.into()))
+        let confirmed = fence.confirm(answer.run.as_ref(), &Keys::health(partition)).await;
+        confirmed.map_err(StoreError::OutcomeUnknown)
     }
 
     /// A connection that hears what is published, wherever it is.

@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::sync::Mutex;
 
 use super::link::{ConnectionLimits, Link, Request, RunId, Target};
+use crate::store::Cause;
 
 /// How long the small write is kept, in milliseconds.
 const KEPT_MS: u64 = 60_000;
@@ -68,7 +69,7 @@ impl Fence {
 
     /// Waits until enough replicas have everything that this run of the server executed before the call. `key` is one
     /// that the node owns.
-    pub(super) async fn confirm(&self, run: Option<&RunId>, key: &str) -> Result<(), NotConfirmed> {
+    pub(super) async fn confirm(&self, run: Option<&RunId>, key: &str) -> Result<(), Cause> {
         let before = self.sent.load(Ordering::SeqCst);
         let mut last = self.last.lock().await;
         let outcome = match &*last {
@@ -82,10 +83,12 @@ impl Fence {
         };
         drop(last);
         match outcome {
-            Err(error) => Err(NotConfirmed::NotAsked(error)),
-            Ok((_, other)) if other.as_ref() != run || run.is_none() => Err(NotConfirmed::AnotherServer),
+            Err(error) => Err(NotConfirmed::NotAsked(error).into()),
+            Ok((_, other)) if other.as_ref() != run || run.is_none() => {
+                Err(NotConfirmed::AnotherServer.into())
+            }
             Ok((count, _)) if count < self.replicas.count => {
-                Err(NotConfirmed::TooFew { count, wanted: self.replicas.count })
+                Err(NotConfirmed::TooFew { count, wanted: self.replicas.count }.into())
             }
             Ok(_) => Ok(()),
         }
