@@ -32,8 +32,10 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How often a channel is looked at without having been woken: a wake-up can be lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How long after a failure of the store it is asked again.
+/// How long after a failure of the store it is asked again; after each further one, twice as long.
 const RETRY: Duration = Duration::from_millis(250);
+/// But no longer than this.
+const LONGEST_RETRY: Duration = Duration::from_secs(4);
 /// Most envelopes that are fetched at once. The store gives fewer when they are large.
 const PAGE: usize = 128;
 
@@ -75,7 +77,7 @@ pub(super) async fn follow(
         wake,
         fetched: VecDeque::new(),
         finished: false,
-        failing: false,
+        failing: None,
         _permit: permit,
     };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
@@ -125,8 +127,8 @@ struct Reader {
     wake: Wake,
     fetched: VecDeque<Bytes>,
     finished: bool,
-    /// Whether the store failed when it was last asked.
-    failing: bool,
+    /// How long the store is left alone after it failed, if it failed when it was last asked.
+    failing: Option<Duration>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -161,7 +163,7 @@ impl Reader {
                 return None;
             }
             let fetched = self.fetch().await;
-            let failed_before = std::mem::replace(&mut self.failing, fetched.is_err());
+            let failed_before = self.failing.take();
             let wait = match fetched {
                 Ok(Ok(page)) if page.opened_at == self.opened_at && !page.envelopes.is_empty() => {
                     self.fetched = page.envelopes.into();
@@ -183,14 +185,14 @@ impl Reader {
                 }
                 Err(error) => {
                     // Once, and not with every try.
-                    if !failed_before {
+                    if failed_before.is_none() {
                         tracing::warn!(
                             { names::CONVERSATION_ID } = %self.conversation,
                             error = error.chain(),
                             "an event stream waits for the store"
                         );
                     }
-                    RETRY
+                    *self.failing.insert(retry_after(failed_before))
                 }
             };
             tokio::select! {
@@ -210,6 +212,11 @@ impl Reader {
         let data = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation);
         Event::default().event("end").data(data)
     }
+}
+
+/// How long the store is left alone after a failure, when it was left alone for so long before.
+fn retry_after(before: Option<Duration>) -> Duration {
+    before.map_or(RETRY, |before| (2 * before).min(LONGEST_RETRY))
 }
 
 /// White space that breaks a line in the result breaks the event's data, too: the reader joins it with line feeds.
@@ -237,5 +244,13 @@ mod tests {
         for bad in ["", "-", "1-", "-1", "+1", "1-2-3", "x", "1-x"] {
             assert_eq!(cursor(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_failing_store_is_asked_less_and_less_often() {
+        let pauses =
+            std::iter::successors(Some(retry_after(None)), |before| Some(retry_after(Some(*before))));
+        let millis: Vec<u128> = pauses.take(7).map(|pause| pause.as_millis()).collect();
+        assert_eq!(millis, [250, 500, 1_000, 2_000, 4_000, 4_000, 4_000]);
     }
 }

@@ -10,13 +10,13 @@
 mod cluster;
 mod dates;
 mod durability;
-mod fate;
+pub(super) mod fate;
 mod keys;
 mod layout;
 mod link;
 mod nodes;
 mod partitions;
-mod replicas;
+pub(super) mod replicas;
 mod rights;
 mod script;
 pub mod scripts;
@@ -41,7 +41,7 @@ use tokio::sync::mpsc;
 
 use self::dates::Dates;
 use self::keys::{Keys, marker};
-use self::link::Timeouts;
+use self::link::ConnectionLimits;
 use self::nodes::{FromNode, Lane, Nodes};
 use self::partitions::{WhatIsDue, WhatIsHeld};
 use self::script::{Call, Reply, broken, bytes, number};
@@ -93,8 +93,10 @@ pub struct Settings {
     pub partitions: u16,
     /// Longest time to a connection.
     pub connect_timeout: Duration,
-    /// Longest time to an answer.
+    /// Longest time to an answer; reads, which may bring much, have longer.
     pub response_timeout: Duration,
+    /// How many requests each listener has under way: so many find a place in a connection's queue.
+    pub max_requests_in_flight: usize,
     /// What a conversation may take up.
     pub limits: Limits,
 }
@@ -108,7 +110,7 @@ pub struct RedisStore {
     dates: Dates,
     scripts: Scripts,
     nodes: Arc<Nodes>,
-    timeouts: Timeouts,
+    connection_limits: ConnectionLimits,
     replicas: Option<Replicas>,
     place: Place,
     connections: Arc<AtomicU64>,
@@ -134,8 +136,13 @@ impl RedisStore {
         )?;
         let place = servers.place();
         let connections = Arc::default();
-        let timeouts = Timeouts { connect: settings.connect_timeout, response: settings.response_timeout };
-        let nodes = Arc::new(Nodes::new(servers, timeouts, settings.replicas, &connections));
+        let connection_limits = ConnectionLimits::new(
+            settings.connect_timeout,
+            settings.response_timeout,
+            // There are two listeners.
+            settings.max_requests_in_flight.saturating_mul(2),
+        );
+        let nodes = Arc::new(Nodes::new(servers, connection_limits, settings.replicas, &connections));
         let keys = Keys { partitions: settings.partitions };
         let (sender, interest) = mpsc::unbounded_channel();
         let wakes = Wakes::new(Some(sender));
@@ -143,7 +150,7 @@ impl RedisStore {
         let watching = wakes.without_interest();
         tokio::spawn(watcher::listen(
             Arc::clone(&nodes),
-            timeouts,
+            connection_limits,
             keys,
             watching,
             interest,
@@ -155,7 +162,7 @@ impl RedisStore {
             clock,
             scripts: Scripts::new(&settings.limits),
             nodes,
-            timeouts,
+            connection_limits,
             replicas: settings.replicas,
             place,
             connections,
@@ -718,7 +725,7 @@ impl Store for RedisStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.check_verified()?;
-        self.nodes.ping().await
+        self.nodes.ping(self.keys.partitions).await
     }
 
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress {

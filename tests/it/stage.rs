@@ -158,6 +158,7 @@ pub(crate) fn settings(url: String, limits: Limits) -> Settings {
         partitions: 64,
         connect_timeout: Duration::from_secs(10),
         response_timeout: Duration::from_secs(10),
+        max_requests_in_flight: 512,
         limits,
     }
 }

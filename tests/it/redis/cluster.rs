@@ -257,4 +257,11 @@ async fn while_a_node_is_away_the_timers_of_the_others_go_on() {
     })
     .await;
     assert_eq!(stage.store.totals().await.unwrap().awaiting, 30);
+    // While one node takes callbacks, there is work to do.
+    let full = |node: &RedisServer| ask::<()>(node, &["CONFIG", "SET", "maxmemory", "1"]);
+    cluster.masters().skip(1).for_each(full);
+    stage.store.ping().await.unwrap();
+    cluster.masters().take(1).for_each(full);
+    let answer = stage.store.ping().await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
 }

@@ -6,7 +6,7 @@ use callback_ingress::clock::{Entropy, ManualClock};
 use callback_ingress::domain::gate::Receipt;
 use callback_ingress::domain::work_item::{Outcome, WorkItem};
 use callback_ingress::store::{ChannelAddress, Store, StoreError};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{stage_in, until};
 use crate::conversation::Conversation;
@@ -229,6 +229,43 @@ async fn an_answer_that_does_not_come_is_unknown_and_asking_again_tells() {
     assert!(conversation.accept_with(repeated).await.unwrap().replayed);
     conversation.accept_with(other).await.unwrap();
     assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
+}
+
+#[tokio::test]
+async fn a_read_whose_answer_does_not_come_has_changed_nothing() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let mut impatient = settings(format!("redis://127.0.0.1:{}/0", proxy.port()), ROOMY);
+    impatient.response_timeout = Duration::from_millis(100);
+    let stage = Stage::in_redis(impatient, ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    conversation.inspect().await.unwrap();
+    proxy.cut(Cut::Answer, 2);
+    let answer = stage.store.inspect(conversation.reference()).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    assert_eq!(proxy.cuts_left(), 0, "it was lost twice");
+    proxy.swallow(true);
+    let answer = stage.store.read(conversation.reference(), None, 1).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_large_page_arrives_over_a_slow_line() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let mut impatient = settings(format!("redis://127.0.0.1:{}/0", proxy.port()), ROOMY);
+    impatient.response_timeout = Duration::from_millis(300);
+    let stage = Stage::in_redis(impatient, ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(60_000).await;
+    let result = format!("\"{}\"", "x".repeat(1024 * 1024));
+    conversation.accept(&item, &result).await.unwrap();
+    // A wait for each of at least 64 pieces: nearly a second.
+    proxy.delay(15);
+    let since = Instant::now();
+    let page = stage.store.read(conversation.reference(), None, 1).await.unwrap().unwrap();
+    assert!(since.elapsed() > Duration::from_millis(600), "{:?}", since.elapsed());
+    assert_eq!(page.envelopes.len(), 1);
 }
 
 #[tokio::test]
