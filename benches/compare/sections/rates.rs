@@ -1,0 +1,145 @@
+//! Requests a second in a closed loop, each row as a ratio to the bare route in the same round.
+
+use super::Outcome;
+use crate::bench::{Bench, Workload};
+use crate::field::Competitor;
+use crate::options::SectionName;
+use crate::plan::{Order, Plan};
+use crate::point::{self, Figures};
+use crate::redis_server::Aof;
+use crate::summary::Summary;
+use crate::table::Table;
+
+/// One row.
+struct Case {
+    group: String,
+    competitor: Competitor,
+    workload: Workload,
+    /// Issuing is measured, and nothing is posted.
+    issuing: bool,
+}
+
+impl Case {
+    fn new(group: &str, competitor: Competitor, workload: Workload) -> Self {
+        Self { group: group.to_owned(), competitor, workload, issuing: false }
+    }
+}
+
+/// Each competitor and each store.
+pub(super) fn stores(bench: &mut Bench) -> Outcome {
+    let mut field = Competitor::peers(bench.fastify.as_ref().ok());
+    for redis in [None, Some(Aof::Off), Some(Aof::EverySecond), Some(Aof::Always)] {
+        field.extend(bench.services(redis, false));
+        field.extend(bench.services(redis, true));
+    }
+    let workload = bench.workload(1.5);
+    let cases =
+        bench.wanted(field).into_iter().map(|competitor| Case::new("", competitor, workload)).collect();
+    let title = "stores: 64 connections, results of 512 bytes, in order";
+    let mut outcome = compare(bench, SectionName::Stores, title, cases, (5, 3));
+    if let Err(reason) = &bench.fastify {
+        outcome.table.notes.push(format!("Fastify is left out: {reason}"));
+    }
+    outcome
+}
+
+/// Results of other sizes.
+pub(super) fn sizes(bench: &mut Bench) -> Outcome {
+    let mut cases = Vec::new();
+    for (name, bytes) in [("200 bytes", 200), ("2 KiB", 2 << 10), ("64 KiB", 64 << 10)] {
+        let workload = Workload { bytes, ..bench.workload(1.0) };
+        cases.extend(bench.short_field().into_iter().map(|competitor| Case::new(name, competitor, workload)));
+    }
+    compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", cases, (3, 1))
+}
+
+/// Other orders, and tokens that are not ours.
+pub(super) fn order(bench: &mut Bench) -> Outcome {
+    let orders = [
+        ("in order", Order::InOrder),
+        ("reversed: all held, then released", Order::Reversed),
+        ("30 % repeated", Order::Repeated),
+        ("forged tokens", Order::Forged),
+    ];
+    let mut cases = vec![Case::new("", Competitor::bare(), bench.workload(1.0))];
+    for (name, order) in orders {
+        let workload = Workload { order, ..bench.workload(1.0) };
+        cases.extend(
+            bench.service_field().into_iter().map(|competitor| Case::new(name, competitor, workload)),
+        );
+    }
+    compare(bench, SectionName::Order, "order: 64 connections, results of 512 bytes", cases, (3, 1))
+}
+
+/// Other numbers of connections.
+pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
+    let mut cases = Vec::new();
+    for connections in [1, 8, 64, 256] {
+        let workload = Workload { connections, ..bench.workload(1.0) };
+        let name = format!("{connections} connections");
+        cases
+            .extend(bench.short_field().into_iter().map(|competitor| Case::new(&name, competitor, workload)));
+    }
+    let title = "concurrency: results of 512 bytes, in order";
+    compare(bench, SectionName::Concurrency, title, cases, (3, 1))
+}
+
+/// Issuing work items over the platform's listener.
+pub(super) fn issue(bench: &mut Bench) -> Outcome {
+    let workload = bench.workload(1.0);
+    let mut cases = vec![Case::new("", Competitor::bare(), workload)];
+    let issuing = |competitor| Case { issuing: true, ..Case::new("issuing", competitor, workload) };
+    cases.extend(bench.service_field().into_iter().map(issuing));
+    compare(bench, SectionName::Issue, "issue: 64 connections of the platform", cases, (3, 1))
+}
+
+/// So many rounds of all cases, interleaved, from another one on each time.
+fn compare(
+    bench: &mut Bench,
+    name: SectionName,
+    title: &str,
+    cases: Vec<Case>,
+    (standard, quick): (u64, u64),
+) -> Outcome {
+    let count = bench.options.rounds(standard, quick);
+    let mut rounds: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
+    for round in 0..usize::try_from(count).unwrap() {
+        for at in (0..cases.len()).map(|at| (at + round * cases.len() / 3) % cases.len()) {
+            let figures = measure(bench, &cases[at]);
+            let Case { group, competitor, .. } = &cases[at];
+            bench.progress(&format!(
+                "{name:?} {}/{count}: {group}{}{}: {:.0} requests/s",
+                round + 1,
+                if group.is_empty() { "" } else { ", " },
+                competitor.name,
+                figures.rate
+            ));
+            rounds[at].push(figures);
+        }
+    }
+    // The bare route of the same group, or of the section.
+    let bare = |group: &str| {
+        let of =
+            |wanted: &str| cases.iter().position(|case| case.group == wanted && case.competitor.is_bare());
+        of(group).or_else(|| of("")).unwrap()
+    };
+    let summary = |(at, case): (usize, &Case)| {
+        Summary::of(&case.group, &case.competitor.name, rounds[at].clone(), &rounds[bare(&case.group)])
+    };
+    let rows: Vec<Summary> = cases.iter().enumerate().map(summary).collect();
+    Outcome {
+        name,
+        table: Table::of_rates(title, &rows),
+        data: serde_json::to_value(&rows).unwrap(),
+        unexpected: rows.iter().map(|row| row.unexpected).sum(),
+        rows,
+    }
+}
+
+fn measure(bench: &mut Bench, case: &Case) -> Figures {
+    if !case.issuing {
+        return bench.closed(&case.competitor, case.workload);
+    }
+    let requests = bench.requests(&case.competitor, case.workload, case.workload.seconds);
+    point::prepared(&case.competitor, Plan::of(requests, Order::InOrder, case.workload.bytes)).2
+}
