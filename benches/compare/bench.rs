@@ -20,7 +20,7 @@ const CALIBRATION: usize = 3_000;
 /// Requests of a point that only shows that it works.
 const SMOKE: usize = 256;
 /// Most requests of a point.
-const MOST: usize = 250_000;
+const MOST: usize = 500_000;
 /// What is measured is preceded by so much of it.
 pub(crate) const WARM_UP: f64 = 0.3;
 
@@ -50,6 +50,9 @@ impl Bench {
 
     /// Says on standard error how far it is.
     pub(crate) fn progress(&self, message: &str) {
+        if self.options.smoke {
+            return;
+        }
         let seconds = self.begin.elapsed().as_secs();
         eprintln!("{:>3}:{:02}  {message}", seconds / 60, seconds % 60);
     }
@@ -57,7 +60,7 @@ impl Bench {
     /// The standard workload, for so many seconds.
     pub(crate) fn workload(&self, seconds: f64) -> Workload {
         let seconds = self.options.seconds(seconds);
-        Workload { order: Order::InOrder, bytes: BYTES, connections: CONNECTIONS, seconds }
+        Workload { order: Order::AsIssued, bytes: BYTES, connections: CONNECTIONS, seconds }
     }
 
     /// Each build of the service on a store.
@@ -95,7 +98,7 @@ impl Bench {
         }
         let key = key(competitor, workload);
         if !self.rates.contains_key(&key) {
-            let figures = self.run(competitor, workload, CALIBRATION);
+            let figures = run(competitor, workload, CALIBRATION);
             self.rates.insert(key.clone(), figures.rate);
         }
         // Whole conversations of a block, so that what is held is also released.
@@ -106,18 +109,18 @@ impl Bench {
     /// One round of a point in a closed loop.
     pub(crate) fn closed(&mut self, competitor: &Competitor, workload: Workload) -> Figures {
         let requests = self.requests(competitor, workload, workload.seconds * (1.0 + WARM_UP));
-        let figures = self.run(competitor, workload, requests);
+        let figures = run(competitor, workload, requests);
         self.rates.insert(key(competitor, workload), figures.rate);
         figures
     }
+}
 
-    fn run(&self, competitor: &Competitor, workload: Workload, requests: usize) -> Figures {
-        let plan = Plan::of(requests, workload.order, workload.bytes);
-        let warm = requests as f64 * WARM_UP / (1.0 + WARM_UP);
-        // Where it is slower than thought, it is cut short.
-        let longest = 3.0 * workload.seconds.max(1.0);
-        point::closed(competitor, plan, warm as usize, workload.connections, longest)
-    }
+fn run(competitor: &Competitor, workload: Workload, requests: usize) -> Figures {
+    let plan = Plan::of(requests, workload.order, workload.bytes);
+    let warm = requests as f64 * WARM_UP / (1.0 + WARM_UP);
+    // Where it is slower than thought, it is cut short.
+    let longest = 3.0 * workload.seconds.max(1.0);
+    point::closed(competitor, plan, warm as usize, workload.connections, longest)
 }
 
 fn key(competitor: &Competitor, workload: Workload) -> String {

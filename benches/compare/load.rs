@@ -11,7 +11,6 @@ use std::io::{BufRead, Write};
 
 use self::issue::Items;
 use self::run::Request;
-use crate::plan::Plan;
 use crate::protocol::{Command, Pace, Target};
 
 /// How many connections issue work items.
@@ -20,7 +19,6 @@ const ISSUING: usize = 64;
 /// What the last commands prepared.
 struct Prepared {
     target: Target,
-    plan: Plan,
     items: Items,
     requests: Vec<Request>,
     body: Vec<u8>,
@@ -39,8 +37,7 @@ pub(crate) fn run() {
 fn answer(command: Command, prepared: &mut Option<Prepared>) -> String {
     if let Command::Open { target, plan } = command {
         let (items, tally) = Items::open(&target, plan, ISSUING);
-        *prepared =
-            Some(Prepared { target, plan, items, requests: Vec::new(), body: http::result(plan.bytes) });
+        *prepared = Some(Prepared { target, items, requests: Vec::new(), body: http::result(plan.bytes) });
         return serde_json::to_string(&tally).unwrap();
     }
     let prepared = prepared.as_mut().unwrap();

@@ -27,10 +27,12 @@ mod children;
 mod fastify;
 mod field;
 mod generator;
+mod harness;
 mod load;
 mod machine;
 mod options;
 mod peer;
+mod picture;
 mod plan;
 mod point;
 mod protocol;
@@ -41,40 +43,81 @@ mod service;
 mod summary;
 mod table;
 
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
 use clap::Parser;
 
 use self::bench::Bench;
 use self::options::Options;
+use self::sections::Outcome;
 
-fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    match arguments.get(1).map(String::as_str) {
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
         Some("load") => load::run(),
-        Some("peer") => peer::run(&arguments[2..]),
-        _ => compare(Options::parse()),
+        Some("peer") => peer::run(&arguments[1..]),
+        // `cargo test` passes its own arguments, and no `--bench`.
+        _ if !arguments.iter().any(|argument| argument == "--bench") => {
+            return harness::run(&arguments, self_check);
+        }
+        _ => return compare(Options::parse()),
     }
+    ExitCode::SUCCESS
 }
 
-fn compare(options: Options) {
+fn compare(options: Options) -> ExitCode {
+    if options.smoke {
+        return harness::run(&[], self_check);
+    }
+    if let Err(reason) = run(options, true) {
+        eprintln!("{reason}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// All sections with tiny counts: the files are written, and each reply has the expected status.
+fn self_check() -> Result<String, String> {
+    let (begin, out) = (Instant::now(), tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+    let out_text = out.path().to_str().unwrap();
+    let (outcomes, fastify) = run(Options::parse_from(["compare", "--smoke", "--out", out_text]), false)?;
+    let unexpected: u64 = outcomes.iter().map(|outcome| outcome.unexpected).sum();
+    if unexpected > 0 {
+        return Err(format!("{unexpected} replies had another status than the expected one"));
+    }
+    for name in ["compare.json", "compare.svg"] {
+        std::fs::metadata(out.path().join(name)).map_err(|error| format!("{name}: {error}"))?;
+    }
+    let left_out = fastify.err().map_or(String::new(), |reason| format!("; Fastify is left out: {reason}"));
+    Ok(format!("{} sections in {:.1?}{left_out}", outcomes.len(), begin.elapsed()))
+}
+
+/// What came of each section, and whether the peer on Node could take part.
+type Ran = (Vec<Outcome>, Result<std::path::PathBuf, String>);
+
+fn run(options: Options, print: bool) -> Result<Ran, String> {
     if machine::said("redis-server", &["--version"]).is_none() {
-        eprintln!("there is no redis-server on PATH; on Debian and Ubuntu: apt-get install redis-server");
-        std::process::exit(1);
+        return Err("there is no redis-server on PATH; on Debian: apt-get install redis-server".to_owned());
     }
     children::end_with_signals();
     let machine = machine::describe();
-    std::fs::create_dir_all(&options.out).unwrap();
-    let fastify = fastify::install(&std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("fastify"));
-    if let Err(reason) = &fastify {
-        println!("Fastify is left out: {reason}");
-    }
-    let (sections, smoke) = (options.sections(), options.smoke);
+    std::fs::create_dir_all(&options.out).map_err(|error| format!("{}: {error}", options.out.display()))?;
+    let fastify = fastify::install(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("fastify"));
+    let sections = options.sections();
     let mut bench = Bench::new(options, fastify);
     let mut outcomes = Vec::new();
     for name in sections {
-        outcomes.push(sections::run(&mut bench, name));
-        outcomes.last().unwrap().table.print();
+        let outcome = sections::run(&mut bench, name);
+        if print {
+            outcome.table.print();
+        }
+        outcomes.push(outcome);
         report::write(&bench.options, &machine, &outcomes);
     }
-    let unexpected: u64 = outcomes.iter().map(|outcome| outcome.unexpected).sum();
-    assert!(!smoke || unexpected == 0, "{unexpected} replies had another status than the expected one");
+    if print {
+        println!("\nall rounds and the picture: {}", bench.options.out.display());
+    }
+    Ok((outcomes, bench.fastify))
 }

@@ -30,6 +30,8 @@ pub(crate) fn run(arguments: &[String]) {
 
 async fn serve(arguments: &[String]) {
     let argument = |at: usize| arguments.get(at).map(String::as_str).unwrap_or_default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("{}", listener.local_addr().unwrap());
     let routes = match argument(0) {
         "bare" => Router::new().route(CALLBACKS_PATH, post(async |_: Bytes| StatusCode::ACCEPTED)),
         "ping" => Router::new().route(CALLBACKS_PATH, post(ping)).with_state(connect(argument(1)).await),
@@ -40,14 +42,20 @@ async fn serve(arguments: &[String]) {
             let peer = handwritten::Peer::new(connect(argument(1)).await, argument(2));
             Router::new().route(CALLBACKS_PATH, post(handwritten::callback)).with_state(Arc::new(peer))
         }
+        "collector" => Router::new().fallback(async |_: Bytes| StatusCode::OK),
+        // Connections are made, and nobody takes them.
+        "mute" => return parent_ended().await,
         other => panic!("no peer is named {other:?}"),
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    println!("{}", listener.local_addr().unwrap());
     tokio::select! {
         ended = axum::serve(listener, routes) => ended.unwrap(),
-        _ = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())) => {}
+        () = parent_ended() => {}
     }
+}
+
+/// Standard input ends with the parent, however that ends.
+async fn parent_ended() {
+    let _ = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await;
 }
 
 async fn connect(port: &str) -> MultiplexedConnection {

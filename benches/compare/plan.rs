@@ -16,7 +16,7 @@ pub(crate) struct Plan {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) enum Order {
     /// As issued.
-    InOrder,
+    AsIssued,
     /// The last item of each conversation first: all are held, and the first releases them.
     Reversed,
     /// As issued; of all requests, 30 % are the repetition of an earlier one.
@@ -50,8 +50,8 @@ impl Plan {
     pub(crate) fn status(&self, step: Step) -> u16 {
         match self.order {
             Order::Forged => 401,
-            _ if step.repeated => 200,
-            _ => 202,
+            Order::Repeated if step.repeated => 200,
+            Order::AsIssued | Order::Reversed | Order::Repeated => 202,
         }
     }
 

@@ -46,7 +46,7 @@ pub(crate) fn measured(running: &mut Running, work: impl FnOnce() -> Tally) -> F
     let tally = work();
     let after = used(running);
     let requests = tally.requests.max(1) as f64;
-    let each = |now: Duration, then: Duration| (now - then).as_secs_f64() * 1e6 / requests;
+    let each = |now: Duration, then: Duration| now.saturating_sub(then).as_secs_f64() * 1e6 / requests;
     let mut figures = Figures {
         rate: tally.requests as f64 / tally.seconds.max(f64::EPSILON),
         server_us: each(after.server, before.server),

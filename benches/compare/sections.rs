@@ -1,6 +1,11 @@
 //! What is measured, a section each.
 
-pub(crate) mod rates;
+mod depth;
+mod events;
+mod memory;
+mod open;
+mod rates;
+mod telemetry;
 
 use serde_json::Value;
 
@@ -28,11 +33,11 @@ pub(crate) fn run(bench: &mut Bench, name: SectionName) -> Outcome {
         SectionName::Order => rates::order(bench),
         SectionName::Concurrency => rates::concurrency(bench),
         SectionName::Issue => rates::issue(bench),
-        SectionName::Open
-        | SectionName::Events
-        | SectionName::Memory
-        | SectionName::Depth
-        | SectionName::Exporters
-        | SectionName::Telemetry => todo!(),
+        SectionName::Open => open::open(bench),
+        SectionName::Events => events::events(bench),
+        SectionName::Memory => memory::memory(bench),
+        SectionName::Depth => depth::depth(bench),
+        SectionName::Exporters => telemetry::exporters(bench),
+        SectionName::Telemetry => telemetry::telemetry(bench),
     }
 }

@@ -12,7 +12,7 @@ pub(crate) struct Table {
     pub(crate) notes: Vec<String>,
 }
 
-const NAME: usize = 34;
+const NAME: usize = 32;
 
 impl Table {
     pub(crate) fn new(title: &str, columns: &[(&'static str, usize)]) -> Self {
@@ -31,9 +31,13 @@ impl Table {
     pub(crate) fn print(&self) {
         println!("\n{}", self.title);
         let line = |name: &str, cells: &mut dyn Iterator<Item = &str>| {
-            let widths = self.columns.iter().map(|(_, width)| *width);
-            let cells: String = cells.zip(widths).map(|(cell, width)| format!("{cell:>width$}")).collect();
-            println!("{}", format!("{name:<NAME$}{cells}").trim_end());
+            let mut text = format!("{name:<NAME$}");
+            for (cell, &(_, width)) in cells.zip(&self.columns) {
+                // Widths count characters.
+                text.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count())));
+                text.push_str(cell);
+            }
+            println!("{}", text.trim_end());
         };
         line("", &mut self.columns.iter().map(|(name, _)| *name));
         for (name, cells) in &self.rows {

@@ -33,17 +33,22 @@ pub(super) fn follow(
     let mut poster = TcpStream::connect(target.public).unwrap();
     poster.set_nodelay(true).unwrap();
     let (mut posts, mut seen, mut unexpected) = (histogram(), histogram(), 0);
-    for request in requests {
+    for (number, request) in requests.iter().enumerate() {
         std::thread::sleep(Duration::from_millis(pause_ms));
         let message = [&request.head, body].concat();
         let sent = Instant::now();
         poster.write_all(&message).unwrap();
         let status = read_reply(&mut poster);
-        posts.saturating_record(micros(sent.elapsed()));
+        let took = sent.elapsed();
         unexpected += u64::from(status != request.expected);
-        if let Some(events) = &events {
-            let at = events.recv_timeout(LATEST).expect("an event follows each post");
-            seen.saturating_record(micros(at.saturating_duration_since(sent)));
+        let event =
+            events.as_ref().map(|events| events.recv_timeout(LATEST).expect("an event follows each post"));
+        // The first ones warm up.
+        if number >= requests.len() / 10 {
+            posts.saturating_record(micros(took));
+            if let Some(at) = event {
+                seen.saturating_record(micros(at.saturating_duration_since(sent)));
+            }
         }
     }
     Latencies { post: percentiles(&posts), event: percentiles(&seen), unexpected }

@@ -111,9 +111,11 @@ impl Items {
             let issued: Issued<'_> = serde_json::from_slice(&body).unwrap();
             let IssuedCallback { url, method, headers, token } = issued.callback;
             let path = url.splitn(4, '/').nth(3).unwrap_or_default();
-            let headers: String =
-                headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-            let head = http::head(method, &format!("/{path}"), &headers, self.plan.bytes);
+            let mut lines = String::new();
+            for (name, value) in headers {
+                lines.extend([name, ": ", value, "\r\n"]);
+            }
+            let head = http::head(method, &format!("/{path}"), &lines, self.plan.bytes);
             let at = steps[number].conversation * self.plan.items + issued.sequence - 1;
             self.callbacks[at] = Callback { token: token.to_owned(), head };
         }
@@ -126,7 +128,7 @@ impl Items {
             let callback = &self.callbacks[step.conversation * self.plan.items + step.item];
             let head = match self.plan.order {
                 Order::Forged => forged(callback),
-                Order::InOrder | Order::Reversed | Order::Repeated => callback.head.clone(),
+                Order::AsIssued | Order::Reversed | Order::Repeated => callback.head.clone(),
             };
             Request { head, expected: self.plan.status(step) }
         };

@@ -192,7 +192,14 @@ impl<'a> Drive<'a> {
             Some((_, count)) => *count += 1,
             None => self.counted.statuses.push((reply.status, 1)),
         }
-        self.counted.unexpected += u64::from(reply.status != request.expected);
+        if reply.status != request.expected {
+            if self.counted.unexpected == 0 {
+                let (status, expected) = (reply.status, request.expected);
+                let text = String::from_utf8_lossy(connection.body(reply));
+                eprintln!("a reply has status {status} where {expected} is expected: {text}");
+            }
+            self.counted.unexpected += 1;
+        }
         if self.keep {
             self.counted.bodies.push((connection.current, connection.body(reply).to_vec()));
         }

@@ -33,10 +33,10 @@ pub(super) fn stores(bench: &mut Bench) -> Outcome {
         field.extend(bench.services(redis, true));
     }
     let workload = bench.workload(1.5);
-    let cases =
-        bench.wanted(field).into_iter().map(|competitor| Case::new("", competitor, workload)).collect();
+    let cases = bench.wanted(field).into_iter().map(|competitor| Case::new("", competitor, workload));
+    let cases: Vec<Case> = cases.collect();
     let title = "stores: 64 connections, results of 512 bytes, in order";
-    let mut outcome = compare(bench, SectionName::Stores, title, cases, (5, 3));
+    let mut outcome = compare(bench, SectionName::Stores, title, &cases, (5, 3));
     if let Err(reason) = &bench.fastify {
         outcome.table.notes.push(format!("Fastify is left out: {reason}"));
     }
@@ -50,13 +50,13 @@ pub(super) fn sizes(bench: &mut Bench) -> Outcome {
         let workload = Workload { bytes, ..bench.workload(1.0) };
         cases.extend(bench.short_field().into_iter().map(|competitor| Case::new(name, competitor, workload)));
     }
-    compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", cases, (3, 1))
+    compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", &cases, (3, 1))
 }
 
 /// Other orders, and tokens that are not ours.
 pub(super) fn order(bench: &mut Bench) -> Outcome {
     let orders = [
-        ("in order", Order::InOrder),
+        ("in order", Order::AsIssued),
         ("reversed: all held, then released", Order::Reversed),
         ("30 % repeated", Order::Repeated),
         ("forged tokens", Order::Forged),
@@ -68,7 +68,7 @@ pub(super) fn order(bench: &mut Bench) -> Outcome {
             bench.service_field().into_iter().map(|competitor| Case::new(name, competitor, workload)),
         );
     }
-    compare(bench, SectionName::Order, "order: 64 connections, results of 512 bytes", cases, (3, 1))
+    compare(bench, SectionName::Order, "order: 64 connections, results of 512 bytes", &cases, (3, 1))
 }
 
 /// Other numbers of connections.
@@ -81,7 +81,7 @@ pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
             .extend(bench.short_field().into_iter().map(|competitor| Case::new(&name, competitor, workload)));
     }
     let title = "concurrency: results of 512 bytes, in order";
-    compare(bench, SectionName::Concurrency, title, cases, (3, 1))
+    compare(bench, SectionName::Concurrency, title, &cases, (3, 1))
 }
 
 /// Issuing work items over the platform's listener.
@@ -90,7 +90,7 @@ pub(super) fn issue(bench: &mut Bench) -> Outcome {
     let mut cases = vec![Case::new("", Competitor::bare(), workload)];
     let issuing = |competitor| Case { issuing: true, ..Case::new("issuing", competitor, workload) };
     cases.extend(bench.service_field().into_iter().map(issuing));
-    compare(bench, SectionName::Issue, "issue: 64 connections of the platform", cases, (3, 1))
+    compare(bench, SectionName::Issue, "issue: 64 connections of the platform", &cases, (3, 1))
 }
 
 /// So many rounds of all cases, interleaved, from another one on each time.
@@ -98,7 +98,7 @@ fn compare(
     bench: &mut Bench,
     name: SectionName,
     title: &str,
-    cases: Vec<Case>,
+    cases: &[Case],
     (standard, quick): (u64, u64),
 ) -> Outcome {
     let count = bench.options.rounds(standard, quick);
@@ -141,5 +141,5 @@ fn measure(bench: &mut Bench, case: &Case) -> Figures {
         return bench.closed(&case.competitor, case.workload);
     }
     let requests = bench.requests(&case.competitor, case.workload, case.workload.seconds);
-    point::prepared(&case.competitor, Plan::of(requests, Order::InOrder, case.workload.bytes)).2
+    point::prepared(&case.competitor, Plan::of(requests, Order::AsIssued, case.workload.bytes)).2
 }
