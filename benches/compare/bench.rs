@@ -63,6 +63,11 @@ impl Bench {
         Workload { order: Order::AsIssued, bytes: BYTES, connections: CONNECTIONS, seconds }
     }
 
+    /// How many of so many kinds are measured: the self-check needs one.
+    pub(crate) fn kinds(&self, all: usize) -> usize {
+        if self.options.smoke { 1 } else { all }
+    }
+
     /// Each build of the service on a store.
     pub(crate) fn services(&self, redis: Option<Aof>, log: bool) -> Vec<Competitor> {
         self.programs.iter().map(|program| Competitor::service(program, redis, log)).collect()

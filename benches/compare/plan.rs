@@ -66,7 +66,7 @@ impl Plan {
         if self.order != Order::Repeated {
             return steps;
         }
-        let distance = BLOCK.min(steps.len() / 4);
+        let distance = BLOCK.min(steps.len() / 2);
         let (mut with_repeats, mut due) = (Vec::new(), 0.0);
         for (at, &step) in steps.iter().enumerate() {
             with_repeats.push(step);

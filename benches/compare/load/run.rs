@@ -17,6 +17,8 @@ use crate::protocol::{Percentiles, Tally};
 const THREADS: usize = 2;
 /// Most requests of an open loop under way together: what the service lets in at least.
 const OPEN_CONNECTIONS: usize = 256;
+/// Connections that are opened without a pause.
+const AT_ONCE: usize = 32;
 /// Longest time without a reply.
 const STUCK: Duration = Duration::from_secs(20);
 
@@ -59,15 +61,17 @@ fn run_closed(
     seconds: f64,
     keep: bool,
 ) -> (Tally, Bodies) {
+    let threads = THREADS.min(connections);
+    let share = |number| connections / threads + usize::from(number < connections % threads);
+    let drives = (0..threads).map(|number| Drive::new(address, share(number), requests, body, keep));
+    let drives: Vec<_> = drives.collect();
     let (begin, next) = (Instant::now(), AtomicUsize::new(0));
     let end = begin + Duration::from_secs_f64(seconds);
-    let threads = THREADS.min(connections);
     let parts = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..threads)
-            .map(|number| {
-                let share = connections / threads + usize::from(number < connections % threads);
+        let running: Vec<_> = drives
+            .into_iter()
+            .map(|drive| {
                 let next = &next;
-                let drive = Drive::new(address, share, requests, body, keep);
                 scope.spawn(move || {
                     let take = |now: Instant| {
                         let at = (now < end).then(|| next.fetch_add(1, Ordering::Relaxed));
@@ -138,7 +142,14 @@ impl<'a> Drive<'a> {
         body: &'a [u8],
         keep: bool,
     ) -> Self {
-        let idle = (0..connections).map(|_| Connection::open(address)).collect();
+        let open = |number| {
+            // The listener's backlog is short; who does not fit in waits a second.
+            if number % AT_ONCE == AT_ONCE - 1 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Connection::open(address)
+        };
+        let idle = (0..connections).map(open).collect();
         let counted =
             Counted { latencies: histogram(), statuses: Vec::new(), unexpected: 0, bodies: Vec::new() };
         Self { requests, body, idle, busy: Vec::new(), keep, counted }

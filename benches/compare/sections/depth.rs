@@ -14,6 +14,7 @@ use crate::table::Table;
 
 /// Callbacks that are measured, over one connection.
 const MEASURED: usize = 500;
+const SMOKE: usize = 10;
 const MANY: usize = 10_000;
 const FEW: usize = 10;
 /// Posts that load scripts and open connections.
@@ -25,19 +26,21 @@ struct Case {
     plan: Plan,
     /// Posts before those that are measured.
     before: usize,
+    measured: usize,
 }
 
 fn cases(smoke: bool) -> [Case; 4] {
-    let many = if smoke { MANY / 100 } else { MANY };
+    let (measured, many) = if smoke { (SMOKE, FEW) } else { (MEASURED, MANY) };
     let plan = |conversations, items, order| Plan { conversations, items, order, bytes: BYTES };
     // Callbacks to a hundred conversations in turn leave each of them with few items.
-    let few = plan(MEASURED / 5, FEW + 5, Order::AsIssued);
-    let one = |order| plan(1, many + MEASURED + FIRST, order);
+    let few = plan(measured / 5, FEW + 5, Order::AsIssued);
+    let one = |order| plan(1, many + measured + FIRST, order);
+    let case = |name, plan, before| Case { name, plan, before, measured };
     [
-        Case { name: "10 delivered", plan: few, before: few.conversations * FEW },
-        Case { name: "10,000 delivered", plan: one(Order::AsIssued), before: many },
-        Case { name: "10,000 awaiting", plan: one(Order::AsIssued), before: FIRST },
-        Case { name: "10,000 held", plan: one(Order::Reversed), before: many },
+        case("10 delivered", few, few.conversations * FEW),
+        case("10,000 delivered", one(Order::AsIssued), many),
+        case("10,000 awaiting", one(Order::AsIssued), FIRST),
+        case("10,000 held", one(Order::Reversed), many),
     ]
 }
 
@@ -56,7 +59,7 @@ pub(super) fn depth(bench: &mut Bench) -> Outcome {
         ],
     );
     let (mut rows, mut unexpected) = (Vec::new(), 0);
-    for competitor in field {
+    for competitor in field.into_iter().rev().take(bench.kinds(usize::MAX)).rev() {
         let mut rounds: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
         for round in 0..count {
             for (case, rounds) in cases.iter().zip(&mut rounds) {
@@ -101,6 +104,6 @@ fn measure(competitor: &Competitor, case: &Case) -> Figures {
     let (mut running, mut generator, _) = point::prepared(competitor, case.plan);
     let pace = |connections| Pace::Closed { connections, seconds: 30.0 };
     generator.post(0, case.before, pace(16));
-    let to = case.before + MEASURED;
+    let to = case.before + case.measured;
     point::measured(&mut running, || generator.post(case.before, to, pace(1)))
 }

@@ -33,8 +33,7 @@ pub(super) fn memory(bench: &mut Bench) -> Outcome {
     let (mut rows, mut unexpected) = (Vec::new(), 0);
     for competitor in bench.services(Some(Aof::Off), false) {
         for (conversations, items) in SHAPES {
-            // A self-check needs a hundredth.
-            let part = |count: usize| if bench.options.smoke { count.div_ceil(100) } else { count };
+            let part = |count: usize| if bench.options.smoke { count.div_ceil(1000) } else { count };
             let plan = Plan {
                 conversations: part(conversations),
                 items: part(items),
