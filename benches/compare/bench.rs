@@ -29,6 +29,8 @@ pub(crate) struct Bench {
     pub(crate) programs: Vec<Program>,
     /// The folder of the peer on Node, or why it is left out.
     pub(crate) fastify: Result<PathBuf, String>,
+    /// Whether progress is told.
+    print: bool,
     begin: Instant,
     rates: HashMap<String, f64>,
 }
@@ -43,18 +45,17 @@ pub(crate) struct Workload {
 }
 
 impl Bench {
-    pub(crate) fn new(options: Options, fastify: Result<PathBuf, String>) -> Self {
+    pub(crate) fn new(options: Options, fastify: Result<PathBuf, String>, print: bool) -> Self {
         let programs = options.programs();
-        Self { options, programs, fastify, begin: Instant::now(), rates: HashMap::new() }
+        Self { options, programs, fastify, print, begin: Instant::now(), rates: HashMap::new() }
     }
 
     /// Says on standard error how far it is.
     pub(crate) fn progress(&self, message: &str) {
-        if self.options.smoke {
-            return;
+        if self.print {
+            let seconds = self.begin.elapsed().as_secs_f64();
+            eprintln!("{:>3}:{:04.1}  {message}", (seconds / 60.0).floor(), seconds % 60.0);
         }
-        let seconds = self.begin.elapsed().as_secs();
-        eprintln!("{:>3}:{:02}  {message}", seconds / 60, seconds % 60);
     }
 
     /// The standard workload, for so many seconds.

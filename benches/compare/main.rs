@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         Some("peer") => peer::run(&arguments[1..]),
         // `cargo test` passes its own arguments, and no `--bench`.
         _ if !arguments.iter().any(|argument| argument == "--bench") => {
-            return harness::run(&arguments, self_check);
+            return harness::run(&arguments, || self_check(false));
         }
         _ => return compare(Options::parse()),
     }
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
 
 fn compare(options: Options) -> ExitCode {
     if options.smoke {
-        return harness::run(&[], self_check);
+        return harness::run(&[], || self_check(true));
     }
     if let Err(reason) = run(options, true) {
         eprintln!("{reason}");
@@ -79,10 +79,10 @@ fn compare(options: Options) -> ExitCode {
 }
 
 /// All sections with tiny counts: the files are written, and each reply has the expected status.
-fn self_check() -> Result<String, String> {
+fn self_check(print: bool) -> Result<String, String> {
     let (begin, out) = (Instant::now(), tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
     let out_text = out.path().to_str().unwrap();
-    let (outcomes, fastify) = run(Options::parse_from(["compare", "--smoke", "--out", out_text]), false)?;
+    let (outcomes, fastify) = run(Options::parse_from(["compare", "--smoke", "--out", out_text]), print)?;
     let unexpected: u64 = outcomes.iter().map(|outcome| outcome.unexpected).sum();
     if unexpected > 0 {
         return Err(format!("{unexpected} replies had another status than the expected one"));
@@ -106,7 +106,7 @@ fn run(options: Options, print: bool) -> Result<Ran, String> {
     std::fs::create_dir_all(&options.out).map_err(|error| format!("{}: {error}", options.out.display()))?;
     let fastify = fastify::install(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("fastify"));
     let sections = options.sections();
-    let mut bench = Bench::new(options, fastify);
+    let mut bench = Bench::new(options, fastify, print);
     let mut outcomes = Vec::new();
     for name in sections {
         let outcome = sections::run(&mut bench, name);

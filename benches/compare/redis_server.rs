@@ -72,10 +72,13 @@ impl RedisServer {
         Commands(info.lines().filter_map(line).collect())
     }
 
-    /// Bytes of its data, buffers of clients included.
+    /// Bytes in use, but for the buffers of its clients.
     pub(crate) fn used_memory(&mut self) -> u64 {
         let info = self.info("memory");
-        info.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok()).unwrap()
+        let bytes = |field: &str| -> u64 {
+            info.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok()).unwrap()
+        };
+        bytes("used_memory:") - bytes("mem_clients_normal:")
     }
 }
 

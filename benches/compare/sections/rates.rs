@@ -78,7 +78,7 @@ pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
     let mut cases = Vec::new();
     for connections in [1, 8, 64, 256].into_iter().take(bench.kinds(4)) {
         let workload = Workload { connections, ..bench.workload(1.0) };
-        let name = format!("{connections} connections");
+        let name = format!("connections: {connections}");
         cases
             .extend(bench.short_field().into_iter().map(|competitor| Case::new(&name, competitor, workload)));
     }
