@@ -109,6 +109,6 @@ impl Options {
 
     /// How long a point is measured.
     pub(crate) fn seconds(&self, standard: f64) -> f64 {
-        self.seconds.unwrap_or(if self.quick { standard / 2.0 } else { standard })
+        self.seconds.unwrap_or(if self.quick { standard / 2.5 } else { standard })
     }
 }

@@ -115,7 +115,7 @@ pub(crate) fn draw(outcomes: &[Outcome], machine: &str) -> Option<String> {
 /// The next round number, for the end of an axis.
 fn round_up(value: f64) -> f64 {
     let power = 10_f64.powf(value.max(1e-9).log10().floor());
-    let steps = [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0];
+    let steps = [1.0, 1.2, 1.6, 2.0, 2.4, 3.2, 4.0, 6.0, 8.0, 10.0];
     steps.into_iter().map(|step| step * power).find(|&end| end >= value).unwrap_or(10.0 * power)
 }
 

@@ -15,6 +15,8 @@ use crate::redis_server::Commands;
 pub(crate) struct Figures {
     /// Requests a second.
     pub(crate) rate: f64,
+    /// The bare route's at about the same time; before this is known, its own.
+    pub(crate) bare_rate: f64,
     #[serde(flatten)]
     pub(crate) tally: Tally,
     /// Processor time of the server.
@@ -47,8 +49,10 @@ pub(crate) fn measured(running: &mut Running, work: impl FnOnce() -> Tally) -> F
     let after = used(running);
     let requests = tally.requests.max(1) as f64;
     let each = |now: Duration, then: Duration| now.saturating_sub(then).as_secs_f64() * 1e6 / requests;
+    let rate = tally.requests as f64 / tally.seconds.max(f64::EPSILON);
     let mut figures = Figures {
-        rate: tally.requests as f64 / tally.seconds.max(f64::EPSILON),
+        rate,
+        bare_rate: rate,
         server_us: each(after.server, before.server),
         resident_kib: running.process.resident(),
         tally,

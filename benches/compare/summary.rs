@@ -29,7 +29,7 @@ pub(crate) struct Summary {
     pub(crate) group: String,
     pub(crate) competitor: String,
     pub(crate) rate: Spread,
-    /// Of the bare route's rate in the same round.
+    /// Of the bare route's rate at about the same time.
     pub(crate) ratio: Spread,
     pub(crate) p50_ms: Spread,
     pub(crate) p99_ms: Spread,
@@ -42,8 +42,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Of a row's rounds, with the bare route's of the same rounds.
-    pub(crate) fn of(group: &str, competitor: &str, rounds: Vec<Figures>, bare: &[Figures]) -> Self {
+    pub(crate) fn of(group: &str, competitor: &str, rounds: Vec<Figures>) -> Self {
         let over = |value: fn(&Figures) -> f64| Spread::of(rounds.iter().map(value));
         let some = |value: fn(&Figures) -> Option<f64>| {
             let values: Vec<f64> = rounds.iter().filter_map(value).collect();
@@ -53,7 +52,7 @@ impl Summary {
             group: group.to_owned(),
             competitor: competitor.to_owned(),
             rate: over(|figures| figures.rate),
-            ratio: Spread::of(rounds.iter().zip(bare).map(|(figures, bare)| figures.rate / bare.rate)),
+            ratio: over(|figures| figures.rate / figures.bare_rate),
             p50_ms: over(|figures| figures.tally.latency.p50 as f64 / 1000.0),
             p99_ms: over(|figures| figures.tally.latency.p99 as f64 / 1000.0),
             server_us: over(|figures| figures.server_us).median,

@@ -8,26 +8,26 @@ const ROW: f64 = 26.0;
 const BAR: f64 = 16.0;
 const NAMES: f64 = 210.0;
 /// For the values beside the bars.
-const VALUES: f64 = 150.0;
+const VALUES: f64 = 110.0;
 const GAP: f64 = 40.0;
 
 /// Draws both panels below `top`; where they end.
 pub(super) fn draw(drawing: &mut Drawing, rows: &[Summary], top: f64) -> f64 {
     let left = MARGIN + NAMES;
-    let middle = left + (WIDTH - left - MARGIN) * 0.58;
+    let middle = left + (WIDTH - left - MARGIN) * 0.55;
     let first = top + 56.0;
     let bottom = first + ROW * rows.len() as f64;
     for (at, row) in rows.iter().enumerate() {
         let y = first + ROW * at as f64 + BAR - 3.0;
         drawing.label((left - 8.0, y), 12, Anchor::End, INK, &row.competitor);
     }
-    let rate = |row: &Summary| format!("{}   × {:.3}", whole(row.rate.median), row.ratio.median);
+    let rate = |row: &Summary| format!("{}  ({:.3})", whole(row.rate.median), row.ratio.median);
     let p99 = |row: &Summary| milliseconds(row.p99_ms.median);
     let panel = Panel { top, bottom, first };
     panel.draw(
         drawing,
         (left, middle - GAP),
-        "Requests a second, and ratio to bare axum",
+        "Requests a second (ratio to bare axum)",
         rows,
         |row| row.rate,
         rate,
@@ -59,9 +59,12 @@ impl Panel {
         value: impl Fn(&Summary) -> Spread,
         text: impl Fn(&Summary) -> String,
     ) {
-        let end = round_up(rows.iter().map(|row| value(row).max).fold(0.0, f64::max));
+        // One bad round of one row must not make all others small: its whisker ends with the axis.
+        let medians = rows.iter().map(|row| value(row).median).fold(0.0, f64::max);
+        let most = rows.iter().map(|row| value(row).max).fold(0.0, f64::max);
+        let end = round_up(most.min(2.0 * medians));
         let width = right - left - VALUES;
-        let x = |value: f64| left + width * value / end;
+        let x = |value: f64| left + width * value.min(end) / end;
         drawing.label((left, self.top + 24.0), 14, Anchor::Start, INK, title);
         for part in 0..=4 {
             let at = end * f64::from(part) / 4.0;

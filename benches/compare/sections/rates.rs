@@ -10,6 +10,9 @@ use crate::redis_server::Aof;
 use crate::summary::Summary;
 use crate::table::Table;
 
+/// So many others are measured between two measurements of the bare route.
+const BETWEEN: usize = 4;
+
 /// One row.
 struct Case {
     group: String,
@@ -23,6 +26,12 @@ impl Case {
     fn new(group: &str, competitor: Competitor, workload: Workload) -> Self {
         Self { group: group.to_owned(), competitor, workload, issuing: false }
     }
+
+    /// For progress.
+    fn name(&self) -> String {
+        let apart = if self.group.is_empty() { "" } else { ", " };
+        format!("{}{apart}{}", self.group, self.competitor.name)
+    }
 }
 
 /// Each competitor and each store.
@@ -33,11 +42,11 @@ pub(super) fn stores(bench: &mut Bench) -> Outcome {
         // The self-check starts few, and needs each kind once.
         field.extend(if bench.options.smoke { Vec::new() } else { bench.services(redis, true) });
     }
-    let workload = bench.workload(1.5);
+    let workload = bench.workload(1.2);
     let cases = bench.wanted(field).into_iter().map(|competitor| Case::new("", competitor, workload));
     let cases: Vec<Case> = cases.collect();
     let title = "stores: 64 connections, results of 512 bytes, in order";
-    let mut outcome = compare(bench, SectionName::Stores, title, &cases, (5, 3));
+    let mut outcome = compare(bench, SectionName::Stores, title, &cases, (5, 2));
     if let Err(reason) = &bench.fastify {
         outcome.table.notes.push(format!("Fastify is left out: {reason}"));
     }
@@ -49,7 +58,7 @@ pub(super) fn sizes(bench: &mut Bench) -> Outcome {
     let mut cases = Vec::new();
     let sizes = [("64 KiB", 64 << 10), ("2 KiB", 2 << 10), ("200 bytes", 200)];
     for (name, bytes) in sizes.into_iter().take(bench.kinds(3)).rev() {
-        let workload = Workload { bytes, ..bench.workload(1.0) };
+        let workload = Workload { bytes, ..bench.workload(0.8) };
         cases.extend(bench.short_field().into_iter().map(|competitor| Case::new(name, competitor, workload)));
     }
     compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", &cases, (3, 1))
@@ -63,9 +72,9 @@ pub(super) fn order(bench: &mut Bench) -> Outcome {
         ("30 % repeated", Order::Repeated),
         ("forged tokens", Order::Forged),
     ];
-    let mut cases = vec![Case::new("", Competitor::bare(), bench.workload(1.0))];
+    let mut cases = vec![Case::new("", Competitor::bare(), bench.workload(0.8))];
     for (name, order) in orders {
-        let workload = Workload { order, ..bench.workload(1.0) };
+        let workload = Workload { order, ..bench.workload(0.8) };
         cases.extend(
             bench.service_field().into_iter().map(|competitor| Case::new(name, competitor, workload)),
         );
@@ -77,7 +86,7 @@ pub(super) fn order(bench: &mut Bench) -> Outcome {
 pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
     let mut cases = Vec::new();
     for connections in [1, 8, 64, 256].into_iter().take(bench.kinds(4)) {
-        let workload = Workload { connections, ..bench.workload(1.0) };
+        let workload = Workload { connections, ..bench.workload(0.8) };
         let name = format!("connections: {connections}");
         cases
             .extend(bench.short_field().into_iter().map(|competitor| Case::new(&name, competitor, workload)));
@@ -88,14 +97,15 @@ pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
 
 /// Issuing work items over the platform's listener.
 pub(super) fn issue(bench: &mut Bench) -> Outcome {
-    let workload = bench.workload(1.0);
+    let workload = bench.workload(0.8);
     let mut cases = vec![Case::new("", Competitor::bare(), workload)];
     let issuing = |competitor| Case { issuing: true, ..Case::new("issuing", competitor, workload) };
     cases.extend(bench.service_field().into_iter().map(issuing));
     compare(bench, SectionName::Issue, "issue: 64 connections of the platform", &cases, (3, 1))
 }
 
-/// So many rounds of all cases, interleaved, from another one on each time.
+/// So many rounds of all cases, interleaved: the bare route of a group, then the others, from another one on in each
+/// round. Among many others it is measured again and again, as the machine's speed changes in the meantime.
 fn compare(
     bench: &mut Bench,
     name: SectionName,
@@ -105,30 +115,41 @@ fn compare(
 ) -> Outcome {
     let count = bench.options.rounds(standard, quick);
     let mut rounds: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
+    // The bare route of the same group, or of the section.
+    let bare_of = |case: &Case| {
+        let of = |group: &str| cases.iter().position(|case| case.group == group && case.competitor.is_bare());
+        of(&case.group).or_else(|| of("")).unwrap()
+    };
     for round in 0..usize::try_from(count).unwrap() {
-        for at in (0..cases.len()).map(|at| (at + round * cases.len() / 3) % cases.len()) {
-            let figures = measure(bench, &cases[at]);
-            let Case { group, competitor, .. } = &cases[at];
-            bench.progress(&format!(
-                "{name:?} {}/{count}: {group}{}{}: {:.0} requests/s",
-                round + 1,
-                if group.is_empty() { "" } else { ", " },
-                competitor.name,
-                figures.rate
-            ));
-            rounds[at].push(figures);
+        for bare in (0..cases.len()).filter(|&at| cases[at].competitor.is_bare()) {
+            let mut others: Vec<usize> = (0..cases.len()).filter(|&at| bare_of(&cases[at]) == bare).collect();
+            others.retain(|&at| at != bare);
+            let first = round * others.len() / usize::try_from(count).unwrap();
+            others.rotate_left(first);
+            let mut one = |at: usize, rounds: &mut Vec<Vec<Figures>>| {
+                let figures = measure(bench, &cases[at]);
+                let (rate, of) = (figures.rate, format!("{name:?} {}/{count}", round + 1));
+                bench.progress(&format!("{of}: {}: {rate:.0} requests/s", cases[at].name()));
+                rounds[at].push(figures);
+                rate
+            };
+            let mut before = one(bare, &mut rounds);
+            let often = others.len() > BETWEEN;
+            for some in others.chunks(BETWEEN) {
+                for &at in some {
+                    one(at, &mut rounds);
+                }
+                let after = if often { one(bare, &mut rounds) } else { before };
+                for &at in some {
+                    rounds[at].last_mut().unwrap().bare_rate = f64::midpoint(before, after);
+                }
+                before = after;
+            }
         }
     }
-    // The bare route of the same group, or of the section.
-    let bare = |group: &str| {
-        let of =
-            |wanted: &str| cases.iter().position(|case| case.group == wanted && case.competitor.is_bare());
-        of(group).or_else(|| of("")).unwrap()
-    };
-    let summary = |(at, case): (usize, &Case)| {
-        Summary::of(&case.group, &case.competitor.name, rounds[at].clone(), &rounds[bare(&case.group)])
-    };
-    let rows: Vec<Summary> = cases.iter().enumerate().map(summary).collect();
+    let summary =
+        |(case, rounds): (&Case, Vec<Figures>)| Summary::of(&case.group, &case.competitor.name, rounds);
+    let rows: Vec<Summary> = cases.iter().zip(rounds).map(summary).collect();
     Outcome {
         name,
         table: Table::of_rates(title, &rows),

@@ -63,12 +63,14 @@ fn embedded(bench: &Bench, log: bool) -> Competitor {
 }
 
 fn compare(bench: &mut Bench, name: SectionName, title: &str, field: &[Competitor]) -> Outcome {
-    let (count, workload) = (bench.options.rounds(5, 3), bench.workload(1.5));
+    let (count, workload) = (bench.options.rounds(5, 2), bench.workload(1.5));
     let mut rounds: Vec<Vec<Figures>> = field.iter().map(|_| Vec::new()).collect();
     for round in 0..count {
+        let mut first = None;
         for (competitor, rounds) in field.iter().zip(&mut rounds) {
-            let figures = bench.closed(competitor, workload);
+            let mut figures = bench.closed(competitor, workload);
             let rate = figures.rate;
+            figures.bare_rate = *first.get_or_insert(rate);
             bench.progress(&format!(
                 "{name:?} {}/{count}: {}: {rate:.0} requests/s",
                 round + 1,
@@ -89,7 +91,7 @@ fn compare(bench: &mut Bench, name: SectionName, title: &str, field: &[Competito
     let mut table = Table::new(title, &columns);
     let mut rows = Vec::new();
     for (competitor, of) in field.iter().zip(&rounds) {
-        let row = Summary::of("", &competitor.name, of.clone(), &rounds[0]);
+        let row = Summary::of("", &competitor.name, of.clone());
         let resident = Spread::of(of.iter().map(|figures| figures.resident_kib as f64 / 1024.0));
         let cells = vec![
             whole(row.rate.median),
