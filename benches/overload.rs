@@ -6,9 +6,9 @@
 //! of 1 MiB, and readers of both that never read.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
-#[path = "throughput/connection.rs"]
+#[path = "overload/connection.rs"]
 mod connection;
-#[path = "throughput/service.rs"]
+#[path = "overload/service.rs"]
 #[expect(dead_code, reason = "the other benchmark uses all of it")]
 mod service;
 

@@ -1,0 +1,121 @@
+//! Processes that this one starts, and ends by their own ids: when they are dropped, on a panic and on a signal.
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The children that are running.
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+fn running() -> MutexGuard<'static, Vec<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A running child, killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+}
+
+impl Process {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut running = running();
+        let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        running.push(child.id());
+        Self { child }
+    }
+
+    /// Starts a server that prints its address as its first line, and ends with its standard input.
+    pub(crate) fn start_peer(command: &mut Command) -> (Self, SocketAddr) {
+        let mut process = Self::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let mut line = String::new();
+        process.output().read_line(&mut line).unwrap();
+        let address = line.trim().parse().unwrap_or_else(|_| panic!("{command:?} did not print its address"));
+        (process, address)
+    }
+
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Its standard output, which can be taken once.
+    pub(crate) fn output(&mut self) -> BufReader<ChildStdout> {
+        BufReader::new(self.child.stdout.take().unwrap())
+    }
+
+    /// Time of processors that it took so far, in its own code and in the kernel.
+    pub(crate) fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The second field is a name in brackets. Times are in hundredths of a second.
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(10 * ticks)
+    }
+
+    /// Resident memory, in KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Waits until it is there for what `ready` asks, which fails until then.
+    pub(crate) fn wait_until<T>(&mut self, name: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+        let begin = Instant::now();
+        loop {
+            if let Some(value) = ready() {
+                return value;
+            }
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("{name} ended: {status}");
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20), "{name} does not answer");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let mut running = running();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        running.retain(|&id| id != self.child.id());
+    }
+}
+
+/// On SIGINT and SIGTERM kills the children and exits.
+pub(crate) fn end_with_signals() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let mut terminate =
+                tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        // The lock is kept, so that no more children start.
+        let running = running();
+        for &id in running.iter() {
+            let _ = kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), Signal::KILL);
+        }
+        std::process::exit(130);
+    });
+}
+
+/// A port of loopback that is free now.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// This program in another role.
+pub(crate) fn this_program(role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg(role);
+    command
+}

@@ -1,0 +1,132 @@
+//! The field: what is compared, and how each of it is started.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::children::{Process, this_program};
+use crate::fastify;
+use crate::protocol::{Issuer, Target};
+use crate::redis_server::{Aof, RedisServer};
+use crate::service::Service;
+
+/// One way to take callbacks.
+#[derive(Clone, Debug)]
+pub(crate) struct Competitor {
+    pub(crate) name: String,
+    kind: Kind,
+    /// `None` has no Redis.
+    redis: Option<Aof>,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// A role of this program.
+    Peer(&'static str),
+    /// Its folder, with all that it needs installed.
+    Fastify(PathBuf),
+    Service {
+        program: PathBuf,
+        log: bool,
+        variables: Vec<(String, String)>,
+    },
+}
+
+impl Competitor {
+    fn peer(name: &str, role: &'static str, redis: Option<Aof>) -> Self {
+        Self { name: name.to_owned(), kind: Kind::Peer(role), redis }
+    }
+
+    pub(crate) fn bare() -> Self {
+        Self::peer("bare axum", "bare", None)
+    }
+
+    pub(crate) fn handwritten() -> Self {
+        Self::peer("axum, HMAC, one script", "script", Some(Aof::Off))
+    }
+
+    /// The peers, the bare route first.
+    pub(crate) fn peers(fastify: Option<&PathBuf>) -> Vec<Self> {
+        let mut peers = vec![
+            Self::bare(),
+            Self::peer("axum, one PING", "ping", Some(Aof::Off)),
+            Self::peer("axum, SET NX then XADD", "set-xadd", Some(Aof::Off)),
+            Self::handwritten(),
+        ];
+        peers.extend(fastify.map(|folder| Self {
+            name: "Fastify, ioredis, one script".to_owned(),
+            kind: Kind::Fastify(folder.clone()),
+            redis: Some(Aof::Off),
+        }));
+        peers
+    }
+
+    /// The service on a store.
+    pub(crate) fn service(program: &Program, redis: Option<Aof>, log: bool) -> Self {
+        let store = match redis {
+            None => "embedded store",
+            Some(Aof::Off) => "Redis",
+            Some(Aof::EverySecond) => "Redis, AOF everysec",
+            Some(Aof::Always) => "Redis, AOF always",
+        };
+        let name = format!("{}{store}{}", program.label, if log { "" } else { ", no log" });
+        Self {
+            name,
+            kind: Kind::Service { program: program.path.clone(), log, variables: Vec::new() },
+            redis,
+        }
+    }
+
+    /// The one that all others are compared with.
+    pub(crate) fn is_bare(&self) -> bool {
+        matches!(self.kind, Kind::Peer("bare"))
+    }
+
+    /// With a name and environment variables of its own.
+    pub(crate) fn with(mut self, added: &[(&str, &str)], named: &str) -> Self {
+        named.clone_into(&mut self.name);
+        if let Kind::Service { variables, .. } = &mut self.kind {
+            variables.extend(added.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
+        }
+        self
+    }
+
+    pub(crate) fn start(&self) -> Running {
+        let redis = self.redis.map(RedisServer::start);
+        let port = redis.as_ref().map(|redis| redis.port);
+        let secret = format!("{:032x}", rand::random::<u128>());
+        let peer = |(process, public): (Process, SocketAddr)| {
+            (process, Target { public, issuer: Issuer::Peer { redis: port, secret: secret.clone() } })
+        };
+        let port_text = port.map(|port| port.to_string()).unwrap_or_default();
+        let (process, target) = match &self.kind {
+            Kind::Peer(role) => {
+                peer(Process::start_peer(this_program("peer").args([role, port_text.as_str(), &secret])))
+            }
+            Kind::Fastify(folder) => {
+                peer(Process::start_peer(&mut fastify::server(folder, &port_text, &secret)))
+            }
+            Kind::Service { program, log, variables } => {
+                let store = port.map_or("memory:".to_owned(), |port| format!("redis://127.0.0.1:{port}"));
+                let Service { process, public, platform, key } =
+                    Service::start(program, &store, *log, variables);
+                (process, Target { public, issuer: Issuer::Service { platform, key } })
+            }
+        };
+        Running { process, redis, target }
+    }
+}
+
+/// A build of the service.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    /// Before its rows' names; empty where there is only one.
+    pub(crate) label: String,
+    pub(crate) path: PathBuf,
+}
+
+/// A started competitor. The server ends before its Redis.
+pub(crate) struct Running {
+    pub(crate) process: Process,
+    pub(crate) redis: Option<RedisServer>,
+    pub(crate) target: Target,
+}

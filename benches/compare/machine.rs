@@ -1,0 +1,36 @@
+//! Where and with what it was measured.
+
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+/// The machine, its programs and the date.
+pub(crate) fn describe() -> Value {
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let memory = read("/proc/meminfo");
+    json!({
+        "date": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        "cpu": model.map(|(_, name)| name.trim()),
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "memory": memory.lines().find_map(|line| Some(line.strip_prefix("MemTotal:")?.trim().to_owned())),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "load_before": read("/proc/loadavg").trim(),
+        "revision": said("git", &["describe", "--always", "--dirty", "--abbrev=12"]),
+        "redis": said("redis-server", &["--version"]),
+        "node": said("node", &["--version"]),
+        "rustc": said("rustc", &["--version"]),
+    })
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// What a program says in its first line; `None` where it is not there.
+pub(crate) fn said(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,123 @@
+//! Compares the service with a bare axum route, with what a team would write by hand, and with itself on each store.
+//!
+//! ```sh
+//! cargo bench --bench compare -- [--quick] [SECTION]...     # --help names the sections and the options
+//! ```
+//!
+//! It starts a Redis of its own, the service and the peers on free ports of loopback, one after the other, in several
+//! interleaved rounds, and ends them. Each figure is a median over the rounds, and a ratio to the bare route in the same
+//! round: `field` says what is compared, `sections` what is measured, `point` how. Load comes from a process of its
+//! own (`load`, told by `protocol`). A table goes to standard output; a JSON file with all rounds and a picture go to
+//! `target/bench/`. Under `cargo test` the self-check runs instead: tiny counts, and each reply's status.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    reason = "a benchmark: it stops at whatever goes wrong, prints, measures time and computes with it"
+)]
+
+mod bench;
+mod children;
+mod fastify;
+mod field;
+mod generator;
+mod harness;
+mod load;
+mod machine;
+mod options;
+mod peer;
+mod picture;
+mod plan;
+mod point;
+mod protocol;
+mod redis_server;
+mod report;
+mod sections;
+mod service;
+mod summary;
+mod table;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+use self::bench::Bench;
+use self::options::Options;
+use self::sections::Outcome;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("load") => load::run(),
+        Some("peer") => peer::run(&arguments[1..]),
+        // `cargo test` passes its own arguments, and no `--bench`.
+        _ if !arguments.iter().any(|argument| argument == "--bench") => {
+            return harness::run(&arguments, || self_check(false));
+        }
+        _ => return compare(Options::parse()),
+    }
+    ExitCode::SUCCESS
+}
+
+fn compare(options: Options) -> ExitCode {
+    if options.smoke {
+        return harness::run(&[], || self_check(true));
+    }
+    if let Err(reason) = run(options, true) {
+        eprintln!("{reason}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// All sections with tiny counts: the files are written, and each reply has the expected status.
+fn self_check(print: bool) -> Result<String, String> {
+    let (begin, out) = (Instant::now(), tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+    let out_text = out.path().to_str().unwrap();
+    let (outcomes, fastify) = run(Options::parse_from(["compare", "--smoke", "--out", out_text]), print)?;
+    let unexpected: u64 = outcomes.iter().map(|outcome| outcome.unexpected).sum();
+    if unexpected > 0 {
+        return Err(format!("{unexpected} replies had another status than the expected one"));
+    }
+    for name in ["compare.json", "compare.svg"] {
+        std::fs::metadata(out.path().join(name)).map_err(|error| format!("{name}: {error}"))?;
+    }
+    let left_out = fastify.err().map_or(String::new(), |reason| format!("; Fastify is left out: {reason}"));
+    Ok(format!("{} sections in {:.1?}{left_out}", outcomes.len(), begin.elapsed()))
+}
+
+/// What came of each section, and whether the peer on Node could take part.
+type Ran = (Vec<Outcome>, Result<std::path::PathBuf, String>);
+
+fn run(options: Options, print: bool) -> Result<Ran, String> {
+    if machine::said("redis-server", &["--version"]).is_none() {
+        return Err("there is no redis-server on PATH; on Debian: apt-get install redis-server".to_owned());
+    }
+    children::end_with_signals();
+    let machine = machine::describe();
+    std::fs::create_dir_all(&options.out).map_err(|error| format!("{}: {error}", options.out.display()))?;
+    let fastify = fastify::install(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("fastify"));
+    let sections = options.sections();
+    let mut bench = Bench::new(options, fastify, print);
+    let mut outcomes = Vec::new();
+    for name in sections {
+        let outcome = sections::run(&mut bench, name);
+        if print {
+            outcome.table.print();
+        }
+        outcomes.push(outcome);
+        report::write(&bench.options, &machine, &outcomes);
+    }
+    if print {
+        println!("\nall rounds and the picture: {}", bench.options.out.display());
+    }
+    Ok((outcomes, bench.fastify))
+}

@@ -1,0 +1,109 @@
+//! A callback in a conversation that has many items already, against one in a conversation that has few.
+
+use serde_json::json;
+
+use super::Outcome;
+use crate::bench::{BYTES, Bench};
+use crate::field::Competitor;
+use crate::options::SectionName;
+use crate::plan::{Order, Plan};
+use crate::point::{self, Figures};
+use crate::protocol::Pace;
+use crate::summary::Spread;
+use crate::table::Table;
+
+/// Callbacks that are measured, over one connection.
+const MEASURED: usize = 500;
+const SMOKE: usize = 10;
+const MANY: usize = 10_000;
+const FEW: usize = 10;
+/// Posts that load scripts and open connections.
+const FIRST: usize = 50;
+
+/// What the measured callbacks find in their conversation.
+struct Case {
+    name: &'static str,
+    plan: Plan,
+    /// Posts before those that are measured.
+    before: usize,
+    measured: usize,
+}
+
+fn cases(smoke: bool) -> [Case; 4] {
+    let (measured, many) = if smoke { (SMOKE, FEW) } else { (MEASURED, MANY) };
+    let plan = |conversations, items, order| Plan { conversations, items, order, bytes: BYTES };
+    // Callbacks to a hundred conversations in turn leave each of them with few items.
+    let few = plan(measured / 5, FEW + 5, Order::AsIssued);
+    let one = |order| plan(1, many + measured + FIRST, order);
+    let case = |name, plan, before| Case { name, plan, before, measured };
+    [
+        case("10 delivered", few, few.conversations * FEW),
+        case("10,000 delivered", one(Order::AsIssued), many),
+        case("10,000 awaiting", one(Order::AsIssued), FIRST),
+        case("10,000 held", one(Order::Reversed), many),
+    ]
+}
+
+pub(super) fn depth(bench: &mut Bench) -> Outcome {
+    let count = bench.options.rounds(3, 1);
+    let (field, cases) = (bench.service_field(), cases(bench.options.smoke));
+    let mut table = Table::new(
+        "depth: a callback in a conversation that has other items already, one connection",
+        &[
+            ("script µs", 12),
+            ("min–max", 14),
+            ("ratio to 10", 14),
+            ("p50 ms", 10),
+            ("ratio to 10", 14),
+            ("commands", 11),
+        ],
+    );
+    let (mut rows, mut unexpected) = (Vec::new(), 0);
+    for competitor in field.into_iter().rev().take(bench.kinds(usize::MAX)).rev() {
+        let mut rounds: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
+        for round in 0..count {
+            for (case, rounds) in cases.iter().zip(&mut rounds) {
+                let figures = measure(&competitor, case);
+                let (name, p50) = (&competitor.name, figures.tally.latency.p50);
+                bench.progress(&format!("Depth {}/{count}: {name}, {}: p50 {p50} µs", round + 1, case.name));
+                unexpected += figures.tally.unexpected;
+                rounds.push(figures);
+            }
+        }
+        table.group(&competitor.name);
+        for (case, of) in cases.iter().zip(&rounds) {
+            let script = |figures: &Figures| figures.script_us.unwrap_or_default();
+            let p50 = |figures: &Figures| figures.tally.latency.p50 as f64 / 1000.0;
+            let ratio = |value: fn(&Figures) -> f64| {
+                Spread::of(of.iter().zip(&rounds[0]).map(|(many, few)| value(many) / value(few)))
+            };
+            let (script_us, p50_ms) = (Spread::of(of.iter().map(script)), Spread::of(of.iter().map(p50)));
+            let (script_ratio, p50_ratio) = (ratio(script), ratio(p50));
+            let commands = Spread::of(of.iter().filter_map(|figures| figures.commands)).median;
+            let on_redis = |text: String| if script_us.median > 0.0 { text } else { "–".to_owned() };
+            let cells = vec![
+                on_redis(format!("{:.1}", script_us.median)),
+                on_redis(format!("{:.1}–{:.1}", script_us.min, script_us.max)),
+                on_redis(format!("{:.2}", script_ratio.median)),
+                format!("{:.3}", p50_ms.median),
+                format!("{:.2}", p50_ratio.median),
+                on_redis(format!("{commands:.1}")),
+            ];
+            table.row(case.name, cells);
+            rows.push(json!({
+                "competitor": competitor.name, "has": case.name, "script_us": script_us,
+                "script_ratio": if script_us.median > 0.0 { json!(script_ratio) } else { json!(null) },
+                "p50_ms": p50_ms, "p50_ratio": p50_ratio, "rounds": of,
+            }));
+        }
+    }
+    Outcome { name: SectionName::Depth, table, rows: Vec::new(), data: json!(rows), unexpected }
+}
+
+fn measure(competitor: &Competitor, case: &Case) -> Figures {
+    let (mut running, mut generator, _) = point::prepared(competitor, case.plan);
+    let pace = |connections| Pace::Closed { connections, seconds: 30.0 };
+    generator.post(0, case.before, pace(16));
+    let to = case.before + case.measured;
+    point::measured(&mut running, || generator.post(case.before, to, pace(1)))
+}

@@ -1,0 +1,92 @@
+//! Bytes in Redis: of a conversation, of an awaiting work item without a payload, of a delivered one.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::Outcome;
+use crate::bench::{BYTES, Bench, CONNECTIONS};
+use crate::field::Competitor;
+use crate::generator::Generator;
+use crate::options::SectionName;
+use crate::plan::{Order, Plan};
+use crate::protocol::Pace;
+use crate::redis_server::Aof;
+use crate::table::{Table, whole};
+
+/// Conversations, and items of each.
+const SHAPES: [(usize, usize); 3] = [(10_000, 1), (100, 100), (1, 10_000)];
+/// After which Redis has freed what only a request needed.
+const SETTLE: Duration = Duration::from_millis(300);
+
+pub(super) fn memory(bench: &mut Bench) -> Outcome {
+    let mut table = Table::new(
+        "memory: bytes in Redis, as differences of used_memory",
+        &[
+            ("conversations", 15),
+            ("items each", 12),
+            ("a conversation", 16),
+            ("awaiting item", 15),
+            ("delivered, 512 B", 18),
+        ],
+    );
+    let (mut rows, mut unexpected) = (Vec::new(), 0);
+    for competitor in bench.services(Some(Aof::Off), false) {
+        for (conversations, items) in SHAPES.into_iter().take(bench.kinds(3)) {
+            let part = |count: usize| if bench.options.smoke { count.div_ceil(1000) } else { count };
+            let plan = Plan {
+                conversations: part(conversations),
+                items: part(items),
+                order: Order::AsIssued,
+                bytes: BYTES,
+            };
+            let settle = if bench.options.smoke { Duration::ZERO } else { SETTLE };
+            let bytes = measure(&competitor, plan, settle, &mut unexpected);
+            let [conversation, awaiting, delivered] = bytes;
+            let name = &competitor.name;
+            bench.progress(&format!(
+                "Memory: {name}: {items} items in {conversations}: {awaiting:.0} bytes each"
+            ));
+            table.row(
+                &competitor.name,
+                vec![
+                    whole(conversations as f64),
+                    whole(items as f64),
+                    // One is lost in what else Redis allocates.
+                    if conversations < 1000 { "–".to_owned() } else { whole(conversation) },
+                    whole(awaiting),
+                    whole(delivered),
+                ],
+            );
+            rows.push(json!({
+                "competitor": competitor.name, "conversations": conversations, "items": items,
+                "conversation_bytes": conversation, "awaiting_item_bytes": awaiting, "delivered_item_bytes": delivered,
+            }));
+        }
+    }
+    let note = "A conversation is measured before it has an item; its first item makes keys, which count as the item's.";
+    table.notes.push(note.to_owned());
+    Outcome { name: SectionName::Memory, table, rows: Vec::new(), data: json!(rows), unexpected }
+}
+
+/// Bytes of a conversation, of an awaiting item, and of a delivered one with its result.
+fn measure(competitor: &Competitor, plan: Plan, settle: Duration, unexpected: &mut u64) -> [f64; 3] {
+    let mut running = competitor.start();
+    let mut generator = Generator::start();
+    let target = running.target.clone();
+    let redis = running.redis.as_mut().unwrap();
+    let mut used = || {
+        std::thread::sleep(settle);
+        redis.used_memory() as f64
+    };
+    let empty = used();
+    generator.open(&target, plan);
+    let opened = used();
+    generator.issue();
+    let issued = used();
+    let pace = Pace::Closed { connections: CONNECTIONS, seconds: 60.0 };
+    *unexpected += generator.post(0, usize::MAX, pace).unexpected;
+    let delivered = used();
+    let items = (plan.conversations * plan.items) as f64;
+    [(opened - empty) / plan.conversations as f64, (issued - opened) / items, (delivered - opened) / items]
+}

@@ -1,0 +1,168 @@
+//! Requests a second in a closed loop, each row as a ratio to the bare route in the same round.
+
+use super::Outcome;
+use crate::bench::{Bench, Workload};
+use crate::field::Competitor;
+use crate::options::SectionName;
+use crate::plan::{Order, Plan};
+use crate::point::{self, Figures};
+use crate::redis_server::Aof;
+use crate::summary::Summary;
+use crate::table::Table;
+
+/// So many others are measured between two measurements of the bare route.
+const BETWEEN: usize = 4;
+
+/// One row.
+struct Case {
+    group: String,
+    competitor: Competitor,
+    workload: Workload,
+    /// Issuing is measured, and nothing is posted.
+    issuing: bool,
+}
+
+impl Case {
+    fn new(group: &str, competitor: Competitor, workload: Workload) -> Self {
+        Self { group: group.to_owned(), competitor, workload, issuing: false }
+    }
+
+    /// For progress.
+    fn name(&self) -> String {
+        let apart = if self.group.is_empty() { "" } else { ", " };
+        format!("{}{apart}{}", self.group, self.competitor.name)
+    }
+}
+
+/// Each competitor and each store.
+pub(super) fn stores(bench: &mut Bench) -> Outcome {
+    let mut field = Competitor::peers(bench.fastify.as_ref().ok());
+    for redis in [None, Some(Aof::Off), Some(Aof::EverySecond), Some(Aof::Always)] {
+        field.extend(bench.services(redis, false));
+        // The self-check starts few, and needs each kind once.
+        field.extend(if bench.options.smoke { Vec::new() } else { bench.services(redis, true) });
+    }
+    let workload = bench.workload(1.2);
+    let cases = bench.wanted(field).into_iter().map(|competitor| Case::new("", competitor, workload));
+    let cases: Vec<Case> = cases.collect();
+    let title = "stores: 64 connections, results of 512 bytes, in order";
+    let mut outcome = compare(bench, SectionName::Stores, title, &cases, (5, 2));
+    if let Err(reason) = &bench.fastify {
+        outcome.table.notes.push(format!("Fastify is left out: {reason}"));
+    }
+    outcome
+}
+
+/// Results of other sizes.
+pub(super) fn sizes(bench: &mut Bench) -> Outcome {
+    let mut cases = Vec::new();
+    let sizes = [("64 KiB", 64 << 10), ("2 KiB", 2 << 10), ("200 bytes", 200)];
+    for (name, bytes) in sizes.into_iter().take(bench.kinds(3)).rev() {
+        let workload = Workload { bytes, ..bench.workload(0.8) };
+        cases.extend(bench.short_field().into_iter().map(|competitor| Case::new(name, competitor, workload)));
+    }
+    compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", &cases, (3, 1))
+}
+
+/// Other orders, and tokens that are not ours.
+pub(super) fn order(bench: &mut Bench) -> Outcome {
+    let orders = [
+        ("in order", Order::AsIssued),
+        ("reversed: all held, then released", Order::Reversed),
+        ("30 % repeated", Order::Repeated),
+        ("forged tokens", Order::Forged),
+    ];
+    let mut cases = vec![Case::new("", Competitor::bare(), bench.workload(0.8))];
+    for (name, order) in orders {
+        let workload = Workload { order, ..bench.workload(0.8) };
+        cases.extend(
+            bench.service_field().into_iter().map(|competitor| Case::new(name, competitor, workload)),
+        );
+    }
+    compare(bench, SectionName::Order, "order: 64 connections, results of 512 bytes", &cases, (3, 1))
+}
+
+/// Other numbers of connections.
+pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
+    let mut cases = Vec::new();
+    for connections in [1, 8, 64, 256].into_iter().take(bench.kinds(4)) {
+        let workload = Workload { connections, ..bench.workload(0.8) };
+        let name = format!("connections: {connections}");
+        cases
+            .extend(bench.short_field().into_iter().map(|competitor| Case::new(&name, competitor, workload)));
+    }
+    let title = "concurrency: results of 512 bytes, in order";
+    compare(bench, SectionName::Concurrency, title, &cases, (3, 1))
+}
+
+/// Issuing work items over the platform's listener.
+pub(super) fn issue(bench: &mut Bench) -> Outcome {
+    let workload = bench.workload(0.8);
+    let mut cases = vec![Case::new("", Competitor::bare(), workload)];
+    let issuing = |competitor| Case { issuing: true, ..Case::new("issuing", competitor, workload) };
+    cases.extend(bench.service_field().into_iter().map(issuing));
+    compare(bench, SectionName::Issue, "issue: 64 connections of the platform", &cases, (3, 1))
+}
+
+/// So many rounds of all cases, interleaved: the bare route of a group, then the others, from another one on in each
+/// round. Among many others it is measured again and again, as the machine's speed changes in the meantime.
+fn compare(
+    bench: &mut Bench,
+    name: SectionName,
+    title: &str,
+    cases: &[Case],
+    (standard, quick): (u64, u64),
+) -> Outcome {
+    let count = bench.options.rounds(standard, quick);
+    let mut rounds: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
+    // The bare route of the same group, or of the section.
+    let bare_of = |case: &Case| {
+        let of = |group: &str| cases.iter().position(|case| case.group == group && case.competitor.is_bare());
+        of(&case.group).or_else(|| of("")).unwrap()
+    };
+    for round in 0..usize::try_from(count).unwrap() {
+        for bare in (0..cases.len()).filter(|&at| cases[at].competitor.is_bare()) {
+            let mut others: Vec<usize> = (0..cases.len()).filter(|&at| bare_of(&cases[at]) == bare).collect();
+            others.retain(|&at| at != bare);
+            let first = round * others.len() / usize::try_from(count).unwrap();
+            others.rotate_left(first);
+            let mut one = |at: usize, rounds: &mut Vec<Vec<Figures>>| {
+                let figures = measure(bench, &cases[at]);
+                let (rate, of) = (figures.rate, format!("{name:?} {}/{count}", round + 1));
+                bench.progress(&format!("{of}: {}: {rate:.0} requests/s", cases[at].name()));
+                rounds[at].push(figures);
+                rate
+            };
+            let mut before = one(bare, &mut rounds);
+            let often = others.len() > BETWEEN;
+            for some in others.chunks(BETWEEN) {
+                for &at in some {
+                    one(at, &mut rounds);
+                }
+                let after = if often { one(bare, &mut rounds) } else { before };
+                for &at in some {
+                    rounds[at].last_mut().unwrap().bare_rate = f64::midpoint(before, after);
+                }
+                before = after;
+            }
+        }
+    }
+    let summary =
+        |(case, rounds): (&Case, Vec<Figures>)| Summary::of(&case.group, &case.competitor.name, rounds);
+    let rows: Vec<Summary> = cases.iter().zip(rounds).map(summary).collect();
+    Outcome {
+        name,
+        table: Table::of_rates(title, &rows),
+        data: serde_json::to_value(&rows).unwrap(),
+        unexpected: rows.iter().map(|row| row.unexpected).sum(),
+        rows,
+    }
+}
+
+fn measure(bench: &mut Bench, case: &Case) -> Figures {
+    if !case.issuing {
+        return bench.closed(&case.competitor, case.workload);
+    }
+    let requests = bench.requests(&case.competitor, case.workload, case.workload.seconds);
+    point::prepared(&case.competitor, Plan::of(requests, Order::AsIssued, case.workload.bytes)).2
+}

@@ -1,0 +1,110 @@
+//! What telemetry costs on the embedded store: collectors that are not there or never answer, and one that takes all.
+//! Figures are ratios to the first row of the same round.
+
+use super::Outcome;
+use crate::bench::Bench;
+use crate::children::{Process, free_port, this_program};
+use crate::field::Competitor;
+use crate::options::SectionName;
+use crate::point::Figures;
+use crate::summary::{Spread, Summary};
+use crate::table::{Table, whole};
+
+/// Metrics are sent often enough to be seen in a short round.
+const SOON: (&str, &str) = ("OTEL_METRIC_EXPORT_INTERVAL", "1000");
+const NO_LOGS: (&str, &str) = ("OTEL_LOGS_EXPORTER", "none");
+const HTTP: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+const GRPC: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const TENTH: [(&str, &str); 2] =
+    [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0.1")];
+
+/// Collectors that are not there, or never answer.
+pub(super) fn exporters(bench: &mut Bench) -> Outcome {
+    let closed = format!("http://127.0.0.1:{}", free_port());
+    let (_collector, mute) = collector("mute");
+    let service = embedded(bench, true);
+    let to =
+        |endpoint: &str, protocol, name| service.clone().with(&[(ENDPOINT, endpoint), protocol, SOON], name);
+    let field = [
+        service.clone().with(&[], "no exporter"),
+        to(&closed, GRPC, "closed port, gRPC"),
+        to(&closed, HTTP, "closed port, HTTP"),
+        to(&mute, GRPC, "never answers, gRPC"),
+        to(&mute, HTTP, "never answers, HTTP"),
+    ];
+    compare(bench, SectionName::Exporters, "exporters: embedded store, bad collectors", &field)
+}
+
+/// From nothing but the service up to all of its telemetry.
+pub(super) fn telemetry(bench: &mut Bench) -> Outcome {
+    let (_collector, url) = collector("collector");
+    let endpoint = (ENDPOINT, url.as_str());
+    let (log, silent) = (embedded(bench, true), embedded(bench, false));
+    let sampled = [&[endpoint, HTTP, SOON, NO_LOGS], TENTH.as_slice()].concat();
+    let field = [
+        silent.clone().with(&[], "no telemetry"),
+        log.clone().with(&[], "log"),
+        silent.with(&sampled, "a tenth of traces, metrics"),
+        log.clone().with(&sampled, "the same and log"),
+        log.clone().with(&[endpoint, HTTP, SOON, NO_LOGS], "all traces, metrics, log"),
+        log.with(&[endpoint, HTTP, SOON], "the same and logs by OTLP"),
+    ];
+    compare(bench, SectionName::Telemetry, "telemetry: embedded store, a collector over HTTP", &field)
+}
+
+fn collector(role: &str) -> (Process, String) {
+    let (process, address) = Process::start_peer(this_program("peer").arg(role));
+    (process, format!("http://{address}"))
+}
+
+fn embedded(bench: &Bench, log: bool) -> Competitor {
+    bench.services(None, log).swap_remove(0)
+}
+
+fn compare(bench: &mut Bench, name: SectionName, title: &str, field: &[Competitor]) -> Outcome {
+    let (count, workload) = (bench.options.rounds(5, 2), bench.workload(1.5));
+    let mut rounds: Vec<Vec<Figures>> = field.iter().map(|_| Vec::new()).collect();
+    for round in 0..count {
+        let mut first = None;
+        for (competitor, rounds) in field.iter().zip(&mut rounds) {
+            let mut figures = bench.closed(competitor, workload);
+            let rate = figures.rate;
+            figures.bare_rate = *first.get_or_insert(rate);
+            bench.progress(&format!(
+                "{name:?} {}/{count}: {}: {rate:.0} requests/s",
+                round + 1,
+                competitor.name
+            ));
+            rounds.push(figures);
+        }
+    }
+    let columns = [
+        ("requests/s", 12),
+        ("min–max", 18),
+        ("ratio", 8),
+        ("p50 ms", 9),
+        ("p99 ms", 9),
+        ("server µs", 11),
+        ("resident MiB", 14),
+    ];
+    let mut table = Table::new(title, &columns);
+    let mut rows = Vec::new();
+    for (competitor, of) in field.iter().zip(&rounds) {
+        let row = Summary::of("", &competitor.name, of.clone());
+        let resident = Spread::of(of.iter().map(|figures| figures.resident_kib as f64 / 1024.0));
+        let cells = vec![
+            whole(row.rate.median),
+            format!("{}–{}", whole(row.rate.min), whole(row.rate.max)),
+            format!("{:.3}", row.ratio.median),
+            format!("{:.2}", row.p50_ms.median),
+            format!("{:.2}", row.p99_ms.median),
+            format!("{:.1}", row.server_us),
+            whole(resident.median),
+        ];
+        table.row(&competitor.name, cells);
+        rows.push(row);
+    }
+    let unexpected = rows.iter().map(|row| row.unexpected).sum();
+    Outcome { name, table, data: serde_json::to_value(&rows).unwrap(), rows: Vec::new(), unexpected }
+}

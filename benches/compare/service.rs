@@ -1,0 +1,56 @@
+//! The service under test: the real program, of the release profile, as a process of its own.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::children::{Process, free_port};
+
+/// The program that Cargo built beside this benchmark.
+pub(crate) fn built() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_callback-ingress"))
+}
+
+pub(crate) struct Service {
+    pub(crate) process: Process,
+    pub(crate) public: SocketAddr,
+    pub(crate) platform: SocketAddr,
+    pub(crate) key: String,
+}
+
+impl Service {
+    /// Starts it with keys made for it. Its log is JSON in a file, or off. No address is refused for wrong tokens.
+    pub(crate) fn start(program: &Path, store: &str, log: bool, variables: &[(String, String)]) -> Self {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let (public, platform) = (loopback(free_port()), loopback(free_port()));
+        let key = BASE64_STANDARD.encode(rand::random::<[u8; 24]>());
+        let signing = BASE64_STANDARD.encode(rand::random::<[u8; 32]>());
+        let mut command = Command::new(program);
+        command
+            .args(["serve", "--store", store])
+            .args(["--public-addr", &public.to_string(), "--platform-addr", &platform.to_string()])
+            .args(["--set", &format!("platform.service_keys=[{key:?}]")])
+            .args(["--set", &format!("token.keys=[\"bench:{signing}\"]")])
+            .args(["--set", "rate_limit.failed_max=0", "--set", "telemetry.log_format=json"])
+            .args(["--log-level", if log { "info" } else { "off" }])
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log_file());
+        let mut process = Process::start(&mut command);
+        for address in [public, platform] {
+            process.wait_until("callback-ingress", || TcpStream::connect(address).ok());
+        }
+        Self { process, public, platform, key }
+    }
+}
+
+/// A file that is gone once the program has ended.
+fn log_file() -> Stdio {
+    let file: File = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    Stdio::from(file)
+}

@@ -1,0 +1,66 @@
+//! Medians over rounds, with their spread.
+
+use serde::Serialize;
+
+use crate::point::Figures;
+
+/// Of one value over all rounds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let Some((&min, &max)) = values.first().zip(values.last()) else { return Self::default() };
+        let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+        Self { median: f64::midpoint(low, high), min, max }
+    }
+}
+
+/// All rounds of a row.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Summary {
+    /// What the row is compared within: a size, an order, a number of connections.
+    pub(crate) group: String,
+    pub(crate) competitor: String,
+    pub(crate) rate: Spread,
+    /// Of the bare route's rate at about the same time.
+    pub(crate) ratio: Spread,
+    pub(crate) p50_ms: Spread,
+    pub(crate) p99_ms: Spread,
+    pub(crate) server_us: f64,
+    pub(crate) redis_us: Option<f64>,
+    pub(crate) script_us: Option<f64>,
+    pub(crate) commands: Option<f64>,
+    pub(crate) unexpected: u64,
+    pub(crate) rounds: Vec<Figures>,
+}
+
+impl Summary {
+    pub(crate) fn of(group: &str, competitor: &str, rounds: Vec<Figures>) -> Self {
+        let over = |value: fn(&Figures) -> f64| Spread::of(rounds.iter().map(value));
+        let some = |value: fn(&Figures) -> Option<f64>| {
+            let values: Vec<f64> = rounds.iter().filter_map(value).collect();
+            (!values.is_empty()).then(|| Spread::of(values).median)
+        };
+        Self {
+            group: group.to_owned(),
+            competitor: competitor.to_owned(),
+            rate: over(|figures| figures.rate),
+            ratio: over(|figures| figures.rate / figures.bare_rate),
+            p50_ms: over(|figures| figures.tally.latency.p50 as f64 / 1000.0),
+            p99_ms: over(|figures| figures.tally.latency.p99 as f64 / 1000.0),
+            server_us: over(|figures| figures.server_us).median,
+            redis_us: some(|figures| figures.redis_us),
+            script_us: some(|figures| figures.script_us),
+            commands: some(|figures| figures.commands),
+            unexpected: rounds.iter().map(|figures| figures.tally.unexpected).sum(),
+            rounds,
+        }
+    }
+}
