@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
-use bytes::Bytes;
 pub use health::StoreHealth;
 pub use observed::Observed;
 pub use schedule::Schedule;
 use thiserror::Error;
 pub use wakes::Wake;
 
+use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
     Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
@@ -61,8 +61,8 @@ pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 pub struct Page {
     /// When the conversation was opened: envelopes of another one under the same id have other event ids.
     pub opened_at: Timestamp,
-    /// The envelopes after the one asked for, in order, as JSON.
-    pub envelopes: Vec<Bytes>,
+    /// The envelopes after the one asked for, in order.
+    pub envelopes: Vec<EnvelopeJson>,
     /// How many envelopes the channel has: the sequence of its last one.
     pub released: u64,
     /// Whether the conversation has ended: nothing will follow the channel's last envelope.

@@ -202,7 +202,7 @@ fn check_envelope(kind: Kind, payload: Payload) {
     };
     let json = envelope.to_json();
     // `null` is a result like any other, and an option reads it as nothing.
-    let read: Read<'_> = serde_json::from_slice(&json).unwrap();
+    let read: Read<'_> = serde_json::from_slice(json.bytes()).unwrap();
     let (there, not_there) = if failed { (read.error, read.result) } else { (read.result, read.error) };
     assert!(not_there.is_none());
     let sent = there.map_or("null", RawValue::get);

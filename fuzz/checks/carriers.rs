@@ -115,7 +115,7 @@ async fn check_store(stage: &Stage, verdict: &Verdict) {
     match verdict {
         Verdict::Taken(taken) if taken.item.id == stage.tool.id => {
             assert_eq!(channel.len(), 1);
-            let envelope = std::str::from_utf8(&channel[0]).unwrap();
+            let envelope = std::str::from_utf8(channel[0].bytes()).unwrap();
             let (name, payload) = match &taken.result.payload {
                 Payload::Succeeded(result) => ("result", result),
                 Payload::Failed(error) => ("error", error),

@@ -1,6 +1,6 @@
 //! The result envelope: what travels on a conversation's routing channel.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use bytes::Bytes;
 
@@ -32,6 +32,28 @@ pub struct Envelope<'a> {
     pub traceparent: Option<&'a TraceParent>,
 }
 
+/// An envelope as JSON. There may be a result in it: its `Debug` shows the size only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EnvelopeJson(Bytes);
+
+impl EnvelopeJson {
+    /// An envelope that was written before.
+    pub const fn new(json: Bytes) -> Self {
+        Self(json)
+    }
+
+    /// The text, in UTF-8 as far as the result is.
+    pub const fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl fmt::Debug for EnvelopeJson {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EnvelopeJson({} bytes)", self.0.len())
+    }
+}
+
 /// The id of an envelope's event, and of its entry in a Redis stream: a conversation that is opened again under the same
 /// name has other ones.
 pub fn event_id(opened_at: Timestamp, sequence: Sequence) -> String {
@@ -47,7 +69,7 @@ pub fn members_at_issue(kind: Kind, turn_id: Option<&TurnId>) -> String {
 
 impl Envelope<'_> {
     /// The envelope as JSON. The payload, checked when it came in, is spliced in byte for byte.
-    pub fn to_json(&self) -> Bytes {
+    pub fn to_json(&self) -> EnvelopeJson {
         let payload: &[u8] = self.payload.map_or(&[], |payload| payload.bytes());
         let mut json = format!(
             "{{\"sequence\":{},\"conversationId\":\"{}\",\"workItemId\":\"{}\",{},\"outcome\":\"{}\"",
@@ -78,7 +100,7 @@ impl Envelope<'_> {
         }
         rest.push('}');
         json.extend_from_slice(rest.as_bytes());
-        json.into()
+        EnvelopeJson(json.into())
     }
 }
 
@@ -112,7 +134,7 @@ mod tests {
             request_id: None,
             traceparent: None,
         };
-        String::from_utf8(envelope.to_json().into()).unwrap()
+        String::from_utf8(envelope.to_json().bytes().to_vec()).unwrap()
     }
 
     #[test]

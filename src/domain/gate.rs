@@ -16,15 +16,13 @@ mod commands;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
-use bytes::Bytes;
-
 pub use commands::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
     Delivery, EndReceipt, Ended, Expired, Issue, IssueRefused, Issued, Known, LookupRefused, MOST_TOLD,
     NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals, WorkItemView,
 };
 
-use super::envelope::Envelope;
+use super::envelope::{Envelope, EnvelopeJson};
 use super::ids::{
     AttemptId, ConversationId, Fingerprint, IdempotencyDigest, RequestId, Sequence, TraceParent, WorkItemId,
 };
@@ -122,7 +120,7 @@ pub struct Conversation {
     issued_by_attempt: HashMap<WorkItemId, Sequence>,
     issued_by_key: HashMap<IdempotencyDigest, (Fingerprint, Sequence)>,
     /// Envelopes, as JSON.
-    channel: Vec<Bytes>,
+    channel: Vec<EnvelopeJson>,
     /// What the step under way has settled.
     fresh: BTreeSet<Sequence>,
     /// Items whose deadlines settle nothing any more, until somebody takes them.
@@ -517,7 +515,7 @@ impl Conversation {
     }
 
     /// The envelopes after a sequence, at most `count`.
-    pub fn read(&self, after: Option<Sequence>, count: usize) -> &[Bytes] {
+    pub fn read(&self, after: Option<Sequence>, count: usize) -> &[EnvelopeJson] {
         let released = self.channel.len();
         let start = after.map_or(0, |after| usize::try_from(after.get()).unwrap_or(usize::MAX)).min(released);
         let range: Range<usize> = start..start.saturating_add(count).min(released);

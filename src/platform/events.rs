@@ -9,7 +9,6 @@ use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep;
@@ -17,7 +16,7 @@ use tokio::time::sleep;
 use super::Platform;
 use super::conversations::named;
 use super::request::{PathIds, invalid};
-use crate::domain::envelope::event_id;
+use crate::domain::envelope::{EnvelopeJson, event_id};
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, Sequence};
 use crate::domain::time::Timestamp;
@@ -125,7 +124,7 @@ struct Reader {
     opened_at: Timestamp,
     after: u64,
     wake: Wake,
-    fetched: VecDeque<Bytes>,
+    fetched: VecDeque<EnvelopeJson>,
     finished: bool,
     /// How long the store is left alone after it failed, if it failed when it was last asked.
     failing: Option<Duration>,
@@ -149,7 +148,7 @@ impl Reader {
             }
             if let Some(envelope) = self.fetched.pop_front() {
                 self.after += 1;
-                let Ok(json) = std::str::from_utf8(&envelope) else {
+                let Ok(json) = std::str::from_utf8(envelope.bytes()) else {
                     tracing::error!(
                         { names::CONVERSATION_ID } = %self.conversation,
                         { names::WORK_ITEM_SEQUENCE } = self.after,

@@ -34,7 +34,6 @@ pub use durability::Remark;
 pub use layout::NotUsable;
 use redis::{FromRedisValue, Script, cmd};
 pub use replicas::Replicas;
-use bytes::Bytes;
 use secrecy::SecretString;
 pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
 use tokio::sync::mpsc;
@@ -51,7 +50,7 @@ use self::stored::{Facts, Item, State};
 use super::wakes::Wakes;
 use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
 use crate::clock::Clock;
-use crate::domain::envelope;
+use crate::domain::envelope::{EnvelopeJson, members_at_issue};
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
     Delivery, EndReceipt, Expired, Issue, IssueRefused, Issued, Known, Limits, LookupRefused, MOST_TOLD,
@@ -387,7 +386,7 @@ impl Store for RedisStore {
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
         let conversation = command.conversation;
-        let members = envelope::members_at_issue(command.kind, command.turn_id.as_ref());
+        let members = members_at_issue(command.kind, command.turn_id.as_ref());
         let attempt = command.work_item.to_string();
         let call = || {
             let call = self
@@ -708,8 +707,8 @@ impl Store for RedisStore {
         let now = Timestamp::from_millis(reply.number()?);
         let state = State::decode(&reply.bytes()?)?;
         let facts = Facts::decode(&reply.bytes()?)?;
-        let envelopes: Result<Vec<Bytes>, StoreError> =
-            reply.list()?.into_iter().map(|envelope| bytes(envelope).map(Bytes::from)).collect();
+        let json = |value| bytes(value).map(|json| EnvelopeJson::new(json.into()));
+        let envelopes: Result<Vec<EnvelopeJson>, StoreError> = reply.list()?.into_iter().map(json).collect();
         Ok(Ok(Page {
             opened_at: facts.opened_at,
             envelopes: envelopes?,

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use callback_ingress::clock::Entropy;
+use callback_ingress::domain::envelope::EnvelopeJson;
 use callback_ingress::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Ended, Issue,
     IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, WorkItemView,
@@ -167,7 +168,7 @@ impl<'a> Conversation<'a> {
     /// What a channel's results say.
     pub(crate) async fn results(&self) -> Vec<Option<Bytes>> {
         let page = self.read(0, 100_000).await.unwrap();
-        let payload = |envelope: &Bytes| Envelope::read(envelope).payload.map(|payload| payload.bytes().clone());
+        let payload = |envelope: &EnvelopeJson| Envelope::read(envelope).payload.map(|payload| payload.bytes().clone());
         page.envelopes.iter().map(payload).collect()
     }
 
@@ -216,7 +217,8 @@ fn outcome<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Outcome, D::Err
 
 impl Envelope {
     /// Cuts the payload out, whatever it is: these tests bring results that are no JSON.
-    pub(crate) fn read(json: &Bytes) -> Self {
+    pub(crate) fn read(json: &EnvelopeJson) -> Self {
+        let json = json.bytes();
         let find = |what: &str| json.windows(what.len()).position(|part| part == what.as_bytes());
         let last = |what: &str| json.windows(what.len()).rposition(|part| part == what.as_bytes());
         let after = last(",\"issuedAt\":\"").unwrap();

@@ -83,8 +83,8 @@ fn accept(
 }
 
 fn released(conversation: &Conversation) -> Vec<(u64, Outcome)> {
-    let read = |json: &Bytes| {
-        let envelope: serde_json::Value = serde_json::from_slice(json).unwrap();
+    let read = |json: &EnvelopeJson| {
+        let envelope: serde_json::Value = serde_json::from_slice(json.bytes()).unwrap();
         (envelope["sequence"].as_u64().unwrap(), Outcome::parse(envelope["outcome"].as_str().unwrap()).unwrap())
     };
     conversation.read(None, 100).iter().map(read).collect()
@@ -111,7 +111,7 @@ fn a_missed_deadline_lets_the_rest_pass_whoever_touches_first() {
     assert_eq!(accept(&mut c, 1, 10, "1"), Err(AcceptRefused::WorkItemTimedOut));
     assert_eq!(accept(&mut c, 2, 11, "2").unwrap().delivery, Delivery::Delivered);
     assert_eq!(released(&c), [(1, Outcome::TimedOut), (2, Outcome::Succeeded)]);
-    let first = String::from_utf8_lossy(&c.channel[0]);
+    let first = String::from_utf8_lossy(c.channel[0].bytes());
     assert!(first.contains(&format!("\"receivedAt\":\"{}\"", at(10))), "at its deadline, not when looked at: {first}");
     assert_eq!(c.expire(&[Sequence::new(1)], None, at(12)), nothing(&c), "the timer comes too late to do anything");
 }

@@ -106,6 +106,7 @@ fn read(connection: &mut redis::Connection, key: &str) -> Capture {
     let command = match kind.as_str() {
         "string" => cmd("GET").arg(key).to_owned(),
         "hash" => cmd("HGETALL").arg(key).to_owned(),
+        "set" => cmd("SMEMBERS").arg(key).to_owned(),
         "zset" => cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").to_owned(),
         "stream" => cmd("XRANGE").arg(key).arg("-").arg("+").to_owned(),
         other => panic!("{key} is a {other}"),

@@ -183,7 +183,7 @@ async fn the_channel_is_a_stream_under_the_key_that_is_told() {
     assert_eq!((result["sequence"].as_str(), result["outcome"].as_str()), ("1", "succeeded"));
     let page = conversation.read(0, 10).await.unwrap();
     assert_eq!([&result["envelope"], &cancelled["envelope"]], [0, 1].map(|at| {
-        std::str::from_utf8(&page.envelopes[at]).unwrap()
+        std::str::from_utf8(page.envelopes[at].bytes()).unwrap()
     }));
     let now = stage.clock.now();
     assert!(result["envelope"].contains(&format!("\"result\":{{\"n\": 1}},\"issuedAt\":\"{now}\"")));
