@@ -242,7 +242,7 @@ fn nothing_leaks_on_a_redis_that_fails_in_between() {
     assert!([200, 202].contains(&answer.status), "{answer:?}");
 
     // Each key of a conversation, spoilt.
-    for what in ["conversation", "items", "held", "channel", "used"] {
+    for what in ["conversation", "held", "channel", "used"] {
         let (conversation, released) = watched.session.tool();
         let [item, held] = [(); 2].map(|()| watched.session.issue(&conversation, &json!({"kind": "tool"})));
         for other in [released, held] {

@@ -103,8 +103,8 @@ fn a_log_line_with_the_path_is_found_out() {
     let names = |leaks: Vec<Leak>| leaks.into_iter().map(|leak| leak.secret).collect::<Vec<_>>();
     assert_eq!(names(found(recorded.replace("TOKEN", &token))), [code.clone(), whole.clone()]);
     assert_eq!(names(found(recorded.replace("TOKEN", &escaped(&token)))), [code.clone(), whole]);
-    assert_eq!(names(found(recorded.replace("TOKEN", &changed(&token[100..], 0)))), [] as [String; 0]);
-    assert_eq!(names(found(recorded.replace("TOKEN", &token[90..]))), [code]);
+    assert_eq!(names(found(recorded.replace("TOKEN", &changed(&token[104..], 0)))), [] as [String; 0]);
+    assert_eq!(names(found(recorded.replace("TOKEN", &token[94..]))), [code]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use callback_ingress::domain::work_item::{Kind as WorkKind, WorkItem};
 use super::search::{Kind, Secret};
 use crate::collector::hex;
 
-/// The code that makes a token a secret: the last 32 of its 81 bytes.
+/// The code that makes a token a secret: the last 32 of its 84 bytes.
 pub(crate) fn code(token: &str) -> Vec<u8> {
     let bytes = URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX).unwrap()).unwrap();
     bytes[49..].to_vec()
