@@ -31,8 +31,10 @@ const IN_TURN: u16 = 4;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// How long after a failure of the store the next round begins.
 const RETRY: Duration = Duration::from_millis(250);
-/// Most timers that one round takes from a partition.
-const ROUND: usize = 128;
+/// How many timers one round takes, at most a few more: what it takes no other instance is given meanwhile.
+const ROUND: usize = 256;
+/// Most timers that it takes from one partition, and fewest.
+const OF_A_PARTITION: (usize, usize) = (128, 4);
 /// Conversations that are swept at once.
 const AT_ONCE: usize = 64;
 /// How long a conversation that cannot be read is put off, at first and at most.
@@ -108,7 +110,9 @@ impl Sweeper {
             return Ok(());
         }
         let asked = Instant::now();
-        let due = self.store.due(&partitions, ROUND).await.inspect_err(|_| {
+        let (most, fewest) = OF_A_PARTITION;
+        let limit = (ROUND / partitions.len()).clamp(fewest, most);
+        let due = self.store.due(&partitions, limit).await.inspect_err(|_| {
             partitions.iter().for_each(|&partition| self.store.schedule().arm(partition, asked + RETRY));
         })?;
         self.clock = Some((due.now, Instant::now()));

@@ -1,6 +1,7 @@
 //! What only Redis can do wrong: its keys, its connections, its failures, and servers that must not be used.
 
 mod admission;
+mod bounded;
 mod cluster;
 mod connections;
 mod faults;
@@ -10,6 +11,7 @@ mod recovery;
 mod refused;
 mod replicas;
 mod sentinel;
+mod sweeping;
 mod tls;
 
 use std::time::Duration;

@@ -9,8 +9,8 @@ const GRACE_MS: u64 = 60_000;
 /// Longest time that a conversation lives without a step, in milliseconds: a week idle, the longest deadline, a week of
 /// retention.
 const LONGEST_LIFE_MS: u64 = (7 + 1 + 7) * 24 * 60 * 60 * 1000;
-/// Most items that one step releases. They come to some 2 ms of the server's time.
-const STEP_ITEMS: u64 = 128;
+/// Most items that one step releases. They come to some 1 ms of the server's time.
+const STEP_ITEMS: u64 = 64;
 /// A step releases no further items once their results have so many bytes.
 const STEP_BYTES: u64 = 1024 * 1024;
 /// Most markers that one step removes for a conversation that has ended.

@@ -1,0 +1,118 @@
+//! No step keeps Redis busy for long, however much a conversation has.
+
+use ::redis::cmd;
+use callback_ingress::domain::gate::Limits;
+use callback_ingress::domain::work_item::WorkItem;
+use callback_ingress::store::{DueConversation, Store};
+use futures_util::{StreamExt, stream};
+
+use crate::conversation::Conversation;
+use crate::redis_server::RedisServer;
+use crate::stage::{ROOMY, START, Stage, settings};
+
+/// What a conversation may have by the default configuration.
+const ITEMS: u64 = 16_384;
+/// How long a step may take, in microseconds.
+const LONGEST: u64 = 5_000;
+/// How often a step may take longer because the machine was busy with something else, before it is believed.
+const TRIES: usize = 4;
+
+/// Steps that took too long since the last time that this was asked.
+fn slow(connection: &mut redis::Connection) -> Vec<String> {
+    let entries: Vec<(u64, u64, u64, Vec<String>, String, String)> =
+        cmd("SLOWLOG").arg("GET").arg(-1).query(connection).unwrap();
+    cmd("SLOWLOG").arg("RESET").exec(connection).unwrap();
+    let told = |(_, _, micros, arguments, ..): (u64, u64, u64, Vec<String>, String, String)| {
+        format!("{micros} µs: {}", arguments[..2].join(" "))
+    };
+    entries.into_iter().map(told).collect()
+}
+
+async fn issued(conversation: &Conversation<'_>) -> Vec<WorkItem> {
+    let mut items: Vec<_> =
+        stream::iter(0..ITEMS).map(|_| conversation.issue(600_000)).buffer_unordered(64).collect().await;
+    items.sort_by_key(|item| item.sequence);
+    items
+}
+
+async fn hold(conversation: &Conversation<'_>, items: &[WorkItem]) {
+    let accept = async |item| drop(conversation.accept(item, "\"held\"").await.unwrap());
+    stream::iter(items).map(accept).buffer_unordered(64).collect::<Vec<_>>().await;
+}
+
+/// Tries each step again until the machine lets it be as quick as it is.
+async fn is_short(what: &str, mut step: impl AsyncFnMut() -> Vec<String>) {
+    let mut all = Vec::new();
+    for _ in 0..TRIES {
+        let slow = step().await;
+        if slow.is_empty() {
+            return;
+        }
+        all.push(slow);
+    }
+    panic!("{what}: {all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_step_at_the_limits_keeps_redis_busy_for_long() {
+    let server = RedisServer::start();
+    let mut connection = server.connection(0);
+    cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(LONGEST).exec(&mut connection).unwrap();
+    let limits = Limits { max_held_items: ITEMS, max_awaiting_items: ITEMS, ..ROOMY };
+    let clock = callback_ingress::clock::ManualClock::at(START);
+    let stage = Stage::in_redis(settings(server.url(0), limits), clock).await;
+    let conversation = stage.conversation().await;
+    let items = issued(&conversation).await;
+    slow(&mut connection);
+    is_short("inspecting what is awaited", async || {
+        assert_eq!(conversation.inspect().await.unwrap().unreleased.len() as u64, ITEMS);
+        slow(&mut connection)
+    })
+    .await;
+    is_short("ending what is awaited, and clearing it away", async || {
+        let other = stage.conversation().await;
+        issued(&other).await;
+        slow(&mut connection);
+        assert_eq!(other.end().await.unwrap().dropped_awaiting, ITEMS);
+        let due = DueConversation { conversation: other.reference(), sequences: Vec::new(), whole: true };
+        for _ in 0..ITEMS / 256 {
+            stage.store.expire(due.clone(), None).await.unwrap();
+        }
+        slow(&mut connection)
+    })
+    .await;
+    assert_eq!(stage.store.totals().await.unwrap().awaiting, ITEMS, "only what lives counts");
+
+    hold(&conversation, &items[1..]).await;
+    slow(&mut connection);
+    // A chain is released once: what it took is told, and believed if it was short for one of some.
+    let receipt = conversation.accept(&items[0], "\"first\"").await.unwrap();
+    assert_eq!(receipt.delivery, callback_ingress::domain::gate::Delivery::Delivered);
+    let page = conversation.read(ITEMS - 1, 10).await.unwrap();
+    assert_eq!((page.released, page.envelopes.len()), (ITEMS, 1), "all of it, before the receipt");
+    let first = slow(&mut connection);
+    is_short("releasing what was held", async || {
+        if first.is_empty() {
+            return Vec::new();
+        }
+        let other = stage.conversation().await;
+        let items = issued(&other).await;
+        hold(&other, &items[1..]).await;
+        slow(&mut connection);
+        other.accept(&items[0], "\"first\"").await.unwrap();
+        slow(&mut connection)
+    })
+    .await;
+    let totals = stage.store.totals().await.unwrap();
+    assert_eq!((totals.awaiting, totals.held, totals.held_bytes), (0, 0, 0));
+
+    is_short("ending what is held", async || {
+        let other = stage.conversation().await;
+        let items = issued(&other).await;
+        hold(&other, &items[1..]).await;
+        slow(&mut connection);
+        assert_eq!(other.end().await.unwrap().dropped_held, ITEMS - 1);
+        slow(&mut connection)
+    })
+    .await;
+}
