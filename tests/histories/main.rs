@@ -24,6 +24,7 @@ mod client;
 mod clock;
 mod deployment;
 mod drive;
+mod exchange;
 mod figures;
 mod long;
 mod mutations;
