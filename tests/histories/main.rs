@@ -35,6 +35,7 @@ mod plan;
 mod proxy;
 mod reader;
 mod record;
+mod recorded;
 #[path = "../it/redis_cluster.rs"]
 #[expect(dead_code, reason = "another test binary uses all of it")]
 mod redis_cluster;

@@ -204,7 +204,10 @@ pub(crate) struct Envelope {
     pub(crate) received_at: String,
     pub(crate) released_at: String,
     pub(crate) request_id: Option<String>,
-    #[expect(dead_code, reason = "an envelope may have it, and clients that are not traced know nothing of it")]
+    #[expect(
+        dead_code,
+        reason = "an envelope may have it, and clients that are not traced know nothing of it"
+    )]
     pub(crate) traceparent: Option<String>,
 }
 
