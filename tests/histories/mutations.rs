@@ -87,12 +87,12 @@ caught! {
     ] => [Rule::Reply];
 
     a_repetition_that_counts_again_is_caught: [
-        ("accept", "    return { 'taken', settled_by", "
+        ("accept", "    local replayed = settled_by", "
             item = char(AWAITING) .. sub(item, 2, select(10, decode(ITEM, item)) - 1)
             c.awaiting = c.awaiting + 1
             end
             if c.ended then
-            return { 'taken', settled_by"),
+            local replayed = settled_by"),
     ] => [Rule::OneWinner];
 
     a_repetition_that_is_answered_as_the_first_is_caught: [
@@ -121,15 +121,15 @@ caught! {
             if NOW % 4 == 0 then
                 call('HSET', CONVERSATION, sequence, item)
                 call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
-                return { 'taken', 0, c.gate, c.facts, item, 0 }
+                return { 'taken', 0, NOW, c.gate, c.facts, item, 0 }
             end
             touch(c)\n"),
     ] => [Rule::Lost, Rule::Bytes, Rule::Deadline];
 
     a_result_that_counts_and_is_refused_is_caught: [
-        ("accept", "return { 'taken', 0, c.gate", "
+        ("accept", "return { 'taken', 0, NOW, c.gate", "
             if NOW % 4 == 0 then return redis.error_reply('BUSY later') end
-            return { 'taken', 0, c.gate"),
+            return { 'taken', 0, NOW, c.gate"),
     ] => [Rule::Uncalled];
 
     an_envelope_in_another_conversation_is_caught: [
@@ -166,17 +166,17 @@ caught! {
     ] => [Rule::Ending];
 
     a_result_that_is_held_and_called_delivered_is_caught: [
-        ("accept", "and 0 or 1, c.gate,", "and 0 or 1, c.next,"),
-        ("accept", "return { 'taken', 0, c.gate,", "return { 'taken', 0, c.next,"),
+        ("accept", "replayed, NOW, c.gate,", "replayed, NOW, c.next,"),
+        ("accept", "'taken', 0, NOW, c.gate,", "'taken', 0, NOW, c.next,"),
     ] => [Rule::Agreement];
 
     a_result_that_is_held_for_what_is_long_there_is_caught: [
-        ("accept", "and 0 or 1, c.gate,", "and 0 or 1, sequence > 1 and 1 or c.gate,"),
-        ("accept", "return { 'taken', 0, c.gate,", "return { 'taken', 0, sequence > 1 and 1 or c.gate,"),
+        ("accept", "replayed, NOW, c.gate,", "replayed, NOW, sequence > 1 and 1 or c.gate,"),
+        ("accept", "'taken', 0, NOW, c.gate,", "'taken', 0, NOW, sequence > 1 and 1 or c.gate,"),
     ] => [Rule::Agreement];
 
     a_repetition_that_calls_a_delivered_result_held_is_caught: [
-        ("accept", "and 0 or 1, c.gate,", "and 0 or 1, 1,"),
+        ("accept", "replayed, NOW, c.gate,", "replayed, NOW, 1,"),
     ] => [Rule::Agreement];
 
     a_reader_that_is_given_less_is_caught: [

@@ -92,11 +92,10 @@ async fn everything_holds_when_wires_are_cut_and_slow_and_scripts_forgotten() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_holds_when_a_step_releases_one_item_and_leaves_the_rest_to_the_next() {
-    // Chains are longer than the real bound only where thousands of items are issued.
+    // No history has as many items as the real bound. Who is killed between two steps leaves the next to the sweeper.
     let change = ("release", "$step_items", "1");
-    let deployment = Deployment::exchanging(Kind::Durable(2), |redis| exchanged(redis, &[change]));
-    let faults = [Fault::KillReplica, Fault::CutCall, Fault::CutAnswer];
-    holds_on(&Arc::new(deployment), &[1, fresh_seed()], &[&[], &faults]).await;
+    let deployment = Deployment::exchanging(Kind::Forgetful(2), |redis| exchanged(redis, &[change]));
+    holds_on(&Arc::new(deployment), &[1, fresh_seed()], &[&[], &[Fault::KillReplica]]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
