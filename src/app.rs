@@ -38,6 +38,8 @@ use crate::telemetry::Telemetry;
 const CHECK_AGAIN: Duration = Duration::from_secs(60);
 /// How often a store that is not there is tried.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// Longest time that the start waits to know whether callbacks can be taken.
+const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);
 /// How often it is added up what the store holds.
 const ADD_UP: Duration = Duration::from_secs(5);
 
@@ -166,7 +168,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         None
     };
     let store = Arc::new(store(config, &clock, &telemetry)?);
-    check(&store).await?;
+    first_check(&store).await?;
     let lifecycle = Lifecycle::default();
     let health = Health { store: Arc::clone(&store), lifecycle: lifecycle.clone() };
     let body = BodyLimits { max_bytes: http.max_body_bytes.size(), timeout: http.body_timeout_ms.duration() };
@@ -272,11 +274,23 @@ async fn check(store: &Observed) -> Result<bool, AppError> {
     }
 }
 
+/// Checks the store before the first request: `/health` tells the truth from then on.
+async fn first_check(store: &Observed) -> Result<(), AppError> {
+    check(store).await?;
+    // What takes longer is tried again while the service runs.
+    let _: Result<(), _> = timeout(FIRST_HEALTH_CHECK, store.check_health()).await;
+    Ok(())
+}
+
 /// Checks the store again and again; returns when it must not be used.
 async fn keep_checking(store: &Observed) -> AppError {
     loop {
         match check(store).await {
-            Ok(there) => sleep(if there { CHECK_AGAIN } else { TRY_AGAIN }).await,
+            Ok(true) => {
+                store.check_health().await;
+                sleep(CHECK_AGAIN).await;
+            }
+            Ok(false) => sleep(TRY_AGAIN).await,
             Err(error) => return error,
         }
     }
@@ -350,6 +364,8 @@ impl App {
         };
         let served = [serve(self.public), serve(self.platform)];
         let swept = tokio::spawn(sweeper::run(Arc::clone(&self.store), self.telemetry.clone(), stop.clone()));
+        let store = Arc::clone(&self.store);
+        let health_checked = tokio::spawn(async move { store.keep_checking_health().await });
         let added_up = tokio::spawn(keep_adding_up(
             Arc::clone(&self.store),
             self.telemetry,
@@ -378,6 +394,7 @@ impl App {
         }
         stop.cancel();
         added_up.abort();
+        health_checked.abort();
         result
     }
 }

@@ -347,6 +347,7 @@ impl Config {
             partitions: u16::try_from(store.partitions.get()).unwrap_or(u16::MAX),
             connect_timeout: store.connect_timeout_ms.duration(),
             response_timeout: store.response_timeout_ms.duration(),
+            max_requests_in_flight: self.http.max_requests_in_flight.size(),
             limits: self.limits(),
         })
     }

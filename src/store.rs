@@ -1,5 +1,6 @@
 //! Where conversations live: one trait, a closed set of implementations, one test suite for all of them.
 
+mod health;
 pub mod memory;
 mod observed;
 pub mod redis;
@@ -11,6 +12,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use health::StoreHealth;
 pub use observed::Observed;
 pub use schedule::Schedule;
 use thiserror::Error;
@@ -193,7 +195,7 @@ pub trait Store {
     ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
     /// Watches a channel. Costs no connection of its own.
     fn watch(&self, conversation: ConversationRef) -> Wake;
-    /// Whether the store answers.
+    /// Whether the store can take callbacks: tries a write that is refused like theirs would be. Changes nothing.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Where else a channel can be read.
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress;

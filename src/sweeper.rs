@@ -100,9 +100,9 @@ impl Sweeper {
     async fn round(&mut self) -> Result<(), StoreError> {
         if Instant::now() >= self.next_look {
             self.next_look = Instant::now() + LOOK;
-            self.look().await?;
+            self.look().await;
         }
-        self.announce().await?;
+        self.announce().await;
         let partitions = self.store.schedule().take_due(Instant::now());
         if partitions.is_empty() {
             return Ok(());
@@ -121,7 +121,7 @@ impl Sweeper {
     }
 
     /// Asks which partitions others have announced for this second, and has some looked at in turn.
-    async fn look(&mut self) -> Result<(), StoreError> {
+    async fn look(&mut self) {
         let now = Instant::now();
         let partitions = self.store.partitions();
         for _ in 0..IN_TURN.min(partitions) {
@@ -129,21 +129,26 @@ impl Sweeper {
             self.turn = (self.turn + 1) % partitions;
         }
         if let Some(second) = self.second() {
-            for partition in self.store.announced(second).await? {
+            // A look at every partition in turn makes up for what cannot be asked.
+            for partition in self.store.announced(second).await.unwrap_or_default() {
                 self.store.schedule().arm(partition, now);
             }
         }
-        Ok(())
     }
 
-    async fn announce(&self) -> Result<(), StoreError> {
-        let Some(second) = self.second() else { return Ok(()) };
+    /// Tells others what this instance has issued, in case it is not there when that is due. What cannot be told they
+    /// find by their looks at every partition in turn.
+    async fn announce(&self) {
+        let Some(second) = self.second() else { return };
         let announcements = self.store.schedule().take_announcements(second);
         let announced = announcements.into_iter().map(|(of, partition)| {
             // Others ask at the beginning of a second: what is due in this one they learn of in the next.
             self.store.announce(of.max(second + 1), partition)
         });
-        join_all(announced).await.into_iter().collect()
+        let failed = join_all(announced).await.into_iter().find_map(Result::err);
+        if let Some(error) = failed {
+            tracing::debug!(error = error.chain(), "what is due later cannot be announced to other instances");
+        }
     }
 
     async fn sweep_all(&mut self, due: Vec<DueConversation>) -> Result<(), StoreError> {

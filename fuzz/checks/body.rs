@@ -10,7 +10,8 @@ use callback_ingress::domain::ids::{ConversationId, Fingerprint, Sequence, WorkI
 use callback_ingress::domain::json::{MAX_DEPTH, Malformed, Scan};
 use callback_ingress::domain::result::{CallbackResult, Payload, ResultRefused};
 use callback_ingress::domain::time::Timestamp;
-use callback_ingress::domain::work_item::{Kind, Outcome};
+use callback_ingress::domain::token::KeyId;
+use callback_ingress::domain::work_item::{Kind, Outcome, WorkItem};
 use serde::Deserialize;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
@@ -178,21 +179,28 @@ fn check_envelope(kind: Kind, payload: Payload) {
         Payload::Succeeded(_) => (Outcome::Succeeded, false),
         Payload::Failed(_) => (Outcome::Failed, true),
     };
-    let envelope = Envelope {
+    let item = WorkItem {
+        id: WorkItemId::from_uuid(Uuid::from_u128(7)),
         sequence: Sequence::FIRST,
-        conversation_id: ConversationId::parse("call-1").unwrap(),
-        work_item_id: WorkItemId::from_uuid(Uuid::from_u128(7)),
-        turn_id: None,
         kind,
-        outcome,
-        payload: Some(payload),
+        turn_id: None,
         issued_at: Timestamp::from_millis(1),
+        deadline: Timestamp::from_millis(2),
+        expires_at: Timestamp::from_millis(2),
+        key_id: KeyId::parse("k").unwrap(),
+        traceparent: None,
+    };
+    let envelope = Envelope {
+        conversation_id: &ConversationId::parse("call-1").unwrap(),
+        item: &item,
+        outcome,
+        payload: Some(&payload),
         received_at: Timestamp::from_millis(2),
         released_at: Timestamp::from_millis(3),
         request_id: None,
         traceparent: None,
     };
-    let json = envelope.to_json().unwrap();
+    let json = envelope.to_json();
     // `null` is a result like any other, and an option reads it as nothing.
     let read: Read<'_> = serde_json::from_slice(&json).unwrap();
     let (there, not_there) = if failed { (read.error, read.result) } else { (read.result, read.error) };

@@ -9,6 +9,7 @@ mod stage;
 mod written;
 
 use axum::http::{HeaderMap, Method, StatusCode};
+use callback_ingress::domain::result::Payload;
 use callback_ingress::domain::work_item::State;
 use callback_ingress::http::code::Code;
 use serde_json::Value;
@@ -114,8 +115,14 @@ async fn check_store(stage: &Stage, verdict: &Verdict) {
     match verdict {
         Verdict::Taken(taken) if taken.item.id == stage.tool.id => {
             assert_eq!(channel.len(), 1);
-            assert_eq!(channel[0].payload.as_ref(), Some(&taken.result.payload));
-            assert_eq!(channel[0].work_item_id, stage.tool.id);
+            let envelope = std::str::from_utf8(&channel[0]).unwrap();
+            let (name, payload) = match &taken.result.payload {
+                Payload::Succeeded(result) => ("result", result),
+                Payload::Failed(error) => ("error", error),
+            };
+            let payload = std::str::from_utf8(payload).unwrap();
+            assert!(envelope.contains(&format!(",\"{name}\":{payload},\"issuedAt\":")), "{envelope}");
+            assert!(envelope.contains(&format!("\"workItemId\":\"{}\"", stage.tool.id)), "{envelope}");
             assert_eq!(states, [State::Released, State::Awaiting]);
         }
         Verdict::Taken(_) => {

@@ -14,12 +14,12 @@ const RING: [(&str, &[u8]); 2] = [("k1", &[1; 32]), ("key-0002", &[2; 40])];
 /// Keys of nobody: an unknown one, and one that bears a known one's name.
 const FOREIGN: [&[u8]; 2] = [&[3; 32], b"k1"];
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-const SIGNED: usize = 49;
-const CHARS: usize = 112;
+const SIGNED: usize = 52;
+const CHARS: usize = 116;
 /// The last millisecond that a timestamp can be.
 const LAST: u64 = 253_402_300_799_999;
 
-/// The input is a text that claims to be a token. It is also 49 bytes to be signed, after one that says with which key,
+/// The input is a text that claims to be a token. It is also 52 bytes to be signed, after one that says with which key,
 /// and before a text to spoil the token with.
 pub(crate) fn check(input: &[u8]) {
     let ring = ring();
@@ -59,7 +59,7 @@ fn check_signed(ring: &Keyring, signed: &[u8], token: &str) {
 fn item(claims: &Claims, key_id: KeyId) -> WorkItem {
     WorkItem {
         id: claims.work_item,
-        sequence: Sequence::FIRST,
+        sequence: claims.sequence,
         kind: claims.kind,
         turn_id: None,
         issued_at: Timestamp::from_millis(0),
@@ -130,7 +130,7 @@ fn decode(text: &str) -> Option<Vec<u8>> {
 }
 
 fn expiry(signed: &[u8]) -> u64 {
-    signed[10..17].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    signed[10..16].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// What the contract says of a text that claims to be a token.
@@ -144,13 +144,14 @@ fn reference(text: &str, now: u64) -> Result<Claims, TokenRefused> {
     });
     let authentic = key.is_some_and(|(_, secret)| mac(signed, secret) == code);
     let kind = match (authentic, signed[0], signed[1]) {
-        (true, 1, 1) => Kind::Llm,
-        (true, 1, 2) => Kind::Tool,
+        (true, 2, 1) => Kind::Llm,
+        (true, 2, 2) => Kind::Tool,
         _ => return Err(TokenRefused::Invalid),
     };
     let claims = Claims {
-        conversation: ConversationRef::from_bytes(signed[17..33].try_into().unwrap()),
-        work_item: WorkItemId::from_uuid(Uuid::from_slice(&signed[33..]).unwrap()),
+        conversation: ConversationRef::from_bytes(signed[16..32].try_into().unwrap()),
+        work_item: WorkItemId::from_uuid(Uuid::from_slice(&signed[32..48]).unwrap()),
+        sequence: Sequence::new(u32::from_be_bytes(signed[48..].try_into().unwrap()).into()),
         kind,
         expires_at: Timestamp::from_millis(expiry(signed)),
     };

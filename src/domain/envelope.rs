@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use bytes::Bytes;
 
-use super::ids::{ConversationId, RequestId, TraceParent, TurnId};
+use super::ids::{ConversationId, RequestId, Sequence, TraceParent, TurnId};
 use super::result::Payload;
 use super::time::Timestamp;
 use super::work_item::{Kind, Outcome, WorkItem};
@@ -30,6 +30,12 @@ pub struct Envelope<'a> {
     pub request_id: Option<RequestId>,
     /// The trace it was settled in, or else issued in: with it the reader's own trace goes on.
     pub traceparent: Option<&'a TraceParent>,
+}
+
+/// The id of an envelope's event, and of its entry in a Redis stream: a conversation that is opened again under the same
+/// name has other ones.
+pub fn event_id(opened_at: Timestamp, sequence: Sequence) -> String {
+    format!("{}-{sequence}", opened_at.as_millis())
 }
 
 /// The members of an item's envelope that are known when it is issued, as JSON without braces.
@@ -81,7 +87,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::ids::{Sequence, WorkItemId};
+    use crate::domain::ids::WorkItemId;
     use crate::domain::token::KeyId;
 
     fn json(outcome: Outcome, payload: Option<&Payload>) -> String {

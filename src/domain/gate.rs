@@ -497,6 +497,7 @@ impl Conversation {
         };
         self.channel.push(envelope.to_json());
         Some(Released {
+            opened_at: self.opened_at,
             sequence,
             work_item: slot.item.id,
             kind: slot.item.kind,
@@ -597,6 +598,11 @@ impl Conversation {
     pub fn deadline_of(&self, sequence: Sequence) -> Option<Timestamp> {
         let slot = self.slots.get(&sequence).filter(|slot| slot.settlement.is_none());
         slot.map(|slot| slot.item.deadline)
+    }
+
+    /// The items that nothing has settled.
+    pub fn awaited(&self) -> impl Iterator<Item = Sequence> {
+        self.unreleased().filter(|slot| slot.settlement.is_none()).map(|slot| slot.item.sequence)
     }
 
     /// Takes the items whose deadlines settle nothing any more, so that nobody is reminded of them.

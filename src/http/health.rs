@@ -11,12 +11,12 @@ use axum::routing::get;
 use super::code::Code;
 use super::lifecycle::Lifecycle;
 use super::refusal::Refusal;
-use crate::store::{Observed, Store};
+use crate::store::Observed;
 
 /// What health is made of.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// The store must answer.
+    /// The store must be able to take callbacks, as last seen.
     pub store: Arc<Observed>,
     /// The service must not be draining.
     pub lifecycle: Lifecycle,
@@ -33,16 +33,14 @@ async fn health(State(health): State<Health>) -> Response {
     if health.lifecycle.is_draining() {
         return Refusal::new(Code::Draining, "the service is ending").into_response();
     }
-    match health.store.ping().await {
-        Ok(()) => ok(),
-        Err(error) => Refusal::new(Code::StoreUnavailable, "the store does not answer")
-            .with_cause(error.chain())
-            .into_response(),
+    match health.store.health().problem() {
+        None => ok(),
+        Some(problem) => Refusal::new(Code::StoreUnavailable, problem).into_response(),
     }
 }
 
-/// `/health`: 200 when the store answers and the service is not draining, else 503. `/health/live`: 200 while the
-/// process runs.
+/// `/health`: 200 when the store was last seen to take callbacks and the service is not draining, else 503.
+/// `/health/live`: 200 while the process runs.
 pub fn routes(state: Health) -> Router {
     Router::new().route(PATH, get(health).with_state(state)).route("/health/live", get(|| async { ok() }))
 }

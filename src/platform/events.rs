@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use super::Platform;
 use super::conversations::named;
 use super::request::{PathIds, invalid};
+use crate::domain::envelope::event_id;
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, Sequence};
 use crate::domain::time::Timestamp;
@@ -31,8 +32,10 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How often a channel is looked at without having been woken: a wake-up can be lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How long after a failure of the store it is asked again.
+/// How long after a failure of the store it is asked again; after each further one, twice as long.
 const RETRY: Duration = Duration::from_millis(250);
+/// But no longer than this.
+const LONGEST_RETRY: Duration = Duration::from_secs(4);
 /// Most envelopes that are fetched at once. The store gives fewer when they are large.
 const PAGE: usize = 128;
 
@@ -62,7 +65,7 @@ pub(super) async fn follow(
         }
         Some(Cursor { sequence, .. }) if sequence <= released => sequence,
         Some(_) => {
-            let end = event_id(opened_at, released);
+            let end = event_id(opened_at, Sequence::new(released));
             return Err(invalid("Last-Event-ID or from", format_args!("the channel ends at {end}")));
         }
     };
@@ -74,7 +77,7 @@ pub(super) async fn follow(
         wake,
         fetched: VecDeque::new(),
         finished: false,
-        failing: false,
+        failing: None,
         _permit: permit,
     };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
@@ -104,11 +107,6 @@ fn start(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
     }
 }
 
-/// An event's id: that of its entry in the Redis stream.
-fn event_id(opened_at: Timestamp, sequence: u64) -> String {
-    format!("{}-{sequence}", opened_at.as_millis())
-}
-
 /// An event's id, or only its sequence.
 fn cursor(text: &str) -> Option<Cursor> {
     let number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
@@ -129,8 +127,8 @@ struct Reader {
     wake: Wake,
     fetched: VecDeque<Bytes>,
     finished: bool,
-    /// Whether the store failed when it was last asked.
-    failing: bool,
+    /// How long the store is left alone after it failed, if it failed when it was last asked.
+    failing: Option<Duration>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -159,13 +157,13 @@ impl Reader {
                     );
                     return None;
                 };
-                return Some(event_of(&event_id(self.opened_at, self.after), json));
+                return Some(event_of(&event_id(self.opened_at, Sequence::new(self.after)), json));
             }
             if self.finished {
                 return None;
             }
             let fetched = self.fetch().await;
-            let failed_before = std::mem::replace(&mut self.failing, fetched.is_err());
+            let failed_before = self.failing.take();
             let wait = match fetched {
                 Ok(Ok(page)) if page.opened_at == self.opened_at && !page.envelopes.is_empty() => {
                     self.fetched = page.envelopes.into();
@@ -187,14 +185,14 @@ impl Reader {
                 }
                 Err(error) => {
                     // Once, and not with every try.
-                    if !failed_before {
+                    if failed_before.is_none() {
                         tracing::warn!(
                             { names::CONVERSATION_ID } = %self.conversation,
                             error = error.chain(),
                             "an event stream waits for the store"
                         );
                     }
-                    RETRY
+                    *self.failing.insert(retry_after(failed_before))
                 }
             };
             tokio::select! {
@@ -216,6 +214,11 @@ impl Reader {
     }
 }
 
+/// How long the store is left alone after a failure, when it was left alone for so long before.
+fn retry_after(before: Option<Duration>) -> Duration {
+    before.map_or(RETRY, |before| (2 * before).min(LONGEST_RETRY))
+}
+
 /// White space that breaks a line in the result breaks the event's data, too: the reader joins it with line feeds.
 /// A carriage return would end a line for those readers only that know the standard well, so none is sent.
 fn event_of(id: &str, json: &str) -> Event {
@@ -234,12 +237,20 @@ mod tests {
     #[test]
     fn an_events_id_is_read_back_and_a_sequence_will_do() {
         let opened_at = Timestamp::from_millis(1_795_000_000_000);
-        let id = event_id(opened_at, 7);
+        let id = event_id(opened_at, Sequence::new(7));
         assert_eq!(id, "1795000000000-7");
         assert_eq!(cursor(&id), Some(Cursor { opened_at: Some(opened_at), sequence: 7 }));
         assert_eq!(cursor("0"), Some(Cursor { opened_at: None, sequence: 0 }));
         for bad in ["", "-", "1-", "-1", "+1", "1-2-3", "x", "1-x"] {
             assert_eq!(cursor(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_failing_store_is_asked_less_and_less_often() {
+        let pauses =
+            std::iter::successors(Some(retry_after(None)), |before| Some(retry_after(Some(*before))));
+        let millis: Vec<u128> = pauses.take(7).map(|pause| pause.as_millis()).collect();
+        assert_eq!(millis, [250, 500, 1_000, 2_000, 4_000, 4_000, 4_000]);
     }
 }

@@ -40,10 +40,27 @@ struct IssueBody {
 }
 
 impl IssueBody {
-    /// Equal for bodies that ask for the same, however they are written.
+    /// Equal for bodies that ask for the same, however they are written, and the same in every release: it is stored
+    /// with the idempotency key, and a retry may reach another version of the service.
     fn fingerprint(&self) -> Fingerprint {
-        let asked = (self.kind, &self.turn_id, self.timeout_ms, self.carrier, &self.traceparent);
-        Fingerprint::of(format!("{asked:?}").as_bytes())
+        let timeout_ms = self.timeout_ms.map(|timeout_ms| timeout_ms.to_string());
+        // The order is part of the form: a later field goes to the end, and one that is absent leaves no trace.
+        let fields = [
+            ("kind", Some(self.kind.as_str())),
+            ("turnId", self.turn_id.as_deref()),
+            ("timeoutMs", timeout_ms.as_deref()),
+            ("carrier", self.carrier.map(Carrier::as_str)),
+            ("traceparent", self.traceparent.as_deref()),
+        ];
+        let mut form = b"issue/v1".to_vec();
+        for (name, value) in fields {
+            let Some(value) = value else { continue };
+            for part in [name, value] {
+                form.extend_from_slice(&(part.len() as u64).to_be_bytes());
+                form.extend_from_slice(part.as_bytes());
+            }
+        }
+        Fingerprint::of(&form)
     }
 }
 
@@ -245,4 +262,64 @@ pub(super) async fn cancel(
         &[],
     );
     Ok(Json(WorkItemBody::of(&conversation, &cancelled.item)).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fingerprint(body: &str) -> String {
+        serde_json::from_str::<IssueBody>(body).unwrap().fingerprint().to_string()
+    }
+
+    const FULL: &str = r#"{"kind":"llm","turnId":"turn-1","timeoutMs":60000,"carrier":"header",
+        "traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
+
+    /// These digests are in the stores of deployments: a change of one makes retries across an update conflict.
+    #[test]
+    fn fingerprints_are_the_same_in_every_release() {
+        for (body, digest) in [
+            (r#"{"kind":"tool"}"#, "34005d714534701da73a0e1c0baf18a0d1da72fb4164ee398bc135d1741c4bc9"),
+            (r#"{"kind":"llm"}"#, "2e45e8f335c8a30722c5d60a13401076e5af086ec928cf6d3c7a95daec404e6b"),
+            (
+                r#"{"kind":"tool","turnId":"t","timeoutMs":1}"#,
+                "af22201e4ab958d4eb11428b32fa8025f1b49f2daa6fb69ea611fb4e572ccfbc",
+            ),
+            (FULL, "3670c5780619137c3240d42fbcf7277d93cf6735f2d1ce7e3198f7cb0996f769"),
+        ] {
+            assert_eq!(fingerprint(body), digest, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_same_request_in_another_spelling_has_the_same_fingerprint() {
+        for (body, other) in [
+            (r#"{"kind":"tool","timeoutMs":1}"#, " { \"timeoutMs\" : 1,\n\"kind\":\"t\\u006fol\" } "),
+            (r#"{"kind":"tool"}"#, r#"{"turnId":null,"kind":"tool","timeoutMs":null,"carrier":null}"#),
+        ] {
+            assert_eq!(fingerprint(body), fingerprint(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn every_field_changes_the_fingerprint() {
+        let bodies = [
+            FULL.to_owned(),
+            FULL.replace("llm", "tool"),
+            FULL.replace("turn-1", "turn-2"),
+            FULL.replace(r#""turnId":"turn-1","#, ""),
+            FULL.replace("60000", "60001"),
+            FULL.replace(r#""timeoutMs":60000,"#, ""),
+            FULL.replace("header", "path"),
+            FULL.replace(r#""carrier":"header","#, ""),
+            FULL.replace("331-01", "331-00"),
+            r#"{"kind":"tool","turnId":"1"}"#.to_owned(),
+            r#"{"kind":"tool","timeoutMs":1}"#.to_owned(),
+            r#"{"kind":"tool","turnId":"1","timeoutMs":1}"#.to_owned(),
+            r#"{"kind":"tool","turnId":"11"}"#.to_owned(),
+        ];
+        let distinct: std::collections::HashSet<String> =
+            bodies.iter().map(|body| fingerprint(body)).collect();
+        assert_eq!(distinct.len(), bodies.len());
+    }
 }

@@ -228,7 +228,10 @@ impl Store for MemoryStore {
             None => (due.whole, false),
         };
         if gone {
-            state.conversations.remove(&reference);
+            let former = state.conversations.remove(&reference);
+            for sequence in former.iter().flat_map(Conversation::awaited) {
+                state.timers.remove((reference, Some(sequence)));
+            }
             state.timers.remove((reference, None));
         } else if due.whole || ended {
             state.arm(reference, &self.limits);

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::health::{LastSeen, StoreHealth};
 use super::{Answer, AnyStore, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError, Wake};
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
@@ -30,6 +31,7 @@ pub struct Observed {
     schedule: Schedule,
     /// Where Redis is, as its spans and its metric tell.
     server: Vec<KeyValue>,
+    seen: LastSeen,
 }
 
 /// What an operation is for the store.
@@ -75,7 +77,7 @@ impl Observed {
             }
         };
         let schedule = Schedule::new(store.partitions(), Instant::now());
-        Self { store, metrics, schedule, server }
+        Self { store, metrics, schedule, server, seen: LastSeen::new() }
     }
 
     /// When something is due, as far as this process knows.
@@ -86,6 +88,24 @@ impl Observed {
     /// The store itself.
     pub const fn store(&self) -> &AnyStore {
         &self.store
+    }
+
+    /// Whether callbacks can be taken, as last seen. Asks the store nothing.
+    pub fn health(&self) -> StoreHealth {
+        self.seen.health()
+    }
+
+    /// Checks whether callbacks can be taken.
+    pub async fn check_health(&self) {
+        self.seen.note(&self.ping().await);
+    }
+
+    /// Checks it each second, and sooner when a call fails.
+    pub async fn keep_checking_health(&self) {
+        loop {
+            self.seen.next_check().await;
+            self.check_health().await;
+        }
     }
 
     async fn call<T>(
@@ -118,6 +138,9 @@ impl Observed {
         let result = call.instrument(span.clone()).await;
         let mut error = Vec::new();
         if let Err(failed) = &result {
+            if matches!(operation, Operation::Script(_)) && !matches!(failed, StoreError::Broken(_)) {
+                self.seen.doubt();
+            }
             error.push(KeyValue::new(names::ERROR_TYPE, failed.kind()));
             let code = failed.redis_code().map(ToOwned::to_owned);
             error.extend(code.map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code)));
@@ -229,7 +252,7 @@ impl Store for Observed {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.call(Operation::Command("PING"), self.store.ping()).await
+        self.call(Operation::Command("SET"), self.store.ping()).await
     }
 
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress {

@@ -10,13 +10,13 @@
 mod cluster;
 mod dates;
 mod durability;
-mod fate;
+pub(super) mod fate;
 mod keys;
 mod layout;
 mod link;
 mod nodes;
 mod partitions;
-mod replicas;
+pub(super) mod replicas;
 mod rights;
 mod script;
 pub mod scripts;
@@ -41,7 +41,7 @@ use tokio::sync::mpsc;
 
 use self::dates::Dates;
 use self::keys::{Keys, marker};
-use self::link::Timeouts;
+use self::link::ConnectionLimits;
 use self::nodes::{FromNode, Lane, Nodes};
 use self::partitions::{WhatIsDue, WhatIsHeld};
 use self::script::{Call, Reply, broken, bytes, number};
@@ -93,8 +93,10 @@ pub struct Settings {
     pub partitions: u16,
     /// Longest time to a connection.
     pub connect_timeout: Duration,
-    /// Longest time to an answer.
+    /// Longest time to an answer; reads, which may bring much, have longer.
     pub response_timeout: Duration,
+    /// How many requests each listener has under way: so many find a place in a connection's queue.
+    pub max_requests_in_flight: usize,
     /// What a conversation may take up.
     pub limits: Limits,
 }
@@ -108,7 +110,7 @@ pub struct RedisStore {
     dates: Dates,
     scripts: Scripts,
     nodes: Arc<Nodes>,
-    timeouts: Timeouts,
+    connection_limits: ConnectionLimits,
     replicas: Option<Replicas>,
     place: Place,
     connections: Arc<AtomicU64>,
@@ -134,8 +136,13 @@ impl RedisStore {
         )?;
         let place = servers.place();
         let connections = Arc::default();
-        let timeouts = Timeouts { connect: settings.connect_timeout, response: settings.response_timeout };
-        let nodes = Arc::new(Nodes::new(servers, timeouts, settings.replicas, &connections));
+        let connection_limits = ConnectionLimits::new(
+            settings.connect_timeout,
+            settings.response_timeout,
+            // There are two listeners.
+            settings.max_requests_in_flight.saturating_mul(2),
+        );
+        let nodes = Arc::new(Nodes::new(servers, connection_limits, settings.replicas, &connections));
         let keys = Keys { partitions: settings.partitions };
         let (sender, interest) = mpsc::unbounded_channel();
         let wakes = Wakes::new(Some(sender));
@@ -143,7 +150,7 @@ impl RedisStore {
         let watching = wakes.without_interest();
         tokio::spawn(watcher::listen(
             Arc::clone(&nodes),
-            timeouts,
+            connection_limits,
             keys,
             watching,
             interest,
@@ -155,7 +162,7 @@ impl RedisStore {
             clock,
             scripts: Scripts::new(&settings.limits),
             nodes,
-            timeouts,
+            connection_limits,
             replicas: settings.replicas,
             place,
             connections,
@@ -334,7 +341,7 @@ impl RedisStore {
             conversation_id: Some(facts.id),
             timed_out,
             ended: ended.then(|| state.ended(now)).flatten(),
-            released: released(&mut reply, now, None)?,
+            released: released(&mut reply, facts.opened_at, now, None)?,
         };
         Ok(Some(ExpireStep { expired, state }))
     }
@@ -477,9 +484,9 @@ impl Store for RedisStore {
             "cancelled" => {
                 let now = Timestamp::from_millis(reply.number()?);
                 let mut state = State::decode(&reply.bytes()?)?;
-                let _facts = reply.bytes()?;
+                let opened_at = Facts::decode(&reply.bytes()?)?.opened_at;
                 let item = Item::decode(&reply.bytes()?)?;
-                let mut released = released(&mut reply, now, Some(&item))?;
+                let mut released = released(&mut reply, opened_at, now, Some(&item))?;
                 if state.is_unfinished()
                     && let Some(gate) =
                         self.finish(conversation, command.traceparent.as_ref(), &mut released).await
@@ -509,6 +516,7 @@ impl Store for RedisStore {
         loop {
             let call = || self.call(&self.scripts.end, conversation, None, 0).option(trace);
             let (mut reply, answer) = self.step(call).await?;
+            self.confirm(&answer, conversation).await?;
             let unfinished = match reply.word() {
                 "ended" => false,
                 "unfinished" => true,
@@ -517,13 +525,12 @@ impl Store for RedisStore {
             };
             let (now, repeated) = (Timestamp::from_millis(reply.number()?), reply.number()? == 1);
             let state = State::decode(&reply.bytes()?)?;
-            let _facts = reply.bytes()?;
-            all_released.extend(released(&mut reply, now, None)?);
+            let opened_at = Facts::decode(&reply.bytes()?)?.opened_at;
+            all_released.extend(released(&mut reply, opened_at, now, None)?);
             all_released.truncate(MOST_TOLD);
             if unfinished {
                 continue;
             }
-            self.confirm(&answer, conversation).await?;
             let ended = state.ended(now).ok_or_else(|| broken("an end without a time"))?;
             return Ok(Ok(EndReceipt { ended, repeated, released: all_released }));
         }
@@ -718,7 +725,7 @@ impl Store for RedisStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.check_verified()?;
-        self.nodes.ping().await
+        self.nodes.ping(self.keys.partitions).await
     }
 
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress {
@@ -727,13 +734,18 @@ impl Store for RedisStore {
 }
 
 /// What a step has released, as the end of its reply tells. `own`: the item that the step settled, which is not told again.
-fn released(reply: &mut Reply, now: Timestamp, own: Option<&Item>) -> Result<Vec<Released>, StoreError> {
+fn released(
+    reply: &mut Reply,
+    opened_at: Timestamp,
+    now: Timestamp,
+    own: Option<&Item>,
+) -> Result<Vec<Released>, StoreError> {
     let mut released = Vec::new();
     while let Some(item) = reply.next() {
         let (item, held) = (bytes(item)?, reply.number()? == 1);
         released.push(match own {
-            Some(own) if item.is_empty() => own.released(now, held)?,
-            _ => Item::decode(&item)?.released(now, held)?,
+            Some(own) if item.is_empty() => own.released(opened_at, now, held)?,
+            _ => Item::decode(&item)?.released(opened_at, now, held)?,
         });
     }
     Ok(released)
@@ -748,7 +760,7 @@ impl RedisStore {
         let item = Item::decode(&reply.bytes()?)?;
         let (outcome, received_at) = item.settled().ok_or_else(|| broken("a receipt without an outcome"))?;
         let unfinished = reply.number()? == 1;
-        let mut released = released(&mut reply, now, Some(&item))?;
+        let mut released = released(&mut reply, facts.opened_at, now, Some(&item))?;
         if unfinished
             && let Some(after) =
                 self.finish(command.conversation, command.traceparent.as_ref(), &mut released).await

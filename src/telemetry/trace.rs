@@ -17,6 +17,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::names;
 use crate::clock::Entropy;
+use crate::domain::envelope::event_id;
 use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::TraceParent;
 use crate::domain::token;
@@ -231,7 +232,7 @@ pub fn published(
             KeyValue::new(names::MESSAGING_OPERATION_TYPE, "send"),
             KeyValue::new(names::MESSAGING_DESTINATION_NAME, channel.name.to_owned()),
             KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, "channel:{conversation}"),
-            KeyValue::new(names::MESSAGING_MESSAGE_ID, format!("{}-0", envelope.sequence)),
+            KeyValue::new(names::MESSAGING_MESSAGE_ID, event_id(envelope.opened_at, envelope.sequence)),
             KeyValue::new(names::MESSAGING_MESSAGE_CONVERSATION_ID, channel.conversation.to_owned()),
         ]))
         .start_with_context(tracer, &parent)

@@ -42,7 +42,7 @@ fn with_nothing_configured_it_prints_lines_that_work_as_they_are() {
     next(r#"{"conversationId":"call-1","state":"live""#);
     next(r#""sequence":1,"#);
     next(r#"{"status":"delivered","#);
-    next("id: 1-0");
+    next("-1");
     next(r#""outcome":"succeeded","result":{"answer":42},"#);
     next("");
     next("event: end");

@@ -4,6 +4,7 @@ mod admission;
 mod cluster;
 mod connections;
 mod faults;
+mod health;
 mod keys;
 mod recovery;
 mod refused;

@@ -8,7 +8,7 @@ use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::gate::Limits;
 use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::domain::time::Timestamp;
-use callback_ingress::store::AnyStore;
+use callback_ingress::store::{AnyStore, Due, Store};
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::{RedisStore, Settings, Tls};
 
@@ -158,6 +158,7 @@ pub(crate) fn settings(url: String, limits: Limits) -> Settings {
         partitions: 64,
         connect_timeout: Duration::from_secs(10),
         response_timeout: Duration::from_secs(10),
+        max_requests_in_flight: 512,
         limits,
     }
 }
@@ -180,6 +181,12 @@ impl Stage {
                 _turn: None,
             },
         }
+    }
+
+    /// What is due in any partition, at most so many timers of each; it is the caller's then.
+    pub(crate) async fn due(&self, limit: usize) -> Due {
+        let partitions: Vec<u16> = (0..self.store.partitions()).collect();
+        self.store.due(&partitions, limit).await.unwrap()
     }
 
     /// A conversation that is open.

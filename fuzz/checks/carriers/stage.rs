@@ -9,7 +9,6 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::config::{self, Carrier, Config, Sources};
-use callback_ingress::domain::envelope::Envelope;
 use callback_ingress::domain::gate::{Issue, Open};
 use callback_ingress::domain::ids::{AttemptId, ConversationId, WorkItemId};
 use callback_ingress::domain::time::Timestamp;
@@ -179,7 +178,7 @@ impl Stage {
         Reply { status: parts.status, headers: parts.headers, body }
     }
 
-    pub(crate) async fn channel(&self) -> Vec<Envelope> {
+    pub(crate) async fn channel(&self) -> Vec<Bytes> {
         self.store.read(self.conversation.reference(), None, 10).await.unwrap().unwrap().envelopes
     }
 

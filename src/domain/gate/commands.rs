@@ -152,6 +152,8 @@ pub const MOST_TOLD: usize = 256;
 /// An envelope that a step put on the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
+    /// When its conversation was opened.
+    pub opened_at: Timestamp,
     /// Its place.
     pub sequence: Sequence,
     /// The work item.

@@ -12,7 +12,7 @@ use redis::{ErrorKind, RedisError, Value, cmd};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::link::{Request, Target, Timeouts};
+use super::link::{ConnectionLimits, Request, Target};
 use super::nodes::{Lane, Node};
 use super::replicas::Replicas;
 use super::sentinel::text;
@@ -49,7 +49,7 @@ struct Map {
 #[derive(Debug)]
 pub(super) struct Cluster {
     access: Access,
-    timeouts: Timeouts,
+    limits: ConnectionLimits,
     replicas: Option<Replicas>,
     connections: Arc<AtomicU64>,
     /// Never forgotten, whatever the cluster says.
@@ -63,14 +63,14 @@ impl Cluster {
     pub(super) fn new(
         access: Access,
         seeds: &[Address],
-        timeouts: Timeouts,
+        limits: ConnectionLimits,
         replicas: Option<Replicas>,
         connections: Arc<AtomicU64>,
     ) -> Self {
         let map = Map { owners: vec![None; usize::from(SLOTS)], nodes: HashMap::new() };
         Self {
             access,
-            timeouts,
+            limits,
             replicas,
             connections,
             seeds: seeds.to_vec(),
@@ -91,7 +91,7 @@ impl Cluster {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         let node = map.nodes.entry(address.clone()).or_insert_with(|| {
             let target = Target::Server { access: self.access.clone(), address: address.clone() };
-            Arc::new(Node::new(target, self.timeouts, self.replicas, &self.connections))
+            Arc::new(Node::new(target, self.limits, self.replicas, &self.connections))
         });
         Arc::clone(node)
     }
@@ -140,7 +140,7 @@ impl Cluster {
             .await?
             .into_iter()
             .map(|node| async {
-                let answer = node.link(Lane::Reads).send(Request::command(&ping)).await;
+                let answer = node.link(Lane::Commands).send(Request::command(&ping)).await;
                 answer.map(|_| node).map_err(|failed| failed.error)
             })
             .collect();
@@ -215,7 +215,8 @@ impl Cluster {
 
     async fn opinion(&self, address: Address) -> Result<Opinion, RedisError> {
         let node = self.node(&address);
-        let link = node.link(Lane::Reads);
+        // Not behind large pages, and no more patient than a callback is.
+        let link = node.link(Lane::Commands);
         let question = cmd("CLUSTER").arg("SLOTS").to_owned();
         let (info, slots) =
             join(link.text(&["CLUSTER", "INFO"]), link.send(Request::command(&question))).await;

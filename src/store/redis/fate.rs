@@ -34,6 +34,12 @@ const REFUSALS: [&str; 9] =
 /// Those of them with which a replica refuses.
 const NO_MASTER: [&str; 2] = ["READONLY", "MASTERDOWN"];
 
+/// The word of [`REFUSALS`] with which the server refused, if it did.
+pub(in crate::store) fn refusal(error: &RedisError) -> Option<&'static str> {
+    let (code, detail) = (error.code().unwrap_or_default(), error.detail().unwrap_or_default());
+    REFUSALS.into_iter().find(|word| code == *word || detail.contains(&format!("-{word} ")))
+}
+
 /// Whether an error came from within a script, which may have written by then.
 fn is_within_a_script(detail: &str) -> bool {
     detail.contains("user_script") || detail.starts_with("Error running script")
@@ -55,15 +61,11 @@ pub(super) fn fate(error: &RedisError, sender: &Address) -> Fate {
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::NoPerm) if is_within_a_script(detail) => Fate::Mistake,
         ErrorKind::Server(ServerErrorKind::ResponseError | ServerErrorKind::ExecAbort)
-        | ErrorKind::Extension => {
-            let code = error.code().unwrap_or_default();
-            let says = |word: &&str| code == *word || detail.contains(&format!("-{word} "));
-            match REFUSALS.iter().find(|word| says(word)) {
-                Some(word) if NO_MASTER.contains(word) => Fate::NoMaster,
-                Some(_) => Fate::Refused,
-                None => Fate::Mistake,
-            }
-        }
+        | ErrorKind::Extension => match refusal(error) {
+            Some(word) if NO_MASTER.contains(&word) => Fate::NoMaster,
+            Some(_) => Fate::Refused,
+            None => Fate::Mistake,
+        },
         ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => redirection(error, sender),
         ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => Fate::NoMaster,
         ErrorKind::Server(ServerErrorKind::ClusterDown | ServerErrorKind::TryAgain) => Fate::Astray,

@@ -76,6 +76,11 @@ impl Keys {
     pub(super) fn probe(partition: u16) -> (String, String) {
         (format!("{{cb:{partition}}}:probe"), format!("{{cb:{partition}}}:channel:probe"))
     }
+
+    /// Written in a partition when the check of its node's health waits for replicas.
+    pub(super) fn health(partition: u16) -> String {
+        format!("{{cb:{partition}}}:health")
+    }
 }
 
 /// The conversation that a pub/sub channel of [`Keys::channel`] is about.

@@ -4,8 +4,9 @@
 //! never sent from one whose answer was lost. The promise made to providers hangs on that difference. The library's
 //! cluster client repeats requests by itself after I/O errors, and so loses it, too.
 
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -13,24 +14,55 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, RedisError,
     RedisResult, Script, ServerErrorKind, Value,
 };
-use tokio::sync::Mutex;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::fate::{Fate, fate};
 use super::sentinel::Sentinels;
 use super::servers::{Access, Address};
 
-/// How long requests may take.
+/// How long the requests of a connection may take, and how many may queue for it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timeouts {
+pub(super) struct ConnectionLimits {
+    /// Longest time to a connection.
     pub(super) connect: Duration,
+    /// Longest time to an answer.
     pub(super) response: Duration,
+    /// After this many answers in a row that did not come in time, the connection is replaced.
+    timeouts_in_a_row: u32,
+    /// How many requests queue to be written.
+    queue: usize,
 }
 
-/// After this many answers in a row that did not come in time, the connection is replaced.
-const TIMEOUTS_IN_A_ROW: u32 = 3;
+impl ConnectionLimits {
+    pub(super) const fn new(connect: Duration, response: Duration, queue: usize) -> Self {
+        Self { connect, response, timeouts_in_a_row: 3, queue }
+    }
+
+    fn config(self) -> AsyncConnectionConfig {
+        AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect))
+            .set_response_timeout(Some(self.response))
+            .set_pipeline_buffer_size(self.queue)
+    }
+
+    /// For what may bring much over a slow line: 1 MiB at 300 KB/s. One that does not come in time is on its way for
+    /// long after: what is asked next must not wait behind it.
+    pub(super) fn for_reads(self) -> Self {
+        let response = (5 * self.response).max(Duration::from_secs(5));
+        Self { response, timeouts_in_a_row: 1, ..self }
+    }
+}
+
 /// After a connection could not be made, requests fail at once for this long, rather than queue for the next try.
 const BACK_OFF: Duration = Duration::from_millis(100);
+/// For this long a new connection is kept although its server refuses to take writes: it may do so for long, and each
+/// request would make another connection.
+const KEPT_READ_ONLY: Duration = Duration::from_millis(250);
+
+fn ended_early() -> RedisError {
+    io::Error::other("connecting ended early").into()
+}
 
 /// Where a link leads.
 #[derive(Clone, Debug)]
@@ -44,16 +76,23 @@ pub(super) enum Target {
 /// The run of a server's process: another one has another.
 pub(super) type RunId = Arc<str>;
 
+/// A connection that was made.
 #[derive(Clone)]
 struct Live {
     connection: MultiplexedConnection,
     address: Address,
     run: Option<RunId>,
+    since: Instant,
     dead: Arc<AtomicBool>,
     timeouts: Arc<AtomicU32>,
+    timeouts_in_a_row: u32,
 }
 
 impl Live {
+    fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
     /// Tells what became of a request, and gives the connection up where it is of no more use.
     fn judge<T>(&self, answer: RedisResult<T>) -> Result<T, Failed> {
         let error = match answer {
@@ -65,8 +104,9 @@ impl Live {
         };
         let fate = fate(&error, &self.address);
         let given_up = match fate {
-            Fate::Disconnected | Fate::NoMaster => true,
-            Fate::Late => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_IN_A_ROW,
+            Fate::Disconnected => true,
+            Fate::NoMaster => self.since.elapsed() >= KEPT_READ_ONLY,
+            Fate::Late => self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= self.timeouts_in_a_row,
             Fate::Refused | Fate::Astray | Fate::Moved(..) | Fate::Ask(_) | Fate::Mistake => false,
         };
         if given_up {
@@ -76,21 +116,59 @@ impl Live {
     }
 }
 
+/// How far a link's connection is.
+enum State {
+    /// Nobody has needed one yet.
+    Unused,
+    /// It is being made, for whoever waits for it.
+    Connecting,
+    Connected(Live),
+    /// It could not be made.
+    Failed(Instant, RedisError),
+}
+
+impl State {
+    fn usable(&self) -> Option<&Live> {
+        match self {
+            Self::Connected(live) if !live.is_dead() => Some(live),
+            Self::Unused | Self::Connecting | Self::Connected(_) | Self::Failed(..) => None,
+        }
+    }
+
+    /// Changes to `Connecting`, if it is time for a new connection.
+    fn begin(&mut self) -> bool {
+        let begins = match self {
+            Self::Unused => true,
+            Self::Connecting => false,
+            Self::Connected(live) => live.is_dead(),
+            Self::Failed(at, _) => at.elapsed() >= BACK_OFF,
+        };
+        if begins {
+            *self = Self::Connecting;
+        }
+        begins
+    }
+}
+
 /// See the module.
 pub(super) struct Link {
+    connector: Arc<Connector>,
+    state: watch::Sender<State>,
+}
+
+/// Makes a link's connections.
+struct Connector {
     target: Target,
-    timeouts: Timeouts,
+    limits: ConnectionLimits,
     /// Whether to ask each server for its run.
     identify: bool,
-    live: RwLock<Option<Live>>,
-    connecting: Mutex<Option<(Instant, RedisError)>>,
     /// How many connections were made, by this link and by others.
     connections: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("timeouts", &self.timeouts).finish_non_exhaustive()
+        f.debug_struct("Link").field("limits", &self.connector.limits).finish_non_exhaustive()
     }
 }
 
@@ -157,55 +235,7 @@ pub(super) struct Failed {
     pub(super) error: RedisError,
 }
 
-impl Link {
-    /// Counts in `connections` each that is made.
-    pub(super) fn new(
-        target: Target,
-        timeouts: Timeouts,
-        identify: bool,
-        connections: Arc<AtomicU64>,
-    ) -> Self {
-        Self {
-            target,
-            timeouts,
-            identify,
-            live: RwLock::new(None),
-            connecting: Mutex::new(None),
-            connections,
-        }
-    }
-
-    fn current(&self) -> Option<Live> {
-        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
-        live.as_ref().filter(|live| !live.dead.load(Ordering::Acquire)).cloned()
-    }
-
-    async fn connection(&self) -> Result<Live, RedisError> {
-        if let Some(live) = self.current() {
-            return Ok(live);
-        }
-        let mut last_failure = self.connecting.lock().await;
-        if let Some(live) = self.current() {
-            return Ok(live);
-        }
-        if let Some((at, error)) = &*last_failure
-            && at.elapsed() < BACK_OFF
-        {
-            return Err(error.clone());
-        }
-        match self.connect().await {
-            Ok(live) => {
-                *self.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
-                *last_failure = None;
-                Ok(live)
-            }
-            Err(error) => {
-                *last_failure = Some((Instant::now(), error.clone()));
-                Err(error)
-            }
-        }
-    }
-
+impl Connector {
     async fn connect(&self) -> Result<Live, RedisError> {
         match &self.target {
             Target::Server { access, address } => self.open(&access.client(address)?, address).await,
@@ -215,7 +245,7 @@ impl Link {
                     sentinels.check_role(&mut live.connection).await?;
                     Ok(live)
                 });
-                timeout(self.timeouts.connect, found).await.map_err(std::io::Error::from)?
+                timeout(self.limits.connect, found).await.map_err(io::Error::from)?
             }
         }
     }
@@ -223,15 +253,12 @@ impl Link {
     async fn open(&self, client: &Client, address: &Address) -> Result<Live, RedisError> {
         let dead = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&dead);
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeouts.connect))
-            .set_response_timeout(Some(self.timeouts.response))
-            .set_push_sender(move |push: PushInfo| {
-                if push.kind == PushKind::Disconnection {
-                    told.store(true, Ordering::Release);
-                }
-                Ok::<(), ()>(())
-            });
+        let config = self.limits.config().set_push_sender(move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                told.store(true, Ordering::Release);
+            }
+            Ok::<(), ()>(())
+        });
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         self.connections.fetch_add(1, Ordering::Relaxed);
         let run = if self.identify {
@@ -240,7 +267,58 @@ impl Link {
         } else {
             None
         };
-        Ok(Live { connection, address: address.clone(), run, dead, timeouts: Arc::default() })
+        Ok(Live {
+            connection,
+            address: address.clone(),
+            run,
+            since: Instant::now(),
+            dead,
+            timeouts: Arc::default(),
+            timeouts_in_a_row: self.limits.timeouts_in_a_row,
+        })
+    }
+}
+
+impl Link {
+    /// Counts in `connections` each that is made.
+    pub(super) fn new(
+        target: Target,
+        limits: ConnectionLimits,
+        identify: bool,
+        connections: Arc<AtomicU64>,
+    ) -> Self {
+        let connector = Connector { target, limits, identify, connections };
+        Self { connector: Arc::new(connector), state: watch::Sender::new(State::Unused) }
+    }
+
+    async fn connection(&self) -> Result<Live, RedisError> {
+        if let Some(live) = self.state.borrow().usable() {
+            return Ok(live.clone());
+        }
+        let mut state = self.state.subscribe();
+        if self.state.send_if_modified(State::begin) {
+            self.begin_to_connect();
+        }
+        let ended = state.wait_for(|state| !matches!(state, State::Connecting)).await;
+        match ended.as_deref() {
+            Ok(State::Connected(live)) => Ok(live.clone()),
+            Ok(State::Failed(_, error)) => Err(error.clone()),
+            Ok(State::Unused | State::Connecting) | Err(_) => Err(ended_early()),
+        }
+    }
+
+    /// In a task of its own: whoever asked first may go away, and others wait for the same connection.
+    fn begin_to_connect(&self) {
+        let (connector, state) = (Arc::clone(&self.connector), self.state.clone());
+        let attempt = tokio::spawn(async move { connector.connect().await });
+        tokio::spawn(async move {
+            // After a panic the next request must be able to try again.
+            let connected = attempt.await.unwrap_or_else(|_| Err(ended_early()));
+            state.send_replace(match connected {
+                Ok(live) => State::Connected(live),
+                Err(error) => State::Failed(Instant::now(), error),
+            });
+        });
     }
 
     /// Sends a request once.
@@ -269,5 +347,24 @@ impl Link {
         let answered = self.send(Request::command(&command)).await?;
         String::from_redis_value(answered.value)
             .map_err(|error| Failed { fate: Fate::Mistake, error: error.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_clients_queue_has_a_place_for_every_request_under_way() {
+        let config = format!("{:?}", ConnectionLimits::new(SECOND, SECOND, 1_024).config());
+        assert!(config.contains("pipeline_buffer_size: Some(1024)"), "{config}");
+    }
+
+    #[test]
+    fn reads_have_five_times_as_long_and_five_seconds_at_least() {
+        let reads = |response| ConnectionLimits::new(SECOND, response, 1).for_reads().response;
+        assert_eq!([SECOND / 100, SECOND, 2 * SECOND].map(reads), [5 * SECOND, 5 * SECOND, 10 * SECOND]);
     }
 }

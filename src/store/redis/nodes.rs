@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use redis::aio::PubSub;
 use redis::{Cmd, RedisError, RedisResult, Value};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::cluster::Cluster;
 use super::fate::Fate;
-use super::link::{Answered, Failed, Link, Request, RunId, Target, Timeouts};
+use super::keys::Keys;
+use super::link::{Answered, ConnectionLimits, Failed, Link, Request, RunId, Target};
 use super::replicas::{Fence, Replicas};
 use super::sentinel::Sentinels;
 use super::servers::{Address, Servers};
@@ -27,9 +30,9 @@ const REDIRECTIONS: u32 = 8;
 /// Which of a node's connections a request takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// For what changes something; nothing large comes back on it.
+    /// For what changes something, and for short questions; nothing large comes back on it.
     Commands,
-    /// For what reads, so that a large channel delays no callback.
+    /// For what reads and changes nothing, so that a large channel delays no callback.
     Reads,
 }
 
@@ -45,16 +48,16 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(
         target: Target,
-        timeouts: Timeouts,
+        limits: ConnectionLimits,
         replicas: Option<Replicas>,
         connections: &Arc<AtomicU64>,
     ) -> Self {
-        let link = |identify| Link::new(target.clone(), timeouts, identify, Arc::clone(connections));
+        let link = |limits, identify| Link::new(target.clone(), limits, identify, Arc::clone(connections));
         Self {
-            commands: link(replicas.is_some()),
-            reads: link(false),
+            commands: link(limits, replicas.is_some()),
+            reads: link(limits.for_reads(), false),
             fence: replicas
-                .map(|replicas| Fence::new(target.clone(), timeouts, replicas, Arc::clone(connections))),
+                .map(|replicas| Fence::new(target.clone(), limits, replicas, Arc::clone(connections))),
             target,
         }
     }
@@ -104,24 +107,24 @@ impl Nodes {
     /// Counts in `connections` each that is made, but those that listen.
     pub(super) fn new(
         servers: Servers,
-        timeouts: Timeouts,
+        limits: ConnectionLimits,
         replicas: Option<Replicas>,
         connections: &Arc<AtomicU64>,
     ) -> Self {
         let one = |target, may_change| {
-            let node = Arc::new(Node::new(target, timeouts, replicas, connections));
+            let node = Arc::new(Node::new(target, limits, replicas, connections));
             Self::One { node, may_change }
         };
         match servers {
             Servers::One { access, address } => one(Target::Server { access, address }, false),
             Servers::Sentinel { access, asking, sentinels, service } => {
-                let sentinels = Sentinels { access, asking, addresses: sentinels, service, timeouts };
+                let sentinels = Sentinels { access, asking, addresses: sentinels, service, limits };
                 one(Target::Master(Arc::new(sentinels)), true)
             }
             Servers::Cluster { access, seeds } => Self::Cluster(Box::new(Cluster::new(
                 access,
                 &seeds,
-                timeouts,
+                limits,
                 replicas,
                 Arc::clone(connections),
             ))),
@@ -177,14 +180,38 @@ impl Nodes {
         }
     }
 
-    /// Whether any of them answers: in a cluster of which a part is away, the others have work to do.
-    pub(super) async fn ping(&self) -> Result<(), StoreError> {
-        match self {
-            Self::One { .. } => self.command("", &redis::cmd("PING")).await.map(|_| ()),
-            Self::Cluster(cluster) => {
-                cluster.any().await.map(|_| ()).map_err(|error| StoreError::Unavailable(error.into()))
+    /// Whether any of them can take callbacks: in a cluster of which a part is away, the others have work to do.
+    pub(super) async fn ping(&self, partitions: u16) -> Result<(), StoreError> {
+        let mut nodes: Vec<Arc<Node>> = Vec::new();
+        let mut tried = FuturesUnordered::new();
+        let mut failure = None;
+        for partition in 0..if self.is_cluster() { partitions } else { 1 } {
+            match self.owner(Slot::of(&Keys::probe(partition).0)).await {
+                Ok(node) if nodes.iter().any(|known| Arc::ptr_eq(known, &node)) => {}
+                Ok(node) => {
+                    nodes.push(node);
+                    tried.push(self.try_to_write(partition));
+                }
+                Err(error) => failure = Some(StoreError::Unavailable(error.into())),
             }
         }
+        while let Some(answer) = tried.next().await {
+            match answer {
+                Ok(()) => return Ok(()),
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Tries a write that is refused like a callback's would be. Nothing is under its key, so it writes nothing.
+    async fn try_to_write(&self, partition: u16) -> Result<(), StoreError> {
+        let (key, _) = Keys::probe(partition);
+        let write = redis::cmd("SET").arg(&key).arg("").arg("XX").arg("PX").arg(1).to_owned();
+        let answer = self.call(Lane::Commands, Slot::of(&key), Request::command(&write)).await?;
+        let Some(fence) = &answer.node.fence else { return Ok(()) };
+        let confirmed = fence.confirm(answer.run.as_ref(), &Keys::health(partition)).await;
+        confirmed.map_err(StoreError::OutcomeUnknown)
     }
 
     /// A connection that hears what is published, wherever it is.
@@ -200,8 +227,8 @@ impl Nodes {
     }
 
     /// Sends a request that can be repeated without harm to the owner of a slot. After a lost connection it is repeated
-    /// once; what cannot be known then is told as [`StoreError::OutcomeUnknown`]. What nobody executed looks for
-    /// another server for a while, where there may be one.
+    /// once; what cannot be known then is told as [`StoreError::OutcomeUnknown`], except of reads, which change nothing
+    /// either way. What nobody executed looks for another server for a while, where there may be one.
     pub(super) async fn call(
         &self,
         lane: Lane,
@@ -209,6 +236,10 @@ impl Nodes {
         request: Request<'_>,
     ) -> Result<FromNode, StoreError> {
         let since = Instant::now();
+        let unknown = |error: RedisError| match lane {
+            Lane::Commands => StoreError::OutcomeUnknown(error.into()),
+            Lane::Reads => StoreError::Unavailable(error.into()),
+        };
         let asking = redis::cmd("ASKING");
         let mut asked: Option<Arc<Node>> = None;
         let mut redirections = 0;
@@ -233,9 +264,9 @@ impl Nodes {
                 Fate::Late => {
                     // For the next request: who is silent may have been replaced.
                     self.look_again().await;
-                    return Err(StoreError::OutcomeUnknown(error.into()));
+                    return Err(unknown(error));
                 }
-                Fate::Disconnected if lost.is_some() => return Err(StoreError::OutcomeUnknown(error.into())),
+                Fate::Disconnected if lost.is_some() => return Err(unknown(error)),
                 Fate::Disconnected => {
                     lost = Some(error);
                     continue;
@@ -267,7 +298,7 @@ impl Nodes {
                 Fate::Refused | Fate::Astray | Fate::NoMaster | Fate::Moved(..) | Fate::Ask(_) => {}
             }
             return Err(match lost {
-                Some(lost) => StoreError::OutcomeUnknown(lost.into()),
+                Some(lost) => unknown(lost),
                 None => StoreError::Unavailable(error.into()),
             });
         }

@@ -72,7 +72,7 @@ impl Question for WhatIsDue {
 
     /// A node that is slow makes the timers of the others late by no more than this, twice.
     fn patience(store: &RedisStore) -> Duration {
-        store.timeouts.response / 4
+        store.connection_limits.response / 4
     }
 }
 
@@ -95,7 +95,7 @@ impl Question for WhatIsHeld {
     }
 
     fn patience(store: &RedisStore) -> Duration {
-        store.timeouts.response
+        store.connection_limits.response
     }
 }
 

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::{FromRedisValue, cmd};
+use thiserror::Error;
 use tokio::sync::Mutex;
 
-use super::link::{Link, Request, RunId, Target, Timeouts};
+use super::link::{ConnectionLimits, Link, Request, RunId, Target};
 use crate::store::Cause;
 
 /// How long the small write is kept, in milliseconds.
@@ -25,6 +26,17 @@ pub struct Replicas {
     pub count: u64,
     /// For so long they are waited for.
     pub timeout: Duration,
+}
+
+/// Why it is not confirmed that enough replicas have a write.
+#[derive(Debug, Error)]
+pub(in crate::store) enum NotConfirmed {
+    #[error("replicas could not be waited for: {0}")]
+    NotAsked(String),
+    #[error("the server is another one than that which executed it")]
+    AnotherServer,
+    #[error("{count} of {wanted} replicas have it in time")]
+    TooFew { count: u64, wanted: u64 },
 }
 
 /// What a `WAIT` came to: how many replicas of which run, or why that is not known.
@@ -42,13 +54,13 @@ pub(super) struct Fence {
 impl Fence {
     pub(super) fn new(
         target: Target,
-        timeouts: Timeouts,
+        mut limits: ConnectionLimits,
         replicas: Replicas,
         connections: Arc<AtomicU64>,
     ) -> Self {
-        let timeouts = Timeouts { response: timeouts.response + replicas.timeout, ..timeouts };
+        limits.response += replicas.timeout;
         Self {
-            link: Link::new(target, timeouts, true, connections),
+            link: Link::new(target, limits, true, connections),
             replicas,
             sent: AtomicU64::new(0),
             last: Mutex::default(),
@@ -71,12 +83,12 @@ impl Fence {
         };
         drop(last);
         match outcome {
-            Err(error) => Err(format!("replicas could not be waited for: {error}").into()),
+            Err(error) => Err(NotConfirmed::NotAsked(error).into()),
             Ok((_, other)) if other.as_ref() != run || run.is_none() => {
-                Err("the server is another one than that which executed it".into())
+                Err(NotConfirmed::AnotherServer.into())
             }
             Ok((count, _)) if count < self.replicas.count => {
-                Err(format!("{count} of {} replicas have it in time", self.replicas.count).into())
+                Err(NotConfirmed::TooFew { count, wanted: self.replicas.count }.into())
             }
             Ok(_) => Ok(()),
         }

@@ -11,7 +11,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value, cmd};
 use tokio::time::timeout;
 
-use super::link::Timeouts;
+use super::link::ConnectionLimits;
 use super::servers::{Access, Address};
 
 /// How long a second opinion is waited for: sentinels learn of a failover one after the other.
@@ -34,7 +34,7 @@ pub(super) struct Sentinels {
     pub(super) asking: Access,
     pub(super) addresses: Vec<Address>,
     pub(super) service: String,
-    pub(super) timeouts: Timeouts,
+    pub(super) limits: ConnectionLimits,
 }
 
 impl Sentinels {
@@ -79,8 +79,8 @@ impl Sentinels {
 
     async fn ask(&self, sentinel: &Address) -> RedisResult<Opinion> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeouts.connect))
-            .set_response_timeout(Some(self.timeouts.response));
+            .set_connection_timeout(Some(self.limits.connect))
+            .set_response_timeout(Some(self.limits.response));
         let client = self.asking.client(sentinel)?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         // Not the address as well: while it fails over, that is still the old one.

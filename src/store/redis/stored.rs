@@ -201,9 +201,15 @@ impl Item {
     }
 
     /// The item as a step has just released it.
-    pub(super) fn released(&self, now: Timestamp, held: bool) -> Result<Released, StoreError> {
+    pub(super) fn released(
+        &self,
+        opened_at: Timestamp,
+        now: Timestamp,
+        held: bool,
+    ) -> Result<Released, StoreError> {
         let settlement = self.settlement.as_ref().ok_or_else(|| broken("a released item without an outcome"))?;
         Ok(Released {
+            opened_at,
             sequence: self.item.sequence,
             work_item: self.item.id,
             kind: self.item.kind,

@@ -3,6 +3,7 @@
 //! A notice may be lost with the connection: whoever reads a channel also looks again now and then, and everybody is
 //! woken when the connection is back.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,19 +15,22 @@ use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
 use super::keys::{Keys, woken};
-use super::link::Timeouts;
+use super::link::ConnectionLimits;
 use super::nodes::Nodes;
+use crate::domain::ids::ConversationRef;
 use crate::store::wakes::{Interest, Wakes};
 
 /// How long after a failure the next connection is tried.
 const RETRY: Duration = Duration::from_millis(250);
 /// How often a silent connection is asked whether it lives.
 const PING: Duration = Duration::from_secs(5);
+/// Most channels that one command subscribes to or unsubscribes from: Redis serves nobody else meanwhile.
+const CHANNELS_AT_ONCE: usize = 1_000;
 
 /// Listens until nobody can be interested any more.
 pub(super) async fn listen(
     nodes: Arc<Nodes>,
-    timeouts: Timeouts,
+    limits: ConnectionLimits,
     keys: Keys,
     wakes: Wakes,
     mut interest: mpsc::UnboundedReceiver<Interest>,
@@ -40,7 +44,7 @@ pub(super) async fn listen(
             return;
         }
         if verified.load(Ordering::Acquire) {
-            match listen_once(&nodes, timeouts, keys, &wakes, &mut interest, &mut told).await {
+            match listen_once(&nodes, limits, keys, &wakes, &mut interest, &mut told).await {
                 Ok(()) => return,
                 // Once, and not with every try.
                 Err(error) if !told => {
@@ -61,21 +65,22 @@ fn forget(interest: &mut mpsc::UnboundedReceiver<Interest>) {
 
 async fn listen_once(
     nodes: &Nodes,
-    timeouts: Timeouts,
+    limits: ConnectionLimits,
     keys: Keys,
     wakes: &Wakes,
     interest: &mut mpsc::UnboundedReceiver<Interest>,
     told: &mut bool,
 ) -> RedisResult<()> {
-    let connection = nodes.listen(timeouts.connect).await?;
+    let connection = nodes.listen(limits.connect).await?;
     *told = false;
     let (mut sink, mut notices) = connection.split();
     forget(interest);
-    for conversation in wakes.watched() {
-        subscribe(&mut sink, keys.wake(conversation), timeouts).await?;
+    for some in wakes.watched().chunks(CHANNELS_AT_ONCE) {
+        subscribe(&mut sink, keys, some, limits).await?;
     }
     wakes.wake_all();
     let mut ping = interval(PING);
+    let mut changes = Vec::new();
     loop {
         tokio::select! {
             notice = notices.next() => match notice {
@@ -86,26 +91,66 @@ async fn listen_once(
                 }
                 None => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
             },
-            change = interest.recv() => match change {
-                Some(Interest::Begins(conversation)) => {
-                    subscribe(&mut sink, keys.wake(conversation), timeouts).await?;
-                    // What was published before the subscription was heard by nobody.
+            count = interest.recv_many(&mut changes, CHANNELS_AT_ONCE) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                let (begun, ended) = latest(changes.drain(..));
+                unsubscribe(&mut sink, keys, &ended, limits).await?;
+                subscribe(&mut sink, keys, &begun, limits).await?;
+                // What was published before the subscription was heard by nobody.
+                for conversation in begun {
                     wakes.wake(conversation);
                 }
-                Some(Interest::Ends(conversation)) => {
-                    timeout(timeouts.response, sink.unsubscribe(keys.wake(conversation)))
-                        .await
-                        .map_err(std::io::Error::from)??;
-                }
-                None => return Ok(()),
-            },
+            }
             _ = ping.tick() => {
-                timeout(timeouts.response, sink.ping::<redis::Value>()).await.map_err(std::io::Error::from)??;
+                timeout(limits.response, sink.ping::<redis::Value>()).await.map_err(std::io::Error::from)??;
             }
         }
     }
 }
 
-async fn subscribe(sink: &mut PubSubSink, channel: String, timeouts: Timeouts) -> RedisResult<()> {
-    timeout(timeouts.response, sink.subscribe(channel)).await.map_err(std::io::Error::from)?
+/// The channels that are watched after these changes, and those that are not any more. The last change of a channel
+/// counts.
+fn latest(changes: impl Iterator<Item = Interest>) -> (Vec<ConversationRef>, Vec<ConversationRef>) {
+    let mut watched = HashMap::new();
+    for change in changes {
+        match change {
+            Interest::Begins(conversation) => watched.insert(conversation, true),
+            Interest::Ends(conversation) => watched.insert(conversation, false),
+        };
+    }
+    let those = |begun: bool| watched.iter().filter(|(_, is)| **is == begun).map(|(one, _)| *one).collect();
+    (those(true), those(false))
+}
+
+fn channels(keys: Keys, conversations: &[ConversationRef]) -> Vec<String> {
+    conversations.iter().map(|conversation| keys.wake(*conversation)).collect()
+}
+
+async fn subscribe(
+    sink: &mut PubSubSink,
+    keys: Keys,
+    conversations: &[ConversationRef],
+    limits: ConnectionLimits,
+) -> RedisResult<()> {
+    if conversations.is_empty() {
+        return Ok(());
+    }
+    let subscribed = sink.subscribe(channels(keys, conversations));
+    timeout(limits.response, subscribed).await.map_err(std::io::Error::from)?
+}
+
+async fn unsubscribe(
+    sink: &mut PubSubSink,
+    keys: Keys,
+    conversations: &[ConversationRef],
+    limits: ConnectionLimits,
+) -> RedisResult<()> {
+    // Without a channel it would mean all of them.
+    if conversations.is_empty() {
+        return Ok(());
+    }
+    let unsubscribed = sink.unsubscribe(channels(keys, conversations));
+    timeout(limits.response, unsubscribed).await.map_err(std::io::Error::from)?
 }

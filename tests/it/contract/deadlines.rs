@@ -1,10 +1,9 @@
 //! Promise 8: from its deadline on an item is timed out for whatever touches it, swept or not.
 
-use callback_ingress::clock::Entropy;
-use callback_ingress::domain::gate::{AcceptRefused, CancelRefused, Expired};
-use callback_ingress::domain::ids::{ConversationRef, WorkItemId};
+use callback_ingress::domain::gate::{AcceptRefused, CancelRefused, Ended, Expired, Limits};
+use callback_ingress::domain::ids::{ConversationRef, Sequence};
 use callback_ingress::domain::work_item::{Outcome, State, WorkItem};
-use callback_ingress::store::{Due, DueConversation, Store};
+use callback_ingress::store::{CLAIM_MS, Due, DueConversation, Store};
 
 use crate::conversation::Conversation;
 use crate::stage::{Backend, ROOMY, Stage, on_every_store};
@@ -17,9 +16,11 @@ on_every_store!(
     a_timer_that_is_early_settles_nothing,
     a_timer_that_is_stale_settles_nothing,
     a_timer_of_another_conversations_item_settles_nothing,
-    what_is_due_is_found_in_the_order_of_deadlines_and_looking_changes_nothing,
+    what_is_due_is_found_in_the_order_of_deadlines,
+    what_is_due_is_given_to_one_caller_at_a_time,
     what_is_due_is_told_in_parts,
     what_is_settled_or_ended_is_not_due,
+    a_conversation_is_looked_at_when_it_was_left_untouched_and_when_it_is_gone,
 );
 
 async fn an_item_can_be_settled_until_its_deadline_and_not_at_it(backend: Backend) {
@@ -111,68 +112,85 @@ async fn a_timer_that_is_stale_settles_nothing(backend: Backend) {
 async fn a_timer_of_another_conversations_item_settles_nothing(backend: Backend) {
     let stage = backend.stage().await;
     let (ours, theirs) = (stage.conversation().await, stage.conversation().await);
-    let (our_item, their_item) = (ours.issue(10).await, theirs.issue(10).await);
-    stage.wait_until(our_item.deadline);
+    ours.issue(10).await;
+    let [_, their_item] = theirs.issue_many(10).await;
+    stage.wait_until(their_item.deadline);
     assert_eq!(ours.expire(&[&their_item]).await, []);
     assert_eq!(stage.unopened().expire(&[&their_item]).await, []);
     assert_eq!(theirs.expire(&[&their_item]).await.len(), 1);
 }
 
-fn told(due: &Due) -> Vec<(ConversationRef, WorkItemId)> {
-    let pairs =
-        |of: &DueConversation| of.work_items.iter().map(|&id| (of.conversation, id)).collect::<Vec<_>>();
+fn told(due: &Due) -> Vec<(ConversationRef, Sequence)> {
+    let pairs = |of: &DueConversation| of.sequences.iter().map(|&item| (of.conversation, item)).collect::<Vec<_>>();
     due.conversations.iter().flat_map(pairs).collect()
 }
 
-fn pairs(conversation: &Conversation<'_>, items: &[&WorkItem]) -> Vec<(ConversationRef, WorkItemId)> {
-    items.iter().map(|item| (conversation.reference(), item.id)).collect()
+fn pairs(conversation: &Conversation<'_>, items: &[&WorkItem]) -> Vec<(ConversationRef, Sequence)> {
+    items.iter().map(|item| (conversation.reference(), item.sequence)).collect()
 }
 
-async fn due(stage: &Stage, limit: usize) -> Due {
-    stage.store.due(limit).await.unwrap()
+/// Time to what is due next, 0 if that is now.
+fn next(due: &Due) -> Option<u64> {
+    due.next_in_ms.iter().filter_map(|(_, next)| *next).min()
 }
 
-async fn what_is_due_is_found_in_the_order_of_deadlines_and_looking_changes_nothing(backend: Backend) {
+/// Everything that is due, done.
+async fn sweep(stage: &Stage) {
+    for of in stage.due(1_000).await.conversations {
+        stage.store.expire(of, None).await.unwrap();
+    }
+}
+
+async fn what_is_due_is_found_in_the_order_of_deadlines(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
-    assert_eq!(due(&stage, 10).await, Due::default());
+    assert_eq!((told(&stage.due(10).await), next(&stage.due(10).await)), (vec![], None));
     let conversation = stage.conversation().await;
     let late = conversation.issue(30).await;
     let soon = conversation.issue(10).await;
-    let next = due(&stage, 10).await;
-    assert_eq!((told(&next), next.next_in_ms, next.more), (vec![], Some(10), false));
+    let due = stage.due(10).await;
+    assert_eq!((told(&due), next(&due)), (vec![], Some(10)));
     stage.wait_until(soon.deadline);
-    for _ in 0..2 {
-        let now = due(&stage, 10).await;
-        assert_eq!(told(&now), pairs(&conversation, &[&soon]), "looking again finds the same");
-        assert_eq!((now.next_in_ms, now.more), (Some(20), false));
-    }
+    let due = stage.due(10).await;
+    assert_eq!((told(&due), next(&due)), (pairs(&conversation, &[&soon]), Some(20)));
+    stage.store.expire(due.conversations[0].clone(), None).await.unwrap();
     stage.wait_until(late.deadline);
-    let now = due(&stage, 10).await;
-    assert_eq!(told(&now), pairs(&conversation, &[&soon, &late]));
-    assert_eq!((now.next_in_ms, now.more), (None, false));
-    for of in now.conversations {
-        stage.store.expire(of, None).await.unwrap();
-    }
-    assert_eq!(due(&stage, 10).await, Due::default());
+    let due = stage.due(10).await;
+    assert_eq!(told(&due), pairs(&conversation, &[&late]));
+    stage.store.expire(due.conversations[0].clone(), None).await.unwrap();
+    let due = stage.due(10).await;
+    assert_eq!((told(&due), next(&due)), (vec![], Some(ROOMY.conversation_idle_ttl_ms - 30)), "only the conversation");
     assert_eq!(conversation.channel().await.len(), 2);
+}
+
+async fn what_is_due_is_given_to_one_caller_at_a_time(backend: Backend) {
+    let stage = backend.alone(ROOMY).await;
+    let other = stage.seen_from_elsewhere().await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(10).await;
+    stage.wait_until(item.deadline);
+    assert_eq!(told(&stage.due(10).await), pairs(&conversation, &[&item]));
+    stage.clock.advance(CLAIM_MS - 1);
+    let due = other.due(10).await;
+    assert_eq!((told(&due), next(&due)), (vec![], Some(1)), "it is somebody else's to do");
+    stage.clock.advance(1);
+    assert_eq!(told(&other.due(10).await), pairs(&conversation, &[&item]), "who did not do it");
 }
 
 async fn what_is_due_is_told_in_parts(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
     let conversation = stage.conversation().await;
     // The gate waits for this one, and so releases none of the others by the way.
-    conversation.issue(1_000).await;
+    conversation.issue(100_000).await;
     let [a, b, c] = conversation.issue_many(10).await;
     stage.wait_until(c.deadline);
-    let part = due(&stage, 2).await;
-    assert_eq!((told(&part).len(), part.more), (2, true));
-    assert_eq!((told(&due(&stage, 3).await).len(), due(&stage, 3).await.more), (3, false));
-    for of in part.conversations {
+    let part = stage.due(2).await;
+    assert_eq!((told(&part), next(&part)), (pairs(&conversation, &[&a, &b]), Some(0)));
+    let rest = stage.due(2).await;
+    assert_eq!(told(&rest), pairs(&conversation, &[&c]));
+    assert!(next(&rest) > Some(0), "{rest:?}");
+    for of in part.conversations.into_iter().chain(rest.conversations) {
         stage.store.expire(of, None).await.unwrap();
     }
-    let rest = due(&stage, 2).await;
-    assert_eq!((told(&rest).len(), rest.more), (1, false));
-    assert!(pairs(&conversation, &[&a, &b, &c]).contains(&told(&rest)[0]));
     // One conversation's items are told together, of however many conversations there are.
     let others = [stage.conversation().await, stage.conversation().await];
     for other in &others {
@@ -180,8 +198,8 @@ async fn what_is_due_is_told_in_parts(backend: Backend) {
         other.issue(10).await;
     }
     stage.clock.advance(10);
-    let all = due(&stage, 100).await;
-    assert_eq!((all.conversations.len(), told(&all).len(), all.more), (3, 5, false));
+    let all = stage.due(100).await;
+    assert_eq!((all.conversations.len(), told(&all).len()), (2, 4));
 }
 
 async fn what_is_settled_or_ended_is_not_due(backend: Backend) {
@@ -190,25 +208,53 @@ async fn what_is_settled_or_ended_is_not_due(backend: Backend) {
     let [first, second, third, fourth] = conversation.issue_many(10).await;
     conversation.accept(&first, "1").await.unwrap();
     conversation.cancel(&second).await.unwrap();
-    assert_eq!(due(&stage, 10).await.next_in_ms, Some(10));
+    assert_eq!(next(&stage.due(10).await), Some(10));
     stage.wait_until(third.deadline);
     let last = conversation.issue(10).await;
-    assert_eq!(told(&due(&stage, 10).await), pairs(&conversation, &[&third, &fourth]));
-    // Whoever moves the gate settles both, and leaves no reminder behind.
+    assert_eq!(told(&stage.due(10).await), pairs(&conversation, &[&third, &fourth]));
+    // Whoever moves the gate settles both, and leaves no timer behind.
     conversation.accept(&last, "5").await.unwrap();
     assert_eq!(conversation.channel().await.len(), 5);
-    assert_eq!(due(&stage, 10).await, Due::default());
-    conversation.issue(10).await;
+    let only_the_conversation = |due: &Due| next(due) > Some(CLAIM_MS);
+    assert!(only_the_conversation(&stage.due(10).await));
+    let never = conversation.issue(10).await;
     conversation.end().await.unwrap();
-    assert_eq!(due(&stage, 10).await, Due::default());
-    // A reminder of what is not there any more goes away when it is followed.
-    let idle = stage.unopened();
-    idle.open(|open| open.idle_ttl_ms = Some(5)).await.unwrap();
-    let left = idle.issue(10).await;
-    stage.wait_until(left.deadline);
-    assert_eq!(idle.expire(&[&left]).await, []);
-    assert_eq!(due(&stage, 10).await, Due::default());
-    let unknown =
-        DueConversation { conversation: idle.reference(), work_items: vec![Entropy.work_item_id()] };
+    stage.wait_until(never.deadline);
+    let due = stage.due(10).await;
+    assert_eq!((told(&due), due.conversations.len()), (vec![], 0));
+    assert!(only_the_conversation(&due));
+    // A timer of what is not there goes away when it is followed.
+    let unknown = DueConversation {
+        conversation: stage.unopened().reference(),
+        sequences: vec![Sequence::new(7)],
+        whole: true,
+    };
     assert_eq!(stage.store.expire(unknown, None).await.unwrap(), Expired::default());
+}
+
+async fn a_conversation_is_looked_at_when_it_was_left_untouched_and_when_it_is_gone(backend: Backend) {
+    let stage = backend.alone(Limits { ended_retention_ms: 1_000, ..ROOMY }).await;
+    let conversation = stage.unopened();
+    conversation.open(|open| open.idle_ttl_ms = Some(50)).await.unwrap();
+    stage.clock.advance(20);
+    let item = conversation.issue(10).await;
+    stage.clock.advance(30);
+    sweep(&stage).await;
+    assert_eq!(conversation.channel().await, [(1, Outcome::TimedOut)]);
+    let idle_at = conversation.inspect().await.unwrap().idle_at;
+    assert_eq!(idle_at, item.issued_at.plus_millis(50), "it was used meanwhile");
+    stage.wait_until(idle_at);
+    stage.clock.advance(5);
+    let [due] = &stage.due(10).await.conversations[..] else { panic!("one is due") };
+    assert!(due.whole && due.sequences.is_empty(), "{due:?}");
+    let expired = stage.store.expire(due.clone(), None).await.unwrap();
+    let ended = Ended { ended_at: idle_at, dropped_held: 0, dropped_awaiting: 0 };
+    assert_eq!((expired.ended, expired.conversation_id), (Some(ended), Some(conversation.id.clone())));
+    assert_eq!(stage.store.expire(due.clone(), None).await.unwrap().ended, None, "told once");
+    assert!(conversation.read(0, 1).await.unwrap().ended);
+    stage.wait_until(idle_at.plus_millis(1_000));
+    let [gone] = &stage.due(10).await.conversations[..] else { panic!("one is due") };
+    assert_eq!(stage.store.expire(gone.clone(), None).await.unwrap(), Expired::default());
+    let due = stage.due(10).await;
+    assert_eq!((due.conversations.len(), next(&due)), (0, None), "nothing is left of it");
 }

@@ -19,6 +19,7 @@ on_every_store!(
     an_ended_conversation_is_readable_until_its_retention_is_over,
     a_conversation_that_is_gone_can_be_opened_as_a_new_one,
     a_conversation_left_untouched_counts_as_ended,
+    a_conversation_is_not_left_untouched_before_the_last_deadline_of_what_it_awaits,
     a_conversation_is_touched_by_what_changes_it_and_not_by_looking,
     a_conversation_is_as_patient_as_it_was_opened,
     what_was_never_opened_is_not_found,
@@ -170,7 +171,7 @@ async fn a_conversation_left_untouched_counts_as_ended(backend: Backend) {
     let conversation = stage.unopened();
     conversation.open(|open| open.idle_ttl_ms = Some(1_000)).await.unwrap();
     let [_, second, third] = conversation.issue_many(500).await;
-    let late = conversation.issue(5_000).await;
+    let late = conversation.issue(900).await;
     conversation.accept(&third, "3").await.unwrap();
     let idle_at = conversation.inspect().await.unwrap().idle_at;
     assert_eq!(idle_at, stage.clock.now().plus_millis(1_000));
@@ -182,7 +183,8 @@ async fn a_conversation_left_untouched_counts_as_ended(backend: Backend) {
     assert_eq!((page.ended, page.idle_in_ms), (true, 0));
     assert_eq!(conversation.accept(&late, "4").await, Err(AcceptRefused::ConversationEnded));
     assert_eq!(conversation.expire(&[&second, &late]).await, [], "an ended conversation has no timers");
-    let expected = Ended { ended_at: idle_at, dropped_held: 3, dropped_awaiting: 1 };
+    // What timed out without anybody sweeping it no step has settled.
+    let expected = Ended { ended_at: idle_at, dropped_held: 1, dropped_awaiting: 3 };
     stage.clock.advance(10_000);
     assert_eq!(conversation.end().await, Ok(expected), "late, and the same");
     assert_eq!(conversation.inspect().await.unwrap().ended, Some(expected));
@@ -190,6 +192,22 @@ async fn a_conversation_left_untouched_counts_as_ended(backend: Backend) {
     assert!(conversation.inspect().await.is_ok());
     stage.clock.advance(1);
     assert_eq!(conversation.inspect().await, Err(ConversationNotFound));
+}
+
+async fn a_conversation_is_not_left_untouched_before_the_last_deadline_of_what_it_awaits(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.unopened();
+    conversation.open(|open| open.idle_ttl_ms = Some(50)).await.unwrap();
+    let [slow, quick] = [conversation.issue(5_000).await, conversation.issue(60).await];
+    stage.clock.advance(4_999);
+    let view = conversation.inspect().await.unwrap();
+    assert_eq!((view.idle_at, view.ended), (slow.deadline, None));
+    conversation.accept(&slow, "1").await.unwrap();
+    assert_eq!(conversation.channel().await, [(1, Outcome::Succeeded), (2, Outcome::TimedOut)], "{quick:?}");
+    stage.clock.advance(49);
+    assert_eq!(conversation.inspect().await.unwrap().ended, None);
+    stage.clock.advance(1);
+    assert!(conversation.inspect().await.unwrap().ended.is_some(), "and not for ever after");
 }
 
 async fn a_conversation_is_touched_by_what_changes_it_and_not_by_looking(backend: Backend) {

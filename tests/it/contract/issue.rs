@@ -32,7 +32,8 @@ async fn items_are_numbered_in_the_order_of_issue(backend: Backend) {
         let issued = conversation.issue_with(issue.clone()).await.unwrap();
         assert!(!issued.repeated);
         let item = issued.item;
-        assert_eq!((item.sequence, item.id, item.kind), (Sequence::new(number), issue.work_item, issue.kind));
+        let id = issue.work_item.with_sequence(item.sequence);
+        assert_eq!((item.sequence, item.id, item.kind), (Sequence::new(number), id, issue.kind));
         assert_eq!(item.issued_at, stage.clock.now());
         assert_eq!(item.deadline, item.issued_at.plus_millis(1_000));
         assert_eq!(item.expires_at, item.deadline.plus_millis(REPLAY_WINDOW_MS));

@@ -7,6 +7,7 @@ use callback_ingress::store::Store;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::conversation::Envelope;
 use crate::stage::{Backend, on_every_store};
 
 on_every_store!(
@@ -30,7 +31,7 @@ async fn a_channel_is_read_in_pages(backend: Backend) {
     let read = async |after, count| {
         let page = conversation.read(after, count).await.unwrap();
         assert_eq!((page.released, page.ended), (5, false), "whatever is asked for");
-        page.envelopes.iter().map(|envelope| envelope.sequence.get()).collect::<Vec<_>>()
+        page.envelopes.iter().map(|envelope| Envelope::read(envelope).sequence).collect::<Vec<_>>()
     };
     assert_eq!(read(0, 100).await, [1, 2, 3, 4, 5]);
     assert_eq!(read(0, 2).await, [1, 2]);

@@ -2,10 +2,9 @@
 
 use callback_ingress::domain::gate::{Delivery, Receipt, Released};
 use callback_ingress::domain::ids::Sequence;
-use callback_ingress::domain::result::Payload;
 use callback_ingress::domain::work_item::{Kind, Outcome, State};
 
-use crate::conversation::failed;
+use crate::conversation::{Envelope, failed};
 use crate::stage::{Backend, on_every_store};
 
 on_every_store!(
@@ -176,24 +175,26 @@ async fn an_envelope_tells_where_it_came_from(backend: Backend) {
 
     let page = conversation.read(0, 10).await.unwrap();
     let [llm, error, timeout] = &page.envelopes[..] else { panic!("{page:?}") };
-    assert_eq!((llm.kind, llm.outcome, llm.work_item_id), (Kind::Llm, Outcome::Succeeded, first.id));
-    assert_eq!(llm.turn_id.as_ref().unwrap().as_str(), "turn-1");
-    assert_eq!((llm.request_id, &llm.traceparent), (Some(late.request_id), &Some(own)));
-    assert_eq!(llm.issued_at, issued_at);
-    assert_eq!(llm.received_at, issued_at.plus_millis(12));
-    assert_eq!(llm.released_at, issued_at.plus_millis(12));
-    assert_eq!(llm.payload, Some(late.result.payload));
+    let Envelope { outcome, payload, members: llm, .. } = Envelope::read(llm);
+    assert_eq!((llm.kind, outcome, &llm.work_item_id), (Kind::Llm, Outcome::Succeeded, &first.id.to_string()));
+    assert_eq!((llm.turn_id.as_deref(), llm.conversation_id.as_str()), (Some("turn-1"), conversation.id.as_str()));
+    assert_eq!(llm.request_id, Some(late.request_id.to_string()));
+    assert_eq!(llm.traceparent.as_deref(), Some(own.as_str()));
+    let after = |ms| issued_at.plus_millis(ms).to_string();
+    assert_eq!([llm.issued_at, llm.received_at, llm.released_at], [after(0), after(12), after(12)]);
+    assert_eq!(payload, Some(late.result.payload));
 
-    assert_eq!((error.outcome, &error.turn_id), (Outcome::Failed, &None));
-    assert_eq!((error.request_id, &error.traceparent), (Some(early.request_id), &Some(whole)));
-    assert_eq!(error.received_at, issued_at.plus_millis(5));
-    assert_eq!(error.released_at, issued_at.plus_millis(12), "it was held");
-    assert!(matches!(&error.payload, Some(Payload::Failed(error)) if error.starts_with(b"{\"code\"")));
+    let Envelope { outcome, payload, members: error, .. } = Envelope::read(error);
+    assert_eq!((outcome, &error.turn_id), (Outcome::Failed, &None));
+    assert_eq!(error.request_id, Some(early.request_id.to_string()));
+    assert_eq!(error.traceparent.as_deref(), Some(whole.as_str()));
+    assert_eq!([error.received_at, error.released_at], [after(5), after(12)], "it was held");
+    assert_eq!(payload, Some(early.result.payload));
 
-    assert_eq!((timeout.outcome, timeout.request_id), (Outcome::TimedOut, None));
-    assert_eq!(timeout.payload, None);
-    assert_eq!(timeout.received_at, third.deadline, "it timed out at its deadline");
-    assert_eq!(timeout.released_at, third.deadline.plus_millis(3));
+    let Envelope { outcome, payload, members: timeout, .. } = Envelope::read(timeout);
+    assert_eq!((outcome, timeout.request_id, payload), (Outcome::TimedOut, None, None));
+    assert_eq!(timeout.received_at, third.deadline.to_string(), "it timed out at its deadline");
+    assert_eq!(timeout.released_at, third.deadline.plus_millis(3).to_string());
 }
 
 async fn a_step_that_releases_many_is_seen_as_a_whole_or_not_at_all(backend: Backend) {

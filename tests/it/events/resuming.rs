@@ -47,18 +47,22 @@ async fn a_reader_begins_where_it_asks_to(kind: Kind) {
         sequences(&deployment.any().events(&conversation, query).await.take(count).await)
     };
     assert_eq!(read("?from=0", 5).await, [1, 2, 3, 4, 5]);
-    assert_eq!(read("?from=2-0", 3).await, [3, 4, 5]);
+    let first = deployment.any().events(&conversation, "?from=0").await.next().await.unwrap();
+    let (opened_at, _) = first.id.split_once('-').unwrap();
+    let id = |sequence: u64| format!("{opened_at}-{sequence}");
+    assert_eq!(read(&format!("?from={}", id(2)), 3).await, [3, 4, 5]);
     assert_eq!(read("?from=2", 3).await, [3, 4, 5]);
+    assert_eq!(read("?from=1-4", 5).await, [1, 2, 3, 4, 5], "of one that was opened before: all of this one is new");
     let after = async |id: &str, count| {
         sequences(&deployment.any().events_after(&conversation, id).await.take(count).await)
     };
-    assert_eq!(after("3-0", 2).await, [4, 5]);
+    assert_eq!(after(&id(3), 2).await, [4, 5]);
     let path = format!("/conversations/{conversation}/events?from=0");
-    let both = deployment.any().platform("GET", &path).header("last-event-id", "4-0");
+    let both = deployment.any().platform("GET", &path).header("last-event-id", &id(4));
     let mut both = crate::service::EventReader::of(both).await;
     assert_eq!(sequences(&both.take(1).await), [5], "who was here before goes on, whatever the address says");
     let mut at_the_end = deployment.any().events(&conversation, "").await;
-    let mut after_the_last = deployment.any().events_after(&conversation, "5-0").await;
+    let mut after_the_last = deployment.any().events_after(&conversation, &id(5)).await;
     deliver(deployment.any(), &conversation).await;
     assert_eq!(sequences(&at_the_end.take(1).await), [6], "without a word, what comes from now on");
     assert_eq!(sequences(&after_the_last.take(1).await), [6]);
@@ -66,12 +70,13 @@ async fn a_reader_begins_where_it_asks_to(kind: Kind) {
         ("?from=x", ""),
         ("?from=", ""),
         ("?from=-1", ""),
-        ("?from=1-1", ""),
+        ("?from=1-1-1", ""),
+        ("?from=9999999999999-1", ""),
         ("?from=99999999999999999999", ""),
         ("?from=7", ""),
         ("", "x"),
-        ("", "1-7"),
-        ("", "7-0"),
+        ("", "1-"),
+        ("", &id(7)),
     ] {
         let path = format!("/conversations/{conversation}/events{query}");
         let call = deployment.any().platform("GET", &path).header("last-event-id", id);
@@ -177,11 +182,29 @@ async fn a_reader_is_not_led_past_what_takes_the_place_of_what_redis_lost() {
     ::redis::cmd("SAVE").exec(&mut redis.connection(0)).unwrap();
     deliver(&service, &conversation).await;
     let mut reader = service.events(&conversation, "?from=0").await;
-    assert_eq!(sequences(&reader.take(2).await), [1, 2]);
+    let read = reader.take(2).await;
+    assert_eq!(sequences(&read), [1, 2]);
     redis.kill();
     redis.restart();
     assert!(reader.next().await.is_none(), "it is cut off, and not told that the conversation has ended");
     let resumed = service.platform("GET", &format!("/conversations/{conversation}/events"));
-    let resumed = resumed.header("last-event-id", "2-0").verdict().await;
+    let resumed = resumed.header("last-event-id", &read[1].id).verdict().await;
     assert_eq!(resumed, (400, "REQUEST_INVALID".to_owned()));
+}
+
+#[tokio::test]
+async fn a_reader_is_not_led_past_what_a_conversation_of_the_same_name_has() {
+    let redis = RedisServer::start();
+    let service = Service::start(&[("store.url", &redis.url(0))]).await;
+    let conversation = delivered(&service, 3).await;
+    let mut reader = service.events(&conversation, "?from=0").await;
+    let read = reader.take(3).await;
+    ::redis::cmd("FLUSHALL").exec(&mut redis.connection(0)).unwrap();
+    let path = format!("/conversations/{conversation}");
+    assert_eq!(service.platform("PUT", &path).json("{}").send().await.status, 201);
+    deliver(&service, &conversation).await;
+    let rest = reader.rest().await;
+    assert!(rest.iter().all(|event| event.name == "end"), "an end, or nothing: {rest:?}");
+    let mut resumed = service.events_after(&conversation, &read[2].id).await;
+    assert_eq!(sequences(&resumed.take(1).await), [1], "all of it is new");
 }

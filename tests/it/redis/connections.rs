@@ -1,9 +1,17 @@
 //! Promise 12 in Redis: event streams share a bounded number of connections.
 
-use callback_ingress::store::{Store, Wake};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use callback_ingress::clock::ManualClock;
+use callback_ingress::store::{AnyStore, Store, StoreError, Wake};
+use tokio::time::{Instant, timeout};
 
 use super::{stage_in, until};
+use crate::proxy::Proxy;
+use crate::redis_cluster::ask;
 use crate::redis_server::RedisServer;
+use crate::stage::{ROOMY, START, Stage, settings};
 
 fn clients(connection: &mut redis::Connection) -> usize {
     let list: String = redis::cmd("CLIENT").arg("LIST").query(connection).unwrap();
@@ -37,6 +45,42 @@ async fn a_thousand_watchers_share_one_connection() {
     assert_eq!(clients(&mut connection), 3);
 }
 
+/// How often a command was called since the statistics were last reset.
+pub(crate) fn calls(connection: &mut redis::Connection, command: &str) -> usize {
+    let statistics: String = redis::cmd("INFO").arg("commandstats").query(connection).unwrap();
+    let line = statistics.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn many_channels_are_subscribed_to_with_few_commands() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let mut connection = server.connection(0);
+    let mut wake = stage.store.watch(stage.unopened().reference());
+    wake.changed().await;
+    redis::cmd("CONFIG").arg("RESETSTAT").exec(&mut connection).unwrap();
+    let wakes: Vec<Wake> = (0..2_499).map(|_| stage.store.watch(stage.unopened().reference())).collect();
+    until("all are subscribed to", async || watched(&mut connection) == 2_500).await;
+    assert!(calls(&mut connection, "subscribe") <= 3, "{}", calls(&mut connection, "subscribe"));
+    redis::cmd("CONFIG").arg("RESETSTAT").exec(&mut connection).unwrap();
+    redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").exec(&mut connection).unwrap();
+    until("all are subscribed to again", async || watched(&mut connection) == 2_500).await;
+    assert_eq!(calls(&mut connection, "subscribe"), 3, "a thousand channels with each");
+    // Nothing falls between channels that come and go.
+    drop(wakes);
+    let conversation = stage.conversation().await;
+    let mut again = stage.store.watch(conversation.reference());
+    until("two are subscribed to", async || watched(&mut connection) == 2).await;
+    assert!(calls(&mut connection, "unsubscribe") <= 3, "{}", calls(&mut connection, "unsubscribe"));
+    again.changed().await;
+    conversation.issue(1_000).await;
+    conversation.end().await.unwrap();
+    again.changed().await;
+    drop((wake, again));
+    until("nothing is subscribed to", async || watched(&mut connection) == 0).await;
+}
+
 #[tokio::test]
 async fn a_store_that_is_dropped_leaves_no_connection() {
     let server = RedisServer::start();
@@ -50,6 +94,49 @@ async fn a_store_that_is_dropped_leaves_no_connection() {
     drop(wake);
     drop(stage);
     until("all connections are closed", async || clients(&mut connection) == 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_is_made_although_who_asked_for_it_has_gone() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let url = format!("redis://127.0.0.1:{}/0", proxy.port());
+    let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+    let AnyStore::Redis(store) = &*stage.store else { unreachable!() };
+    let made = store.connections();
+    let before = made.load(Ordering::Relaxed);
+    let conversation = stage.unopened();
+    proxy.delay(100);
+    // Reads have a connection of their own, and there was nothing to read so far.
+    for _ in 0..3 {
+        let impatient = timeout(Duration::from_millis(20), conversation.inspect()).await;
+        assert!(impatient.is_err());
+    }
+    until("the connection is made", async || made.load(Ordering::Relaxed) > before).await;
+    proxy.delay(0);
+    assert!(conversation.inspect().await.is_err(), "there is no such conversation");
+    assert_eq!(made.load(Ordering::Relaxed), before + 1);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_is_not_connected_to_by_every_request() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    let conversation = stage.conversation().await;
+    let AnyStore::Redis(store) = &*stage.store else { unreachable!() };
+    let made = store.connections();
+    let before = made.load(Ordering::Relaxed);
+    ask::<()>(&server, &["REPLICAOF", "127.0.0.1", "1"]);
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(1) {
+        let answer = stage.store.open(conversation.opening()).await;
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    }
+    let rounds = since.elapsed().as_millis() / 250 + 1;
+    let made = u128::from(made.load(Ordering::Relaxed) - before);
+    assert!((1..=rounds).contains(&made), "{made} connections in {rounds} quarters of a second");
+    ask::<()>(&server, &["REPLICAOF", "NO", "ONE"]);
+    stage.store.open(conversation.opening()).await.unwrap().unwrap();
 }
 
 #[tokio::test]

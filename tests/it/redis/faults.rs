@@ -6,7 +6,7 @@ use callback_ingress::clock::{Entropy, ManualClock};
 use callback_ingress::domain::gate::Receipt;
 use callback_ingress::domain::work_item::{Outcome, WorkItem};
 use callback_ingress::store::{ChannelAddress, Store, StoreError};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{stage_in, until};
 use crate::conversation::Conversation;
@@ -232,6 +232,43 @@ async fn an_answer_that_does_not_come_is_unknown_and_asking_again_tells() {
 }
 
 #[tokio::test]
+async fn a_read_whose_answer_does_not_come_has_changed_nothing() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let mut impatient = settings(format!("redis://127.0.0.1:{}/0", proxy.port()), ROOMY);
+    impatient.response_timeout = Duration::from_millis(100);
+    let stage = Stage::in_redis(impatient, ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    conversation.inspect().await.unwrap();
+    proxy.cut(Cut::Answer, 2);
+    let answer = stage.store.inspect(conversation.reference()).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    assert_eq!(proxy.cuts_left(), 0, "it was lost twice");
+    proxy.swallow(true);
+    let answer = stage.store.read(conversation.reference(), None, 1).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_large_page_arrives_over_a_slow_line() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let mut impatient = settings(format!("redis://127.0.0.1:{}/0", proxy.port()), ROOMY);
+    impatient.response_timeout = Duration::from_millis(300);
+    let stage = Stage::in_redis(impatient, ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    let item = conversation.issue(60_000).await;
+    let result = format!("\"{}\"", "x".repeat(1024 * 1024));
+    conversation.accept(&item, &result).await.unwrap();
+    // A wait for each of at least 64 pieces: nearly a second.
+    proxy.delay(15);
+    let since = Instant::now();
+    let page = stage.store.read(conversation.reference(), None, 1).await.unwrap().unwrap();
+    assert!(since.elapsed() > Duration::from_millis(600), "{:?}", since.elapsed());
+    assert_eq!(page.envelopes.len(), 1);
+}
+
+#[tokio::test]
 async fn scripts_that_redis_forgot_are_loaded_again() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
@@ -246,7 +283,7 @@ async fn scripts_that_redis_forgot_are_loaded_again() {
     conversation.cancel(&second).await.unwrap();
     stage.wait_until(third.deadline);
     forget();
-    let due = stage.store.due(10).await.unwrap();
+    let due = stage.due(10).await;
     forget();
     assert_eq!(stage.store.expire(due.conversations[0].clone(), None).await.unwrap().timed_out.len(), 1);
     forget();
@@ -271,13 +308,13 @@ async fn a_full_redis_is_unavailable_and_does_nothing_by_halves() {
     let conversation = stage.conversation().await;
     let [first, second, third] = conversation.issue_many(1_000).await;
     conversation.accept(&second, "2").await.unwrap();
+    let overdue = stage.conversation().await;
+    let [late, withdrawn, _] = overdue.issue_many(10).await;
     let before = conversation.seen(&[&first, &second, &third]).await;
     memory("1");
     let attempt = conversation.bringing(&first, b"1");
     for _ in 0..2 {
         let answer = stage.store.accept(attempt.clone()).await;
-        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
-        let answer = stage.store.cancel(conversation.withdrawing(&third)).await;
         assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
         let answer = stage.store.issue(conversation.issuing(1_000)).await;
         assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
@@ -287,13 +324,13 @@ async fn a_full_redis_is_unavailable_and_does_nothing_by_halves() {
     assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "its token was not spent");
     assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
     memory("1");
-    // Giving memory back works: an end is either whole or refused as a whole.
-    let before = conversation.seen(&[&first, &second, &third]).await;
-    match stage.store.end(conversation.reference(), None).await {
-        Ok(ended) => assert_eq!(ended.unwrap().ended.dropped_awaiting, 1),
-        Err(StoreError::Unavailable(_)) => {
-            assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
-        }
-        Err(other) => panic!("{other}"),
+    // What settles items or gives memory back is done nevertheless.
+    overdue.cancel(&withdrawn).await.unwrap();
+    stage.wait_until(late.deadline);
+    for of in stage.due(10).await.conversations {
+        stage.store.expire(of, None).await.unwrap();
     }
+    let expected = [(1, Outcome::TimedOut), (2, Outcome::Cancelled), (3, Outcome::TimedOut)];
+    assert_eq!(overdue.channel().await, expected);
+    assert_eq!(conversation.end().await.unwrap().dropped_awaiting, 1);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};
-use callback_ingress::store::{ChannelAddress, Due, Store};
+use callback_ingress::store::{ChannelAddress, Store};
 use redis::Value;
 
 use super::stage_in;
@@ -101,7 +101,7 @@ async fn every_key_has_a_time_to_live_and_its_partitions_hash_tag() {
     let kinds: Vec<_> = kinds.keys().map(String::as_str).collect();
     assert_eq!(
         kinds,
-        ["channel", "conversation", "deadlines", "held", "items", "totals", "used"],
+        ["channel", "conversation", "held", "timers", "totals", "used"],
         "all there are"
     );
 }
@@ -125,7 +125,7 @@ async fn no_key_goes_while_its_data_can_be_asked_for() {
                 stage.clock.now().millis_until(second.expires_at)
             } else if key.contains(":used:") {
                 stage.clock.now().millis_until(fourth.expires_at)
-            } else if key.ends_with(":deadlines") {
+            } else if key.ends_with(":timers") {
                 stage.clock.now().millis_until(first.deadline)
             } else {
                 idle_in + ROOMY.ended_retention_ms
@@ -175,26 +175,26 @@ async fn the_channel_is_a_stream_under_the_key_that_is_told() {
         panic!("the channel of a store in Redis can be read in Redis");
     };
     let entries: Vec<(String, BTreeMap<String, String>)> =
-        redis::cmd("XRANGE").arg(key).arg("-").arg("+").query(&mut server.connection(0)).unwrap();
+        redis::cmd("XRANGE").arg(&key).arg("-").arg("+").query(&mut server.connection(0)).unwrap();
     let [(one, result), (two, cancelled)] = &entries[..] else { panic!("{entries:?}") };
-    assert_eq!((one.as_str(), two.as_str()), ("1-0", "2-0"), "an entry's id is its sequence");
-    let names: Vec<_> = result.keys().map(String::as_str).collect();
-    let expected = [
-        "conversationId",
-        "issuedAt",
-        "kind",
-        "outcome",
-        "receivedAt",
-        "releasedAt",
-        "requestId",
-        "result",
-        "sequence",
-        "workItemId",
-    ];
-    assert_eq!(names, expected);
-    assert_eq!((result["result"].as_str(), result["outcome"].as_str()), ("{\"n\": 1}", "succeeded"));
-    assert_eq!(result["receivedAt"], stage.clock.now().to_string());
-    assert!(!cancelled.contains_key("result") && !cancelled.contains_key("error"));
+    let opened_at = conversation.inspect().await.unwrap().opened_at.as_millis();
+    assert_eq!((one, two), (&format!("{opened_at}-1"), &format!("{opened_at}-2")), "when it was opened, and the sequence");
+    assert_eq!(result.keys().collect::<Vec<_>>(), ["envelope", "outcome", "sequence"]);
+    assert_eq!((result["sequence"].as_str(), result["outcome"].as_str()), ("1", "succeeded"));
+    let page = conversation.read(0, 10).await.unwrap();
+    assert_eq!([&result["envelope"], &cancelled["envelope"]], [0, 1].map(|at| {
+        std::str::from_utf8(&page.envelopes[at]).unwrap()
+    }));
+    let now = stage.clock.now();
+    assert!(result["envelope"].contains(&format!("\"result\":{{\"n\": 1}},\"issuedAt\":\"{now}\"")));
+    conversation.end().await.unwrap();
+    let entries: Vec<(String, BTreeMap<String, String>)> =
+        redis::cmd("XRANGE").arg(&key).arg("-").arg("+").query(&mut server.connection(0)).unwrap();
+    let (id, end) = &entries[2];
+    assert_eq!(id, &format!("{opened_at}-3"));
+    let expected = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, conversation.id);
+    assert_eq!(end, &BTreeMap::from([("end".to_owned(), expected)]));
+    assert_eq!(conversation.channel().await.len(), 2, "an end is no envelope");
 }
 
 #[tokio::test]
@@ -208,13 +208,13 @@ async fn however_many_items_of_a_partition_are_due_they_are_told() {
         futures_util::future::join_all((0..1_000).map(|_| conversation.issue(10))).await;
     }
     stage.clock.advance(10);
-    let due = stage.store.due(100_000).await.unwrap();
-    let told: usize = due.conversations.iter().map(|of| of.work_items.len()).sum();
-    assert_eq!((told, due.more), (9_000, false), "more than Lua can unpack");
+    let due = stage.due(100_000).await;
+    let told: usize = due.conversations.iter().map(|of| of.sequences.len()).sum();
+    assert_eq!(told, 9_000, "more than Lua can unpack");
     for of in due.conversations {
         assert_eq!(stage.store.expire(of, None).await.unwrap().timed_out.len(), 1_000);
     }
-    assert_eq!(stage.store.due(100).await.unwrap(), Due::default());
+    assert_eq!(stage.due(100).await.conversations, []);
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn awaiting_markers_are_kept_as_long_as_their_conversation_however_long_no
     let conversation = stage.conversation().await;
     conversation.issue(10).await;
     let mut connection = server.connection(0);
-    let keys: Vec<String> = redis::cmd("KEYS").arg("*:deadlines").query(&mut connection).unwrap();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*:timers").query(&mut connection).unwrap();
     let left: i64 = redis::cmd("PTTL").arg(&keys).query(&mut connection).unwrap();
     let idle_ttl = i64::try_from(ROOMY.conversation_idle_ttl_ms).unwrap();
     assert!(left > idle_ttl, "{left} of {idle_ttl}");
@@ -232,7 +232,7 @@ async fn awaiting_markers_are_kept_as_long_as_their_conversation_however_long_no
     let other = stage.conversation().await;
     other.open(|open| open.idle_ttl_ms = Some(1_000)).await.unwrap();
     other.issue(10).await;
-    for key in redis::cmd("KEYS").arg("*:deadlines").query::<Vec<String>>(&mut connection).unwrap() {
+    for key in redis::cmd("KEYS").arg("*:timers").query::<Vec<String>>(&mut connection).unwrap() {
         let left: i64 = redis::cmd("PTTL").arg(&key).query(&mut connection).unwrap();
         assert!(left > 0, "{key}: {left}");
     }
@@ -247,13 +247,13 @@ async fn one_spoilt_key_does_not_stop_the_timers_of_the_others() {
     let partition = conversation.reference().partition(64);
     let (spoilt, odd) = ((partition + 1) % 64, (partition + 2) % 64);
     let mut connection = server.connection(0);
-    redis::cmd("SET").arg(format!("{{cb:{spoilt}}}:deadlines")).arg("x").exec(&mut connection).unwrap();
-    let odd = format!("{{cb:{odd}}}:deadlines");
+    redis::cmd("SET").arg(format!("{{cb:{spoilt}}}:timers")).arg("x").exec(&mut connection).unwrap();
+    let odd = format!("{{cb:{odd}}}:timers");
     redis::cmd("ZADD").arg(odd).arg(1).arg("no marker").exec(&mut connection).unwrap();
     stage.wait_until(item.deadline);
-    let due = stage.store.due(10).await.unwrap();
-    let told: Vec<_> = due.conversations.iter().flat_map(|of| of.work_items.clone()).collect();
-    assert_eq!(told, [item.id]);
+    let due = stage.due(10).await;
+    let told: Vec<_> = due.conversations.iter().flat_map(|of| of.sequences.clone()).collect();
+    assert_eq!(told, [item.sequence]);
 }
 
 #[tokio::test]
@@ -267,6 +267,6 @@ async fn a_page_of_large_results_is_short() {
         conversation.accept(&item, &large).await.unwrap();
     }
     let page = conversation.read(0, 100).await.unwrap();
-    assert_eq!((page.released, page.envelopes.len()), (20, 4), "a few at a time, whatever was asked for");
-    assert_eq!(conversation.read(18, 100).await.unwrap().envelopes.len(), 2);
+    assert_eq!((page.released, page.envelopes.len()), (20, 1), "what there is room for, whatever was asked for");
+    assert_eq!(conversation.read(19, 100).await.unwrap().envelopes.len(), 1);
 }

@@ -14,7 +14,7 @@ use crate::service::{Service, until as service_until};
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// A master with a replica that follows it.
-async fn pair() -> (RedisServer, RedisServer) {
+pub(crate) async fn pair() -> (RedisServer, RedisServer) {
     let master = RedisServer::with(&["--repl-diskless-sync-delay", "0"]);
     let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &master.port().to_string()]);
     until("the replica follows", async || {
@@ -112,7 +112,7 @@ async fn one_wait_serves_many_and_holds_up_nobody_else() {
     let reading = async {
         // What waits for nobody is answered meanwhile: on both connections.
         until("all are there", async || conversation.read(0, 100).await.unwrap().released == 64).await;
-        stage.store.ping().await.unwrap();
+        stage.store.due(&[0], 1).await.unwrap();
         replica.resume();
     };
     let (answers, ()) = tokio::join!(waiting, reading);

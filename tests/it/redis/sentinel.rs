@@ -42,7 +42,7 @@ async fn nothing_acknowledged_is_lost_when_the_master_is_killed_under_load() {
             service.wait_for_another_master(before);
         });
         let since = Instant::now();
-        until("the new master is used", async || stage.store.ping().await.is_ok()).await;
+        until("the new master is used", async || stage.store.due(&[0], 1).await.is_ok()).await;
         since.elapsed()
     };
     let load = async {

@@ -25,7 +25,9 @@ impl Event {
 
     /// The sequence that its id names.
     pub(crate) fn sequence(&self) -> u64 {
-        self.id.strip_suffix("-0").expect("a stream id").parse().unwrap()
+        let (opened_at, sequence) = self.id.split_once('-').expect("a stream id");
+        assert!(opened_at.parse::<u64>().unwrap() > 1_600_000_000_000, "when the conversation was opened");
+        sequence.parse().unwrap()
     }
 }
 

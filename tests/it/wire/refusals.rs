@@ -151,7 +151,7 @@ async fn a_conversation_left_untouched_takes_no_callback() {
     let service = Service::with_clock(&[], Clock::Manual(clock.clone())).await;
     let call = service.platform("PUT", "/conversations/idle").json("{\"idleTtlMs\":1000}");
     assert_eq!(call.send().await.status, 201);
-    let item = service.issue("idle", &json!({"kind": "tool", "timeoutMs": 5_000})).await;
+    let item = service.issue("idle", &json!({"kind": "tool", "timeoutMs": 500})).await;
     clock.advance(999);
     assert_eq!(service.shown("/conversations/idle").await["state"], "live");
     clock.advance(1);

@@ -30,8 +30,6 @@ async fn a_store_that_is_gone_spends_nothing_and_when_it_is_back_the_same_post_i
         ("a callback", service.callback(&second.token, "2"), unavailable),
         ("a retry", service.callback(&first.token, "1"), unavailable),
         ("a forged token costs no call", service.callback("cbt_x", "2"), (401, "CALLBACK_TOKEN_INVALID")),
-        ("health", service.provider("GET", "/health"), unavailable),
-        ("health on the other side", service.health(), unavailable),
         ("life", service.provider("GET", "/health/live"), (200, "ok")),
         ("opening", service.platform("PUT", &path), unavailable),
         ("showing", service.platform("GET", &path), unavailable),
@@ -42,6 +40,8 @@ async fn a_store_that_is_gone_spends_nothing_and_when_it_is_back_the_same_post_i
         ("events", service.platform("GET", &format!("{path}/events")), unavailable),
     ])
     .await;
+    until("health tells it", async || service.provider("GET", "/health").send().await.status == 503).await;
+    check([("health on the other side", service.health(), unavailable)]).await;
     redis.restart();
     until("it is back", async || service.provider("GET", "/health").send().await.status == 200).await;
     check([

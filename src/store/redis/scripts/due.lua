@@ -30,7 +30,10 @@ for _, timers in ipairs(KEYS) do
     if #taken > 0 then
         -- This write takes no memory: a server that is full takes what follows it in the same script.
         call('PEXPIRE', timers, $partition_ttl)
-        call('ZADD', timers, 'XX', unpack(taken))
+        -- Lua cannot unpack any number at once.
+        for i = 1, #taken, 1000 do
+            call('ZADD', timers, 'XX', unpack(taken, i, math.min(i + 999, #taken)))
+        end
     end
 end
 return reply

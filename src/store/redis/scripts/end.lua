@@ -20,8 +20,7 @@ if c.ended_at == 0 then
         end
     end
     finish(c, c.ended or NOW)
-    call('HINCRBY', TOTALS, 'clearing', c.awaiting - clear(c))
-    save(c)
+    append_end(c)
     arm(c)
 end
 return { 'ended', NOW, repeated, state_of(c), c.facts, unpack(RELEASED) }

@@ -1,11 +1,4 @@
--- Ends a conversation at this time. Markers of its items beyond the first few hundred are left to the sweeper.
-local function finish(c, time)
-    local opened_at, _, id = decode(FACTS, c.facts)
-    c.ended_at, c.ended, c.cleared = time, time, c.gate
-    call('UNLINK', HELD)
-    call('XADD', CHANNEL, opened_at .. '-' .. c.gate, 'end', '{"conversationId":"' .. id .. '","state":"ended"}')
-    c.gate_before = 0
-end
+-- What ends a conversation.
 
 -- Removes some markers of an ended conversation's items, and tells how many of them there were.
 local function clear(c)
@@ -15,6 +8,26 @@ local function clear(c)
     end
     c.cleared = c.cleared + #markers
     return #markers > 0 and call('ZREM', TIMERS, unpack(markers)) or 0
+end
+
+-- Ends a conversation at this time. Markers of its items beyond the first few hundred are left to the sweeper: they are
+-- counted until then.
+local function finish(c, time)
+    c.ended_at, c.ended, c.cleared = time, time, c.gate
+    local left = c.awaiting - clear(c)
+    if left > 0 then
+        call('HINCRBY', TOTALS, 'clearing', left)
+    end
+    c.gate_before = 0
+    save(c)
+    call('UNLINK', HELD)
+end
+
+-- Writes the last entry of the channel, unless it is there.
+local function append_end(c)
+    local opened_at, _, id = decode(FACTS, c.facts)
+    redis.pcall('XADD', CHANNEL, opened_at .. '-' .. c.gate, 'end', '{"conversationId":"' .. id .. '","state":"ended"}')
+    call('PEXPIRE', CHANNEL, c.kept_until - NOW)
 end
 
 -- When the sweeper has to look at the conversation next.

@@ -26,30 +26,27 @@ end
 
 local timed_out, ended = {}, 0
 if c.ended then
-    local cleared = 0
-    for _, sequence in ipairs(named) do
-        cleared = cleared + call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
-    end
     if c.ended_at == 0 then
         finish(c, c.ended)
         ended = 1
-        cleared = cleared - c.awaiting
+    else
+        local cleared = clear(c)
+        if cleared > 0 then
+            call('HINCRBY', TOTALS, 'clearing', -cleared)
+        end
+        save(c)
     end
-    cleared = cleared + clear(c)
-    if cleared ~= 0 then
-        call('HINCRBY', TOTALS, 'clearing', -cleared)
-    end
+    append_end(c)
     if c.cleared == c.next and NOW >= c.ended + $retention then
         call('UNLINK', CONVERSATION, CHANNEL, HELD)
-        call('HINCRBY', TOTALS, 'conversations', -call('ZREM', TIMERS, REFERENCE))
+        call('HINCRBY', TOTALS, 'conversations', 0 - call('ZREM', TIMERS, REFERENCE))
         return { 'gone' }
     end
-    save(c)
     look = true
 else
     local known = {}
     for i, sequence in ipairs(named) do
-        local item = read[i + 2]
+        local item = known[sequence] or read[i + 2]
         local outcome, deadline = AWAITING, 0
         if item then
             outcome, deadline = decode('>BI6', item)

@@ -53,10 +53,10 @@ c.touched_at = NOW
 c.busy_until = max(c.busy_until, deadline)
 c.last_issue = max(c.last_issue, attempted_at)
 keep(c)
+call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
 if key == '' then
     call('HSET', CONVERSATION, 's', state_of(c), sequence, item)
 else
     call('HSET', CONVERSATION, 's', state_of(c), sequence, item, 'k' .. key, fingerprint .. sequence)
 end
-call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
 return { 'issued', 0, sequence, item }

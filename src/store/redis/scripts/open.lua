@@ -18,8 +18,8 @@ if not c then
         call('HINCRBY', TOTALS, 'conversations', 1)
     elseif former.ended_at == 0 then
         -- Left untouched, it ended without a step that would have counted that.
-        call('HINCRBY', TOTALS, 'held', -former.held_before)
-        call('HINCRBY', TOTALS, 'held_bytes', -former.bytes_before)
+        call('HINCRBY', TOTALS, 'held', 0 - former.held_before)
+        call('HINCRBY', TOTALS, 'held_bytes', 0 - former.bytes_before)
     end
 elseif c.ended then
     return { 'conversation_ended' }

@@ -34,7 +34,8 @@ local function time_out(c, sequence, item)
     return settle(c, sequence, item, TIMED_OUT, rfc3339(deadline, day), '\0\0\0\0\0\0\0\0', 0, '')
 end
 
--- Writes an item's envelope to the channel; tells its bytes.
+-- Writes an item's envelope to the channel, and tells the bytes of its result. Before anything says that it is there: a
+-- step that fails in between is repeated as a whole.
 local function append(c, sequence, item, payload)
     local outcome, _, _, id, issued_at, _, _, trace, members, at = decode(ITEM, item)
     local received_at, _, bytes, request, settled_in = decode(SETTLEMENT, item, at)
@@ -51,14 +52,20 @@ local function append(c, sequence, item, payload)
         word, result = outcome == TIMED_OUT and 'timed_out' or 'cancelled', ''
     end
     if result ~= '' and not payload then
-        payload = call('HGET', HELD, sequence) or 'null'
+        payload = call('HGET', HELD, sequence)
     end
     local envelope = '{"sequence":' .. sequence .. ',"conversationId":"' .. c.id .. '","workItemId":"' .. id .. '",'
         .. members .. ',"outcome":"' .. word .. '"' .. result .. (payload or '') .. ',"issuedAt":"' .. issued_at
         .. '","receivedAt":"' .. received_at .. '","releasedAt":"' .. NOW_TEXT
         .. (request ~= '' and '","requestId":"' .. request or '')
         .. (trace ~= '' and '","traceparent":"' .. trace or '') .. '"}'
-    call('XADD', CHANNEL, c.opened_at .. '-' .. sequence, 'envelope', envelope, 'sequence', sequence, 'outcome', word)
+    local entry = c.opened_at .. '-' .. sequence
+    local added = redis.pcall('XADD', CHANNEL, entry, 'envelope', envelope, 'sequence', sequence, 'outcome', word)
+    if added.err then
+        -- A step that failed halfway has put it there, and did no more.
+        local there = call('XRANGE', CHANNEL, entry, entry)[1]
+        assert(there and there[2][1] == 'envelope', added.err)
+    end
     c.held_bytes = c.held_bytes - bytes
     c.channel_bytes = c.channel_bytes + bytes
     return bytes
@@ -116,7 +123,8 @@ local function save(c)
         call('ZADD', TIMERS, NOW + 1000, REFERENCE)
     end
     if #MARKERS > 0 then
-        call('ZREM', TIMERS, unpack(MARKERS))
+        -- A marker that stays settles nothing: the sweeper removes it.
+        redis.pcall('ZREM', TIMERS, unpack(MARKERS))
     end
     if #FREED > 0 then
         call('HDEL', HELD, unpack(FREED))
