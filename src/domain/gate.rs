@@ -265,7 +265,10 @@ impl Conversation {
             (Some(first), _) if first != command.result.fingerprint => Err(AcceptRefused::TokenUsed),
             (Some(_), _) => {
                 let replayed = slot.attempt() != Some(command.attempt);
-                self.receipt(sequence, replayed, Vec::new()).ok_or(AcceptRefused::WorkItemUnknown)
+                // What is past its deadline is not waited for.
+                let released =
+                    if ended { Vec::new() } else { self.release(now, command.traceparent.as_ref()) };
+                self.receipt(sequence, replayed, released).ok_or(AcceptRefused::WorkItemUnknown)
             }
             (None, Some((Outcome::TimedOut, _))) => Err(AcceptRefused::WorkItemTimedOut),
             (None, Some((Outcome::Cancelled, _))) => Err(AcceptRefused::WorkItemCancelled),

@@ -753,13 +753,13 @@ fn released(
 impl RedisStore {
     /// The receipt of a callback that was taken, once all that it released is on the channel.
     async fn receipt(&self, mut reply: Reply, command: &Accept) -> Result<Receipt, StoreError> {
-        let (replayed, mut gate) = (reply.number()? == 1, Sequence::new(reply.number()?));
+        let (replayed, now) = (reply.number()? == 1, Timestamp::from_millis(reply.number()?));
+        let mut gate = Sequence::new(reply.number()?);
         let facts = Facts::decode(&reply.bytes()?)?;
         let item = Item::decode(&reply.bytes()?)?;
         let (outcome, received_at) = item.settled().ok_or_else(|| broken("a receipt without an outcome"))?;
         let unfinished = reply.number()? == 1;
-        // Released by the step that took it, at the time at which it was taken.
-        let mut released = released(&mut reply, facts.opened_at, received_at, Some(&item))?;
+        let mut released = released(&mut reply, facts.opened_at, now, Some(&item))?;
         if unfinished
             && let Some(after) =
                 self.finish(command.conversation, command.traceparent.as_ref(), &mut released).await

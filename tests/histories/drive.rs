@@ -231,7 +231,8 @@ pub(crate) async fn truth(client: &Client, conversation: &str) -> Truth {
     let released = view["nextSequence"].as_u64().unwrap() - 1 - unreleased as u64;
     let mut events: Vec<(String, String)> = Vec::new();
     for _ in 0..READINGS {
-        let (after, wanted) = (events.len() as u64, live.then_some(released));
+        let after = events.last().map(|(id, _)| (events.len() as u64, id.as_str()));
+        let wanted = live.then_some(released);
         let until = Instant::now() + Duration::from_secs(2);
         let Some(session) = reader::read(client, conversation, after, wanted, until).await else { continue };
         let refused = session.refused.is_some();

@@ -24,6 +24,7 @@ mod client;
 mod clock;
 mod deployment;
 mod drive;
+mod exchange;
 mod figures;
 mod long;
 mod mutations;
@@ -34,6 +35,7 @@ mod plan;
 mod proxy;
 mod reader;
 mod record;
+mod recorded;
 #[path = "../it/redis_cluster.rs"]
 #[expect(dead_code, reason = "another test binary uses all of it")]
 mod redis_cluster;

@@ -16,20 +16,22 @@ const PAUSE: Duration = Duration::from_millis(40);
 /// How long a reader waits for the head of a stream.
 const OPENED_WITHIN: Duration = Duration::from_millis(1_500);
 
-/// Reads a conversation's event stream from after a sequence, until the time is over, the stream ends, or it has given
-/// the event of `last`. A reply other than a stream is written down where it is final.
+/// Reads a conversation's event stream from after an event, which is told by its sequence and its id, or from its start;
+/// until the time is over, the stream ends, or it has given the event of `last`. A reply other than a stream is written
+/// down where it is final.
 pub(crate) async fn read(
     client: &Client,
     conversation: &str,
-    after: u64,
+    after: Option<(u64, &str)>,
     last: Option<u64>,
     until: Instant,
 ) -> Option<Session> {
     let call = Call::platform("GET", &format!("{conversation}/events"));
     let call = match after {
-        0 => Call { path: format!("{}?from=0", call.path), ..call },
-        after => call.header("last-event-id", format!("{after}-0")),
+        None => Call { path: format!("{}?from=0", call.path), ..call },
+        Some((_, id)) => call.header("last-event-id", id),
     };
+    let after = after.map_or(0, |(sequence, _)| sequence);
     let request_id = Entropy.request_id().to_string();
     let (replica, answer) = client.send(&call, &request_id);
     let opened = timeout_at(until.min(Instant::now() + OPENED_WITHIN), answer).await.ok()??;
@@ -85,11 +87,15 @@ pub(crate) async fn follow(
 ) -> Vec<Session> {
     let mut sessions: Vec<Session> = Vec::new();
     let mut cuts = cuts.iter().map(|millis| Duration::from_millis(*millis));
-    let mut after = 0;
+    let (mut read_on, mut last_id) = (0, String::new());
     while Instant::now() < until {
         let cut = cuts.next().map_or(until, |cut| (Instant::now() + cut).min(until));
+        let after = (read_on > 0).then_some((read_on, last_id.as_str()));
         if let Some(session) = read(client, conversation, after, None, cut).await {
-            after += session.events.len() as u64;
+            read_on += session.events.len() as u64;
+            if let Some((_, id, _)) = session.events.last() {
+                last_id.clone_from(id);
+            }
             let over = session.ended || session.refused.is_some();
             sessions.push(session);
             if over {

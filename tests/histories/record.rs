@@ -188,7 +188,7 @@ impl Operation {
     }
 }
 
-/// An envelope: from the event stream, or put together from the Redis stream.
+/// An envelope, as an event and an entry of the Redis stream have it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Envelope {
@@ -204,6 +204,10 @@ pub(crate) struct Envelope {
     pub(crate) received_at: String,
     pub(crate) released_at: String,
     pub(crate) request_id: Option<String>,
+    #[expect(
+        dead_code,
+        reason = "an envelope may have it, and clients that are not traced know nothing of it"
+    )]
     pub(crate) traceparent: Option<String>,
 }
 
@@ -242,6 +246,14 @@ pub(crate) struct Truth {
     pub(crate) events: Vec<(String, String)>,
     /// The Redis stream, on a store that has one.
     pub(crate) stream: Option<Vec<StreamEntry>>,
+}
+
+impl Truth {
+    /// The id of the event and of the stream's entry with this sequence.
+    pub(crate) fn event_id(&self, sequence: u64) -> String {
+        let opened_at = self.view.as_ref().and_then(|view| millis(view["openedAt"].as_str()?));
+        format!("{}-{sequence}", opened_at.unwrap_or_default())
+    }
 }
 
 /// All that happened to one conversation.

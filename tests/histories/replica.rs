@@ -5,6 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
 
+use callback_ingress::config::{self, Sources};
+use callback_ingress::domain::gate::Limits;
 use serde_json::Value;
 
 use crate::clock::SteppedClock;
@@ -31,6 +33,12 @@ const SETTINGS: [(&str, &str); 8] = [
 
 /// Where Redis has replicas, each of which is waited for as long as for an answer.
 const WAITING: [(&str, &str); 2] = [("store.wait_replicas", "1"), ("store.wait_timeout_ms", "500")];
+
+/// The limits that every replica is started with.
+pub(crate) fn limits() -> Limits {
+    let flags = SETTINGS.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    config::load(Sources { flags, ..Sources::default() }).unwrap().config.limits()
+}
 
 /// Where a replica is reached. Another one after each start.
 #[derive(Clone, Debug)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::deployment::{Deployment, Kind};
+use crate::exchange::exchanged;
 use crate::figures::Figures;
 use crate::nemesis::Fault;
 use crate::run::Batch;
@@ -22,13 +23,18 @@ async fn holds(kind: Kind, faults: &[&[Fault]]) {
 
 /// The same, of these seeds each.
 async fn holds_from(seeds: &[u64], kind: Kind, faults: &[&[Fault]]) {
-    let deployment = Arc::new(Deployment::start(kind));
+    holds_on(&Arc::new(Deployment::start(kind)), seeds, faults).await;
+}
+
+/// The same, on this deployment.
+async fn holds_on(deployment: &Arc<Deployment>, seeds: &[u64], faults: &[&[Fault]]) {
+    let kind = deployment.kind;
     let mut figures = Figures::default();
     for faults in faults {
         for &seed in seeds {
             let batch = Batch { seed, histories: AT_ONCE, faults: faults.to_vec() };
             println!("{}", batch.command(kind));
-            let done = batch.run(&deployment).await;
+            let done = batch.run(deployment).await;
             let violations: Vec<_> = done.verdict.violations.iter().collect();
             figures.add(&done, violations.len());
             assert!(violations.is_empty(), "{}\n{}", done.story(&violations), batch.command(kind));
@@ -82,6 +88,14 @@ async fn everything_holds_when_replicas_are_killed_stand_still_and_have_wrong_cl
 async fn everything_holds_when_wires_are_cut_and_slow_and_scripts_forgotten() {
     let cuts = [Fault::CutCall, Fault::CutAnswer, Fault::CutHalfAnswer];
     holds(Kind::Durable(2), &[&cuts, &[Fault::Delay, Fault::FlushScripts]]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_holds_when_a_step_releases_one_item_and_leaves_the_rest_to_the_next() {
+    // No history has as many items as the real bound. Who is killed between two steps leaves the next to the sweeper.
+    let change = ("release", "$step_items", "1");
+    let deployment = Deployment::exchanging(Kind::Forgetful(2), |redis| exchanged(redis, &[change]));
+    holds_on(&Arc::new(deployment), &[1, fresh_seed()], &[&[], &[Fault::KillReplica]]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

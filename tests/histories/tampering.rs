@@ -1,19 +1,16 @@
-//! Proof of the checker, where no store can be broken so: a history in which everything held, changed in one place into
-//! one that cannot have happened.
-
-use std::sync::Arc;
+//! Proof of the checker, where no store can be broken so: a recorded history in which everything held, changed in one
+//! place into one that cannot have happened.
 
 use serde_json::{Value, json};
 
 use crate::checker::{self, Rule};
-use crate::deployment::{Deployment, Kind};
-use crate::record::{Action, Attempt, Conversation, History, Operation, Outage, Reply};
-use crate::run::Batch;
+use crate::record::{Action, Attempt, Conversation, History, Operation, Outage, Reply, StreamEntry};
+use crate::recorded;
 
 /// Changes a conversation, if it has the place for it.
 type Tampering = fn(&mut Conversation) -> bool;
 
-const TAMPERINGS: [(&str, Tampering, Rule); 13] = [
+const TAMPERINGS: [(&str, Tampering, Rule); 16] = [
     ("a forged token is taken", a_forgery_is_taken, Rule::Forged),
     ("a stranger cancels", a_stranger_cancels, Rule::Crossed),
     ("a time-out is told of before the deadline", a_time_out_is_too_early, Rule::Reply),
@@ -22,6 +19,9 @@ const TAMPERINGS: [(&str, Tampering, Rule); 13] = [
     ("a repetition is recognised that is none", nothing_was_repeated, Rule::Reply),
     ("a reply bears another request's id", another_request, Rule::Agreement),
     ("the Redis stream has other bytes", the_stream_differs, Rule::Agreement),
+    ("the Redis stream says nothing of the end", the_stream_does_not_end, Rule::Agreement),
+    ("the Redis stream ends, and the conversation lives", the_stream_ends, Rule::Agreement),
+    ("an event is of another opening", an_event_of_another_opening, Rule::Order),
     ("a reader sees what is not there", a_reader_sees_more, Rule::Reading),
     ("a reader of the Redis stream sees what is not there", a_stream_reader_sees_other, Rule::Reading),
     ("a reader is told of an end too early", a_reader_is_sent_away, Rule::Reading),
@@ -66,7 +66,7 @@ fn a_stranger_cancels(conversation: &mut Conversation) -> bool {
 
 fn a_time_out_is_too_early(conversation: &mut Conversation) -> bool {
     let timed_out = answered(conversation, is_post, "WORK_ITEM_TIMED_OUT");
-    // Before any deadline, however long the machine stood still meanwhile.
+    // Before any deadline.
     timed_out.map(|attempt| attempt.returned = 0).is_some()
 }
 
@@ -109,8 +109,29 @@ fn another_request(conversation: &mut Conversation) -> bool {
 
 fn the_stream_differs(conversation: &mut Conversation) -> bool {
     let entries = conversation.truth.stream.iter_mut().flatten().flat_map(|(_, fields)| fields);
-    let mut results = entries.filter(|(name, _)| name == "result");
-    results.next().map(|(_, bytes)| bytes.push(b' ')).is_some()
+    let mut envelopes = entries.filter(|(name, _)| name == "envelope");
+    envelopes.next().map(|(_, bytes)| bytes.push(b' ')).is_some()
+}
+
+fn the_stream_does_not_end(conversation: &mut Conversation) -> bool {
+    let stream = conversation.truth.stream.as_mut();
+    let ends = |(_, fields): &mut StreamEntry| fields[0].0 == "end";
+    let ended = stream.and_then(|stream| stream.pop_if(ends)).is_some();
+    // Nor was anybody told of it.
+    ended && conversation.stream_seen.pop().is_some()
+}
+
+fn the_stream_ends(conversation: &mut Conversation) -> bool {
+    let live = conversation.truth.view.as_ref().is_some_and(|view| view["state"] == "live");
+    let end = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, conversation.id);
+    let id = conversation.truth.event_id(conversation.truth.events.len() as u64 + 1);
+    let stream = conversation.truth.stream.as_mut().filter(|_| live);
+    stream.map(|stream| stream.push((id, vec![("end".to_owned(), end.into_bytes())]))).is_some()
+}
+
+fn an_event_of_another_opening(conversation: &mut Conversation) -> bool {
+    let event = conversation.truth.events.first_mut();
+    event.map(|(id, _)| *id = id.replacen('1', "2", 1)).is_some()
 }
 
 fn a_reader_sees_more(conversation: &mut Conversation) -> bool {
@@ -149,23 +170,34 @@ fn found_with_a_failover(conversation: &Conversation, after: u64) -> Vec<Rule> {
     checker::check(&history).violations.iter().map(|violation| violation.rule).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_explains_only_what_was_written_shortly_before_it() {
-    let deployment = Arc::new(Deployment::start(Kind::Durable(2)));
-    let done = Batch { seed: 4, histories: 12, faults: Vec::new() }.run(&deployment).await;
-    let mut all = done.histories.into_iter().flat_map(|history| history.conversations);
-    let taken = |conversation: &Conversation| {
-        let mut posts = conversation.operations.iter().filter(|one| is_post(&one.action));
-        posts.any(|one| one.answers().any(|(_, reply)| reply.status == 202))
-    };
-    let read = |conversation: &Conversation| {
-        let mut attempts = conversation.operations.iter().flat_map(|operation| &operation.attempts);
-        // On a busy machine, something may be asked for when the reader has gone.
-        conversation.sessions.last().is_some_and(|session| {
-            !session.events.is_empty() && attempts.all(|attempt| attempt.invoked <= session.over)
-        })
-    };
-    let intact = all.find(|one| taken(one) && read(one)).expect("one of them is read, and takes a result");
+/// The recorded conversation that lives.
+fn living() -> Conversation {
+    recorded::history().conversations.swap_remove(0)
+}
+
+#[test]
+fn the_recorded_history_holds() {
+    let found = checker::check(&recorded::history()).violations;
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn a_history_that_is_changed_in_one_place_is_caught() {
+    for (name, tamper, rule) in TAMPERINGS {
+        let mut tampered = recorded::history()
+            .conversations
+            .into_iter()
+            .filter_map(|mut conversation| tamper(&mut conversation).then_some(conversation));
+        let conversation = tampered.next().unwrap_or_else(|| panic!("no place for this: {name}"));
+        let history = History { conversations: vec![conversation], outages: Vec::new() };
+        let found = checker::check(&history).violations;
+        assert!(found.iter().any(|violation| violation.rule == rule), "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn a_failover_explains_only_what_was_written_shortly_before_it() {
+    let intact = living();
     assert_eq!(found_with_a_failover(&intact, 0), [], "nothing is lost");
     // A result of long ago, whatever the failover is blamed for.
     let mut lost = intact.clone();
@@ -188,42 +220,16 @@ async fn a_failover_explains_only_what_was_written_shortly_before_it() {
     assert!(found_with_a_failover(&read_on, 1).contains(&Rule::Reading), "a later answer vouches for it");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_is_not_there_is_caught_where_nothing_is_broken_and_the_machine_is_not_too_busy() {
-    let deployment = Arc::new(Deployment::start(Kind::Memory));
-    let mut done = Batch { seed: 5, histories: 1, faults: Vec::new() }.run(&deployment).await;
-    let all = |history: &mut History, change: fn(&mut Attempt)| {
-        for conversation in &mut history.conversations {
-            attempts(conversation, |_| true).for_each(change);
-        }
-    };
-    // As on a machine that has nothing else to do.
-    all(&mut done.histories[0], |attempt| attempt.returned = attempt.invoked + 1_000);
-    done.histories[0].conversations.retain_mut(|one| attempts(one, |_| true).all(|one| one.reply.is_some()));
-    assert_eq!(checker::unfounded(&done.histories).len(), 0, "nobody was refused");
-    let refused = attempts(&mut done.histories[0].conversations[0], |_| true).next();
+#[test]
+fn a_store_that_is_not_there_is_caught_where_nothing_is_broken_and_the_machine_is_not_too_busy() {
+    let mut history = recorded::history();
+    let unfounded = |history: &History| checker::unfounded(std::slice::from_ref(history));
+    assert_eq!(unfounded(&history).len(), 0, "nobody was refused");
+    let refused = attempts(&mut history.conversations[0], |_| true).next();
     assert!(turn_into(refused, 503, json!({"error": {"code": "STORE_UNAVAILABLE"}})));
-    let found = checker::unfounded(&done.histories);
+    let found = unfounded(&history);
     assert!(matches!(&found[..], [one] if one.rule == Rule::Available), "{found:?}");
-    all(&mut done.histories[0], |attempt| attempt.returned = attempt.invoked + 1_000_000);
-    assert_eq!(checker::unfounded(&done.histories).len(), 0, "on this one the store may have been late");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_history_that_is_changed_in_one_place_is_caught() {
-    let deployment = Arc::new(Deployment::start(Kind::Durable(2)));
-    let done = Batch { seed: 3, histories: 40, faults: Vec::new() }.run(&deployment).await;
-    let violations: Vec<_> = done.verdict.violations.iter().collect();
-    assert!(violations.is_empty(), "{}", done.story(&violations));
-    for (name, tamper, rule) in TAMPERINGS {
-        let all = done.histories.iter().flat_map(|history| &history.conversations);
-        let mut tampered = all.filter_map(|conversation| {
-            let mut conversation = conversation.clone();
-            tamper(&mut conversation).then_some(conversation)
-        });
-        let conversation = tampered.next().unwrap_or_else(|| panic!("no place for this: {name}"));
-        let history = History { conversations: vec![conversation], outages: Vec::new() };
-        let found = checker::check(&history).violations;
-        assert!(found.iter().any(|violation| violation.rule == rule), "{name}: {found:?}");
-    }
+    let slow = attempts(&mut history.conversations[1], |_| true).next().unwrap();
+    slow.returned = slow.invoked + 1_000_000;
+    assert_eq!(unfounded(&history).len(), 0, "on this one the store may have been late");
 }

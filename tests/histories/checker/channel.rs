@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::value::RawValue;
-
 use super::{Case, Rule};
-use crate::record::{Action, Envelope, Time, millis};
+use crate::record::{Action, Envelope, StreamEntry, Time, millis};
 
 /// By how much a time-out may be late at most, in milliseconds: on a machine that also runs its clients, its nemesis and
 /// other tests, and after a fault until everything is connected again. What is promised at the 99th percentile is far
@@ -21,7 +19,7 @@ impl Case<'_> {
             let sequence = place as u64 + 1;
             match serde_json::from_str::<Envelope>(data) {
                 Ok(envelope) => {
-                    if envelope.sequence != sequence || *id != format!("{sequence}-0") {
+                    if envelope.sequence != sequence || *id != self.conversation.truth.event_id(sequence) {
                         let what = format!("the event {id} with {} is number {sequence}", envelope.sequence);
                         self.violated(Rule::Order, what);
                     }
@@ -94,20 +92,33 @@ impl Case<'_> {
         counts.max().unwrap_or_default()
     }
 
-    /// The Redis stream holds what the event stream gives.
+    /// The Redis stream holds what the event stream gives, and a last entry once the conversation has ended.
     fn check_forms(&mut self) {
-        let Some(stream) = &self.conversation.truth.stream else { return };
-        if stream.len() != self.envelopes.len() {
-            let what =
-                format!("the Redis stream has {}, the event stream {}", stream.len(), self.envelopes.len());
+        let truth = &self.conversation.truth;
+        let Some(stream) = &truth.stream else { return };
+        let field = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_owned());
+        let mut expected: Vec<StreamEntry> = Vec::new();
+        for ((id, data), envelope) in truth.events.iter().zip(&self.envelopes) {
+            let fields = vec![
+                field("envelope", data),
+                field("outcome", &envelope.outcome),
+                field("sequence", &envelope.sequence.to_string()),
+            ];
+            expected.push((id.clone(), fields));
+        }
+        if self.has_ended() {
+            let end = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation.id);
+            let id = truth.event_id(truth.events.len() as u64 + 1);
+            expected.push((id, vec![field("end", &end)]));
+        }
+        if stream.len() != expected.len() {
+            let what = format!("the Redis stream has {} entries, not {}", stream.len(), expected.len());
             self.violated(Rule::Agreement, what);
         }
-        for ((id, fields), envelope) in stream.iter().zip(self.envelopes.clone()) {
-            let mut fields: Vec<(&str, &[u8])> =
-                fields.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        for ((id, fields), expected) in stream.iter().zip(expected) {
+            let mut fields = fields.clone();
             fields.sort_unstable();
-            let sequence = envelope.sequence.to_string();
-            if fields != members(&envelope, &sequence) || *id != format!("{sequence}-0") {
+            if (id, &fields) != (&expected.0, &expected.1) {
                 self.violated(Rule::Agreement, format!("{id} is not the same in both streams: {fields:?}"));
             }
         }
@@ -153,29 +164,4 @@ impl Case<'_> {
             broken.chain(slow).filter(|(from, until)| from / 1_000 <= came && until / 1_000 >= due);
         overlapping.map(|(_, until)| until / 1_000).fold(due, u64::max)
     }
-}
-
-/// An envelope as a Redis stream has it, by the names of its fields.
-fn members<'e>(envelope: &'e Envelope, sequence: &'e str) -> Vec<(&'e str, &'e [u8])> {
-    let text = |text: &'e Option<String>| text.as_deref();
-    let raw = |raw: &'e Option<Box<RawValue>>| raw.as_deref().map(RawValue::get);
-    let all = [
-        ("sequence", Some(sequence)),
-        ("conversationId", Some(envelope.conversation_id.as_str())),
-        ("workItemId", Some(envelope.work_item_id.as_str())),
-        ("turnId", text(&envelope.turn_id)),
-        ("kind", Some(envelope.kind.as_str())),
-        ("outcome", Some(envelope.outcome.as_str())),
-        ("result", raw(&envelope.result)),
-        ("error", raw(&envelope.error)),
-        ("issuedAt", Some(envelope.issued_at.as_str())),
-        ("receivedAt", Some(envelope.received_at.as_str())),
-        ("releasedAt", Some(envelope.released_at.as_str())),
-        ("requestId", text(&envelope.request_id)),
-        ("traceparent", text(&envelope.traceparent)),
-    ];
-    let mut there: Vec<_> =
-        all.into_iter().filter_map(|(name, value)| Some((name, value?.as_bytes()))).collect();
-    there.sort_unstable();
-    there
 }

@@ -1,8 +1,8 @@
 -- Takes a callback: checks, de-duplicates, moves the gate and writes the channel, in one step.
 -- ARGV: 4 trace or empty, 5 sequence, 6 the sequence after it, 7 work item id, 8 token's expiry, 9 fingerprint,
 --       10 outcome (a number), 11 result, 12 request id, 13 attempt (8 bytes)
--- Reply: taken, replayed 0|1, gate, facts, item, more 0|1, then of each item released in this step: it (empty: the one
---        that was taken), was held 0|1
+-- Reply: taken, replayed 0|1, now, gate, facts, item, more 0|1, then of each item released in this step: it (empty:
+--        the one that was taken), was held 0|1
 --        token_expired | conversation_ended | work_item_unknown | token_used | work_item_timed_out |
 --        work_item_cancelled | held_limit | channel_limit, then facts and item as far as they are known
 local USED, ID, FINGERPRINT, PAYLOAD = KEYS[6], ARGV[7], ARGV[9], ARGV[11]
@@ -30,8 +30,15 @@ if outcome ~= AWAITING or c.ended then
     elseif first ~= FINGERPRINT then
         return { 'token_used', c.facts, item }
     end
-    -- Told what the first was told; what a step that failed halfway left undone is done by the next one.
-    return { 'taken', settled_by(item) == ARGV[13] and 0 or 1, c.gate, c.facts, item, 0 }
+    -- Told what the first was told, and where it is now: what is past its deadline is not waited for.
+    if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then
+        -- This write takes no memory: a server that is full takes what follows it in the same script.
+        call('PEXPIRE', TIMERS, $partition_ttl)
+        release(c, { [sequence] = item })
+        save(c)
+    end
+    local replayed = settled_by(item) == ARGV[13] and 0 or 1
+    return { 'taken', replayed, NOW, c.gate, c.facts, item, more(c), unpack(RELEASED) }
 end
 
 local bytes = #PAYLOAD
@@ -57,4 +64,4 @@ if sequence >= c.gate then
     end
 end
 save(c)
-return { 'taken', 0, c.gate, c.facts, item, more(c), unpack(RELEASED) }
+return { 'taken', 0, NOW, c.gate, c.facts, item, more(c), unpack(RELEASED) }

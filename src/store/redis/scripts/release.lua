@@ -86,6 +86,7 @@ local function release(c, known, own, payload)
                 names[i] = sequence + i - 1
             end
             for i, other in ipairs(call('HMGET', CONVERSATION, unpack(names))) do
+                -- What this step has settled is not written yet.
                 known[sequence + i - 1] = known[sequence + i - 1] or other
             end
             item = known[sequence]

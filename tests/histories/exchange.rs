@@ -1,0 +1,37 @@
+//! Stores whose scripts are changed: the real service runs, and the wire to Redis calls another script than the one it
+//! asked for.
+
+use callback_ingress::store::redis::scripts::{OPERATIONS, text};
+
+use crate::redis_server::RedisServer;
+use crate::replica;
+
+/// A change of a script: in which file, what, into what.
+pub(crate) type Change = (&'static str, &'static str, &'static str);
+
+fn changed(name: &str, text: &str, changes: &[Change]) -> String {
+    let own = changes.iter().filter(|(file, ..)| *file == name);
+    own.fold(text.to_owned(), |text, (_, from, to)| {
+        assert_eq!(text.matches(from).count(), 1, "{from:?} stands once in {name}.lua");
+        text.replace(from, to)
+    })
+}
+
+/// The scripts that change: the hash that the service asks for, and the one that is called.
+pub(crate) fn exchanged(redis: &RedisServer, changes: &[Change]) -> Vec<(String, String)> {
+    for (file, ..) in changes {
+        assert!(OPERATIONS.iter().any(|files| files.contains(file)), "there is no {file}.lua");
+    }
+    let mut connection = redis.connection(0);
+    let limits = replica::limits();
+    let whole = |files, changes: &[Change]| text(files, &limits, |name, text| changed(name, text, changes));
+    let pairs = OPERATIONS.map(|files| (whole(files, &[]), whole(files, changes)));
+    pairs
+        .into_iter()
+        .filter(|(asked, called)| asked != called)
+        .map(|(asked, called)| {
+            let asked = redis::Script::new(&asked).get_hash().to_owned();
+            (asked, redis::cmd("SCRIPT").arg("LOAD").arg(called).query(&mut connection).unwrap())
+        })
+        .collect()
+}
