@@ -117,7 +117,8 @@ fn run(options: Options, print: bool) -> Result<Ran, String> {
         report::write(&bench.options, &machine, &outcomes);
     }
     if print {
-        println!("\nall rounds and the picture: {}", bench.options.out.display());
+        bench.progress("done");
+        println!("\nAll rounds and the picture are in {}", bench.options.out.display());
     }
     Ok((outcomes, bench.fastify))
 }
