@@ -106,6 +106,7 @@ fn run(options: Options, print: bool) -> Result<Ran, String> {
     std::fs::create_dir_all(&options.out).map_err(|error| format!("{}: {error}", options.out.display()))?;
     let fastify = fastify::install(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("fastify"));
     let sections = options.sections();
+    let busy = machine::busy();
     let mut bench = Bench::new(options, fastify, print);
     let mut outcomes = Vec::new();
     for name in sections {
@@ -118,7 +119,13 @@ fn run(options: Options, print: bool) -> Result<Ran, String> {
     }
     if print {
         bench.progress("done");
-        println!("\nAll rounds and the picture are in {}", bench.options.out.display());
+        println!(
+            "\nAll rounds and the picture are in {}",
+            bench.options.out.canonicalize().unwrap().display()
+        );
+        if let Some(warning) = busy {
+            println!("{warning}");
+        }
     }
     Ok((outcomes, bench.fastify))
 }
