@@ -62,17 +62,22 @@ impl Process {
         line.split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// Waits until it is there for what `ready` asks, which fails until then.
-    pub(crate) fn wait_until<T>(&mut self, name: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    /// Waits until `ready` has a value; where the process ends before, what it said.
+    pub(crate) fn wait_until<T>(
+        &mut self,
+        name: &str,
+        said: impl Fn() -> String,
+        mut ready: impl FnMut() -> Option<T>,
+    ) -> T {
         let begin = Instant::now();
         loop {
             if let Some(value) = ready() {
                 return value;
             }
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("{name} ended: {status}");
+                panic!("{name} ended: {status}\n{}", said());
             }
-            assert!(begin.elapsed() < Duration::from_secs(20), "{name} does not answer");
+            assert!(begin.elapsed() < Duration::from_secs(20), "{name} does not answer\n{}", said());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -108,9 +113,11 @@ pub(crate) fn end_with_signals() {
     });
 }
 
-/// A port of loopback that is free now.
+/// A port of loopback that is free now. It is below those that the system gives to clients, so that none of their
+/// connections takes it before the server that it is for.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let ports = std::iter::repeat_with(|| rand::random_range(20_000..32_000));
+    ports.take(1000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a port is free")
 }
 
 /// This program in another role.

@@ -65,10 +65,10 @@ impl Competitor {
         let store = match redis {
             None => "embedded store",
             Some(Aof::Off) => "Redis",
-            Some(Aof::EverySecond) => "Redis, AOF everysec",
-            Some(Aof::Always) => "Redis, AOF always",
+            Some(Aof::EverySecond) => "AOF everysec",
+            Some(Aof::Always) => "AOF always",
         };
-        let name = format!("{}{store}{}", program.label, if log { "" } else { ", no log" });
+        let name = format!("{}service, {store}{}", program.label, if log { "" } else { ", no log" });
         Self {
             name,
             kind: Kind::Service { program: program.path.clone(), log, variables: Vec::new() },

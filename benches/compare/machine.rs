@@ -28,6 +28,17 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
+/// A warning where others keep the processors busy.
+pub(crate) fn busy() -> Option<String> {
+    let load = read("/proc/loadavg");
+    let last_minute: f64 = load.split(' ').next()?.parse().ok()?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let text = format!(
+        "The machine was busy before the run (load {last_minute} on {cores} cores): its ratios are not reliable."
+    );
+    (last_minute > 0.5 * cores as f64).then_some(text)
+}
+
 /// What a program says in its first line; `None` where it is not there.
 pub(crate) fn said(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;

@@ -106,6 +106,7 @@ fn run(options: Options, print: bool) -> Result<Ran, String> {
     std::fs::create_dir_all(&options.out).map_err(|error| format!("{}: {error}", options.out.display()))?;
     let fastify = fastify::install(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("fastify"));
     let sections = options.sections();
+    let busy = machine::busy();
     let mut bench = Bench::new(options, fastify, print);
     let mut outcomes = Vec::new();
     for name in sections {
@@ -117,7 +118,14 @@ fn run(options: Options, print: bool) -> Result<Ran, String> {
         report::write(&bench.options, &machine, &outcomes);
     }
     if print {
-        println!("\nall rounds and the picture: {}", bench.options.out.display());
+        bench.progress("done");
+        println!(
+            "\nAll rounds and the picture are in {}",
+            bench.options.out.canonicalize().unwrap().display()
+        );
+        if let Some(warning) = busy {
+            println!("{warning}");
+        }
     }
     Ok((outcomes, bench.fastify))
 }

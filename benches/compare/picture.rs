@@ -73,7 +73,7 @@ fn colour(competitor: &str) -> &'static str {
         name if name.contains("embedded") => "#2f80c2",
         name if name.contains("always") => "#b44d12",
         name if name.contains("everysec") => "#de7b2d",
-        name if name.contains("Redis") && !name.contains("axum") => "#e8a33d",
+        name if name.contains("service") => "#e8a33d",
         _ => "#7b8794",
     }
 }

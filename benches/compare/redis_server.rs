@@ -1,6 +1,7 @@
 //! A Redis of the benchmark's own, and what it says of its work.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::process::{Command, Stdio};
 
 use redis::Connection;
@@ -38,6 +39,7 @@ impl RedisServer {
             Aof::Always => ("yes", "always"),
         };
         let port_text = port.to_string();
+        let log = directory.path().join("log");
         let mut command = Command::new("redis-server");
         command
             .args(["--bind", "127.0.0.1", "--port", &port_text, "--save", ""])
@@ -45,14 +47,18 @@ impl RedisServer {
             .args(["--auto-aof-rewrite-percentage", "0", "--daemonize", "no", "--dir"])
             .arg(directory.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(File::create(&log).unwrap());
         let mut process = Process::start(&mut command);
         let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
-        let connection = process.wait_until("redis-server", || {
-            let mut connection = client.get_connection().ok()?;
-            redis::cmd("PING").query::<String>(&mut connection).ok()?;
-            Some(connection)
-        });
+        let connection = process.wait_until(
+            "redis-server",
+            || fs::read_to_string(&log).unwrap(),
+            || {
+                let mut connection = client.get_connection().ok()?;
+                redis::cmd("PING").query::<String>(&mut connection).ok()?;
+                Some(connection)
+            },
+        );
         Self { process, port, connection, _directory: directory }
     }
 

@@ -1,6 +1,6 @@
 //! The service under test: the real program, of the release profile, as a process of its own.
 
-use std::fs::File;
+use std::io::{Read, Seek};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,6 +29,13 @@ impl Service {
         let (public, platform) = (loopback(free_port()), loopback(free_port()));
         let key = BASE64_STANDARD.encode(rand::random::<[u8; 24]>());
         let signing = BASE64_STANDARD.encode(rand::random::<[u8; 32]>());
+        // The file is gone once the program has ended.
+        let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let said = || {
+            let (mut text, mut file) = (String::new(), &file);
+            let _ = file.rewind().and_then(|()| file.read_to_string(&mut text));
+            text
+        };
         let mut command = Command::new(program);
         command
             .args(["serve", "--store", store])
@@ -36,21 +43,17 @@ impl Service {
             .args(["--set", &format!("platform.service_keys=[{key:?}]")])
             .args(["--set", &format!("token.keys=[\"bench:{signing}\"]")])
             .args(["--set", "rate_limit.failed_max=0", "--set", "telemetry.log_format=json"])
+            // A machine that stands still for a second is no failure here.
+            .args(["--set", "store.response_timeout_ms=10000", "--set", "store.connect_timeout_ms=10000"])
             .args(["--log-level", if log { "info" } else { "off" }])
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log_file());
+            .stderr(file.try_clone().unwrap());
         let mut process = Process::start(&mut command);
         for address in [public, platform] {
-            process.wait_until("callback-ingress", || TcpStream::connect(address).ok());
+            process.wait_until("callback-ingress", said, || TcpStream::connect(address).ok());
         }
         Self { process, public, platform, key }
     }
-}
-
-/// A file that is gone once the program has ended.
-fn log_file() -> Stdio {
-    let file: File = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    Stdio::from(file)
 }
