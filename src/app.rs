@@ -30,7 +30,7 @@ use crate::platform::{self, Gatekeeper, Platform};
 use crate::public::{self, Carriers, Public, Throttle};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
-use crate::store::{AnyStore, Observed, Store, StoreError};
+use crate::store::{AnyStore, Observed, Store, StoreHealth};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
 
@@ -41,7 +41,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// Longest time that the start waits to know whether callbacks can be taken.
 const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);
 /// How often it is added up what the store holds.
-const ADD_UP: Duration = Duration::from_secs(5);
+const ADD_UP: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// How much less often it is for each partition that has something.
+const A_PARTITION: Duration = Duration::from_millis(250);
 
 /// Most connections that wait to be accepted, where the system allows as many. A client whose connection finds no place
 /// there tries again a second later.
@@ -310,11 +312,12 @@ async fn keep_adding_up(
 ) {
     loop {
         telemetry.metrics.event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
-        let totals = store.totals().await;
-        // An answer that makes no sense is an answer.
-        let reachable = matches!(totals, Ok(_) | Err(StoreError::Broken(_)));
-        telemetry.metrics.store_holds(reachable, totals.ok());
-        sleep(ADD_UP).await;
+        let partitions = store.schedule().known();
+        let totals = store.totals(&partitions).await.ok();
+        let reachable = !matches!(store.health(), StoreHealth::Away | StoreHealth::Unchecked);
+        telemetry.metrics.store_holds(reachable, totals);
+        let (least, most) = ADD_UP;
+        sleep((A_PARTITION * u32::try_from(partitions.len()).unwrap_or(u32::MAX)).clamp(least, most)).await;
     }
 }
 

@@ -172,8 +172,8 @@ pub trait Store {
     fn announced(&self, second: u64) -> impl Future<Output = Result<Vec<u16>, StoreError>> + Send;
     /// Into how many partitions conversations are spread.
     fn partitions(&self) -> u16;
-    /// Adds up what all conversations hold. Changes nothing.
-    fn totals(&self) -> impl Future<Output = Result<Totals, StoreError>> + Send;
+    /// Adds up what the conversations of some partitions hold. Changes nothing.
+    fn totals(&self, partitions: &[u16]) -> impl Future<Output = Result<Totals, StoreError>> + Send;
     /// Shows a conversation.
     fn inspect(
         &self,
@@ -273,8 +273,8 @@ impl Store for AnyStore {
         either!(self, store => store.partitions())
     }
 
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        either!(self, store => store.totals().await)
+    async fn totals(&self, partitions: &[u16]) -> Result<Totals, StoreError> {
+        either!(self, store => store.totals(partitions).await)
     }
 
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {

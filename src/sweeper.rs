@@ -26,7 +26,7 @@ use crate::telemetry::{Telemetry, names};
 /// How often announcements are asked for, and some partitions looked at in turn.
 const LOOK: Duration = Duration::from_secs(1);
 /// How many partitions are looked at then, whether something is known to be due or not.
-const IN_TURN: u16 = 4;
+const IN_TURN: u16 = 3;
 /// Shortest time between two rounds: what is due within it is swept together.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// How long after a failure of the store the next round begins.

@@ -8,7 +8,6 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::time::Timestamp;
 use super::token;
 
 /// Longest identifier that is taken from outside, in characters.
@@ -155,12 +154,6 @@ impl WorkItemId {
     pub const fn with_sequence(self, sequence: Sequence) -> Self {
         let attempt = self.0.as_u128() & !0xffff_ffff;
         Self(Uuid::from_u128(attempt | (sequence.get() & 0xffff_ffff) as u128))
-    }
-
-    /// When it was made, by the clock of who made it.
-    #[expect(clippy::cast_possible_truncation, reason = "48 bits are left")]
-    pub const fn attempted_at(self) -> Timestamp {
-        Timestamp::from_millis((self.0.as_u128() >> 80) as u64)
     }
 
     /// The sequence within it.

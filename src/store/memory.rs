@@ -268,7 +268,7 @@ impl Store for MemoryStore {
         1
     }
 
-    async fn totals(&self) -> Result<Totals, StoreError> {
+    async fn totals(&self, _: &[u16]) -> Result<Totals, StoreError> {
         let (state, _) = self.step();
         let live = state.conversations.values().filter(|conversation| !conversation.has_ended());
         let awaiting = state.timers.awaiting();

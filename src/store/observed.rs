@@ -34,6 +34,9 @@ pub struct Observed {
     seen: LastSeen,
 }
 
+/// When a partition is looked at in which a conversation was opened.
+const LOOK_LATER: Duration = Duration::from_secs(10);
+
 /// What an operation is for the store.
 #[derive(Clone, Copy)]
 enum Operation {
@@ -164,6 +167,9 @@ impl Observed {
 
 impl Store for Observed {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
+        // By then it is known whether something of it is due.
+        let partition = command.conversation.reference().partition(self.store.partitions());
+        self.schedule.arm(partition, Instant::now() + LOOK_LATER);
         self.call(Operation::Script("open"), self.store.open(command)).await
     }
 
@@ -222,8 +228,8 @@ impl Store for Observed {
         self.store.partitions()
     }
 
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        self.call(Operation::Script("totals"), self.store.totals()).await
+    async fn totals(&self, partitions: &[u16]) -> Result<Totals, StoreError> {
+        self.call(Operation::Script("totals"), self.store.totals(partitions)).await
     }
 
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {

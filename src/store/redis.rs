@@ -258,11 +258,40 @@ impl RedisStore {
         }
     }
 
-    /// The reply to a step that changes something.
-    async fn step<'a>(&'a self, call: impl Fn() -> Call<'a>) -> Result<(Reply, FromNode), StoreError> {
+    /// The reply to a step that changes something, once enough replicas have what it wrote and all before it: a refusal,
+    /// too, tells of what must not be undone.
+    async fn step<'a>(
+        &'a self,
+        conversation: ConversationRef,
+        call: impl Fn() -> Call<'a>,
+    ) -> Result<Reply, StoreError> {
+        self.step_or(conversation, || (call(), None)).await
+    }
+
+    /// The same, with another call to be sent should the first have to be repeated.
+    async fn step_or<'a>(
+        &'a self,
+        conversation: ConversationRef,
+        calls: impl Fn() -> (Call<'a>, Option<Call<'a>>),
+    ) -> Result<Reply, StoreError> {
+        let (reply, answer) = self.step_unconfirmed(calls).await?;
+        let Some(fence) = &answer.node.fence else { return Ok(reply) };
+        let confirmed = fence.confirm(answer.run.as_ref(), &self.keys.fence(conversation)).await;
+        confirmed.map_err(StoreError::OutcomeUnknown)?;
+        Ok(reply)
+    }
+
+    async fn step_unconfirmed<'a>(
+        &'a self,
+        calls: impl Fn() -> (Call<'a>, Option<Call<'a>>),
+    ) -> Result<(Reply, FromNode), StoreError> {
         self.check_verified()?;
         loop {
-            let mut answer = call().send(&self.nodes, Lane::Commands).await?;
+            let (call, again) = calls();
+            let mut answer = match again {
+                Some(again) => call.send_or(again, &self.nodes).await?,
+                None => call.send(&self.nodes, Lane::Commands).await?,
+            };
             let reply = Reply::read(answer.take())?;
             if !self.is_from_another_day(&reply)? {
                 return Ok((reply, answer));
@@ -280,14 +309,6 @@ impl RedisStore {
         Ok(told)
     }
 
-    /// Waits until enough replicas have what the step wrote and all before it: a refusal, too, tells of what must not be
-    /// undone.
-    async fn confirm(&self, answer: &FromNode, conversation: ConversationRef) -> Result<(), StoreError> {
-        let Some(fence) = &answer.node.fence else { return Ok(()) };
-        let confirmed = fence.confirm(answer.run.as_ref(), &self.keys.fence(conversation)).await;
-        confirmed.map_err(StoreError::OutcomeUnknown)
-    }
-
     /// Takes the steps that a bounded one has left to be done. Who fails here leaves them to the sweeper.
     async fn finish(
         &self,
@@ -297,7 +318,10 @@ impl RedisStore {
     ) -> Option<Sequence> {
         let mut gate = None;
         loop {
-            let step = self.expire_step(conversation, &[], false, traceparent).await.ok()??;
+            // What is told as released here, replicas must have as well.
+            let calls = || (self.expiring(conversation, &[], false, traceparent), None);
+            let reply = self.step_or(conversation, calls).await.ok()?;
+            let step = ExpireStep::read(reply).ok()??;
             gate.replace(step.state.gate);
             released.extend(step.expired.released);
             released.truncate(MOST_TOLD);
@@ -307,42 +331,17 @@ impl RedisStore {
         }
     }
 
-    /// One step of the sweeper. Acknowledged to nobody: replicas are not waited for. Nothing when the conversation is gone.
-    async fn expire_step(
+    /// A call of the sweeper's step.
+    fn expiring(
         &self,
         conversation: ConversationRef,
         sequences: &[Sequence],
         whole: bool,
         traceparent: Option<&TraceParent>,
-    ) -> Result<Option<ExpireStep>, StoreError> {
-        let call = || {
-            let call = self.call(&self.scripts.expire, conversation, None, 0);
-            let call = call.option(traceparent.map(TraceParent::as_str)).raw(u8::from(whole));
-            sequences.iter().fold(call, |call, sequence| call.arg(sequence))
-        };
-        let (mut reply, _) = self.step(call).await?;
-        match reply.word() {
-            "gone" => return Ok(None),
-            "expired" => {}
-            _ => return Err(reply.unexpected()),
-        }
-        let now = Timestamp::from_millis(reply.number()?);
-        let state = State::decode(&reply.bytes()?)?;
-        let facts = Facts::decode(&reply.bytes()?)?;
-        let ended = reply.number()? == 1;
-        let count = reply.number()?;
-        let mut timed_out = Vec::new();
-        for _ in 0..count {
-            let (_sequence, item) = (reply.number()?, reply.bytes()?);
-            timed_out.push(Item::decode(&item)?.timed_out(now));
-        }
-        let expired = Expired {
-            conversation_id: Some(facts.id),
-            timed_out,
-            ended: ended.then(|| state.ended(now)).flatten(),
-            released: released(&mut reply, facts.opened_at, now, None)?,
-        };
-        Ok(Some(ExpireStep { expired, state }))
+    ) -> Call<'_> {
+        let call = self.call(&self.scripts.expire, conversation, None, 0);
+        let call = call.option(traceparent.map(TraceParent::as_str)).raw(u8::from(whole));
+        sequences.iter().fold(call, |call, sequence| call.arg(sequence))
     }
 
     /// Says once that a part of a cluster is away, and once that it is back.
@@ -365,6 +364,34 @@ struct ExpireStep {
     state: State,
 }
 
+impl ExpireStep {
+    /// Nothing when the conversation is gone.
+    fn read(mut reply: Reply) -> Result<Option<Self>, StoreError> {
+        match reply.word() {
+            "gone" => return Ok(None),
+            "expired" => {}
+            _ => return Err(reply.unexpected()),
+        }
+        let now = Timestamp::from_millis(reply.number()?);
+        let state = State::decode(&reply.bytes()?)?;
+        let facts = Facts::decode(&reply.bytes()?)?;
+        let ended = reply.number()? == 1;
+        let count = reply.number()?;
+        let mut timed_out = Vec::new();
+        for _ in 0..count {
+            let (_sequence, item) = (reply.number()?, reply.bytes()?);
+            timed_out.push(Item::decode(&item)?.timed_out(now));
+        }
+        let expired = Expired {
+            conversation_id: Some(facts.id),
+            timed_out,
+            ended: ended.then(|| state.ended(now)).flatten(),
+            released: released(&mut reply, facts.opened_at, now, None)?,
+        };
+        Ok(Some(Self { expired, state }))
+    }
+}
+
 impl Store for RedisStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
         let conversation = command.conversation.reference();
@@ -375,8 +402,7 @@ impl Store for RedisStore {
                 .option(command.traceparent.as_ref().map(TraceParent::as_str))
                 .raw(&command.attempt.to_bytes()[..])
         };
-        let (mut reply, answer) = self.step(call).await?;
-        self.confirm(&answer, conversation).await?;
+        let mut reply = self.step(conversation, call).await?;
         match reply.word() {
             "opened" => Ok(Ok(Opened { created: reply.number()? == 1 })),
             "conversation_ended" => Ok(Err(OpenRefused::ConversationEnded)),
@@ -388,11 +414,12 @@ impl Store for RedisStore {
         let conversation = command.conversation;
         let members = members_at_issue(command.kind, command.turn_id.as_ref());
         let attempt = command.work_item.to_string();
-        let call = || {
+        let call = |again: bool| {
             let call = self
                 .call(&self.scripts.issue, conversation, None, 0)
                 .raw(&attempt[..ATTEMPT_CHARS])
-                .arg(command.work_item.attempted_at().as_millis())
+                .raw(&command.work_item.as_bytes()[..12])
+                .raw(u8::from(again))
                 .arg(command.timeout_ms)
                 .arg(command.replay_window_ms)
                 .arg(command.key_id)
@@ -404,8 +431,8 @@ impl Store for RedisStore {
                 None => call.raw("").raw(""),
             }
         };
-        let (mut reply, answer) = self.step(call).await?;
-        self.confirm(&answer, conversation).await?;
+        // Should its answer be lost, the repetition looks for what the first attempt has issued.
+        let mut reply = self.step_or(conversation, || (call(false), Some(call(true)))).await?;
         Ok(Err(match reply.word() {
             "issued" => {
                 let (repeated, _sequence) = (reply.number()? == 1, reply.number()?);
@@ -440,8 +467,7 @@ impl Store for RedisStore {
                 .arg(command.request_id)
                 .raw(&command.attempt.to_bytes()[..])
         };
-        let (mut reply, answer) = self.step(call).await?;
-        self.confirm(&answer, conversation).await?;
+        let mut reply = self.step(conversation, call).await?;
         let why = match reply.word() {
             "taken" => return self.receipt(reply, &command).await.map(Ok),
             "token_expired" => AcceptRefused::TokenExpired,
@@ -477,8 +503,7 @@ impl Store for RedisStore {
                 .arg(command.request_id)
                 .raw(&command.attempt.to_bytes()[..])
         };
-        let (mut reply, answer) = self.step(call).await?;
-        self.confirm(&answer, conversation).await?;
+        let mut reply = self.step(conversation, call).await?;
         Ok(Err(match reply.word() {
             "cancelled" => {
                 let now = Timestamp::from_millis(reply.number()?);
@@ -514,8 +539,7 @@ impl Store for RedisStore {
         let mut all_released = Vec::new();
         loop {
             let call = || self.call(&self.scripts.end, conversation, None, 0).option(trace);
-            let (mut reply, answer) = self.step(call).await?;
-            self.confirm(&answer, conversation).await?;
+            let mut reply = self.step(conversation, call).await?;
             let unfinished = match reply.word() {
                 "ended" => false,
                 "unfinished" => true,
@@ -541,8 +565,12 @@ impl Store for RedisStore {
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
         let trace = traceparent.as_ref();
-        let step = self.expire_step(due.conversation, &due.sequences, due.whole, trace).await?;
-        let Some(ExpireStep { mut expired, state }) = step else { return Ok(Expired::default()) };
+        let calls = || (self.expiring(due.conversation, &due.sequences, due.whole, trace), None);
+        // Acknowledged to nobody: replicas are not waited for.
+        let (reply, _) = self.step_unconfirmed(calls).await?;
+        let Some(ExpireStep { mut expired, state }) = ExpireStep::read(reply)? else {
+            return Ok(Expired::default());
+        };
         if state.is_unfinished() {
             self.finish(due.conversation, trace, &mut expired.released).await;
         }
@@ -609,11 +637,10 @@ impl Store for RedisStore {
         self.keys.partitions
     }
 
-    async fn totals(&self) -> Result<Totals, StoreError> {
+    async fn totals(&self, partitions: &[u16]) -> Result<Totals, StoreError> {
         self.check_verified()?;
-        let partitions: Vec<u16> = (0..self.keys.partitions).collect();
         let mut all = Totals::default();
-        for (_, totals) in self.ask(&WhatIsHeld, &partitions).await {
+        for (_, totals) in self.ask(&WhatIsHeld, partitions).await {
             // A sum without a part of it would be a wrong one.
             let totals = totals?;
             all.awaiting += totals.awaiting;

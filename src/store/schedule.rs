@@ -54,6 +54,12 @@ impl Schedule {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The partitions that have timers, as far as is known.
+    pub fn known(&self) -> Vec<u16> {
+        let inner = self.inner();
+        inner.by_time.iter().map(|(_, partition)| *partition).collect()
+    }
+
     /// The partition has a timer then.
     pub fn arm(&self, partition: u16, time: Instant) {
         let mut inner = self.inner();

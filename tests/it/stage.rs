@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use callback_ingress::clock::{Clock, ManualClock};
-use callback_ingress::domain::gate::Limits;
+use callback_ingress::domain::gate::{Limits, Totals};
 use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::domain::time::Timestamp;
 use callback_ingress::store::{AnyStore, Due, Store};
@@ -185,8 +185,16 @@ impl Stage {
 
     /// What is due in any partition, at most so many timers of each; it is the caller's then.
     pub(crate) async fn due(&self, limit: usize) -> Due {
-        let partitions: Vec<u16> = (0..self.store.partitions()).collect();
-        self.store.due(&partitions, limit).await.unwrap()
+        self.store.due(&self.partitions(), limit).await.unwrap()
+    }
+
+    /// What all conversations hold.
+    pub(crate) async fn totals(&self) -> Totals {
+        self.store.totals(&self.partitions()).await.unwrap()
+    }
+
+    pub(crate) fn partitions(&self) -> Vec<u16> {
+        (0..self.store.partitions()).collect()
     }
 
     /// A conversation that is open.

@@ -180,22 +180,34 @@ pub(super) struct Request<'a> {
     script: Option<&'a Script>,
     /// Sent right before, by nobody interrupted.
     first: Option<&'a Cmd>,
+    /// Sent instead, when the request may have been executed and is repeated.
+    again: Option<&'a Cmd>,
 }
 
 impl<'a> Request<'a> {
     /// A command.
     pub(super) const fn command(command: &'a Cmd) -> Self {
-        Self { command, script: None, first: None }
+        Self { command, script: None, first: None, again: None }
     }
 
     /// A script's call by its digest.
     pub(super) const fn script(script: &'a Script, call: &'a Cmd) -> Self {
-        Self { command: call, script: Some(script), first: None }
+        Self { command: call, script: Some(script), first: None, again: None }
     }
 
     /// The same with another command right before it, which must not fail either.
     pub(super) const fn after(self, first: &'a Cmd) -> Self {
         Self { first: Some(first), ..self }
+    }
+
+    /// The same, with another command should it have to be repeated.
+    pub(super) const fn or(self, again: &'a Cmd) -> Self {
+        Self { again: Some(again), ..self }
+    }
+
+    /// As it is sent when it may have been executed before.
+    pub(super) fn repeated(self) -> Self {
+        Self { command: self.again.unwrap_or(self.command), ..self }
     }
 
     async fn send_once(self, connection: &mut MultiplexedConnection) -> RedisResult<Value> {

@@ -233,7 +233,7 @@ impl Nodes {
         &self,
         lane: Lane,
         slot: Slot,
-        request: Request<'_>,
+        mut request: Request<'_>,
     ) -> Result<FromNode, StoreError> {
         let since = Instant::now();
         let unknown = |error: RedisError| match lane {
@@ -246,13 +246,13 @@ impl Nodes {
         let mut lost: Option<RedisError> = None;
         let mut looked_for_another = false;
         loop {
-            let (owner, request) = match asked.take() {
+            let (owner, sent) = match asked.take() {
                 Some(node) => (Ok(node), request.after(&asking)),
                 None => (self.owner(slot).await, request),
             };
             let tried = owner.as_ref().ok().cloned();
             let failed = match owner {
-                Ok(node) => match node.link(lane).send(request).await {
+                Ok(node) => match node.link(lane).send(sent).await {
                     Ok(Answered { value, run }) => return Ok(FromNode { value, node, run }),
                     Err(failed) => failed,
                 },
@@ -269,6 +269,7 @@ impl Nodes {
                 Fate::Disconnected if lost.is_some() => return Err(unknown(error)),
                 Fate::Disconnected => {
                     lost = Some(error);
+                    request = request.repeated();
                     continue;
                 }
                 Fate::Moved(slot, address) if redirections < REDIRECTIONS && self.is_cluster() => {

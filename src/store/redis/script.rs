@@ -64,6 +64,12 @@ impl<'a> Call<'a> {
     pub(super) async fn send(self, nodes: &Nodes, lane: Lane) -> Result<FromNode, StoreError> {
         nodes.call(lane, self.slot, Request::script(self.script, &self.command)).await
     }
+
+    /// Sends it, and the other one should it have to be repeated.
+    pub(super) async fn send_or(self, again: Self, nodes: &Nodes) -> Result<FromNode, StoreError> {
+        let request = Request::script(self.script, &self.command).or(&again.command);
+        nodes.call(Lane::Commands, self.slot, request).await
+    }
 }
 
 /// A script's reply: a word, and what follows it. There may be results in it: it has no `Debug`.

@@ -105,15 +105,14 @@ async fn an_ended_conversation_takes_nothing_more(backend: Backend) {
 async fn a_repeated_attempt_is_told_what_it_did_before_the_end(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
+    let [first, _, held] = conversation.issue_many(1_000).await;
     let issuing = conversation.issuing(1_000);
     let issued = conversation.issue_with(issuing.clone()).await.unwrap();
-    let [_, held] = conversation.issue_many(1_000).await;
-    let attempts = [conversation.withdrawing(&issued.item), conversation.withdrawing(&held)];
+    let attempts = [conversation.withdrawing(&first), conversation.withdrawing(&held)];
     for attempt in attempts.clone() {
         stage.store.cancel(attempt).await.unwrap().unwrap();
     }
     conversation.end().await.unwrap();
-    let first = issued.item.clone();
     let before = conversation.seen(&[&first, &held]).await;
     assert_eq!(conversation.issue_with(issuing).await, Ok(issued), "its answer was lost, say");
     let [released, dropped] = attempts;

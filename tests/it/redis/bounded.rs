@@ -19,13 +19,14 @@ const TRIES: usize = 4;
 
 /// Steps that took too long since the last time that this was asked.
 fn slow(connection: &mut redis::Connection) -> Vec<String> {
-    let entries: Vec<(u64, u64, u64, Vec<String>, String, String)> =
+    // There are bytes among the arguments.
+    let entries: Vec<(u64, u64, u64, Vec<Vec<u8>>, String, String)> =
         cmd("SLOWLOG").arg("GET").arg(-1).query(connection).unwrap();
     cmd("SLOWLOG").arg("RESET").exec(connection).unwrap();
-    let told = |(_, _, micros, arguments, ..): (u64, u64, u64, Vec<String>, String, String)| {
-        format!("{micros} µs: {}", arguments[..2].join(" "))
-    };
-    entries.into_iter().map(told).collect()
+    let told = entries.into_iter().map(|(_, _, micros, arguments, ..)| {
+        format!("{micros} µs: {}", String::from_utf8_lossy(&arguments[..2].join(&b' ')))
+    });
+    told.collect()
 }
 
 async fn issued(conversation: &Conversation<'_>) -> Vec<WorkItem> {
@@ -81,7 +82,7 @@ async fn no_step_at_the_limits_keeps_redis_busy_for_long() {
         slow(&mut connection)
     })
     .await;
-    assert_eq!(stage.store.totals().await.unwrap().awaiting, ITEMS, "only what lives counts");
+    assert_eq!(stage.totals().await.awaiting, ITEMS, "only what lives counts");
 
     hold(&conversation, &items[1..]).await;
     slow(&mut connection);
@@ -103,7 +104,7 @@ async fn no_step_at_the_limits_keeps_redis_busy_for_long() {
         slow(&mut connection)
     })
     .await;
-    let totals = stage.store.totals().await.unwrap();
+    let totals = stage.totals().await;
     assert_eq!((totals.awaiting, totals.held, totals.held_bytes), (0, 0, 0));
 
     is_short("ending what is held", async || {

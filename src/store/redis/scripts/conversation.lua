@@ -11,9 +11,9 @@ local REFERENCE = sub(CONVERSATION, -32)
 local encode, decode, max = struct.pack, struct.unpack, math.max
 
 -- The state: touched at, idle TTL, last deadline of what is awaited, kept until, ended at, next sequence, gate, awaiting
--- items, held bytes, deadline at the gate, bytes on the channel, markers cleared before, time of the last attempt to issue.
+-- items, held bytes, deadline at the gate, bytes on the channel, markers cleared before, last attempt to issue.
 -- Times and durations in ms; 0 for none.
-local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4I6'
+local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4c12'
 -- The facts: opened at, opened by; then, each after its length, the id and the trace.
 local FACTS = '>I6c8Bc0Bc0'
 

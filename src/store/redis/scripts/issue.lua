@@ -1,25 +1,26 @@
 -- Issues the next work item.
--- ARGV: 4 attempt: the id without its last 8 digits, 5 the time in it (ms), 6 timeout, 7 replay window, 8 key id,
---       9 trace or empty, 10 trace of the request or empty, 11 members of the envelope, 12 digest of the idempotency key
---       or empty, 13 fingerprint of the request
+-- ARGV: 4 attempt: the id without its last 8 digits, 5 the same as 12 bytes, 6 whether it may have been done before 0|1,
+--       7 timeout, 8 replay window, 9 key id, 10 trace or empty, 11 trace of the request or empty, 12 members of the
+--       envelope, 13 digest of the idempotency key or empty, 14 fingerprint of the request
 -- Reply: issued, repeated 0|1, sequence, item
 --        conversation_not_found | conversation_ended | idempotency_conflict | awaiting_limit | channel_limit
-local attempt, attempted_at, key, fingerprint = ARGV[4], tonumber(ARGV[5]), ARGV[12], ARGV[13]
+local attempt, key, fingerprint = ARGV[4], ARGV[13], ARGV[14]
 local read = call('HMGET', CONVERSATION, 's', 'c', 'k' .. key)
 local c, known = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_not_found' }
 end
--- An attempt whose answer was lost is told what it did, whatever came after it. Ids begin with their time: one later
--- than all before is a new one. The clocks of those who make ids are 30 s apart at most.
-if attempted_at <= c.last_issue then
-    for sequence = c.next - 1, 1, -1 do
-        local item = call('HGET', CONVERSATION, sequence)
-        local id = id_of(item)
-        if sub(id, 1, 28) == attempt then
-            return { 'issued', 0, sequence, item }
-        elseif tonumber(sub(id, 1, 8) .. sub(id, 10, 13), 16) < attempted_at - 30000 then
-            break
+-- An attempt whose answer was lost is told what it did, whatever came after it.
+if c.last_issue == ARGV[5] or ARGV[6] == '1' then
+    for last = c.next - 1, 1, -$step_markers do
+        local sequences = {}
+        for sequence = last, max(last - $step_markers + 1, 1), -1 do
+            sequences[#sequences + 1] = sequence
+        end
+        for i, item in ipairs(call('HMGET', CONVERSATION, unpack(sequences))) do
+            if sub(id_of(item), 1, 28) == attempt then
+                return { 'issued', 0, sequences[i], item }
+            end
         end
     end
 end
@@ -37,13 +38,13 @@ elseif c.next > $max_channel_length or c.channel_bytes + c.held_bytes >= $max_ch
     return { 'channel_limit' }
 end
 
-local sequence, deadline, trace = c.next, NOW + ARGV[6], ARGV[9]
+local sequence, deadline, trace = c.next, NOW + ARGV[7], ARGV[10]
 if trace == '' then
     trace = select(4, decode(FACTS, c.facts))
-    trace = trace == '' and ARGV[10] or trace
+    trace = trace == '' and ARGV[11] or trace
 end
-local item = encode(ITEM, AWAITING, deadline, ARGV[7], attempt .. format('%08x', sequence), rfc3339(NOW, date(NOW)),
-    date(deadline), #ARGV[8], ARGV[8], #trace, trace, #ARGV[11], ARGV[11])
+local item = encode(ITEM, AWAITING, deadline, ARGV[8], attempt .. format('%08x', sequence), rfc3339(NOW, date(NOW)),
+    date(deadline), #ARGV[9], ARGV[9], #trace, trace, #ARGV[12], ARGV[12])
 if c.gate == sequence then
     c.gate_deadline = deadline
 end
@@ -51,7 +52,7 @@ c.next = sequence + 1
 c.awaiting = c.awaiting + 1
 c.touched_at = NOW
 c.busy_until = max(c.busy_until, deadline)
-c.last_issue = max(c.last_issue, attempted_at)
+c.last_issue = ARGV[5]
 keep(c)
 call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
 if key == '' then

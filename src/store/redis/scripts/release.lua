@@ -52,7 +52,7 @@ local function append(c, sequence, item, payload)
         word, result = outcome == TIMED_OUT and 'timed_out' or 'cancelled', ''
     end
     if result ~= '' and not payload then
-        payload = call('HGET', HELD, sequence)
+        payload = assert(call('HGET', HELD, sequence), 'a result that was held is not there')
     end
     local envelope = '{"sequence":' .. sequence .. ',"conversationId":"' .. c.id .. '","workItemId":"' .. id .. '",'
         .. members .. ',"outcome":"' .. word .. '"' .. result .. (payload or '') .. ',"issuedAt":"' .. issued_at
