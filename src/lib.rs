@@ -5,13 +5,15 @@
 //!
 //! | to change | look at |
 //! |---|---|
-//! | what is released, and when (**the gate**) | `release`, in [`domain::gate`] and `store/redis/scripts/gate.lua` |
+//! | what is released, and when (**the gate**) | `release`, in [`domain::gate`] and `store/redis/scripts/release.lua` |
 //! | whether a callback is taken | `accept`, in [`domain::gate`] and `store/redis/scripts/accept.lua` |
-//! | when a work item has timed out | `outcome_at`, in [`domain::gate`] and `gate.lua` |
-//! | when a conversation has ended | `ended_at`, in [`domain::gate`] and `gate.lua` |
+//! | when a work item has timed out | `outcome_at`, in [`domain::gate`] and `item.lua` |
+//! | when a conversation has ended | `ended_at`, in [`domain::gate`] and `conversation.lua` |
 //! | what a token says, and how it is checked | [`domain::token`] |
 //! | what counts as a result, or as a failure | [`domain::result`], on what [`domain::json`] finds |
-//! | what travels on the channel | [`domain::envelope`], and `append` in `gate.lua` |
+//! | what travels on the channel | [`domain::envelope`], and `append` in `release.lua` |
+//! | what is stored in Redis, and in which form | `conversation.lua` and `item.lua`, which `store/redis/stored.rs` decodes |
+//! | when a timer fires | [`sweeper`], by [`store::Schedule`] and `due.lua` |
 //! | which client address counts, and how often | [`http::client_address`], [`http::rate`] |
 //! | what is HTTP/1.1 and what is refused | `http/framing.rs` |
 //! | a code, its status, whether to retry | [`http::code`] |
