@@ -98,7 +98,9 @@ pub struct Due {
 pub const CLAIM_MS: u64 = 500;
 
 /// Markers of timers, gathered by conversation.
-pub(crate) fn gather(markers: impl IntoIterator<Item = (ConversationRef, Option<Sequence>)>) -> Vec<DueConversation> {
+pub(crate) fn gather(
+    markers: impl IntoIterator<Item = (ConversationRef, Option<Sequence>)>,
+) -> Vec<DueConversation> {
     let mut found: BTreeMap<ConversationRef, (Vec<Sequence>, bool)> = BTreeMap::new();
     for (conversation, sequence) in markers {
         let (sequences, whole) = found.entry(conversation).or_default();

@@ -89,7 +89,14 @@ struct Sweeper {
 
 impl Sweeper {
     fn new(store: Arc<Observed>, telemetry: Telemetry) -> Self {
-        Self { store, telemetry, next_look: Instant::now() + LOOK, turn: 0, clock: None, aside: HashMap::new() }
+        Self {
+            store,
+            telemetry,
+            next_look: Instant::now() + LOOK,
+            turn: 0,
+            clock: None,
+            aside: HashMap::new(),
+        }
     }
 
     /// The second of the store's clock.
@@ -113,7 +120,9 @@ impl Sweeper {
         let (most, fewest) = OF_A_PARTITION;
         let limit = (ROUND / partitions.len()).clamp(fewest, most);
         let due = self.store.due(&partitions, limit).await.inspect_err(|_| {
-            partitions.iter().for_each(|&partition| self.store.schedule().arm(partition, asked + RETRY));
+            for &partition in &partitions {
+                self.store.schedule().arm(partition, asked + RETRY);
+            }
         })?;
         self.clock = Some((due.now, Instant::now()));
         for (partition, next_in_ms) in due.next_in_ms {
@@ -151,7 +160,10 @@ impl Sweeper {
         });
         let failed = join_all(announced).await.into_iter().find_map(Result::err);
         if let Some(error) = failed {
-            tracing::debug!(error = error.chain(), "what is due later cannot be announced to other instances");
+            tracing::debug!(
+                error = error.chain(),
+                "what is due later cannot be announced to other instances"
+            );
         }
     }
 

@@ -162,11 +162,11 @@ fn check_judgement(kind: Kind, body: &Bytes, scan: &Scan<'_>, value: Option<&Val
         Payload::Failed(_) => scan.values("error").last().map(str::as_bytes),
     };
     assert_eq!(Some(result.payload.bytes().as_ref()), expected);
-    check_envelope(kind, result.payload);
+    check_envelope(kind, &result.payload);
 }
 
 /// What travels can be read out of the envelope again, byte for byte.
-fn check_envelope(kind: Kind, payload: Payload) {
+fn check_envelope(kind: Kind, payload: &Payload) {
     #[derive(Deserialize)]
     struct Read<'a> {
         #[serde(borrow)]
@@ -194,7 +194,7 @@ fn check_envelope(kind: Kind, payload: Payload) {
         conversation_id: &ConversationId::parse("call-1").unwrap(),
         item: &item,
         outcome,
-        payload: Some(&payload),
+        payload: Some(payload),
         received_at: Timestamp::from_millis(2),
         released_at: Timestamp::from_millis(3),
         request_id: None,

@@ -149,7 +149,10 @@ mod tests {
     fn a_failure_has_an_error_and_a_timeout_has_neither() {
         let error = Payload::Failed(Bytes::from_static(b"{\"code\":\"X\"}"));
         let failed = json(Outcome::Failed, Some(&error));
-        assert!(failed.contains("\"outcome\":\"failed\",\"error\":{\"code\":\"X\"},") && !failed.contains("result"));
+        assert!(
+            failed.contains("\"outcome\":\"failed\",\"error\":{\"code\":\"X\"},")
+                && !failed.contains("result")
+        );
         assert_eq!(
             json(Outcome::TimedOut, None),
             "{\"sequence\":7,\"conversationId\":\"call-1\",\

@@ -190,7 +190,8 @@ impl Conversation {
     ) -> Result<Issued, IssueRefused> {
         // An attempt whose answer was lost is told what it did, whatever came after it.
         let attempt = command.work_item.with_sequence(Sequence::new(0));
-        if let Some(slot) = self.issued_by_attempt.get(&attempt).and_then(|sequence| self.slots.get(sequence)) {
+        if let Some(slot) = self.issued_by_attempt.get(&attempt).and_then(|sequence| self.slots.get(sequence))
+        {
             return Ok(Issued { item: slot.item.clone(), repeated: false });
         }
         if self.ended_at(now).is_some() {
@@ -336,8 +337,8 @@ impl Conversation {
         let gate = self.slots.get(&self.gate);
         let blocked = sequence > self.gate && gate.is_some_and(|slot| slot.outcome_at(now).is_none());
         let (held_items, held_bytes) = self.held();
-        let too_much = held_items >= limits.max_held_items
-            || held_bytes.saturating_add(bytes) > limits.max_held_bytes;
+        let too_much =
+            held_items >= limits.max_held_items || held_bytes.saturating_add(bytes) > limits.max_held_bytes;
         if blocked && too_much {
             return Err(AcceptRefused::HeldLimit);
         }
@@ -425,7 +426,11 @@ impl Conversation {
         if let Some(time) = self.ended_at(now) {
             let ended_before = self.ended.is_some();
             let ended = self.finish(time);
-            return Expired { conversation_id, ended: (!ended_before).then_some(ended), ..Expired::default() };
+            return Expired {
+                conversation_id,
+                ended: (!ended_before).then_some(ended),
+                ..Expired::default()
+            };
         }
         let mut timed_out = Vec::new();
         for sequence in sequences {

@@ -108,7 +108,8 @@ fn start(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
 
 /// An event's id, or only its sequence.
 fn cursor(text: &str) -> Option<Cursor> {
-    let number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+    let number =
+        |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
     match text.split_once('-') {
         Some((opened_at, sequence)) => Some(Cursor {
             opened_at: Some(Timestamp::from_millis(number(opened_at)?)),

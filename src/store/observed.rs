@@ -13,7 +13,9 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::health::{LastSeen, StoreHealth};
-use super::{Answer, AnyStore, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError, Wake};
+use super::{
+    Answer, AnyStore, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError, Wake,
+};
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
     Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,

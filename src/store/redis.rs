@@ -341,7 +341,7 @@ impl RedisStore {
     ) -> Call<'_> {
         let call = self.call(&self.scripts.expire, conversation, None, 0);
         let call = call.option(traceparent.map(TraceParent::as_str)).raw(u8::from(whole));
-        sequences.iter().fold(call, |call, sequence| call.arg(sequence))
+        sequences.iter().fold(call, Call::arg)
     }
 
     /// Says once that a part of a cluster is away, and once that it is back.
@@ -427,7 +427,9 @@ impl Store for RedisStore {
                 .option(command.request_traceparent.as_ref().map(TraceParent::as_str))
                 .raw(&members);
             match &command.idempotency {
-                Some((key, fingerprint)) => call.raw(&key.as_bytes()[..16]).raw(&fingerprint.as_bytes()[..16]),
+                Some((key, fingerprint)) => {
+                    call.raw(&key.as_bytes()[..16]).raw(&fingerprint.as_bytes()[..16])
+                }
                 None => call.raw("").raw(""),
             }
         };
@@ -654,9 +656,8 @@ impl Store for RedisStore {
         let mut unreleased: Vec<WorkItemView> = Vec::new();
         let mut from = Sequence::FIRST;
         loop {
-            let call = || {
-                self.call(&self.scripts.inspect, conversation, None, 0).arg(from).arg(INSPECTED_AT_ONCE)
-            };
+            let call =
+                || self.call(&self.scripts.inspect, conversation, None, 0).arg(from).arg(INSPECTED_AT_ONCE);
             let mut reply = self.read_step(call).await?;
             match reply.word() {
                 "conversation" => {}

@@ -92,7 +92,8 @@ impl Schedule {
     /// Takes the partitions whose time has come.
     pub fn take_due(&self, now: Instant) -> Vec<u16> {
         let mut inner = self.inner();
-        let due: Vec<u16> = inner.by_time.range(..=(now, u16::MAX)).map(|(_, partition)| *partition).collect();
+        let due: Vec<u16> =
+            inner.by_time.range(..=(now, u16::MAX)).map(|(_, partition)| *partition).collect();
         for &partition in &due {
             inner.set(partition, None);
         }

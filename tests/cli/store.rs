@@ -1,5 +1,7 @@
 //! A store that is not there, and one that must not be used.
 
+use std::time::Duration;
+
 use crate::old_redis;
 use crate::program::run;
 use crate::redis_server::RedisServer;
@@ -128,4 +130,25 @@ fn an_outage_is_survived_and_nothing_acknowledged_is_lost() {
     eventually("it is healthy", || health(&service.public).status == 200);
     let again = service.callback(&token, r#"{"answer":42}"#);
     assert_eq!((again.status, &again.json()["replayed"]), (200, &true.into()), "{again:?}");
+}
+
+#[test]
+fn a_conversation_that_cannot_be_swept_is_told_of_less_and_less_often() {
+    let redis = RedisServer::start();
+    let service = Service::start(&["--store", &redis.url(0), "--set", "store.partitions=1"]);
+    assert_eq!(service.platform("PUT", "call-1", "").status, 201);
+    for _ in 0..300 {
+        let issued = service.platform("POST", "call-1/work-items", r#"{"kind":"tool","timeoutMs":1500}"#);
+        assert_eq!(issued.status, 201, "{issued:?}");
+    }
+    let mut connection = redis.connection(0);
+    let key: Vec<String> = redis::cmd("KEYS").arg("*:conversation:*").query(&mut connection).unwrap();
+    redis::cmd("DEL").arg(&key).exec(&mut connection).unwrap();
+    redis::cmd("RPUSH").arg(&key).arg("spoilt").exec(&mut connection).unwrap();
+    let line = service.log.wait_for("a conversation cannot be swept");
+    assert!(line.contains("ERROR") && line.contains("again_in_ms"), "{line}");
+    std::thread::sleep(Duration::from_secs(8));
+    // After 1, 2 and 4 seconds; in a minute there are six.
+    let lines = service.log.text().matches("a conversation cannot be swept").count();
+    assert!((2..=5).contains(&lines), "{}", service.log.text());
 }

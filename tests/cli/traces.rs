@@ -196,7 +196,6 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
             ("messaging.operation.name", "publish"),
             ("messaging.operation.type", "send"),
             ("messaging.destination.template", "channel:{conversation}"),
-            
             ("messaging.message.conversation_id", "call-1"),
         ]);
         let mut links = vec![issued_in];

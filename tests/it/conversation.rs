@@ -162,13 +162,18 @@ impl<'a> Conversation<'a> {
     /// Sequence and outcome of all that is on the channel.
     pub(crate) async fn channel(&self) -> Vec<(u64, Outcome)> {
         let page = self.read(0, 100_000).await.unwrap();
-        page.envelopes.iter().map(Envelope::read).map(|envelope| (envelope.sequence, envelope.outcome)).collect()
+        page.envelopes
+            .iter()
+            .map(Envelope::read)
+            .map(|envelope| (envelope.sequence, envelope.outcome))
+            .collect()
     }
 
     /// What a channel's results say.
     pub(crate) async fn results(&self) -> Vec<Option<Bytes>> {
         let page = self.read(0, 100_000).await.unwrap();
-        let payload = |envelope: &EnvelopeJson| Envelope::read(envelope).payload.map(|payload| payload.bytes().clone());
+        let payload =
+            |envelope: &EnvelopeJson| Envelope::read(envelope).payload.map(|payload| payload.bytes().clone());
         page.envelopes.iter().map(payload).collect()
     }
 

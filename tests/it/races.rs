@@ -115,7 +115,11 @@ async fn of_callback_cancellation_timer_and_end_exactly_one_settles_an_item(back
                     },
                     2 => {
                         clock.advance(1);
-                        let due = DueConversation { conversation: reference, sequences: vec![id.sequence()], whole: false };
+                        let due = DueConversation {
+                            conversation: reference,
+                            sequences: vec![id.sequence()],
+                            whole: false,
+                        };
                         let timed_out = store.expire(due, None).await.unwrap().timed_out;
                         (!timed_out.is_empty()).then_some(Outcome::TimedOut)
                     }
@@ -169,7 +173,10 @@ async fn callbacks_from_every_side_are_all_on_the_channel_in_order(backend: Back
     assert_eq!(page.envelopes.len(), items.len());
     for (number, (envelope, item)) in page.envelopes.iter().zip(&items).enumerate() {
         let envelope = Envelope::read(envelope);
-        assert_eq!((envelope.sequence, envelope.members.work_item_id), (item.sequence.get(), item.id.to_string()));
+        assert_eq!(
+            (envelope.sequence, envelope.members.work_item_id),
+            (item.sequence.get(), item.id.to_string())
+        );
         let expected = (number % 7 != 3).then(|| item.sequence.to_string().into());
         assert_eq!(envelope.payload.map(|payload| payload.bytes().clone()), expected);
     }

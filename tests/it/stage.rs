@@ -8,9 +8,9 @@ use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::gate::{Limits, Totals};
 use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::domain::time::Timestamp;
-use callback_ingress::store::{AnyStore, Due, Store};
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::{RedisStore, Settings, Tls};
+use callback_ingress::store::{AnyStore, Due, Store};
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::task::block_in_place;

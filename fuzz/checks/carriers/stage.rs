@@ -112,6 +112,7 @@ impl Stage {
         let clock = Clock::Manual(ManualClock::at(Timestamp::from_millis(NOW)));
         let memory = MemoryStore::new(clock.clone(), CONFIG.limits());
         let store = Arc::new(Observed::new(AnyStore::Memory(memory), TELEMETRY.metrics.clone()));
+        store.check_health().await;
         let key_id = KeyId::parse("k1").unwrap();
         let keyring = Arc::new(Keyring::new(SigningKey::new(key_id, vec![7; 32]).unwrap(), Vec::new()));
         let conversation = ConversationId::parse("call-1").unwrap();
@@ -197,7 +198,7 @@ async fn issue(
 ) -> WorkItem {
     let issue = Issue {
         conversation: conversation.reference(),
-        work_item: WorkItemId::from_uuid(Uuid::from_u128(id)),
+        work_item: WorkItemId::from_uuid(Uuid::from_u128(id << 32)),
         kind,
         turn_id: None,
         timeout_ms: 60_000,

@@ -85,7 +85,10 @@ fn accept(
 fn released(conversation: &Conversation) -> Vec<(u64, Outcome)> {
     let read = |json: &EnvelopeJson| {
         let envelope: serde_json::Value = serde_json::from_slice(json.bytes()).unwrap();
-        (envelope["sequence"].as_u64().unwrap(), Outcome::parse(envelope["outcome"].as_str().unwrap()).unwrap())
+        (
+            envelope["sequence"].as_u64().unwrap(),
+            Outcome::parse(envelope["outcome"].as_str().unwrap()).unwrap(),
+        )
     };
     conversation.read(None, 100).iter().map(read).collect()
 }
@@ -112,8 +115,15 @@ fn a_missed_deadline_lets_the_rest_pass_whoever_touches_first() {
     assert_eq!(accept(&mut c, 2, 11, "2").unwrap().delivery, Delivery::Delivered);
     assert_eq!(released(&c), [(1, Outcome::TimedOut), (2, Outcome::Succeeded)]);
     let first = String::from_utf8_lossy(c.channel[0].bytes());
-    assert!(first.contains(&format!("\"receivedAt\":\"{}\"", at(10))), "at its deadline, not when looked at: {first}");
-    assert_eq!(c.expire(&[Sequence::new(1)], None, at(12)), nothing(&c), "the timer comes too late to do anything");
+    assert!(
+        first.contains(&format!("\"receivedAt\":\"{}\"", at(10))),
+        "at its deadline, not when looked at: {first}"
+    );
+    assert_eq!(
+        c.expire(&[Sequence::new(1)], None, at(12)),
+        nothing(&c),
+        "the timer comes too late to do anything"
+    );
 }
 
 #[test]
@@ -190,7 +200,11 @@ fn a_conversation_does_not_count_as_left_alone_before_the_last_deadline_of_what_
     assert_eq!((c.idle_at(), c.ended_at(at(1_999_999))), (at(2_000_000), None));
     accept(&mut c, 1, 1, "1").unwrap();
     assert_eq!(c.expire(&[Sequence::new(2)], None, at(10)).timed_out.len(), 1);
-    assert_eq!(c.idle_at(), at(2_000_000), "what a deadline has put off, another deadline does not bring back");
+    assert_eq!(
+        c.idle_at(),
+        at(2_000_000),
+        "what a deadline has put off, another deadline does not bring back"
+    );
     issue(&mut c, 3, 20, 10).unwrap();
     accept(&mut c, 3, 21, "3").unwrap();
     assert_eq!(c.idle_at(), at(1_000_021), "nothing is awaited");

@@ -61,9 +61,10 @@ impl Question for WhatIsDue {
             for member in value {
                 let member = bytes(member)?;
                 // What is no marker of ours must not stop the others.
-                match std::str::from_utf8(&member).ok().and_then(keys::marked) {
-                    Some(marker) => markers.push(marker),
-                    None => tracing::debug!("a member of a set of timers is no marker"),
+                if let Some(marker) = std::str::from_utf8(&member).ok().and_then(keys::marked) {
+                    markers.push(marker);
+                } else {
+                    tracing::debug!("a member of a set of timers is no marker");
                 }
             }
         }
@@ -84,13 +85,15 @@ impl Question for WhatIsHeld {
     const LANE: Lane = Lane::Reads;
 
     fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> Call<'a> {
-        let keys = partitions.iter().flat_map(|&partition| [Keys::timers(partition), Keys::totals(partition)]);
+        let keys =
+            partitions.iter().flat_map(|&partition| [Keys::timers(partition), Keys::totals(partition)]);
         Call::new(&store.scripts.totals, &keys.collect::<Vec<_>>(), 0)
     }
 
     fn read(reply: Value, _: &[u16]) -> Result<Totals, StoreError> {
         let mut values = list(reply)?.into_iter();
-        let mut count = || values.next().ok_or_else(|| broken("totals that are too few")).and_then(|n| number(&n));
+        let mut count =
+            || values.next().ok_or_else(|| broken("totals that are too few")).and_then(|n| number(&n));
         Ok(Totals { awaiting: count()?, held: count()?, held_bytes: count()? })
     }
 
@@ -112,7 +115,11 @@ impl RedisStore {
         join_all(groups.map(async |group| (group.to_vec(), self.ask_together(question, group).await))).await
     }
 
-    async fn ask_together<Q: Question>(&self, question: &Q, partitions: &[u16]) -> Result<Q::Answer, StoreError> {
+    async fn ask_together<Q: Question>(
+        &self,
+        question: &Q,
+        partitions: &[u16],
+    ) -> Result<Q::Answer, StoreError> {
         let answer = question.call(self, partitions).send(&self.nodes, Q::LANE).await?;
         Q::read(answer.value, partitions)
     }

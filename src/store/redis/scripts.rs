@@ -38,8 +38,24 @@ macro_rules! files {
 
 /// Every file, by its name.
 const FILES: [(&str, &str); 18] = files![
-    "clock", "conversation", "keep", "item", "release", "ending", "open", "issue", "accept", "cancel", "end", "expire",
-    "inspect", "work_item", "read", "due", "totals", "probe",
+    "clock",
+    "conversation",
+    "keep",
+    "item",
+    "release",
+    "ending",
+    "open",
+    "issue",
+    "accept",
+    "cancel",
+    "end",
+    "expire",
+    "inspect",
+    "work_item",
+    "read",
+    "due",
+    "totals",
+    "probe",
 ];
 
 /// What each operation consists of, in this order. Its own file is the last.

@@ -15,7 +15,8 @@ struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], StoreError> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| broken("a value that is too short"))?;
+        let (taken, rest) =
+            self.0.split_at_checked(count).ok_or_else(|| broken("a value that is too short"))?;
         self.0 = rest;
         Ok(taken)
     }
@@ -207,7 +208,8 @@ impl Item {
         now: Timestamp,
         held: bool,
     ) -> Result<Released, StoreError> {
-        let settlement = self.settlement.as_ref().ok_or_else(|| broken("a released item without an outcome"))?;
+        let settlement =
+            self.settlement.as_ref().ok_or_else(|| broken("a released item without an outcome"))?;
         Ok(Released {
             opened_at,
             sequence: self.item.sequence,

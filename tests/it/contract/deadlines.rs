@@ -121,7 +121,8 @@ async fn a_timer_of_another_conversations_item_settles_nothing(backend: Backend)
 }
 
 fn told(due: &Due) -> Vec<(ConversationRef, Sequence)> {
-    let pairs = |of: &DueConversation| of.sequences.iter().map(|&item| (of.conversation, item)).collect::<Vec<_>>();
+    let pairs =
+        |of: &DueConversation| of.sequences.iter().map(|&item| (of.conversation, item)).collect::<Vec<_>>();
     due.conversations.iter().flat_map(pairs).collect()
 }
 
@@ -158,7 +159,11 @@ async fn what_is_due_is_found_in_the_order_of_deadlines(backend: Backend) {
     assert_eq!(told(&due), pairs(&conversation, &[&late]));
     stage.store.expire(due.conversations[0].clone(), None).await.unwrap();
     let due = stage.due(10).await;
-    assert_eq!((told(&due), next(&due)), (vec![], Some(ROOMY.conversation_idle_ttl_ms - 30)), "only the conversation");
+    assert_eq!(
+        (told(&due), next(&due)),
+        (vec![], Some(ROOMY.conversation_idle_ttl_ms - 30)),
+        "only the conversation"
+    );
     assert_eq!(conversation.channel().await.len(), 2);
 }
 

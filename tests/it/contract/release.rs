@@ -176,8 +176,14 @@ async fn an_envelope_tells_where_it_came_from(backend: Backend) {
     let page = conversation.read(0, 10).await.unwrap();
     let [llm, error, timeout] = &page.envelopes[..] else { panic!("{page:?}") };
     let Envelope { outcome, payload, members: llm, .. } = Envelope::read(llm);
-    assert_eq!((llm.kind, outcome, &llm.work_item_id), (Kind::Llm, Outcome::Succeeded, &first.id.to_string()));
-    assert_eq!((llm.turn_id.as_deref(), llm.conversation_id.as_str()), (Some("turn-1"), conversation.id.as_str()));
+    assert_eq!(
+        (llm.kind, outcome, &llm.work_item_id),
+        (Kind::Llm, Outcome::Succeeded, &first.id.to_string())
+    );
+    assert_eq!(
+        (llm.turn_id.as_deref(), llm.conversation_id.as_str()),
+        (Some("turn-1"), conversation.id.as_str())
+    );
     assert_eq!(llm.request_id, Some(late.request_id.to_string()));
     assert_eq!(llm.traceparent.as_deref(), Some(own.as_str()));
     let after = |ms| issued_at.plus_millis(ms).to_string();

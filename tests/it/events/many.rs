@@ -82,7 +82,10 @@ async fn a_reader_that_does_not_read_delays_nobody(kind: Kind) {
     drop(slow);
     let text = String::from_utf8(late.until("event: end\n").await).unwrap();
     let ids = text.lines().filter_map(|line| line.strip_prefix("id: ")?.split_once('-'));
-    assert_eq!(ids.map(|(_, number)| number.parse::<usize>().unwrap()).collect::<Vec<_>>(), (1..=RESULTS).collect::<Vec<_>>());
+    assert_eq!(
+        ids.map(|(_, number)| number.parse::<usize>().unwrap()).collect::<Vec<_>>(),
+        (1..=RESULTS).collect::<Vec<_>>()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -52,13 +52,17 @@ async fn a_reader_begins_where_it_asks_to(kind: Kind) {
     let id = |sequence: u64| format!("{opened_at}-{sequence}");
     assert_eq!(read(&format!("?from={}", id(2)), 3).await, [3, 4, 5]);
     assert_eq!(read("?from=2", 3).await, [3, 4, 5]);
-    assert_eq!(read("?from=1-4", 5).await, [1, 2, 3, 4, 5], "of one that was opened before: all of this one is new");
+    assert_eq!(
+        read("?from=1-4", 5).await,
+        [1, 2, 3, 4, 5],
+        "of one that was opened before: all of this one is new"
+    );
     let after = async |id: &str, count| {
         sequences(&deployment.any().events_after(&conversation, id).await.take(count).await)
     };
     assert_eq!(after(&id(3), 2).await, [4, 5]);
     let path = format!("/conversations/{conversation}/events?from=0");
-    let both = deployment.any().platform("GET", &path).header("last-event-id", &id(4));
+    let both = deployment.any().platform("GET", &path).header("last-event-id", id(4));
     let mut both = crate::service::EventReader::of(both).await;
     assert_eq!(sequences(&both.take(1).await), [5], "who was here before goes on, whatever the address says");
     let mut at_the_end = deployment.any().events(&conversation, "").await;

@@ -171,7 +171,10 @@ impl<'a> Story<'a> {
     }
 
     async fn compare_totals(&self) -> Result<(), String> {
-        let (in_memory, in_redis) = (self.memory.totals(&[0]).await.unwrap(), self.redis.totals(&(0..self.partitions).collect::<Vec<_>>()).await.unwrap());
+        let (in_memory, in_redis) = (
+            self.memory.totals(&[0]).await.unwrap(),
+            self.redis.totals(&(0..self.partitions).collect::<Vec<_>>()).await.unwrap(),
+        );
         if !self.some_left_untouched && in_memory != in_redis {
             return Err(format!("the memory store adds up\n  {in_memory:?}\nand Redis\n  {in_redis:?}"));
         }
@@ -232,7 +235,8 @@ impl<'a> Story<'a> {
     /// Ids of two conversations are the same while their lives have the same number; those of two lives never are.
     fn item_id(&self, who: Who, item: Item) -> WorkItemId {
         let of_life = |life: u64, item: What| {
-            let attempt = WorkItemId::from_uuid(Uuid::from_u128(u128::from(life) << 40 | u128::from(item) << 32));
+            let attempt =
+                WorkItemId::from_uuid(Uuid::from_u128(u128::from(life) << 40 | u128::from(item) << 32));
             attempt.with_sequence(Sequence::new(u64::from(item) % 8))
         };
         match item {

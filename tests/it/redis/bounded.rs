@@ -17,11 +17,12 @@ const LONGEST: u64 = 5_000;
 /// How often a step may take longer because the machine was busy with something else, before it is believed.
 const TRIES: usize = 4;
 
+/// Number, time, microseconds, arguments, client's address, client's name. There are bytes among the arguments.
+type Entry = (u64, u64, u64, Vec<Vec<u8>>, String, String);
+
 /// Steps that took too long since the last time that this was asked.
 fn slow(connection: &mut redis::Connection) -> Vec<String> {
-    // There are bytes among the arguments.
-    let entries: Vec<(u64, u64, u64, Vec<Vec<u8>>, String, String)> =
-        cmd("SLOWLOG").arg("GET").arg(-1).query(connection).unwrap();
+    let entries: Vec<Entry> = cmd("SLOWLOG").arg("GET").arg(-1).query(connection).unwrap();
     cmd("SLOWLOG").arg("RESET").exec(connection).unwrap();
     let told = entries.into_iter().map(|(_, _, micros, arguments, ..)| {
         format!("{micros} µs: {}", String::from_utf8_lossy(&arguments[..2].join(&b' ')))

@@ -207,7 +207,8 @@ async fn a_node_that_falls_silent_is_left_for_the_one_that_takes_over() {
     let item = conversation.issue(60_000).await;
     issuing.wait_until(other.issue(10).await.deadline);
     let partitions: Vec<u16> = (0..64).collect();
-    let due = async || sweeping.store.due(&partitions, 10).await.is_ok_and(|due| due.conversations.len() == 1);
+    let due =
+        async || sweeping.store.due(&partitions, 10).await.is_ok_and(|due| due.conversations.len() == 1);
     assert!(due().await);
     block_in_place(|| {
         cluster.node(1).suspend();

@@ -99,11 +99,7 @@ async fn every_key_has_a_time_to_live_and_its_partitions_hash_tag() {
     }
     assert!(keys.contains(&"cb:layout".to_owned()));
     let kinds: Vec<_> = kinds.keys().map(String::as_str).collect();
-    assert_eq!(
-        kinds,
-        ["channel", "conversation", "held", "timers", "totals", "used"],
-        "all there are"
-    );
+    assert_eq!(kinds, ["channel", "conversation", "held", "timers", "totals", "used"], "all there are");
 }
 
 #[tokio::test]
@@ -178,13 +174,18 @@ async fn the_channel_is_a_stream_under_the_key_that_is_told() {
         redis::cmd("XRANGE").arg(&key).arg("-").arg("+").query(&mut server.connection(0)).unwrap();
     let [(one, result), (two, cancelled)] = &entries[..] else { panic!("{entries:?}") };
     let opened_at = conversation.inspect().await.unwrap().opened_at.as_millis();
-    assert_eq!((one, two), (&format!("{opened_at}-1"), &format!("{opened_at}-2")), "when it was opened, and the sequence");
+    assert_eq!(
+        (one, two),
+        (&format!("{opened_at}-1"), &format!("{opened_at}-2")),
+        "when it was opened, and the sequence"
+    );
     assert_eq!(result.keys().collect::<Vec<_>>(), ["envelope", "outcome", "sequence"]);
     assert_eq!((result["sequence"].as_str(), result["outcome"].as_str()), ("1", "succeeded"));
     let page = conversation.read(0, 10).await.unwrap();
-    assert_eq!([&result["envelope"], &cancelled["envelope"]], [0, 1].map(|at| {
-        std::str::from_utf8(page.envelopes[at].bytes()).unwrap()
-    }));
+    assert_eq!(
+        [&result["envelope"], &cancelled["envelope"]],
+        [0, 1].map(|at| { std::str::from_utf8(page.envelopes[at].bytes()).unwrap() })
+    );
     let now = stage.clock.now();
     assert!(result["envelope"].contains(&format!("\"result\":{{\"n\": 1}},\"issuedAt\":\"{now}\"")));
     conversation.end().await.unwrap();
@@ -267,6 +268,10 @@ async fn a_page_of_large_results_is_short() {
         conversation.accept(&item, &large).await.unwrap();
     }
     let page = conversation.read(0, 100).await.unwrap();
-    assert_eq!((page.released, page.envelopes.len()), (20, 1), "what there is room for, whatever was asked for");
+    assert_eq!(
+        (page.released, page.envelopes.len()),
+        (20, 1),
+        "what there is room for, whatever was asked for"
+    );
     assert_eq!(conversation.read(19, 100).await.unwrap().envelopes.len(), 1);
 }

@@ -176,8 +176,8 @@ async fn a_right_that_is_missing_is_named_before_the_store_is_used() {
     verdict(&["-publish"]).await.unwrap();
     verdict(&["resetchannels"]).await.unwrap();
     for command in [
-        "hset", "hget", "hmget", "hdel", "zadd", "zrem", "zrange", "zcard", "xadd", "xrange", "hincrby", "set",
-        "get", "unlink", "pexpire", "time", "evalsha", "script", "info",
+        "hset", "hget", "hmget", "hdel", "zadd", "zrem", "zrange", "zcard", "xadd", "xrange", "hincrby",
+        "set", "get", "unlink", "pexpire", "time", "evalsha", "script", "info",
     ] {
         let why = refusal(verdict(&[&format!("-{command}")]).await);
         assert!(why.to_lowercase().contains(command), "without {command}: {why}");
