@@ -211,7 +211,7 @@ fn nothing_leaks_on_a_redis_that_fails_in_between() {
     let (conversation, first) = watched.session.tool();
     let [second, third] = [(); 2].map(|()| watched.session.issue(&conversation, &json!({"kind": "tool"})));
     assert_eq!(watched.session.callback(&second.token).status, 202);
-    let streams = watched.follow(&conversation);
+    let mut streams = watched.follow(&conversation);
     eventually("an answer is lost, and that of the second try", || {
         redis.proxy.cut(Cut::Answer, 4);
         watched.session.callback(&third.token).code() == "OUTCOME_UNKNOWN"
@@ -240,6 +240,10 @@ fn nothing_leaks_on_a_redis_that_fails_in_between() {
     });
     // Taken now, or with a try whose answer was lost.
     assert!([200, 202].contains(&answer.status), "{answer:?}");
+    for stream in &mut streams {
+        // The first event has begun: its result is still to be read.
+        stream.read_until("id: ");
+    }
 
     // Each key of a conversation, spoilt.
     for what in ["conversation", "held", "channel", "used"] {
