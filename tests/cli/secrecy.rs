@@ -242,7 +242,7 @@ fn nothing_leaks_on_a_redis_that_fails_in_between() {
     assert!([200, 202].contains(&answer.status), "{answer:?}");
     for stream in &mut streams {
         // The first event has begun: its result is still to be read.
-        stream.read_until("id: ");
+        stream.read_until("\nid: ");
     }
 
     // Each key of a conversation, spoilt.
