@@ -25,6 +25,8 @@ use crate::telemetry::{Telemetry, names};
 
 /// How often announcements are asked for, and some partitions looked at in turn.
 const LOOK: Duration = Duration::from_secs(1);
+/// Announcements of so many seconds are made up for, when the store was away.
+const MISSED: u64 = 30;
 /// How many partitions are looked at then, whether something is known to be due or not.
 const IN_TURN: u16 = 3;
 /// Shortest time between two rounds: what is due within it is swept together.
@@ -81,6 +83,8 @@ struct Sweeper {
     next_look: Instant,
     /// The partition to be looked at in turn.
     turn: u16,
+    /// The last second whose announcements were asked for.
+    asked_for: Option<u64>,
     /// A time of the store, and when it was told.
     clock: Option<(Timestamp, Instant)>,
     /// Conversations that cannot be read: until when they are put off, and by how much.
@@ -94,22 +98,30 @@ impl Sweeper {
             telemetry,
             next_look: Instant::now() + LOOK,
             turn: 0,
+            asked_for: None,
             clock: None,
             aside: HashMap::new(),
         }
     }
 
+    /// The store's time, in milliseconds.
+    fn now_ms(&self) -> Option<u64> {
+        let (time, told) = self.clock?;
+        Some(time.as_millis() + u64::try_from(told.elapsed().as_millis()).ok()?)
+    }
+
     /// The second of the store's clock.
     fn second(&self) -> Option<u64> {
-        let (time, told) = self.clock?;
-        Some((time.as_millis() + u64::try_from(told.elapsed().as_millis()).ok()?) / 1000)
+        self.now_ms().map(|now| now / 1000)
     }
 
     /// Times out what is due.
     async fn round(&mut self) -> Result<(), StoreError> {
         if Instant::now() >= self.next_look {
-            self.next_look = Instant::now() + LOOK;
             self.look().await;
+            // At the beginning of the store's next second: what is due in it was announced before.
+            let into_the_second = self.now_ms().map_or(0, |now| now % 1000);
+            self.next_look = Instant::now() + LOOK.saturating_sub(Duration::from_millis(into_the_second));
         }
         self.announce().await;
         let partitions = self.store.schedule().take_due(Instant::now());
@@ -141,9 +153,13 @@ impl Sweeper {
             self.store.schedule().arm(self.turn, now);
             self.turn = (self.turn + 1) % partitions;
         }
-        if let Some(second) = self.second() {
+        let Some(second) = self.second() else { return };
+        let first = self.asked_for.map_or(second, |last| (last + 1).max(second.saturating_sub(MISSED)));
+        for second in first..=second {
             // A look at every partition in turn makes up for what cannot be asked.
-            for partition in self.store.announced(second).await.unwrap_or_default() {
+            let Ok(partitions) = self.store.announced(second).await else { return };
+            self.asked_for = Some(second);
+            for partition in partitions {
                 self.store.schedule().arm(partition, now);
             }
         }
