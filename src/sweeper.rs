@@ -19,7 +19,7 @@ use crate::domain::gate::Expired;
 use crate::domain::ids::ConversationRef;
 use crate::domain::time::Timestamp;
 use crate::domain::work_item::Outcome;
-use crate::store::{DueConversation, Observed, Store, StoreError};
+use crate::store::{CLAIM_MS, DueConversation, Observed, Store, StoreError};
 use crate::telemetry::trace::{self, Place};
 use crate::telemetry::{Telemetry, names};
 
@@ -199,8 +199,11 @@ impl Sweeper {
                 }
                 // One conversation that cannot be read must not stop the others.
                 Err(error @ StoreError::Broken(_)) => unreadable.push((due, error)),
-                // Nobody is given it before its claim is over.
                 Err(error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))) => {
+                    // Nobody is given it before the claim is over.
+                    let partition = due.conversation.partition(self.store.partitions());
+                    let claim = Duration::from_millis(CLAIM_MS);
+                    self.store.schedule().arm(partition, Instant::now() + claim);
                     store_failed = Some(error);
                 }
             }
@@ -228,6 +231,7 @@ impl Sweeper {
             }
         };
         self.aside.insert(due.conversation, (until, by));
+        self.store.schedule().arm(due.conversation.partition(self.store.partitions()), until);
         self.store.put_off(due, until - now).await
     }
 }
