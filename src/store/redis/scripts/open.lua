@@ -1,6 +1,6 @@
--- Opens a conversation, or touches one that is open.
--- ARGV: 4 id, 5 idle TTL or empty, 6 trace or empty, 7 attempt (8 bytes)
--- Reply: opened, created 0|1
+-- Opens a conversation, or touches an open one.
+-- ARGV: 4 conversation id, 5 idle TTL in ms or empty, 6 traceparent or empty, 7 attempt (8 bytes)
+-- Reply: opened, created by this attempt 0|1
 --        conversation_ended
 local idle_ttl, trace, attempt = tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local read = call('HMGET', CONVERSATION, 's', 'c')
@@ -17,7 +17,7 @@ if not c then
     if not former then
         call('HINCRBY', TOTALS, 'conversations', 1)
     elseif former.ended_at == 0 then
-        -- Left untouched, it ended without a step that would have counted that.
+        -- Its idle timeout ended it, and no step has subtracted its held results from the totals.
         call('HINCRBY', TOTALS, 'held', 0 - former.held_before)
         call('HINCRBY', TOTALS, 'held_bytes', 0 - former.bytes_before)
     end
