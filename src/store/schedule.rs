@@ -1,4 +1,4 @@
-//! When which partition has a timer that is due, as far as this process knows.
+//! When each partition next has a due timer, as far as this process knows.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// A second of the store's clock, and a partition that has a timer in it.
+/// A second of the store's clock (Unix time) and a partition that has a timer in it.
 pub(super) type Announcement = (u64, u16);
 
-/// Shared by who issues items and who sweeps.
+/// Shared by the platform API, which issues items, and the sweeper.
 #[derive(Debug)]
 pub struct Schedule {
     inner: Mutex<Inner>,
@@ -19,12 +19,12 @@ pub struct Schedule {
 
 #[derive(Debug)]
 struct Inner {
-    /// Of each partition.
+    /// The earliest known timer of each partition.
     times: Vec<Option<Instant>>,
     by_time: BTreeSet<(Instant, u16)>,
-    /// To be told to other instances.
+    /// Not yet sent to other instances.
     announcements: Vec<Announcement>,
-    /// Told already, or about to be.
+    /// Sent or about to be sent; avoids duplicates.
     announced: HashSet<Announcement>,
 }
 
@@ -39,7 +39,7 @@ impl Inner {
 }
 
 impl Schedule {
-    /// A schedule by which every partition has to be looked at now: nothing is known of any.
+    /// A schedule in which every partition is due at `now`, because nothing is known yet.
     pub fn new(partitions: u16, now: Instant) -> Self {
         let inner = Inner {
             times: vec![Some(now); partitions.into()],
@@ -54,13 +54,13 @@ impl Schedule {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The partitions that have timers, as far as is known.
+    /// The partitions with a known timer.
     pub fn known(&self) -> Vec<u16> {
         let inner = self.inner();
         inner.by_time.iter().map(|(_, partition)| *partition).collect()
     }
 
-    /// The partition has a timer then.
+    /// Notes that the partition has a timer at this time. An earlier known time stays.
     pub fn arm(&self, partition: u16, time: Instant) {
         let mut inner = self.inner();
         if inner.times.get(usize::from(partition)).copied().flatten().is_some_and(|known| known <= time) {
@@ -73,7 +73,7 @@ impl Schedule {
         }
     }
 
-    /// Other instances should know that the partition has a timer in this second.
+    /// Queues an announcement to the other instances, once per second and partition.
     pub fn announce(&self, announcement: Announcement) {
         let mut inner = self.inner();
         if inner.announced.insert(announcement) {
@@ -82,14 +82,14 @@ impl Schedule {
         }
     }
 
-    /// Takes what is to be announced, and forgets what was announced of seconds before this one.
+    /// Takes the queued announcements, and forgets those of seconds before `second`.
     pub fn take_announcements(&self, second: u64) -> Vec<Announcement> {
         let mut inner = self.inner();
         inner.announced.retain(|(of, _)| *of >= second);
         std::mem::take(&mut inner.announcements)
     }
 
-    /// Takes the partitions whose time has come.
+    /// Takes the partitions that are due at `now`. They have no known timer afterwards.
     pub fn take_due(&self, now: Instant) -> Vec<u16> {
         let mut inner = self.inner();
         let due: Vec<u16> =
@@ -100,7 +100,7 @@ impl Schedule {
         due
     }
 
-    /// Waits until a partition's time has come, something is to be announced, or so long.
+    /// Waits until a partition is due or an announcement is queued, for at most `longest`.
     pub async fn wait(&self, longest: Duration) {
         let until = Instant::now() + longest;
         loop {
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_partition_is_due_at_the_earliest_of_its_times() {
+    async fn partition_is_due_at_its_earliest_time() {
         let now = Instant::now();
         let schedule = Schedule::new(3, now);
         assert_eq!(schedule.take_due(now), [0, 1, 2]);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_of_a_partition_is_announced_once() {
+    async fn each_second_of_a_partition_is_announced_once() {
         let schedule = Schedule::new(1, Instant::now());
         schedule.announce((7, 0));
         schedule.announce((7, 0));

@@ -1,6 +1,6 @@
 -- Releases what is overdue, then ends a conversation. Idempotent.
 -- ARGV: 4 traceparent or empty
--- Reply: ended, now, had ended before 0|1, state, facts, then for each item released in this step: item, was held 0|1
+-- Reply: ended, now, had ended before 0|1, state, facts, then for each item released in it: item, was held 0|1
 --        unfinished, then the same fields: the limit of a step was reached and the conversation is still open; the
 --        caller repeats the call
 --        conversation_not_found

@@ -4,7 +4,7 @@ local char, concat = string.char, table.concat
 local TRACE = ARGV[4]
 
 -- Collected during the step: fields and values for the conversation's hash, timers to remove, sequences of held
--- results to remove, sequences settled in this step, and the end of the reply (item, was held 0|1 for each release).
+-- results to remove, sequences settled in this step, and the end of the reply (item and was held 0|1, alternating).
 local WRITES, MARKERS, FREED, FRESH, RELEASED = {}, {}, {}, {}, {}
 local NOW_TEXT = rfc3339(NOW, date(NOW))
 
@@ -71,10 +71,10 @@ local function append(c, sequence, item, payload)
     return bytes
 end
 
--- THE GATE RULE: starting at the gate, releases every item that is settled or overdue, up to the first that is neither.
--- A step releases a bounded number of items and bytes. If it leaves some to the next step, it sets gate_deadline to 1,
--- a time in the past. `known`: items that are already read, by sequence. `own`: the sequence that this call settled.
--- `payload`: the result of that item, which is not in the held hash.
+-- THE GATE RULE: starting at the gate, releases every item that is settled or overdue. Stops at the first that is
+-- neither. A step releases a bounded number of items and bytes. If it leaves some to the next step, it sets
+-- gate_deadline to 1, a time in the past. `known`: items that are already read, by sequence. `own`: the sequence
+-- that this call settled. `payload`: the result of that item, which is not in the held hash.
 local function release(c, known, own, payload)
     local first, bytes = c.gate, 0
     while c.gate < c.next do
