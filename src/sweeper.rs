@@ -1,9 +1,9 @@
-//! Times out awaiting markers, and takes up what nobody else goes on with.
+//! Times out work items, ends idle conversations, and continues what an interrupted operation left unfinished.
 //!
-//! The store is asked about a partition when something in it is due: what this instance issued is known here, and what
-//! others issued they announce for the second in which it is due. Level-triggered: whatever was missed is found by a look
-//! at every partition in turn. Any number of instances may sweep the same store: what one is given to expire the others
-//! are not, unless it does not come to it.
+//! The sweeper queries a partition when one of its timers is due. It knows the timers of this instance; other
+//! instances announce theirs for the second in which they are due. As a fallback it queries all partitions in
+//! rotation, which finds timers that were not announced. Any number of instances can sweep the same store: a due
+//! timer is claimed by one instance, and is given to another only after the claim has expired.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,25 +23,26 @@ use crate::store::{DueConversation, Observed, Store, StoreError};
 use crate::telemetry::trace::{self, Place};
 use crate::telemetry::{Telemetry, names};
 
-/// How often announcements are asked for, and some partitions looked at in turn.
+/// Interval at which announcements are read and the next partitions in rotation are queried.
 const LOOK: Duration = Duration::from_secs(1);
-/// How many partitions are looked at then, whether something is known to be due or not.
+/// Number of partitions that are queried in rotation at each interval.
 const IN_TURN: u16 = 3;
-/// Shortest time between two rounds: what is due within it is swept together.
+/// Minimum delay between two rounds. Timers that become due within it are swept together.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
-/// How long after a failure of the store the next round begins.
+/// Delay before the next round after a failure of the store.
 const RETRY: Duration = Duration::from_millis(250);
-/// How many timers one round takes, at most a few more: what it takes no other instance is given meanwhile.
+/// Approximate maximum number of timers per round. Bounded because other instances cannot sweep claimed timers.
 const ROUND: usize = 256;
-/// Most timers that it takes from one partition, and fewest.
+/// Upper and lower limit for the number of timers that a round claims from one partition.
 const OF_A_PARTITION: (usize, usize) = (128, 4);
-/// Conversations that are swept at once.
+/// Number of conversations that are swept concurrently.
 const AT_ONCE: usize = 64;
-/// How long a conversation that cannot be read is put off, at first and at most.
+/// Initial backoff for a conversation that cannot be read. It doubles with each failure.
 const PUT_OFF: Duration = Duration::from_secs(1);
+/// Maximum backoff for a conversation that cannot be read.
 const PUT_OFF_AT_MOST: Duration = Duration::from_secs(300);
 
-/// Sweeps until `stop`.
+/// Sweeps until `stop` is cancelled.
 pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationToken) {
     let mut sweeper = Sweeper::new(store, telemetry);
     let mut failing = false;
@@ -50,15 +51,15 @@ pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationT
         let pause = match swept {
             Ok(()) => {
                 if failing {
-                    tracing::info!("the sweeper reaches the store again");
+                    tracing::info!("the sweeper can reach the store again");
                 }
                 failing = false;
                 SHORTEST_PAUSE
             }
             Err(error) => {
-                // Once, and not with every round.
+                // Logged once per outage, not in every round.
                 if !failing {
-                    tracing::warn!(error = error.chain(), "the sweeper waits for the store");
+                    tracing::warn!(error = error.chain(), "the sweeper cannot reach the store; retrying");
                 }
                 failing = true;
                 RETRY
@@ -79,11 +80,11 @@ struct Sweeper {
     store: Arc<Observed>,
     telemetry: Telemetry,
     next_look: Instant,
-    /// The partition to be looked at in turn.
+    /// The next partition in rotation.
     turn: u16,
-    /// A time of the store, and when it was told.
+    /// A time of the store's clock, and when it was received.
     clock: Option<(Timestamp, Instant)>,
-    /// Conversations that cannot be read: until when they are put off, and by how much.
+    /// Conversations that cannot be read, with the end and the length of their backoff.
     aside: HashMap<ConversationRef, (Instant, Duration)>,
 }
 
@@ -99,13 +100,13 @@ impl Sweeper {
         }
     }
 
-    /// The second of the store's clock.
+    /// The current second of the store's clock (Unix time). `None` before the first query.
     fn second(&self) -> Option<u64> {
         let (time, told) = self.clock?;
         Some((time.as_millis() + u64::try_from(told.elapsed().as_millis()).ok()?) / 1000)
     }
 
-    /// Times out what is due.
+    /// Sweeps the timers that are due now.
     async fn round(&mut self) -> Result<(), StoreError> {
         if Instant::now() >= self.next_look {
             self.next_look = Instant::now() + LOOK;
@@ -133,7 +134,7 @@ impl Sweeper {
         self.sweep_all(due.conversations).await
     }
 
-    /// Asks which partitions others have announced for this second, and has some looked at in turn.
+    /// Marks as due: the partitions that are announced for this second, and the next ones in rotation.
     async fn look(&mut self) {
         let now = Instant::now();
         let partitions = self.store.partitions();
@@ -142,28 +143,25 @@ impl Sweeper {
             self.turn = (self.turn + 1) % partitions;
         }
         if let Some(second) = self.second() {
-            // A look at every partition in turn makes up for what cannot be asked.
+            // An error is ignored: the rotation finds the timers later.
             for partition in self.store.announced(second).await.unwrap_or_default() {
                 self.store.schedule().arm(partition, now);
             }
         }
     }
 
-    /// Tells others what this instance has issued, in case it is not there when that is due. What cannot be told they
-    /// find by their looks at every partition in turn.
+    /// Announces the timers of this instance to the others, which sweep them if this instance has stopped by then.
+    /// The rotation finds timers that cannot be announced.
     async fn announce(&self) {
         let Some(second) = self.second() else { return };
         let announcements = self.store.schedule().take_announcements(second);
         let announced = announcements.into_iter().map(|(of, partition)| {
-            // Others ask at the beginning of a second: what is due in this one they learn of in the next.
+            // Others have already read the announcements of the current second.
             self.store.announce(of.max(second + 1), partition)
         });
         let failed = join_all(announced).await.into_iter().find_map(Result::err);
         if let Some(error) = failed {
-            tracing::debug!(
-                error = error.chain(),
-                "what is due later cannot be announced to other instances"
-            );
+            tracing::debug!(error = error.chain(), "cannot announce timers to the other instances");
         }
     }
 
@@ -181,9 +179,9 @@ impl Sweeper {
                 Ok(()) => {
                     self.aside.remove(&due.conversation);
                 }
-                // One conversation that cannot be read must not stop the others.
+                // One unreadable conversation must not stop the others.
                 Err(error @ StoreError::Broken(_)) => unreadable.push((due, error)),
-                // Nobody is given it before its claim is over.
+                // The timers become due again when the claim expires.
                 Err(error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))) => {
                     store_failed = Some(error);
                 }
@@ -195,7 +193,7 @@ impl Sweeper {
         store_failed.map_or(Ok(()), Err)
     }
 
-    /// Puts a conversation that cannot be read off, each time by more, and says so once each time.
+    /// Postpones an unreadable conversation with exponential backoff. Logs once per postponement.
     async fn put_off(&mut self, due: &DueConversation, error: &StoreError) -> Result<(), StoreError> {
         let now = Instant::now();
         let (until, by) = match self.aside.get(&due.conversation) {
@@ -242,7 +240,7 @@ fn tell(telemetry: &Telemetry, place: &Place, conversation: ConversationRef, exp
             { names::CONVERSATION_REFERENCE } = %conversation,
             { names::DROPPED_HELD } = ended.dropped_held,
             { names::DROPPED_AWAITING } = ended.dropped_awaiting,
-            "a conversation was left untouched, and has ended"
+            "a conversation ended by its idle timeout"
         );
     }
     for timed_out in &expired.timed_out {
