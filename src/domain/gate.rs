@@ -187,7 +187,7 @@ impl Conversation {
         now: Timestamp,
         limits: &Limits,
     ) -> Result<Issued, IssueRefused> {
-        // A retry after a lost reply returns the item that the first call issued, even after the conversation's end.
+        // A retry after a lost reply returns the item that the first call issued, even after the end.
         let attempt = command.work_item.with_sequence(Sequence::new(0));
         if let Some(slot) = self.issued_by_attempt.get(&attempt).and_then(|sequence| self.slots.get(sequence))
         {
