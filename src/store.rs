@@ -1,4 +1,4 @@
-//! Where conversations live: one trait, a closed set of implementations, one test suite for all of them.
+//! Storage of conversations: one trait, a closed set of implementations, one contract test suite for all.
 
 mod health;
 pub mod memory;
@@ -26,22 +26,22 @@ use crate::domain::gate::{
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::time::Timestamp;
 
-/// Why a store gave no answer. A refusal is an answer and not one of these.
+/// A failure of the store. Refusals are not errors of this type; see [`Answer`].
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// It cannot be reached, or refuses to work: nothing happened, nothing was spent.
+    /// The store cannot be reached or refuses all work. The operation was not executed.
     #[error("the store cannot be reached")]
     Unavailable(#[source] Cause),
-    /// The answer was lost: the step happened or did not. Repeating it is safe and tells.
-    #[error("the store's answer was lost")]
+    /// The reply was lost: the operation was executed or not. It is safe to repeat, and then returns the outcome.
+    #[error("the store's reply was lost")]
     OutcomeUnknown(#[source] Cause),
-    /// The store holds or answers something that this version cannot read.
-    #[error("the store's answer makes no sense: {0}")]
+    /// A reply or stored value does not have a form that this version can read.
+    #[error("the store returned invalid data: {0}")]
     Broken(String),
 }
 
 impl StoreError {
-    /// The error and what stood behind it, for a log line.
+    /// The error and its direct source, for a log line.
     pub fn chain(&self) -> String {
         match std::error::Error::source(self) {
             Some(cause) => format!("{self}: {cause}"),
@@ -50,54 +50,54 @@ impl StoreError {
     }
 }
 
-/// What stood behind a [`StoreError`].
+/// The source of a [`StoreError`].
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// A step's answer, or why there was none.
+/// The result of an operation: success or refusal, or a failure of the store.
 pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 
-/// Some of a channel's envelopes.
+/// A page of a channel's envelopes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// When the conversation was opened: envelopes of another one under the same id have other event ids.
+    /// When the conversation was opened. Part of the event ids, which distinguishes conversations with the same id.
     pub opened_at: Timestamp,
-    /// The envelopes after the one asked for, in order.
+    /// The requested envelopes, in order.
     pub envelopes: Vec<EnvelopeJson>,
-    /// How many envelopes the channel has: the sequence of its last one.
+    /// Number of envelopes on the channel: the sequence of the last one.
     pub released: u64,
-    /// Whether the conversation has ended: nothing will follow the channel's last envelope.
+    /// Whether the conversation has ended: no further envelopes will follow.
     pub ended: bool,
-    /// How long until it counts as ended, if nothing touches it.
+    /// Time in milliseconds until the idle timeout.
     pub idle_in_ms: u64,
 }
 
-/// What is due of one conversation.
+/// The due timers of one conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DueConversation {
     /// The conversation.
     pub conversation: ConversationRef,
-    /// Its items whose deadline has passed.
+    /// The items whose timers are due.
     pub sequences: Vec<Sequence>,
-    /// Whether it has to be looked at as a whole: it may have ended by being left untouched, a step may have left it
-    /// something to do, or nobody can ask for it any more.
+    /// Whether the timer of the conversation as a whole is due: its idle timeout may have passed, a bounded step
+    /// may have left work, or its retention may be over.
     pub whole: bool,
 }
 
-/// What a look at the timers of some partitions found.
+/// The due timers of some partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Due {
-    /// The store's time.
+    /// The time of the store's clock.
     pub now: Timestamp,
-    /// What is due now: the caller's to expire, and given to nobody else for [`CLAIM_MS`].
+    /// The due timers, claimed for the caller: no other caller gets them for [`CLAIM_MS`].
     pub conversations: Vec<DueConversation>,
-    /// Each partition that was asked for, with the time to its next timer, if it has one. 0: more is due than was told.
+    /// For each queried partition the time in milliseconds to its next timer, if any. 0: further timers are due.
     pub next_in_ms: Vec<(u16, Option<u64>)>,
 }
 
-/// For how long, in milliseconds, nobody else is told of what somebody was told is due.
+/// Duration of a claim on due timers, in milliseconds.
 pub const CLAIM_MS: u64 = 500;
 
-/// Markers of timers, gathered by conversation.
+/// Groups timers by conversation.
 pub(crate) fn gather(
     markers: impl IntoIterator<Item = (ConversationRef, Option<Sequence>)>,
 ) -> Vec<DueConversation> {
@@ -113,56 +113,58 @@ pub(crate) fn gather(
     found.into_iter().map(due).collect()
 }
 
-/// Where else, besides the event stream, the platform can read a channel.
+/// Where else the platform can read a channel, besides the event stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChannelAddress {
-    /// Nowhere: the channel is in this process.
+    /// Nowhere else: the channel is in this process's memory.
     EventStreamOnly,
-    /// A Redis stream under this key.
+    /// A Redis stream with this key.
     RedisStream(String),
 }
 
-/// What every store promises. The contract suite has a test for each number, run on every implementation.
+/// What every store promises. The contract test suite has a test for each number and runs on every implementation.
 ///
-/// 1. Each operation is one atomic step: it happens as a whole or not at all.
+/// 1. Each operation is atomic: it happens completely or not at all.
 /// 2. A refusal changes nothing.
-/// 3. The first settlement of an item wins: callback, timeout, cancellation and end race, exactly one gets it.
-/// 4. The same token with the same body again is answered with the first receipt's facts, as long as the token
-///    lives; with another body it is refused. Either way nothing is released twice.
-/// 5. What `accept` acknowledges is on the channel, or held, before it returns.
-/// 6. Settling the item that the gate waits for releases it, and every settled item that follows it, in that step.
-/// 7. A channel holds each sequence at most once, in order, without gaps, with the bytes that were posted.
-/// 8. From its deadline on an item is timed out for whatever touches it, swept or not, and a timer that is
-///    late or repeated settles nothing else.
-/// 9. An item is issued once for an idempotency key, whatever is repeated.
-/// 10. A limit is a refusal, never a silent drop.
-/// 11. An ended conversation takes nothing more; its channel stays readable until its retention is over.
-/// 12. A [`Wake`] fires after every change of its channel; one that is lost is made up for within seconds.
-/// 13. Totals are what the live conversations add up to. One that was left untouched counts until that was swept.
+/// 3. The first settlement of an item wins, by a callback, a timeout, a cancellation or the end.
+/// 4. The same token with the same body gets the first receipt again until the token expires. The same token with
+///    another body is refused. Neither releases anything twice.
+/// 5. A result that `accept` acknowledges is on the channel or held before `accept` returns.
+/// 6. Settling the item at the gate releases it and all settled items directly behind it, before the call returns.
+/// 7. A channel contains each sequence at most once, in order, without gaps, with exactly the bytes of the result.
+/// 8. Every operation treats an item as timed out from its deadline on, before the sweeper has seen it. A late or
+///    repeated timer settles nothing else.
+/// 9. Retries with the same idempotency key issue one item.
+/// 10. A reached limit is a refusal, never a silent drop.
+/// 11. An ended conversation accepts nothing more. Its channel stays readable until its retention is over.
+/// 12. A [`Wake`] fires after every change of its channel. A lost wake-up is found by polling within seconds.
+/// 13. Totals are the sums over the live conversations. A conversation whose idle timeout has passed counts until
+///     the sweeper has ended it.
 pub trait Store {
     /// Opens or touches a conversation.
     fn open(&self, command: Open) -> impl Future<Output = Answer<Opened, OpenRefused>> + Send;
     /// Issues the next work item.
     fn issue(&self, command: Issue) -> impl Future<Output = Answer<Issued, IssueRefused>> + Send;
-    /// Takes a callback.
+    /// Accepts a callback.
     fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, NotAccepted>> + Send;
-    /// Withdraws a work item.
+    /// Cancels a work item.
     fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<Cancelled, CancelRefused>> + Send;
-    /// Ends a conversation, in a trace.
+    /// Ends a conversation. Envelopes of items that time out in this step carry `traceparent`.
     fn end(
         &self,
         conversation: ConversationRef,
         traceparent: Option<TraceParent>,
     ) -> impl Future<Output = Answer<EndReceipt, ConversationNotFound>> + Send;
-    /// Times out those of a conversation's items that are due, in a trace.
+    /// Processes the due timers of a conversation. Envelopes of items that time out in this step carry
+    /// `traceparent`.
     fn expire(
         &self,
         due: DueConversation,
         traceparent: Option<TraceParent>,
     ) -> impl Future<Output = Result<Expired, StoreError>> + Send;
-    /// Finds what is due in some partitions, at most `limit` timers of each, and claims it for the caller.
+    /// Returns the due timers of some partitions, at most `limit` for each, and claims them for [`CLAIM_MS`].
     fn due(&self, partitions: &[u16], limit: usize) -> impl Future<Output = Result<Due, StoreError>> + Send;
-    /// Puts off the timers of a conversation that cannot be read.
+    /// Postpones the timers of a conversation that cannot be read.
     fn put_off(
         &self,
         due: &DueConversation,
@@ -170,49 +172,48 @@ pub trait Store {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Tells other instances that this partition has a timer in this second of the store's clock.
     fn announce(&self, second: u64, partition: u16) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// The partitions of which somebody told that they have a timer in this second.
+    /// The partitions that instances have announced for this second.
     fn announced(&self, second: u64) -> impl Future<Output = Result<Vec<u16>, StoreError>> + Send;
-    /// Into how many partitions conversations are spread.
+    /// Number of partitions.
     fn partitions(&self) -> u16;
-    /// Adds up what the conversations of some partitions hold. Changes nothing.
+    /// Totals over the conversations of some partitions. Read-only.
     fn totals(&self, partitions: &[u16]) -> impl Future<Output = Result<Totals, StoreError>> + Send;
-    /// Shows a conversation.
+    /// Returns a conversation. Read-only.
     fn inspect(
         &self,
         conversation: ConversationRef,
     ) -> impl Future<Output = Answer<ConversationView, ConversationNotFound>> + Send;
-    /// Shows a work item.
+    /// Returns a work item. Read-only.
     fn work_item(
         &self,
         conversation: ConversationRef,
         work_item: WorkItemId,
     ) -> impl Future<Output = Answer<WorkItemView, LookupRefused>> + Send;
-    /// Reads a channel from after a sequence on: at most `count` envelopes, fewer when they are large, and at least one
-    /// when there is one.
+    /// Reads at most `count` envelopes after a sequence; fewer if they are large, but at least one if there is one.
     fn read(
         &self,
         conversation: ConversationRef,
         after: Option<Sequence>,
         count: usize,
     ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
-    /// Watches a channel. Costs no connection of its own.
+    /// Watches a channel. All watches share one connection.
     fn watch(&self, conversation: ConversationRef) -> Wake;
-    /// Whether the store can take callbacks: tries a write that is refused like theirs would be. Changes nothing.
+    /// Checks whether the store accepts writes: tries one that has no effect but fails where a callback's would.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Where else a channel can be read.
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress;
 }
 
-/// The stores there are.
+/// The closed set of stores.
 #[derive(Debug)]
 pub enum AnyStore {
-    /// In this process, gone with it.
+    /// In this process's memory; lost when it ends.
     Memory(memory::MemoryStore),
     /// In Redis or Valkey.
     Redis(Box<redis::RedisStore>),
 }
 
-/// Calls the same operation on whichever store it is.
+/// Delegates to the selected store.
 macro_rules! either {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {

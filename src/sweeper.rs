@@ -1,9 +1,9 @@
-//! Times out awaiting markers, and takes up what nobody else goes on with.
+//! Times out work items, ends idle conversations, and continues what an interrupted operation left unfinished.
 //!
-//! The store is asked about a partition when something in it is due: what this instance issued is known here, and what
-//! others issued they announce for the second in which it is due. Level-triggered: whatever was missed is found by a look
-//! at every partition in turn. Any number of instances may sweep the same store: what one is given to expire the others
-//! are not, unless it does not come to it.
+//! The sweeper queries a partition when one of its timers is due. It knows the timers of this instance; other
+//! instances announce theirs for the second in which they are due. As a fallback it queries all partitions in
+//! rotation, which finds timers that were not announced. Any number of instances can sweep the same store: a due
+//! timer is claimed by one instance, and is given to another only after the claim has expired.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,68 +11,117 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::domain::gate::Expired;
 use crate::domain::ids::ConversationRef;
-use crate::domain::time::Timestamp;
 use crate::domain::work_item::Outcome;
 use crate::store::{CLAIM_MS, DueConversation, Observed, Store, StoreError};
 use crate::telemetry::trace::{self, Place};
 use crate::telemetry::{Telemetry, names};
 
-/// How often announcements are asked for, and some partitions looked at in turn.
-const LOOK: Duration = Duration::from_secs(1);
-/// Announcements of so many seconds are made up for, when the store was away.
-const MISSED: u64 = 30;
-/// How many partitions are looked at then, whether something is known to be due or not.
+/// Number of partitions that are queried in rotation each second.
 const IN_TURN: u16 = 3;
-/// Shortest time between two rounds: what is due within it is swept together.
+/// Announcements of at most so many past seconds are read after an outage of the store.
+const MISSED_SECONDS: u64 = 30;
+/// Time limit for reading the announcements of a second, and for sending some.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Minimum delay between two rounds. Timers that become due within it are swept together.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
-/// How long after a failure of the store the next round begins.
+/// Delay before the next round after a failure of the store.
 const RETRY: Duration = Duration::from_millis(250);
-/// How many timers one round takes, at most a few more: what it takes no other instance is given meanwhile.
+/// Approximate maximum number of timers per round. Bounded because other instances cannot sweep claimed timers.
 const ROUND: usize = 256;
-/// Most timers that it takes from one partition, and fewest.
-const OF_A_PARTITION: (usize, usize) = (128, 4);
-/// Conversations that are swept at once.
+/// Maximum number of partitions per round.
+const PARTITIONS: usize = 64;
+/// Maximum number of timers that a round claims from one partition.
+const OF_A_PARTITION: usize = 128;
+/// Number of conversations that are swept concurrently.
 const AT_ONCE: usize = 64;
-/// How long a conversation that cannot be read is put off, at first and at most.
+/// Initial backoff for a conversation that cannot be read. It doubles with each failure.
 const PUT_OFF: Duration = Duration::from_secs(1);
+/// Maximum backoff for a conversation that cannot be read.
 const PUT_OFF_AT_MOST: Duration = Duration::from_secs(300);
 
-/// Sweeps until `stop`.
+/// Sweeps until `stop` is cancelled.
 pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationToken) {
-    let mut sweeper = Sweeper::new(store, telemetry);
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = keep_sweeping(&store, telemetry) => {}
+        // Separate, so that a cluster node that does not respond delays only what it has.
+        () = keep_reading_announcements(&store) => {}
+        () = keep_announcing(&store) => {}
+    }
+}
+
+/// Reads which partitions other instances have announced, at the beginning of each second of the store's clock:
+/// a timer is announced in an earlier second than the one in which it is due.
+async fn keep_reading_announcements(store: &Observed) {
+    let schedule = store.schedule();
+    let partitions = store.partitions();
+    let mut turn = 0;
+    let mut last: Option<u64> = None;
+    loop {
+        schedule.next_second().await;
+        for _ in 0..IN_TURN.min(partitions) {
+            schedule.arm(turn, Instant::now());
+            turn = (turn + 1) % partitions;
+        }
+        let Some(second) = schedule.store_now_ms().map(|now| now / 1000) else { continue };
+        // The second before once more: it may have been announced late. After a change of the clock, only that.
+        let first = last.filter(|last| *last <= second).unwrap_or(second);
+        for second in first.max(second.saturating_sub(MISSED_SECONDS))..=second {
+            // An error is ignored: the rotation finds the timers later.
+            let Ok(Ok(announced)) = timeout(EXCHANGE_TIMEOUT, store.announced(second)).await else { break };
+            last = Some(second);
+            for partition in announced {
+                schedule.arm(partition, Instant::now());
+            }
+        }
+    }
+}
+
+/// Announces the timers of this instance to the others, which sweep them if this instance fails.
+async fn keep_announcing(store: &Observed) {
+    loop {
+        let announcements = store.schedule().take_announcements().await;
+        let next_second = store.schedule().store_now_ms().map_or(0, |now| now / 1000 + 1);
+        let announced = announcements.into_iter().map(|(second, partition)| {
+            // The current second has been read by the others.
+            store.announce(second.max(next_second), partition)
+        });
+        if timeout(EXCHANGE_TIMEOUT, join_all(announced)).await.is_err() {
+            tracing::debug!("cannot announce timers to the other instances in time");
+        }
+    }
+}
+
+async fn keep_sweeping(store: &Arc<Observed>, telemetry: Telemetry) {
+    let mut sweeper =
+        Sweeper { store: Arc::clone(store), telemetry, unfinished: Vec::new(), aside: HashMap::new() };
     let mut failing = false;
     loop {
-        let swept = sweeper.round().await;
-        let pause = match swept {
+        match sweeper.round().await {
             Ok(()) => {
                 if failing {
-                    tracing::info!("the sweeper reaches the store again");
+                    tracing::info!("the sweeper can reach the store again");
                 }
                 failing = false;
-                SHORTEST_PAUSE
+                sleep(SHORTEST_PAUSE).await;
             }
             Err(error) => {
-                // Once, and not with every round.
+                // Once, not in every round.
                 if !failing {
-                    tracing::warn!(error = error.chain(), "the sweeper waits for the store");
+                    tracing::warn!(error = error.chain(), "the sweeper cannot reach the store; retrying");
                 }
                 failing = true;
-                RETRY
+                sleep(RETRY).await;
             }
-        };
-        let pause = async {
-            sleep(pause).await;
-            sweeper.store.schedule().wait(sweeper.next_look.saturating_duration_since(Instant::now())).await;
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = pause => {}
+        }
+        if sweeper.unfinished.is_empty() {
+            store.schedule().due().await;
         }
     }
 }
@@ -80,107 +129,47 @@ pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationT
 struct Sweeper {
     store: Arc<Observed>,
     telemetry: Telemetry,
-    next_look: Instant,
-    /// The partition to be looked at in turn.
-    turn: u16,
-    /// The last second whose announcements were asked for.
-    asked_for: Option<u64>,
-    /// A time of the store, and when it was told.
-    clock: Option<(Timestamp, Instant)>,
-    /// Conversations that cannot be read: until when they are put off, and by how much.
+    /// Conversations that need further steps.
+    unfinished: Vec<DueConversation>,
+    /// Conversations that cannot be read, with the end and the length of their backoff.
     aside: HashMap<ConversationRef, (Instant, Duration)>,
 }
 
 impl Sweeper {
-    fn new(store: Arc<Observed>, telemetry: Telemetry) -> Self {
-        Self {
-            store,
-            telemetry,
-            next_look: Instant::now() + LOOK,
-            turn: 0,
-            asked_for: None,
-            clock: None,
-            aside: HashMap::new(),
-        }
-    }
-
-    /// The store's time, in milliseconds.
-    fn now_ms(&self) -> Option<u64> {
-        let (time, told) = self.clock?;
-        Some(time.as_millis() + u64::try_from(told.elapsed().as_millis()).ok()?)
-    }
-
-    /// The second of the store's clock.
-    fn second(&self) -> Option<u64> {
-        self.now_ms().map(|now| now / 1000)
-    }
-
-    /// Times out what is due.
+    /// Sweeps the timers that are due now, and takes a step in each unfinished conversation.
     async fn round(&mut self) -> Result<(), StoreError> {
-        if Instant::now() >= self.next_look {
-            self.look().await;
-            // At the beginning of the store's next second: what is due in it was announced before.
-            let into_the_second = self.now_ms().map_or(0, |now| now % 1000);
-            self.next_look = Instant::now() + LOOK.saturating_sub(Duration::from_millis(into_the_second));
+        let mut due = std::mem::take(&mut self.unfinished);
+        let claimed = self.claim_due().await;
+        match claimed {
+            Ok(claimed) => due.extend(claimed),
+            Err(error) => {
+                self.unfinished = due;
+                return Err(error);
+            }
         }
-        self.announce().await;
-        let partitions = self.store.schedule().take_due(Instant::now());
+        self.sweep_all(due).await
+    }
+
+    async fn claim_due(&self) -> Result<Vec<DueConversation>, StoreError> {
+        let schedule = self.store.schedule();
+        let partitions = schedule.take_due(Instant::now(), PARTITIONS);
         if partitions.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let asked = Instant::now();
-        let (most, fewest) = OF_A_PARTITION;
-        let limit = (ROUND / partitions.len()).clamp(fewest, most);
+        let limit = (ROUND / partitions.len()).min(OF_A_PARTITION);
         let due = self.store.due(&partitions, limit).await.inspect_err(|_| {
             for &partition in &partitions {
-                self.store.schedule().arm(partition, asked + RETRY);
+                schedule.arm(partition, asked + RETRY);
             }
         })?;
-        self.clock = Some((due.now, Instant::now()));
         for (partition, next_in_ms) in due.next_in_ms {
             if let Some(next) = next_in_ms {
-                self.store.schedule().arm(partition, asked + Duration::from_millis(next));
+                schedule.arm(partition, asked + Duration::from_millis(next));
             }
         }
-        self.sweep_all(due.conversations).await
-    }
-
-    /// Asks which partitions others have announced for this second, and has some looked at in turn.
-    async fn look(&mut self) {
-        let now = Instant::now();
-        let partitions = self.store.partitions();
-        for _ in 0..IN_TURN.min(partitions) {
-            self.store.schedule().arm(self.turn, now);
-            self.turn = (self.turn + 1) % partitions;
-        }
-        let Some(second) = self.second() else { return };
-        let first = self.asked_for.map_or(second, |last| (last + 1).max(second.saturating_sub(MISSED)));
-        for second in first..=second {
-            // A look at every partition in turn makes up for what cannot be asked.
-            let Ok(partitions) = self.store.announced(second).await else { return };
-            self.asked_for = Some(second);
-            for partition in partitions {
-                self.store.schedule().arm(partition, now);
-            }
-        }
-    }
-
-    /// Tells others what this instance has issued, in case it is not there when that is due. What cannot be told they
-    /// find by their looks at every partition in turn.
-    async fn announce(&self) {
-        let Some(second) = self.second() else { return };
-        let announcements = self.store.schedule().take_announcements(second);
-        let announced = announcements.into_iter().map(|(of, partition)| {
-            // Others ask at the beginning of a second: what is due in this one they learn of in the next.
-            self.store.announce(of.max(second + 1), partition)
-        });
-        let failed = join_all(announced).await.into_iter().find_map(Result::err);
-        if let Some(error) = failed {
-            tracing::debug!(
-                error = error.chain(),
-                "what is due later cannot be announced to other instances"
-            );
-        }
+        schedule.set_store_time(due.now);
+        Ok(due.conversations)
     }
 
     async fn sweep_all(&mut self, due: Vec<DueConversation>) -> Result<(), StoreError> {
@@ -194,28 +183,33 @@ impl Sweeper {
         let mut unreadable = Vec::new();
         while let Some((due, swept)) = sweeps.next().await {
             match swept {
-                Ok(()) => {
+                Ok(unfinished) => {
                     self.aside.remove(&due.conversation);
+                    if unfinished {
+                        self.unfinished.push(DueConversation { sequences: Vec::new(), whole: true, ..due });
+                    }
                 }
-                // One conversation that cannot be read must not stop the others.
+                // One unreadable conversation must not stop the others.
                 Err(error @ StoreError::Broken(_)) => unreadable.push((due, error)),
                 Err(error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))) => {
-                    // Nobody is given it before the claim is over.
-                    let partition = due.conversation.partition(self.store.partitions());
-                    let claim = Duration::from_millis(CLAIM_MS);
-                    self.store.schedule().arm(partition, Instant::now() + claim);
+                    // The timers become due again when the claim expires.
+                    self.arm(due.conversation, Instant::now() + Duration::from_millis(CLAIM_MS));
                     store_failed = Some(error);
                 }
             }
         }
         for (due, error) in unreadable {
-            self.put_off(&due, &error).await?;
+            self.put_off(&due, &error).await;
         }
         store_failed.map_or(Ok(()), Err)
     }
 
-    /// Puts a conversation that cannot be read off, each time by more, and says so once each time.
-    async fn put_off(&mut self, due: &DueConversation, error: &StoreError) -> Result<(), StoreError> {
+    fn arm(&self, conversation: ConversationRef, time: Instant) {
+        self.store.schedule().arm(conversation.partition(self.store.partitions()), time);
+    }
+
+    /// Postpones a conversation that cannot be read. Doubles the backoff and logs each time it has elapsed.
+    async fn put_off(&mut self, due: &DueConversation, error: &StoreError) {
         let now = Instant::now();
         let (until, by) = match self.aside.get(&due.conversation) {
             Some(&(until, by)) if until > now => (until, by),
@@ -231,12 +225,14 @@ impl Sweeper {
             }
         };
         self.aside.insert(due.conversation, (until, by));
-        self.store.schedule().arm(due.conversation.partition(self.store.partitions()), until);
-        self.store.put_off(due, until - now).await
+        // Where that fails, the timers become due again when the claim expires.
+        let postponed = self.store.put_off(due, until - now).await.is_ok();
+        self.arm(due.conversation, if postponed { until } else { now + Duration::from_millis(CLAIM_MS) });
     }
 }
 
-async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) -> Result<(), StoreError> {
+/// Returns whether the conversation needs a further step.
+async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) -> Result<bool, StoreError> {
     let conversation = due.conversation;
     let span = trace::sweep_span();
     let place = trace::begin(&span, &opentelemetry::Context::new());
@@ -246,7 +242,7 @@ async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) ->
         let channel = || store.channel(conversation);
         let whose = (conversation, expired.conversation_id.as_ref());
         telemetry.released(&place, whose, channel, &expired.released, &expired.timed_out);
-        Ok(())
+        Ok(expired.unfinished)
     };
     swept.instrument(span).await
 }
@@ -262,7 +258,7 @@ fn tell(telemetry: &Telemetry, place: &Place, conversation: ConversationRef, exp
             { names::CONVERSATION_REFERENCE } = %conversation,
             { names::DROPPED_HELD } = ended.dropped_held,
             { names::DROPPED_AWAITING } = ended.dropped_awaiting,
-            "a conversation was left untouched, and has ended"
+            "a conversation ended by its idle timeout"
         );
     }
     for timed_out in &expired.timed_out {

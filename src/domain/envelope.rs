@@ -1,4 +1,4 @@
-//! The result envelope: what travels on a conversation's routing channel.
+//! The result envelope: the message format of the routing channel.
 
 use std::fmt::{self, Write};
 
@@ -9,40 +9,40 @@ use super::result::Payload;
 use super::time::Timestamp;
 use super::work_item::{Kind, Outcome, WorkItem};
 
-/// One settled work item, as the platform reads it. `append` in `store/redis/scripts/release.lua` writes the same.
+/// A settled work item for the platform. `append` in `store/redis/scripts/release.lua` writes the same JSON.
 ///
-/// A `timed_out` or `cancelled` envelope has no payload, and a `timed_out` one no request.
+/// A `timed_out` or `cancelled` envelope has no payload. A `timed_out` envelope has no request id.
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope<'a> {
     /// The conversation.
     pub conversation_id: &'a ConversationId,
     /// The work item.
     pub item: &'a WorkItem,
-    /// How it was settled.
+    /// The work item's outcome.
     pub outcome: Outcome,
-    /// What the provider sent, if it did.
+    /// The provider's result or error.
     pub payload: Option<&'a Payload>,
-    /// When it was settled: the callback or cancellation came in, or the deadline passed.
+    /// When the callback or cancellation was accepted; for a timeout, the deadline.
     pub received_at: Timestamp,
-    /// When it was written to the channel.
+    /// When the envelope was written to the channel.
     pub released_at: Timestamp,
-    /// The request that settled it.
+    /// The request that settled the item.
     pub request_id: Option<RequestId>,
-    /// The trace it was settled in, or else issued in: with it the reader's own trace goes on.
+    /// Trace context in which the item was settled, otherwise the one in which it was issued.
     pub traceparent: Option<&'a TraceParent>,
 }
 
-/// An envelope as JSON. There may be a result in it: its `Debug` shows the size only.
+/// An envelope as JSON. `Debug` shows only the size, because the envelope may contain a result.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EnvelopeJson(Bytes);
 
 impl EnvelopeJson {
-    /// An envelope that was written before.
+    /// Wraps the JSON of an envelope without checking it.
     pub const fn new(json: Bytes) -> Self {
         Self(json)
     }
 
-    /// The text, in UTF-8 as far as the result is.
+    /// The JSON text. It is UTF-8 if the result is.
     pub const fn bytes(&self) -> &Bytes {
         &self.0
     }
@@ -54,21 +54,21 @@ impl fmt::Debug for EnvelopeJson {
     }
 }
 
-/// The id of an envelope's event, and of its entry in a Redis stream: a conversation that is opened again under the same
-/// name has other ones.
+/// The id of an envelope's event and of its entry in the Redis stream. The time of opening distinguishes successive
+/// conversations with the same id.
 pub fn event_id(opened_at: Timestamp, sequence: Sequence) -> String {
     format!("{}-{sequence}", opened_at.as_millis())
 }
 
 /// The members of an item's envelope that are known when it is issued, as JSON without braces.
 pub fn members_at_issue(kind: Kind, turn_id: Option<&TurnId>) -> String {
-    // No id has a character that JSON escapes.
+    // Ids contain no characters that JSON escapes.
     let turn_id = turn_id.map_or_else(String::new, |id| format!("\"turnId\":\"{id}\","));
     format!("{turn_id}\"kind\":\"{}\"", kind.as_str())
 }
 
 impl Envelope<'_> {
-    /// The envelope as JSON. The payload, checked when it came in, is spliced in byte for byte.
+    /// The envelope as JSON. The payload is copied byte for byte; it was validated when the callback was read.
     pub fn to_json(&self) -> EnvelopeJson {
         let payload: &[u8] = self.payload.map_or(&[], |payload| payload.bytes());
         let mut json = format!(
@@ -91,7 +91,7 @@ impl Envelope<'_> {
             ",\"issuedAt\":\"{}\",\"receivedAt\":\"{}\",\"releasedAt\":\"{}\"",
             self.item.issued_at, self.received_at, self.released_at
         );
-        // Writing to a string does not fail.
+        // Writing to a `String` cannot fail.
         if let Some(request_id) = self.request_id {
             let _ = write!(rest, ",\"requestId\":\"{request_id}\"");
         }
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_stands_in_it_byte_for_byte() {
+    fn payload_is_copied_byte_for_byte() {
         let body = " { \"n\" : 1.000000000000000000000000001e+999,\n\"s\":\"\\u00e9\", \"s\":2 }";
         let json = json(Outcome::Succeeded, Some(&Payload::Succeeded(Bytes::from_static(body.as_bytes()))));
         assert!(json.contains(&format!("\"result\":{body},")), "{json}");
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_has_an_error_and_a_timeout_has_neither() {
+    fn failed_envelope_has_an_error_and_timed_out_has_no_payload() {
         let error = Payload::Failed(Bytes::from_static(b"{\"code\":\"X\"}"));
         let failed = json(Outcome::Failed, Some(&error));
         assert!(

@@ -1,15 +1,15 @@
 //! **The sequence gate**: the rules of one conversation, as a pure state machine.
 //!
-//! The memory store calls these rules; `store/redis/scripts` states them again for Redis, function by function under the
-//! same names, and a model test binds the two.
+//! The memory store calls these rules. `store/redis/scripts` implements them for Redis in functions of the same
+//! names. A model test (`tests/it/model.rs`) compares the two.
 //!
-//! | rule | here |
+//! | rule | function |
 //! |---|---|
-//! | what is released, and when | [`Conversation::release`] |
+//! | which items are released, and when | [`Conversation::release`] |
 //! | when a conversation has ended | [`ended_at`] |
-//! | what an item's outcome is at a time | [`outcome_at`] |
-//! | whether a callback is taken | [`Conversation::accept`] |
-//! | when a limit is reached | [`Conversation::accept`], [`Conversation::issue`] |
+//! | an item's outcome at a given time | [`outcome_at`] |
+//! | whether a callback is accepted | [`Conversation::accept`] |
+//! | limits | [`Conversation::accept`], [`Conversation::issue`] |
 
 mod commands;
 
@@ -30,22 +30,22 @@ use super::result::Payload;
 use super::time::Timestamp;
 use super::work_item::{Outcome, State, WorkItem};
 
-/// What one conversation may take up, and how long it lasts.
+/// Limits of one conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most items that are settled and not released.
+    /// Maximum number of held items (settled and not released).
     pub max_held_items: u64,
-    /// Most bytes of results that are settled and not released.
+    /// Maximum bytes of held results.
     pub max_held_bytes: u64,
-    /// Most items that are not settled.
+    /// Maximum number of awaiting items (without an outcome).
     pub max_awaiting_items: u64,
-    /// Most envelopes on a channel; as many items can be issued.
+    /// Maximum number of envelopes on the channel, and so of items that can be issued.
     pub max_channel_length: u64,
-    /// Most bytes of results on a channel, or held for it.
+    /// Maximum bytes of results on the channel, held results included.
     pub max_channel_bytes: u64,
-    /// How long a conversation may be left untouched, unless it was opened with another time.
+    /// Default idle timeout in milliseconds.
     pub conversation_idle_ttl_ms: u64,
-    /// How long an ended conversation and its channel can be read.
+    /// Time in milliseconds that an ended conversation and its channel stay readable.
     pub ended_retention_ms: u64,
 }
 
@@ -58,7 +58,7 @@ struct Settlement {
     traceparent: Option<TraceParent>,
     attempt: Option<AttemptId>,
     fingerprint: Option<Fingerprint>,
-    /// Taken out when the item is released.
+    /// Moved to the envelope when the item is released.
     payload: Option<Payload>,
 }
 
@@ -84,7 +84,7 @@ fn size(payload: &Payload) -> u64 {
     u64::try_from(payload.bytes().len()).unwrap_or(u64::MAX)
 }
 
-/// A work item in the gate.
+/// A work item with its settlement.
 #[derive(Clone, Debug)]
 struct Slot {
     item: WorkItem,
@@ -98,7 +98,7 @@ impl Slot {
     }
 }
 
-/// A conversation: its work items in the order of issue, and its routing channel.
+/// A conversation: its work items in order of issue, and its routing channel.
 #[derive(Clone, Debug)]
 pub struct Conversation {
     id: ConversationId,
@@ -106,7 +106,7 @@ pub struct Conversation {
     opened_at: Timestamp,
     touched_at: Timestamp,
     idle_ttl_ms: u64,
-    /// The last deadline of what it awaits.
+    /// Latest deadline of an item; zero once a use finds nothing awaiting.
     busy_until: Timestamp,
     ended: Option<Ended>,
     traceparent: Option<TraceParent>,
@@ -116,19 +116,18 @@ pub struct Conversation {
     held_bytes: u64,
     channel_bytes: u64,
     slots: BTreeMap<Sequence, Slot>,
-    /// By attempt: the id without the sequence in it.
+    /// The key is the item's id with sequence 0.
     issued_by_attempt: HashMap<WorkItemId, Sequence>,
     issued_by_key: HashMap<IdempotencyDigest, (Fingerprint, Sequence)>,
-    /// Envelopes, as JSON.
     channel: Vec<EnvelopeJson>,
-    /// What the step under way has settled.
+    /// Items that the current operation has settled.
     fresh: BTreeSet<Sequence>,
-    /// Items whose deadlines settle nothing any more, until somebody takes them.
+    /// Items whose timers are obsolete; see [`Conversation::take_done_timers`].
     done_timers: Vec<Sequence>,
 }
 
 impl Conversation {
-    /// A new conversation.
+    /// Creates a conversation.
     pub fn open(command: &Open, now: Timestamp, limits: &Limits) -> Self {
         Self {
             id: command.conversation.clone(),
@@ -153,7 +152,7 @@ impl Conversation {
         }
     }
 
-    /// Opens it again: touches it, and takes over what the command names.
+    /// Touches an open conversation and applies the options that the command sets.
     pub fn reopen(&mut self, command: &Open, now: Timestamp) -> Result<Opened, OpenRefused> {
         if self.ended_at(now).is_some() {
             return Err(OpenRefused::ConversationEnded);
@@ -166,17 +165,17 @@ impl Conversation {
         Ok(Opened { created: self.opened_by == command.attempt })
     }
 
-    /// When it counts as ended, if nothing touches it: not before the last deadline of what it awaits.
+    /// When the idle timeout ends it, if it is not used before; see [`idle_at`].
     pub fn idle_at(&self) -> Timestamp {
         idle_at(self.touched_at, self.idle_ttl_ms, self.busy_until)
     }
 
-    /// When it ended, if it has: by command, or by being left untouched.
+    /// When it ended, if it has; see [`ended_at`].
     pub fn ended_at(&self, now: Timestamp) -> Option<Timestamp> {
         ended_at(self.ended.map(|ended| ended.ended_at), self.idle_at(), now)
     }
 
-    /// Whether it ended so long ago that nobody can ask for it any more.
+    /// Whether its retention is over. Stores treat it as nonexistent then.
     pub fn is_gone(&self, now: Timestamp, limits: &Limits) -> bool {
         self.ended_at(now).is_some_and(|ended| now >= ended.plus_millis(limits.ended_retention_ms))
     }
@@ -188,7 +187,7 @@ impl Conversation {
         now: Timestamp,
         limits: &Limits,
     ) -> Result<Issued, IssueRefused> {
-        // An attempt whose answer was lost is told what it did, whatever came after it.
+        // A retry after a lost reply returns the item that the first call issued, even after the end.
         let attempt = command.work_item.with_sequence(Sequence::new(0));
         if let Some(slot) = self.issued_by_attempt.get(&attempt).and_then(|sequence| self.slots.get(sequence))
         {
@@ -240,7 +239,7 @@ impl Conversation {
         Ok(Issued { item, repeated: false })
     }
 
-    /// Takes a callback: first settlement wins, the same one again is told what the first was told.
+    /// Accepts a callback. The first settlement of an item wins. A repetition gets the first receipt.
     pub fn accept(
         &mut self,
         command: &Accept,
@@ -266,7 +265,7 @@ impl Conversation {
             (Some(first), _) if first != command.result.fingerprint => Err(AcceptRefused::TokenUsed),
             (Some(_), _) => {
                 let replayed = slot.attempt() != Some(command.attempt);
-                // What is past its deadline is not waited for.
+                // Overdue items are released first: the gate must not wait for them.
                 let released =
                     if ended { Vec::new() } else { self.release(now, command.traceparent.as_ref()) };
                 self.receipt(sequence, replayed, released).ok_or(AcceptRefused::WorkItemUnknown)
@@ -299,7 +298,7 @@ impl Conversation {
         }
     }
 
-    /// A step that somebody asked for, and that counts as use of the conversation.
+    /// Marks the conversation as used. The sweeper's operations do not.
     const fn touch(&mut self, now: Timestamp) {
         self.touched_at = now;
         if self.awaiting == 0 {
@@ -323,10 +322,11 @@ impl Conversation {
             received_at: settlement.received_at,
             replayed,
             released,
+            unfinished: false,
         })
     }
 
-    /// The rule of held results: one that is released in the same step is never too much.
+    /// Checks the limits for a new result. The limits on held results apply only if the result will be held.
     fn check_limits(
         &self,
         sequence: Sequence,
@@ -346,12 +346,12 @@ impl Conversation {
         if channel_bytes > limits.max_channel_bytes { Err(AcceptRefused::ChannelLimit) } else { Ok(()) }
     }
 
-    /// Withdraws a work item.
+    /// Cancels a work item.
     pub fn cancel(&mut self, command: &Cancel, now: Timestamp) -> Result<Cancelled, CancelRefused> {
         let Some(slot) = self.slot(command.work_item) else {
             return Err(CancelRefused::WorkItemNotFound);
         };
-        // An attempt whose answer was lost is told what it did, unless the end has dropped it since.
+        // A retry after a lost reply succeeds again, unless the conversation has ended since and dropped the item.
         let ended = self.ended_at(now).is_some();
         let sequence = slot.item.sequence;
         let repeated = slot.attempt() == Some(command.attempt) && (!ended || sequence < self.gate);
@@ -378,11 +378,10 @@ impl Conversation {
             }
         }
         let item = self.work_item(command.work_item, now).ok_or(CancelRefused::WorkItemNotFound)?;
-        Ok(Cancelled { item, released })
+        Ok(Cancelled { item, released, unfinished: false })
     }
 
-    /// Ends it. What is due by now is still released; what is held or awaiting then is dropped.
-    /// Ending twice is the same as once.
+    /// Releases what is overdue, then ends the conversation and drops its held and awaiting items. Idempotent.
     pub fn end(&mut self, traceparent: Option<&TraceParent>, now: Timestamp) -> EndReceipt {
         let ended_before = self.ended_at(now);
         let mut released = Vec::new();
@@ -393,7 +392,7 @@ impl Conversation {
         EndReceipt { ended, repeated: ended_before.is_some(), released }
     }
 
-    /// Ends it at this time, unless a step has done so before.
+    /// Records the end and drops the held payloads, unless an earlier operation has done so.
     fn finish(&mut self, time: Timestamp) -> Ended {
         let ended = self.left_behind(time);
         if self.ended.is_none() {
@@ -408,14 +407,14 @@ impl Conversation {
         ended
     }
 
-    /// What is dropped when it ends at this time, unless a step has ended it before.
+    /// The recorded end, or the end at `ended_at` with what it drops.
     fn left_behind(&self, ended_at: Timestamp) -> Ended {
         let (dropped_held, _) = self.held();
         self.ended.unwrap_or(Ended { ended_at, dropped_held, dropped_awaiting: self.awaiting })
     }
 
-    /// Times out those of the named items that are due, and ends a conversation that was left untouched. A stale timer
-    /// finds nothing to do.
+    /// Times out the given items if they are due, and ends the conversation if its idle timeout has passed. A stale
+    /// timer has no effect.
     pub fn expire(
         &mut self,
         sequences: &[Sequence],
@@ -448,7 +447,7 @@ impl Conversation {
             }
         }
         let released = self.release(now, traceparent);
-        Expired { conversation_id, timed_out, ended: None, released }
+        Expired { conversation_id, timed_out, ended: None, released, unfinished: false }
     }
 
     fn settle(&mut self, sequence: Sequence, settlement: Settlement) {
@@ -461,8 +460,8 @@ impl Conversation {
         }
     }
 
-    /// **The rule of the gate**: beginning with the sequence it waits for, every item that is settled, or whose
-    /// deadline has passed, is released, up to the first that is neither.
+    /// **The gate rule**: starting at the gate, releases every item that is settled or overdue. Stops at the first
+    /// that is neither.
     fn release(&mut self, now: Timestamp, traceparent: Option<&TraceParent>) -> Vec<Released> {
         let mut released = Vec::new();
         while let Some(slot) = self.slots.get(&self.gate) {
@@ -530,12 +529,12 @@ impl Conversation {
         &self.channel[range]
     }
 
-    /// The sequence of the item that is issued next.
+    /// The sequence of the next item to be issued.
     pub const fn next_sequence(&self) -> Sequence {
         self.next
     }
 
-    /// Whether a step has ended it.
+    /// Whether its end is recorded. After an idle timeout this needs an operation.
     pub const fn has_ended(&self) -> bool {
         self.ended.is_some()
     }
@@ -545,23 +544,23 @@ impl Conversation {
         self.opened_at
     }
 
-    /// How many envelopes the channel has.
+    /// Number of envelopes on the channel.
     pub fn released(&self) -> u64 {
         self.gate.get() - 1
     }
 
-    /// How many items are settled and not released, and the bytes of their results.
+    /// Number of held items and the bytes of their results.
     pub const fn held(&self) -> (u64, u64) {
         (self.next.get() - self.gate.get() - self.awaiting, self.held_bytes)
     }
 
-    /// What is known of a callback that is not taken.
+    /// The conversation and work item of a refused callback.
     pub fn known(&self, work_item: WorkItemId) -> Known {
         let item = self.slot(work_item).map(|slot| slot.item.clone());
         Known { conversation_id: self.id.clone(), item }
     }
 
-    /// One work item as it stands.
+    /// A work item at `now`.
     pub fn work_item(&self, work_item: WorkItemId, now: Timestamp) -> Option<WorkItemView> {
         self.slot(work_item).map(|slot| self.view(slot, now))
     }
@@ -572,7 +571,7 @@ impl Conversation {
         WorkItemView::new(slot.item.clone(), settled, bytes, self.gate, self.ended_at(now), now)
     }
 
-    /// All of it as it stands.
+    /// The conversation at `now`.
     pub fn inspect(&self, now: Timestamp) -> ConversationView {
         let unreleased: Vec<_> = self.unreleased().map(|slot| self.view(slot, now)).collect();
         let awaited = unreleased.iter().find(|view| view.settled.is_none());
@@ -589,7 +588,7 @@ impl Conversation {
         }
     }
 
-    /// When it has to be looked at as a whole: to end it when it was left untouched, and to free it.
+    /// When the sweeper has to process it as a whole: at its idle timeout, and at the end of its retention.
     pub fn look_at(&self, limits: &Limits) -> Timestamp {
         match self.ended {
             Some(ended) => ended.ended_at.plus_millis(limits.ended_retention_ms),
@@ -597,35 +596,34 @@ impl Conversation {
         }
     }
 
-    /// The deadline of an item, while nothing has settled it.
+    /// The deadline of an item without an outcome.
     pub fn deadline_of(&self, sequence: Sequence) -> Option<Timestamp> {
         let slot = self.slots.get(&sequence).filter(|slot| slot.settlement.is_none());
         slot.map(|slot| slot.item.deadline)
     }
 
-    /// The items that nothing has settled.
+    /// The items without an outcome.
     pub fn awaited(&self) -> impl Iterator<Item = Sequence> {
         self.unreleased().filter(|slot| slot.settlement.is_none()).map(|slot| slot.item.sequence)
     }
 
-    /// Takes the items whose deadlines settle nothing any more, so that nobody is reminded of them.
+    /// Takes the items whose timers are obsolete since the last call. The store removes these timers.
     pub fn take_done_timers(&mut self) -> Vec<Sequence> {
         std::mem::take(&mut self.done_timers)
     }
 }
 
-/// When a conversation counts as ended, if nothing touches it: not before the last deadline of what it awaits.
+/// When the idle timeout ends a conversation. `busy_until`: the latest deadline of its items, which it outlives.
 pub fn idle_at(touched_at: Timestamp, idle_ttl_ms: u64, busy_until: Timestamp) -> Timestamp {
     touched_at.plus_millis(idle_ttl_ms).max(busy_until)
 }
 
-/// When a conversation ended, if it has: by a step that ended it, or by being left untouched.
+/// When a conversation ended, if it has: by a recorded end, or by its idle timeout.
 pub fn ended_at(ended_at: Option<Timestamp>, idle_at: Timestamp, now: Timestamp) -> Option<Timestamp> {
     ended_at.or_else(|| (now >= idle_at).then_some(idle_at))
 }
 
-/// The rule of deadlines: an item that nothing has settled is timed out from its deadline on, whether anybody has swept
-/// it or not.
+/// The deadline rule: an unsettled item counts as timed out from its deadline on, before the sweeper has seen it.
 pub fn outcome_at(
     settled: Option<(Outcome, Timestamp)>,
     deadline: Timestamp,
@@ -635,7 +633,7 @@ pub fn outcome_at(
 }
 
 impl WorkItemView {
-    /// An item of a conversation whose gate waits for `gate`, and that ended at this time, if it has.
+    /// An item at `now`. `gate`: the first sequence that is not released; `ended_at`: when the conversation ended.
     pub fn new(
         item: WorkItem,
         settled: Option<(Outcome, Timestamp)>,

@@ -1,4 +1,4 @@
-//! Identifiers, parsed once at the edge into types that can only hold good values.
+//! Identifiers. Parsing validates them once; the types hold only valid values.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use uuid::Uuid;
 
 use super::token;
 
-/// Longest identifier that is taken from outside, in characters.
+/// Maximum length of an external identifier, in characters.
 pub const MAX_EXTERNAL_ID: usize = 128;
 
-/// Why a text is not an identifier.
+/// The text is not a valid identifier.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("must be 1 to 128 characters of A-Z a-z 0-9 . _ : - without cbt_, which begins a token")]
+#[error("must be 1 to 128 characters of A-Z a-z 0-9 . _ : - and must not contain the token prefix cbt_")]
 pub struct InvalidId;
 
-/// Identifiers are shown and logged: a token that was put in the place of one must not become one.
+/// Refuses tokens: identifiers are logged, and a token that is sent as an identifier must not be.
 fn check_external(text: &str) -> Result<(), InvalidId> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
     let in_bounds = (1..=MAX_EXTERNAL_ID).contains(&text.len());
@@ -32,13 +32,13 @@ macro_rules! external_id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Takes 1–128 characters of `A-Za-z0-9._:-`, and nothing else: nothing in which a token begins, too.
+            /// Accepts 1–128 characters of `A-Za-z0-9._:-`. Refuses a text that contains the token prefix.
             pub fn parse(text: &str) -> Result<Self, InvalidId> {
                 check_external(text)?;
                 Ok(Self(text.into()))
             }
 
-            /// The identifier as it was given.
+            /// The unchanged text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -59,16 +59,16 @@ macro_rules! external_id {
 }
 
 external_id!(
-    /// The platform's own name of a conversation.
+    /// The platform's id of a conversation.
     ConversationId
 );
 external_id!(
-    /// The platform's own name of a turn in a conversation.
+    /// The platform's id of a turn in a conversation.
     TurnId
 );
 
 impl ConversationId {
-    /// The reference under which stores and tokens know this conversation.
+    /// The reference that stores and tokens use for this conversation.
     pub fn reference(&self) -> ConversationRef {
         let digest = Sha256::digest(self.0.as_bytes());
         let mut reference = [0; 16];
@@ -77,7 +77,7 @@ impl ConversationId {
     }
 }
 
-/// The first 16 bytes of the SHA-256 of a [`ConversationId`]: of fixed size, safe in any key, the same everywhere.
+/// The first 16 bytes of the SHA-256 of a [`ConversationId`]: fixed size, and safe in Redis keys.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConversationRef([u8; 16]);
 
@@ -92,7 +92,7 @@ impl ConversationRef {
         &self.0
     }
 
-    /// The partition, of `partitions`, that holds this conversation.
+    /// The partition of this conversation, less than `partitions`.
     pub fn partition(&self, partitions: u16) -> u16 {
         let [a, b, c, d, ..] = self.0;
         let spread = u32::from_be_bytes([a, b, c, d]) % u32::from(partitions.max(1));
@@ -102,7 +102,7 @@ impl ConversationRef {
 
 impl fmt::Display for ConversationRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // In one piece: it is in every key, every log line and every span.
+        // One write instead of one per byte: this is part of every key, log line and span.
         write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
 }
@@ -128,7 +128,7 @@ impl std::str::FromStr for ConversationRef {
     }
 }
 
-/// This service's own name of a work item: a `UUIDv7` whose last 32 bits are the item's sequence. Unique everywhere.
+/// The id of a work item: a `UUIDv7` whose last 32 bits are the item's sequence. Globally unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkItemId(Uuid);
 
@@ -138,7 +138,7 @@ impl WorkItemId {
         Self(id)
     }
 
-    /// Takes the hyphenated lower-case form only, so that an item has one spelling.
+    /// Accepts only the hyphenated lower-case form, so that each id has one text form.
     pub fn parse(text: &str) -> Option<Self> {
         let id = Uuid::try_parse(text).ok()?;
         (id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(Self(id))
@@ -149,14 +149,14 @@ impl WorkItemId {
         self.0.as_bytes()
     }
 
-    /// The id that the item of this attempt has when it is issued under this sequence.
+    /// The same id with another sequence in its last 32 bits.
     #[must_use]
     pub const fn with_sequence(self, sequence: Sequence) -> Self {
         let attempt = self.0.as_u128() & !0xffff_ffff;
         Self(Uuid::from_u128(attempt | (sequence.get() & 0xffff_ffff) as u128))
     }
 
-    /// The sequence within it.
+    /// The sequence in the last 32 bits.
     #[expect(clippy::cast_possible_truncation, reason = "the last 32 bits are wanted")]
     pub const fn sequence(self) -> Sequence {
         Sequence::new(self.0.as_u128() as u32 as u64)
@@ -175,7 +175,7 @@ impl Serialize for WorkItemId {
     }
 }
 
-/// The id of one HTTP request, in `X-Request-Id`, every reply's envelope and every log line.
+/// The id of an HTTP request: in `X-Request-Id`, error bodies, envelopes and log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(Uuid);
 
@@ -185,7 +185,7 @@ impl RequestId {
         Self(id)
     }
 
-    /// Takes any spelling of a UUID.
+    /// Accepts every text form of a UUID.
     pub fn parse(text: &str) -> Option<Self> {
         Uuid::try_parse(text).ok().map(Self)
     }
@@ -203,7 +203,7 @@ impl Serialize for RequestId {
     }
 }
 
-/// Marks one attempt to change the store, so that a step repeated after a lost reply knows itself.
+/// Identifies a store command, so that a retry after a lost reply is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttemptId(u64);
 
@@ -225,7 +225,7 @@ impl fmt::Display for AttemptId {
     }
 }
 
-/// A work item's place in its conversation's order of issue: 1, 2, 3 …
+/// A work item's position in its conversation, in order of issue: 1, 2, 3 …
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Sequence(u64);
 
@@ -243,7 +243,7 @@ impl Sequence {
         self.0
     }
 
-    /// The sequence issued after this one.
+    /// The following sequence.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -256,7 +256,7 @@ impl fmt::Display for Sequence {
     }
 }
 
-/// A `traceparent` as W3C Trace Context (version 00) writes it.
+/// A `traceparent` of W3C Trace Context, version 00.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TraceParent(Arc<str>);
 
@@ -266,7 +266,7 @@ impl Serialize for TraceParent {
     }
 }
 
-/// Why a text is not a `traceparent`.
+/// The text is not a valid `traceparent`.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "must be a W3C traceparent: 00-<32 lower-case hex>-<16 lower-case hex>-<2 lower-case hex>, ids not zero"
@@ -274,7 +274,7 @@ impl Serialize for TraceParent {
 pub struct InvalidTraceParent;
 
 impl TraceParent {
-    /// Takes version 00 with a trace id and a parent id that are not all zero.
+    /// Accepts version 00 with nonzero trace and parent ids.
     pub fn parse(text: &str) -> Result<Self, InvalidTraceParent> {
         let parts: Vec<&str> = text.split('-').collect();
         let hex = |part: &str, length| {
@@ -291,37 +291,37 @@ impl TraceParent {
         }
     }
 
-    /// Of its parts. Nothing when one of them is zero.
+    /// Builds a `traceparent`. `None` if an id is zero.
     pub fn of(trace_id: u128, span_id: u64, flags: u8) -> Option<Self> {
         let whole = || Self(format!("00-{trace_id:032x}-{span_id:016x}-{flags:02x}").into());
         (trace_id != 0 && span_id != 0).then(whole)
     }
 
-    /// Whether what it leads to is exported.
+    /// Whether the sampled flag is set.
     pub fn is_sampled(&self) -> bool {
         u8::from_str_radix(&self.0[53..], 16).is_ok_and(|flags| flags & 1 == 1)
     }
 
-    /// The whole `traceparent`.
+    /// The full text, 55 characters.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The trace id within it: 32 hexadecimal digits.
+    /// The trace id: 32 hexadecimal digits.
     pub fn trace_id(&self) -> &str {
         &self.0[3..35]
     }
 }
 
-/// The digest of an `Idempotency-Key`; the key itself is not kept.
+/// The SHA-256 of an `Idempotency-Key`. The key itself is not stored.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IdempotencyDigest([u8; 32]);
 
 impl IdempotencyDigest {
-    /// Longest `Idempotency-Key` that is taken, in characters.
+    /// Maximum length of an `Idempotency-Key`, in characters.
     pub const MAX_KEY: usize = 255;
 
-    /// The digest of a key of 1–255 visible ASCII characters.
+    /// The digest of a key. `None` unless the key is 1–255 visible ASCII characters.
     pub fn of(key: &str) -> Option<Self> {
         let visible = key.bytes().all(|b| b.is_ascii_graphic());
         ((1..=Self::MAX_KEY).contains(&key.len()) && visible).then(|| Self(Sha256::digest(key).into()))
@@ -345,7 +345,7 @@ impl fmt::Debug for IdempotencyDigest {
     }
 }
 
-/// The SHA-256 of a body: equal digests mean equal bodies.
+/// The SHA-256 of a request body, to compare bodies.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
@@ -378,7 +378,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_from_outside_holds_no_character_that_means_something_in_a_key() {
+    fn external_ids_exclude_the_delimiters_of_keys() {
         for bad in ["", "{}", "a b", "a\0", "a/b", "ä", "a%2F", "a\n", &"x".repeat(129)] {
             assert_eq!(ConversationId::parse(bad), Err(InvalidId), "{bad:?}");
         }
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_no_identifier() {
+    fn ids_that_contain_a_token_are_refused() {
         for bad in ["cbt_AQJrMQ", "cbt_", "CBT_AQJrMQ", "call-7:cbt_AQJrMQ"] {
             assert_eq!(ConversationId::parse(bad), Err(InvalidId), "{bad:?}");
             assert_eq!(TurnId::parse(bad), Err(InvalidId), "{bad:?}");
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_is_the_start_of_the_ids_digest_and_reads_back() {
+    fn reference_is_a_digest_prefix_and_round_trips() {
         let reference = ConversationId::parse("abc").unwrap().reference();
         assert_eq!(reference.to_string(), "ba7816bf8f01cfea414140de5dae2223");
         assert_eq!(reference.to_string().parse(), Ok(reference));
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_work_item_has_one_spelling() {
+    fn work_item_ids_have_one_text_form() {
         let text = "0190163d-8694-739b-aea5-966c26f8ad91";
         assert_eq!(WorkItemId::parse(text).unwrap().to_string(), text);
         assert_eq!(WorkItemId::parse(&text.to_uppercase()), None);
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_traceparent_must_be_whole() {
+    fn malformed_traceparents_are_refused() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let parsed = TraceParent::parse(good).unwrap();
         assert_eq!(parsed.trace_id(), "0af7651916cd43dd8448eb211c80319c");

@@ -1,19 +1,19 @@
-//! The one-shot credential of one work item.
+//! Callback tokens: single-use credentials of a work item.
 //!
-//! `cbt_` and 112 characters of base64url, without padding, over 84 bytes:
+//! A token is `cbt_` followed by 84 bytes as 112 characters of base64url without padding:
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
-//! | 1 | version, 2 |
-//! | 1 | kind: 1 `llm`, 2 `tool` (so that a result's shape is checked before the store is asked) |
-//! | 8 | key id, filled up with zero bytes |
+//! | 1 | version: 2 |
+//! | 1 | kind: 1 `llm`, 2 `tool` (allows checking the form of a result without the store) |
+//! | 8 | key id, padded with zero bytes |
 //! | 6 | expiry, milliseconds since the Unix epoch, big endian |
 //! | 16 | the conversation's reference |
 //! | 16 | the work item's id |
 //! | 4 | the work item's sequence, big endian |
-//! | 32 | HMAC-SHA256 over the 52 bytes before it |
+//! | 32 | HMAC-SHA256 over the preceding 52 bytes |
 //!
-//! 84 is a multiple of 3: no bits are left over, so every token has exactly one spelling.
+//! 84 is a multiple of 3, so base64 has no unused bits and each token has exactly one text form.
 
 use std::fmt;
 
@@ -29,14 +29,15 @@ use super::ids::{ConversationRef, Sequence, WorkItemId};
 use super::time::Timestamp;
 use super::work_item::{Kind, WorkItem};
 
-/// What every token begins with.
+/// The prefix of every token.
 pub const PREFIX: &str = "cbt_";
-/// Whether a token may begin in a text: for texts that are shown, in which none may stand.
+
+/// Whether a text contains the token prefix, in any case. Such a text must not be logged or returned.
 pub fn begins_in(text: &str) -> bool {
     text.as_bytes().windows(PREFIX.len()).any(|part| part.eq_ignore_ascii_case(PREFIX.as_bytes()))
 }
 
-/// Fewest bytes of a signing key: those of the hash.
+/// Minimum length of a signing key in bytes: the output size of SHA-256 (RFC 2104, section 3).
 pub const MIN_KEY_BYTES: usize = 32;
 
 const VERSION: u8 = 2;
@@ -45,17 +46,17 @@ const SIGNED_BYTES: usize = 1 + 1 + KEY_ID_BYTES + 6 + 16 + 16 + 4;
 const TOKEN_BYTES: usize = SIGNED_BYTES + 32;
 const TOKEN_CHARS: usize = PREFIX.len() + TOKEN_BYTES / 3 * 4;
 
-/// Names a signing key in a token: 1–8 characters of `A-Za-z0-9_-`.
+/// The id of a signing key: 1–8 characters of `A-Za-z0-9_-`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeyId([u8; KEY_ID_BYTES]);
 
-/// Why a text does not name a key.
+/// The text is not a valid key id.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("a key id must be 1 to 8 characters of A-Z a-z 0-9 _ -")]
 pub struct InvalidKeyId;
 
 impl KeyId {
-    /// Takes 1–8 characters of `A-Za-z0-9_-`.
+    /// Accepts 1–8 characters of `A-Za-z0-9_-`.
     pub fn parse(text: &str) -> Result<Self, InvalidKeyId> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
         if !(1..=KEY_ID_BYTES).contains(&text.len()) || !text.bytes().all(allowed) {
@@ -73,20 +74,20 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// A key that signs and verifies tokens. Its `Debug` shows its id only.
+/// A key that signs and verifies tokens. `Debug` shows only the id.
 #[derive(Clone)]
 pub struct SigningKey {
     id: KeyId,
     secret: SecretSlice<u8>,
 }
 
-/// Why bytes are not a signing key.
+/// The key has fewer than [`MIN_KEY_BYTES`] bytes.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("a signing key needs at least {MIN_KEY_BYTES} bytes")]
 pub struct KeyTooShort;
 
 impl SigningKey {
-    /// A key from at least [`MIN_KEY_BYTES`] secret bytes.
+    /// A key with a secret of at least [`MIN_KEY_BYTES`] bytes.
     pub fn new(id: KeyId, secret: Vec<u8>) -> Result<Self, KeyTooShort> {
         if secret.len() < MIN_KEY_BYTES {
             return Err(KeyTooShort);
@@ -95,7 +96,7 @@ impl SigningKey {
     }
 
     fn mac(&self, signed: &[u8]) -> Hmac<Sha256> {
-        // HMAC takes a key of any length: the error type has no case that can occur.
+        // HMAC accepts keys of any length, so the error cannot occur.
         let mut mac = Hmac::<Sha256>::new_from_slice(self.secret.expose_secret())
             .unwrap_or_else(|_| Hmac::<Sha256>::new(&hmac::digest::Key::<Hmac<Sha256>>::default()));
         mac.update(signed);
@@ -109,38 +110,38 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// What an authentic token says.
+/// The content of an authentic token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claims {
-    /// The conversation that waits.
+    /// The conversation.
     pub conversation: ConversationRef,
-    /// The work item that the token is good for.
+    /// The work item that the token can settle.
     pub work_item: WorkItemId,
-    /// The work item's place in its conversation.
+    /// The work item's sequence.
     pub sequence: Sequence,
     /// The work item's kind.
     pub kind: Kind,
-    /// When the token ends.
+    /// Expiry of the token.
     pub expires_at: Timestamp,
 }
 
-/// Why a token is refused. One answer for all that is not authentic.
+/// Why a token was refused. All tokens that are not authentic get the same error, which gives an attacker no hint.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokenRefused {
-    /// Malformed, forged, or of a key that is not in the ring.
+    /// Malformed, forged, or signed with a key that is not in the keyring.
     #[error("the token is not authentic")]
     Invalid,
-    /// Authentic, but past its life.
+    /// Authentic, but expired.
     #[error("the token has expired")]
     Expired(Claims),
 }
 
-/// A token in clear. Its `Debug` does not show it; it is wiped when dropped.
+/// A token in clear text. `Debug` does not show it. The memory is zeroed on drop.
 #[derive(Clone)]
 pub struct Token(SecretString);
 
 impl Token {
-    /// The token's text, to be given to whom it belongs.
+    /// The token's text. Must not be logged.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
@@ -152,12 +153,12 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The first 8 hexadecimal digits of a token's SHA-256: all of it that may be logged.
+/// The first 8 hexadecimal digits of a token's SHA-256: the only form of a token in logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenFingerprint([u8; 4]);
 
 impl TokenFingerprint {
-    /// The fingerprint of a token's text, authentic or not.
+    /// The fingerprint of a text, which does not have to be an authentic token.
     pub fn of(text: &str) -> Self {
         let digest = Sha256::digest(text);
         Self([digest[0], digest[1], digest[2], digest[3]])
@@ -170,7 +171,7 @@ impl fmt::Display for TokenFingerprint {
     }
 }
 
-/// The signing keys: the first signs, all verify.
+/// The signing keys. The first one signs, all of them verify.
 #[derive(Clone, Debug)]
 pub struct Keyring {
     first: SigningKey,
@@ -178,7 +179,7 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// A ring in which `first` signs and `others` still verify.
+    /// A keyring in which `first` signs, and `first` and `others` verify.
     pub const fn new(first: SigningKey, others: Vec<SigningKey>) -> Self {
         Self { first, others }
     }
@@ -192,7 +193,7 @@ impl Keyring {
         std::iter::once(&self.first).chain(&self.others).find(|key| key.id == id)
     }
 
-    /// The token of a work item. The same item gives the same token, as long as its key is in the ring.
+    /// The token of a work item. Deterministic as long as the item's key is in the keyring.
     pub fn sign(&self, conversation: ConversationRef, item: &WorkItem) -> Token {
         let key = self.key(item.key_id).unwrap_or(&self.first);
         let mut bytes = Vec::with_capacity(TOKEN_BYTES);
@@ -211,8 +212,8 @@ impl Keyring {
         Token(text.into())
     }
 
-    /// Checks a token without asking the store. The authentication code is compared in constant time,
-    /// and an unknown key costs what a known one does.
+    /// Verifies a token without the store. Compares the HMAC in constant time, and computes one for an unknown key,
+    /// too, so that timing does not reveal key ids.
     pub fn verify(&self, text: &str, now: Timestamp) -> Result<Claims, TokenRefused> {
         let encoded = text.strip_prefix(PREFIX).ok_or(TokenRefused::Invalid)?;
         let mut bytes = [0; TOKEN_BYTES];
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_can_be_replaced_with_nothing_in_flight_lost() {
+    fn tokens_survive_a_key_rotation() {
         let now = Timestamp::from_millis(0);
         let before = Keyring::new(key("old", 1), vec![]);
         let issued = item(before.signing_key_id(), Kind::Tool, 1000, 7);
@@ -314,7 +315,7 @@ mod tests {
         assert_eq!(during.sign(conversation(), &issued).expose(), token.expose());
         let after = Keyring::new(key("new", 2), vec![]);
         assert_eq!(after.verify(token.expose(), now), Err(TokenRefused::Invalid));
-        // The same key id with another secret is another key.
+        // The key id alone does not authenticate.
         let imposter = Keyring::new(key("old", 9), vec![]);
         assert_eq!(imposter.verify(token.expose(), now), Err(TokenRefused::Invalid));
     }
@@ -327,12 +328,12 @@ mod tests {
         assert_eq!(
             format!("{ring:?}"),
             "Keyring { first: SigningKey(k1), others: [] }",
-            "a signing key shows its id only"
+            "Debug shows only the key id"
         );
     }
 
     #[test]
-    fn a_short_key_or_a_bad_key_id_is_refused() {
+    fn short_keys_and_invalid_key_ids_are_refused() {
         let id = KeyId::parse("k1").unwrap();
         assert_eq!(SigningKey::new(id, vec![0; 31]).map(|_| ()), Err(KeyTooShort));
         for bad in ["", "123456789", "a:b", "ä"] {
@@ -342,7 +343,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_signed_is_what_is_read(expires in 1u64..253_402_300_799_999, id: u128, llm: bool) {
+        fn signed_claims_are_read_back(expires in 1u64..253_402_300_799_999, id: u128, llm: bool) {
             let ring = Keyring::new(key("k1", 1), vec![]);
             let kind = if llm { Kind::Llm } else { Kind::Tool };
             let item = item(ring.signing_key_id(), kind, expires, id);
@@ -366,14 +367,14 @@ mod tests {
         }
 
         #[test]
-        fn no_text_at_all_makes_it_panic(text in ".{0,200}") {
+        fn arbitrary_text_is_refused(text in ".{0,200}") {
             let ring = Keyring::new(key("k1", 1), vec![]);
             prop_assert_eq!(ring.verify(&text, Timestamp::from_millis(0)), Err(TokenRefused::Invalid));
         }
     }
 
     #[test]
-    fn padding_and_cut_off_or_longer_tokens_are_refused() {
+    fn padded_truncated_and_longer_tokens_are_refused() {
         let ring = Keyring::new(key("k1", 1), vec![]);
         let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Tool, 1000, 7));
         let text = token.expose();

@@ -1,4 +1,4 @@
-//! A conversation's channel as server-sent events.
+//! Serves a conversation's channel as server-sent events.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -27,18 +27,18 @@ use crate::store::{Page, Store, StoreError, Wake};
 use crate::telemetry::names;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-/// How often a silent stream says that it lives.
+/// Interval of comments on a stream without events, so that proxies do not close it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How often a channel is looked at without having been woken: a wake-up can be lost.
+/// Polling interval. Wake-ups are not reliable.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How long after a failure of the store it is asked again; after each further one, twice as long.
+/// Delay after a failure of the store. It doubles with each further failure.
 const RETRY: Duration = Duration::from_millis(250);
-/// But no longer than this.
+/// Maximum delay after a failure of the store.
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
-/// Most envelopes that are fetched at once. The store gives fewer when they are large.
+/// Maximum number of envelopes per read. The store returns fewer if they are large.
 const PAGE: usize = 128;
 
-/// `GET`: what comes from now on; after `Last-Event-ID`, or after `?from=`, where one is given.
+/// `GET`: streams the events after `Last-Event-ID`, else after `?from=`, else from now on.
 pub(super) async fn follow(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -51,13 +51,13 @@ pub(super) async fn follow(
     let permit = Arc::clone(&platform.event_streams)
         .try_acquire_owned()
         .map_err(|_| Refusal::new(Code::Overloaded, "too many event streams are open"))?;
-    // Watching begins before the first look, so that nothing falls between them.
+    // Watch before the first read, so that no change is missed in between.
     let wake = platform.store.watch(conversation.reference());
     let looked = platform.store.read(conversation.reference(), None, 0).await;
     let Page { opened_at, released, .. } = looked??;
     let after = match asked {
         None => released,
-        // One that was opened before under the same id is over: nothing of this one has been read.
+        // The cursor is from an earlier conversation with the same id: start at the beginning of this one.
         Some(Cursor { opened_at: Some(of), .. }) if of < opened_at => 0,
         Some(Cursor { opened_at: Some(of), .. }) if of > opened_at => {
             return Err(invalid("Last-Event-ID or from", "the conversation has no such event"));
@@ -83,30 +83,28 @@ pub(super) async fn follow(
     Ok(Sse::new(reader.events()).keep_alive(keep_alive).into_response())
 }
 
-/// After which event a stream begins.
+/// The last event that the client has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cursor {
-    /// When the conversation was opened; without it, the one that there is.
+    /// When the conversation was opened. `None`: the cursor is only a sequence and fits every conversation.
     opened_at: Option<Timestamp>,
     sequence: u64,
 }
 
-/// After which event the stream begins; `None` stands for the channel's end.
+/// The cursor of a request. `None`: start at the end of the channel.
 fn start(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
     let from = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "from");
     if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
         let id = id.to_str().ok().and_then(cursor);
-        return id.map(Some).ok_or_else(|| invalid("Last-Event-ID", "must be the id of an event"));
+        return id.map(Some).ok_or_else(|| invalid("Last-Event-ID", "must be an event id"));
     }
     match from {
-        Some((_, id)) => {
-            cursor(&id).map(Some).ok_or_else(|| invalid("from", "must be 0 or the id of an event"))
-        }
+        Some((_, id)) => cursor(&id).map(Some).ok_or_else(|| invalid("from", "must be 0 or an event id")),
         None => Ok(None),
     }
 }
 
-/// An event's id, or only its sequence.
+/// Parses an event id or a sequence.
 fn cursor(text: &str) -> Option<Cursor> {
     let number =
         |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
@@ -127,7 +125,7 @@ struct Reader {
     wake: Wake,
     fetched: VecDeque<EnvelopeJson>,
     finished: bool,
-    /// How long the store is left alone after it failed, if it failed when it was last asked.
+    /// The current retry delay, if the last read failed.
     failing: Option<Duration>,
     _permit: OwnedSemaphorePermit,
 }
@@ -140,10 +138,10 @@ impl Reader {
         })
     }
 
-    /// The next event. Waits for it; the store's failures only take time.
+    /// Waits for the next event. Retries after failures of the store. `None` closes the stream.
     async fn next(&mut self) -> Option<Event> {
         loop {
-            // Another instance goes on from the last event's id.
+            // The client reconnects to another instance with the last event id.
             if self.platform.lifecycle.is_draining() {
                 return None;
             }
@@ -153,7 +151,7 @@ impl Reader {
                     tracing::error!(
                         { names::CONVERSATION_ID } = %self.conversation,
                         { names::WORK_ITEM_SEQUENCE } = self.after,
-                        "an event stream ends: an envelope is not UTF-8"
+                        "an event stream was closed: an envelope is not UTF-8"
                     );
                     return None;
                 };
@@ -170,11 +168,12 @@ impl Reader {
                     continue;
                 }
                 Ok(Ok(page)) if page.opened_at != self.opened_at || page.released < self.after => {
-                    // To go on would pass over what takes the place of what was lost. Whoever comes back is told.
+                    // The store has lost data. Continuing would skip the events that replace the lost ones; a
+                    // client that reconnects gets an error for its cursor.
                     tracing::warn!(
                         { names::CONVERSATION_ID } = %self.conversation,
                         { names::WORK_ITEM_SEQUENCE } = self.after,
-                        "an event stream ends: the store has lost what it had told"
+                        "an event stream was closed: the store lost envelopes that were already sent"
                     );
                     return None;
                 }
@@ -184,12 +183,12 @@ impl Reader {
                     return Some(self.end());
                 }
                 Err(error) => {
-                    // Once, and not with every try.
+                    // Logged once per outage, not for every retry.
                     if failed_before.is_none() {
                         tracing::warn!(
                             { names::CONVERSATION_ID } = %self.conversation,
                             error = error.chain(),
-                            "an event stream waits for the store"
+                            "an event stream cannot read from the store; retrying"
                         );
                     }
                     *self.failing.insert(retry_after(failed_before))
@@ -214,13 +213,13 @@ impl Reader {
     }
 }
 
-/// How long the store is left alone after a failure, when it was left alone for so long before.
+/// The delay after a failure; `before` is the delay after the previous one.
 fn retry_after(before: Option<Duration>) -> Duration {
     before.map_or(RETRY, |before| (2 * before).min(LONGEST_RETRY))
 }
 
-/// White space that breaks a line in the result breaks the event's data, too: the reader joins it with line feeds.
-/// A carriage return would end a line for those readers only that know the standard well, so none is sent.
+/// A line break in a result becomes a line break in the event's data; clients join the lines with line feeds.
+/// Carriage returns are replaced, because not all clients treat them as line ends, as the SSE standard requires.
 fn event_of(id: &str, json: &str) -> Event {
     let event = Event::default().id(id);
     if json.contains('\r') {
@@ -235,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_events_id_is_read_back_and_a_sequence_will_do() {
+    fn event_ids_and_bare_sequences_are_parsed() {
         let opened_at = Timestamp::from_millis(1_795_000_000_000);
         let id = event_id(opened_at, Sequence::new(7));
         assert_eq!(id, "1795000000000-7");
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_store_is_asked_less_and_less_often() {
+    fn retry_delay_doubles_up_to_its_maximum() {
         let pauses =
             std::iter::successors(Some(retry_after(None)), |before| Some(retry_after(Some(*before))));
         let millis: Vec<u128> = pauses.take(7).map(|pause| pause.as_millis()).collect();

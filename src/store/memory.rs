@@ -1,4 +1,4 @@
-//! The embedded store: a mutex around [`crate::domain::gate`]. In this process, and gone with it.
+//! The in-memory store: a mutex around [`crate::domain::gate`]. Its data is lost when the process ends.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
@@ -16,7 +16,7 @@ use crate::domain::gate::{
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::time::Timestamp;
 
-/// Conversations in this process's memory.
+/// The in-memory store.
 #[derive(Debug)]
 pub struct MemoryStore {
     clock: Clock,
@@ -31,10 +31,10 @@ struct State {
     timers: Timers,
 }
 
-/// What a timer is about: an item of a conversation, or the conversation as a whole.
+/// A timer of an item; without a sequence, of the conversation as a whole.
 type Timer = (ConversationRef, Option<Sequence>);
 
-/// When which timer fires. One that comes too early or too late settles nothing.
+/// Timers by time and by key. An early or stale timer has no effect.
 #[derive(Debug, Default)]
 struct Timers {
     by_time: BTreeSet<(Timestamp, Timer)>,
@@ -54,30 +54,30 @@ impl Timers {
         }
     }
 
-    /// The timers whose time has come.
+    /// The timers that are due at `now`, in order.
     fn due(&self, now: Timestamp) -> impl Iterator<Item = Timer> {
         self.by_time.range(..Self::after(now)).map(|(_, timer)| *timer)
     }
 
-    /// The first timer whose time has not come.
+    /// The time of the first timer after `now`.
     fn next(&self, now: Timestamp) -> Option<Timestamp> {
         let later = (Bound::Included(Self::after(now)), Bound::Unbounded);
         self.by_time.range(later).next().map(|(time, _)| *time)
     }
 
-    /// Less than any timer after this time, and greater than any until then.
+    /// A bound between the timers up to `time` and those after it.
     const fn after(time: Timestamp) -> (Timestamp, Timer) {
         (time.plus_millis(1), (ConversationRef::from_bytes([0; 16]), None))
     }
 
-    /// How many items are awaited.
+    /// Number of awaiting items: each has a timer.
     fn awaiting(&self) -> u64 {
         self.times.keys().filter(|(_, sequence)| sequence.is_some()).count() as u64
     }
 }
 
 impl State {
-    /// The conversation, unless it is gone.
+    /// The conversation, unless its retention is over.
     fn conversation(
         &mut self,
         reference: ConversationRef,
@@ -87,7 +87,7 @@ impl State {
         self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
     }
 
-    /// One step on a conversation, unless it is gone. Nobody is reminded any more of what the step settled.
+    /// Runs a step on a conversation unless its retention is over. Removes the timers of items that it settled.
     fn step_on<T>(
         &mut self,
         reference: ConversationRef,
@@ -103,7 +103,7 @@ impl State {
         Some(done)
     }
 
-    /// When the conversation has to be looked at as a whole.
+    /// Sets the timer of the conversation as a whole.
     fn arm(&mut self, reference: ConversationRef, limits: &Limits) {
         if let Some(conversation) = self.conversations.get(&reference) {
             self.timers.set((reference, None), conversation.look_at(limits));
@@ -117,7 +117,7 @@ impl MemoryStore {
         Self { clock, limits, wakes: Wakes::new(None), state: Mutex::default() }
     }
 
-    /// The state and the time. The state is whole after every step, so a panic elsewhere does not spoil it.
+    /// The locked state and the current time. A poisoned lock is ignored: every step leaves the state consistent.
     fn step(&self) -> (MutexGuard<'_, State>, Timestamp) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
@@ -214,7 +214,8 @@ impl Store for MemoryStore {
         let expire =
             |conversation: &mut Conversation| conversation.expire(&due.sequences, traceparent.as_ref(), now);
         let expired = state.step_on(reference, now, &self.limits, expire).unwrap_or_default();
-        // One that was claimed and is not due yet fires at its deadline; what there is no item for never does.
+        // A claim moves a timer. Move it back to the deadline if the item is not due yet; remove it if there is no
+        // awaiting item.
         for &sequence in &due.sequences {
             let conversation = state.conversations.get(&reference);
             let awaited = conversation.filter(|conversation| conversation.ended_at(now).is_none());

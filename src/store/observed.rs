@@ -36,6 +36,9 @@ pub struct Observed {
     seen: LastSeen,
 }
 
+/// When a release that is left unfinished is due for the sweeper: the time in `release.lua`.
+const CONTINUE_LATER: Duration = Duration::from_secs(1);
+
 /// When a partition is looked at in which a conversation was opened.
 const LOOK_LATER: Duration = Duration::from_secs(10);
 
@@ -113,6 +116,17 @@ impl Observed {
         }
     }
 
+    fn partition(&self, conversation: ConversationRef) -> u16 {
+        conversation.partition(self.store.partitions())
+    }
+
+    /// Has the sweeper continue a release that is left unfinished.
+    fn continue_later(&self, conversation: ConversationRef, unfinished: bool) {
+        if unfinished {
+            self.schedule.arm(self.partition(conversation), Instant::now() + CONTINUE_LATER);
+        }
+    }
+
     async fn call<T>(
         &self,
         operation: Operation,
@@ -170,28 +184,41 @@ impl Observed {
 impl Store for Observed {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
         // By then it is known whether something of it is due.
-        let partition = command.conversation.reference().partition(self.store.partitions());
+        let partition = self.partition(command.conversation.reference());
         self.schedule.arm(partition, Instant::now() + LOOK_LATER);
         self.call(Operation::Script("open"), self.store.open(command)).await
     }
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
-        let partition = command.conversation.partition(self.store.partitions());
-        let issued = self.call(Operation::Script("issue"), self.store.issue(command)).await;
-        if let Ok(Ok(Issued { item, .. })) = &issued {
-            let in_ms = item.issued_at.millis_until(item.deadline);
-            self.schedule.arm(partition, Instant::now() + Duration::from_millis(in_ms));
-            self.schedule.announce((item.deadline.as_millis() / 1000, partition));
+        let partition = self.partition(command.conversation);
+        let timeout = Duration::from_millis(command.timeout_ms);
+        // Before the call: if its answer is lost, or this instance fails, the item exists all the same.
+        self.schedule.arm(partition, Instant::now() + timeout);
+        if let Some(now) = self.schedule.store_now_ms() {
+            let second = now.saturating_add(command.timeout_ms) / 1000;
+            self.schedule.announce((second, partition));
+            self.schedule.announce((second + 1, partition));
         }
+        let issued = self.call(Operation::Script("issue"), self.store.issue(command)).await;
+        // A look before the item existed has not found it.
+        self.schedule.arm(partition, Instant::now() + timeout);
         issued
     }
 
     async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
-        self.call(Operation::Script("accept"), self.store.accept(command)).await
+        let conversation = command.conversation;
+        let accepted = self.call(Operation::Script("accept"), self.store.accept(command)).await;
+        let unfinished = accepted.as_ref().is_ok_and(|done| done.as_ref().is_ok_and(|done| done.unfinished));
+        self.continue_later(conversation, unfinished || accepted.is_err());
+        accepted
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
-        self.call(Operation::Script("cancel"), self.store.cancel(command)).await
+        let conversation = command.conversation;
+        let cancelled = self.call(Operation::Script("cancel"), self.store.cancel(command)).await;
+        let unfinished = cancelled.as_ref().is_ok_and(|done| done.as_ref().is_ok_and(|done| done.unfinished));
+        self.continue_later(conversation, unfinished || cancelled.is_err());
+        cancelled
     }
 
     async fn end(
@@ -199,7 +226,10 @@ impl Store for Observed {
         conversation: ConversationRef,
         traceparent: Option<TraceParent>,
     ) -> Answer<EndReceipt, ConversationNotFound> {
-        self.call(Operation::Script("end"), self.store.end(conversation, traceparent)).await
+        let ended = self.call(Operation::Script("end"), self.store.end(conversation, traceparent)).await;
+        // The sweeper removes what the conversation leaves behind.
+        self.schedule.arm(self.partition(conversation), Instant::now());
+        ended
     }
 
     async fn expire(

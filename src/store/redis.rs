@@ -1,11 +1,13 @@
-//! The store in Redis or Valkey: one Lua script an operation.
+//! The store in Redis or Valkey: one Lua script per operation.
 //!
-//! `scripts` composes each operation's script of the rules that it needs; `keys` spells the keys; `script` calls, `stored`
-//! decodes what is stored, and `dates` is the scripts' calendar; `watcher` wakes event streams.
+//! `scripts` composes the scripts, `keys` builds the keys, `script` calls a script and reads its reply, `stored`
+//! decodes stored values, `dates` is the scripts' date table, `partitions` queries many partitions at once, and
+//! `watcher` wakes event streams.
 //!
-//! The way of a request: `nodes` finds who is to be asked (`cluster` by `slots`, `sentinel` by asking), `link` is the
-//! connection to it, `fate` tells what became of it, and `replicas` waits until others have it, too. `servers` reads
-//! the URL; `layout`, `rights` and `durability` look at the servers before they are used.
+//! A call goes through these modules: `nodes` selects the node (`cluster` by slot, with `slots`; `sentinel` by
+//! asking the sentinels), `link` is the connection to it, `fate` classifies a failure, and `replicas` waits until
+//! replicas have the write. `servers` parses the URL. `layout`, `rights` and `durability` check the servers before
+//! they are used.
 
 mod cluster;
 mod dates;
@@ -31,8 +33,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use durability::Remark;
+use futures_util::future::join;
 pub use layout::NotUsable;
-use redis::{FromRedisValue, Script, cmd};
+use redis::{FromRedisValue, Script, Value, cmd};
 pub use replicas::Replicas;
 use secrecy::SecretString;
 pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
@@ -60,51 +63,51 @@ use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::result::Payload;
 use crate::domain::time::Timestamp;
 
-/// A page of a channel takes no further envelopes once it has so many bytes.
+/// Maximum size of a page of envelopes in bytes. A first envelope that is larger is a page of its own.
 const PAGE_BYTES: usize = 256 * 1024;
 
-/// Items of a conversation that are read with one step when it is shown.
+/// Number of items per call of `inspect.lua`.
 const INSPECTED_AT_ONCE: u64 = 512;
 
-/// How many characters of a work item's id tell its attempt: those before its sequence.
+/// Length of a work item id without the 8 digits of its sequence.
 const ATTEMPT_CHARS: usize = 28;
 
-/// When a partition is asked again that did not answer, in milliseconds.
+/// Delay in milliseconds before a partition that did not respond is queried again.
 const ASK_AGAIN_MS: u64 = 250;
 
-/// How long the announcements of a second are kept after it, in milliseconds.
+/// Time in milliseconds that the announcements for a second are kept after it.
 const ANNOUNCED_MS: u64 = 60_000;
 
-/// How Redis is reached and used.
+/// Settings of the Redis store.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Which servers: see `servers`.
+    /// The servers. `config/default.toml` lists the forms of the URL.
     pub url: SecretString,
-    /// What TLS needs, where the URL asks for it.
+    /// TLS files. Only used with a `rediss` URL.
     pub tls: Tls,
-    /// User and password of the sentinels, where the URL names some.
+    /// User name for the sentinels. Only used with a sentinel URL.
     pub sentinel_username: Option<String>,
-    /// See `sentinel_username`.
+    /// Password for the sentinels. Only used with a sentinel URL.
     pub sentinel_password: Option<SecretString>,
     /// Replicas that must have a write before it is acknowledged.
     pub replicas: Option<Replicas>,
     /// Number of partitions, fixed for a deployment.
     pub partitions: u16,
-    /// Longest time to a connection.
+    /// Timeout for connecting.
     pub connect_timeout: Duration,
-    /// Longest time to an answer; reads, which may bring much, have longer.
+    /// Timeout for a reply. Channel reads, which can be large, have a longer one.
     pub response_timeout: Duration,
-    /// How many requests each listener has under way: so many find a place in a connection's queue.
+    /// Maximum number of requests in flight per listener. Sizes the queues of the connections.
     pub max_requests_in_flight: usize,
-    /// What a conversation may take up.
+    /// Limits of a conversation.
     pub limits: Limits,
 }
 
-/// Conversations in Redis.
+/// The Redis store.
 #[derive(Debug)]
 pub struct RedisStore {
     keys: Keys,
-    /// `Clock::System` stands for the server's own clock.
+    /// With `Clock::System` the scripts use the server's clock.
     clock: Clock,
     dates: Dates,
     scripts: Scripts,
@@ -116,16 +119,17 @@ pub struct RedisStore {
     wakes: Wakes,
     verified: Arc<AtomicBool>,
     remarked: Mutex<Vec<Remark>>,
-    /// Whether a part of a cluster is away.
+    /// Whether some partitions did not respond at the last query. Suppresses repeated log messages.
     partly_away: AtomicBool,
 }
 
 impl RedisStore {
-    /// A store that connects when it is first used; [`RedisStore::verify`] must have passed before.
+    /// A store that connects at its first use. Operations fail as unavailable until [`RedisStore::verify`] has
+    /// succeeded.
     ///
-    /// Must be called within a tokio runtime. With `Clock::System` the server's clock counts.
+    /// Must be called within a tokio runtime. With `Clock::System` the scripts use the server's clock.
     pub fn new(settings: &Settings, clock: Clock) -> Result<Self, InvalidServers> {
-        // The library takes the process's provider, and none is built in. One that is set already stays.
+        // The redis crate uses the process-wide provider. This fails if one is installed already, which then stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let servers = Servers::new(
             &settings.url,
@@ -138,7 +142,7 @@ impl RedisStore {
         let connection_limits = ConnectionLimits::new(
             settings.connect_timeout,
             settings.response_timeout,
-            // There are two listeners.
+            // The public and the platform listener.
             settings.max_requests_in_flight.saturating_mul(2),
         );
         let nodes = Arc::new(Nodes::new(servers, connection_limits, settings.replicas, &connections));
@@ -172,13 +176,14 @@ impl RedisStore {
         })
     }
 
-    /// Checks that this Redis can be used. Until it has passed, every operation is refused as unavailable.
+    /// Checks the data layout and the permissions of the Redis user. Until it succeeds, every operation fails as
+    /// unavailable.
     pub async fn verify(&self) -> Result<(), NotUsable> {
         match layout::check(&self.nodes, self.keys.partitions).await {
             Ok(missing) => {
                 if missing.wakes {
                     tracing::debug!(
-                        "the Redis user may not publish: readers of a channel look again by themselves"
+                        "the Redis user has no permission to publish; event streams fall back to polling"
                     );
                 }
                 self.verified.store(true, Ordering::Release);
@@ -192,7 +197,7 @@ impl RedisStore {
         }
     }
 
-    /// What an operator should know of the servers' settings, and has not been told before.
+    /// Warnings about the servers' settings that the last call did not return.
     pub async fn new_remarks(&self) -> Vec<Remark> {
         let now = durability::remarks(&self.nodes, self.replicas).await;
         let mut before = self.remarked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -201,12 +206,12 @@ impl RedisStore {
         new
     }
 
-    /// Where it is.
+    /// The address of the store, for telemetry.
     pub const fn place(&self) -> &Place {
         &self.place
     }
 
-    /// How many connections were made, but those of the watcher.
+    /// Counter of the connections that were opened, without those of the watcher.
     pub fn connections(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.connections)
     }
@@ -226,8 +231,8 @@ impl RedisStore {
         }
     }
 
-    /// A call with the keys and arguments that all operations on a conversation share. `used`: the key of its mark, where
-    /// it has one; `payload`: bytes of what is long among its arguments.
+    /// A call with the keys and arguments that all conversation scripts share. `used`: key 6, for `accept.lua`;
+    /// `payload`: size of the long arguments in bytes.
     fn call<'a>(
         &self,
         script: &'a Script,
@@ -247,7 +252,7 @@ impl RedisStore {
         call.raw(self.now()).arg(dates.first_day).raw(&*dates.dates)
     }
 
-    /// The reply to a step that changes nothing.
+    /// Runs a read-only script.
     async fn read_step<'a>(&'a self, call: impl Fn() -> Call<'a>) -> Result<Reply, StoreError> {
         self.check_verified()?;
         loop {
@@ -258,8 +263,8 @@ impl RedisStore {
         }
     }
 
-    /// The reply to a step that changes something, once enough replicas have what it wrote and all before it: a refusal,
-    /// too, tells of what must not be undone.
+    /// Runs a script that writes, then waits until enough replicas have its writes and all earlier ones. Waits
+    /// after a refusal, too: the refusal depends on earlier writes, which a failover must not undo.
     async fn step<'a>(
         &'a self,
         conversation: ConversationRef,
@@ -268,7 +273,7 @@ impl RedisStore {
         self.step_or(conversation, || (call(), None)).await
     }
 
-    /// The same, with another call to be sent should the first have to be repeated.
+    /// Like `step`, with a different call to send if the first has to be repeated.
     async fn step_or<'a>(
         &'a self,
         conversation: ConversationRef,
@@ -299,39 +304,48 @@ impl RedisStore {
         }
     }
 
-    /// Whether the server's day is another than was thought: it has done nothing then, and the step is to be repeated.
+    /// Whether the script refused the date table because the server's clock is on another day. The script has done
+    /// nothing then, and the caller repeats the call.
     fn is_from_another_day(&self, reply: &Reply) -> Result<bool, StoreError> {
         let told = reply.word() == "dates";
         if told {
-            let now = reply.peek().ok_or_else(|| broken("dates without a time")).and_then(number)?;
+            let now = reply.peek().ok_or_else(|| broken("the time is missing")).and_then(number)?;
             self.dates.learn(Timestamp::from_millis(now));
         }
         Ok(told)
     }
 
-    /// Takes the steps that a bounded one has left to be done. Who fails here leaves them to the sweeper.
+    /// Repeats bounded steps until nothing is left to release. Returns the gate that was reached, and whether something is
+    /// left after a failure.
     async fn finish(
         &self,
         conversation: ConversationRef,
         traceparent: Option<&TraceParent>,
         released: &mut Vec<Released>,
-    ) -> Option<Sequence> {
+    ) -> (Option<Sequence>, bool) {
+        let partition = self.keys.partition(conversation);
+        // Should this instance fail now, another one continues a second later. The sweeper's rotation finds it otherwise.
+        let second = self.dates.now().as_millis() / 1000 + 1;
+        let _ = join(self.announce(second, partition), self.announce(second + 1, partition)).await;
         let mut gate = None;
         loop {
-            // What is told as released here, replicas must have as well.
+            // Waits for replicas, because the receipt reports these releases.
             let calls = || (self.expiring(conversation, &[], false, traceparent), None);
-            let reply = self.step_or(conversation, calls).await.ok()?;
-            let step = ExpireStep::read(reply).ok()??;
+            let step = match self.step_or(conversation, calls).await.and_then(ExpireStep::read) {
+                Ok(Some(step)) => step,
+                Ok(None) => return (gate, false),
+                Err(_) => return (gate, true),
+            };
             gate.replace(step.state.gate);
             released.extend(step.expired.released);
             released.truncate(MOST_TOLD);
             if !step.state.is_unfinished() {
-                return gate;
+                return (gate, false);
             }
         }
     }
 
-    /// A call of the sweeper's step.
+    /// A call of `expire.lua`. `whole`: also process the conversation as a whole.
     fn expiring(
         &self,
         conversation: ConversationRef,
@@ -344,28 +358,28 @@ impl RedisStore {
         sequences.iter().fold(call, Call::arg)
     }
 
-    /// Says once that a part of a cluster is away, and once that it is back.
+    /// Logs once when some partitions stop responding while others respond, and once when all respond again.
     fn tell_of_parts(&self, some_answer: bool, failure: Option<&StoreError>) {
         let away = some_answer && failure.is_some();
         if self.partly_away.swap(away, Ordering::Relaxed) == away {
             return;
         }
         if let Some(error) = failure {
-            tracing::warn!(error = error.chain(), "a part of the store does not answer");
+            tracing::warn!(error = error.chain(), "some partitions of the store do not respond");
         } else {
-            tracing::info!("all parts of the store answer again");
+            tracing::info!("all partitions of the store respond again");
         }
     }
 }
 
-/// What a step of the sweeper has done, and how it leaves the conversation.
+/// The decoded reply of `expire.lua`.
 struct ExpireStep {
     expired: Expired,
     state: State,
 }
 
 impl ExpireStep {
-    /// Nothing when the conversation is gone.
+    /// `None` when the conversation does not exist any more.
     fn read(mut reply: Reply) -> Result<Option<Self>, StoreError> {
         match reply.word() {
             "gone" => return Ok(None),
@@ -386,6 +400,7 @@ impl ExpireStep {
             conversation_id: Some(facts.id),
             timed_out,
             ended: ended.then(|| state.ended(now)).flatten(),
+            unfinished: state.is_unfinished() || state.is_uncleared(),
             released: released(&mut reply, facts.opened_at, now, None)?,
         };
         Ok(Some(Self { expired, state }))
@@ -433,7 +448,7 @@ impl Store for RedisStore {
                 None => call.raw("").raw(""),
             }
         };
-        // Should its answer be lost, the repetition looks for what the first attempt has issued.
+        // If the reply is lost, the retry searches for the item that the first call may have issued.
         let mut reply = self.step_or(conversation, || (call(false), Some(call(true)))).await?;
         Ok(Err(match reply.word() {
             "issued" => {
@@ -513,19 +528,19 @@ impl Store for RedisStore {
                 let opened_at = Facts::decode(&reply.bytes()?)?.opened_at;
                 let item = Item::decode(&reply.bytes()?)?;
                 let mut released = released(&mut reply, opened_at, now, Some(&item))?;
-                if state.is_unfinished()
-                    && let Some(gate) =
-                        self.finish(conversation, command.traceparent.as_ref(), &mut released).await
-                {
-                    state.gate = gate;
+                let mut unfinished = state.is_unfinished();
+                if unfinished {
+                    let trace = command.traceparent.as_ref();
+                    let (gate, left) = self.finish(conversation, trace, &mut released).await;
+                    (state.gate, unfinished) = (gate.unwrap_or(state.gate), left);
                 }
-                return Ok(Ok(Cancelled { item: item.view(&state, now), released }));
+                return Ok(Ok(Cancelled { item: item.view(&state, now), released, unfinished }));
             }
             "conversation_not_found" => CancelRefused::ConversationNotFound,
             "conversation_ended" => CancelRefused::ConversationEnded,
             "work_item_not_found" => CancelRefused::WorkItemNotFound,
             "work_item_settled" => {
-                let outcome = stored::outcome(reply.number()?).ok_or_else(|| broken("an outcome"))?;
+                let outcome = stored::outcome(reply.number()?).ok_or_else(|| broken("unknown outcome"))?;
                 CancelRefused::WorkItemSettled(outcome)
             }
             _ => return Err(reply.unexpected()),
@@ -556,7 +571,7 @@ impl Store for RedisStore {
             if unfinished {
                 continue;
             }
-            let ended = state.ended(now).ok_or_else(|| broken("an end without a time"))?;
+            let ended = state.ended(now).ok_or_else(|| broken("an ended conversation has no end"))?;
             return Ok(Ok(EndReceipt { ended, repeated, released: all_released }));
         }
     }
@@ -568,15 +583,9 @@ impl Store for RedisStore {
     ) -> Result<Expired, StoreError> {
         let trace = traceparent.as_ref();
         let calls = || (self.expiring(due.conversation, &due.sequences, due.whole, trace), None);
-        // Acknowledged to nobody: replicas are not waited for.
+        // Does not wait for replicas: no caller relies on this step.
         let (reply, _) = self.step_unconfirmed(calls).await?;
-        let Some(ExpireStep { mut expired, state }) = ExpireStep::read(reply)? else {
-            return Ok(Expired::default());
-        };
-        if state.is_unfinished() {
-            self.finish(due.conversation, trace, &mut expired.released).await;
-        }
-        Ok(expired)
+        Ok(ExpireStep::read(reply)?.map(|step| step.expired).unwrap_or_default())
     }
 
     async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
@@ -601,7 +610,7 @@ impl Store for RedisStore {
         }
         self.tell_of_parts(answered, failure.as_ref());
         match failure {
-            // A node that is away must not stop the timers of the others.
+            // An unreachable cluster node must not stop the timers of the other nodes.
             Some(error) if !(answered && self.nodes.is_cluster()) => Err(error),
             _ => Ok(all),
         }
@@ -623,16 +632,19 @@ impl Store for RedisStore {
     async fn announce(&self, second: u64, partition: u16) -> Result<(), StoreError> {
         self.check_verified()?;
         let key = Keys::announced(second);
-        self.nodes.command(&key, cmd("SADD").arg(&key).arg(partition)).await?;
-        let ttl = (second * 1000).saturating_sub(self.dates.now().as_millis()) + ANNOUNCED_MS;
-        self.nodes.command(&key, cmd("PEXPIRE").arg(&key).arg(ttl)).await.map(|_| ())
+        let added = self.nodes.command(&key, cmd("SADD").arg(&key).arg(partition)).await?;
+        if added == Value::Int(1) {
+            let ttl = (second * 1000).saturating_sub(self.dates.now().as_millis()) + ANNOUNCED_MS;
+            self.nodes.command(&key, cmd("PEXPIRE").arg(&key).arg(ttl)).await?;
+        }
+        Ok(())
     }
 
     async fn announced(&self, second: u64) -> Result<Vec<u16>, StoreError> {
         self.check_verified()?;
         let key = Keys::announced(second);
         let members = self.nodes.command(&key, cmd("SMEMBERS").arg(&key)).await?;
-        Vec::<u16>::from_redis_value(members).map_err(|_| broken("partitions that are no numbers"))
+        Vec::<u16>::from_redis_value(members).map_err(|_| broken("a partition is not a number"))
     }
 
     fn partitions(&self) -> u16 {
@@ -643,7 +655,7 @@ impl Store for RedisStore {
         self.check_verified()?;
         let mut all = Totals::default();
         for (_, totals) in self.ask(&WhatIsHeld, partitions).await {
-            // A sum without a part of it would be a wrong one.
+            // A sum without some partitions would be wrong.
             let totals = totals?;
             all.awaiting += totals.awaiting;
             all.held += totals.held;
@@ -676,7 +688,7 @@ impl Store for RedisStore {
             if from < state.next {
                 continue;
             }
-            // What a step has released since it was read is not shown.
+            // Omit items that were released between two calls.
             unreleased.retain(|view| view.item.sequence >= state.gate);
             let awaited = unreleased.iter().find(|view| view.settled.is_none());
             return Ok(Ok(ConversationView {
@@ -760,7 +772,7 @@ impl Store for RedisStore {
     }
 }
 
-/// What a step has released, as the end of its reply tells. `own`: the item that the step settled, which is not told again.
+/// The released items at the end of a reply. `own`: the item that the step settled, in the list an empty string.
 fn released(
     reply: &mut Reply,
     opened_at: Timestamp,
@@ -779,20 +791,20 @@ fn released(
 }
 
 impl RedisStore {
-    /// The receipt of a callback that was taken, once all that it released is on the channel.
+    /// The receipt of an accepted callback. Completes the release of held items first.
     async fn receipt(&self, mut reply: Reply, command: &Accept) -> Result<Receipt, StoreError> {
         let (replayed, now) = (reply.number()? == 1, Timestamp::from_millis(reply.number()?));
         let mut gate = Sequence::new(reply.number()?);
         let facts = Facts::decode(&reply.bytes()?)?;
         let item = Item::decode(&reply.bytes()?)?;
-        let (outcome, received_at) = item.settled().ok_or_else(|| broken("a receipt without an outcome"))?;
-        let unfinished = reply.number()? == 1;
+        let (outcome, received_at) =
+            item.settled().ok_or_else(|| broken("an accepted item has no outcome"))?;
+        let mut unfinished = reply.number()? == 1;
         let mut released = released(&mut reply, facts.opened_at, now, Some(&item))?;
-        if unfinished
-            && let Some(after) =
-                self.finish(command.conversation, command.traceparent.as_ref(), &mut released).await
-        {
-            gate = after;
+        if unfinished {
+            let trace = command.traceparent.as_ref();
+            let (after, left) = self.finish(command.conversation, trace, &mut released).await;
+            (gate, unfinished) = (after.unwrap_or(gate), left);
         }
         let sequence = item.item.sequence;
         let delivery =
@@ -805,6 +817,7 @@ impl RedisStore {
             received_at,
             replayed,
             released,
+            unfinished,
         })
     }
 }

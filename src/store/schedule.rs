@@ -1,31 +1,39 @@
-//! When which partition has a timer that is due, as far as this process knows.
+//! When each partition next has a due timer, as far as this process knows.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
-/// A second of the store's clock, and a partition that has a timer in it.
+use crate::domain::time::Timestamp;
+
+/// A second of the store's clock (Unix time) and a partition that has a timer in it.
 pub(super) type Announcement = (u64, u16);
 
-/// Shared by who issues items and who sweeps.
+/// By how much the store's clock may differ from its expected time before it counts as changed.
+const CLOCK_TOLERANCE_MS: u64 = 200;
+
+/// Shared by the platform API, which issues items, and the sweeper.
 #[derive(Debug)]
 pub struct Schedule {
     inner: Mutex<Inner>,
-    changed: Notify,
+    due_changed: Notify,
+    announced: Notify,
 }
 
 #[derive(Debug)]
 struct Inner {
-    /// Of each partition.
+    /// The earliest known timer of each partition.
     times: Vec<Option<Instant>>,
     by_time: BTreeSet<(Instant, u16)>,
-    /// To be told to other instances.
+    /// Not yet sent to other instances.
     announcements: Vec<Announcement>,
-    /// Told already, or about to be.
-    announced: HashSet<Announcement>,
+    /// Sent or about to be sent, by second; avoids duplicates.
+    announced: BTreeMap<u64, HashSet<u16>>,
+    /// A time of the store's clock, and when it was received.
+    clock: Option<(Timestamp, Instant)>,
 }
 
 impl Inner {
@@ -36,31 +44,58 @@ impl Inner {
         }
         self.by_time.extend(time.map(|time| (time, partition)));
     }
+
+    fn now_ms(&self) -> Option<u64> {
+        let (time, received) = self.clock?;
+        Some(time.as_millis() + u64::try_from(received.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
 }
 
 impl Schedule {
-    /// A schedule by which every partition has to be looked at now: nothing is known of any.
+    /// A schedule in which every partition is due at `now`, because nothing is known yet.
     pub fn new(partitions: u16, now: Instant) -> Self {
         let inner = Inner {
             times: vec![Some(now); partitions.into()],
             by_time: (0..partitions).map(|partition| (now, partition)).collect(),
             announcements: Vec::new(),
-            announced: HashSet::new(),
+            announced: BTreeMap::new(),
+            clock: None,
         };
-        Self { inner: Mutex::new(inner), changed: Notify::new() }
+        Self { inner: Mutex::new(inner), due_changed: Notify::new(), announced: Notify::new() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The partitions that have timers, as far as is known.
+    /// The partitions with a known timer.
     pub fn known(&self) -> Vec<u16> {
         let inner = self.inner();
         inner.by_time.iter().map(|(_, partition)| *partition).collect()
     }
 
-    /// The partition has a timer then.
+    /// The store's time in milliseconds (Unix time). `None` before the first answer that told it.
+    pub fn store_now_ms(&self) -> Option<u64> {
+        self.inner().now_ms()
+    }
+
+    /// The store has told its time. If its clock was changed, every partition with a timer is due at once.
+    pub fn set_store_time(&self, time: Timestamp) {
+        let now = Instant::now();
+        let mut inner = self.inner();
+        let expected = inner.now_ms().unwrap_or(time.as_millis());
+        if inner.clock.replace((time, now)).is_none() {
+            self.announced.notify_one();
+        }
+        if time.as_millis().abs_diff(expected) > CLOCK_TOLERANCE_MS {
+            let partitions: Vec<u16> = inner.by_time.iter().map(|(_, partition)| *partition).collect();
+            for partition in partitions {
+                inner.set(partition, Some(now));
+            }
+        }
+    }
+
+    /// Notes that the partition has a timer at this time. An earlier known time stays.
     pub fn arm(&self, partition: u16, time: Instant) {
         let mut inner = self.inner();
         if inner.times.get(usize::from(partition)).copied().flatten().is_some_and(|known| known <= time) {
@@ -69,55 +104,67 @@ impl Schedule {
         let first = inner.by_time.first().is_none_or(|(first, _)| time < *first);
         inner.set(partition, Some(time));
         if first {
-            self.changed.notify_one();
+            self.due_changed.notify_one();
         }
     }
 
-    /// Other instances should know that the partition has a timer in this second.
-    pub fn announce(&self, announcement: Announcement) {
+    /// Queues an announcement to the other instances, once per second and partition.
+    pub fn announce(&self, (second, partition): Announcement) {
         let mut inner = self.inner();
-        if inner.announced.insert(announcement) {
-            inner.announcements.push(announcement);
-            self.changed.notify_one();
+        if inner.announced.entry(second).or_default().insert(partition) {
+            inner.announcements.push((second, partition));
+            self.announced.notify_one();
         }
     }
 
-    /// Takes what is to be announced, and forgets what was announced of seconds before this one.
-    pub fn take_announcements(&self, second: u64) -> Vec<Announcement> {
-        let mut inner = self.inner();
-        inner.announced.retain(|(of, _)| *of >= second);
-        std::mem::take(&mut inner.announcements)
+    /// Waits until announcements are queued, and takes them. Forgets those of past seconds.
+    pub async fn take_announcements(&self) -> Vec<Announcement> {
+        loop {
+            let announced = self.announced.notified();
+            {
+                let mut inner = self.inner();
+                if let Some(now) = inner.now_ms() {
+                    inner.announced = inner.announced.split_off(&(now / 1000));
+                    if !inner.announcements.is_empty() {
+                        return std::mem::take(&mut inner.announcements);
+                    }
+                }
+            }
+            announced.await;
+        }
     }
 
-    /// Takes the partitions whose time has come.
-    pub fn take_due(&self, now: Instant) -> Vec<u16> {
+    /// Takes up to `most` partitions that are due at `now`. They have no known timer afterwards.
+    pub fn take_due(&self, now: Instant, most: usize) -> Vec<u16> {
         let mut inner = self.inner();
-        let due: Vec<u16> =
-            inner.by_time.range(..=(now, u16::MAX)).map(|(_, partition)| *partition).collect();
+        let due = inner.by_time.range(..=(now, u16::MAX)).take(most);
+        let due: Vec<u16> = due.map(|(_, partition)| *partition).collect();
         for &partition in &due {
             inner.set(partition, None);
         }
         due
     }
 
-    /// Waits until a partition's time has come, something is to be announced, or so long.
-    pub async fn wait(&self, longest: Duration) {
-        let until = Instant::now() + longest;
+    /// Waits until a partition is due.
+    pub async fn due(&self) {
         loop {
-            let changed = self.changed.notified();
-            let (first, announcing) = {
-                let inner = self.inner();
-                (inner.by_time.first().map(|(time, _)| *time), !inner.announcements.is_empty())
+            let changed = self.due_changed.notified();
+            let first = self.inner().by_time.first().map(|(time, _)| *time);
+            let Some(first) = first else {
+                changed.await;
+                continue;
             };
-            let wake_at = first.map_or(until, |first| first.min(until));
-            if announcing || wake_at <= Instant::now() {
-                return;
-            }
             tokio::select! {
-                () = tokio::time::sleep_until(wake_at) => {}
+                () = sleep_until(first) => return,
                 () = changed => {}
             }
         }
+    }
+
+    /// Waits until the store's next second begins, or for a second while its time is not known.
+    pub async fn next_second(&self) {
+        let into_second = self.store_now_ms().map_or(0, |now| now % 1000);
+        tokio::time::sleep(Duration::from_millis(1000 - into_second)).await;
     }
 }
 
@@ -126,35 +173,53 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_partition_is_due_at_the_earliest_of_its_times() {
+    async fn partition_is_due_at_its_earliest_time() {
         let now = Instant::now();
         let schedule = Schedule::new(3, now);
-        assert_eq!(schedule.take_due(now), [0, 1, 2]);
-        assert_eq!(schedule.take_due(now), Vec::<u16>::new());
+        assert_eq!(schedule.take_due(now, 2), [0, 1]);
+        assert_eq!(schedule.take_due(now, 2), [2]);
+        assert_eq!(schedule.take_due(now, 2), Vec::<u16>::new());
         let at = |ms| now + Duration::from_millis(ms);
         schedule.arm(1, at(20));
         schedule.arm(1, at(10));
         schedule.arm(1, at(30));
         schedule.arm(2, at(15));
         schedule.arm(9, at(1));
-        schedule.wait(Duration::from_secs(1)).await;
+        schedule.due().await;
         assert_eq!(Instant::now(), at(10));
-        assert_eq!(schedule.take_due(at(10)), [1]);
-        assert_eq!(schedule.take_due(at(40)), [2]);
-        schedule.wait(Duration::from_millis(5)).await;
+        assert_eq!(schedule.take_due(at(10), 9), [1]);
+        schedule.due().await;
         assert_eq!(Instant::now(), at(15));
+        assert_eq!(schedule.known(), [2]);
     }
 
-    #[tokio::test]
-    async fn a_second_of_a_partition_is_announced_once() {
+    #[tokio::test(start_paused = true)]
+    async fn changed_clock_makes_every_timer_due() {
+        let now = Instant::now();
+        let schedule = Schedule::new(2, now);
+        schedule.take_due(now, 9);
+        schedule.arm(1, now + Duration::from_secs(60));
+        schedule.set_store_time(Timestamp::from_millis(1_000_000));
+        schedule.set_store_time(Timestamp::from_millis(1_000_100));
+        assert_eq!(schedule.take_due(now, 9), Vec::<u16>::new());
+        schedule.set_store_time(Timestamp::from_millis(1_050_000));
+        assert_eq!(schedule.take_due(now, 9), [1]);
+        assert_eq!(schedule.store_now_ms(), Some(1_050_000));
+        schedule.next_second().await;
+        assert_eq!(now.elapsed(), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn second_and_partition_are_announced_once() {
         let schedule = Schedule::new(1, Instant::now());
+        schedule.set_store_time(Timestamp::from_millis(7_000));
         schedule.announce((7, 0));
         schedule.announce((7, 0));
         schedule.announce((8, 0));
-        assert_eq!(schedule.take_announcements(7), [(7, 0), (8, 0)]);
+        assert_eq!(schedule.take_announcements().await, [(7, 0), (8, 0)]);
+        schedule.set_store_time(Timestamp::from_millis(9_000));
         schedule.announce((8, 0));
-        assert_eq!(schedule.take_announcements(9), []);
         schedule.announce((9, 0));
-        assert_eq!(schedule.take_announcements(9), [(9, 0)]);
+        assert_eq!(schedule.take_announcements().await, [(8, 0), (9, 0)]);
     }
 }

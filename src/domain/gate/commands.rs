@@ -1,4 +1,4 @@
-//! What can be asked of a conversation, what it answers, and why it refuses.
+//! The commands and queries of a conversation, with their results and refusals.
 
 use thiserror::Error;
 
@@ -11,30 +11,30 @@ use crate::domain::time::Timestamp;
 use crate::domain::token::KeyId;
 use crate::domain::work_item::{Kind, Outcome, State, WorkItem};
 
-/// Opens a conversation, or touches one that is open.
+/// Opens a conversation, or touches an open one.
 #[derive(Clone, Debug)]
 pub struct Open {
     /// The conversation.
     pub conversation: ConversationId,
-    /// How long it may be left untouched; without it, what it had or the default.
+    /// Idle timeout in milliseconds. `None`: the current one, or the default for a new conversation.
     pub idle_ttl_ms: Option<u64>,
-    /// The trace that its work items are issued in, unless they bring their own.
+    /// Trace context of the work items that have none of their own. `None`: the current one.
     pub traceparent: Option<TraceParent>,
-    /// This attempt.
+    /// Identifies retries of this command.
     pub attempt: AttemptId,
 }
 
-/// A conversation is open.
+/// The conversation is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// Whether this attempt made it.
+    /// Whether this attempt created it.
     pub created: bool,
 }
 
-/// Why a conversation is not opened.
+/// Why a conversation was not opened.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum OpenRefused {
-    /// It has ended, and its channel is still readable.
+    /// It has ended and its retention is not over.
     #[error("the conversation has ended")]
     ConversationEnded,
 }
@@ -44,37 +44,36 @@ pub enum OpenRefused {
 pub struct Issue {
     /// The conversation.
     pub conversation: ConversationRef,
-    /// This attempt: the new item's id, but for the sequence in it. The same again is the same attempt repeated.
+    /// The id of the new item; the store sets the sequence in it. Identifies retries of this command.
     pub work_item: WorkItemId,
-    /// What kind of provider it goes to.
+    /// The kind of provider.
     pub kind: Kind,
-    /// The turn it belongs to.
+    /// The turn that the item belongs to.
     pub turn_id: Option<TurnId>,
-    /// Time to the deadline.
+    /// Time from now to the deadline, in milliseconds.
     pub timeout_ms: u64,
-    /// Time from the deadline to the end of the token.
+    /// Time from the deadline to the expiry of the token, in milliseconds.
     pub replay_window_ms: u64,
-    /// The key that signs its token.
+    /// The key that signs the token.
     pub key_id: KeyId,
-    /// The trace it is issued in, as the platform says.
+    /// The item's trace context, if the platform sent one. It precedes the conversation's.
     pub traceparent: Option<TraceParent>,
-    /// The request that issues it, as this service traces it: for when neither the platform nor the conversation
-    /// says.
+    /// The trace context of the issuing request, used if neither the platform nor the conversation has one.
     pub request_traceparent: Option<TraceParent>,
-    /// The caller's idempotency key and the fingerprint of its request.
+    /// The digest of the idempotency key and the fingerprint of the request.
     pub idempotency: Option<(IdempotencyDigest, Fingerprint)>,
 }
 
-/// A work item is issued.
+/// A work item was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issued {
-    /// What was issued; an earlier item, when the idempotency key was known.
+    /// The new item, or the earlier item of the same idempotency key.
     pub item: WorkItem,
-    /// Whether an earlier request with the same idempotency key had issued it.
+    /// Whether an earlier request with the same idempotency key issued the item.
     pub repeated: bool,
 }
 
-/// Why a work item is not issued.
+/// Why a work item was not issued.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum IssueRefused {
     /// There is no such conversation.
@@ -83,171 +82,176 @@ pub enum IssueRefused {
     /// The conversation has ended.
     #[error("the conversation has ended")]
     ConversationEnded,
-    /// The idempotency key was used with another body.
+    /// The idempotency key was used for a request with another body.
     #[error("the idempotency key was used with another body")]
     IdempotencyConflict,
-    /// As many items as allowed are awaiting.
-    #[error("too many work items of the conversation are awaiting")]
+    /// The conversation has [`max_awaiting_items`](super::Limits::max_awaiting_items) awaiting items.
+    #[error("the conversation has too many awaiting work items")]
     AwaitingLimit,
-    /// The channel has, or is to have, as many envelopes or bytes of results as allowed.
+    /// The conversation has issued [`max_channel_length`](super::Limits::max_channel_length) items, or its results
+    /// have [`max_channel_bytes`](super::Limits::max_channel_bytes).
     #[error("the conversation's channel is at its limit")]
     ChannelLimit,
 }
 
-/// Brings a provider's result.
+/// Delivers a provider's result.
 #[derive(Clone, Debug)]
 pub struct Accept {
-    /// The conversation that the token names.
+    /// The conversation in the token.
     pub conversation: ConversationRef,
-    /// The work item that the token names.
+    /// The work item in the token.
     pub work_item: WorkItemId,
-    /// The work item's place in the conversation.
+    /// The work item's sequence in the token.
     pub sequence: Sequence,
-    /// When the token ends.
+    /// Expiry of the token.
     pub expires_at: Timestamp,
     /// The result.
     pub result: CallbackResult,
-    /// The request that brings it.
+    /// The callback request.
     pub request_id: RequestId,
-    /// The trace of that request: the envelope carries it on.
+    /// Trace context of the callback request. The envelope carries it.
     pub traceparent: Option<TraceParent>,
-    /// This attempt.
+    /// Identifies retries of this command.
     pub attempt: AttemptId,
 }
 
-/// Whether a result is on the channel yet.
+/// Whether a result is on the channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// On the channel.
     Delivered,
-    /// Behind an earlier item that is not settled.
+    /// Held behind an earlier item that has no outcome.
     Held {
-        /// The sequence the gate waits for.
+        /// The first sequence that is not released.
         waiting_for: Sequence,
     },
 }
 
-/// What the provider is told.
+/// The receipt of an accepted callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
     /// Whether the result is on the channel now.
     pub delivery: Delivery,
     /// The conversation.
     pub conversation_id: ConversationId,
-    /// The item that was issued.
+    /// The work item.
     pub item: WorkItem,
-    /// How the callback settled it.
+    /// The outcome set by the callback.
     pub outcome: Outcome,
-    /// When the first callback came in.
+    /// When the first callback was accepted.
     pub received_at: Timestamp,
-    /// Whether this is the answer to a repetition.
+    /// Whether this is the receipt of a repeated callback.
     pub replayed: bool,
-    /// What this step put on the channel.
+    /// The envelopes that this operation released, at most [`MOST_TOLD`].
     pub released: Vec<Released>,
+    /// Whether it left items to release, which the sweeper releases.
+    pub unfinished: bool,
 }
 
-/// Most envelopes of one step that are told of: a longer chain is released all the same.
+/// Maximum number of released envelopes that an operation reports. It can release more.
 pub const MOST_TOLD: usize = 256;
 
-/// An envelope that a step put on the channel.
+/// An envelope that an operation released to the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
-    /// When its conversation was opened.
+    /// When the conversation was opened.
     pub opened_at: Timestamp,
-    /// Its place.
+    /// The work item's sequence.
     pub sequence: Sequence,
     /// The work item.
     pub work_item: WorkItemId,
-    /// The kind of work.
+    /// The work item's kind.
     pub kind: Kind,
-    /// How the item was settled.
+    /// The work item's outcome.
     pub outcome: Outcome,
     /// When the item was issued.
     pub issued_at: Timestamp,
-    /// When it was settled.
+    /// When the item was settled.
     pub received_at: Timestamp,
-    /// When it was written to the channel: now.
+    /// When the envelope was written to the channel.
     pub released_at: Timestamp,
-    /// Whether it had been settled before this step, and waited.
+    /// Whether an earlier operation settled the item.
     pub held: bool,
-    /// The trace that the item was issued in.
+    /// Trace context in which the item was issued.
     pub issued_in: Option<TraceParent>,
-    /// The trace that it was settled in.
+    /// Trace context in which the item was settled.
     pub settled_in: Option<TraceParent>,
 }
 
-/// Why a callback is not taken.
+/// Why a callback was not accepted.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum AcceptRefused {
-    /// The token's life is over, by the store's clock.
+    /// The token has expired by the store's clock.
     #[error("the token has expired")]
     TokenExpired,
-    /// The conversation has ended, or is not there.
+    /// The conversation has ended or does not exist.
     #[error("the conversation has ended")]
     ConversationEnded,
-    /// The conversation is live but the item is not there.
+    /// The conversation is open and has no such item.
     #[error("the work item is unknown")]
     WorkItemUnknown,
     /// The token was used with another body.
     #[error("the token was used with another body")]
     TokenUsed,
-    /// The deadline passed first.
+    /// The deadline passed before the callback.
     #[error("the work item timed out")]
     WorkItemTimedOut,
-    /// The platform withdrew the item first.
+    /// The platform cancelled the item before the callback.
     #[error("the work item was cancelled")]
     WorkItemCancelled,
-    /// As many results, or bytes of them, as allowed are held.
-    #[error("too much is held in the conversation")]
+    /// The number or bytes of the held results are at their limit.
+    #[error("too many results are held in the conversation")]
     HeldLimit,
-    /// The channel has as many bytes of results as allowed.
+    /// The result would exceed [`max_channel_bytes`](super::Limits::max_channel_bytes).
     #[error("the conversation's channel is at its limit")]
     ChannelLimit,
 }
 
-/// What the store knows of the callback that it did not take.
+/// The conversation and work item of a refused callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     /// The conversation.
     pub conversation_id: ConversationId,
-    /// The item that was issued, unless it is the item that is unknown.
+    /// The work item; `None` if the conversation has no such item.
     pub item: Option<WorkItem>,
 }
 
-/// A callback that is not taken.
+/// A refused callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotAccepted {
-    /// Why.
+    /// The reason.
     pub why: AcceptRefused,
-    /// What it was about, where that is known: for operators.
+    /// The conversation and work item, where known. For logs; the provider does not get it.
     pub known: Option<Box<Known>>,
 }
 
-/// Withdraws a work item.
+/// Cancels a work item.
 #[derive(Clone, Debug)]
 pub struct Cancel {
     /// The conversation.
     pub conversation: ConversationRef,
     /// The work item.
     pub work_item: WorkItemId,
-    /// The request that withdraws it.
+    /// The cancelling request.
     pub request_id: RequestId,
-    /// The trace of that request: the envelope carries it on.
+    /// Trace context of that request. The envelope carries it.
     pub traceparent: Option<TraceParent>,
-    /// This attempt.
+    /// Identifies retries of this command.
     pub attempt: AttemptId,
 }
 
-/// A work item is withdrawn.
+/// The work item is cancelled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cancelled {
-    /// The item as it stands.
+    /// The item after the operation.
     pub item: WorkItemView,
-    /// What this step put on the channel.
+    /// The envelopes that this operation released, at most [`MOST_TOLD`].
     pub released: Vec<Released>,
+    /// Whether it left items to release, which the sweeper releases.
+    pub unfinished: bool,
 }
 
-/// Why a work item is not cancelled.
+/// Why a work item was not cancelled.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum CancelRefused {
     /// There is no such conversation.
@@ -259,80 +263,82 @@ pub enum CancelRefused {
     /// The conversation has no such item.
     #[error("there is no such work item")]
     WorkItemNotFound,
-    /// It has an outcome already.
+    /// The item already has this outcome.
     #[error("the work item is settled: {0}")]
     WorkItemSettled(Outcome),
 }
 
-/// A conversation has ended, by this step or before.
+/// The conversation has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndReceipt {
-    /// What it leaves behind.
+    /// When it ended and what it dropped.
     pub ended: Ended,
-    /// Whether it had ended before.
+    /// Whether it had already ended before this operation.
     pub repeated: bool,
-    /// What this step put on the channel.
+    /// The envelopes that this operation released, at most [`MOST_TOLD`].
     pub released: Vec<Released>,
 }
 
-/// There is no such conversation, or none any more.
+/// The conversation does not exist, or its retention is over.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("there is no such conversation")]
 pub struct ConversationNotFound;
 
-/// What an ended conversation leaves behind.
+/// The end of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// When it ended.
     pub ended_at: Timestamp,
-    /// Settled items that will not be released.
+    /// Number of settled items that will not be released.
     pub dropped_held: u64,
-    /// Items that no step has settled, and none can any more.
+    /// Number of items without an outcome. They can no longer be settled.
     pub dropped_awaiting: u64,
 }
 
-/// An awaiting marker that timed out in this step.
+/// A work item that the sweeper timed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimedOut {
     /// The work item.
     pub work_item: WorkItemId,
-    /// Its place.
+    /// The work item's sequence.
     pub sequence: Sequence,
-    /// The kind of work.
+    /// The work item's kind.
     pub kind: Kind,
-    /// How long after its deadline.
+    /// Time from the deadline to the sweep, in milliseconds.
     pub late_ms: u64,
-    /// The trace that it was issued in.
+    /// Trace context in which the item was issued.
     pub issued_in: Option<TraceParent>,
 }
 
-/// Timers have fired.
+/// The effects of due timers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
-    /// The conversation, unless it is gone.
+    /// The conversation; `None` if it does not exist any more.
     pub conversation_id: Option<ConversationId>,
-    /// What timed out.
+    /// The items that timed out in this operation.
     pub timed_out: Vec<TimedOut>,
-    /// What a conversation left behind that was left untouched and ended by that: told once.
+    /// Set if this operation found the idle timeout passed and ended the conversation.
     pub ended: Option<Ended>,
-    /// What this step put on the channel.
+    /// The envelopes that this operation released, at most [`MOST_TOLD`].
     pub released: Vec<Released>,
+    /// Whether it left items to release, which the sweeper releases.
+    pub unfinished: bool,
 }
 
-/// A work item as it stands.
+/// The state of a work item at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkItemView {
-    /// What was issued.
+    /// The item as issued.
     pub item: WorkItem,
-    /// Where it is on its way.
+    /// Awaiting, held, released or dropped.
     pub state: State,
-    /// How it was settled, and when.
+    /// The outcome and when the item was settled.
     pub settled: Option<(Outcome, Timestamp)>,
-    /// Bytes of its result, while it is held.
+    /// Bytes of the held result; 0 in every other state.
     pub held_bytes: u64,
 }
 
-/// Why a work item is not shown.
+/// Why a work item was not returned.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum LookupRefused {
     /// There is no such conversation.
@@ -343,36 +349,36 @@ pub enum LookupRefused {
     WorkItemNotFound,
 }
 
-/// A conversation as it stands.
+/// The state of a conversation at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConversationView {
-    /// Its id.
+    /// The conversation.
     pub conversation_id: ConversationId,
     /// When it was opened.
     pub opened_at: Timestamp,
-    /// When it counts as ended if nothing touches it.
+    /// When the idle timeout ends it, if it is not used before.
     pub idle_at: Timestamp,
-    /// What it left behind, once ended.
+    /// Its end, once it has ended.
     pub ended: Option<Ended>,
-    /// The trace it was opened in.
+    /// Its trace context.
     pub traceparent: Option<TraceParent>,
-    /// The sequence of the next item.
+    /// The sequence of the next item to be issued.
     pub next_sequence: Sequence,
-    /// The sequence the gate waits for.
+    /// The first sequence without an outcome; [`next_sequence`](Self::next_sequence) if there is none.
     pub waiting_for: Sequence,
     /// Items that are not released, in order.
     pub unreleased: Vec<WorkItemView>,
-    /// The time of the view, by the store's clock.
+    /// The time of the view by the store's clock.
     pub now: Timestamp,
 }
 
-/// What all conversations of a store add up to.
+/// Totals over the conversations of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Work items that are not settled. Those of a conversation that was left untouched count until their deadlines.
+    /// Awaiting work items. An overdue item counts until an operation has settled or dropped it.
     pub awaiting: u64,
-    /// Items that are settled behind one that is not.
+    /// Settled items that are not released.
     pub held: u64,
-    /// Bytes of their results.
+    /// Bytes of the held results.
     pub held_bytes: u64,
 }

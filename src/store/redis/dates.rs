@@ -1,4 +1,4 @@
-//! The dates around the server's time, which scripts write times with: Lua has no calendar.
+//! The date table that scripts use to format times: Lua has no calendar.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -7,19 +7,19 @@ use crate::clock::Clock;
 use crate::domain::time::Timestamp;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-/// Yesterday, today, and the two days after it: a deadline is at most a day ahead.
+/// Number of dates in the table: yesterday, today and two more days. A deadline is at most one day ahead.
 const DATES: u64 = 4;
 
-/// See the module.
+/// The server's estimated time and the date table for it.
 #[derive(Debug)]
 pub(super) struct Dates {
     clock: Clock,
-    /// By how much the server's clock is ahead of this machine's, in milliseconds.
+    /// Offset of the server's clock from the local clock in milliseconds.
     ahead_ms: AtomicI64,
     written: RwLock<Written>,
 }
 
-/// Consecutive dates as text.
+/// Consecutive dates, `YYYY-MM-DD` each, from `first_day` (days since the Unix epoch) on.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub(super) first_day: u64,
@@ -41,20 +41,20 @@ impl Dates {
         Self { clock, ahead_ms: AtomicI64::new(0), written }
     }
 
-    /// The server's time, as far as is known.
+    /// The estimated time of the server's clock.
     pub(super) fn now(&self) -> Timestamp {
         let here = self.clock.now();
         Timestamp::from_millis(here.as_millis().saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed)))
     }
 
-    /// The server has told its time.
+    /// Sets the offset from a time that the server has just reported.
     pub(super) fn learn(&self, server: Timestamp) {
         let here = i64::try_from(self.clock.now().as_millis()).unwrap_or(i64::MAX);
         let there = i64::try_from(server.as_millis()).unwrap_or(i64::MAX);
         self.ahead_ms.store(there.saturating_sub(here), Ordering::Relaxed);
     }
 
-    /// The dates around the server's time.
+    /// The date table for the server's current day. Rebuilt once a day.
     pub(super) fn around_now(&self) -> Written {
         let now = self.now();
         let written = self.written.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -73,7 +73,7 @@ mod tests {
     use crate::clock::ManualClock;
 
     #[test]
-    fn dates_are_those_around_the_servers_time() {
+    fn date_table_follows_the_servers_clock() {
         let clock = ManualClock::at(Timestamp::from_millis(1_795_000_000_000));
         let dates = Dates::new(Clock::Manual(clock.clone()));
         let written = dates.around_now();

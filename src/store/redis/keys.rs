@@ -1,16 +1,16 @@
-//! The only place that spells keys.
+//! Builds all Redis keys.
 //!
-//! All keys of a conversation, and the timers of its partition, bear the partition's hash tag: in a cluster they are in
-//! one slot.
+//! All keys of a conversation and of its partition share the partition's hash tag, so that a cluster stores them in
+//! one slot and a script can use them together.
 
 use std::str::FromStr;
 
 use crate::domain::ids::{ConversationRef, Sequence, WorkItemId};
 
-/// Holds the version of the layout, and the number of partitions that the deployment was started with.
+/// The version of the data layout and the deployment's number of partitions.
 pub(super) const LAYOUT: &str = "cb:layout";
 
-/// Spells keys for a number of partitions.
+/// Builds keys for a deployment with this number of partitions.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Keys {
     pub(super) partitions: u16,
@@ -25,7 +25,7 @@ impl Keys {
         format!("{{cb:{}}}:{what}:{conversation}", self.partition(conversation))
     }
 
-    /// The keys of a conversation that every operation declares, in the order of `conversation.lua`.
+    /// `KEYS` 1 to 5 of every conversation script, in the order of `conversation.lua`.
     pub(super) fn conversation(self, conversation: ConversationRef) -> [String; 5] {
         let partition = self.partition(conversation);
         [
@@ -37,58 +37,58 @@ impl Keys {
         ]
     }
 
-    /// The routing channel: a stream. What is published under the same name wakes its readers.
+    /// The routing channel: a stream.
     pub(super) fn channel(self, conversation: ConversationRef) -> String {
         self.of(conversation, "channel")
     }
 
-    /// Where changes of a channel are published: a pub/sub channel of the same name.
+    /// The pub/sub channel on which changes of the routing channel are published. It has the same name.
     pub(super) fn wake(self, conversation: ConversationRef) -> String {
         self.channel(conversation)
     }
 
-    /// The timers of a partition: a sorted set.
+    /// The timers of a partition: a sorted set by time.
     pub(super) fn timers(partition: u16) -> String {
         format!("{{cb:{partition}}}:timers")
     }
 
-    /// What the conversations of a partition hold, added up: a hash.
+    /// The totals of a partition: a hash.
     pub(super) fn totals(partition: u16) -> String {
         format!("{{cb:{partition}}}:totals")
     }
 
-    /// The mark that a token was used: the fingerprint of the body that spent it.
+    /// Set when a token is used: a string, the fingerprint of the accepted body.
     pub(super) fn used(self, conversation: ConversationRef, work_item: WorkItemId) -> String {
         format!("{}:{work_item}", self.of(conversation, "used"))
     }
 
-    /// The partitions that have a timer in a second: a set.
+    /// The partitions that have a timer in this second (Unix time): a set.
     pub(super) fn announced(second: u64) -> String {
         format!("{{cb:due}}:{second}")
     }
 
-    /// Written in a conversation's partition while replicas are waited for.
+    /// Written to a conversation's partition before waiting for replicas (`WAIT`).
     pub(super) fn fence(self, conversation: ConversationRef) -> String {
         format!("{{cb:{}}}:fence", self.partition(conversation))
     }
 
-    /// A key of a partition that nothing is kept under, and a pub/sub channel that nobody listens to.
+    /// An unused key of a partition, and a pub/sub channel without subscribers, for `probe.lua`.
     pub(super) fn probe(partition: u16) -> (String, String) {
         (format!("{{cb:{partition}}}:probe"), format!("{{cb:{partition}}}:channel:probe"))
     }
 
-    /// Written in a partition when the check of its node's health waits for replicas.
+    /// Written to a partition by the health check of its node before it waits for replicas.
     pub(super) fn health(partition: u16) -> String {
         format!("{{cb:{partition}}}:health")
     }
 }
 
-/// The conversation that a pub/sub channel of [`Keys::channel`] is about.
+/// The conversation of a pub/sub channel named by [`Keys::wake`].
 pub(super) fn woken(channel: &str) -> Option<ConversationRef> {
     ConversationRef::from_str(channel.rsplit(':').next()?).ok()
 }
 
-/// The member of a set of timers for a conversation as a whole, or for an item of it.
+/// The member of the timer set for an item; without a sequence, for the conversation as a whole.
 pub(super) fn marker(conversation: ConversationRef, sequence: Option<Sequence>) -> String {
     match sequence {
         Some(sequence) => format!("{conversation}:{sequence}"),
@@ -96,7 +96,7 @@ pub(super) fn marker(conversation: ConversationRef, sequence: Option<Sequence>) 
     }
 }
 
-/// What a member of a set of timers is about.
+/// Parses a member of the timer set: the inverse of [`marker`].
 pub(super) fn marked(member: &str) -> Option<(ConversationRef, Option<Sequence>)> {
     match member.split_once(':') {
         Some((conversation, sequence)) => {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_is_read_back() {
+    fn timer_members_round_trip() {
         let conversation = ConversationId::parse("call-1").unwrap().reference();
         for sequence in [None, Some(Sequence::new(17))] {
             assert_eq!(marked(&marker(conversation, sequence)), Some((conversation, sequence)));

@@ -1,5 +1,5 @@
-//! Questions about all partitions at once: what is due, and what is held. One server is asked for many partitions with
-//! each call; of a cluster each node for its own, with one round trip.
+//! Queries over many partitions: due timers and totals. A single server answers many partitions per script call. A
+//! cluster node answers its partitions in one pipeline, with one call per partition.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,24 +17,24 @@ use crate::domain::gate::Totals;
 use crate::domain::time::Timestamp;
 use crate::store::{CLAIM_MS, Due, StoreError, gather};
 
-/// How many partitions one call looks through; in a cluster one, because each has its own slot.
+/// Number of partitions per script call. In a cluster it is one, because partitions are in different slots.
 const PARTITIONS_AT_ONCE: usize = 64;
 
-/// What can be asked of some partitions with one call.
+/// A query that one script call answers for some partitions.
 pub(super) trait Question: Sync {
-    /// What is answered.
+    /// The decoded reply.
     type Answer: Send;
-    /// Which of a node's connections it takes.
+    /// Which of a node's connections it uses.
     const LANE: Lane;
-    /// The call, for these partitions.
+    /// The script call for these partitions.
     fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> Call<'a>;
-    /// Reads the script's reply for these partitions.
+    /// Decodes the script's reply for these partitions.
     fn read(reply: Value, partitions: &[u16]) -> Result<Self::Answer, StoreError>;
-    /// How long a node of a cluster may take.
+    /// Timeout for a cluster node.
     fn patience(store: &RedisStore) -> Duration;
 }
 
-/// What is due, at most so many timers of each partition.
+/// Finds and claims due timers, at most `limit` per partition.
 pub(super) struct WhatIsDue {
     pub(super) limit: usize,
 }
@@ -50,34 +50,34 @@ impl Question for WhatIsDue {
 
     fn read(reply: Value, partitions: &[u16]) -> Result<Due, StoreError> {
         let mut values = list(reply)?.into_iter();
-        let now = values.next().ok_or_else(|| broken("a list without a time"))?;
+        let now = values.next().ok_or_else(|| broken("the time is missing"))?;
         let now = Timestamp::from_millis(number(&now)?);
         let mut next_in_ms = Vec::new();
         let mut markers = Vec::new();
         for (&partition, value) in partitions.iter().zip(values) {
             let mut value = list(value)?.into_iter();
-            // -1 stands for none.
+            // -1: the partition has no further timer.
             next_in_ms.push((partition, value.next().and_then(|next| number(&next).ok())));
             for member in value {
                 let member = bytes(member)?;
-                // What is no marker of ours must not stop the others.
+                // An invalid member must not stop the other timers.
                 if let Some(marker) = std::str::from_utf8(&member).ok().and_then(keys::marked) {
                     markers.push(marker);
                 } else {
-                    tracing::debug!("a member of a set of timers is no marker");
+                    tracing::debug!("ignored an invalid member of a timer set");
                 }
             }
         }
         Ok(Due { now, conversations: gather(markers), next_in_ms })
     }
 
-    /// A node that is slow makes the timers of the others late by no more than this, twice.
+    /// A slow node delays the timers of the other nodes by at most twice this time.
     fn patience(store: &RedisStore) -> Duration {
         store.connection_limits.response / 4
     }
 }
 
-/// What the conversations hold.
+/// Adds up the totals of the partitions.
 pub(super) struct WhatIsHeld;
 
 impl Question for WhatIsHeld {
@@ -92,8 +92,7 @@ impl Question for WhatIsHeld {
 
     fn read(reply: Value, _: &[u16]) -> Result<Totals, StoreError> {
         let mut values = list(reply)?.into_iter();
-        let mut count =
-            || values.next().ok_or_else(|| broken("totals that are too few")).and_then(|n| number(&n));
+        let mut count = || values.next().ok_or_else(|| broken("a total is missing")).and_then(|n| number(&n));
         Ok(Totals { awaiting: count()?, held: count()?, held_bytes: count()? })
     }
 
@@ -102,11 +101,11 @@ impl Question for WhatIsHeld {
     }
 }
 
-/// An answer, and the partitions that it is about.
+/// A reply and the partitions that it covers.
 type Part<T> = (Vec<u16>, Result<T, StoreError>);
 
 impl RedisStore {
-    /// The answers of these partitions, some together. Who cannot be asked has a failure among them.
+    /// Queries these partitions. The results cover each of them once; a result can be an error.
     pub(super) async fn ask<Q: Question>(&self, question: &Q, partitions: &[u16]) -> Vec<Part<Q::Answer>> {
         if self.nodes.is_cluster() {
             return self.ask_cluster(question, partitions).await;
@@ -124,15 +123,16 @@ impl RedisStore {
         Q::read(answer.value, partitions)
     }
 
-    /// Asks for one partition of a cluster, wherever it is by now.
+    /// Queries one partition of a cluster. Follows redirections to its current node.
     async fn ask_alone<Q: Question>(&self, question: &Q, partition: u16) -> Part<Q::Answer> {
         let alone = [partition];
         let asked = timeout(Q::patience(self), self.ask_together(question, &alone));
         (vec![partition], asked.await.unwrap_or_else(|_| Err(slow())))
     }
 
-    /// Asks a node for some partitions at once. One that it refuses is asked for alone. If the node is silent only one
-    /// is, which looks for its new owner: the next round finds the others there.
+    /// Queries a node for some partitions in one pipeline. A partition that it refuses is queried alone. If the
+    /// node does not respond, only the first partition is queried again: this finds the new owner of the slot,
+    /// which the next round then uses for all of them.
     async fn ask_node<Q: Question>(
         &self,
         question: &Q,
@@ -163,7 +163,7 @@ impl RedisStore {
         found
     }
 
-    /// Asks each node by itself.
+    /// Queries all nodes concurrently, each for its own partitions.
     async fn ask_cluster<Q: Question>(&self, question: &Q, partitions: &[u16]) -> Vec<Part<Q::Answer>> {
         let mut nodes: Vec<(Arc<Node>, Vec<u16>)> = Vec::new();
         let mut found = Vec::new();
@@ -187,5 +187,5 @@ impl RedisStore {
 }
 
 fn slow() -> StoreError {
-    StoreError::Unavailable("a node of the cluster is slow".into())
+    StoreError::Unavailable("a cluster node did not respond in time".into())
 }

@@ -1,4 +1,4 @@
-//! Calling a script and reading its reply. Keys, arguments and replies travel by position, as each script's header says.
+//! Calls a script and reads its reply. Keys, arguments and replies are positional; each script's header lists them.
 
 use std::fmt::{Display, Write};
 
@@ -9,11 +9,11 @@ use super::nodes::{FromNode, Lane, Nodes};
 use super::slots::Slot;
 use crate::store::StoreError;
 
-/// What a call takes besides its payload, keys included: the buffer is made once.
+/// Initial capacity of a command in bytes, without the payload: enough for the keys and arguments of every script.
 const CALL_BYTES: usize = 1024;
 const CALL_ARGUMENTS: usize = 24;
 
-/// An operation's script with its arguments.
+/// A script call with its keys and arguments.
 pub(super) struct Call<'a> {
     script: &'a Script,
     slot: Slot,
@@ -22,7 +22,7 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Every script has a key, and all of its keys are in one slot. `payload`: bytes of what is long among its arguments.
+    /// All keys must be in one slot. `payload`: size of the long arguments in bytes.
     pub(super) fn new<K: AsRef<str>>(script: &'a Script, keys: &[K], payload: usize) -> Self {
         let mut command = Cmd::with_capacity(CALL_ARGUMENTS, CALL_BYTES + payload);
         command.arg("EVALSHA").arg(script.get_hash()).arg(keys.len());
@@ -33,22 +33,22 @@ impl<'a> Call<'a> {
         Self { script, slot, command, scratch: String::new() }
     }
 
-    /// Adds an argument as its text.
+    /// Adds an argument in its text form.
     pub(super) fn arg(mut self, value: impl Display) -> Self {
         self.scratch.clear();
-        // Writing to a string does not fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(self.scratch, "{value}");
         self.command.arg(self.scratch.as_str());
         self
     }
 
-    /// Adds an argument as it is.
+    /// Adds an argument without formatting it.
     pub(super) fn raw(mut self, value: impl ToRedisArgs) -> Self {
         self.command.arg(value);
         self
     }
 
-    /// Adds an argument that is empty when there is none.
+    /// Adds an optional argument; `None` becomes the empty string.
     pub(super) fn option(self, value: Option<impl Display>) -> Self {
         match value {
             Some(value) => self.arg(value),
@@ -56,7 +56,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// As a command, which fails where the script is not known.
+    /// The `EVALSHA` command alone. It fails with `NOSCRIPT` on a server that has not loaded the script.
     pub(super) fn command(self) -> Cmd {
         self.command
     }
@@ -65,37 +65,37 @@ impl<'a> Call<'a> {
         nodes.call(lane, self.slot, Request::script(self.script, &self.command)).await
     }
 
-    /// Sends it, and the other one should it have to be repeated.
+    /// Sends the call. If it has to be repeated, sends `again` instead.
     pub(super) async fn send_or(self, again: Self, nodes: &Nodes) -> Result<FromNode, StoreError> {
         let request = Request::script(self.script, &self.command).or(&again.command);
         nodes.call(Lane::Commands, self.slot, request).await
     }
 }
 
-/// A script's reply: a word, and what follows it. There may be results in it: it has no `Debug`.
+/// A script's reply: a word and further values. No `Debug`, because the values may contain results.
 pub(super) struct Reply {
     word: Vec<u8>,
     rest: std::vec::IntoIter<Value>,
 }
 
-/// A reply that does not read as the script's header says.
+/// The error for a reply or stored value that does not have the documented form.
 pub(super) fn broken(what: impl Display) -> StoreError {
     StoreError::Broken(format!("unexpected reply: {what}"))
 }
 
 pub(super) fn list(value: Value) -> Result<Vec<Value>, StoreError> {
-    if let Value::Array(values) = value { Ok(values) } else { Err(broken("no list")) }
+    if let Value::Array(values) = value { Ok(values) } else { Err(broken("not a list")) }
 }
 
 pub(super) fn bytes(value: Value) -> Result<Vec<u8>, StoreError> {
-    if let Value::BulkString(bytes) = value { Ok(bytes) } else { Err(broken("no string")) }
+    if let Value::BulkString(bytes) = value { Ok(bytes) } else { Err(broken("not a string")) }
 }
 
 pub(super) fn number(value: &Value) -> Result<u64, StoreError> {
     if let Value::Int(number) = value {
         u64::try_from(*number).map_err(|_| broken("a negative number"))
     } else {
-        Err(broken("no number"))
+        Err(broken("not a number"))
     }
 }
 
@@ -106,23 +106,23 @@ impl Reply {
         Ok(Self { word, rest })
     }
 
-    /// The word; empty when it is none.
+    /// The first value; empty when it is not UTF-8.
     pub(super) fn word(&self) -> &str {
         std::str::from_utf8(&self.word).unwrap_or_default()
     }
 
-    /// What comes next, without taking it.
+    /// The next value, without consuming it.
     pub(super) fn peek(&self) -> Option<&Value> {
         self.rest.as_slice().first()
     }
 
-    /// What comes next, if anything does.
+    /// Consumes the next value.
     pub(super) fn next(&mut self) -> Option<Value> {
         self.rest.next()
     }
 
     fn required(&mut self) -> Result<Value, StoreError> {
-        self.rest.next().ok_or_else(|| broken("a reply that is too short"))
+        self.rest.next().ok_or_else(|| broken("the reply is too short"))
     }
 
     pub(super) fn number(&mut self) -> Result<u64, StoreError> {
@@ -137,8 +137,8 @@ impl Reply {
         list(self.required()?)
     }
 
-    /// This word is none that the operation's header names.
+    /// The error for a word that the script's header does not list.
     pub(super) fn unexpected(&self) -> StoreError {
-        broken(format_args!("the word {:?}", self.word()))
+        broken(format_args!("unknown word {:?}", self.word()))
     }
 }

@@ -1,22 +1,24 @@
-//! The scripts, each composed of the parts that it needs, with the configured limits written into it.
+//! Composes each Lua script from its files and inserts the configured limits.
 
 use redis::Script;
 
 use crate::domain::gate::Limits;
 
-/// How much longer than its data a key is kept, in milliseconds: TTLs only collect, they decide nothing.
+/// Time in milliseconds that keys outlive their data. Expiry only frees memory; no rule depends on it.
 const GRACE_MS: u64 = 60_000;
-/// Longest time that a conversation lives without a step, in milliseconds: a week idle, the longest deadline, a week of
-/// retention.
+/// Longest time in milliseconds that a conversation exists without a step: the maximum of
+/// `gate.conversation_idle_ttl_ms` (a week), the longest deadline (a day) and the maximum of
+/// `gate.ended_retention_ms` (a week).
 const LONGEST_LIFE_MS: u64 = (7 + 1 + 7) * 24 * 60 * 60 * 1000;
-/// Most items that one step releases. They come to some 1 ms of the server's time.
+/// Maximum number of items that one step releases; they take Redis about 1 ms.
 const STEP_ITEMS: u64 = 64;
-/// A step releases no further items once their results have so many bytes.
+/// A step stops releasing items once their results have this many bytes.
 const STEP_BYTES: u64 = 1024 * 1024;
-/// Most markers that one step removes for a conversation that has ended.
+/// Maximum number of timers that one step removes for an ended conversation, and of items that a retry of `issue`
+/// reads at a time.
 const STEP_MARKERS: u64 = 512;
 
-/// See the module.
+/// The scripts of a store, one per operation.
 #[derive(Debug)]
 pub(super) struct Scripts {
     pub(super) open: Script,
@@ -36,7 +38,7 @@ macro_rules! files {
     ($($name:literal),+ $(,)?) => { [$(($name, include_str!(concat!("scripts/", $name, ".lua")))),+] };
 }
 
-/// Every file, by its name.
+/// The script files by name.
 const FILES: [(&str, &str); 18] = files![
     "clock",
     "conversation",
@@ -58,7 +60,7 @@ const FILES: [(&str, &str); 18] = files![
     "probe",
 ];
 
-/// What each operation consists of, in this order. Its own file is the last.
+/// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
 pub const OPERATIONS: [&[&str]; 11] = [
     &["clock", "conversation", "keep", "open"],
     &["clock", "conversation", "keep", "item", "issue"],
@@ -73,7 +75,7 @@ pub const OPERATIONS: [&[&str]; 11] = [
     &["totals"],
 ];
 
-/// The text of an operation, with `alter` applied to each of its files by name.
+/// The script of an operation. `alter` gets the name and text of each file and returns the text to use.
 pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> String) -> String {
     let constants = [
         ("$default_idle_ttl", limits.conversation_idle_ttl_ms),

@@ -1,4 +1,4 @@
-//! What is stored, as the scripts pack it: `conversation.lua` and `item.lua` have the same fields in the same order.
+//! Decodes stored values. The packed layouts are defined in `conversation.lua` and `item.lua`.
 
 use serde::Deserialize;
 
@@ -10,18 +10,17 @@ use crate::domain::token::KeyId;
 use crate::domain::work_item::{Kind, Outcome, WorkItem};
 use crate::store::StoreError;
 
-/// Takes packed fields one after the other. What is missing reads as broken.
+/// Reads packed fields in order. A missing field is an error.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], StoreError> {
-        let (taken, rest) =
-            self.0.split_at_checked(count).ok_or_else(|| broken("a value that is too short"))?;
+        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| broken("the value is too short"))?;
         self.0 = rest;
         Ok(taken)
     }
 
-    /// An unsigned number of so many bytes, big endian.
+    /// An unsigned big-endian number of `bytes` bytes.
     fn number(&mut self, bytes: usize) -> Result<u64, StoreError> {
         Ok(self.bytes(bytes)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
     }
@@ -31,10 +30,10 @@ impl<'a> Fields<'a> {
     }
 
     fn text(&mut self, count: usize) -> Result<&'a str, StoreError> {
-        std::str::from_utf8(self.bytes(count)?).map_err(|_| broken("a text that is not UTF-8"))
+        std::str::from_utf8(self.bytes(count)?).map_err(|_| broken("a text is not UTF-8"))
     }
 
-    /// A text after its length, which has so many bytes.
+    /// A text that follows its length; the length has `bytes` bytes.
     fn sized(&mut self, bytes: usize) -> Result<&'a str, StoreError> {
         let length = self.number(bytes)?;
         self.text(usize::try_from(length).unwrap_or(usize::MAX))
@@ -43,16 +42,16 @@ impl<'a> Fields<'a> {
     fn traceparent(&mut self) -> Result<Option<TraceParent>, StoreError> {
         match self.sized(1)? {
             "" => Ok(None),
-            text => TraceParent::parse(text).map(Some).map_err(|_| broken("a traceparent")),
+            text => TraceParent::parse(text).map(Some).map_err(|_| broken("invalid traceparent")),
         }
     }
 
     fn rfc3339(&mut self) -> Result<Timestamp, StoreError> {
-        self.text(24)?.parse().map_err(|_| broken("a time"))
+        self.text(24)?.parse().map_err(|_| broken("invalid time"))
     }
 }
 
-/// The state of a conversation, as far as it is asked for.
+/// The fields of a conversation's state that the service reads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct State {
     touched_at: Timestamp,
@@ -63,6 +62,7 @@ pub(super) struct State {
     pub(super) gate: Sequence,
     awaiting: u64,
     gate_deadline: u64,
+    cleared: u64,
 }
 
 impl State {
@@ -72,6 +72,7 @@ impl State {
         let (_kept_until, ended_at) = (fields.time()?, fields.time()?);
         let (next, gate, awaiting) = (fields.number(4)?, fields.number(4)?, fields.number(4)?);
         let (_held_bytes, gate_deadline) = (fields.number(6)?, fields.number(6)?);
+        let (_channel_bytes, cleared) = (fields.number(6)?, fields.number(4)?);
         Ok(Self {
             touched_at,
             idle_ttl_ms,
@@ -81,6 +82,7 @@ impl State {
             gate: Sequence::new(gate),
             awaiting,
             gate_deadline,
+            cleared,
         })
     }
 
@@ -89,22 +91,30 @@ impl State {
     }
 
     pub(super) fn ended_at(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.is_unfinished() {
+            return None;
+        }
         gate::ended_at(self.ended_at, self.idle_at(), now)
     }
 
-    /// What it left behind, once it has ended.
+    /// The end of the conversation and the items that it dropped, once it has ended.
     pub(super) fn ended(&self, now: Timestamp) -> Option<Ended> {
         let dropped_held = self.next.get().saturating_sub(self.gate.get()).saturating_sub(self.awaiting);
         self.ended_at(now).map(|ended_at| Ended { ended_at, dropped_held, dropped_awaiting: self.awaiting })
     }
 
-    /// Whether a step has left something to release.
+    /// Whether a bounded step left items to release.
     pub(super) const fn is_unfinished(&self) -> bool {
         self.gate_deadline == 1 && self.ended_at.is_none()
     }
+
+    /// Whether timers of its items are left to remove after its end.
+    pub(super) const fn is_uncleared(&self) -> bool {
+        self.ended_at.is_some() && self.cleared < self.next.get()
+    }
 }
 
-/// What is fixed when a conversation is opened.
+/// The data of a conversation that `open` sets.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) opened_at: Timestamp,
@@ -116,12 +126,12 @@ impl Facts {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields(bytes);
         let (opened_at, _opened_by) = (fields.time()?, fields.bytes(8)?);
-        let id = ConversationId::parse(fields.sized(1)?).map_err(|_| broken("a conversation's id"))?;
+        let id = ConversationId::parse(fields.sized(1)?).map_err(|_| broken("invalid conversation id"))?;
         Ok(Self { opened_at, id, traceparent: fields.traceparent()? })
     }
 }
 
-/// The members of an item's envelope that are known at its issue.
+/// The members of an item's envelope that are known when it is issued.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Members {
@@ -138,14 +148,14 @@ struct Settlement {
     settled_in: Option<TraceParent>,
 }
 
-/// A work item and how it was settled.
+/// A work item with its settlement.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
     pub(super) item: WorkItem,
     settlement: Option<Settlement>,
 }
 
-/// The outcome of this number in `item.lua`; 0 is none.
+/// Maps the numbers of `item.lua`. 0, awaiting, is `None`, and so is an unknown number.
 pub(super) const fn outcome(number: u64) -> Option<Outcome> {
     match number {
         1 => Some(Outcome::Succeeded),
@@ -160,18 +170,18 @@ impl Item {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields(bytes);
         let (outcome, deadline, window) = (outcome(fields.number(1)?), fields.time()?, fields.number(4)?);
-        let id = WorkItemId::parse(fields.text(36)?).ok_or_else(|| broken("a work item's id"))?;
+        let id = WorkItemId::parse(fields.text(36)?).ok_or_else(|| broken("invalid work item id"))?;
         let (issued_at, _date) = (fields.rfc3339()?, fields.bytes(10)?);
-        let key_id = KeyId::parse(fields.sized(1)?).map_err(|_| broken("a key's id"))?;
+        let key_id = KeyId::parse(fields.sized(1)?).map_err(|_| broken("invalid key id"))?;
         let traceparent = fields.traceparent()?;
         let members: Members = serde_json::from_str(&format!("{{{}}}", fields.sized(2)?))
-            .map_err(|_| broken("the members of an envelope"))?;
+            .map_err(|_| broken("invalid envelope members"))?;
         let turn_id = members.turn_id.as_deref().map(TurnId::parse).transpose();
         let item = WorkItem {
             id,
             sequence: id.sequence(),
             kind: members.kind,
-            turn_id: turn_id.map_err(|_| broken("a turn's id"))?,
+            turn_id: turn_id.map_err(|_| broken("invalid turn id"))?,
             issued_at,
             deadline,
             expires_at: deadline.plus_millis(window),
@@ -189,27 +199,26 @@ impl Item {
         Ok(Self { item, settlement })
     }
 
-    /// Its outcome and when it was settled.
+    /// The outcome and the time of settlement.
     pub(super) fn settled(&self) -> Option<(Outcome, Timestamp)> {
         self.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at))
     }
 
-    /// The item as it stands in a conversation of this state.
+    /// The item as seen at `now` in a conversation with this state.
     pub(super) fn view(self, state: &State, now: Timestamp) -> WorkItemView {
         let bytes = self.settlement.as_ref().map_or(0, |settlement| settlement.bytes);
         let settled = self.settled();
         WorkItemView::new(self.item, settled, bytes, state.gate, state.ended_at(now), now)
     }
 
-    /// The item as a step has just released it.
+    /// The record of this item's release at `now`. Fails if the item has no outcome.
     pub(super) fn released(
         &self,
         opened_at: Timestamp,
         now: Timestamp,
         held: bool,
     ) -> Result<Released, StoreError> {
-        let settlement =
-            self.settlement.as_ref().ok_or_else(|| broken("a released item without an outcome"))?;
+        let settlement = self.settlement.as_ref().ok_or_else(|| broken("a released item has no outcome"))?;
         Ok(Released {
             opened_at,
             sequence: self.item.sequence,
@@ -225,7 +234,7 @@ impl Item {
         })
     }
 
-    /// The item as it has just timed out.
+    /// The record of this item's timeout, found at `now`.
     pub(super) fn timed_out(self, now: Timestamp) -> TimedOut {
         TimedOut {
             work_item: self.item.id,

@@ -1,4 +1,4 @@
-//! Promise 8: from its deadline on an item is timed out for whatever touches it, swept or not.
+//! Promise 8: every operation treats an item as timed out from its deadline on, before the sweeper has seen it.
 
 use callback_ingress::domain::gate::{AcceptRefused, CancelRefused, Ended, Expired, Limits};
 use callback_ingress::domain::ids::{ConversationRef, Sequence};
@@ -9,21 +9,21 @@ use crate::conversation::Conversation;
 use crate::stage::{Backend, ROOMY, Stage, on_every_store};
 
 on_every_store!(
-    an_item_can_be_settled_until_its_deadline_and_not_at_it,
-    an_item_past_its_deadline_is_timed_out_before_anybody_sweeps_it,
-    whoever_moves_the_gate_releases_what_is_past_its_deadline,
-    a_timer_tells_how_late_it_is,
-    a_timer_that_is_early_settles_nothing,
-    a_timer_that_is_stale_settles_nothing,
-    a_timer_of_another_conversations_item_settles_nothing,
-    what_is_due_is_found_in_the_order_of_deadlines,
-    what_is_due_is_given_to_one_caller_at_a_time,
-    what_is_due_is_told_in_parts,
-    what_is_settled_or_ended_is_not_due,
-    a_conversation_is_looked_at_when_it_was_left_untouched_and_when_it_is_gone,
+    item_can_be_settled_until_its_deadline,
+    overdue_item_is_timed_out_before_the_sweep,
+    moving_the_gate_releases_overdue_items,
+    timeout_reports_its_lateness,
+    early_timer_has_no_effect,
+    stale_timer_has_no_effect,
+    timer_of_another_conversation_has_no_effect,
+    timers_are_due_in_order_of_deadlines,
+    due_timers_are_claimed_by_one_caller,
+    due_timers_are_returned_in_batches,
+    settled_and_ended_items_are_not_due,
+    idle_conversation_is_ended_and_later_deleted,
 );
 
-async fn an_item_can_be_settled_until_its_deadline_and_not_at_it(backend: Backend) {
+async fn item_can_be_settled_until_its_deadline(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second, third, fourth] = conversation.issue_many(1_000).await;
@@ -36,7 +36,7 @@ async fn an_item_can_be_settled_until_its_deadline_and_not_at_it(backend: Backen
     assert_eq!(conversation.cancel(&fourth).await, Err(settled));
 }
 
-async fn an_item_past_its_deadline_is_timed_out_before_anybody_sweeps_it(backend: Backend) {
+async fn overdue_item_is_timed_out_before_the_sweep(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let first = conversation.issue(10).await;
@@ -44,13 +44,13 @@ async fn an_item_past_its_deadline_is_timed_out_before_anybody_sweeps_it(backend
     stage.wait_until(first.deadline);
     let view = conversation.work_item(&first).await.unwrap();
     assert_eq!(view.settled, Some((Outcome::TimedOut, first.deadline)));
-    assert_eq!(view.state, State::Held, "nothing has released it yet");
+    assert_eq!(view.state, State::Held, "not released yet");
     let all = conversation.inspect().await.unwrap();
     assert_eq!(all.waiting_for, second.sequence);
     assert_eq!(all.unreleased[0], view);
 }
 
-async fn whoever_moves_the_gate_releases_what_is_past_its_deadline(backend: Backend) {
+async fn moving_the_gate_releases_overdue_items(backend: Backend) {
     let stage = backend.stage().await;
     for cancelled in [false, true] {
         let conversation = stage.conversation().await;
@@ -68,7 +68,7 @@ async fn whoever_moves_the_gate_releases_what_is_past_its_deadline(backend: Back
     }
 }
 
-async fn a_timer_tells_how_late_it_is(backend: Backend) {
+async fn timeout_reports_its_lateness(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -79,7 +79,7 @@ async fn a_timer_tells_how_late_it_is(backend: Backend) {
     assert_eq!(conversation.channel().await, [(1, Outcome::TimedOut), (2, Outcome::TimedOut)]);
 }
 
-async fn a_timer_that_is_early_settles_nothing(backend: Backend) {
+async fn early_timer_has_no_effect(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
@@ -88,14 +88,10 @@ async fn a_timer_that_is_early_settles_nothing(backend: Backend) {
     assert_eq!(conversation.expire(&[&item]).await, []);
     assert_eq!(conversation.seen(&[&item]).await, before);
     stage.wait_until(item.deadline);
-    assert_eq!(
-        conversation.expire(&[&item]).await.len(),
-        1,
-        "the early timer did not take the late one's place"
-    );
+    assert_eq!(conversation.expire(&[&item]).await.len(), 1, "the timer still fires at the deadline");
 }
 
-async fn a_timer_that_is_stale_settles_nothing(backend: Backend) {
+async fn stale_timer_has_no_effect(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second, third] = conversation.issue_many(1_000).await;
@@ -109,7 +105,7 @@ async fn a_timer_that_is_stale_settles_nothing(backend: Backend) {
     assert_eq!(conversation.seen(&[&first, &second, &third, &newer]).await, before);
 }
 
-async fn a_timer_of_another_conversations_item_settles_nothing(backend: Backend) {
+async fn timer_of_another_conversation_has_no_effect(backend: Backend) {
     let stage = backend.stage().await;
     let (ours, theirs) = (stage.conversation().await, stage.conversation().await);
     ours.issue(10).await;
@@ -130,19 +126,19 @@ fn pairs(conversation: &Conversation<'_>, items: &[&WorkItem]) -> Vec<(Conversat
     items.iter().map(|item| (conversation.reference(), item.sequence)).collect()
 }
 
-/// Time to what is due next, 0 if that is now.
+/// Time to the next timer in milliseconds; 0 if further timers are due.
 fn next(due: &Due) -> Option<u64> {
     due.next_in_ms.iter().filter_map(|(_, next)| *next).min()
 }
 
-/// Everything that is due, done.
+/// Processes all due timers.
 async fn sweep(stage: &Stage) {
     for of in stage.due(1_000).await.conversations {
         stage.store.expire(of, None).await.unwrap();
     }
 }
 
-async fn what_is_due_is_found_in_the_order_of_deadlines(backend: Backend) {
+async fn timers_are_due_in_order_of_deadlines(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
     assert_eq!((told(&stage.due(10).await), next(&stage.due(10).await)), (vec![], None));
     let conversation = stage.conversation().await;
@@ -162,12 +158,12 @@ async fn what_is_due_is_found_in_the_order_of_deadlines(backend: Backend) {
     assert_eq!(
         (told(&due), next(&due)),
         (vec![], Some(ROOMY.conversation_idle_ttl_ms - 30)),
-        "only the conversation"
+        "only the timer of the conversation remains"
     );
     assert_eq!(conversation.channel().await.len(), 2);
 }
 
-async fn what_is_due_is_given_to_one_caller_at_a_time(backend: Backend) {
+async fn due_timers_are_claimed_by_one_caller(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
     let other = stage.seen_from_elsewhere().await;
     let conversation = stage.conversation().await;
@@ -176,15 +172,15 @@ async fn what_is_due_is_given_to_one_caller_at_a_time(backend: Backend) {
     assert_eq!(told(&stage.due(10).await), pairs(&conversation, &[&item]));
     stage.clock.advance(CLAIM_MS - 1);
     let due = other.due(10).await;
-    assert_eq!((told(&due), next(&due)), (vec![], Some(1)), "it is somebody else's to do");
+    assert_eq!((told(&due), next(&due)), (vec![], Some(1)), "claimed by the other caller");
     stage.clock.advance(1);
-    assert_eq!(told(&other.due(10).await), pairs(&conversation, &[&item]), "who did not do it");
+    assert_eq!(told(&other.due(10).await), pairs(&conversation, &[&item]), "the claim has expired");
 }
 
-async fn what_is_due_is_told_in_parts(backend: Backend) {
+async fn due_timers_are_returned_in_batches(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
     let conversation = stage.conversation().await;
-    // The gate waits for this one, and so releases none of the others by the way.
+    // Keeps the gate closed, so that the other items are not released.
     conversation.issue(100_000).await;
     let [a, b, c] = conversation.issue_many(10).await;
     stage.wait_until(c.deadline);
@@ -196,7 +192,7 @@ async fn what_is_due_is_told_in_parts(backend: Backend) {
     for of in part.conversations.into_iter().chain(rest.conversations) {
         stage.store.expire(of, None).await.unwrap();
     }
-    // One conversation's items are told together, of however many conversations there are.
+    // Timers are grouped by conversation.
     let others = [stage.conversation().await, stage.conversation().await];
     for other in &others {
         other.issue(10).await;
@@ -207,7 +203,7 @@ async fn what_is_due_is_told_in_parts(backend: Backend) {
     assert_eq!((all.conversations.len(), told(&all).len()), (2, 4));
 }
 
-async fn what_is_settled_or_ended_is_not_due(backend: Backend) {
+async fn settled_and_ended_items_are_not_due(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
     let conversation = stage.conversation().await;
     let [first, second, third, fourth] = conversation.issue_many(10).await;
@@ -217,7 +213,7 @@ async fn what_is_settled_or_ended_is_not_due(backend: Backend) {
     stage.wait_until(third.deadline);
     let last = conversation.issue(10).await;
     assert_eq!(told(&stage.due(10).await), pairs(&conversation, &[&third, &fourth]));
-    // Whoever moves the gate settles both, and leaves no timer behind.
+    // Moving the gate settles both items and removes their timers.
     conversation.accept(&last, "5").await.unwrap();
     assert_eq!(conversation.channel().await.len(), 5);
     let only_the_conversation = |due: &Due| next(due) > Some(CLAIM_MS);
@@ -228,7 +224,7 @@ async fn what_is_settled_or_ended_is_not_due(backend: Backend) {
     let due = stage.due(10).await;
     assert_eq!((told(&due), due.conversations.len()), (vec![], 0));
     assert!(only_the_conversation(&due));
-    // A timer of what is not there goes away when it is followed.
+    // A timer of a conversation that does not exist is removed.
     let unknown = DueConversation {
         conversation: stage.unopened().reference(),
         sequences: vec![Sequence::new(7)],
@@ -237,7 +233,7 @@ async fn what_is_settled_or_ended_is_not_due(backend: Backend) {
     assert_eq!(stage.store.expire(unknown, None).await.unwrap(), Expired::default());
 }
 
-async fn a_conversation_is_looked_at_when_it_was_left_untouched_and_when_it_is_gone(backend: Backend) {
+async fn idle_conversation_is_ended_and_later_deleted(backend: Backend) {
     let stage = backend.alone(Limits { ended_retention_ms: 1_000, ..ROOMY }).await;
     let conversation = stage.unopened();
     conversation.open(|open| open.idle_ttl_ms = Some(50)).await.unwrap();
@@ -247,7 +243,7 @@ async fn a_conversation_is_looked_at_when_it_was_left_untouched_and_when_it_is_g
     sweep(&stage).await;
     assert_eq!(conversation.channel().await, [(1, Outcome::TimedOut)]);
     let idle_at = conversation.inspect().await.unwrap().idle_at;
-    assert_eq!(idle_at, item.issued_at.plus_millis(50), "it was used meanwhile");
+    assert_eq!(idle_at, item.issued_at.plus_millis(50), "issuing the item was a use");
     stage.wait_until(idle_at);
     stage.clock.advance(5);
     let [due] = &stage.due(10).await.conversations[..] else { panic!("one is due") };
@@ -255,11 +251,11 @@ async fn a_conversation_is_looked_at_when_it_was_left_untouched_and_when_it_is_g
     let expired = stage.store.expire(due.clone(), None).await.unwrap();
     let ended = Ended { ended_at: idle_at, dropped_held: 0, dropped_awaiting: 0 };
     assert_eq!((expired.ended, expired.conversation_id), (Some(ended), Some(conversation.id.clone())));
-    assert_eq!(stage.store.expire(due.clone(), None).await.unwrap().ended, None, "told once");
+    assert_eq!(stage.store.expire(due.clone(), None).await.unwrap().ended, None, "reported once");
     assert!(conversation.read(0, 1).await.unwrap().ended);
     stage.wait_until(idle_at.plus_millis(1_000));
     let [gone] = &stage.due(10).await.conversations[..] else { panic!("one is due") };
     assert_eq!(stage.store.expire(gone.clone(), None).await.unwrap(), Expired::default());
     let due = stage.due(10).await;
-    assert_eq!((due.conversations.len(), next(&due)), (0, None), "nothing is left of it");
+    assert_eq!((due.conversations.len(), next(&due)), (0, None), "no timer remains");
 }

@@ -2,11 +2,14 @@
 
 use callback_ingress::domain::gate::{Limits, Totals};
 
+use callback_ingress::store::{DueConversation, Store};
+
 use crate::stage::{Backend, ROOMY, Stage, on_every_store};
 
 on_every_store!(
     totals_follow_every_step_of_every_conversation,
     what_an_end_drops_is_not_counted_any_more,
+    looking_at_an_ended_conversation_changes_no_totals,
     what_was_left_untouched_is_not_counted_after_its_last_deadline,
 );
 
@@ -61,4 +64,21 @@ async fn what_was_left_untouched_is_not_counted_after_its_last_deadline(backend:
     assert_eq!(totals(&stage).await, (0, 0, 0));
     conversation.end().await.unwrap();
     assert_eq!(totals(&stage).await, (0, 0, 0), "not once more");
+}
+
+async fn looking_at_an_ended_conversation_changes_no_totals(backend: Backend) {
+    let stage = backend.alone(ROOMY).await;
+    let (ending, other) = (stage.conversation().await, stage.conversation().await);
+    for conversation in [&ending, &other] {
+        let [_, second, third] = conversation.issue_many(1_000).await;
+        conversation.accept(&second, "12").await.unwrap();
+        conversation.accept(&third, "12").await.unwrap();
+    }
+    ending.end().await.unwrap();
+    assert_eq!(totals(&stage).await, (1, 2, 4));
+    for _ in 0..3 {
+        let look = DueConversation { conversation: ending.reference(), sequences: Vec::new(), whole: true };
+        stage.store.expire(look, None).await.unwrap();
+        assert_eq!(totals(&stage).await, (1, 2, 4));
+    }
 }

@@ -1,4 +1,4 @@
-//! No step keeps Redis busy for long, however much a conversation has.
+//! No script blocks Redis for long, even at the limits of a conversation.
 
 use ::redis::cmd;
 use callback_ingress::domain::gate::Limits;
@@ -10,17 +10,17 @@ use crate::conversation::Conversation;
 use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
-/// What a conversation may have by the default configuration.
+/// The default of `gate.max_held_items` and `gate.max_awaiting_items`.
 const ITEMS: u64 = 16_384;
-/// How long a step may take, in microseconds.
+/// Maximum duration of a script, in microseconds.
 const LONGEST: u64 = 5_000;
-/// How often a step may take longer because the machine was busy with something else, before it is believed.
+/// Attempts per operation, because a busy machine can make a script slow.
 const TRIES: usize = 4;
 
-/// Number, time, microseconds, arguments, client's address, client's name. There are bytes among the arguments.
+/// Id, time, microseconds, arguments (can be binary), client address, client name.
 type Entry = (u64, u64, u64, Vec<Vec<u8>>, String, String);
 
-/// Steps that took too long since the last time that this was asked.
+/// The commands since the last call that took too long.
 fn slow(connection: &mut redis::Connection) -> Vec<String> {
     let entries: Vec<Entry> = cmd("SLOWLOG").arg("GET").arg(-1).query(connection).unwrap();
     cmd("SLOWLOG").arg("RESET").exec(connection).unwrap();
@@ -42,7 +42,7 @@ async fn hold(conversation: &Conversation<'_>, items: &[WorkItem]) {
     stream::iter(items).map(accept).buffer_unordered(64).collect::<Vec<_>>().await;
 }
 
-/// Tries each step again until the machine lets it be as quick as it is.
+/// Repeats an operation until none of its scripts is too slow. Fails after [`TRIES`] attempts.
 async fn is_short(what: &str, mut step: impl AsyncFnMut() -> Vec<String>) {
     let mut all = Vec::new();
     for _ in 0..TRIES {
@@ -56,7 +56,7 @@ async fn is_short(what: &str, mut step: impl AsyncFnMut() -> Vec<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_step_at_the_limits_keeps_redis_busy_for_long() {
+async fn scripts_stay_short_at_the_limits() {
     let server = RedisServer::start();
     let mut connection = server.connection(0);
     cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(LONGEST).exec(&mut connection).unwrap();
@@ -66,12 +66,12 @@ async fn no_step_at_the_limits_keeps_redis_busy_for_long() {
     let conversation = stage.conversation().await;
     let items = issued(&conversation).await;
     slow(&mut connection);
-    is_short("inspecting what is awaited", async || {
+    is_short("inspecting awaiting items", async || {
         assert_eq!(conversation.inspect().await.unwrap().unreleased.len() as u64, ITEMS);
         slow(&mut connection)
     })
     .await;
-    is_short("ending what is awaited, and clearing it away", async || {
+    is_short("ending awaiting items and removing their timers", async || {
         let other = stage.conversation().await;
         issued(&other).await;
         slow(&mut connection);
@@ -83,17 +83,21 @@ async fn no_step_at_the_limits_keeps_redis_busy_for_long() {
         slow(&mut connection)
     })
     .await;
-    assert_eq!(stage.totals().await.awaiting, ITEMS, "only what lives counts");
+    assert_eq!(stage.totals().await.awaiting, ITEMS, "only live conversations count");
 
     hold(&conversation, &items[1..]).await;
     slow(&mut connection);
-    // A chain is released once: what it took is told, and believed if it was short for one of some.
+    // This chain can be released only once. If it was slow, another conversation is used for the retries below.
     let receipt = conversation.accept(&items[0], "\"first\"").await.unwrap();
     assert_eq!(receipt.delivery, callback_ingress::domain::gate::Delivery::Delivered);
     let page = conversation.read(ITEMS - 1, 10).await.unwrap();
-    assert_eq!((page.released, page.envelopes.len()), (ITEMS, 1), "all of it, before the receipt");
+    assert_eq!(
+        (page.released, page.envelopes.len()),
+        (ITEMS, 1),
+        "everything is released before the receipt"
+    );
     let first = slow(&mut connection);
-    is_short("releasing what was held", async || {
+    is_short("releasing held items", async || {
         if first.is_empty() {
             return Vec::new();
         }
@@ -108,7 +112,7 @@ async fn no_step_at_the_limits_keeps_redis_busy_for_long() {
     let totals = stage.totals().await;
     assert_eq!((totals.awaiting, totals.held, totals.held_bytes), (0, 0, 0));
 
-    is_short("ending what is held", async || {
+    is_short("ending held items", async || {
         let other = stage.conversation().await;
         let items = issued(&other).await;
         hold(&other, &items[1..]).await;

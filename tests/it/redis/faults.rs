@@ -318,6 +318,8 @@ async fn a_full_redis_is_unavailable_and_does_nothing_by_halves() {
         assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
         let answer = stage.store.issue(conversation.issuing(1_000)).await;
         assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+        let answer = stage.store.open(stage.unopened().opening()).await;
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
     }
     assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
     memory("0");

@@ -31,6 +31,11 @@ async fn workload(stage: &Stage) {
             conversation.accept(&fifth, "\"payload-5\"").await.unwrap();
         }
     }
+    // Something without a result is held before the first result is.
+    let cancelled_first = stage.conversation().await;
+    let [_, withdrawn, third] = cancelled_first.issue_many(1_000).await;
+    cancelled_first.cancel(&withdrawn).await.unwrap();
+    cancelled_first.accept(&third, "\"payload-3\"").await.unwrap();
     let released = stage.conversation().await;
     let [item, held] = released.issue_many(1_000).await;
     released.accept(&held, "\"payload-2\"").await.unwrap();
@@ -154,9 +159,9 @@ async fn results_are_on_the_channel_or_held_and_nowhere_else() {
             assert!(!holds(secret) && !key.contains(secret), "{key} holds {secret}");
         }
     }
-    // The channel of those that were released, and what is held in the one conversation that lives and waits. What
+    // The channel of those that were released, and what is held in the conversations that live and wait. What
     // was released is held no more, and what an end dropped is gone.
-    assert_eq!(found, 2);
+    assert_eq!(found, 3);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! How the sweeper asks Redis: little while nothing is due, and enough when something is.
+//! The sweeper's load on Redis, and how late it times out items.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use tokio::time::{Instant, sleep};
 use crate::redis_server::RedisServer;
 use crate::service::{Service, millis};
 
-/// Commands that Redis has executed, those of scripts among them.
+/// Number of commands that Redis has executed, including those of scripts.
 fn commands(server: &RedisServer) -> u64 {
     let stats: String = cmd("INFO").arg("stats").query(&mut server.connection(0)).unwrap();
     let line = stats.lines().find_map(|line| line.strip_prefix("total_commands_processed:")).unwrap();
     line.parse().unwrap()
 }
 
-/// How late, in milliseconds, an item was released after its deadline.
+/// Time from the deadline of the first item to its release, in milliseconds.
 async fn lateness(service: &Service, conversation: &str) -> u64 {
     let envelope = service.events(conversation, "?from=0").await.next().await.unwrap().envelope();
     assert_eq!(envelope["outcome"], "timed_out");
@@ -26,13 +26,13 @@ async fn lateness(service: &Service, conversation: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_instance_asks_little_with_any_number_of_partitions() {
+async fn idle_instance_sends_few_commands() {
     const SECONDS: u64 = 6;
     for partitions in ["64", "16384"] {
         let server = RedisServer::start();
         let service =
             Service::start(&[("store.url", &server.url(0)), ("store.partitions", partitions)]).await;
-        // Somebody waits for something that is not due yet.
+        // One item that is not due yet.
         service.fresh_tool().await;
         sleep(Duration::from_secs(3)).await;
         let before = commands(&server);
@@ -43,22 +43,22 @@ async fn an_idle_instance_asks_little_with_any_number_of_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_instance_issued_and_left_another_one_times_out() {
+async fn timers_of_a_stopped_instance_fire_on_another() {
     let server = RedisServer::start();
     let (leaving, staying) = (Service::on(&server).await, Service::on(&server).await);
     let conversation = leaving.open().await;
     leaving.issue(&conversation, &json!({"kind": "tool", "timeoutMs": 4_000})).await;
-    // So long that it has been announced.
+    // Long enough for the announcement.
     sleep(Duration::from_millis(1_500)).await;
     leaving.drain();
     leaving.ended().await;
-    // Without the announcement it is found by a look at every partition in turn, which takes 16 seconds.
+    // Without the announcement, the rotation over all partitions finds the timer only within 22 seconds.
     let late = lateness(&staying, &conversation).await;
     assert!(late <= 1_000, "{late} ms late");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_conversations_that_are_due_in_one_second_are_shared_by_the_instances() {
+async fn instances_share_many_simultaneous_timers() {
     const CONVERSATIONS: u64 = 600;
     for instances in [1, 3] {
         let server = RedisServer::start();
@@ -79,14 +79,14 @@ async fn many_conversations_that_are_due_in_one_second_are_shared_by_the_instanc
             late.push(lateness(&services[0], conversation).await);
         }
         late.sort_unstable();
-        // The promise is 100 ms, of a build for use on a machine that has nothing else to do.
+        // The target is 100 ms for a release build on an idle machine.
         let p99 = late[late.len() * 99 / 100];
         assert!(p99 <= 400, "{instances} instances: p99 {p99} ms of {late:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_conversation_that_cannot_be_read_delays_no_other_of_its_partition() {
+async fn unreadable_conversation_does_not_delay_its_partition() {
     let server = RedisServer::start();
     let service = Service::start(&[("store.url", &server.url(0)), ("store.partitions", "1")]).await;
     let spoilt = service.open().await;
@@ -107,7 +107,7 @@ async fn a_conversation_that_cannot_be_read_delays_no_other_of_its_partition() {
         let late = lateness(&service, &conversation).await;
         assert!(late <= 400, "{late} ms late");
     }
-    // It is put off by more each time.
+    // The backoff of the unreadable conversation keeps the number of commands low.
     let before = commands(&server);
     sleep(Duration::from_secs(4)).await;
     let asked = commands(&server) - before;

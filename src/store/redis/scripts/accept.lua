@@ -1,10 +1,10 @@
--- Takes a callback: checks, de-duplicates, moves the gate and writes the channel, in one step.
--- ARGV: 4 trace or empty, 5 sequence, 6 the sequence after it, 7 work item id, 8 token's expiry, 9 fingerprint,
---       10 outcome (a number), 11 result, 12 request id, 13 attempt (8 bytes)
--- Reply: taken, replayed 0|1, now, gate, facts, item, more 0|1, then of each item released in this step: it (empty:
---        the one that was taken), was held 0|1
+-- Accepts a callback: checks it, detects replays, settles its item and releases what the gate allows.
+-- ARGV: 4 traceparent or empty, 5 sequence, 6 the next sequence, 7 work item id, 8 expiry of the token in ms,
+--       9 fingerprint of the body, 10 outcome (number in item.lua), 11 result, 12 request id, 13 attempt (8 bytes)
+-- Reply: taken, replayed 0|1, now, gate, facts, item, more to release 0|1, then for each item released in this
+--        step: item (empty: the accepted one), was held 0|1
 --        token_expired | conversation_ended | work_item_unknown | token_used | work_item_timed_out |
---        work_item_cancelled | held_limit | channel_limit, then facts and item as far as they are known
+--        work_item_cancelled | held_limit | channel_limit, followed by facts and item where they are known
 local USED, ID, FINGERPRINT, PAYLOAD = KEYS[6], ARGV[7], ARGV[9], ARGV[11]
 local sequence, expires_at = tonumber(ARGV[5]), tonumber(ARGV[8])
 if NOW >= expires_at then
@@ -30,9 +30,10 @@ if outcome ~= AWAITING or c.ended then
     elseif first ~= FINGERPRINT then
         return { 'token_used', c.facts, item }
     end
-    -- Told what the first was told, and where it is now: what is past its deadline is not waited for.
+    -- A replay gets the first receipt, with the current gate. Overdue items are released first: the gate must not
+    -- wait for them.
     if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then
-        -- This write takes no memory: a server that is full takes what follows it in the same script.
+        -- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
         call('PEXPIRE', TIMERS, $partition_ttl)
         release(c, { [sequence] = item })
         save(c)
@@ -42,7 +43,7 @@ if outcome ~= AWAITING or c.ended then
 end
 
 local bytes = #PAYLOAD
--- The rule of held results: one that is released in the same step is never too much.
+-- The limits on held results do not apply to a result that this step releases.
 if sequence > c.gate and NOW < c.gate_deadline
     and (c.held_before >= $max_held_items or c.held_bytes + bytes > $max_held_bytes) then
     return { 'held_limit', c.facts, item }
@@ -59,7 +60,7 @@ if sequence == c.gate or NOW >= c.gate_deadline then
 end
 if sequence >= c.gate then
     call('HSET', HELD, sequence, PAYLOAD)
-    if c.held_before == 0 then
+    if c.bytes_before == 0 then
         call('PEXPIRE', HELD, c.kept_until - NOW)
     end
 end

@@ -1,8 +1,8 @@
--- Withdraws a work item.
--- ARGV: 4 trace or empty, 5 sequence, 6 the sequence after it, 7 work item id, 8 request id, 9 attempt (8 bytes)
--- Reply: cancelled, now, state, facts, item, then of each item released in this step: it (empty: the one that was
---        cancelled), was held 0|1
---        work_item_settled, outcome (a number)
+-- Cancels a work item.
+-- ARGV: 4 traceparent or empty, 5 sequence, 6 the next sequence, 7 work item id, 8 request id, 9 attempt (8 bytes)
+-- Reply: cancelled, now, state, facts, item, then for each item released in this step: item (empty: the cancelled
+--        one), was held 0|1
+--        work_item_settled, outcome (number in item.lua)
 --        conversation_not_found | work_item_not_found | conversation_ended
 local sequence = tonumber(ARGV[5])
 local read = call('HMGET', CONVERSATION, 's', 'c', sequence, ARGV[6])
@@ -13,14 +13,14 @@ elseif not item or id_of(item) ~= ARGV[7] then
     return { 'work_item_not_found' }
 end
 local outcome = outcome_at(item, NOW)
--- An attempt whose answer was lost is told what it did, unless the end has dropped it since.
+-- A retry after a lost reply succeeds again, unless the conversation has ended since and dropped the item.
 local repeated = outcome == CANCELLED and settled_by(item) == ARGV[9] and (not c.ended or sequence < c.gate)
 if c.ended and not repeated then
     return { 'conversation_ended' }
 elseif outcome ~= AWAITING and not repeated then
     return { 'work_item_settled', outcome }
 elseif not repeated then
-    -- This write takes no memory: a server that is full takes what follows it in the same script.
+    -- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
     call('PEXPIRE', TIMERS, $partition_ttl)
     item = settle(c, sequence, item, CANCELLED, NOW_TEXT, ARGV[9], 0, ARGV[8])
     touch(c)

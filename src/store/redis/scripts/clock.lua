@@ -1,7 +1,8 @@
--- The time, and times as text. Stands before every operation.
--- ARGV: 1 now in ms, or empty: the server's own clock counts
---       2 a day of the epoch, and 3 its date and those of the days after it, 10 characters each
--- Reply: dates, now in ms: the dates given are not those around the server's time. Nothing was changed
+-- The current time, and times as text. First part of every script that works on a conversation.
+-- ARGV: 1 current time in ms (empty: the server's clock)
+--       2 first day of the date table, in days since the Unix epoch
+--       3 date table: consecutive dates (YYYY-MM-DD, 10 characters each); Lua has no calendar
+-- Reply: dates, now in ms: the date table does not contain today and tomorrow. Nothing was changed
 local call, floor, format, sub = redis.call, math.floor, string.format, string.sub
 
 local NOW = tonumber(ARGV[1])
@@ -15,13 +16,13 @@ if today < 0 or today + 2 > #DATES / 10 then
     return { 'dates', NOW }
 end
 
--- The date of a time, which is on one of the dates.
+-- The date of a time that the date table covers.
 local function date(ms)
     local at = (floor(ms / 86400000) - FIRST_DAY) * 10
     return sub(DATES, at + 1, at + 10)
 end
 
--- RFC 3339 in UTC with milliseconds, of a time whose date is known.
+-- Formats a time as RFC 3339 in UTC with milliseconds. `day`: the date of `ms`.
 local function rfc3339(ms, day)
     ms = ms % 86400000
     local second = floor(ms / 1000)

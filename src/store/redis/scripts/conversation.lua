@@ -1,32 +1,48 @@
--- A conversation as it is stored.
--- KEYS: 1 conversation  hash: s -> state, c -> facts, <sequence> -> item, k<digest> -> idempotent issue
---       2 channel       stream: one entry an envelope, with the id <opened at>-<sequence>
---       3 timers        sorted set of the partition: <conversation>:<sequence> by deadline, and <conversation> by the
---                       time at which the sweeper has to look at it
---       4 held          hash: sequence -> result that is not released
---       5 totals        hash of the partition: its conversations, and what they hold
---       6 used          string: fingerprint of the body that spent the token (accept only)
+-- The stored form of a conversation.
+-- KEYS: 1 conversation  hash: s -> state, c -> facts, <sequence> -> item, k<digest of an idempotency key> ->
+--                       fingerprint of the request (16 bytes) and sequence
+--       2 channel       stream: one entry per envelope, with the id <opened at>-<sequence>; after the end one more
+--       3 timers        sorted set of the partition: <conversation>:<sequence>, scored by the item's deadline, and
+--                       <conversation>, scored by the time at which the sweeper next processes it as a whole
+--       4 held          hash: sequence -> held result (accepted, not yet released)
+--       5 totals        hash of the partition: conversations, clearing (timers of ended conversations), held,
+--                       held_bytes
+--       6 used          string: fingerprint of the body that used the token (accept.lua only)
 local CONVERSATION, CHANNEL, TIMERS, HELD, TOTALS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local REFERENCE = sub(CONVERSATION, -32)
 local encode, decode, max = struct.pack, struct.unpack, math.max
 
--- The state: touched at, idle TTL, last deadline of what is awaited, kept until, ended at, next sequence, gate, awaiting
--- items, held bytes, deadline at the gate, bytes on the channel, markers cleared before, last attempt to issue.
--- Times and durations in ms; 0 for none.
+-- State. Times and durations in ms, 0 for none:
+--   touched_at     last use
+--   idle_ttl       idle timeout
+--   busy_until     latest deadline of an item; 0 once a use finds nothing awaiting
+--   kept_until     expiry of the keys in Redis
+--   ended_at       end; 0 also when the idle timeout has passed and no step has recorded it
+--   next           sequence of the next item to be issued
+--   gate           first sequence that is not released
+--   awaiting       number of items without an outcome
+--   held_bytes     bytes of the held results
+--   gate_deadline  deadline of the item at the gate; 1 when a bounded step left items to release; 0 without an item
+--   channel_bytes  bytes of the results on the channel
+--   cleared        after the end: the first sequence whose timer is not removed
+--   last_issue     first 12 bytes of the id of the item issued last
 local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4c12'
--- The facts: opened at, opened by; then, each after its length, the id and the trace.
+-- Facts: opened at (ms), opening attempt; then, each after its length, the conversation id and the traceparent.
 local FACTS = '>I6c8Bc0Bc0'
 
--- When the conversation ended, if it has: by command, or by being left untouched.
+-- When the conversation ended, by a step or by its idle timeout; false if it has not.
 local function ended_at(c)
     if c.ended_at > 0 then
         return c.ended_at
+    elseif c.gate_deadline == 1 then
+        -- A step has left items to release, which is done first.
+        return false
     end
     local idle_at = max(c.touched_at + c.idle_ttl, c.busy_until)
     return NOW >= idle_at and idle_at
 end
 
--- The conversation of a state and facts, whether somebody can ask for it or not.
+-- Decodes a conversation, also one whose retention is over.
 local function stored(state, facts)
     local touched_at, idle_ttl, busy_until, kept_until, ended, next, gate, awaiting, held_bytes, gate_deadline,
         channel_bytes, cleared, last_issue = decode(STATE, state)
@@ -37,11 +53,15 @@ local function stored(state, facts)
         facts = facts, ended = false, gate_before = gate, held_before = next - gate - awaiting,
         bytes_before = held_bytes,
     }
+    if ended > 0 then
+        -- What it dropped has been subtracted from the totals.
+        c.held_before, c.bytes_before = 0, 0
+    end
     c.ended = ended_at(c)
     return c
 end
 
--- The conversation; nil when there is none, or when it ended so long ago that nobody can ask for it.
+-- Decodes a conversation; nil when it does not exist or its retention is over. Its keys can outlive the retention.
 local function conversation(state, facts)
     local c = state and stored(state, facts)
     return c and not (c.ended and NOW >= c.ended + $retention) and c or nil

@@ -1,10 +1,10 @@
--- Finds the markers of some partitions whose time has come, and hands them to the caller alone: nobody else is given
--- them for a while. Stands alone.
+-- Returns the due timers of some partitions and claims them: no other caller gets them until the claim expires.
+-- A script of its own.
 -- KEYS: timers of each partition
--- ARGV: 1 now in ms, or empty: the server's own clock, 2 most markers of a partition, 3 for how long they are the
---       caller's, ms
--- Reply: now; then of each partition the time in ms to its next marker that is not given (0: more are due), or -1, and
---        the markers that are
+-- ARGV: 1 current time in ms (empty: the server's clock), 2 maximum number of timers per partition, 3 duration of
+--       the claim in ms
+-- Reply: now in ms; then for each partition a list: the time in ms until its first timer that is not in this reply
+--        (0: more are due, -1: there is none), then the claimed members
 local call = redis.call
 local now, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
 if not now then
@@ -13,7 +13,8 @@ if not now then
 end
 local reply = { now }
 for _, timers in ipairs(KEYS) do
-    -- One more than is given tells whether there is more, or when. A key that somebody has spoilt must not stop the others.
+    -- One timer beyond the limit, for the time until the next one. pcall: a key of the wrong type must not stop the
+    -- other partitions.
     local first = redis.pcall('ZRANGE', timers, 0, limit, 'WITHSCORES')
     local partition, taken = { -1 }, {}
     for i = 1, #first, 2 do
@@ -28,9 +29,9 @@ for _, timers in ipairs(KEYS) do
     end
     reply[#reply + 1] = partition
     if #taken > 0 then
-        -- This write takes no memory: a server that is full takes what follows it in the same script.
+        -- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
         call('PEXPIRE', timers, $partition_ttl)
-        -- Lua cannot unpack any number at once.
+        -- unpack is limited by the size of Lua's stack.
         for i = 1, #taken, 1000 do
             call('ZADD', timers, 'XX', unpack(taken, i, math.min(i + 999, #taken)))
         end

@@ -1,7 +1,8 @@
--- Ends a conversation, after what is due by now was released. Ending twice is the same as once.
--- ARGV: 4 trace or empty
--- Reply: ended, now, repeated 0|1, state, facts, then of each item released in this step: it, was held 0|1
---        unfinished, the same: there is more to release, and the conversation goes on; to be asked again
+-- Releases what is overdue, then ends a conversation. Idempotent.
+-- ARGV: 4 traceparent or empty
+-- Reply: ended, now, had ended before 0|1, state, facts, then for each item released in it: item, was held 0|1
+--        unfinished, then the same fields: the limit of a step was reached and the conversation is still open; the
+--        caller repeats the call
 --        conversation_not_found
 local read = call('HMGET', CONVERSATION, 's', 'c')
 local c = conversation(read[1], read[2])
@@ -10,7 +11,7 @@ if not c then
 end
 local repeated = c.ended and 1 or 0
 if c.ended_at == 0 then
-    -- This write takes no memory: a server that is full takes what follows it in the same script.
+    -- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
     call('PEXPIRE', TIMERS, $partition_ttl)
     if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then
         release(c, {})

@@ -1,6 +1,6 @@
--- What ends a conversation.
+-- The end of a conversation, and its removal afterwards.
 
--- Removes some markers of an ended conversation's items, and tells how many of them there were.
+-- Removes up to $step_markers timers of an ended conversation's items. Returns how many of them existed.
 local function clear(c)
     local markers = {}
     for sequence = c.cleared, math.min(c.cleared + $step_markers, c.next) - 1 do
@@ -10,8 +10,8 @@ local function clear(c)
     return #markers > 0 and call('ZREM', TIMERS, unpack(markers)) or 0
 end
 
--- Ends a conversation at this time. Markers of its items beyond the first few hundred are left to the sweeper: they are
--- counted until then.
+-- Ends a conversation at `time` and removes the first $step_markers timers of its items. The sweeper removes the
+-- others. Until then the total `clearing` counts them, so that they do not count as awaiting.
 local function finish(c, time)
     c.ended_at, c.ended, c.cleared = time, time, c.gate
     local left = c.awaiting - clear(c)
@@ -23,14 +23,14 @@ local function finish(c, time)
     call('UNLINK', HELD)
 end
 
--- Writes the last entry of the channel, unless it is there.
+-- Appends the channel's last entry. pcall: Redis refuses an id that exists already.
 local function append_end(c)
     local opened_at, _, id = decode(FACTS, c.facts)
     redis.pcall('XADD', CHANNEL, opened_at .. '-' .. c.gate, 'end', '{"conversationId":"' .. id .. '","state":"ended"}')
     call('PEXPIRE', CHANNEL, c.kept_until - NOW)
 end
 
--- When the sweeper has to look at the conversation next.
+-- Sets the time at which the sweeper next processes the conversation as a whole.
 local function arm(c)
     local time
     if c.ended_at > 0 then

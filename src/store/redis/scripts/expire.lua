@@ -1,10 +1,10 @@
--- The sweeper's step: times out those of the named items that are due, goes on with what a step has left to be done, ends
--- a conversation that was left untouched, and frees one that nobody can ask for any more. A stale timer finds nothing to
--- do.
--- ARGV: 4 trace or empty, 5 whether to look at the conversation as a whole 0|1, 6 … sequences
--- Reply: gone
---        expired, now, state, facts, ended by this step 0|1, how many timed out, then of each of those: sequence, item;
---        then of each item released in this step: it, was held 0|1
+-- The sweeper's step: times out the given items if they are due, continues what a bounded step left unfinished,
+-- ends a conversation whose idle timeout has passed, and deletes one whose retention is over. A stale timer has no
+-- effect.
+-- ARGV: 4 traceparent or empty, 5 whether to process the conversation as a whole 0|1, 6 … sequences
+-- Reply: gone: the conversation does not exist any more
+--        expired, now, state, facts, ended by this step 0|1, number of items that timed out, then for each of
+--        those: sequence, item; then for each item released in this step: item, was held 0|1
 local look = ARGV[5] == '1'
 local named = {}
 for i = 6, #ARGV do
@@ -12,7 +12,7 @@ for i = 6, #ARGV do
 end
 local read = call('HMGET', CONVERSATION, 's', 'c', unpack(named))
 local c = read[1] and stored(read[1], read[2])
--- This write takes no memory: a server that is full takes what follows it in the same script.
+-- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
 call('PEXPIRE', TIMERS, $partition_ttl)
 if not c then
     for _, sequence in ipairs(named) do
@@ -26,6 +26,12 @@ end
 
 local timed_out, ended = {}, 0
 if c.ended then
+    for _, sequence in ipairs(named) do
+        -- clear() removes the others.
+        if sequence < c.gate or sequence >= c.next then
+            call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
+        end
+    end
     if c.ended_at == 0 then
         finish(c, c.ended)
         ended = 1

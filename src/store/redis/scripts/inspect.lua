@@ -1,6 +1,6 @@
--- Shows a conversation, and some of the items that are not released, in order. Changes nothing.
--- ARGV: 4 first sequence, 5 most items
--- Reply: conversation, now, state, facts, first sequence, items
+-- Returns a conversation and a range of its unreleased items, in order. Read-only.
+-- ARGV: 4 first sequence, 5 maximum number of items
+-- Reply: conversation, now, state, facts, sequence of the first item, list of items
 --        conversation_not_found
 local read = call('HMGET', CONVERSATION, 's', 'c')
 local c = conversation(read[1], read[2])

@@ -1,8 +1,9 @@
 -- Issues the next work item.
--- ARGV: 4 attempt: the id without its last 8 digits, 5 the same as 12 bytes, 6 whether it may have been done before 0|1,
---       7 timeout, 8 replay window, 9 key id, 10 trace or empty, 11 trace of the request or empty, 12 members of the
---       envelope, 13 digest of the idempotency key or empty, 14 fingerprint of the request
--- Reply: issued, repeated 0|1, sequence, item
+-- ARGV: 4 attempt: the work item id without its last 8 digits, 5 the same as 12 bytes, 6 whether this call is a
+--       retry 0|1, 7 timeout in ms, 8 replay window in ms, 9 key id, 10 traceparent of the work item or empty,
+--       11 traceparent of the request or empty, 12 members of the envelope, 13 digest of the idempotency key (16
+--       bytes) or empty, 14 fingerprint of the request (16 bytes) or empty
+-- Reply: issued, repeated by idempotency key 0|1, sequence, item
 --        conversation_not_found | conversation_ended | idempotency_conflict | awaiting_limit | channel_limit
 local attempt, key, fingerprint = ARGV[4], ARGV[13], ARGV[14]
 local read = call('HMGET', CONVERSATION, 's', 'c', 'k' .. key)
@@ -10,17 +11,16 @@ local c, known = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_not_found' }
 end
--- An attempt whose answer was lost is told what it did, whatever came after it.
+-- A retry after a lost reply returns the item that the first call issued, even if the conversation has ended since.
+-- It is among the last: a retry follows at once.
 if c.last_issue == ARGV[5] or ARGV[6] == '1' then
-    for last = c.next - 1, 1, -$step_markers do
-        local sequences = {}
-        for sequence = last, max(last - $step_markers + 1, 1), -1 do
-            sequences[#sequences + 1] = sequence
-        end
-        for i, item in ipairs(call('HMGET', CONVERSATION, unpack(sequences))) do
-            if sub(id_of(item), 1, 28) == attempt then
-                return { 'issued', 0, sequences[i], item }
-            end
+    local sequences = {}
+    for sequence = c.next - 1, max(c.next - $step_markers, 1), -1 do
+        sequences[#sequences + 1] = sequence
+    end
+    for i, item in ipairs(#sequences > 0 and call('HMGET', CONVERSATION, unpack(sequences)) or {}) do
+        if sub(id_of(item), 1, 28) == attempt then
+            return { 'issued', 0, sequences[i], item }
         end
     end
 end
@@ -53,8 +53,9 @@ c.awaiting = c.awaiting + 1
 c.touched_at = NOW
 c.busy_until = max(c.busy_until, deadline)
 c.last_issue = ARGV[5]
-keep(c)
+-- Redis refuses this write at maxmemory (OOM). It must be the first.
 call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
+keep(c)
 if key == '' then
     call('HSET', CONVERSATION, 's', state_of(c), sequence, item)
 else

@@ -1,10 +1,11 @@
--- A work item as it is stored: what is fixed at its issue and, once it has an outcome, its settlement.
+-- The stored form of a work item: the fields of ITEM and, once it has an outcome, those of SETTLEMENT.
 
--- Outcome (a byte), deadline, replay window (ms), id, issued at (text), date of the deadline; then, each after its length,
--- the signing key's id, the trace that it was issued in, and the members of its envelope that are known at issue.
+-- Outcome (a number), deadline (ms), replay window (ms), id, issued at (text), date of the deadline (the date table
+-- may not cover it when the item times out); then, each after its length, the signing key's id, the traceparent,
+-- and the members of the envelope that are known at issue.
 local ITEM = '>BI6I4c36c24c10Bc0Bc0I2c0'
--- Received at (text), attempt, bytes of the result; then, each after its length, the request and the trace that
--- settled it.
+-- Received at (text), attempt, size of the result in bytes; then, each after its length, the id and the traceparent
+-- of the request that settled the item.
 local SETTLEMENT = '>c24c8I4Bc0Bc0'
 
 local AWAITING, SUCCEEDED, FAILED, TIMED_OUT, CANCELLED = 0, 1, 2, 3, 4
@@ -13,7 +14,7 @@ local function id_of(item)
     return sub(item, 12, 47)
 end
 
--- The rule of deadlines: an item that nothing has settled is timed out from its deadline on, swept or not.
+-- The deadline rule: an unsettled item counts as timed out from its deadline on, before the sweeper has seen it.
 local function outcome_at(item, now)
     local outcome, deadline = decode('>BI6', item)
     if outcome == AWAITING and now >= deadline then
@@ -22,7 +23,7 @@ local function outcome_at(item, now)
     return outcome
 end
 
--- The attempt that settled an item.
+-- The attempt that settled an item (8 bytes). The item must be settled.
 local function settled_by(item)
     local at = select(10, decode(ITEM, item))
     return sub(item, at + 24, at + 31)

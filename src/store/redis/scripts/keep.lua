@@ -1,7 +1,7 @@
--- How long keys live. Redis only collects by it: what has ended or timed out is decided by times in the data.
+-- Expiry of the keys in Redis. It only frees memory: every rule uses the times in the data.
 
--- Lets the conversation's keys live for as long as its data can be asked for and longer: at least half the grace, at
--- most all of it. The partition's live for longer than any conversation does without a step.
+-- Extends the expiry of the conversation's keys to the end of its retention plus $grace ms, if less than half of
+-- that margin is left. The partition's keys outlive the longest time that a conversation can go without a step.
 local function keep(c)
     local needed = (c.ended or max(c.touched_at + c.idle_ttl, c.busy_until)) + $retention
     if c.kept_until < needed + $grace / 2 then

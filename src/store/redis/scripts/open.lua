@@ -1,26 +1,21 @@
--- Opens a conversation, or touches one that is open.
--- ARGV: 4 id, 5 idle TTL or empty, 6 trace or empty, 7 attempt (8 bytes)
--- Reply: opened, created 0|1
+-- Opens a conversation, or touches an open one.
+-- ARGV: 4 conversation id, 5 idle TTL in ms or empty, 6 traceparent or empty, 7 attempt (8 bytes)
+-- Reply: opened, created by this attempt 0|1
 --        conversation_ended
 local idle_ttl, trace, attempt = tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local read = call('HMGET', CONVERSATION, 's', 'c')
 local c = conversation(read[1], read[2])
-local created = 1
+local created, former = 1, nil
 if not c then
-    call('UNLINK', CONVERSATION, CHANNEL, HELD)
+    former = read[1] and stored(read[1])
+    -- Later than the conversation that had this id before, also if the clock was set back: event ids grow.
+    local opened_at = read[2] and max(NOW, (decode(FACTS, read[2])) + 1) or NOW
     c = {
         touched_at = NOW, idle_ttl = idle_ttl or $default_idle_ttl, busy_until = 0, kept_until = 0, ended_at = 0,
         next = 1, gate = 1, awaiting = 0, held_bytes = 0, gate_deadline = 0, channel_bytes = 0, cleared = 0,
-        last_issue = ('\0'):rep(12), facts = encode(FACTS, NOW, attempt, #ARGV[4], ARGV[4], #trace, trace),
+        last_issue = ('\0'):rep(12), facts = encode(FACTS, opened_at, attempt, #ARGV[4], ARGV[4], #trace, trace),
+        is_new = true,
     }
-    local former = read[1] and stored(read[1])
-    if not former then
-        call('HINCRBY', TOTALS, 'conversations', 1)
-    elseif former.ended_at == 0 then
-        -- Left untouched, it ended without a step that would have counted that.
-        call('HINCRBY', TOTALS, 'held', 0 - former.held_before)
-        call('HINCRBY', TOTALS, 'held_bytes', 0 - former.bytes_before)
-    end
 elseif c.ended then
     return { 'conversation_ended' }
 else
@@ -30,7 +25,18 @@ else
     trace = trace == '' and known_trace or trace
     c.facts = encode(FACTS, opened_at, opened_by, #id, id, #trace, trace)
 end
-call('ZADD', TIMERS, max(c.touched_at + c.idle_ttl, c.busy_until), REFERENCE)
+-- Redis refuses this write at maxmemory (OOM). It must be the first.
+call('ZADD', TIMERS, c.gate_deadline == 1 and NOW + 1000 or max(c.touched_at + c.idle_ttl, c.busy_until), REFERENCE)
+if c.is_new then
+    call('UNLINK', CONVERSATION, CHANNEL, HELD)
+    if not former then
+        call('HINCRBY', TOTALS, 'conversations', 1)
+    elseif former.ended_at == 0 then
+        -- Its idle timeout ended it, and no step has subtracted its held results from the totals.
+        call('HINCRBY', TOTALS, 'held', 0 - former.held_before)
+        call('HINCRBY', TOTALS, 'held_bytes', 0 - former.bytes_before)
+    end
+end
 keep(c)
 call('HSET', CONVERSATION, 's', state_of(c), 'c', c.facts)
 call('PEXPIRE', CONVERSATION, c.kept_until - NOW)

@@ -1,8 +1,8 @@
--- Tries every command that the scripts use, so that none of them is refused one halfway. Leaves nothing behind. Stands
--- alone.
--- KEYS: a key that nothing is kept under
--- ARGV: a pub/sub channel that nobody listens to
--- Reply: a command and the error it met, in turn
+-- Runs every command that the scripts use, so that a missing permission is found at startup and not halfway through
+-- a script. Leaves no key behind. A script of its own.
+-- KEYS: 1 a key that does not exist
+-- ARGV: 1 a pub/sub channel without subscribers
+-- Reply: a flat list: for each command that failed, its name and its error
 local key, met = KEYS[1], {}
 local function try(...)
     local answer = redis.pcall(...)
@@ -23,15 +23,18 @@ try('XRANGE', key, '-', '+', 'COUNT', '1')
 try('ZRANGE', key, '0', '0')
 try('ZREM', key, 'x')
 try('PEXPIRE', key, '1')
--- None of these makes the key.
+-- These do not create the key.
 try('SET', key, '', 'XX', 'PX', '1')
 try('ZADD', key, 'XX', '1', 'x')
 try('XADD', key, 'NOMKSTREAM', '*', 'x', '')
 try('PUBLISH', ARGV[1], '')
--- These do.
+-- These create the key. They run only if UNLINK can remove it.
 if try('UNLINK', key) then
     try('HSET', key, 'x', '')
     try('HINCRBY', key, 'y', '1')
+    redis.call('UNLINK', key)
+    try('SADD', key, 'x')
+    try('SMEMBERS', key)
     redis.call('UNLINK', key)
 end
 return met

@@ -1,6 +1,7 @@
--- Reads a channel. Changes nothing.
--- ARGV: 4 after this sequence, 5 most envelopes, 6 most bytes of them: a single larger one comes alone
--- Reply: page, now, state, facts, envelopes
+-- Reads a channel. Read-only.
+-- ARGV: 4 sequence to read after, 5 maximum number of envelopes, 6 maximum number of bytes; a first envelope that
+--       is larger is returned alone
+-- Reply: page, now, state, facts, list of envelopes
 --        conversation_not_found
 local read = call('HMGET', CONVERSATION, 's', 'c')
 local c = conversation(read[1], read[2])
@@ -12,7 +13,7 @@ local after, count, room = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6
 local last = math.min(after + count, c.gate - 1)
 local envelopes = {}
 for sequence = after + 1, last do
-    -- One at a time: how large it is tells nobody before.
+    -- One at a time: the size of an entry is unknown until it is read.
     local id = opened_at .. '-' .. sequence
     local entry = call('XRANGE', CHANNEL, id, id)[1]
     room = room - (entry and #entry[2][2] or 0)

@@ -1,14 +1,14 @@
--- THE SEQUENCE GATE: settles items and releases them. States the rules of src/domain/gate.rs again, function by function
--- under the same names; tests/it/model.rs binds the two.
+-- THE SEQUENCE GATE: settles and releases items. Implements the rules of src/domain/gate.rs in functions of the
+-- same names; tests/it/model.rs compares the two.
 local char, concat = string.char, table.concat
 local TRACE = ARGV[4]
 
--- What this step writes to the conversation's hash, the markers and results it removes, what it has settled, and what it
--- tells of the items that it released.
+-- Collected during the step: fields and values for the conversation's hash, timers to remove, sequences of held
+-- results to remove, sequences settled in this step, and the end of the reply (item and was held 0|1, alternating).
 local WRITES, MARKERS, FREED, FRESH, RELEASED = {}, {}, {}, {}, {}
 local NOW_TEXT = rfc3339(NOW, date(NOW))
 
--- Settles an item that nothing has settled, and returns it as it is stored then.
+-- Settles an unsettled item. Returns its new stored form.
 local function settle(c, sequence, item, outcome, received_at, attempt, bytes, request)
     item = char(outcome) .. sub(item, 2)
         .. encode(SETTLEMENT, received_at, attempt, bytes, #request, request, #TRACE, TRACE)
@@ -21,7 +21,7 @@ local function settle(c, sequence, item, outcome, received_at, attempt, bytes, r
     return item
 end
 
--- A step that somebody asked for, and that counts as use of the conversation.
+-- Marks the conversation as used. The sweeper's steps do not.
 local function touch(c)
     c.touched_at = NOW
     if c.awaiting == 0 then
@@ -34,8 +34,8 @@ local function time_out(c, sequence, item)
     return settle(c, sequence, item, TIMED_OUT, rfc3339(deadline, day), '\0\0\0\0\0\0\0\0', 0, '')
 end
 
--- Writes an item's envelope to the channel, and tells the bytes of its result. Before anything says that it is there: a
--- step that fails in between is repeated as a whole.
+-- Appends an item's envelope to the channel. Returns the size of its result in bytes. The state is written later:
+-- if the step fails in between, the whole step is repeated.
 local function append(c, sequence, item, payload)
     local outcome, _, _, id, issued_at, _, _, trace, members, at = decode(ITEM, item)
     local received_at, _, bytes, request, settled_in = decode(SETTLEMENT, item, at)
@@ -52,7 +52,9 @@ local function append(c, sequence, item, payload)
         word, result = outcome == TIMED_OUT and 'timed_out' or 'cancelled', ''
     end
     if result ~= '' and not payload then
-        payload = assert(call('HGET', HELD, sequence), 'a result that was held is not there')
+        payload = call('HGET', HELD, sequence)
+        -- Redis has evicted it, or somebody has deleted it: the envelope has no result then.
+        result = payload and result or ''
     end
     local envelope = '{"sequence":' .. sequence .. ',"conversationId":"' .. c.id .. '","workItemId":"' .. id .. '",'
         .. members .. ',"outcome":"' .. word .. '"' .. result .. (payload or '') .. ',"issuedAt":"' .. issued_at
@@ -62,7 +64,7 @@ local function append(c, sequence, item, payload)
     local entry = c.opened_at .. '-' .. sequence
     local added = redis.pcall('XADD', CHANNEL, entry, 'envelope', envelope, 'sequence', sequence, 'outcome', word)
     if added.err then
-        -- A step that failed halfway has put it there, and did no more.
+        -- The entry exists when an earlier step failed after it had appended it and before it wrote the state.
         local there = call('XRANGE', CHANNEL, entry, entry)[1]
         assert(there and there[2][1] == 'envelope', added.err)
     end
@@ -71,10 +73,10 @@ local function append(c, sequence, item, payload)
     return bytes
 end
 
--- THE RULE OF THE GATE: beginning with the sequence it waits for, every item that is settled, or whose deadline has
--- passed, is released, up to the first that is neither. A step releases so many items, or bytes, and leaves the rest to
--- the next one: the deadline at the gate is in the past then. `known` has items that were read already, by sequence;
--- `payload` is the result of the item `own`.
+-- THE GATE RULE: starting at the gate, releases every item that is settled or overdue. Stops at the first that is
+-- neither. A step releases a bounded number of items and bytes. If it leaves some to the next step, it sets
+-- gate_deadline to 1, a time in the past. `known`: items that are already read, by sequence. `own`: the sequence
+-- that this call settled. `payload`: the result of that item, which is not in the held hash.
 local function release(c, known, own, payload)
     local first, bytes = c.gate, 0
     while c.gate < c.next do
@@ -86,7 +88,7 @@ local function release(c, known, own, payload)
                 names[i] = sequence + i - 1
             end
             for i, other in ipairs(call('HMGET', CONVERSATION, unpack(names))) do
-                -- What this step has settled is not written yet.
+                -- The hash does not have the settlements of this step yet.
                 known[sequence + i - 1] = known[sequence + i - 1] or other
             end
             item = known[sequence]
@@ -114,16 +116,16 @@ local function release(c, known, own, payload)
     end
 end
 
--- Writes what the step has done.
+-- Writes the effects of the step.
 local function save(c)
     keep(c)
     call('HSET', CONVERSATION, 's', state_of(c), unpack(WRITES))
     if c.gate_deadline == 1 then
-        -- Whoever took this step goes on at once; should it be gone by then, the sweeper does.
+        -- The caller continues at once. The sweeper continues if the caller has failed.
         call('ZADD', TIMERS, NOW + 1000, REFERENCE)
     end
     if #MARKERS > 0 then
-        -- A marker that stays settles nothing: the sweeper removes it.
+        -- pcall: a timer that remains has no effect, and the sweeper removes it.
         redis.pcall('ZREM', TIMERS, unpack(MARKERS))
     end
     if #FREED > 0 then
@@ -141,12 +143,12 @@ local function save(c)
         if c.gate_before <= 1 then
             call('PEXPIRE', CHANNEL, c.kept_until - NOW)
         end
-        -- Readers look again by themselves: a user who may not publish must not stop the step.
+        -- pcall: the Redis user may lack the permission to publish. Readers then find the change by polling.
         redis.pcall('PUBLISH', CHANNEL, '')
     end
 end
 
--- Whether the next step has something to release.
+-- 1 if the step left items to release, 0 otherwise.
 local function more(c)
     return c.gate_deadline == 1 and 1 or 0
 end

@@ -1,9 +1,9 @@
--- Adds up what the conversations of some partitions hold. Changes nothing. Stands alone.
--- KEYS: timers and totals of each partition in turn
+-- Adds up the totals of some partitions. Read-only. A script of its own.
+-- KEYS: timers and totals of each partition, alternating
 -- Reply: awaiting, held, held bytes
 local awaiting, held, held_bytes = 0, 0, 0
 for i = 1, #KEYS, 2 do
-    -- A key that somebody has spoilt must not stop the others.
+    -- pcall: a key of the wrong type must not stop the other partitions.
     local markers = redis.pcall('ZCARD', KEYS[i])
     local totals = redis.pcall('HMGET', KEYS[i + 1], 'conversations', 'clearing', 'held', 'held_bytes')
     if type(markers) == 'number' and markers > 0 then

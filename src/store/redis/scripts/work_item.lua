@@ -1,5 +1,5 @@
--- Shows a work item. Changes nothing.
--- ARGV: 4 sequence, 5 id
+-- Returns a work item. Read-only.
+-- ARGV: 4 sequence, 5 work item id
 -- Reply: work_item, now, state, item
 --        conversation_not_found | work_item_not_found
 local read = call('HMGET', CONVERSATION, 's', 'c', ARGV[4])
