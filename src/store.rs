@@ -56,6 +56,9 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// A step's answer, or why there was none.
 pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 
+/// A page of a channel takes no further envelopes once it has so many bytes; a single larger one comes alone.
+pub const PAGE_BYTES: usize = 256 * 1024;
+
 /// Some of a channel's envelopes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
@@ -98,7 +101,9 @@ pub struct Due {
 pub const CLAIM_MS: u64 = 500;
 
 /// Markers of timers, gathered by conversation.
-pub(crate) fn gather(markers: impl IntoIterator<Item = (ConversationRef, Option<Sequence>)>) -> Vec<DueConversation> {
+pub(crate) fn gather(
+    markers: impl IntoIterator<Item = (ConversationRef, Option<Sequence>)>,
+) -> Vec<DueConversation> {
     let mut found: BTreeMap<ConversationRef, (Vec<Sequence>, bool)> = BTreeMap::new();
     for (conversation, sequence) in markers {
         let (sequences, whole) = found.entry(conversation).or_default();
@@ -185,7 +190,7 @@ pub trait Store {
         conversation: ConversationRef,
         work_item: WorkItemId,
     ) -> impl Future<Output = Answer<WorkItemView, LookupRefused>> + Send;
-    /// Reads a channel from after a sequence on: at most `count` envelopes, fewer when they are large, and at least one
+    /// Reads a channel from after a sequence on: at most `count` envelopes of [`PAGE_BYTES`] together, and at least one
     /// when there is one.
     fn read(
         &self,

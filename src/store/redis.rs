@@ -30,11 +30,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 pub use durability::Remark;
 pub use layout::NotUsable;
 use redis::{FromRedisValue, Script, cmd};
 pub use replicas::Replicas;
-use bytes::Bytes;
 use secrecy::SecretString;
 pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
 use tokio::sync::mpsc;
@@ -49,7 +49,7 @@ use self::scripts::Scripts;
 use self::servers::Servers;
 use self::stored::{Facts, Item, State};
 use super::wakes::Wakes;
-use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
+use super::{Answer, ChannelAddress, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Wake};
 use crate::clock::Clock;
 use crate::domain::envelope;
 use crate::domain::gate::{
@@ -60,9 +60,6 @@ use crate::domain::gate::{
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::result::Payload;
 use crate::domain::time::Timestamp;
-
-/// A page of a channel takes no further envelopes once it has so many bytes.
-const PAGE_BYTES: usize = 256 * 1024;
 
 /// Items of a conversation that are read with one step when it is shown.
 const INSPECTED_AT_ONCE: u64 = 512;
@@ -249,10 +246,10 @@ impl RedisStore {
     }
 
     /// The reply to a step that changes nothing.
-    async fn read_step<'a>(&'a self, call: impl Fn() -> Call<'a>) -> Result<Reply, StoreError> {
+    async fn read_step<'a>(&'a self, lane: Lane, call: impl Fn() -> Call<'a>) -> Result<Reply, StoreError> {
         self.check_verified()?;
         loop {
-            let reply = Reply::read(call().send(&self.nodes, Lane::Reads).await?.value)?;
+            let reply = Reply::read(call().send(&self.nodes, lane).await?.value)?;
             if !self.is_from_another_day(&reply)? {
                 return Ok(reply);
             }
@@ -401,7 +398,9 @@ impl Store for RedisStore {
                 .option(command.request_traceparent.as_ref().map(TraceParent::as_str))
                 .raw(&members);
             match &command.idempotency {
-                Some((key, fingerprint)) => call.raw(&key.as_bytes()[..16]).raw(&fingerprint.as_bytes()[..16]),
+                Some((key, fingerprint)) => {
+                    call.raw(&key.as_bytes()[..16]).raw(&fingerprint.as_bytes()[..16])
+                }
                 None => call.raw("").raw(""),
             }
         };
@@ -628,10 +627,9 @@ impl Store for RedisStore {
         let mut unreleased: Vec<WorkItemView> = Vec::new();
         let mut from = Sequence::FIRST;
         loop {
-            let call = || {
-                self.call(&self.scripts.inspect, conversation, None, 0).arg(from).arg(INSPECTED_AT_ONCE)
-            };
-            let mut reply = self.read_step(call).await?;
+            let call =
+                || self.call(&self.scripts.inspect, conversation, None, 0).arg(from).arg(INSPECTED_AT_ONCE);
+            let mut reply = self.read_step(Lane::Reads, call).await?;
             match reply.word() {
                 "conversation" => {}
                 "conversation_not_found" => return Ok(Err(ConversationNotFound)),
@@ -674,7 +672,7 @@ impl Store for RedisStore {
         let call = || {
             self.call(&self.scripts.work_item, conversation, None, 0).arg(work_item.sequence()).arg(work_item)
         };
-        let mut reply = self.read_step(call).await?;
+        let mut reply = self.read_step(Lane::Reads, call).await?;
         Ok(Err(match reply.word() {
             "work_item" => {
                 let now = Timestamp::from_millis(reply.number()?);
@@ -699,7 +697,9 @@ impl Store for RedisStore {
                 .arg(count)
                 .arg(PAGE_BYTES)
         };
-        let mut reply = self.read_step(call).await?;
+        // Without envelopes it is a short question.
+        let lane = if count == 0 { Lane::Reads } else { Lane::Pages };
+        let mut reply = self.read_step(lane, call).await?;
         match reply.word() {
             "page" => {}
             "conversation_not_found" => return Ok(Err(ConversationNotFound)),
