@@ -5,17 +5,20 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream::{self, Stream};
+use futures_util::stream::{self, Stream, TryStreamExt};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::Platform;
 use super::conversations::named;
+use super::pages::FetchedPage;
 use super::request::{PathIds, invalid};
 use crate::domain::envelope::event_id;
 use crate::domain::gate::ConversationNotFound;
@@ -24,7 +27,7 @@ use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{Page, Store, StoreError, Wake};
+use crate::store::{Page, Store, Wake};
 use crate::telemetry::names;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -36,8 +39,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(250);
 /// But no longer than this.
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
-/// Most envelopes that are fetched at once. The store gives fewer when they are large.
-const PAGE: usize = 128;
+/// Largest frame of a stream, in bytes. hyper copies each frame into a buffer that it keeps as long as the connection.
+const FRAME: usize = 16 * 1024;
 
 /// `GET`: what comes from now on; after `Last-Event-ID`, or after `?from=`, where one is given.
 pub(super) async fn follow(
@@ -55,7 +58,8 @@ pub(super) async fn follow(
     // Watching begins before the first look, so that nothing falls between them.
     let wake = platform.store.watch(conversation.reference());
     let looked = platform.store.read(conversation.reference(), None, 0).await;
-    let Page { opened_at, released, .. } = looked??;
+    let page = looked??;
+    let Page { opened_at, released, .. } = page;
     let after = match asked {
         None => released,
         // One that was opened before under the same id is over: nothing of this one has been read.
@@ -74,14 +78,30 @@ pub(super) async fn follow(
         conversation,
         opened_at,
         after,
+        end: End::of(&page),
         wake,
         fetched: VecDeque::new(),
+        in_memory: None,
         finished: false,
         failing: None,
         _permit: permit,
     };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Ok(Sse::new(reader.events()).keep_alive(keep_alive).into_response())
+    Ok(Sse::new(reader.events()).keep_alive(keep_alive).into_response().map(in_small_frames))
+}
+
+fn in_small_frames(body: Body) -> Body {
+    let frames = |mut data: Bytes| {
+        let next =
+            move || (!data.is_empty()).then(|| Ok::<_, axum::Error>(data.split_to(data.len().min(FRAME))));
+        stream::iter(std::iter::from_fn(next))
+    };
+    // Others get their turn after each: between large results, callbacks are taken.
+    let yielding = async |frame| {
+        yield_now().await;
+        Ok(frame)
+    };
+    Body::from_stream(body.into_data_stream().map_ok(frames).try_flatten().and_then(yielding))
 }
 
 /// After which event a stream begins.
@@ -109,7 +129,8 @@ fn start(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
 
 /// An event's id, or only its sequence.
 fn cursor(text: &str) -> Option<Cursor> {
-    let number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+    let number =
+        |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
     match text.split_once('-') {
         Some((opened_at, sequence)) => Some(Cursor {
             opened_at: Some(Timestamp::from_millis(number(opened_at)?)),
@@ -119,13 +140,34 @@ fn cursor(text: &str) -> Option<Cursor> {
     }
 }
 
+/// A channel's end, as it was last seen.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    /// The last sequence on the channel.
+    released: u64,
+    /// Whether nothing follows it.
+    is_final: bool,
+    /// When to look again without having been woken.
+    look_in: Duration,
+}
+
+impl End {
+    fn of(page: &Page) -> Self {
+        let look_in = LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1));
+        Self { released: page.released, is_final: page.ended, look_in }
+    }
+}
+
 struct Reader {
     platform: Arc<Platform>,
     conversation: ConversationId,
     opened_at: Timestamp,
     after: u64,
+    end: End,
     wake: Wake,
     fetched: VecDeque<Bytes>,
+    /// What the page that is being sent takes up.
+    in_memory: Option<OwnedSemaphorePermit>,
     finished: bool,
     /// How long the store is left alone after it failed, if it failed when it was last asked.
     failing: Option<Duration>,
@@ -162,14 +204,25 @@ impl Reader {
             if self.finished {
                 return None;
             }
-            let fetched = self.fetch().await;
-            let failed_before = self.failing.take();
-            let wait = match fetched {
-                Ok(Ok(page)) if page.opened_at == self.opened_at && !page.envelopes.is_empty() => {
-                    self.fetched = page.envelopes.into();
-                    continue;
+            self.in_memory = None;
+            if self.after == self.end.released && self.failing.is_none() {
+                if self.end.is_final {
+                    return Some(self.last_event());
                 }
-                Ok(Ok(page)) if page.opened_at != self.opened_at || page.released < self.after => {
+                self.wait(self.end.look_in).await;
+            }
+            // Changes from now on may not be on the page.
+            self.wake.mark_seen();
+            let after = Sequence::new(self.after);
+            let fetched = tokio::select! {
+                fetched = self.platform.pages.fetch(&self.platform.store, self.conversation.reference(), after) => fetched,
+                () = self.platform.lifecycle.drained() => return None,
+            };
+            let failed_before = self.failing.take();
+            match fetched {
+                Ok(Ok(FetchedPage { page, .. }))
+                    if page.opened_at != self.opened_at || page.released < self.after =>
+                {
                     // To go on would pass over what takes the place of what was lost. Whoever comes back is told.
                     tracing::warn!(
                         { names::CONVERSATION_ID } = %self.conversation,
@@ -178,11 +231,15 @@ impl Reader {
                     );
                     return None;
                 }
-                Ok(Ok(page)) if !page.ended => LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1)),
-                Ok(Ok(_) | Err(ConversationNotFound)) => {
-                    self.finished = true;
-                    return Some(self.end());
+                Ok(Ok(FetchedPage { page, permit })) => {
+                    self.end = End::of(&page);
+                    if page.envelopes.is_empty() && self.after < page.released {
+                        self.wait(LOOK_AGAIN).await;
+                    }
+                    self.fetched = page.envelopes.into();
+                    self.in_memory = Some(permit);
                 }
+                Ok(Err(ConversationNotFound)) => return Some(self.last_event()),
                 Err(error) => {
                     // Once, and not with every try.
                     if failed_before.is_none() {
@@ -192,23 +249,24 @@ impl Reader {
                             "an event stream waits for the store"
                         );
                     }
-                    *self.failing.insert(retry_after(failed_before))
+                    let pause = *self.failing.insert(retry_after(failed_before));
+                    self.wait(pause).await;
                 }
-            };
-            tokio::select! {
-                () = self.wake.changed() => {}
-                () = sleep(wait) => {}
-                () = self.platform.lifecycle.drained() => {}
             }
         }
     }
 
-    async fn fetch(&self) -> Result<Result<Page, ConversationNotFound>, StoreError> {
-        let after = Some(Sequence::new(self.after));
-        self.platform.store.read(self.conversation.reference(), after, PAGE).await
+    /// Waits until the channel may have changed, or for this long.
+    async fn wait(&mut self, longest: Duration) {
+        tokio::select! {
+            () = self.wake.changed() => {}
+            () = sleep(longest) => {}
+            () = self.platform.lifecycle.drained() => {}
+        }
     }
 
-    fn end(&self) -> Event {
+    fn last_event(&mut self) -> Event {
+        self.finished = true;
         let data = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation);
         Event::default().event("end").data(data)
     }
