@@ -4,10 +4,16 @@
 //! In this order: 10,000 idle and 2,000 slow connections; 2,000 connections that post as fast as they can, for 60
 //! seconds unless told otherwise; the time after; and one conversation with 10,000 held results, another with results
 //! of 1 MiB, and readers of both that never read.
+//!
+//! With a word before the URL, one of the others: `readers` and `memory`.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
 #[path = "overload/connection.rs"]
 mod connection;
+#[path = "overload/memory.rs"]
+mod memory;
+#[path = "overload/readers.rs"]
+mod readers;
 #[path = "overload/service.rs"]
 #[expect(dead_code, reason = "the other benchmark uses all of it")]
 mod service;
@@ -225,12 +231,21 @@ fn main() {
     let mut arguments = vec!["--log-level", "off,callback_ingress::cli=info"];
     let mut seconds = 60;
     let given: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let mut mode = "";
     for argument in &given {
-        if argument.starts_with("redis") {
+        if ["readers", "memory"].contains(&argument.as_str()) {
+            mode = argument;
+        } else if argument.starts_with("redis") {
             arguments.extend(["--store", argument]);
         } else {
             seconds = argument.parse().unwrap();
         }
     }
-    tokio::runtime::Runtime::new().unwrap().block_on(run(seconds, &arguments));
+    let url = arguments.last().copied().unwrap_or_default().to_owned();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    match mode {
+        "readers" => runtime.block_on(readers::run(&url, &arguments)),
+        "memory" => runtime.block_on(memory::run(&url, &arguments)),
+        _ => runtime.block_on(run(seconds, &arguments)),
+    }
 }

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Entropy, NoEntropy};
-use crate::config::Config;
+use crate::config::{Config, Http};
 use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey};
 use crate::http::body::BodyLimits;
 use crate::http::health::Health;
@@ -26,7 +26,7 @@ use crate::http::lifecycle::{Admission, Lifecycle};
 use crate::http::room::Room;
 use crate::http::server::{self, Watched};
 use crate::http::tls::{Files, Tls, TlsError};
-use crate::platform::{self, Gatekeeper, Platform};
+use crate::platform::{self, Gatekeeper, Pages, Platform};
 use crate::public::{self, Carriers, Public, Throttle};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
@@ -152,6 +152,21 @@ fn tls(listener: &'static str, files: Option<Files>) -> Result<Option<Tls>, AppE
     files.map(Tls::new).transpose().map_err(|source| AppError::Tls { listener, source: Box::new(source) })
 }
 
+fn body_limits(http: &Http) -> BodyLimits {
+    BodyLimits { max_bytes: http.max_body_bytes.size(), timeout: http.body_timeout_ms.duration(), copies: 1 }
+}
+
+fn connection_limits(http: &Http) -> server::Limits {
+    server::Limits {
+        head_timeout: http.head_timeout_ms.duration(),
+        write_timeout: http.write_timeout_ms.duration(),
+        keep_alive_timeout: http.keep_alive_timeout_ms.duration(),
+        max_connections: http.max_connections.size(),
+        half_close: true,
+        pace: true,
+    }
+}
+
 /// Puts the service together and binds its listeners. A store that is not there yet is waited for while it runs;
 /// one that must not be used is refused here.
 pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Result<App, AppError> {
@@ -173,7 +188,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     first_check(&store).await?;
     let lifecycle = Lifecycle::default();
     let health = Health { store: Arc::clone(&store), lifecycle: lifecycle.clone() };
-    let body = BodyLimits { max_bytes: http.max_body_bytes.size(), timeout: http.body_timeout_ms.duration() };
+    let body = body_limits(http);
     let admission = || Admission {
         lifecycle: lifecycle.clone(),
         in_flight: Arc::new(Semaphore::new(http.max_requests_in_flight.size())),
@@ -183,10 +198,11 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let buffered = http.max_buffered_bytes.size();
     let public = Public {
         store: Arc::clone(&store),
+        store_timeout: config.store.response_timeout_ms.duration(),
         keyring: Arc::clone(&keyring),
         clock,
         carriers: Arc::clone(&carriers),
-        body,
+        body: BodyLimits { copies: public::COPIES, ..body },
         known: Room::of(buffered / 4 * 3),
         strangers: Room::of(buffered / 4),
         admission: admission(),
@@ -204,18 +220,12 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),
         body,
-        room: Room::of(buffered),
+        room: Room::of(buffered - buffered / 2),
+        pages: Pages::new(buffered / 2, body.max_bytes),
         event_streams: Arc::clone(&event_streams),
         lifecycle: lifecycle.clone(),
     };
-    let limits = server::Limits {
-        head_timeout: http.head_timeout_ms.duration(),
-        write_timeout: http.write_timeout_ms.duration(),
-        keep_alive_timeout: http.keep_alive_timeout_ms.duration(),
-        max_connections: http.max_connections.size(),
-        half_close: true,
-        pace: true,
-    };
+    let limits = connection_limits(http);
     Ok(App {
         public: Bound {
             socket: public_socket,

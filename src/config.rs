@@ -292,8 +292,8 @@ impl Config {
             }
         }
         // A quarter of it is for bodies whose token is not known to be good, and one of them must not fill that.
-        if self.http.max_buffered_bytes.get() < 8 * self.http.max_body_bytes.get() {
-            return Some(("http.max_buffered_bytes", "must be at least 8 times http.max_body_bytes".into()));
+        if self.http.max_buffered_bytes.get() < 12 * self.http.max_body_bytes.get() {
+            return Some(("http.max_buffered_bytes", "must be at least 12 times http.max_body_bytes".into()));
         }
         // An ended conversation must be known as long as a token of it can come again.
         let longest_token = self.gate.max_timeout_ms.get() + self.token.replay_window_ms.get();

@@ -3,6 +3,7 @@
 mod auth;
 mod conversations;
 mod events;
+mod pages;
 mod refusals;
 mod request;
 mod work_items;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 pub use auth::Gatekeeper;
 use axum::Router;
 use axum::routing::{get, post, put};
+pub use pages::Pages;
 use tokio::sync::Semaphore;
 
 use crate::domain::token::Keyring;
@@ -49,6 +51,8 @@ pub struct Platform {
     pub body: BodyLimits,
     /// Where bodies are read.
     pub room: Room,
+    /// Where event streams get their pages.
+    pub pages: Pages,
     /// A permit for each event stream.
     pub event_streams: Arc<Semaphore>,
     /// Event streams end when draining begins.

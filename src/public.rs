@@ -8,9 +8,11 @@ mod reply;
 mod throttle;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::post;
+pub use callback::COPIES;
 pub use carrier::{Carriers, Place};
 pub use throttle::Throttle;
 
@@ -34,6 +36,8 @@ pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
 pub struct Public {
     /// Where results go.
     pub store: Arc<Observed>,
+    /// Longest time to the store's answer.
+    pub store_timeout: Duration,
     /// What tokens are checked with.
     pub keyring: Arc<Keyring>,
     /// Against which time.

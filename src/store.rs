@@ -56,6 +56,9 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// The result of an operation: success or refusal, or a failure of the store.
 pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 
+/// Maximum size of a page of envelopes in bytes. A first envelope that is larger is a page of its own.
+pub const PAGE_BYTES: usize = 256 * 1024;
+
 /// A page of a channel's envelopes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
@@ -189,7 +192,7 @@ pub trait Store {
         conversation: ConversationRef,
         work_item: WorkItemId,
     ) -> impl Future<Output = Answer<WorkItemView, LookupRefused>> + Send;
-    /// Reads at most `count` envelopes after a sequence; fewer if they are large, but at least one if there is one.
+    /// Reads at most `count` envelopes of [`PAGE_BYTES`] together after a sequence, but at least one if there is one.
     fn read(
         &self,
         conversation: ConversationRef,

@@ -23,6 +23,8 @@ mod exporters;
 mod filter;
 #[path = "cli/healthcheck.rs"]
 mod healthcheck;
+#[path = "cli/memory.rs"]
+mod memory;
 #[path = "cli/old_redis.rs"]
 mod old_redis;
 #[path = "cli/program.rs"]

@@ -1,5 +1,7 @@
 //! Plain HTTP/1.1, without a client library's own cost.
 
+use std::io;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -18,10 +20,15 @@ impl Connection {
 
     /// Sends a request, and gives the status and the body of the reply.
     pub(crate) async fn ask(&mut self, request: &[u8]) -> (u16, String) {
-        self.stream.write_all(request).await.unwrap();
+        self.try_ask(request).await.unwrap()
+    }
+
+    /// The same; an error when the connection is closed.
+    pub(crate) async fn try_ask(&mut self, request: &[u8]) -> io::Result<(u16, String)> {
+        self.stream.write_all(request).await?;
         self.buffer.clear();
         let head_end = loop {
-            assert_ne!(self.stream.read_buf(&mut self.buffer).await.unwrap(), 0, "the connection was closed");
+            self.fill().await?;
             if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
             }
@@ -30,10 +37,17 @@ impl Connection {
         let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
         let length: usize = length.trim().parse().unwrap();
         while self.buffer.len() < head_end + length {
-            assert_ne!(self.stream.read_buf(&mut self.buffer).await.unwrap(), 0, "the connection was closed");
+            self.fill().await?;
         }
         let body = String::from_utf8_lossy(&self.buffer[head_end..]).into_owned();
-        (head[9..12].parse().unwrap(), body)
+        Ok((head[9..12].parse().unwrap(), body))
+    }
+
+    async fn fill(&mut self) -> io::Result<()> {
+        match self.stream.read_buf(&mut self.buffer).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -19,6 +19,8 @@ pub struct BodyLimits {
     pub max_bytes: usize,
     /// Longest time from the head to the last byte.
     pub timeout: Duration,
+    /// How often a body is in memory until it is answered: each copy counts.
+    pub copies: usize,
 }
 
 /// How much of a refused body is still taken in, and how long, so that a client that first sends and then listens
@@ -33,7 +35,14 @@ const FIRST_CAPACITY: usize = 4 * 1024;
 pub struct Whole {
     /// The body.
     pub bytes: Bytes,
-    _share: Share,
+    share: Share,
+}
+
+impl Whole {
+    /// The body, and what counts it as long as it is not dropped.
+    pub fn into_parts(self) -> (Bytes, impl Send + 'static) {
+        (self.bytes, self.share)
+    }
 }
 
 /// Reads a body into this room, counting, whatever its head says about its length.
@@ -59,13 +68,13 @@ pub async fn read(
     };
     let gives_way = share.gives_way();
     let collected = tokio::select! {
-        collected = timeout(limits.timeout, collect(body, announced, limits.max_bytes, &mut share)) => collected,
+        collected = timeout(limits.timeout, collect(body, announced, limits, &mut share)) => collected,
         () = gives_way.notified() => Ok(Err(Interrupted::GaveWay)),
     };
     match collected {
         Ok(Ok(bytes)) => {
             share.arrived();
-            Ok(Whole { bytes, _share: share })
+            Ok(Whole { bytes, share })
         }
         Ok(Err(Interrupted::TooLarge(rest))) => {
             tokio::spawn(linger(rest));
@@ -105,7 +114,7 @@ enum Interrupted {
 async fn collect(
     mut body: Body,
     announced: Option<u64>,
-    max_bytes: usize,
+    limits: BodyLimits,
     share: &mut Share,
 ) -> Result<Bytes, Interrupted> {
     let announced = announced.and_then(|length| usize::try_from(length).ok());
@@ -113,14 +122,14 @@ async fn collect(
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Interrupted::CutOff)?.into_data() else { continue };
         let length = collected.len() + data.len();
-        if length > max_bytes {
+        if length > limits.max_bytes {
             return Err(Interrupted::TooLarge(body));
         }
         if length > collected.capacity() {
-            let capacity = length.max(2 * collected.capacity()).min(announced.unwrap_or(max_bytes));
+            let capacity = length.max(2 * collected.capacity()).min(announced.unwrap_or(limits.max_bytes));
             collected.reserve_exact(capacity.max(length) - collected.len());
         }
-        if !share.grow(collected.capacity(), Instant::now()) {
+        if !share.grow(limits.copies.saturating_mul(collected.capacity()), Instant::now()) {
             return Err(Interrupted::NoRoom(body));
         }
         collected.extend_from_slice(&data);

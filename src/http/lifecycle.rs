@@ -7,7 +7,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::body::discard;
@@ -48,10 +48,10 @@ pub struct Admission {
 
 impl Admission {
     /// A place among the requests under way.
-    pub fn slot(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+    pub fn slot(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         let overloaded =
             || Refusal::new(Code::Overloaded, "too many requests are under way; nothing was changed");
-        self.in_flight.try_acquire().map_err(|_| overloaded())
+        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| overloaded())
     }
 
     fn refuse_while_draining(&self) -> Result<(), Refusal> {

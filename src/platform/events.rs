@@ -5,16 +5,20 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{self, Stream};
+use bytes::Bytes;
+use futures_util::stream::{self, Stream, TryStreamExt};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::Platform;
 use super::conversations::named;
+use super::pages::FetchedPage;
 use super::request::{PathIds, invalid};
 use crate::domain::envelope::{EnvelopeJson, event_id};
 use crate::domain::gate::ConversationNotFound;
@@ -23,7 +27,7 @@ use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{Page, Store, StoreError, Wake};
+use crate::store::{Page, Store, Wake};
 use crate::telemetry::names;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -35,8 +39,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(250);
 /// Maximum delay after a failure of the store.
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
-/// Maximum number of envelopes per read. The store returns fewer if they are large.
-const PAGE: usize = 128;
+/// Largest frame of a stream, in bytes. hyper copies each frame into a buffer that it keeps as long as the connection.
+const FRAME: usize = 16 * 1024;
 
 /// `GET`: streams the events after `Last-Event-ID`, else after `?from=`, else from now on.
 pub(super) async fn follow(
@@ -54,7 +58,8 @@ pub(super) async fn follow(
     // Watch before the first read, so that no change is missed in between.
     let wake = platform.store.watch(conversation.reference());
     let looked = platform.store.read(conversation.reference(), None, 0).await;
-    let Page { opened_at, released, .. } = looked??;
+    let page = looked??;
+    let Page { opened_at, released, .. } = page;
     let after = match asked {
         None => released,
         // The cursor is from an earlier conversation with the same id: start at the beginning of this one.
@@ -73,14 +78,30 @@ pub(super) async fn follow(
         conversation,
         opened_at,
         after,
+        end: End::of(&page),
         wake,
         fetched: VecDeque::new(),
+        in_memory: None,
         finished: false,
         failing: None,
         _permit: permit,
     };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Ok(Sse::new(reader.events()).keep_alive(keep_alive).into_response())
+    Ok(Sse::new(reader.events()).keep_alive(keep_alive).into_response().map(in_small_frames))
+}
+
+fn in_small_frames(body: Body) -> Body {
+    let frames = |mut data: Bytes| {
+        let next =
+            move || (!data.is_empty()).then(|| Ok::<_, axum::Error>(data.split_to(data.len().min(FRAME))));
+        stream::iter(std::iter::from_fn(next))
+    };
+    // Others get their turn after each: between large results, callbacks are taken.
+    let yielding = async |frame| {
+        yield_now().await;
+        Ok(frame)
+    };
+    Body::from_stream(body.into_data_stream().map_ok(frames).try_flatten().and_then(yielding))
 }
 
 /// The last event that the client has read.
@@ -117,13 +138,34 @@ fn cursor(text: &str) -> Option<Cursor> {
     }
 }
 
+/// A channel's end, as it was last seen.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    /// The last sequence on the channel.
+    released: u64,
+    /// Whether nothing follows it.
+    is_final: bool,
+    /// When to look again without having been woken.
+    look_in: Duration,
+}
+
+impl End {
+    fn of(page: &Page) -> Self {
+        let look_in = LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1));
+        Self { released: page.released, is_final: page.ended, look_in }
+    }
+}
+
 struct Reader {
     platform: Arc<Platform>,
     conversation: ConversationId,
     opened_at: Timestamp,
     after: u64,
+    end: End,
     wake: Wake,
     fetched: VecDeque<EnvelopeJson>,
+    /// What the page that is being sent takes up.
+    in_memory: Option<OwnedSemaphorePermit>,
     finished: bool,
     /// The current retry delay, if the last read failed.
     failing: Option<Duration>,
@@ -160,14 +202,25 @@ impl Reader {
             if self.finished {
                 return None;
             }
-            let fetched = self.fetch().await;
-            let failed_before = self.failing.take();
-            let wait = match fetched {
-                Ok(Ok(page)) if page.opened_at == self.opened_at && !page.envelopes.is_empty() => {
-                    self.fetched = page.envelopes.into();
-                    continue;
+            self.in_memory = None;
+            if self.after == self.end.released && self.failing.is_none() {
+                if self.end.is_final {
+                    return Some(self.last_event());
                 }
-                Ok(Ok(page)) if page.opened_at != self.opened_at || page.released < self.after => {
+                self.wait(self.end.look_in).await;
+            }
+            // Changes from now on may not be on the page.
+            self.wake.mark_seen();
+            let after = Sequence::new(self.after);
+            let fetched = tokio::select! {
+                fetched = self.platform.pages.fetch(&self.platform.store, self.conversation.reference(), after) => fetched,
+                () = self.platform.lifecycle.drained() => return None,
+            };
+            let failed_before = self.failing.take();
+            match fetched {
+                Ok(Ok(FetchedPage { page, .. }))
+                    if page.opened_at != self.opened_at || page.released < self.after =>
+                {
                     // The store has lost data. Continuing would skip the events that replace the lost ones; a
                     // client that reconnects gets an error for its cursor.
                     tracing::warn!(
@@ -177,11 +230,20 @@ impl Reader {
                     );
                     return None;
                 }
-                Ok(Ok(page)) if !page.ended => LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1)),
-                Ok(Ok(_) | Err(ConversationNotFound)) => {
-                    self.finished = true;
-                    return Some(self.end());
+                Ok(Ok(FetchedPage { page, permit })) => {
+                    self.end = End::of(&page);
+                    if page.envelopes.is_empty() && self.after < page.released {
+                        tracing::warn!(
+                            { names::CONVERSATION_ID } = %self.conversation,
+                            { names::WORK_ITEM_SEQUENCE } = self.after + 1,
+                            "an event stream was closed: an envelope is missing on the channel"
+                        );
+                        return None;
+                    }
+                    self.fetched = page.envelopes.into();
+                    self.in_memory = Some(permit);
                 }
+                Ok(Err(ConversationNotFound)) => return Some(self.last_event()),
                 Err(error) => {
                     // Logged once per outage, not for every retry.
                     if failed_before.is_none() {
@@ -191,23 +253,24 @@ impl Reader {
                             "an event stream cannot read from the store; retrying"
                         );
                     }
-                    *self.failing.insert(retry_after(failed_before))
+                    let pause = *self.failing.insert(retry_after(failed_before));
+                    self.wait(pause).await;
                 }
-            };
-            tokio::select! {
-                () = self.wake.changed() => {}
-                () = sleep(wait) => {}
-                () = self.platform.lifecycle.drained() => {}
             }
         }
     }
 
-    async fn fetch(&self) -> Result<Result<Page, ConversationNotFound>, StoreError> {
-        let after = Some(Sequence::new(self.after));
-        self.platform.store.read(self.conversation.reference(), after, PAGE).await
+    /// Waits until the channel may have changed, or for this long.
+    async fn wait(&mut self, longest: Duration) {
+        tokio::select! {
+            () = self.wake.changed() => {}
+            () = sleep(longest) => {}
+            () = self.platform.lifecycle.drained() => {}
+        }
     }
 
-    fn end(&self) -> Event {
+    fn last_event(&mut self) -> Event {
+        self.finished = true;
         let data = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation);
         Event::default().event("end").data(data)
     }

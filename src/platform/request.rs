@@ -146,7 +146,7 @@ mod tests {
     async fn refused(body: String) -> String {
         let (mut parts, ()) = axum::http::Request::new(()).into_parts();
         parts.headers.insert("content-type", "application/json".parse().unwrap());
-        let limits = BodyLimits { max_bytes: 1 << 20, timeout: std::time::Duration::from_secs(9) };
+        let limits = BodyLimits { max_bytes: 1 << 20, timeout: std::time::Duration::from_secs(9), copies: 1 };
         json::<Asked>(&parts, Body::from(body), limits, &Room::of(1 << 20))
             .await
             .unwrap_err()

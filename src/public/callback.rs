@@ -1,17 +1,20 @@
 //! One callback, from the request to the receipt.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request, State};
 use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep};
+use tracing::Instrument;
 
 use super::throttle::Client;
 use super::{Public, reply};
 use crate::clock::Entropy;
-use crate::domain::gate::Accept;
+use crate::domain::gate::{Accept, NotAccepted, Receipt};
 use crate::domain::json::{Malformed, Scan};
 use crate::domain::result::{CallbackResult, ResultRefused};
 use crate::domain::token::{Claims, TokenFingerprint, TokenRefused};
@@ -20,7 +23,7 @@ use crate::http::body;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::Store;
+use crate::store::{Answer, Store, StoreError};
 
 /// By how much this machine's clock may be ahead of the store's, in milliseconds. The store's clock decides whether a
 /// token has expired; only one that must have, whatever the store's clock says, is refused without asking.
@@ -56,15 +59,16 @@ async fn settle(
             &public.strangers
         }
     };
-    let body = body::read(&parts.headers, body, public.body, room).await?;
-    let body = &body.bytes;
+    let (body, counted) = body::read(&parts.headers, body, public.body, room).await?.into_parts();
     context.note(|facts| facts.body = Some((body.len(), Instant::now())));
-    let _under_way = public.admission.slot()?;
+    let under_way = public.admission.slot()?;
     body::check_json(&parts.headers)?;
-    let scan = Scan::new(body);
+    let scan = Scan::new(&body);
     let token = public.carriers.token(&parts, scan.as_ref().ok())?;
     let claims = verify(public, context, &token)?;
-    let result = judge(claims.kind, body, scan, public.carriers.body_field())?;
+    let result = judge(claims.kind, &body, scan, public.carriers.body_field())?;
+    // Without the field that carried the token the result is another copy.
+    drop(body);
     let command = Accept {
         conversation: claims.conversation,
         work_item: claims.work_item,
@@ -75,7 +79,7 @@ async fn settle(
         traceparent: context.place.traceparent(),
         attempt: Entropy.attempt_id(),
     };
-    let accepted = public.store.accept(command).await?;
+    let accepted = accept(public, command, counted, under_way).await?;
     let receipt = accepted.inspect_err(|refused| {
         if let Some(known) = &refused.known {
             context.note(|facts| facts.known(known));
@@ -94,6 +98,39 @@ async fn settle(
         &[],
     );
     Ok(reply::receipt(&receipt))
+}
+
+/// How often a callback's body is in memory while the store is asked: as it came, as a command, and as the bytes of it
+/// that Redis' client has queued.
+pub const COPIES: usize = 3;
+
+/// Asks the store in a task of its own: when the caller hangs up meanwhile, the payload stays in memory, and counts.
+async fn accept(
+    public: &Public,
+    command: Accept,
+    counted: impl Send + 'static,
+    under_way: OwnedSemaphorePermit,
+) -> Answer<Receipt, NotAccepted> {
+    let (store, copies_gone) = (Arc::clone(&public.store), public.store_timeout);
+    let asked = async move {
+        let accepted = store.accept(command).await;
+        drop(under_way);
+        if matches!(accepted, Err(StoreError::OutcomeUnknown(_))) {
+            // What got no answer is queued until its connection is given up.
+            tokio::spawn(async move {
+                sleep(copies_gone).await;
+                drop(counted);
+            });
+        }
+        accepted
+    };
+    match tokio::spawn(asked.in_current_span()).await {
+        Ok(accepted) => accepted,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(cancelled) => Err(StoreError::OutcomeUnknown(cancelled.into())),
+        },
+    }
 }
 
 /// What a request's head tells of its token.

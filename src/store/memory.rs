@@ -6,8 +6,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::wakes::Wakes;
-use super::{Answer, CLAIM_MS, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake, gather};
+use super::{
+    Answer, CLAIM_MS, ChannelAddress, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Wake, gather,
+};
 use crate::clock::Clock;
+use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, Conversation, ConversationNotFound,
     ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued, Limits, LookupRefused, NotAccepted,
@@ -123,6 +126,15 @@ impl MemoryStore {
         let now = self.clock.now();
         (state, now)
     }
+}
+
+/// As many of these as a page takes.
+fn page_of(envelopes: &[EnvelopeJson]) -> &[EnvelopeJson] {
+    let fitting = envelopes.iter().scan(0, |bytes, envelope| {
+        *bytes += envelope.bytes().len();
+        (*bytes <= PAGE_BYTES).then_some(())
+    });
+    &envelopes[..fitting.count().max(1).min(envelopes.len())]
 }
 
 impl Store for MemoryStore {
@@ -309,7 +321,7 @@ impl Store for MemoryStore {
         };
         Ok(Ok(Page {
             opened_at: conversation.opened_at(),
-            envelopes: conversation.read(after, count).to_vec(),
+            envelopes: page_of(conversation.read(after, count)).to_vec(),
             released: conversation.released(),
             ended: conversation.ended_at(now).is_some(),
             idle_in_ms: now.millis_until(conversation.idle_at()),

@@ -51,7 +51,7 @@ use self::scripts::Scripts;
 use self::servers::Servers;
 use self::stored::{Facts, Item, State};
 use super::wakes::Wakes;
-use super::{Answer, ChannelAddress, Due, DueConversation, Page, Store, StoreError, Wake};
+use super::{Answer, ChannelAddress, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Wake};
 use crate::clock::Clock;
 use crate::domain::envelope::{EnvelopeJson, members_at_issue};
 use crate::domain::gate::{
@@ -62,9 +62,6 @@ use crate::domain::gate::{
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::result::Payload;
 use crate::domain::time::Timestamp;
-
-/// Maximum size of a page of envelopes in bytes. A first envelope that is larger is a page of its own.
-const PAGE_BYTES: usize = 256 * 1024;
 
 /// Number of items per call of `inspect.lua`.
 const INSPECTED_AT_ONCE: u64 = 512;
@@ -253,10 +250,10 @@ impl RedisStore {
     }
 
     /// Runs a read-only script.
-    async fn read_step<'a>(&'a self, call: impl Fn() -> Call<'a>) -> Result<Reply, StoreError> {
+    async fn read_step<'a>(&'a self, lane: Lane, call: impl Fn() -> Call<'a>) -> Result<Reply, StoreError> {
         self.check_verified()?;
         loop {
-            let reply = Reply::read(call().send(&self.nodes, Lane::Reads).await?.value)?;
+            let reply = Reply::read(call().send(&self.nodes, lane).await?.value)?;
             if !self.is_from_another_day(&reply)? {
                 return Ok(reply);
             }
@@ -670,7 +667,7 @@ impl Store for RedisStore {
         loop {
             let call =
                 || self.call(&self.scripts.inspect, conversation, None, 0).arg(from).arg(INSPECTED_AT_ONCE);
-            let mut reply = self.read_step(call).await?;
+            let mut reply = self.read_step(Lane::Reads, call).await?;
             match reply.word() {
                 "conversation" => {}
                 "conversation_not_found" => return Ok(Err(ConversationNotFound)),
@@ -713,7 +710,7 @@ impl Store for RedisStore {
         let call = || {
             self.call(&self.scripts.work_item, conversation, None, 0).arg(work_item.sequence()).arg(work_item)
         };
-        let mut reply = self.read_step(call).await?;
+        let mut reply = self.read_step(Lane::Reads, call).await?;
         Ok(Err(match reply.word() {
             "work_item" => {
                 let now = Timestamp::from_millis(reply.number()?);
@@ -738,7 +735,9 @@ impl Store for RedisStore {
                 .arg(count)
                 .arg(PAGE_BYTES)
         };
-        let mut reply = self.read_step(call).await?;
+        // Without envelopes it is a short question.
+        let lane = if count == 0 { Lane::Reads } else { Lane::Pages };
+        let mut reply = self.read_step(lane, call).await?;
         match reply.word() {
             "page" => {}
             "conversation_not_found" => return Ok(Err(ConversationNotFound)),

@@ -87,6 +87,13 @@ pub struct Wake {
 }
 
 impl Wake {
+    /// Counts the changes up to now as seen: what is read from now on shows them.
+    pub fn mark_seen(&mut self) {
+        if let Some(receiver) = &mut self.receiver {
+            receiver.mark_unchanged();
+        }
+    }
+
     /// Waits for the next change.
     pub async fn changed(&mut self) {
         if let Some(receiver) = &mut self.receiver

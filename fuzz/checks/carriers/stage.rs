@@ -145,11 +145,12 @@ impl Stage {
         token.carriers = named.iter().map(|(_, carrier)| *carrier).collect();
         let lifecycle = Lifecycle::default();
         let public = Public {
+            store_timeout: Duration::from_secs(1),
             store: Arc::clone(&self.store),
             keyring: Arc::clone(&self.keyring),
             clock: self.clock.clone(),
             carriers: Arc::new(Carriers::new(&token)),
-            body: BodyLimits { max_bytes: MOST_BYTES, timeout: Duration::from_secs(10) },
+            body: BodyLimits { max_bytes: MOST_BYTES, timeout: Duration::from_secs(10), copies: 1 },
             known: Room::of(ROOM),
             strangers: Room::of(ROOM),
             admission: Admission { lifecycle: lifecycle.clone(), in_flight: Arc::new(Semaphore::new(1)) },

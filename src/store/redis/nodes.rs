@@ -32,8 +32,10 @@ const REDIRECTIONS: u32 = 8;
 pub(super) enum Lane {
     /// For what changes something, and for short questions; nothing large comes back on it.
     Commands,
-    /// For what reads and changes nothing, so that a large channel delays no callback.
+    /// For what reads and changes nothing, so that a large conversation delays no callback.
     Reads,
+    /// For pages of channels, so that they delay no other read.
+    Pages,
 }
 
 /// A server that takes writes, and the connections to it.
@@ -42,6 +44,7 @@ pub(super) struct Node {
     target: Target,
     commands: Link,
     reads: Link,
+    pages: Link,
     pub(super) fence: Option<Fence>,
 }
 
@@ -56,6 +59,7 @@ impl Node {
         Self {
             commands: link(limits, replicas.is_some()),
             reads: link(limits.for_reads(), false),
+            pages: link(limits.for_reads(), false),
             fence: replicas
                 .map(|replicas| Fence::new(target.clone(), limits, replicas, Arc::clone(connections))),
             target,
@@ -66,6 +70,7 @@ impl Node {
         match lane {
             Lane::Commands => &self.commands,
             Lane::Reads => &self.reads,
+            Lane::Pages => &self.pages,
         }
     }
 
@@ -238,7 +243,7 @@ impl Nodes {
         let since = Instant::now();
         let unknown = |error: RedisError| match lane {
             Lane::Commands => StoreError::OutcomeUnknown(error.into()),
-            Lane::Reads => StoreError::Unavailable(error.into()),
+            Lane::Reads | Lane::Pages => StoreError::Unavailable(error.into()),
         };
         let asking = redis::cmd("ASKING");
         let mut asked: Option<Arc<Node>> = None;

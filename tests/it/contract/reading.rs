@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use callback_ingress::domain::work_item::Outcome;
-use callback_ingress::store::Store;
+use callback_ingress::store::{PAGE_BYTES, Store};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -12,6 +12,7 @@ use crate::stage::{Backend, on_every_store};
 
 on_every_store!(
     a_channel_is_read_in_pages,
+    a_page_is_bounded_in_bytes,
     a_reader_that_waits_for_its_wake_sees_every_change,
     a_wake_fires_for_what_another_instance_did,
     a_wake_is_for_its_own_channel_only,
@@ -47,6 +48,18 @@ async fn a_channel_is_read_in_pages(backend: Backend) {
         whole[3..4],
         "a page holds the same envelopes"
     );
+}
+
+async fn a_page_is_bounded_in_bytes(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    let items: [_; 5] = conversation.issue_many(1_000).await;
+    let result = |bytes| format!("\"{}\"", "x".repeat(bytes));
+    for (item, bytes) in items.iter().zip([100_000, 100_000, 100_000, PAGE_BYTES, 1]) {
+        conversation.accept(item, &result(bytes)).await.unwrap();
+    }
+    let read = async |after| conversation.read(after, 100).await.unwrap().envelopes.len();
+    assert_eq!([read(0).await, read(2).await, read(3).await, read(4).await], [2, 1, 1, 1]);
 }
 
 async fn a_reader_that_waits_for_its_wake_sees_every_change(backend: Backend) {

@@ -1,11 +1,10 @@
 //! Many readers, and slow ones.
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use tokio::time::{Duration, Instant};
 
 use crate::redis_server::RedisServer;
-use crate::service::Event;
-use crate::service::{EventReader, Kind, Raw, SERVICE_KEY, Service, on_every_deployment};
+use crate::service::{Call, Event, EventReader, Kind, Raw, SERVICE_KEY, Service, on_every_deployment};
 
 const READERS: usize = 500;
 
@@ -86,6 +85,69 @@ async fn a_reader_that_does_not_read_delays_nobody(kind: Kind) {
         ids.map(|(_, number)| number.parse::<usize>().unwrap()).collect::<Vec<_>>(),
         (1..=RESULTS).collect::<Vec<_>>()
     );
+}
+
+/// A short form of `cargo bench --bench overload -- readers redis://…`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_start_over_refuse_no_callback_and_fill_no_output_buffer() {
+    const RESULTS: usize = 4;
+    let redis = RedisServer::start();
+    let service = Service::on(&redis).await;
+    let conversation = service.open().await;
+    let large = format!("\"{}\"", "x".repeat(1024 * 1024 - 2));
+    for _ in 0..RESULTS {
+        let item = service.tool(&conversation).await;
+        assert_eq!(service.callback(&item.token, large.clone()).send().await.status, 202);
+    }
+    service.end(&conversation).await;
+    let beside = service.open().await;
+    let mut readers = join_all((0..32).map(|_| service.events(&conversation, "?from=0"))).await;
+    let reading = join_all(readers.iter_mut().map(EventReader::rest));
+    let posting = async {
+        let (mut connection, mut most) = (redis.connection(0), 0);
+        for _ in 0..50 {
+            let item = service.tool(&beside).await;
+            assert_eq!(service.callback(&item.token, "1").send().await.status, 202);
+            let clients: String = ::redis::cmd("CLIENT").arg("LIST").query(&mut connection).unwrap();
+            let held = clients.split(' ').filter_map(|field| field.strip_prefix("omem="));
+            most = held.map(|bytes| bytes.parse::<u64>().unwrap()).sum::<u64>().max(most);
+        }
+        most
+    };
+    let (read, most) = join(reading, posting).await;
+    for events in read {
+        assert_eq!(events.len(), RESULTS + 1);
+    }
+    assert!(most < 16 << 20, "Redis has held {most} bytes");
+}
+
+/// How many pages a service has asked Redis for, and how often it has looked where a channel ends.
+async fn reads(service: &Service) -> u64 {
+    let url = format!("http://{}/metrics", service.platform);
+    let metrics = Call::new(&service.client, "GET", url).send().await;
+    let mut counts = metrics.text().lines().filter(|line| {
+        line.starts_with("db_client_operation_duration_seconds_count") && line.contains("=\"read\"")
+    });
+    counts.next().map_or(0, |line| line.rsplit_once(' ').unwrap().1.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_is_read_once() {
+    const CHANGES: u64 = 20;
+    let redis = RedisServer::start();
+    let service = Service::on(&redis).await;
+    let conversation = service.open().await;
+    let mut reader = service.events(&conversation, "").await;
+    let before = reads(&service).await;
+    assert!(before > 0);
+    for _ in 0..CHANGES {
+        let item = service.tool(&conversation).await;
+        service.callback(&item.token, "1").send().await;
+        assert_eq!(reader.next().await.unwrap().sequence(), item.sequence);
+    }
+    // A few more: a stream looks again when it is subscribed, and from time to time.
+    let more = reads(&service).await - before;
+    assert!((CHANGES..CHANGES + 5).contains(&more), "{more} reads of {CHANGES} changes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

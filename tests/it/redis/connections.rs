@@ -36,13 +36,13 @@ async fn a_thousand_watchers_share_one_connection() {
     until("all are subscribed to", async || watched(&mut connection) == 1_000).await;
     let readers = (0..1_000).map(|_| conversation.read(0, 10));
     futures_util::future::join_all(readers).await;
-    assert_eq!(clients(&mut connection), 3, "and one that listens");
+    assert_eq!(clients(&mut connection), 4, "one for pages, and one that listens");
     drop(wakes);
     until("nothing is subscribed to", async || watched(&mut connection) == 0).await;
     let again = stage.store.watch(conversation.reference());
     until("it is subscribed to", async || watched(&mut connection) == 1).await;
     drop(again);
-    assert_eq!(clients(&mut connection), 3);
+    assert_eq!(clients(&mut connection), 4);
 }
 
 /// How often a command was called since the statistics were last reset.

@@ -39,6 +39,8 @@ const ENDLESS: usize = 10_000;
 pub(crate) struct EventReader {
     body: Incoming,
     read: Vec<u8>,
+    /// How much of it has no event's end, as is known.
+    looked_at: usize,
 }
 
 impl EventReader {
@@ -48,7 +50,7 @@ impl EventReader {
         assert_eq!(reply.headers()["content-type"], "text/event-stream");
         assert_eq!(reply.headers()["cache-control"], "no-cache");
         assert!(reply.headers().contains_key("x-request-id") && reply.headers().contains_key("x-trace-id"));
-        Self { body: reply.into_body(), read: Vec::new() }
+        Self { body: reply.into_body(), read: Vec::new(), looked_at: 0 }
     }
 
     /// The next event; `None` when the stream has ended. What began and was not finished counts for nothing.
@@ -100,7 +102,13 @@ impl EventReader {
     /// Takes the first whole event out of what was read. Comments are none.
     fn take_event(&mut self) -> Option<Event> {
         loop {
-            let end = self.read.windows(2).position(|pair| pair == b"\n\n")? + 2;
+            let from = self.looked_at.saturating_sub(1).min(self.read.len());
+            let Some(end) = self.read[from..].windows(2).position(|pair| pair == b"\n\n") else {
+                self.looked_at = self.read.len();
+                return None;
+            };
+            let end = from + end + 2;
+            self.looked_at = 0;
             let block: Vec<u8> = self.read.drain(..end).collect();
             let block = String::from_utf8(block).expect("events are UTF-8");
             assert!(!block.contains('\r'), "a carriage return ends a line for some readers only: {block:?}");

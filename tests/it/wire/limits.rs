@@ -170,11 +170,11 @@ async fn bodies_that_do_not_end_hold_no_place_among_the_requests_under_way() {
 
 #[tokio::test]
 async fn when_no_more_bodies_can_be_read_the_slowest_of_them_gives_way() {
-    let flags = [("http.max_body_bytes", "8192"), ("http.max_buffered_bytes", "65536")];
+    let flags = [("http.max_body_bytes", "8192"), ("http.max_buffered_bytes", "98304")];
     let service = Service::start(&flags).await;
     let item = service.fresh_tool().await;
     let mut strangers = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..6 {
         strangers.push(slow(&service, "").await);
     }
     let in_body = format!("{{\"callbackToken\":\"{}\"}}", item.token);
@@ -198,7 +198,7 @@ async fn when_no_more_bodies_can_be_read_the_slowest_of_them_gives_way() {
 
 #[tokio::test]
 async fn many_large_bodies_at_once_are_refused_beyond_the_memory_for_them() {
-    let flags = [("http.max_body_bytes", "32768"), ("http.max_buffered_bytes", "262144")];
+    let flags = [("http.max_body_bytes", "32768"), ("http.max_buffered_bytes", "393216")];
     let service = Service::start(&flags).await;
     let item = service.fresh_tool().await;
     let almost_all = head("cbt_x", "content-length: 30000") + &"x".repeat(29_999);

@@ -13,7 +13,9 @@ local after, count, room = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6
 local last = math.min(after + count, c.gate - 1)
 local envelopes = {}
 for sequence = after + 1, last do
-    -- One at a time: the size of an entry is unknown until it is read.
+    if #envelopes > 0 and room <= 0 then
+        break
+    end
     local id = opened_at .. '-' .. sequence
     local entry = call('XRANGE', CHANNEL, id, id)[1]
     room = room - (entry and #entry[2][2] or 0)

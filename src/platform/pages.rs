@@ -1,0 +1,83 @@
+//! Pages of channels for event streams: how many are fetched at once, and how many bytes of them are in memory.
+
+use std::panic::resume_unwind;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::domain::gate::ConversationNotFound;
+use crate::domain::ids::{ConversationRef, Sequence};
+use crate::store::{Answer, Observed, PAGE_BYTES, Page, Store, StoreError};
+
+/// How many pages an instance fetches at once: between them, Redis gets to its callbacks.
+const FETCHES_AT_ONCE: usize = 4;
+/// Most envelopes of a page. The store gives fewer when they are large.
+const MAX_ENVELOPES: usize = 128;
+/// What an envelope has besides its result, in bytes, at most.
+const ENVELOPE_BYTES: usize = 2 * 1024;
+/// How often a page is in memory: an event is built from its envelope.
+const COPIES: usize = 2;
+
+/// What event streams share. Whoever waits is served in the order of arrival.
+#[derive(Debug)]
+pub struct Pages {
+    bytes: Arc<Semaphore>,
+    fetches: Arc<Semaphore>,
+    /// What a page may take up, in bytes, before its size is known.
+    reserve: u32,
+}
+
+/// A page, and its part of the bytes until it is dropped.
+pub(super) struct FetchedPage {
+    pub(super) page: Page,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+impl Pages {
+    /// Pages that take up at most `bytes` together, where results are no larger than `max_result` bytes. A page that
+    /// would not fit by itself is fetched when there is no other.
+    pub fn new(bytes: usize, max_result: usize) -> Self {
+        let bytes = bytes.clamp(1, Semaphore::MAX_PERMITS);
+        let largest = COPIES * PAGE_BYTES.max(max_result.saturating_add(ENVELOPE_BYTES));
+        Self {
+            bytes: Arc::new(Semaphore::new(bytes)),
+            fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
+            reserve: u32::try_from(largest.min(bytes)).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// The page after a sequence, once there is room for it.
+    pub(super) async fn fetch(
+        &self,
+        store: &Arc<Observed>,
+        conversation: ConversationRef,
+        after: Sequence,
+    ) -> Answer<FetchedPage, ConversationNotFound> {
+        let closed = |error| StoreError::Unavailable(Box::new(error));
+        let permit = Arc::clone(&self.bytes).acquire_many_owned(self.reserve).await.map_err(closed)?;
+        let fetching = Arc::clone(&self.fetches).acquire_owned().await.map_err(closed)?;
+        let store = Arc::clone(store);
+        // In a task of its own: when the stream ends meanwhile, the page is on its way nevertheless.
+        let fetched = tokio::spawn(async move {
+            let page = store.read(conversation, Some(after), MAX_ENVELOPES).await;
+            drop(fetching);
+            page.map(|page| page.map(|page| FetchedPage::new(page, permit)))
+        });
+        match fetched.await {
+            Ok(fetched) => fetched,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(cancelled) => Err(StoreError::Unavailable(cancelled.into())),
+            },
+        }
+    }
+}
+
+impl FetchedPage {
+    /// Gives back what the page does not take up.
+    fn new(page: Page, mut permit: OwnedSemaphorePermit) -> Self {
+        let size = COPIES * page.envelopes.iter().map(|json| json.bytes().len()).sum::<usize>();
+        drop(permit.split(permit.num_permits().saturating_sub(size)));
+        Self { page, permit }
+    }
+}
