@@ -243,7 +243,15 @@ impl Reader {
                     self.fetched = page.envelopes.into();
                     self.in_memory = Some(permit);
                 }
-                Ok(Err(ConversationNotFound)) => return Some(self.last_event()),
+                Ok(Err(ConversationNotFound)) => {
+                    // It was live when it was last read: the store has lost it. The client gets an error when it
+                    // reconnects.
+                    tracing::warn!(
+                        { names::CONVERSATION_ID } = %self.conversation,
+                        "an event stream was closed: the store has lost the conversation"
+                    );
+                    return None;
+                }
                 Err(error) => {
                     // Logged once per outage, not for every retry.
                     if failed_before.is_none() {

@@ -35,7 +35,7 @@ use std::time::Duration;
 pub use durability::Remark;
 use futures_util::future::join;
 pub use layout::NotUsable;
-use redis::{FromRedisValue, Script, Value, cmd};
+use redis::{FromRedisValue, Script, cmd};
 pub use replicas::Replicas;
 use secrecy::SecretString;
 pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
@@ -43,12 +43,13 @@ use tokio::sync::mpsc;
 
 use self::dates::Dates;
 use self::keys::{Keys, marker};
-use self::link::ConnectionLimits;
+use self::link::{ConnectionLimits, Request};
 use self::nodes::{FromNode, Lane, Nodes};
 use self::partitions::{WhatIsDue, WhatIsHeld};
 use self::script::{Call, Reply, broken, bytes, number};
 use self::scripts::Scripts;
 use self::servers::Servers;
+use self::slots::Slot;
 use self::stored::{Facts, Item, State};
 use super::wakes::Wakes;
 use super::{Answer, ChannelAddress, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Wake};
@@ -629,12 +630,12 @@ impl Store for RedisStore {
     async fn announce(&self, second: u64, partition: u16) -> Result<(), StoreError> {
         self.check_verified()?;
         let key = Keys::announced(second);
-        let added = self.nodes.command(&key, cmd("SADD").arg(&key).arg(partition)).await?;
-        if added == Value::Int(1) {
-            let ttl = (second * 1000).saturating_sub(self.dates.now().as_millis()) + ANNOUNCED_MS;
-            self.nodes.command(&key, cmd("PEXPIRE").arg(&key).arg(ttl)).await?;
-        }
-        Ok(())
+        let ttl = (second * 1000).saturating_sub(self.dates.now().as_millis()) + ANNOUNCED_MS;
+        let add = cmd("SADD").arg(&key).arg(partition).to_owned();
+        let expire = cmd("PEXPIRE").arg(&key).arg(ttl).to_owned();
+        // Sent together: a lost answer must not leave a key without a TTL.
+        let request = Request::command(&expire).after(&add);
+        self.nodes.call(Lane::Commands, Slot::of(&key), request).await.map(|_| ())
     }
 
     async fn announced(&self, second: u64) -> Result<Vec<u16>, StoreError> {
