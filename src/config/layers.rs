@@ -349,7 +349,7 @@ mod tests {
             ("TELEMETRY__LOG_LEVEL", "hyper[span{a=1}]=info", "must not choose by fields"),
             ("HTTP__TRUSTED_PROXIES", r#"["10.0.0.0/33"]"#, "list of networks"),
             ("HTTP__FORWARDED_HEADER", "Via", "X-Forwarded-For or Forwarded"),
-            ("HTTP__MAX_BUFFERED_BYTES", "8388607", "8 times http.max_body_bytes"),
+            ("HTTP__MAX_BUFFERED_BYTES", "12582911", "12 times http.max_body_bytes"),
             ("RATE_LIMIT__WINDOW_MS", "999", "a whole number from 1000"),
         ] {
             let error = message(with(&[(&format!("CALLBACK_INGRESS__{name}"), value)]));
