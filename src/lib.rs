@@ -14,6 +14,8 @@
 //! | what travels on the channel | [`domain::envelope`], and `append` in `release.lua` |
 //! | what is stored in Redis, and in which form | `conversation.lua` and `item.lua`, which `store/redis/stored.rs` decodes |
 //! | when a timer fires | [`sweeper`], by [`store::Schedule`] and `due.lua` |
+//! | what `/health` says of the store | `store/health.rs` |
+//! | how much of a channel is read at once | `platform/pages.rs` |
 //! | which client address counts, and how often | [`http::client_address`], [`http::rate`] |
 //! | what is HTTP/1.1 and what is refused | `http/framing.rs` |
 //! | a code, its status, whether to retry | [`http::code`] |
