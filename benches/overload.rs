@@ -15,7 +15,6 @@ mod memory;
 #[path = "overload/readers.rs"]
 mod readers;
 #[path = "overload/service.rs"]
-#[expect(dead_code, reason = "the other benchmark uses all of it")]
 mod service;
 
 use std::collections::BTreeMap;
@@ -30,7 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use self::connection::{Connection, request};
-use self::service::{KEY, Service, Variant};
+use self::service::{KEY, Service};
 
 const IDLE: u32 = 10_000;
 const SLOW: u32 = 2_000;
@@ -193,7 +192,7 @@ async fn hold(service: &Service, name: &str, count: usize, bytes: usize) -> Tall
 }
 
 async fn run(seconds: u64, arguments: &[&str]) {
-    let service = Service::start(&Variant::new("overload", arguments));
+    let service = Service::start(arguments);
     let items = tokens(&service, &format!("flood-{}", std::process::id()), 64).await;
     let promise = Duration::from_millis(250);
     let mut broken = Vec::new();

@@ -40,9 +40,9 @@ const CHECK_AGAIN: Duration = Duration::from_secs(60);
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// Longest time that the start waits to know whether callbacks can be taken.
 const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);
-/// How often it is added up what the store holds.
+/// Shortest and longest pause between two sums of what the store holds.
 const ADD_UP: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// How much less often it is for each partition that has something.
+/// How much of that pause each partition takes that has a timer.
 const A_PARTITION: Duration = Duration::from_millis(250);
 
 /// Most connections that wait to be accepted, where the system allows as many. A client whose connection finds no place

@@ -9,6 +9,7 @@ mod wakes;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 pub use health::StoreHealth;
@@ -56,6 +57,21 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// The result of an operation: success or refusal, or a failure of the store.
 pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 
+/// Runs a call in a task of its own, which goes on when the caller is dropped. Panics when the call does. `ended`: the
+/// failure if the runtime ends first.
+pub async fn detached<T: Send + 'static>(
+    call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ended: fn(Cause) -> StoreError,
+) -> Result<T, StoreError> {
+    match tokio::spawn(call).await {
+        Ok(answer) => answer,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(cancelled) => Err(ended(cancelled.into())),
+        },
+    }
+}
+
 /// Maximum size of a page of envelopes in bytes. A first envelope that is larger is a page of its own.
 pub const PAGE_BYTES: usize = 256 * 1024;
 
@@ -99,6 +115,9 @@ pub struct Due {
 
 /// Duration of a claim on due timers, in milliseconds.
 pub const CLAIM_MS: u64 = 500;
+
+/// Time in milliseconds after which the sweeper continues a release that its caller has left unfinished.
+pub const CONTINUE_MS: u64 = 1_000;
 
 /// Groups timers by conversation.
 pub(crate) fn gather(

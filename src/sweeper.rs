@@ -138,15 +138,9 @@ struct Sweeper {
 impl Sweeper {
     /// Sweeps the timers that are due now, and takes a step in each unfinished conversation.
     async fn round(&mut self) -> Result<(), StoreError> {
+        let claimed = self.claim_due().await?;
         let mut due = std::mem::take(&mut self.unfinished);
-        let claimed = self.claim_due().await;
-        match claimed {
-            Ok(claimed) => due.extend(claimed),
-            Err(error) => {
-                self.unfinished = due;
-                return Err(error);
-            }
-        }
+        due.extend(claimed);
         self.sweep_all(due).await
     }
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::connection::{Connection, request};
 use super::readers::{RESULT_BYTES, filled, redis};
-use super::service::{Service, Variant};
+use super::service::Service;
 use super::{Tally, authorization, callback, memory_of, tokens};
 
 const CLIENTS: usize = 400;
@@ -68,7 +68,7 @@ fn signal(pid: &str, name: &str) {
 pub(crate) async fn run(url: &str, arguments: &[&str]) {
     let info: String = ::redis::cmd("INFO").arg("server").query(&mut redis(url)).unwrap();
     let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")).unwrap().trim().to_owned();
-    let service = Arc::new(Service::start(&Variant::new("memory", arguments)));
+    let service = Arc::new(Service::start(arguments));
     let run = std::process::id();
     let mut all = Vec::new();
     for number in 0..8 {

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::connection::{Connection, request};
-use super::service::{Service, Variant};
+use super::service::Service;
 use super::{Tally, authorization, callback, memory_of, tokens};
 
 const READERS: usize = 200;
@@ -160,7 +160,7 @@ async fn slow_line(server: String) -> String {
 }
 
 pub(crate) async fn run(url: &str, arguments: &[&str]) {
-    let service = Service::start(&Variant::new("readers", arguments));
+    let service = Service::start(arguments);
     let run = std::process::id();
     let many: Vec<String> = (0..READERS).map(|number| format!("readers-{run}-{number}")).collect();
     for name in &many {
@@ -190,7 +190,7 @@ pub(crate) async fn run(url: &str, arguments: &[&str]) {
     let slow = format!("redis://{}/{database}", slow_line(server.to_owned()).await);
     let arguments: Vec<&str> =
         arguments.iter().map(|&argument| if argument == url { &*slow } else { argument }).collect();
-    let service = Service::start(&Variant::new("slow", &arguments));
+    let service = Service::start(&arguments);
     let since = Instant::now();
     read_all(follow(&service, &many[1]).await).await;
     println!("one reader over a line of {SLOW_LINE} bytes a second: {:.1?}", since.elapsed());

@@ -7,29 +7,9 @@ use std::time::Duration;
 
 pub(crate) const KEY: &str = "a-service-key-for-the-benchmark";
 
-/// In what way the program runs.
-#[derive(Clone, Debug)]
-pub(crate) struct Variant {
-    pub(crate) name: &'static str,
-    pub(crate) arguments: Vec<String>,
-    pub(crate) variables: Vec<(&'static str, String)>,
-}
-
-impl Variant {
-    pub(crate) fn new(name: &'static str, arguments: &[&str]) -> Self {
-        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        Self { name, arguments, variables: Vec::new() }
-    }
-
-    pub(crate) fn with(mut self, variables: &[(&'static str, &str)]) -> Self {
-        self.variables.extend(variables.iter().map(|&(name, value)| (name, value.to_owned())));
-        self
-    }
-}
-
 /// A started program, killed when dropped. Its log goes to a file.
 pub(crate) struct Service {
-    pub(crate) child: Child,
+    child: Child,
     pub(crate) public: String,
     pub(crate) platform: String,
 }
@@ -42,15 +22,14 @@ impl Drop for Service {
 }
 
 impl Service {
-    pub(crate) fn start(variant: &Variant) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut log = tempfile::tempfile().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_callback-ingress"))
             .args(["serve", "--public-addr", "127.0.0.1:0", "--platform-addr", "127.0.0.1:0"])
             .arg("--set")
             .arg(format!("platform.service_keys=[{KEY:?}]"))
             .args(["--set", "telemetry.log_format=json"])
-            .args(&variant.arguments)
-            .envs(variant.variables.iter().map(|(name, value)| (*name, value)))
+            .args(arguments)
             .stderr(Stdio::from(log.try_clone().unwrap()))
             .stdout(Stdio::null())
             .spawn()
@@ -58,15 +37,6 @@ impl Service {
         let line = serving(&mut log);
         let text = |name: &str| line[name].as_str().unwrap().to_owned();
         Self { public: text("public"), platform: text("platform"), child }
-    }
-
-    /// Time of processors that it took so far, in its own code and in the kernel.
-    pub(crate) fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // The second field is a name in brackets; times are in hundredths of a second.
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        Duration::from_millis(10 * ticks)
     }
 
     /// Resident memory, in KiB.

@@ -1,13 +1,12 @@
 //! Pages of channels for event streams: how many are fetched at once, and how many bytes of them are in memory.
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationRef, Sequence};
-use crate::store::{Answer, Observed, PAGE_BYTES, Page, Store, StoreError};
+use crate::store::{Answer, Observed, PAGE_BYTES, Page, Store, StoreError, detached};
 
 /// How many pages an instance fetches at once: between them, Redis gets to its callbacks.
 const FETCHES_AT_ONCE: usize = 4;
@@ -58,18 +57,12 @@ impl Pages {
         let fetching = Arc::clone(&self.fetches).acquire_owned().await.map_err(closed)?;
         let store = Arc::clone(store);
         // In a task of its own: when the stream ends meanwhile, the page is on its way nevertheless.
-        let fetched = tokio::spawn(async move {
+        let fetched = async move {
             let page = store.read(conversation, Some(after), MAX_ENVELOPES).await;
             drop(fetching);
             page.map(|page| page.map(|page| FetchedPage::new(page, permit)))
-        });
-        match fetched.await {
-            Ok(fetched) => fetched,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => resume_unwind(panic),
-                Err(cancelled) => Err(StoreError::Unavailable(cancelled.into())),
-            },
-        }
+        };
+        detached(fetched, StoreError::Unavailable).await
     }
 }
 

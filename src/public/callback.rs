@@ -1,6 +1,5 @@
 //! One callback, from the request to the receipt.
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request, State};
@@ -23,7 +22,7 @@ use crate::http::body;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{Answer, Store, StoreError};
+use crate::store::{Answer, Store, StoreError, detached};
 
 /// By how much this machine's clock may be ahead of the store's, in milliseconds. The store's clock decides whether a
 /// token has expired; only one that must have, whatever the store's clock says, is refused without asking.
@@ -124,13 +123,7 @@ async fn accept(
         }
         accepted
     };
-    match tokio::spawn(asked.in_current_span()).await {
-        Ok(accepted) => accepted,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            Err(cancelled) => Err(StoreError::OutcomeUnknown(cancelled.into())),
-        },
-    }
+    detached(asked.in_current_span(), StoreError::OutcomeUnknown).await
 }
 
 /// What a request's head tells of its token.

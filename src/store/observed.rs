@@ -14,7 +14,8 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::health::{LastSeen, StoreHealth};
 use super::{
-    Answer, AnyStore, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError, Wake,
+    Answer, AnyStore, CONTINUE_MS, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError,
+    Wake,
 };
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
@@ -35,9 +36,6 @@ pub struct Observed {
     server: Vec<KeyValue>,
     seen: LastSeen,
 }
-
-/// When a release that is left unfinished is due for the sweeper: the time in `release.lua`.
-const CONTINUE_LATER: Duration = Duration::from_secs(1);
 
 /// When a partition is looked at in which a conversation was opened.
 const LOOK_LATER: Duration = Duration::from_secs(10);
@@ -123,7 +121,8 @@ impl Observed {
     /// Has the sweeper continue a release that is left unfinished.
     fn continue_later(&self, conversation: ConversationRef, unfinished: bool) {
         if unfinished {
-            self.schedule.arm(self.partition(conversation), Instant::now() + CONTINUE_LATER);
+            self.schedule
+                .arm(self.partition(conversation), Instant::now() + Duration::from_millis(CONTINUE_MS));
         }
     }
 

@@ -250,13 +250,18 @@ impl RedisStore {
         call.raw(self.now()).arg(dates.first_day).raw(&*dates.dates)
     }
 
-    /// Runs a read-only script.
-    async fn read_step<'a>(&'a self, lane: Lane, call: impl Fn() -> Call<'a>) -> Result<Reply, StoreError> {
+    /// Runs a script; again if the server's clock was on another day than its date table.
+    async fn run<'a>(
+        &'a self,
+        lane: Lane,
+        call: impl Fn() -> Call<'a>,
+    ) -> Result<(Reply, FromNode), StoreError> {
         self.check_verified()?;
         loop {
-            let reply = Reply::read(call().send(&self.nodes, lane).await?.value)?;
+            let mut answer = call().send(&self.nodes, lane).await?;
+            let reply = Reply::read(answer.take())?;
             if !self.is_from_another_day(&reply)? {
-                return Ok(reply);
+                return Ok((reply, answer));
             }
         }
     }
@@ -268,38 +273,11 @@ impl RedisStore {
         conversation: ConversationRef,
         call: impl Fn() -> Call<'a>,
     ) -> Result<Reply, StoreError> {
-        self.step_or(conversation, || (call(), None)).await
-    }
-
-    /// Like `step`, with a different call to send if the first has to be repeated.
-    async fn step_or<'a>(
-        &'a self,
-        conversation: ConversationRef,
-        calls: impl Fn() -> (Call<'a>, Option<Call<'a>>),
-    ) -> Result<Reply, StoreError> {
-        let (reply, answer) = self.step_unconfirmed(calls).await?;
+        let (reply, answer) = self.run(Lane::Commands, call).await?;
         let Some(fence) = &answer.node.fence else { return Ok(reply) };
         let confirmed = fence.confirm(answer.run.as_ref(), &self.keys.fence(conversation)).await;
         confirmed.map_err(StoreError::OutcomeUnknown)?;
         Ok(reply)
-    }
-
-    async fn step_unconfirmed<'a>(
-        &'a self,
-        calls: impl Fn() -> (Call<'a>, Option<Call<'a>>),
-    ) -> Result<(Reply, FromNode), StoreError> {
-        self.check_verified()?;
-        loop {
-            let (call, again) = calls();
-            let mut answer = match again {
-                Some(again) => call.send_or(again, &self.nodes).await?,
-                None => call.send(&self.nodes, Lane::Commands).await?,
-            };
-            let reply = Reply::read(answer.take())?;
-            if !self.is_from_another_day(&reply)? {
-                return Ok((reply, answer));
-            }
-        }
     }
 
     /// Whether the script refused the date table because the server's clock is on another day. The script has done
@@ -328,8 +306,8 @@ impl RedisStore {
         let mut gate = None;
         loop {
             // Waits for replicas, because the receipt reports these releases.
-            let calls = || (self.expiring(conversation, &[], false, traceparent), None);
-            let step = match self.step_or(conversation, calls).await.and_then(ExpireStep::read) {
+            let call = || self.expiring(conversation, &[], false, traceparent);
+            let step = match self.step(conversation, call).await.and_then(ExpireStep::read) {
                 Ok(Some(step)) => step,
                 Ok(None) => return (gate, false),
                 Err(_) => return (gate, true),
@@ -447,7 +425,7 @@ impl Store for RedisStore {
             }
         };
         // If the reply is lost, the retry searches for the item that the first call may have issued.
-        let mut reply = self.step_or(conversation, || (call(false), Some(call(true)))).await?;
+        let mut reply = self.step(conversation, || call(false).or(call(true))).await?;
         Ok(Err(match reply.word() {
             "issued" => {
                 let (repeated, _sequence) = (reply.number()? == 1, reply.number()?);
@@ -580,9 +558,9 @@ impl Store for RedisStore {
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
         let trace = traceparent.as_ref();
-        let calls = || (self.expiring(due.conversation, &due.sequences, due.whole, trace), None);
+        let call = || self.expiring(due.conversation, &due.sequences, due.whole, trace);
         // Does not wait for replicas: no caller relies on this step.
-        let (reply, _) = self.step_unconfirmed(calls).await?;
+        let (reply, _) = self.run(Lane::Commands, call).await?;
         Ok(ExpireStep::read(reply)?.map(|step| step.expired).unwrap_or_default())
     }
 
@@ -668,7 +646,7 @@ impl Store for RedisStore {
         loop {
             let call =
                 || self.call(&self.scripts.inspect, conversation, None, 0).arg(from).arg(INSPECTED_AT_ONCE);
-            let mut reply = self.read_step(Lane::Reads, call).await?;
+            let (mut reply, _) = self.run(Lane::Reads, call).await?;
             match reply.word() {
                 "conversation" => {}
                 "conversation_not_found" => return Ok(Err(ConversationNotFound)),
@@ -711,7 +689,7 @@ impl Store for RedisStore {
         let call = || {
             self.call(&self.scripts.work_item, conversation, None, 0).arg(work_item.sequence()).arg(work_item)
         };
-        let mut reply = self.read_step(Lane::Reads, call).await?;
+        let (mut reply, _) = self.run(Lane::Reads, call).await?;
         Ok(Err(match reply.word() {
             "work_item" => {
                 let now = Timestamp::from_millis(reply.number()?);
@@ -738,7 +716,7 @@ impl Store for RedisStore {
         };
         // Without envelopes it is a short question.
         let lane = if count == 0 { Lane::Reads } else { Lane::Pages };
-        let mut reply = self.read_step(lane, call).await?;
+        let (mut reply, _) = self.run(lane, call).await?;
         match reply.word() {
             "page" => {}
             "conversation_not_found" => return Ok(Err(ConversationNotFound)),

@@ -45,6 +45,10 @@ impl Inner {
         self.by_time.extend(time.map(|time| (time, partition)));
     }
 
+    fn known(&self) -> Vec<u16> {
+        self.by_time.iter().map(|(_, partition)| *partition).collect()
+    }
+
     fn now_ms(&self) -> Option<u64> {
         let (time, received) = self.clock?;
         Some(time.as_millis() + u64::try_from(received.elapsed().as_millis()).unwrap_or(u64::MAX))
@@ -70,8 +74,7 @@ impl Schedule {
 
     /// The partitions with a known timer.
     pub fn known(&self) -> Vec<u16> {
-        let inner = self.inner();
-        inner.by_time.iter().map(|(_, partition)| *partition).collect()
+        self.inner().known()
     }
 
     /// The store's time in milliseconds (Unix time). `None` before the first answer that told it.
@@ -88,8 +91,7 @@ impl Schedule {
             self.announced.notify_one();
         }
         if time.as_millis().abs_diff(expected) > CLOCK_TOLERANCE_MS {
-            let partitions: Vec<u16> = inner.by_time.iter().map(|(_, partition)| *partition).collect();
-            for partition in partitions {
+            for partition in inner.known() {
                 inner.set(partition, Some(now));
             }
         }

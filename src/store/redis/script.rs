@@ -18,6 +18,7 @@ pub(super) struct Call<'a> {
     script: &'a Script,
     slot: Slot,
     command: Cmd,
+    again: Option<Cmd>,
     scratch: String,
 }
 
@@ -30,7 +31,7 @@ impl<'a> Call<'a> {
             command.arg(key.as_ref());
         }
         let slot = Slot::of(keys.first().map_or("", AsRef::as_ref));
-        Self { script, slot, command, scratch: String::new() }
+        Self { script, slot, command, again: None, scratch: String::new() }
     }
 
     /// Adds an argument in its text form.
@@ -61,14 +62,15 @@ impl<'a> Call<'a> {
         self.command
     }
 
-    pub(super) async fn send(self, nodes: &Nodes, lane: Lane) -> Result<FromNode, StoreError> {
-        nodes.call(lane, self.slot, Request::script(self.script, &self.command)).await
+    /// The same, with `again` to be sent instead should it have to be repeated.
+    pub(super) fn or(self, again: Self) -> Self {
+        Self { again: Some(again.command), ..self }
     }
 
-    /// Sends the call. If it has to be repeated, sends `again` instead.
-    pub(super) async fn send_or(self, again: Self, nodes: &Nodes) -> Result<FromNode, StoreError> {
-        let request = Request::script(self.script, &self.command).or(&again.command);
-        nodes.call(Lane::Commands, self.slot, request).await
+    pub(super) async fn send(self, nodes: &Nodes, lane: Lane) -> Result<FromNode, StoreError> {
+        let request = Request::script(self.script, &self.command);
+        let request = self.again.as_ref().map_or(request, |again| request.or(again));
+        nodes.call(lane, self.slot, request).await
     }
 }
 

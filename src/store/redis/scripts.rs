@@ -3,6 +3,7 @@
 use redis::Script;
 
 use crate::domain::gate::Limits;
+use crate::store::CONTINUE_MS;
 
 /// Time in milliseconds that keys outlive their data. Expiry only frees memory; no rule depends on it.
 const GRACE_MS: u64 = 60_000;
@@ -39,10 +40,11 @@ macro_rules! files {
 }
 
 /// The script files by name.
-const FILES: [(&str, &str); 18] = files![
+const FILES: [(&str, &str); 19] = files![
     "clock",
     "conversation",
     "keep",
+    "arm",
     "item",
     "release",
     "ending",
@@ -62,12 +64,12 @@ const FILES: [(&str, &str); 18] = files![
 
 /// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
 pub const OPERATIONS: [&[&str]; 11] = [
-    &["clock", "conversation", "keep", "open"],
+    &["clock", "conversation", "keep", "arm", "open"],
     &["clock", "conversation", "keep", "item", "issue"],
     &["clock", "conversation", "keep", "item", "release", "accept"],
     &["clock", "conversation", "keep", "item", "release", "cancel"],
-    &["clock", "conversation", "keep", "item", "release", "ending", "end"],
-    &["clock", "conversation", "keep", "item", "release", "ending", "expire"],
+    &["clock", "conversation", "keep", "arm", "item", "release", "ending", "end"],
+    &["clock", "conversation", "keep", "arm", "item", "release", "ending", "expire"],
     &["clock", "conversation", "inspect"],
     &["clock", "conversation", "item", "work_item"],
     &["clock", "conversation", "read"],
@@ -87,6 +89,7 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
         ("$max_awaiting_items", limits.max_awaiting_items),
         ("$max_channel_length", limits.max_channel_length),
         ("$max_channel_bytes", limits.max_channel_bytes),
+        ("$continue_after", CONTINUE_MS),
         ("$step_items", STEP_ITEMS),
         ("$step_bytes", STEP_BYTES),
         ("$step_markers", STEP_MARKERS),

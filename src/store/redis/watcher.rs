@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use redis::RedisResult;
-use redis::aio::PubSubSink;
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
@@ -76,7 +75,7 @@ async fn listen_once(
     let (mut sink, mut notices) = connection.split();
     forget(interest);
     for some in wakes.watched().chunks(CHANNELS_AT_ONCE) {
-        subscribe(&mut sink, keys, some, limits).await?;
+        in_time(limits, sink.subscribe(channels(keys, some))).await?;
     }
     wakes.wake_all();
     let mut ping = interval(PING);
@@ -96,15 +95,20 @@ async fn listen_once(
                     return Ok(());
                 }
                 let (begun, ended) = latest(changes.drain(..));
-                unsubscribe(&mut sink, keys, &ended, limits).await?;
-                subscribe(&mut sink, keys, &begun, limits).await?;
+                // Without a channel, UNSUBSCRIBE would mean all of them.
+                if !ended.is_empty() {
+                    in_time(limits, sink.unsubscribe(channels(keys, &ended))).await?;
+                }
+                if !begun.is_empty() {
+                    in_time(limits, sink.subscribe(channels(keys, &begun))).await?;
+                }
                 // What was published before the subscription was heard by nobody.
                 for conversation in begun {
                     wakes.wake(conversation);
                 }
             }
             _ = ping.tick() => {
-                timeout(limits.response, sink.ping::<redis::Value>()).await.map_err(std::io::Error::from)??;
+                in_time(limits, sink.ping::<redis::Value>()).await?;
             }
         }
     }
@@ -128,29 +132,10 @@ fn channels(keys: Keys, conversations: &[ConversationRef]) -> Vec<String> {
     conversations.iter().map(|conversation| keys.wake(*conversation)).collect()
 }
 
-async fn subscribe(
-    sink: &mut PubSubSink,
-    keys: Keys,
-    conversations: &[ConversationRef],
+/// An answer of the server, if it comes in time.
+async fn in_time<T>(
     limits: ConnectionLimits,
-) -> RedisResult<()> {
-    if conversations.is_empty() {
-        return Ok(());
-    }
-    let subscribed = sink.subscribe(channels(keys, conversations));
-    timeout(limits.response, subscribed).await.map_err(std::io::Error::from)?
-}
-
-async fn unsubscribe(
-    sink: &mut PubSubSink,
-    keys: Keys,
-    conversations: &[ConversationRef],
-    limits: ConnectionLimits,
-) -> RedisResult<()> {
-    // Without a channel it would mean all of them.
-    if conversations.is_empty() {
-        return Ok(());
-    }
-    let unsubscribed = sink.unsubscribe(channels(keys, conversations));
-    timeout(limits.response, unsubscribed).await.map_err(std::io::Error::from)?
+    answer: impl Future<Output = RedisResult<T>>,
+) -> RedisResult<T> {
+    timeout(limits.response, answer).await.map_err(std::io::Error::from)?
 }

@@ -33,8 +33,7 @@ if outcome ~= AWAITING or c.ended then
     -- A replay gets the first receipt, with the current gate. Overdue items are released first: the gate must not
     -- wait for them.
     if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then
-        -- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
-        call('PEXPIRE', TIMERS, $partition_ttl)
+        allow_writes()
         release(c, { [sequence] = item })
         save(c)
     end

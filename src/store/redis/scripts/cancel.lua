@@ -20,8 +20,7 @@ if c.ended and not repeated then
 elseif outcome ~= AWAITING and not repeated then
     return { 'work_item_settled', outcome }
 elseif not repeated then
-    -- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
-    call('PEXPIRE', TIMERS, $partition_ttl)
+    allow_writes()
     item = settle(c, sequence, item, CANCELLED, NOW_TEXT, ARGV[9], 0, ARGV[8])
     touch(c)
     if sequence == c.gate or NOW >= c.gate_deadline then

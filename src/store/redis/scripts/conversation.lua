@@ -30,6 +30,11 @@ local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4c12'
 -- Facts: opened at (ms), opening attempt; then, each after its length, the conversation id and the traceparent.
 local FACTS = '>I6c8Bc0Bc0'
 
+-- When the idle timeout ends it, if it is not used before.
+local function idle_at(c)
+    return max(c.touched_at + c.idle_ttl, c.busy_until)
+end
+
 -- When the conversation ended, by a step or by its idle timeout; false if it has not.
 local function ended_at(c)
     if c.ended_at > 0 then
@@ -38,8 +43,8 @@ local function ended_at(c)
         -- A step has left items to release, which is done first.
         return false
     end
-    local idle_at = max(c.touched_at + c.idle_ttl, c.busy_until)
-    return NOW >= idle_at and idle_at
+    local time = idle_at(c)
+    return NOW >= time and time
 end
 
 -- Decodes a conversation, also one whose retention is over.

@@ -11,8 +11,7 @@ if not c then
 end
 local repeated = c.ended and 1 or 0
 if c.ended_at == 0 then
-    -- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
-    call('PEXPIRE', TIMERS, $partition_ttl)
+    allow_writes()
     if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then
         release(c, {})
         if more(c) == 1 then

@@ -29,16 +29,3 @@ local function append_end(c)
     redis.pcall('XADD', CHANNEL, opened_at .. '-' .. c.gate, 'end', '{"conversationId":"' .. id .. '","state":"ended"}')
     call('PEXPIRE', CHANNEL, c.kept_until - NOW)
 end
-
--- Sets the time at which the sweeper next processes the conversation as a whole.
-local function arm(c)
-    local time
-    if c.ended_at > 0 then
-        time = c.cleared < c.next and NOW or c.ended_at + $retention
-    elseif more(c) == 1 then
-        time = NOW + 1000
-    else
-        time = max(c.touched_at + c.idle_ttl, c.busy_until)
-    end
-    call('ZADD', TIMERS, time, REFERENCE)
-end

@@ -12,8 +12,7 @@ for i = 6, #ARGV do
 end
 local read = call('HMGET', CONVERSATION, 's', 'c', unpack(named))
 local c = read[1] and stored(read[1], read[2])
--- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
-call('PEXPIRE', TIMERS, $partition_ttl)
+allow_writes()
 if not c then
     for _, sequence in ipairs(named) do
         call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)

@@ -3,7 +3,7 @@
 -- Extends the expiry of the conversation's keys to the end of its retention plus $grace ms, if less than half of
 -- that margin is left. The partition's keys outlive the longest time that a conversation can go without a step.
 local function keep(c)
-    local needed = (c.ended or max(c.touched_at + c.idle_ttl, c.busy_until)) + $retention
+    local needed = (c.ended or idle_at(c)) + $retention
     if c.kept_until < needed + $grace / 2 then
         c.kept_until = needed + $grace
         local ttl = c.kept_until - NOW

@@ -26,7 +26,7 @@ else
     c.facts = encode(FACTS, opened_at, opened_by, #id, id, #trace, trace)
 end
 -- Redis refuses this write at maxmemory (OOM). It must be the first.
-call('ZADD', TIMERS, c.gate_deadline == 1 and NOW + 1000 or max(c.touched_at + c.idle_ttl, c.busy_until), REFERENCE)
+arm(c)
 if c.is_new then
     call('UNLINK', CONVERSATION, CHANNEL, HELD)
     if not former then

@@ -29,6 +29,11 @@ local function touch(c)
     end
 end
 
+-- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
+local function allow_writes()
+    call('PEXPIRE', TIMERS, $partition_ttl)
+end
+
 local function time_out(c, sequence, item)
     local _, deadline, _, _, _, day = decode(ITEM, item)
     return settle(c, sequence, item, TIMED_OUT, rfc3339(deadline, day), '\0\0\0\0\0\0\0\0', 0, '')
@@ -122,7 +127,7 @@ local function save(c)
     call('HSET', CONVERSATION, 's', state_of(c), unpack(WRITES))
     if c.gate_deadline == 1 then
         -- The caller continues at once. The sweeper continues if the caller has failed.
-        call('ZADD', TIMERS, NOW + 1000, REFERENCE)
+        call('ZADD', TIMERS, NOW + $continue_after, REFERENCE)
     end
     if #MARKERS > 0 then
         -- pcall: a timer that remains has no effect, and the sweeper removes it.
