@@ -1,5 +1,7 @@
 //! The composition root: puts the parts together, binds, runs, drains.
 
+mod tasks;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -13,21 +15,22 @@ use secrecy::SecretString;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinError;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::tasks::Tasks;
 use crate::clock::{Clock, Entropy, NoEntropy};
 use crate::config::{Config, Http};
 use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey};
-use crate::http::body::BodyLimits;
+use crate::http::admission::{Admission, Lifecycle};
+use crate::http::body::{BodyBudget, BodyLimits};
+use crate::http::context::Listener;
 use crate::http::health::Health;
-use crate::http::lifecycle::{Admission, Lifecycle};
-use crate::http::room::Room;
-use crate::http::server::{self, Watched};
+use crate::http::observe::Observation;
+use crate::http::server::{self, ConnectionLimits};
 use crate::http::tls::{Files, Tls, TlsError};
-use crate::platform::{self, Gatekeeper, Pages, Platform};
-use crate::public::{self, Carriers, Public, Throttle};
+use crate::platform::{self, FailedKeys, Pages, Platform, ServiceKeys};
+use crate::public::{self, Carriers, ClientLimits, Public};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
 use crate::store::{AnyStore, Observed, Store, StoreHealth};
@@ -59,6 +62,14 @@ pub enum AppError {
         address: SocketAddr,
         /// Why.
         source: io::Error,
+    },
+    /// A task of the service ended before the service did.
+    #[error("the {name} {how}")]
+    TaskEnded {
+        /// The task.
+        name: &'static str,
+        /// How it ended.
+        how: &'static str,
     },
     /// The store's URL or certificates are not usable.
     #[error(transparent)]
@@ -96,7 +107,7 @@ pub struct App {
     max_event_streams: usize,
     lifecycle: Lifecycle,
     made_service_key: Option<SecretString>,
-    look_at_certificates: Arc<Notify>,
+    check_certificates: Arc<Notify>,
     drain_grace: Duration,
     drain_timeout: Duration,
 }
@@ -106,7 +117,7 @@ struct Bound {
     socket: TcpListener,
     address: SocketAddr,
     router: Router,
-    limits: server::Limits,
+    limits: ConnectionLimits,
     tls: Option<Tls>,
 }
 
@@ -156,14 +167,13 @@ fn body_limits(http: &Http) -> BodyLimits {
     BodyLimits { max_bytes: http.max_body_bytes.size(), timeout: http.body_timeout_ms.duration(), copies: 1 }
 }
 
-fn connection_limits(http: &Http) -> server::Limits {
-    server::Limits {
+fn connection_limits(http: &Http) -> ConnectionLimits {
+    ConnectionLimits {
         head_timeout: http.head_timeout_ms.duration(),
         write_timeout: http.write_timeout_ms.duration(),
         keep_alive_timeout: http.keep_alive_timeout_ms.duration(),
         max_connections: http.max_connections.size(),
         half_close: true,
-        pace: true,
     }
 }
 
@@ -189,9 +199,12 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let lifecycle = Lifecycle::default();
     let health = Health { store: Arc::clone(&store), lifecycle: lifecycle.clone() };
     let body = body_limits(http);
-    let admission = || Admission {
-        lifecycle: lifecycle.clone(),
-        in_flight: Arc::new(Semaphore::new(http.max_requests_in_flight.size())),
+    let admission = || Admission::new(lifecycle.clone(), http.max_requests_in_flight.size());
+    let observation = |listener, scheme| Observation {
+        listener,
+        scheme,
+        proxies: config.proxies(),
+        telemetry: telemetry.clone(),
     };
     let event_streams = Arc::new(Semaphore::new(http.max_event_streams.size()));
     let carriers = Arc::new(Carriers::new(&config.token));
@@ -203,10 +216,10 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         clock,
         carriers: Arc::clone(&carriers),
         body: BodyLimits { copies: public::COPIES, ..body },
-        known: Room::of(buffered / 4 * 3),
-        strangers: Room::of(buffered / 4),
+        authenticated: BodyBudget::new(buffered / 4 * 3),
+        anonymous: BodyBudget::new(buffered / 4),
         admission: admission(),
-        throttle: Arc::new(Throttle::new(config)),
+        clients: ClientLimits::new(config),
     };
     let platform = Platform {
         store: Arc::clone(&store),
@@ -220,10 +233,13 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),
         body,
-        room: Room::of(buffered - buffered / 2),
+        bodies: BodyBudget::new(buffered - buffered / 2),
         pages: Pages::new(buffered / 2, body.max_bytes),
         event_streams: Arc::clone(&event_streams),
         lifecycle: lifecycle.clone(),
+        service_keys: ServiceKeys::new(&service_keys),
+        failed_keys: FailedKeys::new(&config.rate_limit),
+        admission: admission(),
     };
     let limits = connection_limits(http);
     Ok(App {
@@ -232,8 +248,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
             address: public_addr,
             router: public::router(
                 Arc::new(public),
-                scheme_of(public_tls.as_ref()),
-                telemetry.clone(),
+                observation(Listener::Public, scheme_of(public_tls.as_ref())),
                 health.clone(),
             ),
             limits,
@@ -244,13 +259,10 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
             address: platform_addr,
             router: platform::router(
                 Arc::new(platform),
-                Gatekeeper::new(&service_keys),
-                scheme_of(platform_tls.as_ref()),
-                telemetry.clone(),
+                observation(Listener::Platform, scheme_of(platform_tls.as_ref())),
                 health,
-                admission(),
             ),
-            limits: server::Limits { half_close: false, pace: false, ..limits },
+            limits: ConnectionLimits { half_close: false, ..limits },
             tls: platform_tls,
         },
         store,
@@ -259,7 +271,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         max_event_streams: http.max_event_streams.size(),
         lifecycle,
         made_service_key,
-        look_at_certificates: Arc::default(),
+        check_certificates: Arc::default(),
         drain_grace: http.drain_grace_ms.duration(),
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
     })
@@ -308,17 +320,11 @@ async fn keep_checking(store: &Observed) -> AppError {
     }
 }
 
-/// How a task ended that should not have. What a panic says may hold anything: where it happened is told elsewhere.
-fn early_end(error: &JoinError) -> &'static str {
-    if error.is_panic() { "it panicked" } else { "it was cancelled" }
-}
-
 /// Adds up again and again what the store holds, for the metrics.
 async fn keep_adding_up(
     store: Arc<Observed>,
     telemetry: Telemetry,
-    event_streams: Arc<Semaphore>,
-    max_event_streams: usize,
+    (event_streams, max_event_streams): (Arc<Semaphore>, usize),
 ) {
     loop {
         telemetry.metrics.event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
@@ -357,69 +363,64 @@ impl App {
         self.made_service_key.as_ref()
     }
 
-    /// What has the certificates' files looked at at once, rather than a second later.
-    pub fn look_at_certificates(&self) -> Arc<Notify> {
-        Arc::clone(&self.look_at_certificates)
+    /// Notify it to have the certificates' files checked at once.
+    pub fn check_certificates(&self) -> Arc<Notify> {
+        Arc::clone(&self.check_certificates)
     }
 
-    /// Runs until `shutdown`, then drains: health and new requests are answered 503 for a while, those under way are
-    /// finished, and all of it takes no longer than `http.drain_timeout_ms`.
+    /// Keeps at most so many connections open, whatever the configuration says: three quarters of them providers'.
+    #[must_use]
+    pub fn with_max_connections(mut self, connections: usize) -> Self {
+        let platform = (connections / 4).max(1);
+        for (bound, most) in [(&mut self.public, connections - platform), (&mut self.platform, platform)] {
+            bound.limits.max_connections = bound.limits.max_connections.min(most.max(1));
+        }
+        self
+    }
+
+    /// Runs until `shutdown`, then drains: health checks and new requests are answered 503 for a while, those in flight
+    /// are completed, and all of it takes no longer than `http.drain_timeout_ms`. A task that ends before that, or a
+    /// store that must not be used, ends the service with an error.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let stop = CancellationToken::new();
-        let metrics = self.telemetry.metrics.clone();
-        let serve = |bound: Bound| {
-            let watched = Watched { metrics: metrics.clone(), scheme: bound.scheme() };
+        let mut tasks = Tasks::new(stop.clone());
+        for (name, bound) in [("public listener", self.public), ("platform listener", self.platform)] {
             let Bound { socket, router, limits, tls, .. } = bound;
-            if let Some(tls) = tls.clone() {
-                tokio::spawn(tls.keep_fresh(Arc::clone(&self.look_at_certificates), stop.clone()));
+            let acceptor = tls.as_ref().map(Tls::acceptor);
+            if let Some(tls) = tls {
+                let check = Arc::clone(&self.check_certificates);
+                tasks.spawn("certificate watcher", tls.watch_and_reload(check, stop.clone()));
             }
-            tokio::spawn(server::serve(socket, router, limits, tls, watched, stop.clone()))
-        };
-        let served = [serve(self.public), serve(self.platform)];
-        let swept = tokio::spawn(sweeper::run(Arc::clone(&self.store), self.telemetry.clone(), stop.clone()));
-        let store = Arc::clone(&self.store);
-        let health_checked = tokio::spawn(async move { store.keep_checking_health().await });
-        let added_up = tokio::spawn(keep_adding_up(
-            Arc::clone(&self.store),
-            self.telemetry,
-            self.event_streams,
-            self.max_event_streams,
-        ));
+            tasks.spawn(name, server::serve(socket, router, limits, acceptor, stop.clone()));
+        }
+        let store = self.store;
+        tasks.spawn("sweeper", sweeper::run(Arc::clone(&store), self.telemetry.clone(), stop.clone()));
+        if let Some(watcher) = store.take_watcher() {
+            // However it ended: that it did is the error.
+            tasks.spawn_until_stop("channel watcher", async move { drop(watcher.await) });
+        }
+        let checked = Arc::clone(&store);
+        tasks.spawn_until_stop("health check", async move { checked.keep_checking_health().await });
+        let streams = (self.event_streams, self.max_event_streams);
+        tasks.spawn_until_stop("totals", keep_adding_up(Arc::clone(&store), self.telemetry, streams));
         let result = tokio::select! {
             () = shutdown => Ok(()),
-            error = keep_checking(&self.store) => Err(error),
+            error = keep_checking(&store) => Err(error),
+            error = tasks.ended() => Err(error),
         };
         self.lifecycle.drain();
         tracing::info!("draining");
         let drained = timeout(self.drain_timeout, async {
             sleep(self.drain_grace).await;
             stop.cancel();
-            for task in served.into_iter().chain([swept]) {
-                if let Err(error) = task.await {
-                    tracing::error!(error = early_end(&error), "a part of the service ended early");
-                }
-            }
+            tasks.all_ended().await;
         });
         if drained.await.is_ok() {
             tracing::info!("drained");
         } else {
-            tracing::warn!("draining took too long; requests under way were cut off");
+            tracing::warn!("draining took too long; requests in flight were aborted");
         }
         stop.cancel();
-        added_up.abort();
-        health_checked.abort();
         result
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_part_that_panicked_is_told_of_without_what_it_said() {
-        let error = tokio::spawn(async { panic!("cbt_AQJrMQ") }).await.unwrap_err();
-        assert!(error.to_string().contains("cbt_AQJrMQ"), "the library would tell: {error}");
-        assert_eq!(early_end(&error), "it panicked");
     }
 }

@@ -10,36 +10,34 @@ mod work_items;
 
 use std::sync::Arc;
 
-pub use auth::Gatekeeper;
+pub use auth::{FailedKeys, ServiceKeys};
 use axum::Router;
 use axum::routing::{get, post, put};
 pub use pages::Pages;
 use tokio::sync::Semaphore;
 
 use crate::domain::token::Keyring;
-use crate::http::body::BodyLimits;
-use crate::http::context::Side;
-use crate::http::health::Health;
-use crate::http::lifecycle::{Admission, Lifecycle};
-use crate::http::room::Room;
-use crate::http::{health, lifecycle, metrics, observe};
+use crate::http::admission::{Admission, Lifecycle};
+use crate::http::body::{BodyBudget, BodyLimits};
+use crate::http::health::{self, Health};
+use crate::http::metrics;
+use crate::http::observe::{Observation, observed};
 use crate::public::Carriers;
 use crate::store::Observed;
-use crate::telemetry::Telemetry;
 
-/// Where the platform works.
+/// The prefix of the platform's calls.
 pub const PLATFORM_PATH: &str = "/platform/v1";
 
-/// What the platform's listener works with.
+/// The state of the platform's listener.
 #[derive(Debug)]
 pub struct Platform {
-    /// Where conversations live.
+    /// Where conversations are stored.
     pub store: Arc<Observed>,
-    /// What tokens are signed with.
+    /// Signs tokens.
     pub keyring: Arc<Keyring>,
-    /// Where tokens may travel.
+    /// Where tokens are accepted.
     pub carriers: Arc<Carriers>,
-    /// What callback URLs begin with.
+    /// The prefix of callback URLs.
     pub public_base_url: String,
     /// A work item's time to its deadline, unless it says otherwise.
     pub default_timeout_ms: u64,
@@ -47,27 +45,26 @@ pub struct Platform {
     pub max_timeout_ms: u64,
     /// Time from a deadline to the end of the token.
     pub replay_window_ms: u64,
-    /// How large a request may be, and how long it may take.
+    /// Limits of a body.
     pub body: BodyLimits,
-    /// Where bodies are read.
-    pub room: Room,
-    /// Where event streams get their pages.
+    /// Memory for bodies.
+    pub bodies: BodyBudget,
+    /// Memory for the pages of event streams.
     pub pages: Pages,
     /// A permit for each event stream.
     pub event_streams: Arc<Semaphore>,
     /// Event streams end when draining begins.
     pub lifecycle: Lifecycle,
+    /// Who has access.
+    pub service_keys: ServiceKeys,
+    /// Limits guesses of service keys.
+    pub failed_keys: FailedKeys,
+    /// Which requests are let in.
+    pub admission: Admission,
 }
 
-/// All that the platform uses.
-pub fn router(
-    platform: Arc<Platform>,
-    gatekeeper: Gatekeeper,
-    scheme: &'static str,
-    telemetry: Telemetry,
-    health: Health,
-    admission: Admission,
-) -> Router {
+/// The platform's calls, health checks and metrics.
+pub fn router(platform: Arc<Platform>, observation: Observation, health: Health) -> Router {
     let conversation = put(conversations::open).get(conversations::show).delete(conversations::end);
     let calls = Router::new()
         .route("/conversations/{conversationId}", conversation)
@@ -77,8 +74,7 @@ pub fn router(
             "/conversations/{conversationId}/work-items/{workItemId}",
             get(work_items::show).delete(work_items::cancel),
         )
-        .with_state(platform);
-    let calls = gatekeeper.guard(lifecycle::admitted(calls, admission));
-    let routes = health::routes(health).merge(metrics::routes(telemetry.metrics.clone()));
-    observe::around(Side::Platform, scheme, telemetry, routes.nest(PLATFORM_PATH, calls))
+        .with_state(Arc::clone(&platform));
+    let routes = health::routes(health).merge(metrics::routes(observation.telemetry.metrics.clone()));
+    observed(observation, routes.nest(PLATFORM_PATH, auth::guarded(platform, calls)))
 }

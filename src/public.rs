@@ -1,11 +1,11 @@
-//! The provider's listener: its routes and layers.
+//! The provider's listener: its routes.
 //!
-//! A callback's way: [`carrier`] finds the token, [`callback`] checks and asks the store, [`reply`] tells the provider.
+//! A callback's way: `carrier` finds the token, `callback` verifies it and calls the store, `reply` answers the provider.
 
 mod callback;
 mod carrier;
+mod client_limits;
 mod reply;
-mod throttle;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,57 +13,53 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::post;
 pub use callback::COPIES;
-pub use carrier::{Carriers, Place};
-pub use throttle::Throttle;
+pub use carrier::{Carriers, TokenLocation};
+pub use client_limits::ClientLimits;
 
 use crate::clock::Clock;
 use crate::config::Carrier;
 use crate::domain::token::Keyring;
-use crate::http::body::BodyLimits;
-use crate::http::context::Side;
-use crate::http::health::Health;
-use crate::http::lifecycle::Admission;
-use crate::http::room::Room;
-use crate::http::{health, lifecycle, observe};
+use crate::http::admission::Admission;
+use crate::http::body::{BodyBudget, BodyLimits};
+use crate::http::health::{self, Health};
+use crate::http::observe::{Observation, observed};
 use crate::store::Observed;
-use crate::telemetry::Telemetry;
 
 /// Where callbacks are posted.
 pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
 
-/// What the provider's listener works with.
+/// The state of the provider's listener.
 #[derive(Debug)]
 pub struct Public {
     /// Where results go.
     pub store: Arc<Observed>,
-    /// Longest time to the store's answer.
+    /// Time limit of a call of the store.
     pub store_timeout: Duration,
-    /// What tokens are checked with.
+    /// Verifies tokens.
     pub keyring: Arc<Keyring>,
-    /// Against which time.
+    /// The time for that.
     pub clock: Clock,
-    /// Where tokens may travel.
+    /// Where tokens are accepted.
     pub carriers: Arc<Carriers>,
-    /// How large a result may be, and how long it may take.
+    /// Limits of a body.
     pub body: BodyLimits,
-    /// Where bodies with a good token in their request's head are read.
-    pub known: Room,
-    /// Where all other bodies are read.
-    pub strangers: Room,
-    /// Who is let in.
+    /// Memory for bodies of requests with an authentic token in their head.
+    pub authenticated: BodyBudget,
+    /// Memory for all other bodies.
+    pub anonymous: BodyBudget,
+    /// Which requests are let in.
     pub admission: Admission,
-    /// Who asks too often.
-    pub throttle: Arc<Throttle>,
+    /// Rate limits.
+    pub clients: ClientLimits,
 }
 
 /// All that the gateway exposes.
-pub fn router(public: Arc<Public>, scheme: &'static str, telemetry: Telemetry, health: Health) -> Router {
-    let (admission, limits) = (public.admission.clone(), Arc::clone(&public.throttle));
+pub fn router(public: Arc<Public>, observation: Observation, health: Health) -> Router {
     let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::take));
     if public.carriers.allows(Carrier::Path) {
         callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::take));
     }
-    let callbacks = throttle::throttled(callbacks.with_state(public), limits);
-    let routes = health::routes(health).merge(lifecycle::admitted_late(callbacks, admission));
-    observe::around(Side::Public, scheme, telemetry, routes)
+    let callbacks =
+        callbacks.fallback(callback::refuse).method_not_allowed_fallback(callback::refuse).with_state(public);
+    observed(observation, health::routes(health).merge(callbacks))
 }

@@ -9,13 +9,15 @@ mod wakes;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 pub use health::StoreHealth;
 pub use observed::Observed;
 pub use schedule::Schedule;
 use thiserror::Error;
+use tokio::runtime::Handle;
 pub use wakes::Wake;
 
 use crate::domain::envelope::EnvelopeJson;
@@ -57,18 +59,46 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// The result of an operation: success or refusal, or a failure of the store.
 pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 
-/// Runs a call in a task of its own, which goes on when the caller is dropped. Panics when the call does. `ended`: the
-/// failure if the runtime ends first.
-pub async fn detached<T: Send + 'static>(
-    call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ended: fn(Cause) -> StoreError,
-) -> Result<T, StoreError> {
-    match tokio::spawn(call).await {
-        Ok(answer) => answer,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            Err(cancelled) => Err(ended(cancelled.into())),
-        },
+/// Protects a call from cancellation: when its caller is dropped, the call is completed in a task of its own.
+pub fn shield<F>(call: F) -> impl Future<Output = F::Output> + Send
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    Shield(Some(Box::pin(call)))
+}
+
+/// See [`shield`].
+struct Shield<F: Future + Send + 'static>(Option<Pin<Box<F>>>)
+where
+    F::Output: Send;
+
+impl<F: Future + Send + 'static> Future for Shield<F>
+where
+    F::Output: Send,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        // Taken while it is polled: a call that panics must not be polled again.
+        let Some(mut call) = self.0.take() else { return Poll::Pending };
+        let polled = call.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.0 = Some(call);
+        }
+        polled
+    }
+}
+
+impl<F: Future + Send + 'static> Drop for Shield<F>
+where
+    F::Output: Send,
+{
+    fn drop(&mut self) {
+        // Without a runtime the process is ending.
+        if let (Some(call), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(async move { drop(call.await) });
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::domain::gate::Expired;
 use crate::domain::ids::ConversationRef;
 use crate::domain::work_item::Outcome;
 use crate::store::{CLAIM_MS, DueConversation, Observed, Store, StoreError};
-use crate::telemetry::trace::{self, Place};
+use crate::telemetry::trace::{self, SpanRef};
 use crate::telemetry::{Telemetry, names};
 
 /// Number of partitions that are queried in rotation each second.
@@ -241,7 +241,7 @@ async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) ->
     swept.instrument(span).await
 }
 
-fn tell(telemetry: &Telemetry, place: &Place, conversation: ConversationRef, expired: &Expired) {
+fn tell(telemetry: &Telemetry, place: &SpanRef, conversation: ConversationRef, expired: &Expired) {
     let id = expired.conversation_id.as_ref();
     if let Some(ended) = expired.ended {
         telemetry.metrics.dropped(ended.dropped_held, ended.dropped_awaiting);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use exports::{ExportError, Exports};
-pub use metrics::{Answered, Metrics, UnderWay};
+pub use metrics::{ActiveRequest, Answered, Metrics};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::Resource;
@@ -33,7 +33,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use self::trace::{Channel, Place};
+use self::trace::{Channel, SpanRef};
 use self::valve::{Behind, Sampling};
 use crate::config::{self, LogFormat};
 use crate::domain::gate::{Released, TimedOut};
@@ -222,7 +222,7 @@ impl Telemetry {
     /// Counts a work item that the sweeper timed out, and has a span for it.
     pub fn timed_out(
         &self,
-        sweep: &Place,
+        sweep: &SpanRef,
         (reference, id): (ConversationRef, Option<&ConversationId>),
         timed_out: &TimedOut,
     ) {
@@ -238,7 +238,7 @@ impl Telemetry {
     /// what timed out has none, and gets one unless `told` says that the step had one for it.
     pub fn released(
         &self,
-        step: &Place,
+        step: &SpanRef,
         conversation: (ConversationRef, Option<&ConversationId>),
         channel: impl FnOnce() -> ChannelAddress,
         envelopes: &[Released],

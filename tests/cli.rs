@@ -27,6 +27,8 @@ mod healthcheck;
 mod memory;
 #[path = "cli/old_redis.rs"]
 mod old_redis;
+#[path = "cli/open_files.rs"]
+mod open_files;
 #[path = "cli/program.rs"]
 mod program;
 #[path = "it/proxy.rs"]

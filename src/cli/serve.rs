@@ -19,6 +19,7 @@ impl From<AppError> for Failure {
                 Self::Wrong(error.into())
             }
             AppError::Bind { .. }
+            | AppError::TaskEnded { .. }
             | AppError::NoEntropy(_)
             | AppError::KeyTooShort(_)
             | AppError::KeyId(_) => Self::Failed(error.into()),
@@ -58,10 +59,12 @@ async fn serve(
     telemetry: Telemetry,
     signals: &Signals,
 ) -> Result<(), Failure> {
-    raise_open_files(loaded.config.http.max_connections.get());
+    let open_files = raise_open_files(loaded.config.http.max_connections.get());
+    let connections = open_files.saturating_sub(RESERVED_FILES.min(open_files / 2));
     let app = app::build(&loaded.config, Clock::System, telemetry).await?;
+    let app = app.with_max_connections(usize::try_from(connections).unwrap_or(usize::MAX));
     let mut hangup = signal(SignalKind::hangup()).map_err(|error| Failure::Failed(error.into()))?;
-    let certificates = app.look_at_certificates();
+    let certificates = app.check_certificates();
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             certificates.notify_waiters();
@@ -90,26 +93,30 @@ async fn serve(
     }
 }
 
-/// Lets the process have as many connections as it is configured for: the limit that shells and service managers set
-/// is 1,024 for programs that cannot do with more, and may be raised up to a second one.
-fn raise_open_files(connections: u64) {
-    // For the store, the log, and the rest.
-    let reserve = 256;
+/// File descriptors for everything but the connections of clients: Redis, the log, telemetry, certificates.
+const RESERVED_FILES: u64 = 64;
+
+/// Raises the limit of open files as far as `http.max_connections` needs it and the system allows it. Shells and service
+/// managers set a low one for programs that cannot handle more. Returns the limit.
+fn raise_open_files(connections: u64) -> u64 {
+    let needed = connections.saturating_mul(2).saturating_add(RESERVED_FILES);
     let limit = getrlimit(Resource::Nofile);
     let (soft, hard) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
-    let wanted = hard.min(2 * connections + reserve);
-    if soft < wanted
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
+    let raised = hard.min(needed).max(soft);
+    if raised > soft
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit })
     {
-        tracing::warn!(error = %error, "the limit of open files cannot be raised");
+        tracing::warn!(error = %error, "cannot raise the limit of open files");
+        return soft;
     }
-    if hard < connections + reserve {
+    if raised < connections.saturating_add(RESERVED_FILES) {
         tracing::warn!(
-            open_files = hard,
+            open_files = raised,
             connections,
-            "fewer open files are allowed than http.max_connections"
+            "the limit of open files allows fewer connections than http.max_connections"
         );
     }
+    raised
 }
 
 /// Counts SIGTERM and SIGINT.
@@ -127,7 +134,7 @@ impl Signals {
                     _ = interrupt.recv() => "SIGINT",
                 };
                 sender.send_modify(|count| *count += 1);
-                tracing::info!(signal = name, "asked to end; asked again, it ends at once");
+                tracing::info!(signal = name, "signal received, draining; a second signal exits immediately");
             }
         });
         Ok(Self(receiver))

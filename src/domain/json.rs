@@ -1,19 +1,21 @@
-//! A look at a JSON text without changing a byte of it: is it one, how deep, what are its top-level members.
+//! Checks a JSON text that is passed on unchanged, and finds some of its top-level members.
 //!
-//! `serde_json` checks the grammar; this module adds what it leaves open when a value is passed on
-//! unparsed: depth, and escapes that are half of a surrogate pair.
+//! `serde_json` checks the grammar. This module checks what `serde_json` leaves open for values that are not decoded:
+//! the depth, and `\u` escapes that are half of a surrogate pair.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
+use memchr::{memchr, memchr2_iter};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-/// Deepest nesting of arrays and objects that is taken.
+/// Maximum depth of nested arrays and objects.
 pub const MAX_DEPTH: usize = 128;
 
-/// Why bytes are not a JSON text that can be passed on.
+/// Why a body is not passed on.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
     /// Not UTF-8.
@@ -51,20 +53,22 @@ pub enum Shape {
     Scalar,
 }
 
-/// A top-level member of an object, as ranges of the text.
+/// A member of the top-level object, as ranges of the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
-    /// All that stands between the `{` or `,` before it and the `,` or `}` after it.
+    /// Index of its name in `names`.
+    name: usize,
+    /// From the `{` or `,` before it to the `,` or `}` after it, both excluded.
     segment: Range<usize>,
-    key: Range<usize>,
     value: Range<usize>,
 }
 
-/// A checked JSON text and where its top-level members are. Its `Debug` shows nothing of the text.
+/// A checked JSON text, and the top-level members with some names. `Debug` shows nothing of the text.
 #[derive(Clone)]
 pub struct Scan<'a> {
     text: &'a str,
-    value: Range<usize>,
+    shape: Shape,
+    names: Vec<&'a str>,
     members: Vec<Member>,
     problem: Option<Malformed>,
 }
@@ -76,135 +80,168 @@ impl fmt::Debug for Scan<'_> {
 }
 
 impl<'a> Scan<'a> {
-    /// Checks that `bytes` are UTF-8 and JSON. What else may be wrong is told by [`Scan::problem`],
-    /// so that members can be read from a text that will be refused.
-    pub fn new(bytes: &'a [u8]) -> Result<Self, Malformed> {
+    /// Checks that `bytes` are UTF-8 and JSON, and finds the top-level members with these names. Whether the text must be
+    /// refused for another reason is told by [`Scan::problem`], so that members can be read from such a text, too.
+    pub fn new(bytes: &'a [u8], names: impl IntoIterator<Item = &'a str>) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(bytes).map_err(|error| Malformed::NotUtf8(error.valid_up_to()))?;
-        let start = text.len() - text.trim_start_matches(WHITE_SPACE).len();
-        let end = text.trim_end_matches(WHITE_SPACE).len();
-        if start >= end {
+        if text.trim_matches(WHITE_SPACE).is_empty() {
             return Err(Malformed::Empty);
         }
-        let _: &RawValue = serde_json::from_str(text)
-            .map_err(|error| Malformed::NotJson { line: error.line(), column: error.column() })?;
-        let mut scan = Self { text, value: start..end, members: Vec::new(), problem: None };
-        scan.walk();
-        Ok(scan)
+        let (names, shape) = (names.into_iter().collect::<Vec<_>>(), shape_of(text));
+        let mut json = serde_json::Deserializer::from_str(text);
+        let members = match shape {
+            Shape::Object => json.deserialize_map(MemberVisitor { text, names: &names }),
+            Shape::Array | Shape::String | Shape::Scalar => {
+                IgnoredAny::deserialize(&mut json).map(|IgnoredAny| Vec::new())
+            }
+        };
+        let members = members.and_then(|members| json.end().map(|()| members));
+        let members =
+            members.map_err(|error| Malformed::NotJson { line: error.line(), column: error.column() })?;
+        let problem = lone_surrogate(text).map(Malformed::LoneSurrogate);
+        let problem = if is_too_deep(text) { Some(Malformed::TooDeep) } else { problem };
+        Ok(Self { text, shape, names, members, problem })
     }
 
-    /// What is wrong with the text although it is JSON by its grammar.
+    /// Why a JSON text must be refused nevertheless.
     pub fn problem(&self) -> Option<&Malformed> {
         self.problem.as_ref()
     }
 
     /// The kind of the whole value.
     pub fn shape(&self) -> Shape {
-        shape_of(&self.text[self.value.clone()])
+        self.shape
     }
 
-    /// The values, in order, of all top-level members with this name (JSON allows a name twice).
+    /// The values of the members with this name, in order: JSON allows a name twice. The name must be one of those that
+    /// were looked for.
     pub fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a str> + 's {
-        self.members
-            .iter()
-            .filter(move |member| self.key_is(member, name))
-            .map(|member| &self.text[member.value.clone()])
+        self.named(name).map(|member| &self.text[member.value.clone()])
     }
 
-    fn key_is(&self, member: &Member, name: &str) -> bool {
-        decode_string(&self.text[member.key.clone()]).is_some_and(|key| key == name)
+    fn named<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s Member> + 's {
+        self.members.iter().filter(move |member| self.names[member.name] == name)
     }
 
-    /// The text without its top-level members of this name; every other byte stays as it is.
+    /// The text without the members with this name. Every other byte stays.
     pub fn without(&self, name: &str) -> Cow<'a, str> {
-        if self.values(name).next().is_none() {
+        let mut kept = String::new();
+        let mut end = 0;
+        for member in self.named(name) {
+            append(&mut kept, &self.text[end..member.segment.start]);
+            end = member.segment.end;
+        }
+        if end == 0 {
             return Cow::Borrowed(self.text);
         }
-        let kept = self.members.iter().filter(|member| !self.key_is(member, name));
-        let kept: Vec<&str> = kept.map(|member| &self.text[member.segment.clone()]).collect();
-        let inside = match (self.members.first(), self.members.last()) {
-            (Some(first), Some(last)) => first.segment.start..last.segment.end,
-            _ => self.value.clone(),
-        };
-        Cow::Owned([&self.text[..inside.start], &kept.join(","), &self.text[inside.end..]].concat())
+        append(&mut kept, &self.text[end..]);
+        Cow::Owned(kept)
+    }
+}
+
+/// Appends what follows a removed member. Of the commas around it, one goes with it.
+fn append(kept: &mut String, rest: &str) {
+    let rest = match (kept.as_bytes().last(), rest.as_bytes().first()) {
+        (Some(_), Some(b',')) => &rest[1..],
+        (Some(b','), Some(b'}')) => {
+            kept.pop();
+            rest
+        }
+        _ => rest,
+    };
+    kept.push_str(rest);
+}
+
+/// Finds members while `serde_json` checks the text.
+struct MemberVisitor<'a, 'n> {
+    text: &'a str,
+    names: &'n [&'a str],
+}
+
+impl<'de> Visitor<'de> for MemberVisitor<'de, '_> {
+    type Value = Vec<Member>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
     }
 
-    /// One pass over a text whose grammar is known to be right.
-    fn walk(&mut self) {
-        let bytes = self.text.as_bytes();
-        let top_is_object = self.shape() == Shape::Object;
-        let mut depth = 0_usize;
-        let mut key: Option<Range<usize>> = None;
-        let mut value_start: Option<usize> = None;
-        let mut segment_start = self.value.start + 1;
-        let mut at = self.value.start;
-        while at < self.value.end {
-            let top = top_is_object && depth == 1;
-            match bytes[at] {
-                b'"' => {
-                    let end = self.string_end(at);
-                    if top && key.is_none() {
-                        key = Some(at..end);
-                    } else if top && value_start.is_none() {
-                        value_start = Some(at);
-                    }
-                    at = end;
-                    continue;
-                }
-                b'{' | b'[' => {
-                    if top && value_start.is_none() {
-                        value_start = Some(at);
-                    }
-                    depth += 1;
-                    if depth > MAX_DEPTH && self.problem.is_none() {
-                        self.problem = Some(Malformed::TooDeep);
-                    }
-                }
-                byte @ (b'}' | b']' | b',') => {
-                    if top && let (Some(key), Some(start)) = (key.take(), value_start.take()) {
-                        let end = self.text[..at].trim_end_matches(WHITE_SPACE).len();
-                        self.members.push(Member { segment: segment_start..at, key, value: start..end });
-                        segment_start = at + 1;
-                    }
-                    if byte != b',' {
-                        depth -= 1;
-                    }
-                }
-                b':' | b' ' | b'\t' | b'\n' | b'\r' => {}
-                _ => {
-                    if top && value_start.is_none() {
-                        value_start = Some(at);
-                    }
-                }
-            }
-            at += 1;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Member>, A::Error> {
+        let mut members = Vec::new();
+        while let Some(key) = map.next_key::<&'de RawValue>()? {
+            let Some(name) = self.names.iter().position(|name| is_name(key.get(), name)) else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let key = self.range(key);
+            let value = self.range(map.next_value()?);
+            let start = self.text[..key.start].trim_end_matches(WHITE_SPACE).len();
+            let after = &self.text[value.end..];
+            let end = self.text.len() - after.trim_start_matches(WHITE_SPACE).len();
+            members.push(Member { name, segment: start..end, value });
         }
+        Ok(members)
     }
+}
 
-    /// The offset after the string that begins at `start`; notes an escape that is half of a pair.
-    fn string_end(&mut self, start: usize) -> usize {
-        let bytes = self.text.as_bytes();
-        let mut high_at: Option<usize> = None;
-        let mut at = start + 1;
-        loop {
-            let unit = match bytes[at] {
-                b'\\' if bytes[at + 1] == b'u' => {
-                    u16::from_str_radix(&self.text[at + 2..at + 6], 16).unwrap_or_default()
-                }
-                _ => 0,
-            };
-            let low = (0xDC00..0xE000).contains(&unit);
-            if (high_at.is_some() != low) && self.problem.is_none() {
-                self.problem = Some(Malformed::LoneSurrogate(high_at.unwrap_or(at)));
-            }
-            high_at = (0xD800..0xDC00).contains(&unit).then_some(at);
-            at += match bytes[at] {
-                b'"' => return at + 1,
-                b'\\' if bytes[at + 1] == b'u' => 6,
-                b'\\' => 2,
-                _ => 1,
-            };
+impl<'de> MemberVisitor<'de, '_> {
+    /// Where a part of the text is.
+    fn range(&self, part: &'de RawValue) -> Range<usize> {
+        let start = part.get().as_ptr().addr() - self.text.as_ptr().addr();
+        start..start + part.get().len()
+    }
+}
+
+/// Whether a key, with its quotes, is this name. Only a key with a backslash is decoded.
+fn is_name(key: &str, name: &str) -> bool {
+    let inner = &key[1..key.len() - 1];
+    inner == name
+        || memchr(b'\\', inner.as_bytes()).is_some() && decode_string(key).is_some_and(|key| key == name)
+}
+
+/// The offset of the first escape that is half of a surrogate pair, in a JSON text.
+fn lone_surrogate(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let mut high: Option<usize> = None;
+    let mut at = 0;
+    while let Some(offset) = memchr(b'\\', &bytes[at..]) {
+        let escape = at + offset;
+        let is_unicode = bytes[escape + 1] == b'u';
+        let digits = is_unicode.then(|| &text[escape + 2..escape + 6]);
+        let unit = digits.map_or(0, |digits| u16::from_str_radix(digits, 16).unwrap_or_default());
+        let is_low = (0xDC00..0xE000).contains(&unit);
+        if let Some(high) = high.filter(|high| !is_low || high + 6 != escape) {
+            return Some(high);
+        }
+        if high.is_none() && is_low {
+            return Some(escape);
+        }
+        high = (0xD800..0xDC00).contains(&unit).then_some(escape);
+        at = escape + if is_unicode { 6 } else { 2 };
+    }
+    high
+}
+
+/// Whether a JSON text is nested deeper than [`MAX_DEPTH`].
+fn is_too_deep(text: &str) -> bool {
+    // Most texts do not have as many brackets.
+    if memchr2_iter(b'{', b'[', text.as_bytes()).nth(MAX_DEPTH).is_none() {
+        return false;
+    }
+    let (mut depth, mut is_string, mut is_escaped) = (0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => is_string = !is_string,
+            b'{' | b'[' if !is_string => depth += 1,
+            b'}' | b']' if !is_string => depth -= 1,
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return true;
         }
     }
+    false
 }
 
 /// The white space of JSON (RFC 8259, section 2).
@@ -234,8 +271,10 @@ mod tests {
 
     use super::*;
 
+    const NAMES: [&str; 3] = ["t", "a", "\u{e9}\"\\"];
+
     fn problem(text: &str) -> Option<Malformed> {
-        match Scan::new(text.as_bytes()) {
+        match Scan::new(text.as_bytes(), NAMES) {
             Ok(scan) => scan.problem().cloned(),
             Err(malformed) => Some(malformed),
         }
@@ -243,7 +282,7 @@ mod tests {
 
     #[test]
     fn what_is_not_json_is_named() {
-        assert_eq!(Scan::new(b"\"\xff\"").unwrap_err(), Malformed::NotUtf8(1));
+        assert_eq!(Scan::new(b"\"\xff\"", NAMES).unwrap_err(), Malformed::NotUtf8(1));
         assert_eq!(problem(""), Some(Malformed::Empty));
         assert_eq!(problem(" \n"), Some(Malformed::Empty));
         for bad in ["{", "{]", "nul", "[1,]", "{\"a\":1,}", "\"\0\"", "01", "1 2", "\u{feff}1", "{'a':1}"] {
@@ -285,7 +324,7 @@ mod tests {
             (r#"  {"a":1}"#, r#"  {"a":1}"#),
             (r#"["t"]"#, r#"["t"]"#),
         ] {
-            let scan = Scan::new(text.as_bytes()).unwrap();
+            let scan = Scan::new(text.as_bytes(), NAMES).unwrap();
             assert_eq!(scan.without("t"), expected, "{text}");
         }
     }
@@ -293,7 +332,7 @@ mod tests {
     #[test]
     fn all_values_of_a_name_are_found_in_order() {
         let text = r#"{"a":1, "b":{"a":9}, "\u0061": [2, {"a":3}] ,"a":"x\"y"}"#;
-        let scan = Scan::new(text.as_bytes()).unwrap();
+        let scan = Scan::new(text.as_bytes(), NAMES).unwrap();
         assert_eq!(scan.values("a").collect::<Vec<_>>(), ["1", r#"[2, {"a":3}]"#, r#""x\"y""#]);
         assert_eq!(scan.shape(), Shape::Object);
         assert_eq!(decode_string(r#""x\"y""#).unwrap(), "x\"y");
@@ -323,7 +362,7 @@ mod tests {
             let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) };
             let text = text.unwrap();
             let value: Value = serde_json::from_str(&text).unwrap();
-            let scan = Scan::new(text.as_bytes()).unwrap();
+            let scan = Scan::new(text.as_bytes(), NAMES).unwrap();
             prop_assert_eq!(scan.problem(), None);
             let mut expected = value.clone();
             let removed = expected.as_object_mut().and_then(|object| object.remove("a"));
@@ -333,7 +372,7 @@ mod tests {
 
         #[test]
         fn no_bytes_at_all_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = Scan::new(&bytes).map(|scan| scan.without("a").into_owned());
+            let _ = Scan::new(&bytes, NAMES).map(|scan| scan.without("a").into_owned());
         }
     }
 }

@@ -1,5 +1,6 @@
-//! A provider's body, judged: what it settles the work item as, and the bytes that travel on.
+//! Decides what a provider's body is: a result, a failure or neither.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -58,47 +59,61 @@ pub enum ResultRefused {
 }
 
 impl CallbackResult {
-    /// Judges a body that has already lost its token.
+    /// The top-level members that a result is judged by.
+    pub const NAMES: [&'static str; 2] = ["error", "content"];
+
+    /// Judges a body that carries no token.
+    pub fn of(kind: Kind, body: &Bytes) -> Result<Self, ResultRefused> {
+        Self::judge(kind, body, &Scan::new(body, Self::NAMES)?, None)
+    }
+
+    /// Judges a body. A member that carried the token is removed first.
     ///
     /// An object whose `error` is an object with string `code` and string `message` is a failure, of either
     /// kind of work. Otherwise a tool's result is any JSON value; a language model's is a string, or an
     /// object with `content`.
-    pub fn judge(kind: Kind, body: &Bytes) -> Result<Self, ResultRefused> {
-        Self::judge_scanned(kind, body, &Scan::new(body)?)
-    }
-
-    /// [`CallbackResult::judge`] for a body that was scanned already.
-    pub fn judge_scanned(kind: Kind, body: &Bytes, scan: &Scan<'_>) -> Result<Self, ResultRefused> {
+    ///
+    /// `scan` is of the same body, with [`CallbackResult::NAMES`] and the token's field.
+    pub fn judge(
+        kind: Kind,
+        body: &Bytes,
+        scan: &Scan<'_>,
+        token_field: Option<&str>,
+    ) -> Result<Self, ResultRefused> {
         if let Some(problem) = scan.problem() {
             return Err(problem.clone().into());
         }
-        let fingerprint = Fingerprint::of(body);
-        if let Some(error) = error_of(scan) {
-            let error = body.slice_ref(error.as_bytes());
-            return Ok(Self { payload: Payload::Failed(error), fingerprint });
+        let result = match token_field.map(|field| scan.without(field)) {
+            Some(Cow::Owned(without)) => without.into(),
+            Some(Cow::Borrowed(_)) | None => body.clone(),
+        };
+        let fingerprint = Fingerprint::of(&result);
+        let last = |name| scan.values(name).last().filter(|_| token_field != Some(name));
+        if let Some(error) = last("error").filter(|error| is_error(error)) {
+            // A copy, so that the whole body is not kept for it.
+            return Ok(Self {
+                payload: Payload::Failed(Bytes::copy_from_slice(error.as_bytes())),
+                fingerprint,
+            });
         }
-        if kind == Kind::Llm && !is_llm_result(scan) {
+        if kind == Kind::Llm && !is_llm_result(scan.shape(), last("content")) {
             return Err(ResultRefused::NotAnLlmResult);
         }
-        Ok(Self { payload: Payload::Succeeded(body.clone()), fingerprint })
+        Ok(Self { payload: Payload::Succeeded(result), fingerprint })
     }
 }
 
-/// The last member counts when a name stands twice, as in most parsers.
-fn error_of<'a>(scan: &Scan<'a>) -> Option<&'a str> {
-    let error = scan.values("error").last()?;
-    let inner = Scan::new(error.as_bytes()).ok()?;
-    let is_string = |name| inner.values(name).last().is_some_and(|value| shape_of(value) == Shape::String);
-    (is_string("code") && is_string("message")).then_some(error)
+/// Of a name that is there twice, the last member counts, as in most parsers.
+fn is_error(error: &str) -> bool {
+    let Ok(scan) = Scan::new(error.as_bytes(), ["code", "message"]) else { return false };
+    let is_string = |name| scan.values(name).last().is_some_and(|value| shape_of(value) == Shape::String);
+    is_string("code") && is_string("message")
 }
 
-fn is_llm_result(scan: &Scan<'_>) -> bool {
-    match scan.shape() {
+fn is_llm_result(shape: Shape, content: Option<&str>) -> bool {
+    match shape {
         Shape::String => true,
-        Shape::Object => scan
-            .values("content")
-            .last()
-            .is_some_and(|content| matches!(shape_of(content), Shape::String | Shape::Array)),
+        Shape::Object => content.is_some_and(|value| matches!(shape_of(value), Shape::String | Shape::Array)),
         Shape::Array | Shape::Scalar => false,
     }
 }
@@ -107,8 +122,12 @@ fn is_llm_result(scan: &Scan<'_>) -> bool {
 mod tests {
     use super::*;
 
+    fn whole(kind: Kind, body: &str) -> Result<CallbackResult, ResultRefused> {
+        CallbackResult::of(kind, &Bytes::copy_from_slice(body.as_bytes()))
+    }
+
     fn judge(kind: Kind, body: &str) -> Result<Payload, ResultRefused> {
-        CallbackResult::judge(kind, &Bytes::copy_from_slice(body.as_bytes())).map(|result| result.payload)
+        whole(kind, body).map(|result| result.payload)
     }
 
     fn taken(body: &str) -> Payload {
@@ -153,8 +172,7 @@ mod tests {
 
     #[test]
     fn the_fingerprint_is_the_whole_bodys() {
-        let judged =
-            |body: &'static str| CallbackResult::judge(Kind::Tool, &Bytes::from_static(body.as_bytes()));
+        let judged = |body: &str| whole(Kind::Tool, body);
         let error = r#"{"error":{"code":"X","message":"m"},"n":1}"#;
         let other = r#"{"error":{"code":"X","message":"m"},"n":2}"#;
         assert_ne!(judged(error).unwrap().fingerprint, judged(other).unwrap().fingerprint);

@@ -1,165 +1,154 @@
-//! Reading a request's body within its limits of size and time.
+//! Reads a request's body within its limits of size, time and memory.
 
+mod budget;
+
+use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
+pub use self::budget::BodyBudget;
+use self::budget::Reservation;
 use super::code::Code;
 use super::refusal::Refusal;
-use super::room::{Room, Share};
 
-/// How large a body may be, and how long it may take.
+/// Limits of a body.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimits {
-    /// Most bytes.
+    /// Maximum size in bytes.
     pub max_bytes: usize,
-    /// Longest time from the head to the last byte.
+    /// Time limit from the head to the last byte.
     pub timeout: Duration,
-    /// How often a body is in memory until it is answered: each copy counts.
+    /// Number of copies in memory until the request is answered: each counts in the budget.
     pub copies: usize,
 }
 
-/// How much of a refused body is still taken in, and how long, so that a client that first sends and then listens
-/// hears why it was refused.
-const LINGER_BYTES: usize = 16 * 1024 * 1024;
-const LINGER: Duration = Duration::from_secs(5);
-/// Most memory that is set aside on a client's word alone.
-const FIRST_CAPACITY: usize = 4 * 1024;
+/// A body must arrive at this rate, in bytes per second, once [`SLOW_START`] has passed. These are the defaults of
+/// Kestrel; they keep clients that send almost nothing from using up the budget.
+const MIN_RATE: u64 = 240;
+const SLOW_START: Duration = Duration::from_secs(5);
+/// How much of a refused body is read, and for how long, so that a client that sends all of it before it reads gets the
+/// refusal.
+const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum memory that is allocated for an announced length.
+const INITIAL_CAPACITY: usize = 4 * 1024;
+/// Minimum that a body counts for: this bounds the number of bodies.
+const MIN_RESERVATION: usize = 4 * 1024;
 
-/// A body that is read, and the room that it takes up.
+/// A body that was read, and its part of the budget.
 #[derive(Debug)]
-pub struct Whole {
+pub struct BufferedBody {
     /// The body.
     pub bytes: Bytes,
-    share: Share,
+    reservation: Reservation,
 }
 
-impl Whole {
-    /// The body, and what counts it as long as it is not dropped.
+impl BufferedBody {
+    /// The body, and a guard that reserves its memory.
     pub fn into_parts(self) -> (Bytes, impl Send + 'static) {
-        (self.bytes, self.share)
+        (self.bytes, self.reservation)
     }
 }
 
-/// Reads a body into this room, counting, whatever its head says about its length.
+/// Reads a body. Counts its bytes, whatever its head says about its length.
 pub async fn read(
     headers: &HeaderMap,
-    body: Body,
-    limits: BodyLimits,
-    room: &Room,
-) -> Result<Whole, Refusal> {
-    let too_large =
-        || Refusal::new(Code::BodyTooLarge, format!("the body is larger than {} bytes", limits.max_bytes));
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|text| text.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > limits.max_bytes as u64) {
-        discard(headers, body);
-        return Err(too_large());
-    }
-    let Some(mut share) = room.enter(Instant::now()) else {
-        discard(headers, body);
-        return Err(Refusal::new(Code::Overloaded, NO_ROOM));
-    };
-    let gives_way = share.gives_way();
-    let collected = tokio::select! {
-        collected = timeout(limits.timeout, collect(body, announced, limits, &mut share)) => collected,
-        () = gives_way.notified() => Ok(Err(Interrupted::GaveWay)),
-    };
-    match collected {
-        Ok(Ok(bytes)) => {
-            share.arrived();
-            Ok(Whole { bytes, share })
-        }
-        Ok(Err(Interrupted::TooLarge(rest))) => {
-            tokio::spawn(linger(rest));
-            Err(too_large())
-        }
-        Ok(Err(Interrupted::NoRoom(rest))) => {
-            tokio::spawn(linger(rest));
-            Err(Refusal::new(Code::Overloaded, NO_ROOM))
-        }
-        Ok(Err(Interrupted::GaveWay)) => {
-            let message = "the body was so slow that it had to give way to others; nothing was changed";
-            Err(closing(Refusal::new(Code::Overloaded, message)))
-        }
-        Ok(Err(Interrupted::CutOff)) => {
-            Err(Refusal::new(Code::BodyMalformed, "the body ended before it was whole"))
-        }
-        Err(_) => {
-            let message = format!("the body took longer than {} ms", limits.timeout.as_millis());
-            Err(closing(Refusal::new(Code::RequestTimeout, message)))
-        }
-    }
-}
-
-const NO_ROOM: &str = "too many bodies are being read; nothing was changed";
-
-fn closing(refusal: Refusal) -> Refusal {
-    refusal.with_header(header::CONNECTION, HeaderValue::from_static("close"))
-}
-
-enum Interrupted {
-    TooLarge(Body),
-    NoRoom(Body),
-    GaveWay,
-    CutOff,
-}
-
-async fn collect(
     mut body: Body,
-    announced: Option<u64>,
     limits: BodyLimits,
-    share: &mut Share,
-) -> Result<Bytes, Interrupted> {
-    let announced = announced.and_then(|length| usize::try_from(length).ok());
-    let mut collected = Vec::with_capacity(announced.unwrap_or_default().min(FIRST_CAPACITY));
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Interrupted::CutOff)?.into_data() else { continue };
-        let length = collected.len() + data.len();
-        if length > limits.max_bytes {
-            return Err(Interrupted::TooLarge(body));
-        }
-        if length > collected.capacity() {
-            let capacity = length.max(2 * collected.capacity()).min(announced.unwrap_or(limits.max_bytes));
-            collected.reserve_exact(capacity.max(length) - collected.len());
-        }
-        if !share.grow(limits.copies.saturating_mul(collected.capacity()), Instant::now()) {
-            return Err(Interrupted::NoRoom(body));
-        }
-        collected.extend_from_slice(&data);
+    budget: &BodyBudget,
+) -> Result<BufferedBody, Refusal> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|length: u64| length > limits.max_bytes as u64) {
+        discard(headers, body);
+        return Err(too_large(limits));
     }
-    Ok(collected.into())
+    let Some(mut reservation) = budget.reserve(MIN_RESERVATION) else {
+        discard(headers, body);
+        return Err(no_memory());
+    };
+    let announced = announced.and_then(|length| usize::try_from(length).ok());
+    let mut bytes = Vec::with_capacity(announced.unwrap_or_default().min(INITIAL_CAPACITY));
+    let started = Instant::now();
+    loop {
+        let at_min_rate = SLOW_START + Duration::from_secs(bytes.len() as u64 / MIN_RATE);
+        let Ok(frame) = timeout_at(started + limits.timeout.min(at_min_rate), body.frame()).await else {
+            let message = format!("the body took too long: {} ms", started.elapsed().as_millis());
+            let close = HeaderValue::from_static("close");
+            return Err(Refusal::new(Code::RequestTimeout, message).with_header(header::CONNECTION, close));
+        };
+        let Some(frame) = frame else { return Ok(BufferedBody { bytes: bytes.into(), reservation }) };
+        let Ok(data) = frame.map_err(|error| malformed(&error))?.into_data() else { continue };
+        let length = bytes.len() + data.len();
+        if length > limits.max_bytes {
+            tokio::spawn(discard_rest(body));
+            return Err(too_large(limits));
+        }
+        if length > bytes.capacity() {
+            let doubled = (2 * bytes.capacity()).min(announced.unwrap_or(limits.max_bytes));
+            bytes.reserve_exact(length.max(doubled) - bytes.len());
+        }
+        if !reservation.grow_to(limits.copies.saturating_mul(bytes.capacity())) {
+            tokio::spawn(discard_rest(body));
+            return Err(no_memory());
+        }
+        bytes.extend_from_slice(&data);
+    }
 }
 
-/// Takes in and throws away what nobody is going to read.
+fn too_large(limits: BodyLimits) -> Refusal {
+    Refusal::new(Code::BodyTooLarge, format!("the body is larger than {} bytes", limits.max_bytes))
+}
+
+fn no_memory() -> Refusal {
+    Refusal::new(Code::Overloaded, "too many bodies are being read; nothing was changed")
+}
+
+/// A body that cannot be read: its chunks are not what RFC 9112 says, or the client went away.
+fn malformed(error: &axum::Error) -> Refusal {
+    let mut source: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+        }) {
+            return Refusal::new(
+                Code::RequestMalformed,
+                "the body is not well-formed HTTP/1.1 (chunked coding)",
+            );
+        }
+        source = error.source();
+    }
+    Refusal::new(Code::BodyMalformed, "the body is shorter than announced")
+}
+
+/// Reads a body that is refused, and drops it.
 pub fn discard(headers: &HeaderMap, body: Body) {
     // A client that waits for 100 Continue has sent nothing yet.
     if !headers.contains_key(header::EXPECT) {
-        tokio::spawn(linger(body));
+        tokio::spawn(discard_rest(body));
     }
 }
 
-async fn linger(mut body: Body) {
-    let mut taken = 0;
-    let drain = async {
+async fn discard_rest(mut body: Body) {
+    let mut discarded = 0;
+    let discard = async {
         while let Some(Ok(frame)) = body.frame().await {
-            taken += frame.data_ref().map_or(0, Bytes::len);
-            if taken > LINGER_BYTES {
+            discarded += frame.data_ref().map_or(0, Bytes::len);
+            if discarded > DISCARDED_BYTES {
                 return;
             }
         }
     };
-    // Whichever limit is reached first, there is nothing more to do.
-    let _ = timeout(LINGER, drain).await;
+    // Whichever limit is reached first.
+    let _ = timeout(DISCARD_TIMEOUT, discard).await;
 }
 
-/// Whether the body is announced as JSON in UTF-8, and not encoded.
+/// Refuses a body whose head does not say that it is JSON in UTF-8 without a content coding.
 pub fn check_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let unsupported = |message: &'static str| Err(Refusal::new(Code::ContentTypeUnsupported, message));
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();

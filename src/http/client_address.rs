@@ -29,6 +29,11 @@ pub struct Proxies {
 }
 
 impl Proxies {
+    /// Whether a connection comes from a trusted proxy.
+    pub fn trust(&self, Peer(peer): Peer) -> bool {
+        self.trusts(peer.to_canonical())
+    }
+
     fn trusts(&self, address: IpAddr) -> bool {
         self.trusted.iter().any(|network| network.contains(&address))
     }

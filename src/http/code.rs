@@ -1,49 +1,47 @@
-//! Every way in which a request is refused: its code, its status, and whether repeating it can help.
+//! The codes of refusals, with their status and whether a retry can help.
 
 use axum::http::StatusCode;
 
-/// Why a request is refused. The code's name on the wire is stable; the table below is all there is to it.
+/// Why a request is refused. The name on the wire is stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     /// No carrier had a token.
     CallbackTokenMissing,
-    /// Malformed, forged, or of a retired key.
+    /// The token is malformed, forged, or signed with a retired key.
     CallbackTokenInvalid,
-    /// Authentic, but past its life.
+    /// The token is authentic, but expired.
     CallbackTokenExpired,
     /// Two carriers had different tokens.
     TokenCarriersDisagree,
     /// The token was used with another body.
     CallbackTokenUsed,
-    /// The deadline passed first.
+    /// The work item timed out before the callback.
     WorkItemTimedOut,
-    /// The platform withdrew the item.
+    /// The work item was cancelled.
     WorkItemCancelled,
-    /// The item has an outcome already.
+    /// The work item already has an outcome.
     WorkItemSettled,
-    /// The conversation does not know the item.
+    /// The conversation has no such work item: the store lost writes.
     WorkItemUnknown,
     /// There is no such work item.
     WorkItemNotFound,
-    /// The conversation has ended, or is not there.
+    /// The conversation has ended, or does not exist.
     ConversationEnded,
     /// There is no such conversation.
     ConversationNotFound,
     /// Not JSON, not UTF-8, too deep.
     BodyMalformed,
-    /// JSON, but not what this kind of work answers with.
+    /// JSON, but not a result of this kind of work.
     ResultShapeInvalid,
-    /// A field, an id, a parameter or a header is not what it must be.
+    /// A field, an id, a parameter or a header is invalid.
     RequestInvalid,
-    /// The request is not HTTP as it should be.
+    /// The body's chunked coding is not well-formed.
     RequestMalformed,
-    /// The request's head is too large.
-    HeadTooLarge,
     /// The body is too large.
     BodyTooLarge,
-    /// The body is of another type.
+    /// The body has another content type.
     ContentTypeUnsupported,
-    /// The path knows other methods.
+    /// The path has other methods.
     MethodNotAllowed,
     /// There is no such path.
     NotFound,
@@ -51,25 +49,25 @@ pub enum Code {
     RequestTimeout,
     /// Too many requests from one client address.
     RateLimited,
-    /// Too much is held in the conversation.
+    /// The conversation holds as much as it may.
     HeldLimit,
-    /// Too many items of the conversation are awaiting.
+    /// The conversation has as many awaiting items as it may.
     AwaitingLimit,
     /// The conversation's channel is full.
     ChannelLimit,
     /// The idempotency key was used with another body.
     IdempotencyKeyReused,
-    /// The platform sent no key.
+    /// The request has no service key.
     ServiceKeyMissing,
-    /// The platform sent a wrong key.
+    /// The service key is wrong.
     ServiceKeyInvalid,
-    /// The store cannot be reached: nothing was spent.
+    /// The store cannot be reached; nothing was changed.
     StoreUnavailable,
-    /// The store's reply was lost.
+    /// The store's reply was lost; the outcome is unknown.
     OutcomeUnknown,
-    /// The service is ending.
+    /// The service is shutting down.
     Draining,
-    /// The service has too much to do.
+    /// The service is overloaded.
     Overloaded,
     /// A bug.
     Internal,
@@ -77,7 +75,7 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 33] = [
         Self::CallbackTokenMissing,
         Self::CallbackTokenInvalid,
         Self::CallbackTokenExpired,
@@ -94,7 +92,6 @@ impl Code {
         Self::ResultShapeInvalid,
         Self::RequestInvalid,
         Self::RequestMalformed,
-        Self::HeadTooLarge,
         Self::BodyTooLarge,
         Self::ContentTypeUnsupported,
         Self::MethodNotAllowed,
@@ -134,7 +131,6 @@ impl Code {
             Self::ResultShapeInvalid => ("RESULT_SHAPE_INVALID", S::BAD_REQUEST, false),
             Self::RequestInvalid => ("REQUEST_INVALID", S::BAD_REQUEST, false),
             Self::RequestMalformed => ("REQUEST_MALFORMED", S::BAD_REQUEST, false),
-            Self::HeadTooLarge => ("HEAD_TOO_LARGE", S::REQUEST_HEADER_FIELDS_TOO_LARGE, false),
             Self::BodyTooLarge => ("BODY_TOO_LARGE", S::PAYLOAD_TOO_LARGE, false),
             Self::ContentTypeUnsupported => ("CONTENT_TYPE_UNSUPPORTED", S::UNSUPPORTED_MEDIA_TYPE, false),
             Self::MethodNotAllowed => ("METHOD_NOT_ALLOWED", S::METHOD_NOT_ALLOWED, false),
@@ -170,8 +166,8 @@ impl Code {
         self.row().2
     }
 
-    /// Whether it says that there was no room for the request.
-    pub const fn is_for_want_of_room(self) -> bool {
+    /// Whether the request was refused because of a limit or of draining.
+    pub const fn is_load_shed(self) -> bool {
         matches!(
             self,
             Self::Overloaded
@@ -183,7 +179,7 @@ impl Code {
         )
     }
 
-    /// Whether the request came without a token that is good now.
+    /// Whether the request had no valid token.
     pub const fn is_failed_authentication(self) -> bool {
         matches!(self, Self::CallbackTokenMissing | Self::CallbackTokenInvalid | Self::CallbackTokenExpired)
     }
@@ -202,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_final_is_never_a_status_that_clients_retry() {
+    fn final_refusals_have_no_status_that_clients_retry() {
         for code in Code::ALL {
             let retried = matches!(code.status().as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
             assert_eq!(code.retryable(), retried, "{}", code.as_str());

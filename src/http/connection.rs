@@ -1,138 +1,154 @@
-//! A connection that does not wait for ever for a request's head, and that gives the HTTP library's own refusals the
-//! envelope of all others.
+//! Time limits of a connection's read side: for a request's head, and for idleness between requests.
+//!
+//! hyper has one timer for both (hyper #3828). Here the limit for a head begins with its first byte and ends with its
+//! last, so a client cannot prolong it by sending slowly.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::response::Response;
-use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::code::Code;
-use super::context::REQUEST_ID;
-use super::framing::Framing;
-use super::observe::{TRACE_ID, TRACE_RESPONSE};
-use super::refusal::Refusal;
-use super::server::Watched;
-use crate::clock::Entropy;
-use crate::domain::ids::RequestId;
-use crate::telemetry::trace::Place;
-use crate::telemetry::{Answered, names};
-
-/// Nothing of the next request has come.
+/// No byte of the next request has arrived.
 const IDLE: u8 = 0;
-/// Some of the next request's head has come.
-const HEAD: u8 = 1;
-/// A request is being answered.
-const ANSWERING: u8 = 2;
+/// A part of the next request's head has arrived.
+const READING_HEAD: u8 = 1;
+/// A request is being handled. Its body has a limit of its own.
+const HANDLING: u8 = 2;
 
 /// What a connection is doing.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Phase(Arc<AtomicU8>);
+pub(super) struct Phase(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    phase: AtomicU8,
+    requests: AtomicU32,
+}
 
 impl Phase {
-    pub(super) fn answering(&self) {
-        self.0.store(ANSWERING, Ordering::Relaxed);
+    pub(super) fn request_began(&self) {
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        self.set(HANDLING);
     }
 
-    pub(super) fn answered(&self) {
-        self.0.store(IDLE, Ordering::Relaxed);
+    pub(super) fn request_ended(&self) {
+        self.set(IDLE);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.get() == IDLE
+    }
+
+    /// Number of requests so far.
+    pub(super) fn requests(&self) -> u32 {
+        self.0.requests.load(Ordering::Relaxed)
     }
 
     fn get(&self) -> u8 {
-        self.0.load(Ordering::Relaxed)
+        self.0.phase.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, phase: u8) {
+        self.0.phase.store(phase, Ordering::Relaxed);
     }
 }
 
-/// See the module.
-pub(super) struct Connection<S> {
+/// The time limits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReadTimeouts {
+    /// From the first byte of a head to its last.
+    pub(super) head: Duration,
+    /// From a response to the first byte of the next request.
+    pub(super) idle: Duration,
+}
+
+/// A stream that fails with [`io::ErrorKind::TimedOut`] when a limit is exceeded.
+pub(super) struct TimedRead<S> {
     stream: S,
     phase: Phase,
-    head_timeout: Duration,
-    head_deadline: Option<Pin<Box<Sleep>>>,
-    framing: Framing,
-    /// What is passed on in the place of all that follows what cannot be.
-    instead: Option<&'static [u8]>,
-    /// A refusal of the HTTP library, rewritten, and how much of it is sent.
-    rewritten: Option<(Vec<u8>, usize)>,
-    watched: Watched,
+    timeouts: ReadTimeouts,
+    seen: u8,
+    /// When the phase began that was last seen.
+    since: Instant,
+    /// Set late, and to the earliest time that may be needed: a request in one segment costs no timer.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Connection<S> {
-    pub(super) fn new(stream: S, phase: Phase, head_timeout: Duration, watched: Watched) -> Self {
-        Self {
-            stream,
-            phase,
-            head_timeout,
-            head_deadline: None,
-            framing: Framing::default(),
-            instead: None,
-            rewritten: None,
-            watched,
+impl<S> TimedRead<S> {
+    pub(super) fn new(stream: S, phase: Phase, timeouts: ReadTimeouts) -> Self {
+        Self { stream, phase, timeouts, seen: IDLE, since: Instant::now(), timer: None }
+    }
+
+    /// When the current phase must have ended. `None` while a request is handled.
+    fn deadline(&mut self, now: Instant, received: bool) -> Option<Instant> {
+        if received && self.phase.is_idle() {
+            self.phase.set(READING_HEAD);
         }
+        let phase = self.phase.get();
+        if phase != self.seen {
+            (self.seen, self.since) = (phase, now);
+        }
+        match phase {
+            HANDLING => None,
+            READING_HEAD => Some(self.since + self.timeouts.head),
+            _ => Some(self.since + self.timeouts.idle),
+        }
+    }
+
+    /// Waits until `deadline`.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimedRead<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(rest) = &mut self.instead {
-            let (now, later) = rest.split_at(rest.len().min(buf.remaining()));
-            buf.put_slice(now);
-            *rest = later;
-            return Poll::Ready(Ok(()));
-        }
+        let this = &mut *self;
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf)?;
-        if let Err(at) = self.framing.check(&buf.filled()[before..]) {
-            // Nothing of HTTP has this byte: the library refuses it in its turn, after the requests before it. It
-            // looks at a head whose end it has seen; a body that ends early is refused as it is.
-            buf.filled_mut()[before + at] = 0;
-            buf.set_filled(before + at + 1);
-            self.instead = Some(if self.framing.is_in_a_head() { b"\r\n\r\n" } else { b"" });
-        }
-        if buf.filled().len() > before && self.phase.get() == IDLE {
-            self.phase.0.store(HEAD, Ordering::Relaxed);
-            self.head_deadline = Some(Box::pin(sleep(self.head_timeout)));
-        }
-        if self.phase.get() == HEAD
-            && let Some(deadline) = &mut self.head_deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let now = Instant::now();
+        let Some(deadline) = this.deadline(now, buf.filled().len() > before) else { return polled };
+        if now >= deadline || polled.is_pending() && this.poll_timer(cx, deadline).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        read.map(Ok)
+        polled
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimedRead<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let rewritten = this.rewritten.take();
-        let Some((bytes, mut sent)) =
-            rewritten.or_else(|| rewrite(buf, &this.watched).map(|bytes| (bytes, 0)))
-        else {
-            return Pin::new(&mut this.stream).poll_write(cx, buf);
-        };
-        while sent < bytes.len() {
-            match Pin::new(&mut this.stream).poll_write(cx, &bytes[sent..]) {
-                Poll::Ready(written) => sent += written?,
-                Poll::Pending => {
-                    this.rewritten = Some((bytes, sent));
-                    return Poll::Pending;
-                }
-            }
-        }
-        Poll::Ready(Ok(buf.len()))
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -142,55 +158,4 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
-}
-
-/// The refusal that stands for one which the HTTP library wrote by itself: a 4xx without a body and without an id,
-/// such as no handler of this service writes.
-fn rewrite(written: &[u8], watched: &Watched) -> Option<Vec<u8>> {
-    let head = written.strip_prefix(b"HTTP/1.1 4")?;
-    let head = std::str::from_utf8(head).ok()?;
-    if !head.contains("content-length: 0\r\n") || head.contains(REQUEST_ID.as_str()) {
-        return None;
-    }
-    let refusal = if head.starts_with("31") || head.starts_with("14") {
-        Refusal::new(Code::HeadTooLarge, "the request's head is too large")
-    } else {
-        Refusal::new(Code::RequestMalformed, "the request is not well-formed HTTP/1.1")
-    };
-    let (request_id, place) = (Entropy.request_id(), Place::nowhere());
-    let (status, code) = (refusal.code.status(), refusal.code.as_str());
-    tracing::info!(
-        { names::REQUEST_ID } = %request_id,
-        trace_id = place.trace_id,
-        span_id = place.span_id,
-        { names::HTTP_RESPONSE_STATUS_CODE } = status.as_u16(),
-        { names::CODE } = code,
-        "answered a request that could not be read"
-    );
-    let (scheme, status) = (watched.scheme, status.as_u16());
-    let answered = Answered { method: "_OTHER", scheme, status, code, outcome: "", failure: None };
-    watched.metrics.answered("", answered, Duration::ZERO, None, None);
-    Some(write(refusal.render(request_id, &place.trace_id), request_id, &place))
-}
-
-fn write(response: Response, request_id: RequestId, place: &Place) -> Vec<u8> {
-    use std::io::Write as _;
-    let (head, body) = response.into_parts();
-    // A rendered refusal is whole in memory: there is nothing to wait for.
-    let body = futures_util::FutureExt::now_or_never(body.collect());
-    let body = body.and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let mut out = Vec::with_capacity(512);
-    let reason = head.status.canonical_reason().unwrap_or_default();
-    // Writing into memory does not fail.
-    let _ = write!(out, "HTTP/1.1 {} {reason}\r\n", head.status.as_str());
-    for (name, value) in &head.headers {
-        let _ = write!(out, "{name}: ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
-    }
-    let _ = write!(out, "{REQUEST_ID}: {request_id}\r\n{TRACE_ID}: {}\r\n", place.trace_id);
-    let _ = write!(out, "{TRACE_RESPONSE}: {}\r\n", place.header());
-    let _ = write!(out, "connection: close\r\ncontent-length: {}\r\n\r\n", body.len());
-    out.extend_from_slice(&body);
-    out
 }

@@ -1,80 +1,110 @@
-//! What names a request, and what is learned of it while it is answered.
+//! A request's ids, and what is learned about it while it is handled.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use axum::http::{HeaderMap, HeaderName};
-use opentelemetry::{Context, KeyValue};
+use axum::extract::MatchedPath;
+use axum::http::{HeaderName, StatusCode};
+use opentelemetry::KeyValue;
 use tokio::time::Instant;
-use tracing::Span;
 
-use crate::clock::Entropy;
+use super::refusal::Refusal;
 use crate::domain::gate::{Delivery, Known, Receipt};
 use crate::domain::ids::{ConversationId, ConversationRef, RequestId, Sequence, TraceParent, WorkItemId};
 use crate::domain::token::TokenFingerprint;
 use crate::domain::work_item::{Kind, Outcome, WorkItem};
-use crate::telemetry::trace::{self, Place, integer};
-use crate::telemetry::{Telemetry, names};
+use crate::telemetry::trace::{SpanRef, integer};
+use crate::telemetry::{ActiveRequest, Telemetry, names};
 
-/// Names the request in every reply.
+/// Names the request in every response.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Who is asking.
+/// A listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Providers and the internet: a trace begins here.
+pub enum Listener {
+    /// For providers: a trace begins here.
     Public,
-    /// The platform: its trace goes on.
+    /// For the platform: its trace is continued.
     Platform,
 }
 
-/// What names a request.
+/// A request, from its head to its log line. Clones share it; when the last one is dropped, the request is logged and
+/// counted. A step that outlives the client keeps a clone, so that its result is in the log line.
 #[derive(Clone, Debug)]
-pub struct RequestContext {
-    /// The caller's `X-Request-Id` where it is a UUID, or a new one.
+pub struct RequestContext(Arc<RequestState>);
+
+/// See [`RequestContext`].
+#[derive(Debug)]
+pub struct RequestState {
+    /// The caller's `X-Request-Id`, where it is trusted and a UUID, or a new one.
     pub request_id: RequestId,
-    /// Its place in its trace.
-    pub place: Place,
-    /// What the service is watched with.
+    /// The request's span.
+    pub span: SpanRef,
+    /// Where the request is measured.
     pub telemetry: Telemetry,
-    facts: Arc<Mutex<Facts>>,
+    pub(super) line: RequestLine,
+    pub(super) started: Instant,
+    pub(super) response: OnceLock<Responded>,
+    pub(super) log: Mutex<RequestLog>,
+    pub(super) _active: ActiveRequest,
 }
 
-/// What is learned of a request while it is answered: for its log line, its span and the metrics.
-#[derive(Clone, Debug, Default)]
-pub struct Facts {
+/// What may be logged of a request's head.
+#[derive(Debug)]
+pub(super) struct RequestLine {
+    pub(super) method: &'static str,
+    /// `http` or `https`.
+    pub(super) scheme: &'static str,
+    /// The template and never the path: a path may contain a token.
+    pub(super) route: Option<MatchedPath>,
+    /// Whether it is a health check or a scrape, which are logged at `debug` when they succeed.
+    pub(super) probe: bool,
+    pub(super) listener: Listener,
+}
+
+/// How a request was answered.
+#[derive(Debug)]
+pub(super) struct Responded {
+    pub(super) status: StatusCode,
+    pub(super) refusal: Option<Refusal>,
+}
+
+/// What is learned about a request, for its log line, its span and the metrics.
+#[derive(Debug, Default)]
+pub struct RequestLog {
     /// The conversation's id.
     pub conversation: Option<ConversationId>,
-    /// The conversation's reference: all that a token tells of it.
+    /// The conversation's reference: a token has only this.
     pub reference: Option<ConversationRef>,
     /// The work item.
     pub work_item: Option<WorkItemId>,
-    /// The work item's place.
+    /// The work item's sequence.
     pub sequence: Option<Sequence>,
     /// The work item's kind.
     pub kind: Option<Kind>,
-    /// The trace that the work item was issued in.
+    /// The trace in which the work item was issued.
     pub issued_in: Option<TraceParent>,
-    /// How the callback settled it.
+    /// The work item's outcome.
     pub outcome: Option<Outcome>,
-    /// Whether its result went to the channel at once.
+    /// Whether the result is on the channel or held.
     pub delivery: Option<Delivery>,
-    /// Whether the callback had come before.
+    /// Whether the callback is a repetition.
     pub replayed: Option<bool>,
-    /// How many envelopes the request put on the channel.
+    /// Number of envelopes that the request put on the channel.
     pub released: usize,
-    /// Settled, and awaiting items that an end of the conversation dropped.
+    /// Numbers of held and of awaiting items that the end of the conversation dropped.
     pub dropped: Option<(u64, u64)>,
-    /// Of the token that was presented.
+    /// Fingerprint of the token.
     pub token: Option<TokenFingerprint>,
     /// The client's address, where it is the reason for a refusal.
     pub client: Option<IpAddr>,
-    /// How large its body was, and when it had been read.
+    /// The body's size in bytes, and when it had been read.
     pub body: Option<(usize, Instant)>,
 }
 
-impl Facts {
-    /// Notes the item that the request is about.
+impl RequestLog {
+    /// Records the item that the request is about.
     pub fn item(&mut self, item: &WorkItem) {
         self.work_item = Some(item.id);
         self.sequence = Some(item.sequence);
@@ -82,7 +112,7 @@ impl Facts {
         self.issued_in.clone_from(&item.traceparent);
     }
 
-    /// Notes what became of a callback.
+    /// Records an accepted callback.
     pub fn receipt(&mut self, receipt: &Receipt) {
         self.conversation = Some(receipt.conversation_id.clone());
         self.item(&receipt.item);
@@ -92,7 +122,7 @@ impl Facts {
         self.released = receipt.released.len();
     }
 
-    /// Notes what a refused callback was about.
+    /// Records what a refused callback was about.
     pub fn known(&mut self, known: &Known) {
         self.conversation = Some(known.conversation_id.clone());
         if let Some(item) = &known.item {
@@ -108,7 +138,7 @@ impl Facts {
         })
     }
 
-    /// The sequence that the gate waited for, of a result that was held.
+    /// The sequence that a held result waits for.
     pub fn held_behind(&self) -> Option<u64> {
         match self.delivery {
             Some(Delivery::Held { waiting_for }) => Some(waiting_for.get()),
@@ -116,7 +146,7 @@ impl Facts {
         }
     }
 
-    /// All that is known, as a span has it.
+    /// The attributes of the request's span.
     pub fn attributes(&self) -> Vec<KeyValue> {
         fn add<T: Into<opentelemetry::Value>>(to: &mut Vec<KeyValue>, name: &'static str, value: Option<T>) {
             to.extend(value.map(|value| KeyValue::new(name, value)));
@@ -142,28 +172,20 @@ impl Facts {
 }
 
 impl RequestContext {
-    /// Begins the request's span.
-    pub(super) fn begin(side: Side, headers: &HeaderMap, span: &Span, telemetry: &Telemetry) -> Self {
-        let parent = match side {
-            Side::Platform => trace::caller(headers),
-            Side::Public => Context::new(),
-        };
-        let named = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).and_then(RequestId::parse);
-        Self {
-            request_id: named.unwrap_or_else(|| Entropy.request_id()),
-            place: trace::begin(span, &parent),
-            telemetry: telemetry.clone(),
-            facts: Arc::default(),
-        }
+    pub(super) fn new(state: RequestState) -> Self {
+        Self(Arc::new(state))
     }
 
-    /// Notes what was learned of the request.
-    pub fn note(&self, learn: impl FnOnce(&mut Facts)) {
-        learn(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Records what was learned about the request.
+    pub fn record(&self, learned: impl FnOnce(&mut RequestLog)) {
+        learned(&mut self.0.log.lock().unwrap_or_else(PoisonError::into_inner));
     }
+}
 
-    /// What was learned of the request.
-    pub(super) fn facts(&self) -> Facts {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+impl Deref for RequestContext {
+    type Target = RequestState;
+
+    fn deref(&self) -> &RequestState {
+        &self.0
     }
 }

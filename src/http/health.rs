@@ -8,8 +8,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use super::admission::Lifecycle;
 use super::code::Code;
-use super::lifecycle::Lifecycle;
 use super::refusal::Refusal;
 use crate::store::Observed;
 
@@ -31,7 +31,7 @@ fn ok() -> Response {
 
 async fn health(State(health): State<Health>) -> Response {
     if health.lifecycle.is_draining() {
-        return Refusal::new(Code::Draining, "the service is ending").into_response();
+        return Refusal::new(Code::Draining, "the service is shutting down").into_response();
     }
     match health.store.health().problem() {
         None => ok(),

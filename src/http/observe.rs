@@ -1,83 +1,112 @@
-//! The outermost layer: names the request, times it, writes its one log line, ends its span, counts it, and renders
-//! refusals, those of the framework included.
+//! The outermost layer: gives a request its ids, renders refusals, and logs, traces and counts the request.
 
 use std::any::Any;
-use std::future::Future;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use opentelemetry::KeyValue;
+use opentelemetry::{Context, KeyValue};
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{Instrument, Span};
 
+use super::client_address::{Peer, Proxies};
 use super::code::Code;
-use super::context::{Facts, REQUEST_ID, RequestContext, Side};
+use super::context::{
+    Listener, REQUEST_ID, RequestContext, RequestLine, RequestLog, RequestState, Responded,
+};
 use super::health;
-use super::refusal::{Refusal, SOMETHING_WENT_WRONG};
-use crate::domain::ids::Sequence;
+use super::refusal::{INTERNAL, Refusal};
+use crate::clock::Entropy;
+use crate::domain::ids::{RequestId, Sequence};
 use crate::domain::work_item::{Kind, Outcome};
-use crate::telemetry::trace::TARGET;
+use crate::telemetry::trace::{self, TARGET};
 use crate::telemetry::{self, Answered, Telemetry, names};
 
-/// Names the trace in every reply.
+/// Names the trace in every response.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
-/// The reply's place in the trace, as W3C Trace Context Level 2 drafts it.
+/// The request's span, as W3C Trace Context Level 2 (a draft) defines it.
 pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
-/// A request, as it may be told of.
-struct Asked {
-    method: &'static str,
+/// Status in log, span and metrics of a request whose client closed the connection before the response. The number is
+/// nginx's.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// How the requests of a listener are observed.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// Which listener it is.
+    pub listener: Listener,
     /// `http` or `https`.
-    scheme: &'static str,
-    /// The template and never the path: a path may hold a token.
-    route: Option<MatchedPath>,
-    /// A probe that finds all well is asked every few seconds: it is no news.
-    probe: bool,
-    side: Side,
+    pub scheme: &'static str,
+    /// The proxies whose `X-Request-Id` is trusted. On the platform's listener every caller's is.
+    pub proxies: Proxies,
+    /// Where requests are measured.
+    pub telemetry: Telemetry,
 }
 
-/// These routes, their panics caught, and every request of them, answered or not, named, timed and told of. Their
-/// listener has this scheme.
-pub fn around(side: Side, scheme: &'static str, telemetry: Telemetry, routes: Router) -> Router {
-    routes.layer(catch_panics()).layer(from_fn(move |request, next| {
-        let telemetry = telemetry.clone();
-        async move { observe((side, scheme), &telemetry, request, next).await }
+/// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
+pub fn observed(observation: Observation, routes: Router) -> Router {
+    routes.layer(catch_panics()).layer(from_fn(move |request: Request, next: Next| {
+        let (context, span) = observation.begin(&request);
+        async move { respond(context, request, next).instrument(span).await }
     }))
 }
 
-async fn observe(
-    (side, scheme): (Side, &'static str),
-    telemetry: &Telemetry,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let method = known(request.method());
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let path = route.as_ref().map(MatchedPath::as_str);
-    let probe = path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
-    let exported = if probe { Span::none() } else { server_span(method, path) };
-    let context = RequestContext::begin(side, request.headers(), &exported, telemetry);
+async fn respond(context: RequestContext, mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(context.clone());
-    let asked = Asked { method, scheme, route, probe, side };
-    let under_way = telemetry.metrics.under_way(method, scheme);
-    // A task of its own: a caller that goes away must not stop what the store has begun, nor the telling of it.
-    let told = tokio::spawn(
-        async move {
-            let response = told(&context, &asked, next.run(request)).await;
-            drop(under_way);
-            response
-        }
-        .instrument(exported),
-    );
-    // Only the end of the process cuts it off.
-    told.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+    let mut response = next.run(request).await;
+    let refusal = response.extensions_mut().remove::<Refusal>().or_else(|| framework_refusal(&response));
+    if let Some(refusal) = &refusal {
+        response = refusal.render(context.request_id, &context.span.trace_id);
+    }
+    add_ids(&context, response.headers_mut());
+    // Set once: this is the only place.
+    let _ = context.response.set(Responded { status: response.status(), refusal });
+    response
 }
 
-/// The span that is exported, as the conventions for HTTP servers name it.
+impl Observation {
+    fn begin(&self, request: &Request) -> (RequestContext, Span) {
+        let method = known(request.method());
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        let path = route.as_ref().map(MatchedPath::as_str);
+        let probe = path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
+        let span = if probe { Span::none() } else { server_span(method, path) };
+        let parent = match self.listener {
+            Listener::Platform => trace::caller(request.headers()),
+            Listener::Public => Context::new(),
+        };
+        let context = RequestContext::new(RequestState {
+            request_id: self.request_id(request),
+            span: trace::begin(&span, &parent),
+            telemetry: self.telemetry.clone(),
+            line: RequestLine { method, scheme: self.scheme, route, probe, listener: self.listener },
+            started: Instant::now(),
+            response: OnceLock::new(),
+            log: Mutex::default(),
+            _active: self.telemetry.metrics.active_request(method, self.scheme),
+        });
+        (context, span)
+    }
+
+    fn request_id(&self, request: &Request) -> RequestId {
+        let own = || Entropy.request_id();
+        let Some(given) = request.headers().get(REQUEST_ID) else { return own() };
+        let trusted = match self.listener {
+            Listener::Platform => true,
+            Listener::Public => {
+                request.extensions().get().is_some_and(|peer: &Peer| self.proxies.trust(*peer))
+            }
+        };
+        given.to_str().ok().filter(|_| trusted).and_then(RequestId::parse).unwrap_or_else(own)
+    }
+}
+
+/// The exported span, named as OpenTelemetry's conventions for HTTP servers say.
 fn server_span(method: &str, route: Option<&str>) -> Span {
     let method = if method == "_OTHER" { "HTTP" } else { method };
     match route {
@@ -90,148 +119,134 @@ fn server_span(method: &str, route: Option<&str>) -> Span {
     }
 }
 
-/// The method as it may be told: another one is anything that a stranger cares to write, a token for one.
+/// The method, if it is a standard one. Others can be anything, including a token, and are not logged.
 fn known(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
 }
 
-async fn told(context: &RequestContext, asked: &Asked, answer: impl Future<Output = Response>) -> Response {
-    let start = Instant::now();
-    let mut response = answer.await;
-    let refusal = response.extensions_mut().remove::<Refusal>().or_else(|| framework_refusal(&response));
-    if let Some(refusal) = &refusal {
-        response = refusal.render(context.request_id, &context.place.trace_id);
-        response.extensions_mut().insert(refusal.code);
-    }
-    name(context, response.headers_mut());
-    let code = refusal.as_ref().map(|refusal| refusal.code);
-    let facts = context.facts();
-    log(context, asked, response.status(), refusal.as_ref(), start, &facts);
-    export(context, asked, response.status(), code, &facts);
-    count(context, asked, response.status(), code, start, &facts);
-    response
-}
-
-fn name(context: &RequestContext, headers: &mut HeaderMap) {
-    let names = [
+fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
+    let ids = [
         (REQUEST_ID, context.request_id.to_string()),
-        (TRACE_ID, context.place.trace_id.clone()),
-        (TRACE_RESPONSE, context.place.header()),
+        (TRACE_ID, context.span.trace_id.clone()),
+        (TRACE_RESPONSE, context.span.header()),
     ];
-    for (name, value) in names {
+    for (name, value) in ids {
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);
         }
     }
 }
 
-/// The one line of a request. What the caller did wrong is no trouble of ours.
-fn log(
-    context: &RequestContext,
-    asked: &Asked,
-    status: StatusCode,
-    refusal: Option<&Refusal>,
-    start: Instant,
-    facts: &Facts,
-) {
-    let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let code = refusal.map(|refusal| refusal.code);
-    macro_rules! line {
-        ($level:ident) => {
-            tracing::$level!(
-                trace_id = context.place.trace_id,
-                span_id = context.place.span_id,
-                { names::REQUEST_ID } = %context.request_id,
-                { names::HTTP_REQUEST_METHOD } = asked.method,
-                { names::HTTP_ROUTE } = asked.route.as_ref().map(MatchedPath::as_str),
-                { names::HTTP_RESPONSE_STATUS_CODE } = status.as_u16(),
-                { names::CODE } = code.map(Code::as_str),
-                error = refusal.and_then(|refusal| refusal.cause.as_deref()),
-                { names::DURATION_US } = duration_us,
-                { names::CONVERSATION_ID } = facts.conversation.as_ref().map(tracing::field::display),
-                { names::CONVERSATION_REFERENCE } = facts.reference.map(tracing::field::display),
-                { names::WORK_ITEM_ID } = facts.work_item.map(tracing::field::display),
-                { names::WORK_ITEM_SEQUENCE } = facts.sequence.map(Sequence::get),
-                { names::WORK_ITEM_KIND } = facts.kind.map(Kind::as_str),
-                { names::OUTCOME } = facts.outcome.map(Outcome::as_str),
-                { names::DELIVERY } = facts.delivery_name(),
-                { names::HELD_BEHIND } = facts.held_behind(),
-                { names::REPLAYED } = facts.replayed,
-                { names::RELEASED } = (facts.released > 0).then_some(facts.released),
-                { names::DROPPED_HELD } = facts.dropped.map(|(settled, _)| settled),
-                { names::DROPPED_AWAITING } = facts.dropped.map(|(_, awaiting)| awaiting),
-                { names::TOKEN_FINGERPRINT } = facts.token.map(tracing::field::display),
-                { names::CLIENT_ADDRESS } = facts.client.map(tracing::field::display),
-                "answered"
-            )
+/// The end of a request. See [`RequestContext`].
+impl Drop for RequestState {
+    fn drop(&mut self) {
+        let log = std::mem::take(self.log.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let (status, refusal) = match self.response.take() {
+            Some(Responded { status, refusal }) => (status.as_u16(), refusal),
+            None => (CLIENT_CLOSED_REQUEST, None),
         };
-    }
-    match code {
-        Some(Code::Internal) => line!(error),
-        Some(Code::StoreUnavailable | Code::OutcomeUnknown) => line!(warn),
-        None if asked.probe => line!(debug),
-        Some(_) | None => line!(info),
+        self.write_log_line(status, refusal.as_ref(), &log);
+        let code = refusal.map(|refusal| refusal.code);
+        self.complete_span(status, code, &log);
+        self.count(status, code, &log);
     }
 }
 
-/// A failure of ours, as the conventions want it told: what the caller did wrong is none.
-fn failure(status: StatusCode, code: Option<Code>) -> Option<&'static str> {
-    code.filter(|_| status.is_server_error()).map(Code::as_str)
+impl RequestState {
+    fn write_log_line(&self, status: u16, refusal: Option<&Refusal>, log: &RequestLog) {
+        let duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let code = refusal.map(|refusal| refusal.code);
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    trace_id = self.span.trace_id,
+                    span_id = self.span.span_id,
+                    { names::REQUEST_ID } = %self.request_id,
+                    { names::HTTP_REQUEST_METHOD } = self.line.method,
+                    { names::HTTP_ROUTE } = self.line.route.as_ref().map(MatchedPath::as_str),
+                    { names::HTTP_RESPONSE_STATUS_CODE } = status,
+                    { names::CODE } = code.map(Code::as_str),
+                    error = refusal.and_then(|refusal| refusal.cause.as_deref()),
+                    { names::DURATION_US } = duration_us,
+                    { names::CONVERSATION_ID } = log.conversation.as_ref().map(tracing::field::display),
+                    { names::CONVERSATION_REFERENCE } = log.reference.map(tracing::field::display),
+                    { names::WORK_ITEM_ID } = log.work_item.map(tracing::field::display),
+                    { names::WORK_ITEM_SEQUENCE } = log.sequence.map(Sequence::get),
+                    { names::WORK_ITEM_KIND } = log.kind.map(Kind::as_str),
+                    { names::OUTCOME } = log.outcome.map(Outcome::as_str),
+                    { names::DELIVERY } = log.delivery_name(),
+                    { names::HELD_BEHIND } = log.held_behind(),
+                    { names::REPLAYED } = log.replayed,
+                    { names::RELEASED } = (log.released > 0).then_some(log.released),
+                    { names::DROPPED_HELD } = log.dropped.map(|(settled, _)| settled),
+                    { names::DROPPED_AWAITING } = log.dropped.map(|(_, awaiting)| awaiting),
+                    { names::TOKEN_FINGERPRINT } = log.token.map(tracing::field::display),
+                    { names::CLIENT_ADDRESS } = log.client.map(tracing::field::display),
+                    "answered"
+                )
+            };
+        }
+        match code {
+            Some(Code::Internal) => line!(error),
+            Some(Code::StoreUnavailable | Code::OutcomeUnknown) => line!(warn),
+            None if self.line.probe => line!(debug),
+            Some(_) | None => line!(info),
+        }
+    }
+
+    fn complete_span(&self, status: u16, code: Option<Code>, log: &RequestLog) {
+        let span = &self.span;
+        if !span.is_recorded() {
+            return;
+        }
+        let mut attributes = log.attributes();
+        attributes.extend([
+            KeyValue::new(names::HTTP_REQUEST_METHOD, self.line.method),
+            KeyValue::new(names::URL_SCHEME, self.line.scheme),
+            KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status)),
+            KeyValue::new(names::REQUEST_ID, self.request_id.to_string()),
+        ]);
+        attributes.extend(code.map(|code| KeyValue::new(names::CODE, code.as_str())));
+        if let Some(route) = &self.line.route {
+            attributes.push(KeyValue::new(names::HTTP_ROUTE, route.as_str().to_owned()));
+            attributes.push(KeyValue::new(names::URL_PATH, route.as_str().to_owned()));
+        }
+        if let Some(error) = server_error(status, code) {
+            attributes.push(KeyValue::new(names::ERROR_TYPE, error));
+            span.fail(error);
+        }
+        span.set_attributes(attributes);
+        span.link(log.issued_in.as_ref(), names::ISSUED_IN);
+    }
+
+    fn count(&self, status: u16, code: Option<Code>, log: &RequestLog) {
+        let answered = Answered {
+            method: self.line.method,
+            scheme: self.line.scheme,
+            status,
+            code: code.map_or("", Code::as_str),
+            outcome: log.outcome.map_or("", Outcome::as_str),
+            failure: server_error(status, code),
+        };
+        let route = self.line.route.as_ref().map_or("", MatchedPath::as_str);
+        let body = log.body.map(|(bytes, _)| bytes);
+        let on_public = self.line.listener == Listener::Public;
+        let decided = log.body.filter(|_| on_public).map(|(_, read_at)| read_at.elapsed());
+        let metrics = &self.telemetry.metrics;
+        metrics.answered(route, answered, self.started.elapsed(), body, decided);
+        if let Some(code) = code.filter(|code| code.is_load_shed()) {
+            metrics.shed(code.as_str());
+        }
+    }
 }
 
-fn export(context: &RequestContext, asked: &Asked, status: StatusCode, code: Option<Code>, facts: &Facts) {
-    let place = &context.place;
-    if !place.is_recorded() {
-        return;
-    }
-    let mut attributes = facts.attributes();
-    attributes.extend([
-        KeyValue::new(names::HTTP_REQUEST_METHOD, asked.method),
-        KeyValue::new(names::URL_SCHEME, asked.scheme),
-        KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16())),
-    ]);
-    attributes.push(KeyValue::new(names::REQUEST_ID, context.request_id.to_string()));
-    attributes.extend(code.map(|code| KeyValue::new(names::CODE, code.as_str())));
-    if let Some(route) = &asked.route {
-        attributes.push(KeyValue::new(names::HTTP_ROUTE, route.as_str().to_owned()));
-        attributes.push(KeyValue::new(names::URL_PATH, route.as_str().to_owned()));
-    }
-    if let Some(why) = failure(status, code) {
-        attributes.push(KeyValue::new(names::ERROR_TYPE, why));
-        place.fail(why);
-    }
-    place.note(attributes);
-    place.link(facts.issued_in.as_ref(), names::ISSUED_IN);
+/// The code of an error of this service. As OpenTelemetry's conventions say, an error of the client is none.
+fn server_error(status: u16, code: Option<Code>) -> Option<&'static str> {
+    code.filter(|_| (500..600).contains(&status)).map(Code::as_str)
 }
 
-fn count(
-    context: &RequestContext,
-    asked: &Asked,
-    status: StatusCode,
-    code: Option<Code>,
-    start: Instant,
-    facts: &Facts,
-) {
-    let answered = Answered {
-        method: asked.method,
-        scheme: asked.scheme,
-        status: status.as_u16(),
-        code: code.map_or("", Code::as_str),
-        outcome: facts.outcome.map_or("", Outcome::as_str),
-        failure: failure(status, code),
-    };
-    let route = asked.route.as_ref().map_or("", MatchedPath::as_str);
-    let body = facts.body.map(|(bytes, _)| bytes);
-    let decided = facts.body.filter(|_| asked.side == Side::Public).map(|(_, read)| read.elapsed());
-    let metrics = &context.telemetry.metrics;
-    metrics.answered(route, answered, start.elapsed(), body, decided);
-    if let Some(code) = code.filter(|code| code.is_for_want_of_room()) {
-        metrics.shed(code.as_str());
-    }
-}
-
-/// A refusal by the framework has a status and no envelope.
+/// The refusal for an error response of the framework.
 fn framework_refusal(response: &Response) -> Option<Refusal> {
     let code = match response.status() {
         status if status.is_success() => return None,
@@ -252,9 +267,9 @@ fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Respon
     CatchPanicLayer::custom(panicked as fn(Box<dyn Any + Send + 'static>) -> Response)
 }
 
-/// What a panic says may hold anything: it is not shown.
+/// A panic message may contain anything: it is not shown.
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
-    let refusal = Refusal::new(Code::Internal, SOMETHING_WENT_WRONG);
+    let refusal = Refusal::new(Code::Internal, INTERNAL);
     refusal.with_cause(format!("panicked at {}", telemetry::last_panic())).into_response()
 }
 
@@ -263,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_method_of_the_callers_own_making_is_not_logged() {
+    fn a_method_that_is_not_standard_is_not_logged() {
         assert_eq!(known(&Method::POST), "POST");
         assert_eq!(known(&Method::from_bytes(b"cbt_AQJrMQ").unwrap()), "_OTHER");
         assert_eq!(known(&Method::from_bytes(b"post").unwrap()), "_OTHER");

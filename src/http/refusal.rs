@@ -1,4 +1,4 @@
-//! A refused request, and the envelope in which every refusal travels.
+//! A refused request, and its response: the error envelope.
 
 use std::borrow::Cow;
 
@@ -12,17 +12,17 @@ use crate::domain::ids::RequestId;
 use crate::domain::work_item::Outcome;
 use crate::store::StoreError;
 
-/// What a caller is told of a bug.
-pub(super) const SOMETHING_WENT_WRONG: &str = "something went wrong here; the request id leads to the reason";
+/// The message for a bug.
+pub(super) const INTERNAL: &str = "internal error; quote the request id when you report it";
 
-/// Why a request is refused, for the machine and for people.
+/// Why a request is refused.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     /// The stable code.
     pub code: Code,
-    /// For people. Holds no credential and no result.
+    /// For people. Contains no credential and no result.
     pub message: Cow<'static, str>,
-    /// What stood behind it: for operators, in the request's log line.
+    /// The cause, for the request's log line. The caller does not get it.
     pub cause: Option<String>,
     outcome: Option<Outcome>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -34,28 +34,28 @@ impl Refusal {
         Self { code, message: message.into(), cause: None, outcome: None, headers: Vec::new() }
     }
 
-    /// With a header of the reply.
+    /// Adds a header to the response.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
 
-    /// With the outcome of the work item that is settled.
+    /// Adds the outcome of a settled work item.
     #[must_use]
     pub fn with_outcome(mut self, outcome: Outcome) -> Self {
         self.outcome = Some(outcome);
         self
     }
 
-    /// With what stood behind it.
+    /// Adds the cause.
     #[must_use]
     pub fn with_cause(mut self, cause: impl Into<String>) -> Self {
         self.cause = Some(cause.into());
         self
     }
 
-    /// The reply, with the envelope that names the request.
+    /// The response.
     pub fn render(&self, request_id: RequestId, trace_id: &str) -> Response {
         let envelope = Envelope {
             error: Error {
@@ -79,24 +79,24 @@ impl Refusal {
     }
 }
 
-/// What a failure of the store means to the caller.
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         let (code, message) = match &error {
-            StoreError::Unavailable(_) => {
-                (Code::StoreUnavailable, "the store cannot be reached; nothing was changed, try again")
-            }
+            StoreError::Unavailable(_) => (
+                Code::StoreUnavailable,
+                "the store cannot be reached; nothing was changed, send the request again",
+            ),
             StoreError::OutcomeUnknown(_) => {
-                let message = "the store's answer was lost; sending the same request again is safe and tells";
+                let message = "the store's reply was lost; send the same request again: that is safe, and returns the outcome";
                 (Code::OutcomeUnknown, message)
             }
-            StoreError::Broken(_) => (Code::Internal, SOMETHING_WENT_WRONG),
+            StoreError::Broken(_) => (Code::Internal, INTERNAL),
         };
         Self::new(code, message).with_cause(error.chain())
     }
 }
 
-/// A refusal is rendered by the outermost layer, which knows the request: until then the reply only carries it.
+/// The outermost layer renders a refusal, because it knows the ids of the request. Until then the response carries it.
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();

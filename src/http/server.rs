@@ -1,4 +1,4 @@
-//! Accepting connections, with limits on their number and on the time that a request's head may take.
+//! Accepts connections and serves HTTP/1.1 on them, with limits on their number and their times.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -11,98 +11,82 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_io_timeout::TimeoutWriter;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::client_address::Peer;
-use super::connection::{Connection, Phase};
-use super::http2;
-use super::pace::Pace;
-use super::stall::Unstalled;
-use super::tls::{self, Tls};
-use crate::telemetry::Metrics;
+use super::connection::{Phase, ReadTimeouts, TimedRead};
+use super::tls;
 
 /// Limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Longest time for a request's head, and for TLS' handshake.
+pub struct ConnectionLimits {
+    /// Time limit for a request's head, and for the TLS handshake.
     pub head_timeout: Duration,
-    /// Longest time in which a client takes nothing of its reply.
+    /// Time limit in which a client must read some of its response.
     pub write_timeout: Duration,
-    /// Longest time between two requests.
+    /// Time limit between two requests.
     pub keep_alive_timeout: Duration,
-    /// Most connections; further ones wait to be accepted.
+    /// Maximum number of connections. When it is reached, idle connections are closed, and new ones wait for that.
     pub max_connections: usize,
-    /// Whether a client that has ended its own side still gets its replies. Such a one cannot be told from one that
-    /// is gone: an event stream to nobody would be noticed only when it has something to send.
+    /// Whether a client that has shut down its own side still gets its responses. Such a client cannot be
+    /// distinguished from one that is gone, which an event stream would notice only when it sends something.
     pub half_close: bool,
-    /// Whether a client that was told that there is too much is slowed down.
-    pub pace: bool,
 }
 
-/// What tells of a listener's requests that no route is asked for.
-#[derive(Clone, Debug)]
-pub struct Watched {
-    /// Where they are counted.
-    pub metrics: Metrics,
-    /// `http` or `https`.
-    pub scheme: &'static str,
-}
-
-/// Largest head of a request, in bytes: what Node takes at most, and so any gateway before this that runs on it.
-pub(super) const MAX_HEAD: usize = 16 * 1024;
-/// How long accepting pauses when the process is out of file descriptors.
+/// Maximum size of a request's head, in bytes: Node's limit, and so that of gateways that run on it.
+const MAX_HEAD: usize = 16 * 1024;
+/// Pause of the accept loop when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often that is logged at most.
-const COMPLAIN_AGAIN: Duration = Duration::from_secs(1);
+/// Minimum time between two log lines about that.
+const WARN_AGAIN: Duration = Duration::from_secs(1);
+/// How long a connection must be idle before it is closed for a new one.
+const IDLE: Duration = Duration::from_millis(500);
 
-/// Serves until `stop`, then lets the requests under way finish.
+/// Serves until `stop`, then completes the requests in flight.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
-    limits: Limits,
-    tls: Option<Tls>,
-    watched: Watched,
+    limits: ConnectionLimits,
+    tls: Option<TlsAcceptor>,
     stop: CancellationToken,
 ) {
-    let acceptor = tls.as_ref().map(Tls::acceptor);
     let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let shared = Arc::new(Shared { router, limits, tls, stop: stop.clone(), shortage: Notify::new() });
     let connections = TaskTracker::new();
-    let mut complained: Option<Instant> = None;
+    let mut warned: Option<Instant> = None;
     loop {
-        let accepted = async {
-            // The semaphore is never closed.
-            let permit = Arc::clone(&permits).acquire_owned().await.ok();
-            (listener.accept().await, permit)
-        };
-        let (accepted, permit) = tokio::select! {
+        let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accepted => accepted,
+            accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_AGAIN) {
-                    tracing::warn!(error = %error, "connections cannot be accepted");
-                    complained = Some(Instant::now());
+                if warned.is_none_or(|at| at.elapsed() >= WARN_AGAIN) {
+                    tracing::warn!(error = %error, "cannot accept connections");
+                    warned = Some(Instant::now());
                 }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let (router, acceptor) = (router.clone(), acceptor.clone());
-        let (watched, stop) = (watched.clone(), stop.clone());
+        let permit = tokio::select! {
+            () = stop.cancelled() => break,
+            permit = acquire(&permits, &shared.shortage) => permit,
+        };
+        let shared = Arc::clone(&shared);
         connections.spawn(async move {
-            let served = connection(stream, peer.ip(), router, limits, acceptor, watched, &stop).await;
-            if let Err(error) = served {
-                tracing::debug!(error = %error, "a connection ended early");
+            if let Err(error) = serve_connection(stream, peer.ip(), &shared).await {
+                tracing::debug!(error = %error, "connection error");
             }
             drop(permit);
         });
@@ -112,78 +96,100 @@ pub async fn serve(
     connections.wait().await;
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: IpAddr,
+/// What the connections of a listener share.
+struct Shared {
     router: Router,
-    limits: Limits,
-    acceptor: Option<TlsAcceptor>,
-    watched: Watched,
-    stop: &CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // Without it only latency suffers.
-    let _ = stream.set_nodelay(true);
-    // Nothing is set aside for a connection that says nothing: thousands of them are cheap.
-    let first_byte = if acceptor.is_some() { limits.head_timeout } else { limits.keep_alive_timeout };
-    let mut first = [0];
-    tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        // Not `readable`, which is a guess.
-        peeked = timeout(first_byte, stream.peek(&mut first)) => { peeked??; }
+    limits: ConnectionLimits,
+    tls: Option<TlsAcceptor>,
+    stop: CancellationToken,
+    /// Notifies the connections that idle ones must close.
+    shortage: Notify,
+}
+
+/// A permit for a connection. When there is none, has idle connections closed until there is one.
+async fn acquire(permits: &Arc<Semaphore>, shortage: &Notify) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+        return Some(permit);
     }
-    let stream = Unstalled::new(stream, limits.write_timeout);
-    let Some(acceptor) = acceptor else {
-        return Ok(Box::pin(http1(stream, peer, router, limits, watched, stop)).await?);
-    };
-    let shaking = Box::pin(tls::shake_hands(&acceptor, stream, limits.head_timeout));
-    let stream = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        shaken = shaking => shaken?,
-    };
-    // HTTP/2 is for whom the handshake has agreed on it: in clear text, gateways speak HTTP/1.1.
-    if stream.get_ref().1.alpn_protocol() == Some(tls::H2) {
-        Ok(Box::pin(http2::serve(stream, peer, router, limits, stop)).await?)
-    } else {
-        Ok(Box::pin(http1(stream, peer, router, limits, watched, stop)).await?)
+    loop {
+        shortage.notify_waiters();
+        if let Ok(permit) = timeout(IDLE, Arc::clone(permits).acquire_owned()).await {
+            // The semaphore is never closed.
+            return permit.ok();
+        }
     }
 }
 
-async fn http1<S>(
-    stream: S,
+/// Waits until a new connection needs this one's place and this one has been idle.
+async fn superseded(phase: &Phase, shortage: &Notify) {
+    loop {
+        shortage.notified().await;
+        let requests = phase.requests();
+        sleep(IDLE).await;
+        if phase.is_idle() && phase.requests() == requests {
+            return;
+        }
+    }
+}
+
+async fn serve_connection(
+    stream: TcpStream,
     peer: IpAddr,
-    router: Router,
-    limits: Limits,
-    watched: Watched,
-    stop: &CancellationToken,
-) -> Result<(), hyper::Error>
+    shared: &Shared,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Shared { limits, tls, stop, shortage, .. } = shared;
+    // An error affects latency only.
+    let _ = stream.set_nodelay(true);
+    let phase = Phase::default();
+    // Before any buffer is allocated: thousands of silent connections cost little.
+    let first_byte = if tls.is_some() { limits.head_timeout } else { limits.keep_alive_timeout };
+    let mut first = [0];
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        () = superseded(&phase, shortage) => return Ok(()),
+        // Not `readable`, which may wake without a byte.
+        peeked = timeout(first_byte, stream.peek(&mut first)) => { peeked??; }
+    }
+    let mut stream = Box::pin(TimeoutWriter::new(stream));
+    stream.as_mut().set_timeout_pinned(Some(limits.write_timeout));
+    let Some(tls) = tls else {
+        return Ok(Box::pin(http1(stream, peer, phase, shared)).await?);
+    };
+    let stream = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        accepted = Box::pin(tls::accept(tls, stream, limits.head_timeout)) => accepted?,
+    };
+    Ok(Box::pin(http1(stream, peer, phase, shared)).await?)
+}
+
+async fn http1<S>(stream: S, peer: IpAddr, phase: Phase, shared: &Shared) -> Result<(), hyper::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let phase = Phase::default();
-    let io = TokioIo::new(Connection::new(stream, phase.clone(), limits.head_timeout, watched));
-    let pace = Pace::of(limits.pace);
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        phase.answering();
+    let Shared { router, limits, stop, shortage, .. } = shared;
+    let timeouts = ReadTimeouts { head: limits.head_timeout, idle: limits.keep_alive_timeout };
+    let io = TokioIo::new(TimedRead::new(stream, phase.clone(), timeouts));
+    let service = service_fn(|mut request: hyper::Request<Incoming>| {
+        phase.request_began();
         request.extensions_mut().insert(Peer(peer));
-        let (router, phase, pace) = (router.clone(), phase.clone(), pace.clone());
+        let response = router.clone().oneshot(request.map(Body::new));
+        let phase = &phase;
         async move {
-            pace.wait(request.method()).await;
-            let Ok(response) = router.oneshot(request.map(Body::new)).await;
-            pace.replied(&response);
-            phase.answered();
+            let Ok(response) = response.await;
+            phase.request_ended();
             Ok::<_, Infallible>(response)
         }
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.keep_alive_timeout)
         .max_buf_size(MAX_HEAD)
         .half_close(limits.half_close)
         .serve_connection(io, service);
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = stop.cancelled() => {}
+        () = superseded(&phase, shortage) => {}
     }
+    connection.as_mut().graceful_shutdown();
     connection.await
 }

@@ -1,4 +1,4 @@
-//! A listener's certificate, and its replacement while the service runs.
+//! A listener's certificate, which is reloaded when its files change.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,12 +18,10 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// How often the files are looked at.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// HTTP/2's name in the handshake.
-pub(super) const H2: &[u8] = b"h2";
+/// Interval at which the files are compared with those that are served.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a listener's certificate and its key are.
+/// The files of a listener's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     /// The chain, its own certificate first, in PEM.
@@ -69,7 +67,7 @@ pub enum TlsError {
 #[derive(Clone, Debug)]
 pub struct Tls {
     files: Files,
-    /// Of the files that are served.
+    /// Of the files that were loaded.
     fingerprint: [u8; 32],
     served: Arc<Served>,
     config: Arc<ServerConfig>,
@@ -108,7 +106,7 @@ impl Files {
         })
     }
 
-    /// Tells whether the files have changed. What cannot be read is another content.
+    /// Changes with the content of the files. A file that cannot be read counts as empty.
     fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for file in [&self.chain, &self.key] {
@@ -121,10 +119,10 @@ impl Files {
 }
 
 impl Tls {
-    /// Reads the files, which must be good at the start.
+    /// Reads the files. An error here ends the start.
     pub fn new(files: Files) -> Result<Self, TlsError> {
         let provider = Arc::new(ring::default_provider());
-        // Before they are read: what replaces them from now on is seen.
+        // Taken before the files are read, so that a replacement in between is noticed.
         let fingerprint = files.fingerprint();
         let served = Arc::new(Served(RwLock::new(Arc::new(files.load(&provider)?))));
         let unusable =
@@ -133,23 +131,24 @@ impl Tls {
         let config = config.with_safe_default_protocol_versions().map_err(unusable)?;
         let resolver: Arc<dyn ResolvesServerCert> = Arc::<Served>::clone(&served);
         let mut config = config.with_no_client_auth().with_cert_resolver(resolver);
-        config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self { files, fingerprint, served, config: Arc::new(config) })
     }
 
-    pub(super) fn acceptor(&self) -> TlsAcceptor {
+    /// Accepts TLS connections with the certificate that is served at that time.
+    pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(Arc::clone(&self.config))
     }
 
-    /// Serves another certificate when the files are others: soon, or at once when it is asked to look. Connections
-    /// go on with the certificate that they began with; files that cannot be used change nothing.
-    pub async fn keep_fresh(self, look: Arc<Notify>, stop: CancellationToken) {
+    /// Reloads the certificate when its files have changed: checks each second, and when `check` is notified. Existing
+    /// connections keep their certificate. Files that cannot be used change nothing.
+    pub async fn watch_and_reload(self, check: Arc<Notify>, stop: CancellationToken) {
         let mut known = self.fingerprint;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = look.notified() => {}
-                () = sleep(LOOK_AGAIN) => {}
+                () = check.notified() => {}
+                () = sleep(CHECK_INTERVAL) => {}
             }
             let files = self.files.clone();
             let Ok(found) = tokio::task::spawn_blocking(move || files.fingerprint()).await else { continue };
@@ -161,20 +160,20 @@ impl Tls {
             match files.load(provider) {
                 Ok(loaded) => {
                     *self.served.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(loaded);
-                    tracing::info!(file = %files.chain.display(), "serving another certificate");
+                    tracing::info!(file = %files.chain.display(), "certificate reloaded");
                 }
                 Err(error) => tracing::warn!(
                     error = %error,
                     cause = std::error::Error::source(&error).map(tracing::field::display),
-                    "the new certificate cannot be used; the one before it is still served"
+                    "the new certificate cannot be used; the previous one is still served"
                 ),
             }
         }
     }
 }
 
-/// A handshake that takes no longer than this.
-pub(super) async fn shake_hands<S>(
+/// Completes a handshake within this time.
+pub(super) async fn accept<S>(
     acceptor: &TlsAcceptor,
     stream: S,
     limit: Duration,
@@ -203,10 +202,10 @@ mod tests {
         let (files, _) = write(directory.path());
         let tls = Tls::new(files).unwrap();
         let (_, replaced) = write(directory.path());
-        let (served, look, stop) =
+        let (served, check, stop) =
             (Arc::clone(&tls.served), Arc::new(Notify::new()), CancellationToken::new());
-        look.notify_one();
-        let kept = tokio::spawn(tls.keep_fresh(look, stop.clone()));
+        check.notify_one();
+        let kept = tokio::spawn(tls.watch_and_reload(check, stop.clone()));
         let is_served = async {
             while served.0.read().unwrap().cert.first() != Some(&replaced) {
                 sleep(Duration::from_millis(5)).await;

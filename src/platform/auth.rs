@@ -1,56 +1,117 @@
-//! The platform's credential.
+//! Access to the platform's calls: the service key, draining, and the limit of requests in flight.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
+use tokio::time::{Instant, sleep};
+use tracing::Instrument;
 
+use super::Platform;
+use crate::config::RateLimit;
+use crate::http::client_address::Peer;
 use crate::http::code::Code;
+use crate::http::rate_limit::{ClientKey, Rate, Windows, rate_limited};
 use crate::http::refusal::Refusal;
+use crate::store::shield;
 
-/// Knows the service keys by their digests, so that the comparison's time tells neither a key nor its length.
+/// The service keys, as digests: so the time of a comparison depends on neither a key nor its length.
 #[derive(Clone)]
-pub struct Gatekeeper(Arc<[[u8; 32]]>);
+pub struct ServiceKeys(Arc<[[u8; 32]]>);
 
-impl std::fmt::Debug for Gatekeeper {
+impl std::fmt::Debug for ServiceKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Gatekeeper({})", self.0.len())
+        write!(f, "ServiceKeys({})", self.0.len())
     }
 }
 
-impl Gatekeeper {
-    /// Lets in whoever has one of these keys.
+impl ServiceKeys {
+    /// These keys.
     pub fn new(keys: &[SecretString]) -> Self {
         Self(keys.iter().map(|key| Sha256::digest(key.expose_secret()).into()).collect())
     }
 
-    /// These routes, and whatever else is asked for below them, for whoever has a key.
-    pub(super) fn guard(self, routes: Router) -> Router {
-        let not_found = || async { Refusal::new(Code::NotFound, "there is no such path") };
-        routes.fallback(not_found).layer(from_fn_with_state(self, check))
-    }
-
-    fn knows(&self, key: &[u8]) -> bool {
+    fn contain(&self, key: &[u8]) -> bool {
         let digest: [u8; 32] = Sha256::digest(key).into();
         self.0.iter().fold(Choice::from(0), |known, digest_known| known | digest.ct_eq(digest_known)).into()
     }
+
+    fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let (code, message) = match headers.get(header::AUTHORIZATION).map(bearer) {
+            Some(Some(key)) if self.contain(key) => return Ok(()),
+            Some(_) => (Code::ServiceKeyInvalid, "the service key is not valid"),
+            None => (Code::ServiceKeyMissing, "Authorization: Bearer <service key> is needed"),
+        };
+        let bearer = HeaderValue::from_static("Bearer");
+        Err(Refusal::new(code, message).with_header(header::WWW_AUTHENTICATE, bearer))
+    }
 }
 
-async fn check(State(gatekeeper): State<Gatekeeper>, request: Request, next: Next) -> Response {
-    let (code, message) = match request.headers().get(header::AUTHORIZATION).map(bearer) {
-        Some(Some(key)) if gatekeeper.knows(key) => return next.run(request).await,
-        Some(_) => (Code::ServiceKeyInvalid, "the service key is not valid"),
-        None => (Code::ServiceKeyMissing, "Authorization: Bearer <service key> is needed"),
+/// Requires a service key for the routes, and for every other path below them. Without one, a caller does not learn
+/// which paths exist.
+pub(super) fn guarded(platform: Arc<Platform>, routes: Router) -> Router {
+    let not_found = || async { Refusal::new(Code::NotFound, "there is no such path") };
+    routes.fallback(not_found).layer(from_fn_with_state(platform, guard))
+}
+
+async fn guard(
+    State(platform): State<Arc<Platform>>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    if let Err(refusal) = platform.service_keys.check(request.headers()) {
+        return Err(platform.failed_keys.refuse(peer, refusal).await);
+    }
+    platform.admission.refuse_while_draining()?;
+    let permit = platform.admission.permit()?;
+    // The client may go away: what it asked for is completed and counted nevertheless.
+    let call = async move {
+        let response = next.run(request).await;
+        drop(permit);
+        response
     };
-    Refusal::new(code, message)
-        .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
-        .into_response()
+    Ok(shield(call.in_current_span()).await)
+}
+
+/// Limits guesses of service keys by address. A valid key is accepted in any case: another job on the same address may
+/// have a wrong one.
+#[derive(Debug)]
+pub struct FailedKeys {
+    windows: Option<Windows>,
+    ipv6_prefix: u32,
+}
+
+/// How long a refusal is held back once the limit is exceeded: a connection gets no more than four guesses a second.
+const GUESS_DELAY: Duration = Duration::from_millis(250);
+
+impl FailedKeys {
+    /// The limit of `rate_limit.failed_max`.
+    pub fn new(rate_limit: &RateLimit) -> Self {
+        let rate = Rate { max: rate_limit.failed_max.get(), window: rate_limit.failed_window_ms.duration() };
+        Self {
+            windows: (rate.max > 0).then(|| Windows::new(rate)),
+            ipv6_prefix: u32::try_from(rate_limit.ipv6_prefix.get()).unwrap_or(u32::MAX),
+        }
+    }
+
+    async fn refuse(&self, Peer(peer): Peer, refusal: Refusal) -> Refusal {
+        let Some(windows) = &self.windows else { return refusal };
+        match windows.count(ClientKey::new(peer, self.ipv6_prefix), Instant::now()) {
+            Ok(()) => refusal,
+            Err(wait) => {
+                sleep(GUESS_DELAY).await;
+                rate_limited("too many requests without a valid service key from this address", wait)
+            }
+        }
+    }
 }
 
 fn bearer(value: &HeaderValue) -> Option<&[u8]> {
@@ -63,19 +124,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_is_known_and_nothing_else() {
-        let gatekeeper = Gatekeeper::new(&["first-key-of-all".into(), "second-key-of-all".into()]);
-        assert!(gatekeeper.knows(b"first-key-of-all") && gatekeeper.knows(b"second-key-of-all"));
+    fn only_service_keys_are_accepted() {
+        let keys = ServiceKeys::new(&["first-key-of-all".into(), "second-key-of-all".into()]);
+        assert!(keys.contain(b"first-key-of-all") && keys.contain(b"second-key-of-all"));
         assert!(
-            !gatekeeper.knows(b"first-key-of-al")
-                && !gatekeeper.knows(b"")
-                && !gatekeeper.knows(b"First-key-of-all")
+            !keys.contain(b"first-key-of-al") && !keys.contain(b"") && !keys.contain(b"First-key-of-all")
         );
-        assert!(!Gatekeeper::new(&[]).knows(b""));
+        assert!(!ServiceKeys::new(&[]).contain(b""));
     }
 
     #[test]
-    fn the_scheme_is_read_in_any_case() {
+    fn the_scheme_is_case_insensitive() {
         let of = |text: &'static str| bearer(&HeaderValue::from_static(text)).map(<[u8]>::to_vec);
         assert_eq!(of("bEARER abc "), Some(b"abc".to_vec()));
         assert_eq!(of("Basic abc"), None);

@@ -73,7 +73,7 @@ pub(super) async fn open(
 ) -> Result<Response, Refusal> {
     let conversation = named(&ids, &context)?;
     let (parts, body) = request.into_parts();
-    let body: OpenBody = request::json(&parts, body, platform.body, &platform.room).await?;
+    let body: OpenBody = request::json(&parts, body, platform.body, &platform.bodies).await?;
     let command = Open {
         conversation: conversation.clone(),
         idle_ttl_ms: request::milliseconds("idleTtlMs", body.idle_ttl_ms, MAX_IDLE_TTL_MS)?,
@@ -93,7 +93,7 @@ pub(super) async fn open(
 /// The conversation that the path names, noted for the request's log line.
 pub(super) fn named(ids: &PathIds, context: &RequestContext) -> Result<ConversationId, Refusal> {
     let conversation = ids.conversation()?;
-    context.note(|facts| facts.conversation = Some(conversation.clone()));
+    context.record(|log| log.conversation = Some(conversation.clone()));
     Ok(conversation)
 }
 
@@ -191,18 +191,18 @@ pub(super) async fn end(
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
     let conversation = named(&ids, &context)?;
-    let receipt = platform.store.end(conversation.reference(), context.place.traceparent()).await??;
+    let receipt = platform.store.end(conversation.reference(), context.span.traceparent()).await??;
     let ended = receipt.ended;
     if !receipt.repeated {
-        context.note(|facts| {
-            facts.released = receipt.released.len();
-            facts.dropped = Some((ended.dropped_held, ended.dropped_awaiting));
+        context.record(|log| {
+            log.released = receipt.released.len();
+            log.dropped = Some((ended.dropped_held, ended.dropped_awaiting));
         });
         context.telemetry.metrics.dropped(ended.dropped_held, ended.dropped_awaiting);
     }
     let channel = || platform.store.channel(conversation.reference());
     let whose = (conversation.reference(), Some(&conversation));
-    context.telemetry.released(&context.place, whose, channel, &receipt.released, &[]);
+    context.telemetry.released(&context.span, whose, channel, &receipt.released, &[]);
     let reply = EndedBody {
         conversation_id: &conversation,
         state: ConversationState::Ended,

@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationRef, Sequence};
-use crate::store::{Answer, Observed, PAGE_BYTES, Page, Store, StoreError, detached};
+use crate::store::{Answer, Observed, PAGE_BYTES, Page, Store, StoreError, shield};
 
 /// How many pages an instance fetches at once: between them, Redis gets to its callbacks.
 const FETCHES_AT_ONCE: usize = 4;
@@ -56,13 +56,13 @@ impl Pages {
         let permit = Arc::clone(&self.bytes).acquire_many_owned(self.reserve).await.map_err(closed)?;
         let fetching = Arc::clone(&self.fetches).acquire_owned().await.map_err(closed)?;
         let store = Arc::clone(store);
-        // In a task of its own: when the stream ends meanwhile, the page is on its way nevertheless.
+        // When the stream ends meanwhile, the page is still on its way, and its memory counts.
         let fetched = async move {
             let page = store.read(conversation, Some(after), MAX_ENVELOPES).await;
             drop(fetching);
             page.map(|page| page.map(|page| FetchedPage::new(page, permit)))
         };
-        detached(fetched, StoreError::Unavailable).await
+        shield(fetched).await
     }
 }
 

@@ -9,11 +9,10 @@ use tokio::time::Instant;
 
 use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkItemId};
 use crate::domain::token;
-use crate::http::body::{self, BodyLimits};
+use crate::http::body::{self, BodyBudget, BodyLimits};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::http::room::Room;
 
 /// The ids in the path.
 #[derive(Deserialize)]
@@ -47,12 +46,12 @@ pub(super) async fn json<T: DeserializeOwned>(
     parts: &Parts,
     body: Body,
     limits: BodyLimits,
-    room: &Room,
+    budget: &BodyBudget,
 ) -> Result<T, Refusal> {
-    let whole = body::read(&parts.headers, body, limits, room).await?;
+    let whole = body::read(&parts.headers, body, limits, budget).await?;
     let bytes = &whole.bytes;
     if let Some(context) = parts.extensions.get::<RequestContext>() {
-        context.note(|facts| facts.body = Some((bytes.len(), Instant::now())));
+        context.record(|log| log.body = Some((bytes.len(), Instant::now())));
     }
     let text = if bytes.is_empty() {
         "{}"
@@ -147,7 +146,7 @@ mod tests {
         let (mut parts, ()) = axum::http::Request::new(()).into_parts();
         parts.headers.insert("content-type", "application/json".parse().unwrap());
         let limits = BodyLimits { max_bytes: 1 << 20, timeout: std::time::Duration::from_secs(9), copies: 1 };
-        json::<Asked>(&parts, Body::from(body), limits, &Room::of(1 << 20))
+        json::<Asked>(&parts, Body::from(body), limits, &BodyBudget::new(1 << 20))
             .await
             .unwrap_err()
             .message

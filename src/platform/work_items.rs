@@ -23,7 +23,7 @@ use crate::domain::token::Token;
 use crate::domain::work_item::{Kind, Outcome, State as ItemState, WorkItem};
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::public::{CALLBACKS_PATH, Place};
+use crate::public::{CALLBACKS_PATH, TokenLocation};
 use crate::store::Store;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -92,14 +92,14 @@ struct CallbackBody<'a> {
 }
 
 impl<'a> CallbackBody<'a> {
-    fn new(base_url: &str, place: Place<'a>, token: &'a Token, item: &WorkItem) -> Self {
+    fn new(base_url: &str, location: TokenLocation<'a>, token: &'a Token, item: &WorkItem) -> Self {
         let token = token.expose();
         let mut url = format!("{base_url}{CALLBACKS_PATH}");
         let mut headers = BTreeMap::from([("Content-Type", "application/json")]);
         // A token needs no percent-encoding, wherever it stands; neither does a parameter's name.
-        match place.carrier {
-            Carrier::Header => drop(headers.insert(place.name, token)),
-            Carrier::Query => url = format!("{url}?{}={token}", place.name),
+        match location.carrier {
+            Carrier::Header => drop(headers.insert(location.name, token)),
+            Carrier::Query => url = format!("{url}?{}={token}", location.name),
             Carrier::Path => url = format!("{url}/{token}"),
             Carrier::Body => {}
         }
@@ -107,8 +107,8 @@ impl<'a> CallbackBody<'a> {
             url,
             method: "POST",
             token,
-            carrier: place.carrier,
-            name: place.name,
+            carrier: location.carrier,
+            name: location.name,
             headers,
             expires_at: item.expires_at,
         }
@@ -124,10 +124,10 @@ pub(super) async fn issue(
 ) -> Result<Response, Refusal> {
     let conversation = named(&ids, &context)?;
     let (parts, body) = request.into_parts();
-    let body: IssueBody = request::json(&parts, body, platform.body, &platform.room).await?;
-    let place = platform
+    let body: IssueBody = request::json(&parts, body, platform.body, &platform.bodies).await?;
+    let location = platform
         .carriers
-        .place(body.carrier)
+        .location(body.carrier)
         .ok_or_else(|| invalid("carrier", "this carrier is switched off"))?;
     let timeout_ms = request::milliseconds("timeoutMs", body.timeout_ms, platform.max_timeout_ms)?;
     let command = Issue {
@@ -139,12 +139,12 @@ pub(super) async fn issue(
         replay_window_ms: platform.replay_window_ms,
         key_id: platform.keyring.signing_key_id(),
         traceparent: request::traceparent(body.traceparent.as_deref(), &parts.headers)?,
-        request_traceparent: context.place.traceparent(),
+        request_traceparent: context.span.traceparent(),
         idempotency: idempotency_key(&parts.headers)?.map(|key| (key, body.fingerprint())),
     };
     let issued = platform.store.issue(command).await??;
     let item = issued.item;
-    context.note(|facts| facts.item(&item));
+    context.record(|log| log.item(&item));
     if !issued.repeated {
         context.telemetry.metrics.issued(item.kind);
     }
@@ -157,7 +157,7 @@ pub(super) async fn issue(
         turn_id: item.turn_id.as_ref(),
         issued_at: item.issued_at,
         deadline: item.deadline,
-        callback: CallbackBody::new(&platform.public_base_url, place, &token, &item),
+        callback: CallbackBody::new(&platform.public_base_url, location, &token, &item),
     };
     let mut response = (StatusCode::CREATED, Json(reply)).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -230,7 +230,7 @@ pub(super) async fn show(
     let (conversation, work_item) = (named(&ids, &context)?, ids.work_item()?);
     let shown = platform.store.work_item(conversation.reference(), work_item).await;
     let view = shown??;
-    context.note(|facts| facts.item(&view.item));
+    context.record(|log| log.item(&view.item));
     Ok(Json(WorkItemBody::of(&conversation, &view)).into_response())
 }
 
@@ -245,17 +245,17 @@ pub(super) async fn cancel(
         conversation: conversation.reference(),
         work_item,
         request_id: context.request_id,
-        traceparent: context.place.traceparent(),
+        traceparent: context.span.traceparent(),
         attempt: Entropy.attempt_id(),
     };
     let cancelled = platform.store.cancel(command).await??;
-    context.note(|facts| {
-        facts.item(&cancelled.item.item);
-        facts.outcome = Some(Outcome::Cancelled);
-        facts.released = cancelled.released.len();
+    context.record(|log| {
+        log.item(&cancelled.item.item);
+        log.outcome = Some(Outcome::Cancelled);
+        log.released = cancelled.released.len();
     });
     context.telemetry.released(
-        &context.place,
+        &context.span,
         (conversation.reference(), Some(&conversation)),
         || platform.store.channel(conversation.reference()),
         &cancelled.released,

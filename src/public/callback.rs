@@ -1,189 +1,226 @@
 //! One callback, from the request to the receipt.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{Extension, Request, State};
+use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
-use super::throttle::Client;
+use super::carrier::{Carriers, NO_TEXT, SentToken};
 use super::{Public, reply};
 use crate::clock::Entropy;
-use crate::domain::gate::{Accept, NotAccepted, Receipt};
-use crate::domain::json::{Malformed, Scan};
-use crate::domain::result::{CallbackResult, ResultRefused};
+use crate::domain::gate::{Accept, Receipt};
+use crate::domain::json::Scan;
+use crate::domain::result::CallbackResult;
 use crate::domain::token::{Claims, TokenFingerprint, TokenRefused};
-use crate::domain::work_item::Kind;
+use crate::http::admission::OVERLOAD_DELAY;
 use crate::http::body;
+use crate::http::client_address::Peer;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{Answer, Store, StoreError, detached};
+use crate::store::{Store, StoreError, shield};
 
 /// By how much this machine's clock may be ahead of the store's, in milliseconds. The store's clock decides whether a
-/// token has expired; only one that must have, whatever the store's clock says, is refused without asking.
+/// token has expired; only one that has expired by any clock is refused without asking the store.
 const CLOCK_LEEWAY_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// Takes a callback. The order of checks is the contract's: size, content type, token, JSON, shape, then the store
-/// in one step. Only that last step spends the token.
+/// Number of copies of a callback's body while the store is called: as it came, as a command, and as the bytes that the
+/// Redis client has queued.
+pub const COPIES: usize = 3;
+
+/// Takes a callback.
 pub(super) async fn take(
     State(public): State<Arc<Public>>,
     Extension(context): Extension<RequestContext>,
-    Extension(client): Extension<Client>,
-    request: Request,
-) -> Result<Response, Refusal> {
-    let taken = settle(&public, &context, client, request).await;
-    taken.map_err(|refusal| public.throttle.count_failure(client, refusal, &context))
-}
-
-async fn settle(
-    public: &Public,
-    context: &RequestContext,
-    client: Client,
+    Extension(peer): Extension<Peer>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let room = match known(public, &parts) {
-        Known::Good => &public.known,
-        Known::NotYet => &public.strangers,
-        Known::Bad => {
-            if let Err(refusal) = public.throttle.refuse_failing(client, context) {
-                body::discard(&parts.headers, body);
-                return Err(refusal);
+    let client = public.clients.client(peer, &parts.headers);
+    let taken = Callback { public: &public, context: &context, client, parts: &parts }.take(body).await;
+    match taken {
+        Err(refusal) if refusal.code == Code::Overloaded => {
+            sleep(OVERLOAD_DELAY).await;
+            Err(refusal)
+        }
+        taken => taken.map_err(|refusal| public.clients.count_refusal(client, refusal, &context)),
+    }
+}
+
+/// A path or a method that does not exist. Counts as a request of its client.
+pub(super) async fn refuse(
+    State(public): State<Arc<Public>>,
+    Extension(context): Extension<RequestContext>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Refusal {
+    let client = public.clients.client(peer, request.headers());
+    admit(&public, &context, client).err().unwrap_or_else(|| {
+        match request.extensions().get::<MatchedPath>() {
+            Some(_) => Refusal::new(Code::MethodNotAllowed, "only POST is allowed here"),
+            None => Refusal::new(Code::NotFound, "there is no such path"),
+        }
+    })
+}
+
+fn admit(public: &Public, context: &RequestContext, client: IpAddr) -> Result<(), Refusal> {
+    public.admission.refuse_while_draining()?;
+    public.clients.count_request(client, context)
+}
+
+struct Callback<'a> {
+    public: &'a Public,
+    context: &'a RequestContext,
+    client: IpAddr,
+    parts: &'a Parts,
+}
+
+/// What the head says about the token.
+enum InHead<'a> {
+    /// A token, and the result of its verification.
+    Token(SentToken<'a>, Result<Claims, TokenRefused>),
+    Absent,
+    /// Two different tokens.
+    Refused(Refusal),
+}
+
+impl Callback<'_> {
+    /// The order of checks is the contract's: size, content type, token, JSON, shape, then the store in one step. Only
+    /// that last step spends the token.
+    async fn take(&self, body: axum::body::Body) -> Result<Response, Refusal> {
+        let Self { public, context, parts, .. } = self;
+        // First, so that the log line of every refusal says whose it is.
+        let in_head = match public.carriers.in_head(parts) {
+            Ok(Some(token)) => {
+                let claims = self.verify(&token);
+                InHead::Token(token, claims)
             }
-            &public.strangers
+            Ok(None) => InHead::Absent,
+            Err(refusal) => InHead::Refused(refusal),
+        };
+        if let Err(refusal) = self.admit(&in_head) {
+            body::discard(&parts.headers, body);
+            return Err(refusal);
         }
-    };
-    let (body, counted) = body::read(&parts.headers, body, public.body, room).await?.into_parts();
-    context.note(|facts| facts.body = Some((body.len(), Instant::now())));
-    let under_way = public.admission.slot()?;
-    body::check_json(&parts.headers)?;
-    let scan = Scan::new(&body);
-    let token = public.carriers.token(&parts, scan.as_ref().ok())?;
-    let claims = verify(public, context, &token)?;
-    let result = judge(claims.kind, &body, scan, public.carriers.body_field())?;
-    // Without the field that carried the token the result is another copy.
-    drop(body);
-    let command = Accept {
-        conversation: claims.conversation,
-        work_item: claims.work_item,
-        sequence: claims.sequence,
-        expires_at: claims.expires_at,
-        result,
-        request_id: context.request_id,
-        traceparent: context.place.traceparent(),
-        attempt: Entropy.attempt_id(),
-    };
-    let accepted = accept(public, command, counted, under_way).await?;
-    let receipt = accepted.inspect_err(|refused| {
-        if let Some(known) = &refused.known {
-            context.note(|facts| facts.known(known));
+        let is_authentic = matches!(in_head, InHead::Token(_, Ok(_)));
+        let budget = if is_authentic { &public.authenticated } else { &public.anonymous };
+        let body = body::read(&parts.headers, body, public.body, budget).await?;
+        let (body, reservation) = body.into_parts();
+        context.record(|log| log.body = Some((body.len(), Instant::now())));
+        let permit = public.admission.permit()?;
+        body::check_json(&parts.headers)?;
+        if matches!(in_head, InHead::Absent)
+            && !Carriers::may_be_in(&body, |token| public.keyring.verify(token, public.clock.now()).is_ok())
+        {
+            public.clients.refuse_without_token(self.client, context)?;
         }
-    })?;
-    context.note(|facts| facts.receipt(&receipt));
+        let (result, claims) = self.read_result(in_head, &body)?;
+        // Without the field that carried the token, the result is another copy.
+        drop(body);
+        let command = Accept {
+            conversation: claims.conversation,
+            work_item: claims.work_item,
+            sequence: claims.sequence,
+            expires_at: claims.expires_at,
+            result,
+            request_id: context.request_id,
+            traceparent: context.span.traceparent(),
+            attempt: Entropy.attempt_id(),
+        };
+        let (store, context) = (Arc::clone(&public.store), RequestContext::clone(context));
+        let copies_gone = public.store_timeout;
+        // The client may go away. The step is completed and logged nevertheless, and its memory counts until then.
+        let step = async move {
+            let accepted = store.accept(command).await;
+            drop(permit);
+            match &accepted {
+                Ok(Ok(receipt)) => tell(&store, &context, &claims, receipt),
+                Ok(Err(refused)) => {
+                    if let Some(known) = &refused.known {
+                        context.record(|log| log.known(known));
+                    }
+                }
+                // A command without an answer stays queued until its connection is given up.
+                Err(StoreError::OutcomeUnknown(_)) => {
+                    tokio::spawn(async move {
+                        sleep(copies_gone).await;
+                        drop(reservation);
+                    });
+                }
+                Err(StoreError::Unavailable(_) | StoreError::Broken(_)) => {}
+            }
+            accepted
+        };
+        Ok(reply::receipt(&shield(step.in_current_span()).await??))
+    }
+
+    /// Refuses what need not be read.
+    fn admit(&self, in_head: &InHead<'_>) -> Result<(), Refusal> {
+        admit(self.public, self.context, self.client)?;
+        let may_be_in_body = self.public.carriers.body_field().is_some();
+        match in_head {
+            InHead::Token(_, Ok(_)) => Ok(()),
+            InHead::Absent if may_be_in_body => Ok(()),
+            InHead::Token(_, Err(_)) | InHead::Absent | InHead::Refused(_) => {
+                self.public.clients.refuse_without_token(self.client, self.context)
+            }
+        }
+    }
+
+    /// Reads the token and the result from the body.
+    fn read_result(&self, in_head: InHead<'_>, body: &Bytes) -> Result<(CallbackResult, Claims), Refusal> {
+        let carriers = &self.public.carriers;
+        let field = carriers.body_field();
+        let scan = Scan::new(body, CallbackResult::NAMES.into_iter().chain(field));
+        let (in_head, verified) = match in_head {
+            InHead::Token(token, verified) => (Some(token), Some(verified)),
+            InHead::Absent => (None, None),
+            InHead::Refused(refusal) => return Err(refusal),
+        };
+        let token = carriers.in_request(in_head, scan.as_ref().ok())?;
+        let claims = verified.unwrap_or_else(|| self.verify(&token))?;
+        let scan = scan.map_err(crate::domain::result::ResultRefused::from)?;
+        Ok((CallbackResult::judge(claims.kind, body, &scan, field)?, claims))
+    }
+
+    /// Verifies a token without the store, and records whose it is.
+    fn verify(&self, token: &SentToken<'_>) -> Result<Claims, TokenRefused> {
+        let token = token.as_deref().ok_or(NO_TEXT)?;
+        let now = self.public.clock.now();
+        let verified = match self.public.keyring.verify(token, now) {
+            Err(TokenRefused::Expired(claims)) if now < claims.expires_at.plus_millis(CLOCK_LEEWAY_MS) => {
+                Ok(claims)
+            }
+            verified => verified,
+        };
+        self.context.record(|log| {
+            log.token = Some(TokenFingerprint::of(token));
+            if let Ok(claims) | Err(TokenRefused::Expired(claims)) = &verified {
+                log.reference = Some(claims.conversation);
+                log.work_item = Some(claims.work_item);
+            }
+        });
+        verified
+    }
+}
+
+/// Records an accepted callback in log, metrics and traces.
+fn tell(store: &crate::store::Observed, context: &RequestContext, claims: &Claims, receipt: &Receipt) {
+    context.record(|log| log.receipt(receipt));
     if !receipt.replayed {
         let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);
         context.telemetry.metrics.taken(receipt.item.kind, receipt.outcome, turnaround_ms);
     }
     context.telemetry.released(
-        &context.place,
+        &context.span,
         (claims.conversation, Some(&receipt.conversation_id)),
-        || public.store.channel(claims.conversation),
+        || store.channel(claims.conversation),
         &receipt.released,
         &[],
     );
-    Ok(reply::receipt(&receipt))
-}
-
-/// How often a callback's body is in memory while the store is asked: as it came, as a command, and as the bytes of it
-/// that Redis' client has queued.
-pub const COPIES: usize = 3;
-
-/// Asks the store in a task of its own: when the caller hangs up meanwhile, the payload stays in memory, and counts.
-async fn accept(
-    public: &Public,
-    command: Accept,
-    counted: impl Send + 'static,
-    under_way: OwnedSemaphorePermit,
-) -> Answer<Receipt, NotAccepted> {
-    let (store, copies_gone) = (Arc::clone(&public.store), public.store_timeout);
-    let asked = async move {
-        let accepted = store.accept(command).await;
-        drop(under_way);
-        if matches!(accepted, Err(StoreError::OutcomeUnknown(_))) {
-            // What got no answer is queued until its connection is given up.
-            tokio::spawn(async move {
-                sleep(copies_gone).await;
-                drop(counted);
-            });
-        }
-        accepted
-    };
-    detached(asked.in_current_span(), StoreError::OutcomeUnknown).await
-}
-
-/// What a request's head tells of its token.
-enum Known {
-    /// It is good.
-    Good,
-    /// It may be in the body.
-    NotYet,
-    /// It is bad, or there can be none: whatever the body is, the request is refused.
-    Bad,
-}
-
-/// Looks at the head before the body is read: for what reading it may cost, and for nothing that the caller is told.
-fn known(public: &Public, parts: &Parts) -> Known {
-    match public.carriers.token(parts, None) {
-        Ok(token) if check(public, &token).is_ok() => Known::Good,
-        Err(refusal)
-            if refusal.code == Code::CallbackTokenMissing && public.carriers.body_field().is_some() =>
-        {
-            Known::NotYet
-        }
-        Ok(_) | Err(_) => Known::Bad,
-    }
-}
-
-/// Checks a token without asking the store. One that has only just expired by this machine's clock is left to the
-/// store.
-fn check(public: &Public, token: &str) -> Result<Claims, TokenRefused> {
-    let now = public.clock.now();
-    match public.keyring.verify(token, now) {
-        Err(TokenRefused::Expired(claims)) if now < claims.expires_at.plus_millis(CLOCK_LEEWAY_MS) => {
-            Ok(claims)
-        }
-        verified => verified,
-    }
-}
-
-/// Checks the token, and notes all of it that may be noted.
-fn verify(public: &Public, context: &RequestContext, token: &str) -> Result<Claims, TokenRefused> {
-    let verified = check(public, token);
-    context.note(|facts| {
-        facts.token = Some(TokenFingerprint::of(token));
-        if let Ok(claims) | Err(TokenRefused::Expired(claims)) = &verified {
-            facts.reference = Some(claims.conversation);
-            facts.work_item = Some(claims.work_item);
-        }
-    });
-    verified
-}
-
-/// Judges the body without the field that carried the token.
-fn judge(
-    kind: Kind,
-    body: &Bytes,
-    scan: Result<Scan<'_>, Malformed>,
-    token_field: Option<&str>,
-) -> Result<CallbackResult, ResultRefused> {
-    let scan = scan?;
-    match token_field.filter(|field| scan.values(field).next().is_some()) {
-        Some(field) => CallbackResult::judge(kind, &Bytes::from(scan.without(field).into_owned())),
-        None => CallbackResult::judge_scanned(kind, body, &scan),
-    }
 }

@@ -1,17 +1,18 @@
-//! Finds the token of a request, wherever it travels.
+//! Finds the token of a request, wherever it is.
 
 use std::borrow::Cow;
 
 use axum::http::request::Parts;
+use memchr::memmem;
 
 use super::CALLBACKS_PATH;
 use crate::config::{self, Carrier, TokenHeader};
 use crate::domain::json::{Scan, decode_string};
-use crate::domain::token::TokenRefused;
+use crate::domain::token::{self, TokenRefused};
 use crate::http::code::Code;
 use crate::http::refusal::Refusal;
 
-/// Where tokens may travel, and under which names.
+/// Where tokens are accepted, and under which names.
 #[derive(Clone, Debug)]
 pub struct Carriers {
     allowed: Vec<Carrier>,
@@ -23,15 +24,18 @@ pub struct Carriers {
 
 /// Where a provider is told to put its token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place<'a> {
+pub struct TokenLocation<'a> {
     /// What carries it.
     pub carrier: Carrier,
     /// The name of the header, parameter or field.
     pub name: &'a str,
 }
 
-/// A token as it was presented; `None` is one that cannot be read.
-type Presented<'a> = Option<Cow<'a, str>>;
+/// A token as it was sent. `None`: a value that is no text.
+pub(super) type SentToken<'a> = Option<Cow<'a, str>>;
+
+/// Maximum number of prefixes in a body that are checked for a valid token behind them.
+const MAX_CANDIDATES: usize = 4;
 
 impl Carriers {
     /// The carriers as configured.
@@ -45,13 +49,13 @@ impl Carriers {
         }
     }
 
-    /// Whether tokens may travel so.
+    /// Whether a carrier is switched on.
     pub fn allows(&self, carrier: Carrier) -> bool {
         self.allowed.contains(&carrier)
     }
 
-    /// The place for a token; `None` when the wanted carrier is switched off.
-    pub fn place(&self, wanted: Option<Carrier>) -> Option<Place<'_>> {
+    /// The location of a token; `None` when the carrier is switched off.
+    pub fn location(&self, wanted: Option<Carrier>) -> Option<TokenLocation<'_>> {
         let carrier = wanted.unwrap_or(self.default);
         let name = match carrier {
             Carrier::Header => &self.header.text,
@@ -59,54 +63,58 @@ impl Carriers {
             Carrier::Body => &self.field,
             Carrier::Path => "token",
         };
-        self.allows(carrier).then_some(Place { carrier, name })
+        self.allows(carrier).then_some(TokenLocation { carrier, name })
     }
 
-    /// The body's field that carries a token, when one may.
-    pub(super) fn body_field(&self) -> Option<&str> {
+    /// The body's field for a token, unless the carrier is switched off.
+    pub fn body_field(&self) -> Option<&str> {
         self.allows(Carrier::Body).then_some(self.field.as_str())
     }
 
-    /// The one token of a request. What stands empty is not there; what stands twice must be the same.
-    pub(super) fn token<'a>(
-        &self,
-        parts: &'a Parts,
-        scan: Option<&'a Scan<'_>>,
-    ) -> Result<Cow<'a, str>, Refusal> {
-        let found = self.in_header(parts).chain(self.in_query(parts));
-        let found = found.chain(self.in_path(parts)).chain(self.in_body(scan));
-        let mut found = found.filter(|token| token.as_deref() != Some(""));
-        let Some(first) = found.next() else { return Err(self.missing(scan.is_some())) };
-        if found.any(|other| other != first) {
-            let message = "the request has two different tokens; send one";
-            return Err(Refusal::new(Code::TokenCarriersDisagree, message));
-        }
-        first.ok_or_else(|| TokenRefused::Invalid.into())
+    /// The token in the request's head, if it has one.
+    pub(super) fn in_head<'a>(&self, parts: &'a Parts) -> Result<Option<SentToken<'a>>, Refusal> {
+        only(self.in_header(parts).chain(self.in_query(parts)).chain(self.in_path(parts)))
     }
 
-    fn in_header<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = Presented<'a>> {
+    /// The token of the request: the one in its head or in its body, which must be equal if there are both.
+    pub(super) fn in_request<'a>(
+        &self,
+        in_head: Option<SentToken<'a>>,
+        body: Option<&'a Scan<'_>>,
+    ) -> Result<SentToken<'a>, Refusal> {
+        only(in_head.into_iter().chain(self.in_body(body)))?.ok_or_else(|| self.missing(body.is_some()))
+    }
+
+    fn in_header<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = SentToken<'a>> {
         let values = self.allows(Carrier::Header).then(|| parts.headers.get_all(&self.header.name));
         values.into_iter().flatten().map(|value| value.to_str().ok().map(Cow::Borrowed))
     }
 
-    fn in_query<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = Presented<'a>> {
+    fn in_query<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = SentToken<'a>> {
         let query = parts.uri.query().filter(|_| self.allows(Carrier::Query)).unwrap_or_default();
         form_urlencoded::parse(query.as_bytes())
             .filter_map(|(name, value)| (name == self.query.as_str()).then_some(Some(value)))
     }
 
-    /// As it stands in the path: a token needs no percent-encoding, and has one spelling.
-    fn in_path<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = Presented<'a>> {
+    /// Not percent-decoded: a token needs no encoding, and has one spelling.
+    fn in_path<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = SentToken<'a>> {
         let token = parts.uri.path().strip_prefix(CALLBACKS_PATH).and_then(|rest| rest.strip_prefix('/'));
         token.filter(|_| self.allows(Carrier::Path)).map(|token| Some(Cow::Borrowed(token))).into_iter()
     }
 
-    fn in_body<'a>(&self, scan: Option<&'a Scan<'_>>) -> impl Iterator<Item = Presented<'a>> {
-        let values = self.body_field().zip(scan).map(|(field, scan)| scan.values(field).collect::<Vec<_>>());
+    fn in_body<'a>(&self, body: Option<&'a Scan<'_>>) -> impl Iterator<Item = SentToken<'a>> {
+        let values = self.body_field().zip(body).map(|(field, scan)| scan.values(field).collect::<Vec<_>>());
         values
             .into_iter()
             .flatten()
             .map(|value| decode_string(value).map(|token| Cow::Owned(token.into_owned())))
+    }
+
+    /// Whether the bytes of a body contain a text that `is_valid` accepts as a token. Costs less than parsing it.
+    pub(super) fn may_be_in(body: &[u8], is_valid: impl Fn(&str) -> bool) -> bool {
+        let at = memmem::find_iter(body, token::PREFIX).take(MAX_CANDIDATES);
+        let mut candidates = at.filter_map(|at| body.get(at..at + token::TOKEN_CHARS));
+        candidates.any(|candidate| std::str::from_utf8(candidate).is_ok_and(&is_valid))
     }
 
     fn missing(&self, body_is_json: bool) -> Refusal {
@@ -124,3 +132,17 @@ impl Carriers {
         Refusal::new(Code::CallbackTokenMissing, format!("no token in {}{hint}", places.join(", ")))
     }
 }
+
+/// The one token of these. An empty one counts as absent; the others must be equal.
+fn only<'a>(found: impl Iterator<Item = SentToken<'a>>) -> Result<Option<SentToken<'a>>, Refusal> {
+    let mut found = found.filter(|token| token.as_deref() != Some(""));
+    let first = found.next();
+    if found.any(|other| Some(&other) != first.as_ref()) {
+        let message = "the request has two different tokens; send one";
+        return Err(Refusal::new(Code::TokenCarriersDisagree, message));
+    }
+    Ok(first)
+}
+
+/// Why a token that is no text is refused.
+pub(super) const NO_TEXT: TokenRefused = TokenRefused::Invalid;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{Status, TraceContextExt};
 use redis::RedisError;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -89,6 +90,14 @@ impl Observed {
     /// When something is due, as far as this process knows.
     pub const fn schedule(&self) -> &Schedule {
         &self.schedule
+    }
+
+    /// The task that listens for changes of channels, where there is one, for supervision. `None` the second time.
+    pub fn take_watcher(&self) -> Option<JoinHandle<()>> {
+        match &self.store {
+            AnyStore::Memory(_) => None,
+            AnyStore::Redis(redis) => redis.take_watcher(),
+        }
     }
 
     /// The store itself.

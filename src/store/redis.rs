@@ -40,6 +40,7 @@ pub use replicas::Replicas;
 use secrecy::SecretString;
 pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use self::dates::Dates;
 use self::keys::{Keys, marker};
@@ -117,11 +118,18 @@ pub struct RedisStore {
     wakes: Wakes,
     verified: Arc<AtomicBool>,
     remarked: Mutex<Vec<Remark>>,
+    /// The task that listens for changes of channels. It ends when the store is dropped.
+    watcher: Mutex<Option<JoinHandle<()>>>,
     /// Whether some partitions did not respond at the last query. Suppresses repeated log messages.
     partly_away: AtomicBool,
 }
 
 impl RedisStore {
+    /// The task that listens for changes of channels, for supervision. `None` the second time.
+    pub fn take_watcher(&self) -> Option<JoinHandle<()>> {
+        self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// A store that connects at its first use. Operations fail as unavailable until [`RedisStore::verify`] has
     /// succeeded.
     ///
@@ -149,7 +157,7 @@ impl RedisStore {
         let wakes = Wakes::new(Some(sender));
         let verified = Arc::new(AtomicBool::new(false));
         let watching = wakes.without_interest();
-        tokio::spawn(watcher::listen(
+        let watcher = tokio::spawn(watcher::listen(
             Arc::clone(&nodes),
             connection_limits,
             keys,
@@ -169,6 +177,7 @@ impl RedisStore {
             connections,
             wakes,
             verified,
+            watcher: Mutex::new(Some(watcher)),
             remarked: Mutex::default(),
             partly_away: AtomicBool::new(false),
         })

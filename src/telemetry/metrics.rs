@@ -234,8 +234,8 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.0.registry.gather()).unwrap_or_default()
     }
 
-    /// A request is under way until the guard is dropped.
-    pub fn under_way(&self, method: &'static str, scheme: &'static str) -> UnderWay {
+    /// Counts a request as active until the guard is dropped.
+    pub fn active_request(&self, method: &'static str, scheme: &'static str) -> ActiveRequest {
         let bind = || {
             let attributes =
                 [KeyValue::new(names::HTTP_REQUEST_METHOD, method), KeyValue::new(names::URL_SCHEME, scheme)];
@@ -243,7 +243,7 @@ impl Metrics {
         };
         let active = self.0.active.with(&(method, scheme), bind, Clone::clone);
         active.add(1);
-        UnderWay(active)
+        ActiveRequest(active)
     }
 
     /// A request to a route was answered after so long. Its body, if it was read to its end, had so many bytes, and if
@@ -359,11 +359,11 @@ impl Metrics {
     }
 }
 
-/// Counts a request as under way while it lives.
+/// Counts a request as active until it is dropped.
 #[derive(Debug)]
-pub struct UnderWay(BoundUpDownCounter<i64>);
+pub struct ActiveRequest(BoundUpDownCounter<i64>);
 
-impl Drop for UnderWay {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.0.add(-1);
     }

@@ -26,9 +26,9 @@ use crate::domain::work_item::Outcome;
 /// The target of spans that are exported, and of nothing else.
 pub const TARGET: &str = "callback_ingress::exported";
 
-/// A place in a trace.
+/// A span, whether it is exported or not.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct SpanRef {
     /// 32 hexadecimal digits.
     pub trace_id: String,
     /// 16 hexadecimal digits.
@@ -63,32 +63,33 @@ fn remote(traceparent: &TraceParent) -> Option<SpanContext> {
     Some(SpanContext::new(trace, span, flags, true, TraceState::NONE))
 }
 
-/// A span of which nobody was told yet, as a child of `parent`; a trace begins where there is none.
-///
-/// Gives its place all the same where spans are not exported: replies and log lines name a trace in any case.
-pub fn begin(span: &Span, parent: &Context) -> Place {
+/// Makes a span the child of `parent`, or the root of a new trace. Where spans are not exported, it has ids nevertheless:
+/// responses and log lines always have a trace id.
+pub fn begin(span: &Span, parent: &Context) -> SpanRef {
+    if span.is_disabled() {
+        return unexported(parent);
+    }
     // It fails where spans are not exported.
     let _ = span.set_parent(parent.clone());
     let context = span.context();
     let known = context.span().span_context().clone();
     if known.is_valid() {
-        return Place {
+        return SpanRef {
             trace_id: known.trace_id().to_string(),
             span_id: known.span_id().to_string(),
             context,
         };
     }
-    let caller = parent.span().span_context().clone();
-    let trace_id = if caller.is_valid() { caller.trace_id().to_string() } else { Entropy.trace_id() };
-    Place { trace_id, span_id: Entropy.span_id(), context: Context::new() }
+    unexported(parent)
 }
 
-impl Place {
-    /// A place in a trace that nobody sees.
-    pub fn nowhere() -> Self {
-        Self { trace_id: Entropy.trace_id(), span_id: Entropy.span_id(), context: Context::new() }
-    }
+fn unexported(parent: &Context) -> SpanRef {
+    let caller = parent.span().span_context().clone();
+    let trace_id = if caller.is_valid() { caller.trace_id().to_string() } else { Entropy.trace_id() };
+    SpanRef { trace_id, span_id: Entropy.span_id(), context: Context::new() }
+}
 
+impl SpanRef {
     fn flags(&self) -> u8 {
         self.context.span().span_context().trace_flags().to_u8()
     }
@@ -111,8 +112,8 @@ impl Place {
         self.context.span().is_recording()
     }
 
-    /// Notes what was learned.
-    pub fn note(&self, attributes: Vec<KeyValue>) {
+    /// Adds attributes.
+    pub fn set_attributes(&self, attributes: Vec<KeyValue>) {
         self.context.span().set_attributes(attributes);
     }
 
@@ -135,7 +136,7 @@ pub fn sweep_span() -> Span {
 }
 
 /// One span for a work item that timed out, in the sweep's trace.
-pub fn timed_out(tracer: &SdkTracer, sweep: &Place, conversation: &str, timed_out: &TimedOut) {
+pub fn timed_out(tracer: &SdkTracer, sweep: &SpanRef, conversation: &str, timed_out: &TimedOut) {
     if !sweep.is_recorded() {
         return;
     }
@@ -179,7 +180,7 @@ fn links(pairs: &[(Option<&TraceParent>, &'static str)], own: TraceId) -> Vec<Li
 /// lasts as long as that comes before.
 pub fn published(
     tracer: &SdkTracer,
-    step: &Place,
+    step: &SpanRef,
     channel: Channel<'_>,
     envelope: &Released,
     held_behind: Option<u64>,

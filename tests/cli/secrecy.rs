@@ -16,10 +16,10 @@
 
 #[path = "secrecy/commands.rs"]
 mod commands;
-#[path = "secrecy/http2.rs"]
-mod http2;
 #[path = "secrecy/in_redis.rs"]
 mod in_redis;
+#[path = "secrecy/over_tls.rs"]
+mod over_tls;
 #[path = "secrecy/panics.rs"]
 mod panics;
 #[path = "secrecy/places.rs"]
@@ -122,12 +122,13 @@ impl Watched {
 
     /// Everything that is wrong, or right, on any store.
     fn every_request(&mut self) {
+        let (_, item) = self.session.tool();
+        // First: the others exceed the limit of requests without a service key.
+        self.session.refuse_the_platform(&item.token);
         self.session.every_text_in_every_place();
         self.session.say_nonsense();
         self.session.refuse_providers(&self.signing_key);
         self.session.refuse_what_is_late_or_too_much();
-        let (_, item) = self.session.tool();
-        self.session.refuse_the_platform(&item.token);
     }
 
     /// Event streams up to their limit, which stay open.

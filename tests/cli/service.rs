@@ -120,7 +120,18 @@ impl Service {
 
     /// Starts it with these variables and arguments.
     pub(crate) fn start_with<V: AsRef<str>>(variables: &[(&str, V)], arguments: &[&str]) -> Self {
-        let child = Command::new(PROGRAM)
+        Self::spawn(Command::new(PROGRAM), variables, arguments)
+    }
+
+    /// Starts it with so many open files at most.
+    pub(crate) fn start_with_open_files(limit: u32, arguments: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {limit}; exec {PROGRAM} \"$@\""), "sh"]);
+        Self::spawn::<&str>(shell, &[], arguments)
+    }
+
+    fn spawn<V: AsRef<str>>(mut command: Command, variables: &[(&str, V)], arguments: &[&str]) -> Self {
+        let child = command
             .arg("serve")
             .args(arguments)
             .env_clear()

@@ -452,7 +452,7 @@ fn what_an_end_releases_and_drops_is_told() {
 }
 
 #[test]
-fn a_request_that_nobody_waits_for_any_more_is_finished_and_told_of() {
+fn a_request_whose_client_has_gone_is_completed_and_logged() {
     let redis = RedisServer::start();
     let url = redis.url(0);
     let service = Service::start_with::<&str>(&[], &[AT_ONCE.as_slice(), &["--store", &url]].concat());
@@ -474,7 +474,7 @@ fn a_request_that_nobody_waits_for_any_more_is_finished_and_told_of() {
     let line: Value = serde_json::from_str(&service.log.wait_for(request)).unwrap();
     assert_eq!(
         (&line["http.response.status_code"], &line["work_item.sequence"]),
-        (&201.into(), &1.into()),
+        (&499.into(), &1.into()),
         "{line}"
     );
 }

@@ -4,7 +4,6 @@ mod bad_input;
 mod carriers;
 mod drain;
 mod http;
-mod http2;
 mod limits;
 mod order;
 mod rate;

@@ -74,7 +74,7 @@ fn judged(written: &Written, stage: &Stage) -> Result<Option<Taken>, Code> {
         return Err(Code::BodyTooLarge);
     }
     body::check_json(&written.headers).map_err(|refusal| refusal.code)?;
-    let scan = Scan::new(&written.body).ok();
+    let scan = Scan::new(&written.body, [NAME]).ok();
     let token = token(written, stage, in_path, scan.as_ref())?;
     let item = match token.as_str() {
         token if token == stage.tokens.tool => &stage.tool,
@@ -84,7 +84,7 @@ fn judged(written: &Written, stage: &Stage) -> Result<Option<Taken>, Code> {
     };
     let scan = scan.ok_or(Code::BodyMalformed)?;
     let body = if allows('b') { scan.without(NAME).into_owned().into_bytes() } else { written.body.clone() };
-    let result = CallbackResult::judge(item.kind, &Bytes::from(body)).map_err(|refused| match refused {
+    let result = CallbackResult::of(item.kind, &Bytes::from(body)).map_err(|refused| match refused {
         ResultRefused::Malformed(_) => Code::BodyMalformed,
         ResultRefused::NotAnLlmResult => Code::ResultShapeInvalid,
     })?;

@@ -15,11 +15,13 @@ use callback_ingress::domain::ids::{AttemptId, ConversationId, WorkItemId};
 use callback_ingress::domain::time::Timestamp;
 use callback_ingress::domain::token::{KeyId, Keyring, SigningKey};
 use callback_ingress::domain::work_item::{Kind, State, WorkItem};
-use callback_ingress::http::body::BodyLimits;
+use callback_ingress::http::admission::{Admission, Lifecycle};
+use callback_ingress::http::body::{BodyBudget, BodyLimits};
+use callback_ingress::http::client_address::Peer;
+use callback_ingress::http::context::Listener;
 use callback_ingress::http::health::Health;
-use callback_ingress::http::lifecycle::{Admission, Lifecycle};
-use callback_ingress::http::room::Room;
-use callback_ingress::public::{self, Carriers, Public, Throttle};
+use callback_ingress::http::observe::Observation;
+use callback_ingress::public::{self, Carriers, ClientLimits, Public};
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::{AnyStore, Observed, Store};
 use callback_ingress::telemetry::Telemetry;
@@ -27,7 +29,6 @@ use futures_util::stream;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Semaphore;
 use tower::ServiceExt;
 use tracing::Dispatch;
 use uuid::Uuid;
@@ -37,7 +38,7 @@ use super::written::Written;
 /// Largest body: small, so that small inputs reach it.
 pub(crate) const MOST_BYTES: usize = 2048;
 /// Room for any body.
-const ROOM: usize = 1 << 20;
+const BUDGET: usize = 1 << 20;
 const NOW: u64 = 1_795_000_000_000;
 
 thread_local! {
@@ -51,7 +52,8 @@ thread_local! {
 static CONFIG: LazyLock<Config> = LazyLock::new(|| config::load(Sources::default()).unwrap().config);
 /// Forged tokens are what is asked with, again and again.
 static UNLIMITED: LazyLock<Config> = LazyLock::new(|| {
-    let flags = vec![("rate_limit.failed_max".to_owned(), "0".to_owned())];
+    let flags = [("rate_limit.failed_max", "0"), ("http.trusted_proxies", r#"["127.0.0.0/8"]"#)];
+    let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
     config::load(Sources { flags, ..Sources::default() }).unwrap().config
 });
 static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(Telemetry::local);
@@ -151,13 +153,16 @@ impl Stage {
             clock: self.clock.clone(),
             carriers: Arc::new(Carriers::new(&token)),
             body: BodyLimits { max_bytes: MOST_BYTES, timeout: Duration::from_secs(10), copies: 1 },
-            known: Room::of(ROOM),
-            strangers: Room::of(ROOM),
-            admission: Admission { lifecycle: lifecycle.clone(), in_flight: Arc::new(Semaphore::new(1)) },
-            throttle: Arc::new(Throttle::new(&UNLIMITED)),
+            authenticated: BodyBudget::new(BUDGET),
+            anonymous: BodyBudget::new(BUDGET),
+            admission: Admission::new(lifecycle.clone(), 1),
+            clients: ClientLimits::new(&UNLIMITED),
         };
         let health = Health { store: Arc::clone(&self.store), lifecycle };
-        self.router = public::router(Arc::new(public), "http", TELEMETRY.clone(), health);
+        let proxies = UNLIMITED.proxies();
+        let telemetry = TELEMETRY.clone();
+        let observation = Observation { listener: Listener::Public, scheme: "http", proxies, telemetry };
+        self.router = public::router(Arc::new(public), observation, health);
     }
 
     pub(crate) fn allows(&self, letter: char) -> bool {
@@ -175,6 +180,7 @@ impl Stage {
         *request.method_mut() = written.method.clone();
         *request.uri_mut() = written.uri.clone();
         *request.headers_mut() = written.headers.clone();
+        request.extensions_mut().insert(Peer([127, 0, 0, 1].into()));
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();

@@ -74,7 +74,7 @@ fn accept(
         work_item: conversation.slots.get(&Sequence::new(number)).map_or(id(number), |slot| slot.item.id),
         sequence: Sequence::new(number),
         expires_at: at(u64::MAX),
-        result: CallbackResult::judge(Kind::Tool, &body).unwrap(),
+        result: CallbackResult::of(Kind::Tool, &body).unwrap(),
         request_id: RequestId::from_uuid(Uuid::nil()),
         traceparent: None,
         attempt: AttemptId::from_random(now),

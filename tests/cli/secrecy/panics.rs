@@ -8,9 +8,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::post;
 use callback_ingress::config::{Sources, load};
-use callback_ingress::http::context::Side;
-use callback_ingress::http::observe;
-use callback_ingress::http::server::{self, Limits, Watched};
+use callback_ingress::http::context::Listener;
+use callback_ingress::http::observe::{Observation, observed};
+use callback_ingress::http::server::{self, ConnectionLimits};
 use callback_ingress::telemetry::{self, Exports};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -95,18 +95,18 @@ fn a_process_that_panics() {
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let limits = Limits {
+        let limits = ConnectionLimits {
             head_timeout: Duration::from_secs(9),
             write_timeout: Duration::from_secs(9),
             keep_alive_timeout: Duration::from_secs(9),
             max_connections: 9,
             half_close: true,
-            pace: true,
         };
         let stop = CancellationToken::new();
-        let watched = Watched { metrics: telemetry.metrics.clone(), scheme: "http" };
-        let routes = observe::around(Side::Public, "http", telemetry, routes);
-        let serving = tokio::spawn(server::serve(listener, routes, limits, None, watched, stop.clone()));
+        let proxies = config.proxies();
+        let observation = Observation { listener: Listener::Public, scheme: "http", proxies, telemetry };
+        let routes = observed(observation, routes);
+        let serving = tokio::spawn(server::serve(listener, routes, limits, None, stop.clone()));
         for way in WAYS {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(&wire::request(&format!("POST /{way}\n\n"), &[])).await.unwrap();

@@ -12,7 +12,7 @@ use callback_ingress::domain::json::Scan;
 use callback_ingress::domain::result::CallbackResult;
 use callback_ingress::domain::token::{Keyring, TokenFingerprint};
 use callback_ingress::domain::work_item::Kind;
-use callback_ingress::platform::Gatekeeper;
+use callback_ingress::platform::ServiceKeys;
 use callback_ingress::public::Carriers;
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::RedisStore;
@@ -56,7 +56,7 @@ async fn what_debug_prints_shows_no_secret() {
         "the service keys",
         &(&config.platform.service_keys, config.platform.service_keys.keys()),
     );
-    print(captures, "the gatekeeper", &Gatekeeper::new(config.platform.service_keys.keys()));
+    print(captures, "their digests", &ServiceKeys::new(config.platform.service_keys.keys()));
     print(captures, "the carriers", &Carriers::new(&config.token));
     let redis = config.redis().unwrap();
     print(captures, "the settings of Redis", &redis);
@@ -102,7 +102,7 @@ async fn what_debug_prints_shows_no_secret() {
         print(captures, "its claims", &ring.verify(token.expose(), item.issued_at));
         print(captures, "its digest", &IdempotencyDigest::of(token.expose()));
         let body = format!(r#"{{"callbackToken":"{}","result":"{}"}}"#, token.expose(), known.result());
-        let scan = Scan::new(body.as_bytes()).unwrap();
+        let scan = Scan::new(body.as_bytes(), ["callbackToken"]).unwrap();
         print(captures, "a body", &scan);
         let body = Bytes::from(scan.without("callbackToken").into_owned());
         let accept = Accept {
@@ -110,7 +110,7 @@ async fn what_debug_prints_shows_no_secret() {
             work_item: item.id,
             sequence: item.sequence,
             expires_at: item.expires_at,
-            result: CallbackResult::judge(Kind::Tool, &body).unwrap(),
+            result: CallbackResult::of(Kind::Tool, &body).unwrap(),
             request_id: Entropy.request_id(),
             traceparent: None,
             attempt: Entropy.attempt_id(),

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
@@ -23,8 +23,6 @@ use super::{PATIENCE, Reply};
 pub(crate) type Secure = TlsStream<TcpStream>;
 /// Sends requests of HTTP/1.1 over it.
 pub(crate) type Http1 = http1::SendRequest<Full<Bytes>>;
-/// Sends requests of HTTP/2 over it.
-pub(crate) type Http2 = http2::SendRequest<Full<Bytes>>;
 
 /// A certificate for 127.0.0.1, in files that can be replaced.
 #[derive(Debug)]
@@ -101,14 +99,6 @@ pub(crate) async fn connect(
 pub(crate) async fn http1(address: SocketAddr, trusted: CertificateDer<'static>) -> Http1 {
     let stream = connect(address, trusted, "http/1.1").await.unwrap();
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    sender
-}
-
-/// A client of HTTP/2 that trusts this certificate.
-pub(crate) async fn http2(address: SocketAddr, trusted: CertificateDer<'static>) -> Http2 {
-    let stream = connect(address, trusted, "h2").await.unwrap();
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender
 }

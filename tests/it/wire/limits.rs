@@ -1,7 +1,5 @@
 //! How large, how many, how many at once.
 
-use std::cell::Cell;
-
 use tokio::time::{Duration, Instant};
 
 use super::check;
@@ -114,38 +112,25 @@ async fn more_requests_than_allowed_at_once_are_refused_before_they_spend_anythi
 }
 
 #[tokio::test]
-async fn who_asks_again_at_once_when_there_is_too_much_waits_and_others_do_not() {
+async fn a_refusal_for_overload_is_held_back_and_delays_nobody_else() {
     let redis = RedisServer::start();
     let service = narrow(&redis, "1").await;
     let item = service.fresh_tool().await;
-    let forged = || head("cbt_x", "content-length: 1") + "3";
     redis.suspend();
     let mut first = Raw::connect(service.public).await;
     first.send(head(&item.token, "content-length: 1") + "1").await;
-    let mut again = Raw::connect(service.public).await;
-    until("it is under way", async || {
-        again.send(forged()).await;
-        again.reply().await.verdict() == (503, "OVERLOADED".to_owned())
+    until("it is in flight", async || {
+        service.callback("cbt_x", "3").verdict().await == (503, "OVERLOADED".to_owned())
     })
     .await;
-    // Not at the first try where the machine is busy.
-    until("another is refused in the meantime", async || {
-        let refused = Instant::now();
-        again.send(forged()).await;
-        let other = Raw::say(service.public, forged()).await;
-        assert_eq!(other.verdict(), (503, "OVERLOADED".to_owned()));
-        let in_the_meantime = again.is_silent();
-        assert_eq!(again.reply().await.verdict(), (503, "OVERLOADED".to_owned()));
-        // The pause began when the refusal was written, a moment before it was read.
-        assert!(refused.elapsed() > Duration::from_millis(80), "{:?}", refused.elapsed());
-        in_the_meantime
-    })
-    .await;
+    let sent = Instant::now();
+    let mut refused = Raw::connect(service.public).await;
+    refused.send(head("cbt_x", "content-length: 1") + "3").await;
+    check([("health checks are not delayed", service.provider("GET", "/health/live"), (200, "ok"))]).await;
+    assert_eq!(refused.reply().await.verdict(), (503, "OVERLOADED".to_owned()));
+    assert!(sent.elapsed() >= Duration::from_millis(100), "{:?}", sent.elapsed());
     redis.resume();
-    first.reply().await;
-    again.send(forged()).await;
-    let heard = again.reply().await.verdict();
-    assert_eq!(heard, (401, "CALLBACK_TOKEN_INVALID".to_owned()), "it is heard again");
+    assert_eq!(first.reply().await.verdict(), (202, "delivered".to_owned()));
 }
 
 /// A callback whose body has begun, and does not end.
@@ -169,31 +154,28 @@ async fn bodies_that_do_not_end_hold_no_place_among_the_requests_under_way() {
 }
 
 #[tokio::test]
-async fn when_no_more_bodies_can_be_read_the_slowest_of_them_gives_way() {
+async fn anonymous_bodies_have_a_budget_of_their_own_and_slow_ones_are_cut() {
     let flags = [("http.max_body_bytes", "8192"), ("http.max_buffered_bytes", "98304")];
     let service = Service::start(&flags).await;
-    let item = service.fresh_tool().await;
-    let mut strangers = Vec::new();
+    let (item, other) = (service.fresh_tool().await, service.fresh_tool().await);
+    let mut anonymous = Vec::new();
     for _ in 0..6 {
-        strangers.push(slow(&service, "").await);
+        anonymous.push(slow(&service, "").await);
     }
     let in_body = format!("{{\"callbackToken\":\"{}\"}}", item.token);
     let late = || service.provider("POST", CALLBACKS).json(in_body.clone());
-    let known = service.fresh_tool().await;
-    let refused = Cell::new(0);
-    until("one of them has given way", async || {
-        let verdict = late().verdict().await;
-        refused.set(refused.get() + u32::from(verdict == (503, "OVERLOADED".to_owned())));
-        verdict == (202, "delivered".to_owned())
-    })
-    .await;
-    assert!(refused.get() > 0, "a body that has just begun gives way to nobody");
-    let reply = strangers[0].reply().await;
-    assert_eq!(reply.verdict(), (503, "OVERLOADED".to_owned()));
-    assert_eq!(reply.header("connection"), Some("close"));
-    assert!(strangers[1..].iter().all(Raw::is_silent), "one was enough");
-    strangers.push(slow(&service, "").await);
-    check([("who is known has other room", service.callback(&known.token, "1"), (202, "delivered"))]).await;
+    until("the budget is used up", async || late().verdict().await == (503, "OVERLOADED".to_owned())).await;
+    check([("a token in the head", service.callback(&other.token, "1"), (202, "delivered"))]).await;
+    for raw in &mut anonymous {
+        let reply = raw.reply().await;
+        assert_eq!(
+            reply.verdict(),
+            (408, "REQUEST_TIMEOUT".to_owned()),
+            "they are slower than the minimum rate"
+        );
+        assert_eq!(reply.header("connection"), Some("close"));
+    }
+    check([("the budget is free again", late(), (202, "delivered"))]).await;
 }
 
 #[tokio::test]
@@ -215,22 +197,35 @@ async fn many_large_bodies_at_once_are_refused_beyond_the_memory_for_them() {
 }
 
 #[tokio::test]
-async fn more_connections_than_allowed_wait_until_one_is_free() {
-    let service = Service::start(&[("http.max_connections", "2")]).await;
+async fn when_all_connections_are_taken_an_idle_one_is_closed_for_a_new_one() {
+    let service = Service::start(&[("http.max_connections", "3")]).await;
     let get = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
-    let (mut first, mut second) = (Raw::connect(service.public).await, Raw::connect(service.public).await);
-    for raw in [&mut first, &mut second] {
-        raw.send(get).await;
-        assert_eq!(raw.reply().await.verdict(), (200, "ok".to_owned()));
+    let item = service.fresh_tool().await;
+    let mut busy = slow(&service, &item.token).await;
+    let mut silent = Raw::connect(service.public).await;
+    let mut idle = Raw::connect(service.public).await;
+    idle.send(get).await;
+    assert_eq!(idle.reply().await.verdict(), (200, "ok".to_owned()));
+    let mut new = Raw::connect(service.public).await;
+    new.send(get).await;
+    assert_eq!(new.reply().await.verdict(), (200, "ok".to_owned()));
+    for raw in [&mut silent, &mut idle] {
+        assert_eq!(raw.closed().await, b"");
     }
-    let mut third = Raw::connect(service.public).await;
-    third.send(get).await;
-    // Those that are served are served on, while the third waits.
-    for raw in [&mut first, &mut second] {
-        raw.send(get).await;
-        assert_eq!(raw.reply().await.verdict(), (200, "ok".to_owned()));
-    }
-    assert!(third.is_silent(), "it is not served yet");
-    drop(first);
-    assert_eq!(third.reply().await.verdict(), (200, "ok".to_owned()));
+    busy.send("1,2,3,45]").await;
+    assert_eq!(busy.reply().await.verdict().0, 202, "a request in flight is not disturbed");
+}
+
+#[tokio::test]
+async fn busy_connections_keep_their_places_and_new_ones_wait() {
+    let service = Service::start(&[("http.max_connections", "1")]).await;
+    let item = service.fresh_tool().await;
+    let mut busy = slow(&service, &item.token).await;
+    let mut new = Raw::connect(service.public).await;
+    new.send("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert!(new.is_silent(), "it is not served yet");
+    busy.send("1,2,3,45]").await;
+    assert_eq!(busy.reply().await.verdict().0, 202);
+    assert_eq!(new.reply().await.verdict(), (200, "ok".to_owned()));
 }

@@ -52,9 +52,12 @@ async fn the_public_listener_knows_callbacks_and_health_and_nothing_else() {
     assert_eq!(get("/health").send().await.text(), "{\"status\":\"ok\"}");
 }
 
+/// Trusts the clients of the tests as proxies.
+const PROXIES: (&str, &str) = ("http.trusted_proxies", r#"["127.0.0.0/8"]"#);
+
 #[tokio::test]
-async fn a_request_id_is_echoed_when_it_is_a_uuid_and_made_when_it_is_not() {
-    let service = Service::on_memory().await;
+async fn a_request_id_of_a_trusted_proxy_is_kept_when_it_is_a_uuid() {
+    let service = Service::start(&[PROXIES]).await;
     let id = "0190163d-8694-739b-aea5-966c26f8ad91";
     let echoed = service.provider("GET", "/health").header("x-request-id", id).send().await;
     assert_eq!(echoed.header("x-request-id"), Some(id));
@@ -69,8 +72,26 @@ async fn a_request_id_is_echoed_when_it_is_a_uuid_and_made_when_it_is_not() {
 }
 
 #[tokio::test]
-async fn a_callbacks_request_id_travels_on_with_its_result() {
+async fn a_request_id_of_anybody_else_is_replaced_on_the_public_listener_alone() {
     let service = Service::on_memory().await;
+    let id = "0190163d-8694-739b-aea5-966c26f8ad91";
+    let item = service.fresh_tool().await;
+    for reply in [
+        service.provider("GET", "/health").header("x-request-id", id).send().await,
+        service.callback(&item.token, "1").header("x-request-id", id).send().await,
+        service.callback("cbt_x", "1").header("x-request-id", id).send().await,
+    ] {
+        reply.verdict();
+        assert_ne!(reply.header("x-request-id"), Some(id));
+    }
+    assert!(!service.channel(&item.conversation, 1).await[0].contains(id));
+    let platform = service.platform("GET", "/conversations/none").header("x-request-id", id).send().await;
+    assert_eq!(platform.header("x-request-id"), Some(id));
+}
+
+#[tokio::test]
+async fn a_callbacks_request_id_travels_on_with_its_result() {
+    let service = Service::start(&[PROXIES]).await;
     let item = service.fresh_tool().await;
     let id = "0190163d-8694-739b-aea5-966c26f8ad91";
     service.callback(&item.token, "1").header("x-request-id", id).send().await;

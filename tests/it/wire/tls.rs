@@ -6,7 +6,7 @@ use hyper::Request;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Duration, Instant};
 
-use crate::service::secure::{callback, connect, http1, http2, whole};
+use crate::service::secure::{callback, connect, http1, whole};
 use crate::service::{CALLBACKS, Certificate, Raw, SERVICE_KEY, Service, until};
 
 async fn start(certificate: &Certificate, flags: &[(&str, &str)]) -> Service {
@@ -17,15 +17,14 @@ async fn start(certificate: &Certificate, flags: &[(&str, &str)]) -> Service {
 
 /// A request of the platform.
 fn platform(method: &str, path: &str, body: &'static str) -> Request<Full<Bytes>> {
-    let request =
-        Request::builder().method(method).uri(format!("https://x/platform/v1/conversations/{path}"));
-    let request = request.header("authorization", format!("Bearer {SERVICE_KEY}"));
+    let request = Request::builder().method(method).uri(format!("/platform/v1/conversations/{path}"));
+    let request = request.header("host", "x").header("authorization", format!("Bearer {SERVICE_KEY}"));
     request.header("content-type", "application/json").body(body.into()).unwrap()
 }
 
-/// Issues a work item over HTTP/2; what the platform is told of its callback.
+/// Issues a work item; its `callback`.
 async fn issue(service: &Service, certificate: &Certificate, call: &str) -> serde_json::Value {
-    let mut client = http2(service.platform, certificate.der()).await;
+    let mut client = http1(service.platform, certificate.der()).await;
     client.send_request(platform("PUT", call, "")).await.unwrap();
     let request = platform("POST", &format!("{call}/work-items"), r#"{"kind":"tool"}"#);
     let issued = whole(client.send_request(request).await.unwrap()).await;
@@ -34,7 +33,7 @@ async fn issue(service: &Service, certificate: &Certificate, call: &str) -> serd
 }
 
 #[tokio::test]
-async fn both_listeners_speak_tls_and_both_versions_of_http() {
+async fn both_listeners_speak_tls() {
     let certificate = Certificate::new();
     let service = start(&certificate, &[]).await;
     let told = issue(&service, &certificate, "call-1").await;
@@ -42,21 +41,19 @@ async fn both_listeners_speak_tls_and_both_versions_of_http() {
     assert_eq!(told["url"].as_str().unwrap(), url);
     let token = told["token"].as_str().unwrap();
 
-    let mut client = http2(service.public, certificate.der()).await;
-    let reply = whole(client.send_request(callback(&url, token, "[1]")).await.unwrap()).await;
-    assert_eq!(reply.verdict(), (202, "delivered".to_owned()));
     let mut client = http1(service.public, certificate.der()).await;
+    let reply = whole(client.send_request(callback(CALLBACKS, token, "[1]")).await.unwrap()).await;
+    assert_eq!(reply.verdict(), (202, "delivered".to_owned()));
     let reply = whole(client.send_request(callback(CALLBACKS, token, "[1]")).await.unwrap()).await;
     assert_eq!(reply.verdict(), (200, "delivered".to_owned()));
     let reply = whole(client.send_request(callback(CALLBACKS, token, "2")).await.unwrap()).await;
     assert_eq!(reply.verdict(), (409, "CALLBACK_TOKEN_USED".to_owned()));
-    let mut client = http2(service.public, certificate.der()).await;
-    let reply = whole(client.send_request(callback(&url, "cbt_x", "2")).await.unwrap()).await;
+    let reply = whole(client.send_request(callback(CALLBACKS, "cbt_x", "2")).await.unwrap()).await;
     assert_eq!(reply.verdict(), (401, "CALLBACK_TOKEN_INVALID".to_owned()));
     assert!(reply.header("x-request-id").is_some());
 
-    let mut client = http2(service.platform, certificate.der()).await;
-    let request = Request::get("https://x/metrics").body(Full::default()).unwrap();
+    let mut client = http1(service.platform, certificate.der()).await;
+    let request = Request::get("/metrics").header("host", "x").body(Full::default()).unwrap();
     let metrics = whole(client.send_request(request).await.unwrap()).await;
     let metrics = metrics.text();
     assert!(
@@ -66,7 +63,7 @@ async fn both_listeners_speak_tls_and_both_versions_of_http() {
 }
 
 #[tokio::test]
-async fn who_does_not_speak_tls_is_let_go() {
+async fn a_client_without_tls_is_disconnected() {
     let service = start(&Certificate::new(), &[("http.head_timeout_ms", "150")]).await;
     let mut clear = Raw::connect(service.public).await;
     clear.send("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
@@ -79,7 +76,7 @@ async fn who_does_not_speak_tls_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_replaced_without_a_connection_lost_and_a_broken_one_replaces_nothing() {
+async fn certificates_are_reloaded_unless_they_are_broken() {
     let certificate = Certificate::new();
     let service = start(&certificate, &[]).await;
     let mut before = http1(service.public, certificate.der()).await;
@@ -89,10 +86,14 @@ async fn a_certificate_is_replaced_without_a_connection_lost_and_a_broken_one_re
     let second = certificate.replace();
     until("the second is served", async || {
         connect(service.public, second.clone(), "http/1.1").await.is_ok()
-            && connect(service.platform, second.clone(), "h2").await.is_ok()
+            && connect(service.platform, second.clone(), "http/1.1").await.is_ok()
     })
     .await;
-    assert!(connect(service.public, certificate.der(), "http/1.1").await.is_err(), "and the first no more");
+    assert!(
+        connect(service.public, certificate.der(), "http/1.1").await.is_err(),
+        "the first is not served any more"
+    );
+    assert!(connect(service.public, second.clone(), "h2").await.is_err(), "HTTP/1.1 only");
 
     // The key of another certificate, then no key at all.
     let key = std::fs::read(certificate.key()).unwrap();
@@ -106,13 +107,14 @@ async fn a_certificate_is_replaced_without_a_connection_lost_and_a_broken_one_re
     }
     std::fs::write(certificate.key(), key).unwrap();
     let third = certificate.replace();
-    until("the third is served", async || connect(service.public, third.clone(), "h2").await.is_ok()).await;
+    until("the third is served", async || connect(service.public, third.clone(), "http/1.1").await.is_ok())
+        .await;
     let reply = whole(before.send_request(health()).await.unwrap()).await;
     assert_eq!(reply.verdict(), (200, "ok".to_owned()), "the first connection goes on");
 }
 
 #[tokio::test]
-async fn who_is_slow_within_tls_is_let_go_as_well() {
+async fn slow_clients_are_disconnected_over_tls_too() {
     let certificate = Certificate::new();
     let flags = [
         ("http.head_timeout_ms", "150"),
@@ -122,7 +124,7 @@ async fn who_is_slow_within_tls_is_let_go_as_well() {
     let service = start(&certificate, &flags).await;
     let mut slow = connect(service.public, certificate.der(), "http/1.1").await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut slow, b"GET /health HTTP/1.1\r\n").await.unwrap();
-    let mut idle = connect(service.public, certificate.der(), "h2").await.unwrap();
+    let mut idle = connect(service.public, certificate.der(), "http/1.1").await.unwrap();
     let since = Instant::now();
     let mut rest = Vec::new();
     // However it is let go, nothing is said to it.
@@ -130,5 +132,9 @@ async fn who_is_slow_within_tls_is_let_go_as_well() {
     assert_eq!(rest, b"");
     assert!(since.elapsed() < Duration::from_secs(1), "a head has its time: {:?}", since.elapsed());
     drop(idle.read_to_end(&mut rest).await);
-    assert!(since.elapsed() < Duration::from_secs(10), "and so has a preface: {:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_secs(10),
+        "and so has an idle connection: {:?}",
+        since.elapsed()
+    );
 }

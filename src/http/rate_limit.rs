@@ -1,36 +1,39 @@
-//! How often a client address may ask: at most so many times in a window, which begins with the first.
+//! Rate limits by client: a maximum number of requests in a window, which begins with the first one.
 //!
-//! Own code rather than governor: its store of keys has no bound, and it leaks tokens where the platform counts in
-//! windows.
+//! Not governor, whose map of keys has no bound.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::http::{HeaderValue, header};
 use tokio::time::Instant;
 
-/// How many addresses are remembered side by side, of all that fall into one place.
-const WAYS: usize = 8;
-/// How many places there are. With more addresses than both make, those that asked least are forgotten.
-const PLACES: usize = 8192;
+use super::code::Code;
+use super::refusal::Refusal;
 
-/// At most so many in a window.
+/// Number of clients per bucket.
+const WAYS: usize = 8;
+/// Number of buckets. When a bucket is full, the client with the lowest count is forgotten.
+const BUCKETS: usize = 8192;
+
+/// A limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// Most of them.
+    /// Maximum number in a window.
     pub max: u64,
-    /// How long they count.
+    /// Length of the window.
     pub window: Duration,
 }
 
-/// An address as it counts: of IPv6, its network.
+/// A client, as it is counted: an IPv4 address or an IPv6 network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Counted(u128);
+pub struct ClientKey(u128);
 
-impl Counted {
-    /// Of IPv6, the first `prefix` bits count: whoever has an address of a network has all of them.
-    pub fn of(address: IpAddr, prefix: u32) -> Self {
+impl ClientKey {
+    /// Of an IPv6 address, the first `prefix` bits count: a client usually has a whole network.
+    pub fn new(address: IpAddr, prefix: u32) -> Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => Self(v4.to_ipv6_mapped().to_bits()),
             IpAddr::V6(v6) => {
@@ -41,30 +44,30 @@ impl Counted {
     }
 }
 
-/// What each address has used of its window, in memory of a fixed size.
+/// The current windows of all clients, in memory of a fixed size.
 #[derive(Debug)]
 pub struct Windows {
     rate: Rate,
     hasher: RandomState,
-    places: Box<[Mutex<[Option<Used>; WAYS]>]>,
+    buckets: Box<[Mutex<[Option<Used>; WAYS]>]>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Used {
-    by: Counted,
+    by: ClientKey,
     until: Instant,
     count: u64,
 }
 
 impl Windows {
-    /// Nobody has asked yet.
+    /// No requests yet.
     pub fn new(rate: Rate) -> Self {
-        let places = (0..PLACES).map(|_| Mutex::default()).collect();
-        Self { rate, hasher: RandomState::new(), places }
+        let buckets = (0..BUCKETS).map(|_| Mutex::default()).collect();
+        Self { rate, hasher: RandomState::new(), buckets }
     }
 
-    /// Counts one more, or tells how long the address has to wait.
-    pub fn count(&self, by: Counted, now: Instant) -> Result<(), Duration> {
+    /// Counts a request, or returns how long the client has to wait.
+    pub fn count(&self, by: ClientKey, now: Instant) -> Result<(), Duration> {
         self.look(by, |used| {
             let full = Used { by, until: now + self.rate.window, count: 1 };
             let current = |used: &Option<Used>| used.filter(|used| used.until > now);
@@ -82,19 +85,26 @@ impl Windows {
         })
     }
 
-    /// How long an address that has used up its window has to wait.
-    pub fn wait(&self, by: Counted, now: Instant) -> Option<Duration> {
+    /// How long a client that has used up its window has to wait.
+    pub fn exceeded(&self, by: ClientKey, now: Instant) -> Option<Duration> {
         self.look(by, |used| {
             let own = used.iter().flatten().find(|used| used.by == by && used.until > now)?;
             (own.count >= self.rate.max).then_some(own.until - now)
         })
     }
 
-    fn look<T>(&self, by: Counted, see: impl FnOnce(&mut [Option<Used>; WAYS]) -> T) -> T {
-        // A stranger cannot tell which addresses fall into one place: the hash has a secret of this process.
-        let place = usize::try_from(self.hasher.hash_one(by) % PLACES as u64).unwrap_or_default();
-        see(&mut self.places[place].lock().unwrap_or_else(PoisonError::into_inner))
+    fn look<T>(&self, by: ClientKey, see: impl FnOnce(&mut [Option<Used>; WAYS]) -> T) -> T {
+        // The hash is keyed: nobody can choose addresses that share a bucket.
+        let bucket = usize::try_from(self.hasher.hash_one(by) % BUCKETS as u64).unwrap_or_default();
+        see(&mut self.buckets[bucket].lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The refusal of a client that has to wait.
+pub fn rate_limited(message: &'static str, wait: Duration) -> Refusal {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    Refusal::new(Code::RateLimited, message)
+        .with_header(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
 }
 
 #[cfg(test)]
@@ -103,8 +113,8 @@ mod tests {
 
     const RATE: Rate = Rate { max: 3, window: Duration::from_secs(60) };
 
-    fn v4(number: u32) -> Counted {
-        Counted::of(IpAddr::V4(number.into()), 64)
+    fn v4(number: u32) -> ClientKey {
+        ClientKey::new(IpAddr::V4(number.into()), 64)
     }
 
     #[test]
@@ -112,19 +122,19 @@ mod tests {
         let windows = Windows::new(RATE);
         let start = Instant::now();
         for second in 0..3 {
-            assert_eq!(windows.wait(v4(1), start), None);
+            assert_eq!(windows.exceeded(v4(1), start), None);
             assert_eq!(windows.count(v4(1), start + Duration::from_secs(second)), Ok(()));
         }
         let late = start + Duration::from_secs(50);
         assert_eq!(windows.count(v4(1), late), Err(Duration::from_secs(10)));
-        assert_eq!(windows.wait(v4(1), late), Some(Duration::from_secs(10)));
+        assert_eq!(windows.exceeded(v4(1), late), Some(Duration::from_secs(10)));
         assert_eq!(windows.count(v4(2), late), Ok(()), "another address");
         assert_eq!(windows.count(v4(1), start + RATE.window), Ok(()), "another window");
     }
 
     #[test]
     fn a_network_of_ipv6_is_one_and_an_address_of_ipv4_is_one_in_either_spelling() {
-        let of = |text: &str, prefix| Counted::of(text.parse().unwrap(), prefix);
+        let of = |text: &str, prefix| ClientKey::new(text.parse().unwrap(), prefix);
         assert_eq!(of("2001:db8::1", 64), of("2001:db8::ffff:0:0:1", 64));
         assert_ne!(of("2001:db8::1", 64), of("2001:db8:0:1::1", 64));
         assert_eq!(of("2001:db8::1", 48), of("2001:db8:0:1::1", 48));

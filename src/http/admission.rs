@@ -1,0 +1,68 @@
+//! Which requests are let in: none while draining, and a bounded number at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderValue, header};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::code::Code;
+use super::refusal::Refusal;
+
+/// How long `OVERLOADED` is held back on the public listener: clients that retry at once would otherwise use up the
+/// time of the requests in flight. A tenth of what `Retry-After` asks for.
+pub const OVERLOAD_DELAY: Duration = Duration::from_millis(100);
+
+/// Whether the service is draining. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Lifecycle {
+    draining: CancellationToken,
+}
+
+impl Lifecycle {
+    /// Begins to drain.
+    pub fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Whether draining has begun.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// Waits until draining begins.
+    pub async fn drained(&self) {
+        self.draining.cancelled().await;
+    }
+}
+
+/// What a listener lets in. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    lifecycle: Lifecycle,
+    in_flight: Arc<Semaphore>,
+}
+
+impl Admission {
+    /// At most so many requests in flight.
+    pub fn new(lifecycle: Lifecycle, max_in_flight: usize) -> Self {
+        Self { lifecycle, in_flight: Arc::new(Semaphore::new(max_in_flight)) }
+    }
+
+    /// Refuses with `DRAINING` once draining has begun.
+    pub fn refuse_while_draining(&self) -> Result<(), Refusal> {
+        if !self.lifecycle.is_draining() {
+            return Ok(());
+        }
+        Err(Refusal::new(Code::Draining, "the service is shutting down; another instance will answer")
+            .with_header(header::CONNECTION, HeaderValue::from_static("close")))
+    }
+
+    /// A permit for a request in flight, or `OVERLOADED`.
+    pub fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        let overloaded =
+            || Refusal::new(Code::Overloaded, "too many requests are in flight; nothing was changed");
+        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| overloaded())
+    }
+}

@@ -1,0 +1,65 @@
+//! A limit on the memory that the bodies of a listener use together.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A number of bytes, shared by all bodies of one kind.
+#[derive(Clone, Debug)]
+pub struct BodyBudget(Arc<Semaphore>);
+
+/// A body's part of the budget, released on drop.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    budget: Arc<Semaphore>,
+    reserved: OwnedSemaphorePermit,
+}
+
+impl BodyBudget {
+    /// A budget of so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// Reserves so many bytes. `None` when the budget is used up.
+    pub(super) fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        let reserved = acquire(&self.0, bytes)?;
+        Some(Reservation { budget: Arc::clone(&self.0), reserved })
+    }
+}
+
+impl Reservation {
+    /// Increases the reservation to at least so many bytes. `false` when the budget is used up.
+    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
+        let missing = bytes.saturating_sub(self.reserved.num_permits());
+        if missing == 0 {
+            return true;
+        }
+        let Some(more) = acquire(&self.budget, missing) else { return false };
+        self.reserved.merge(more);
+        true
+    }
+}
+
+fn acquire(budget: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(budget).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_never_exceeded_and_is_released() {
+        let budget = BodyBudget::new(100);
+        let mut first = budget.reserve(60).unwrap();
+        assert!(budget.reserve(41).is_none());
+        let second = budget.reserve(30).unwrap();
+        assert!(first.grow_to(50) && first.grow_to(70), "10 bytes were left");
+        assert!(!first.grow_to(71));
+        drop(second);
+        assert!(first.grow_to(100));
+        drop(first);
+        assert!(budget.reserve(100).is_some());
+    }
+}
