@@ -17,19 +17,19 @@ COPY Cargo.toml Cargo.lock ./
 RUN mkdir src \
     && touch src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
-    && cargo build --locked --release --bin callback-ingress \
+    && cargo build --locked --profile dist --bin callback-ingress \
     && rm -r src
 
 # The program. The two roots are touched since copied files may be older than what was built of their stand-ins.
 COPY config config
 COPY src src
 RUN touch src/lib.rs src/main.rs \
-    && cargo build --locked --release --bin callback-ingress
+    && cargo build --locked --profile dist --bin callback-ingress
 
 FROM debian:bookworm-slim
 # No package is added: the program links libc and libgcc, which are there, and brings the certificate authorities that
 # it trusts.
-COPY --from=build /build/target/release/callback-ingress /usr/local/bin/callback-ingress
+COPY --from=build /build/target/dist/callback-ingress /usr/local/bin/callback-ingress
 
 ENV CALLBACK_INGRESS__HTTP__PUBLIC_ADDR=0.0.0.0:8080 \
     CALLBACK_INGRESS__HTTP__PLATFORM_ADDR=0.0.0.0:8081

@@ -275,21 +275,31 @@ macro_rules! either {
     };
 }
 
+/// The same for a call that is awaited. Those of Redis are large: boxed, they are not moved with each future around them.
+macro_rules! either_async {
+    ($self:ident, $store:ident => $call:expr) => {
+        match $self {
+            Self::Memory($store) => $call.await,
+            Self::Redis($store) => Box::pin($call).await,
+        }
+    };
+}
+
 impl Store for AnyStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
-        either!(self, store => store.open(command).await)
+        either_async!(self, store => store.open(command))
     }
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
-        either!(self, store => store.issue(command).await)
+        either_async!(self, store => store.issue(command))
     }
 
     async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
-        either!(self, store => store.accept(command).await)
+        either_async!(self, store => store.accept(command))
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
-        either!(self, store => store.cancel(command).await)
+        either_async!(self, store => store.cancel(command))
     }
 
     async fn end(
@@ -297,7 +307,7 @@ impl Store for AnyStore {
         conversation: ConversationRef,
         traceparent: Option<TraceParent>,
     ) -> Answer<EndReceipt, ConversationNotFound> {
-        either!(self, store => store.end(conversation, traceparent).await)
+        either_async!(self, store => store.end(conversation, traceparent))
     }
 
     async fn expire(
@@ -305,23 +315,23 @@ impl Store for AnyStore {
         due: DueConversation,
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
-        either!(self, store => store.expire(due, traceparent).await)
+        either_async!(self, store => store.expire(due, traceparent))
     }
 
     async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
-        either!(self, store => store.due(partitions, limit).await)
+        either_async!(self, store => store.due(partitions, limit))
     }
 
     async fn put_off(&self, due: &DueConversation, by: Duration) -> Result<(), StoreError> {
-        either!(self, store => store.put_off(due, by).await)
+        either_async!(self, store => store.put_off(due, by))
     }
 
     async fn announce(&self, second: u64, partition: u16) -> Result<(), StoreError> {
-        either!(self, store => store.announce(second, partition).await)
+        either_async!(self, store => store.announce(second, partition))
     }
 
     async fn announced(&self, second: u64) -> Result<Vec<u16>, StoreError> {
-        either!(self, store => store.announced(second).await)
+        either_async!(self, store => store.announced(second))
     }
 
     fn partitions(&self) -> u16 {
@@ -329,11 +339,11 @@ impl Store for AnyStore {
     }
 
     async fn totals(&self, partitions: &[u16]) -> Result<Totals, StoreError> {
-        either!(self, store => store.totals(partitions).await)
+        either_async!(self, store => store.totals(partitions))
     }
 
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
-        either!(self, store => store.inspect(conversation).await)
+        either_async!(self, store => store.inspect(conversation))
     }
 
     async fn work_item(
@@ -341,7 +351,7 @@ impl Store for AnyStore {
         conversation: ConversationRef,
         work_item: WorkItemId,
     ) -> Answer<WorkItemView, LookupRefused> {
-        either!(self, store => store.work_item(conversation, work_item).await)
+        either_async!(self, store => store.work_item(conversation, work_item))
     }
 
     async fn read(
@@ -350,7 +360,7 @@ impl Store for AnyStore {
         after: Option<Sequence>,
         count: usize,
     ) -> Answer<Page, ConversationNotFound> {
-        either!(self, store => store.read(conversation, after, count).await)
+        either_async!(self, store => store.read(conversation, after, count))
     }
 
     fn watch(&self, conversation: ConversationRef) -> Wake {
@@ -358,7 +368,7 @@ impl Store for AnyStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        either!(self, store => store.ping().await)
+        either_async!(self, store => store.ping())
     }
 
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress {
