@@ -11,7 +11,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a benchmark: it stops at whatever goes wrong, and prints"
@@ -47,8 +46,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         // Under `cargo test`: that the callbacks are taken.
-        Some(argument) if argument == "--bench" => check(false),
-        Some("--record") => check(true),
+        Some("--bench" | "--record") => check(),
         _ => {
             take_callbacks();
             ExitCode::SUCCESS
@@ -56,10 +54,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(record: bool) -> ExitCode {
-    let record = record || std::env::args().any(|argument| argument == "--record");
+fn check() -> ExitCode {
     let counted = count();
-    if record {
+    if std::env::args().any(|argument| argument == "--record") {
         fs::write(RECORDED, format!("{counted}\n")).unwrap();
         println!("{counted} instructions a callback: recorded");
         return ExitCode::SUCCESS;
