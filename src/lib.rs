@@ -14,10 +14,12 @@
 //! | what travels on the channel | [`domain::envelope`], and `append` in `release.lua` |
 //! | what is stored in Redis, and in which form | `conversation.lua` and `item.lua`, which `store/redis/stored.rs` decodes |
 //! | when a timer fires | [`sweeper`], by [`store::Schedule`] and `due.lua` |
-//! | what `/health` says of the store | `store/health.rs` |
+//! | what `/health` reports about the store | `store/health.rs` |
 //! | how much of a channel is read at once | `platform/pages.rs` |
-//! | which client address counts, and how often | [`http::client_address`], [`http::rate`] |
-//! | what is HTTP/1.1 and what is refused | `http/framing.rs` |
+//! | which client address counts | [`http::client_address`] |
+//! | rate limits | [`http::rate_limit`], `public/client_limits.rs`, `platform/auth.rs` |
+//! | limits of connections and their times | [`http::server`], `http/connection.rs` |
+//! | limits of a body: size, time, memory | [`http::body`] |
 //! | a code, its status, whether to retry | [`http::code`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
@@ -46,24 +48,22 @@
 //!
 //! # The walk of one callback
 //!
-//! 1. [`http::server`] accepts the connection. [`http::observe`] gives the request its id and its place in a trace, and
-//!    will write its one log line, end its span and count it, from what [`http::context`] has learned by then;
-//!    [`http::lifecycle`] lets it in, or says `DRAINING`; `public::throttle` says `RATE_LIMITED` to an address that
-//!    asks too often.
-//! 2. [`public`] routes it to its `callback`, which goes through the steps below in this order. [`http::body`] reads
-//!    the body within its limits, where [`http::room`] has room for it, and checks its type. Then the request takes its
-//!    slot, or hears `OVERLOADED`.
-//! 3. `carrier` finds the token in the header, query, path or body. [`domain::token::Keyring::verify`] checks it
-//!    without asking the store.
-//! 4. [`domain::result::CallbackResult`] judges the body: succeeded or failed, and which bytes travel on.
-//! 5. [`store::Store::accept`] does the rest in one atomic step, [`domain::gate::Conversation::accept`] or
-//!    `accept.lua`: live, awaiting, not used before; settle, release, append to the channel. Only here is the token
-//!    spent.
-//! 6. `reply` makes the receipt, or the refusal that [`http::refusal`] renders.
-//! 7. [`store::Wake`] wakes the event streams of [`platform`], whose `events` reads the channel on.
+//! 1. [`http::server`] accepts the connection; hyper parses the request. [`http::observe`] gives it its ids, and a
+//!    [`http::context::RequestContext`] that collects what is learned about it.
+//! 2. [`public`] routes it to `callback`, which goes through the following steps in this order. `carrier` finds the
+//!    token in the header, query or path, and [`domain::token::Keyring::verify`] verifies it without the store.
+//! 3. [`http::admission`] refuses with `DRAINING`, `client_limits` with `RATE_LIMITED`. [`http::body`] reads the body
+//!    within its limits; then the request needs a permit, or is refused with `OVERLOADED`.
+//! 4. [`domain::json`] scans the body once. A token in it is verified now. [`domain::result::CallbackResult`] decides
+//!    whether the body is a result or a failure, and which bytes go to the channel.
+//! 5. [`store::Store::accept`] is one atomic step, [`domain::gate::Conversation::accept`] or `accept.lua`: check that the
+//!    conversation is live, the item awaiting and the token unused; settle, release, append to the channel. Only here is
+//!    the token spent. The step and its log entry are completed even if the client goes away.
+//! 6. `reply` makes the receipt; [`http::refusal`] renders a refusal. When the context is dropped, the request is logged,
+//!    traced and counted.
+//! 7. [`store::Wake`] notifies the event streams of [`platform`], whose `events` reads on in the channel.
 //!
-//! A work item that is never answered goes another way to the same rule: [`sweeper`], [`store::Store::expire`],
-//! `release`.
+//! A work item without a callback takes another way to the same rule: [`sweeper`], [`store::Store::expire`], `release`.
 pub mod app;
 pub mod cli;
 pub mod clock;
