@@ -1,10 +1,11 @@
 //! Reading the platform's requests into types that hold good values only.
 
+use std::borrow::Cow;
+
 use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, IgnoredAny, IntoDeserializer};
 use tokio::time::Instant;
 
 use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkItemId};
@@ -15,7 +16,7 @@ use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 
 /// The ids in the path.
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PathIds {
     conversation_id: String,
@@ -81,6 +82,26 @@ pub(super) async fn json<T: DeserializeOwned>(
     Ok(value)
 }
 
+/// Reads an enum from a string alone. Derived code would also accept an object with the word as its key.
+pub(super) fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let text = Cow::<str>::deserialize(deserializer)?;
+    T::deserialize(text.into_deserializer())
+}
+
+/// The same; `null` is `None`.
+pub(super) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let text = Option::<Cow<str>>::deserialize(deserializer)?;
+    text.map(|text| T::deserialize(text.into_deserializer())).transpose()
+}
+
 /// Longest name of a field that is said back.
 const MAX_NAME: usize = 32;
 
@@ -95,7 +116,7 @@ fn wanted(complaint: &str) -> String {
     match complaint.rsplit_once(", expected ") {
         _ if about_a_field => complaint.to_owned(),
         Some((found, wanted)) if found.starts_with("unknown field ") => {
-            format!("unknown; known are {wanted}")
+            format!("unknown; known are {}", wanted.trim_start_matches("one of "))
         }
         Some((_, wanted)) => format!("must be {wanted}"),
         None => "is not what it must be".to_owned(),
@@ -127,18 +148,21 @@ pub(super) fn milliseconds(field: &str, given: Option<u64>, max: u64) -> Result<
 mod tests {
     use super::*;
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, serde::Deserialize)]
     #[serde(rename_all = "lowercase")]
     enum Word {
         One,
         Two,
     }
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     #[expect(dead_code, reason = "only read into")]
     struct Asked {
+        #[serde(deserialize_with = "word")]
         word: Word,
+        #[serde(default, deserialize_with = "optional_word")]
+        other_word: Option<Word>,
         number: Option<u64>,
     }
 
@@ -158,17 +182,26 @@ mod tests {
         for (body, expected) in [
             ("{}", "the body: missing field `word` at line 1 column 2"),
             (r#"{"word":"one","word":"two"}"#, "the body: duplicate field `word` at line 1 column 20"),
-            (r#"{"word":"SECRET"}"#, "word: must be `one` or `two` at line 1 column 16"),
+            (r#"{"word":"SECRET"}"#, "word: must be `one` or `two` at line 1 column 17"),
+            (r#"{"word":{"one":null}}"#, "word: must be a string at line 1 column 8"),
+            (r#"{"word":["one"]}"#, "word: must be a string at line 1 column 8"),
+            (r#"{"word":null}"#, "word: must be a string at line 1 column 12"),
+            (
+                r#"{"word":"one","other_word":{"two":null}}"#,
+                "other_word: must be a string at line 1 column 27",
+            ),
             (r#"{"word":"one","number":"SECRET"}"#, "number: must be u64 at line 1 column 31"),
-            (r#"{"word":"SECRET, expected x"}"#, "word: must be `one` or `two` at line 1 column 28"),
-            (r#"{"other":1}"#, "other: unknown; known are `word` or `number` at line 1 column 8"),
+            (r#"{"word":"SECRET, expected x"}"#, "word: must be `one` or `two` at line 1 column 29"),
+            (r#"{"other":1}"#, "other: unknown; known are `word`, `other_word`, `number` at line 1 column 8"),
         ] {
             assert_eq!(refused(body.to_owned()).await, expected, "{body}");
         }
         for name in ["cbt_AQJrMQ", &"k".repeat(33), "x, expected cbt_AQJrMQ"] {
             let told = refused(format!("{{\"{name}\":1}}")).await;
             assert!(
-                told.starts_with("a field whose name is not shown: unknown; known are `word` or `number`"),
+                told.starts_with(
+                    "a field whose name is not shown: unknown; known are `word`, `other_word`, `number`"
+                ),
                 "{told}"
             );
         }

@@ -32,9 +32,11 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct IssueBody {
+    #[serde(deserialize_with = "request::word")]
     kind: Kind,
     turn_id: Option<String>,
     timeout_ms: Option<u64>,
+    #[serde(default, deserialize_with = "request::optional_word")]
     carrier: Option<Carrier>,
     traceparent: Option<String>,
 }

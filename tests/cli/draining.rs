@@ -107,3 +107,39 @@ fn a_second_signal_ends_it_at_once() {
         service.log.wait_for("ended at once by a second signal");
     }
 }
+
+#[test]
+fn a_log_that_nobody_reads_delays_neither_requests_nor_the_end() {
+    let mut child = std::process::Command::new(crate::program::PROGRAM)
+        .args(["serve", "--set", "telemetry.log_level=trace"])
+        .env_clear()
+        .env("CALLBACK_INGRESS__HTTP__PUBLIC_ADDR", "127.0.0.1:0")
+        .env("CALLBACK_INGRESS__HTTP__PLATFORM_ADDR", "127.0.0.1:0")
+        .env("CALLBACK_INGRESS__HTTP__DRAIN_GRACE_MS", "0")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Until the addresses are known.
+    let mut log = std::io::BufReader::new(child.stderr.take().unwrap());
+    let serving = loop {
+        let mut line = String::new();
+        assert_ne!(std::io::BufRead::read_line(&mut log, &mut line).unwrap(), 0, "the log ended");
+        if line.contains(r#""serving""#) {
+            break serde_json::from_str::<serde_json::Value>(&line).unwrap();
+        }
+    };
+    let mut process = crate::service::Process(child);
+    let public = serving["public"].as_str().unwrap();
+    // Far more than the pipe takes.
+    for _ in 0..2_000 {
+        let answered = Instant::now();
+        crate::wire::call(public, "GET /nowhere", &[], "").refuses(404, "NOT_FOUND");
+        assert!(answered.elapsed() < Duration::from_secs(5), "{:?}", answered.elapsed());
+    }
+    let since = Instant::now();
+    process.signal("TERM");
+    assert_eq!(process.exit_code(), Some(0));
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    drop(log);
+}

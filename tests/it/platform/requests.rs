@@ -92,3 +92,24 @@ async fn the_platforms_key_is_never_said_back() {
         assert!(!reply.text().contains(SERVICE_KEY) && reply.status.is_client_error());
     }
 }
+
+#[tokio::test]
+async fn a_word_is_a_string_and_nothing_else() {
+    let service = Service::on_memory().await;
+    let conversation = service.open().await;
+    let issue = |body: &str| {
+        let path = format!("/conversations/{conversation}/work-items");
+        service.platform("POST", &path).json(body.to_owned())
+    };
+    for body in [
+        r#"{"kind":{"tool":null}}"#,
+        r#"{"kind":["tool"]}"#,
+        r#"{"kind":null}"#,
+        r#"{"kind":1}"#,
+        r#"{"kind":"tool","carrier":{"header":null}}"#,
+        r#"{"kind":"tool","carrier":["header"]}"#,
+    ] {
+        assert_eq!(issue(body).verdict().await, (400, "REQUEST_INVALID".to_owned()), "{body}");
+    }
+    check([("null is no carrier", issue(r#"{"kind":"tool","carrier":null}"#), (201, ""))]).await;
+}
