@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use self::tasks::TaskEnded;
 use self::tasks::Tasks;
 use crate::clock::{Clock, Entropy, NoEntropy};
 use crate::config::{Config, Http};
@@ -64,13 +65,8 @@ pub enum AppError {
         source: io::Error,
     },
     /// A task of the service ended before the service did.
-    #[error("the {name} {how}")]
-    TaskEnded {
-        /// The task.
-        name: &'static str,
-        /// How it ended.
-        how: &'static str,
-    },
+    #[error(transparent)]
+    TaskEnded(#[from] TaskEnded),
     /// The store's URL or certificates are not usable.
     #[error(transparent)]
     Store(#[from] InvalidServers),
@@ -406,7 +402,7 @@ impl App {
         let result = tokio::select! {
             () = shutdown => Ok(()),
             error = keep_checking(&store) => Err(error),
-            error = tasks.ended() => Err(error),
+            error = tasks.ended() => Err(error.into()),
         };
         self.lifecycle.drain();
         tracing::info!("draining");

@@ -6,7 +6,15 @@ use std::future::Future;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::AppError;
+use thiserror::Error;
+
+/// A task ended before the service stopped.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the {name} {how}")]
+pub struct TaskEnded {
+    name: &'static str,
+    how: &'static str,
+}
 
 /// Supervised tasks. They are aborted on drop.
 pub(super) struct Tasks {
@@ -40,14 +48,14 @@ impl Tasks {
     }
 
     /// Waits until a task ends, which is an error before the service stops.
-    pub(super) async fn ended(&mut self) -> AppError {
+    pub(super) async fn ended(&mut self) -> TaskEnded {
         let (id, how) = match self.set.join_next_with_id().await {
             Some(Ok((id, ()))) => (Some(id), "returned"),
             Some(Err(error)) => (Some(error.id()), cause(&error)),
             None => (None, "did not start"),
         };
         let name = id.and_then(|id| self.names.get(&id)).copied().unwrap_or("unknown");
-        AppError::TaskEnded { name, how }
+        TaskEnded { name, how }
     }
 
     /// Waits until all tasks have ended.

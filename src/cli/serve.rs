@@ -19,7 +19,7 @@ impl From<AppError> for Failure {
                 Self::Wrong(error.into())
             }
             AppError::Bind { .. }
-            | AppError::TaskEnded { .. }
+            | AppError::TaskEnded(_)
             | AppError::NoEntropy(_)
             | AppError::KeyTooShort(_)
             | AppError::KeyId(_) => Self::Failed(error.into()),

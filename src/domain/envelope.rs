@@ -1,6 +1,7 @@
 //! The result envelope: the message format of the routing channel.
 
-use std::fmt::{self, Write};
+use std::fmt;
+use std::io::Write;
 
 use bytes::Bytes;
 
@@ -60,6 +61,9 @@ pub fn event_id(opened_at: Timestamp, sequence: Sequence) -> String {
     format!("{}-{sequence}", opened_at.as_millis())
 }
 
+/// What an envelope has besides its payload, in bytes, unless its ids are long.
+const REST_BYTES: usize = 512;
+
 /// The members of an item's envelope that are known when it is issued, as JSON without braces.
 pub fn members_at_issue(kind: Kind, turn_id: Option<&TurnId>) -> String {
     // Ids contain no characters that JSON escapes.
@@ -71,35 +75,35 @@ impl Envelope<'_> {
     /// The envelope as JSON. The payload is copied byte for byte; it was validated when the callback was read.
     pub fn to_json(&self) -> EnvelopeJson {
         let payload: &[u8] = self.payload.map_or(&[], |payload| payload.bytes());
-        let mut json = format!(
+        let mut json = Vec::with_capacity(payload.len() + REST_BYTES);
+        // Writing to a `Vec` cannot fail.
+        let _ = write!(
+            json,
             "{{\"sequence\":{},\"conversationId\":\"{}\",\"workItemId\":\"{}\",{},\"outcome\":\"{}\"",
             self.item.sequence,
             self.conversation_id,
             self.item.id,
             members_at_issue(self.item.kind, self.item.turn_id.as_ref()),
             self.outcome,
-        )
-        .into_bytes();
-        json.reserve_exact(payload.len() + 256);
+        );
         match self.payload {
             Some(Payload::Succeeded(_)) => json.extend_from_slice(b",\"result\":"),
             Some(Payload::Failed(_)) => json.extend_from_slice(b",\"error\":"),
             None => {}
         }
         json.extend_from_slice(payload);
-        let mut rest = format!(
+        let _ = write!(
+            json,
             ",\"issuedAt\":\"{}\",\"receivedAt\":\"{}\",\"releasedAt\":\"{}\"",
             self.item.issued_at, self.received_at, self.released_at
         );
-        // Writing to a `String` cannot fail.
         if let Some(request_id) = self.request_id {
-            let _ = write!(rest, ",\"requestId\":\"{request_id}\"");
+            let _ = write!(json, ",\"requestId\":\"{request_id}\"");
         }
         if let Some(traceparent) = self.traceparent {
-            let _ = write!(rest, ",\"traceparent\":\"{}\"", traceparent.as_str());
+            let _ = write!(json, ",\"traceparent\":\"{}\"", traceparent.as_str());
         }
-        rest.push('}');
-        json.extend_from_slice(rest.as_bytes());
+        json.push(b'}');
         EnvelopeJson(json.into())
     }
 }

@@ -71,7 +71,7 @@ pub(super) async fn open(
     Path(ids): Path<PathIds>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids, &context)?;
+    let conversation = ids.recorded_conversation(&context)?;
     let (parts, body) = request.into_parts();
     let body: OpenBody = request::json(&parts, body, platform.body, &platform.bodies).await?;
     let command = Open {
@@ -88,13 +88,6 @@ pub(super) async fn open(
         channel: ChannelBody::of(&platform, &conversation),
     };
     Ok((status, Json(reply)).into_response())
-}
-
-/// The conversation that the path names, noted for the request's log line.
-pub(super) fn named(ids: &PathIds, context: &RequestContext) -> Result<ConversationId, Refusal> {
-    let conversation = ids.conversation()?;
-    context.record(|log| log.conversation = Some(conversation.clone()));
-    Ok(conversation)
 }
 
 #[derive(Serialize)]
@@ -138,7 +131,7 @@ pub(super) async fn show(
     Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids, &context)?;
+    let conversation = ids.recorded_conversation(&context)?;
     let shown = platform.store.inspect(conversation.reference()).await;
     let view = shown??;
     Ok(Json(shown_body(&platform, &view)).into_response())
@@ -190,7 +183,7 @@ pub(super) async fn end(
     Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids, &context)?;
+    let conversation = ids.recorded_conversation(&context)?;
     let receipt = platform.store.end(conversation.reference(), context.span.traceparent()).await??;
     let ended = receipt.ended;
     if !receipt.repeated {

@@ -17,7 +17,6 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::Platform;
-use super::conversations::named;
 use super::pages::FetchedPage;
 use super::request::{PathIds, invalid};
 use crate::domain::envelope::{EnvelopeJson, event_id};
@@ -50,7 +49,7 @@ pub(super) async fn follow(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids, &context)?;
+    let conversation = ids.recorded_conversation(&context)?;
     let asked = start(&headers, query.as_deref().unwrap_or_default())?;
     let permit = Arc::clone(&platform.event_streams)
         .try_acquire_owned()

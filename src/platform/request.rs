@@ -33,6 +33,13 @@ impl PathIds {
         ConversationId::parse(&self.conversation_id).map_err(|error| invalid("conversationId", error))
     }
 
+    /// The same, recorded in the request's log.
+    pub(super) fn recorded_conversation(&self, context: &RequestContext) -> Result<ConversationId, Refusal> {
+        let conversation = self.conversation()?;
+        context.record(|log| log.conversation = Some(conversation.clone()));
+        Ok(conversation)
+    }
+
     pub(super) fn work_item(&self) -> Result<WorkItemId, Refusal> {
         if TurnId::parse(&self.work_item_id).is_err() {
             return Err(invalid("workItemId", InvalidId));

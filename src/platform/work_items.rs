@@ -10,7 +10,6 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::Platform;
-use super::conversations::named;
 use super::request::{self, PathIds, invalid};
 use crate::clock::Entropy;
 use crate::config::Carrier;
@@ -124,7 +123,7 @@ pub(super) async fn issue(
     Path(ids): Path<PathIds>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let conversation = named(&ids, &context)?;
+    let conversation = ids.recorded_conversation(&context)?;
     let (parts, body) = request.into_parts();
     let body: IssueBody = request::json(&parts, body, platform.body, &platform.bodies).await?;
     let location = platform
@@ -229,7 +228,7 @@ pub(super) async fn show(
     Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
-    let (conversation, work_item) = (named(&ids, &context)?, ids.work_item()?);
+    let (conversation, work_item) = (ids.recorded_conversation(&context)?, ids.work_item()?);
     let shown = platform.store.work_item(conversation.reference(), work_item).await;
     let view = shown??;
     context.record(|log| log.item(&view.item));
@@ -242,7 +241,7 @@ pub(super) async fn cancel(
     Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
-    let (conversation, work_item) = (named(&ids, &context)?, ids.work_item()?);
+    let (conversation, work_item) = (ids.recorded_conversation(&context)?, ids.work_item()?);
     let command = Cancel {
         conversation: conversation.reference(),
         work_item,
