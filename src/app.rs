@@ -1,4 +1,4 @@
-//! The composition root: puts the parts together, binds, runs, drains.
+//! The composition root: builds the parts, binds the listeners, runs, drains.
 
 mod tasks;
 
@@ -38,22 +38,21 @@ use crate::store::{AnyStore, Observed, Store, StoreHealth};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
 
-/// How often the store is checked, once it has passed.
+/// Interval of the store's preflight checks, once they have succeeded.
 const CHECK_AGAIN: Duration = Duration::from_secs(60);
-/// How often a store that is not there is tried.
+/// The same, while the store does not answer.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
-/// Longest time that the start waits to know whether callbacks can be taken.
+/// Time limit of the first health check, which delays the start.
 const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);
-/// Shortest and longest pause between two sums of what the store holds.
-const ADD_UP: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// How much of that pause each partition takes that has a timer.
+/// Minimum and maximum interval of the totals of the store.
+const TOTALS_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// What each partition with timers adds to that interval.
 const A_PARTITION: Duration = Duration::from_millis(250);
 
-/// Most connections that wait to be accepted, where the system allows as many. A client whose connection finds no place
-/// there tries again a second later.
+/// Maximum number of connections that wait to be accepted. A client whose connection does not fit retries a second later.
 const BACKLOG: u32 = 4096;
 
-/// Why the service does not start, or does not go on.
+/// Why the service does not start, or why it ends.
 #[derive(Debug, Error)]
 pub enum AppError {
     /// An address cannot be bound.
@@ -76,18 +75,18 @@ pub enum AppError {
     /// A listener's certificate cannot be used.
     #[error("{listener} cannot use its certificate")]
     Tls {
-        /// The keys' prefix.
+        /// The prefix of its settings.
         listener: &'static str,
         /// Why.
         source: Box<TlsError>,
     },
-    /// No keys could be made.
+    /// No random bytes for keys.
     #[error(transparent)]
     NoEntropy(#[from] NoEntropy),
-    /// A made key is not one: a bug.
+    /// A generated key is invalid: a bug.
     #[error(transparent)]
     KeyTooShort(#[from] KeyTooShort),
-    /// A made key's id is not one: a bug.
+    /// The id of a generated key is invalid: a bug.
     #[error(transparent)]
     KeyId(#[from] InvalidKeyId),
 }
@@ -102,7 +101,7 @@ pub struct App {
     event_streams: Arc<Semaphore>,
     max_event_streams: usize,
     lifecycle: Lifecycle,
-    made_service_key: Option<SecretString>,
+    generated_service_key: Option<SecretString>,
     check_certificates: Arc<Notify>,
     drain_grace: Duration,
     drain_timeout: Duration,
@@ -173,8 +172,8 @@ fn connection_limits(http: &Http) -> ConnectionLimits {
     }
 }
 
-/// Puts the service together and binds its listeners. A store that is not there yet is waited for while it runs;
-/// one that must not be used is refused here.
+/// Builds the service and binds its listeners. A store that does not answer yet is retried while the service runs; one
+/// that must not be used is an error.
 pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Result<App, AppError> {
     let http = &config.http;
     let public_tls = tls("http.public", config.public_tls())?;
@@ -183,7 +182,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let (platform_socket, platform_addr) = bind(http.platform_addr)?;
     let keyring = Arc::new(keyring(config)?);
     let mut service_keys = config.platform.service_keys.keys().to_vec();
-    let made_service_key = if service_keys.is_empty() {
+    let generated_service_key = if service_keys.is_empty() {
         let made = format!("svc_{}", URL_SAFE_NO_PAD.encode(Entropy.bytes::<24>()?));
         service_keys.push(made.into());
         service_keys.first().cloned()
@@ -266,14 +265,14 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         event_streams,
         max_event_streams: http.max_event_streams.size(),
         lifecycle,
-        made_service_key,
+        generated_service_key,
         check_certificates: Arc::default(),
         drain_grace: http.drain_grace_ms.duration(),
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
     })
 }
 
-/// Checks that the store can be used, as far as it is there: tells whether it is.
+/// Checks that the store may be used. `false`: it does not answer.
 async fn check(store: &Observed) -> Result<bool, AppError> {
     let AnyStore::Redis(redis) = store.store() else { return Ok(true) };
     match redis.verify().await {
@@ -288,21 +287,21 @@ async fn check(store: &Observed) -> Result<bool, AppError> {
         }
         Err(NotUsable::Refused(why)) => Err(AppError::StoreRefused(why)),
         Err(NotUsable::NotThere(error)) => {
-            tracing::warn!(error = error.chain(), "the store under store.url does not answer; trying again");
+            tracing::warn!(error = error.chain(), "the store of store.url does not answer; retrying");
             Ok(false)
         }
     }
 }
 
-/// Checks the store before the first request: `/health` tells the truth from then on.
+/// Checks the store before the first request, so that `/health` is right from the start.
 async fn first_check(store: &Observed) -> Result<(), AppError> {
     check(store).await?;
-    // What takes longer is tried again while the service runs.
+    // A check that takes longer is repeated while the service runs.
     let _: Result<(), _> = timeout(FIRST_HEALTH_CHECK, store.check_health()).await;
     Ok(())
 }
 
-/// Checks the store again and again; returns when it must not be used.
+/// Checks the store at intervals. Returns when it must not be used.
 async fn keep_checking(store: &Observed) -> AppError {
     loop {
         match check(store).await {
@@ -316,8 +315,8 @@ async fn keep_checking(store: &Observed) -> AppError {
     }
 }
 
-/// Adds up again and again what the store holds, for the metrics.
-async fn keep_adding_up(
+/// Computes the totals of the store at intervals, for the metrics.
+async fn keep_computing_totals(
     store: Arc<Observed>,
     telemetry: Telemetry,
     (event_streams, max_event_streams): (Arc<Semaphore>, usize),
@@ -328,13 +327,13 @@ async fn keep_adding_up(
         let totals = store.totals(&partitions).await.ok();
         let reachable = !matches!(store.health(), StoreHealth::Away | StoreHealth::Unchecked);
         telemetry.metrics.store_holds(reachable, totals);
-        let (least, most) = ADD_UP;
+        let (least, most) = TOTALS_INTERVAL;
         sleep((A_PARTITION * u32::try_from(partitions.len()).unwrap_or(u32::MAX)).clamp(least, most)).await;
     }
 }
 
 impl App {
-    /// Where providers post.
+    /// Address of the provider's listener.
     pub const fn public_addr(&self) -> SocketAddr {
         self.public.address
     }
@@ -349,14 +348,14 @@ impl App {
         self.platform.scheme()
     }
 
-    /// Where the platform works.
+    /// Address of the platform's listener.
     pub const fn platform_addr(&self) -> SocketAddr {
         self.platform.address
     }
 
-    /// The service key, when none is configured and one was made for this run.
-    pub const fn made_service_key(&self) -> Option<&SecretString> {
-        self.made_service_key.as_ref()
+    /// The service key that was generated because none is configured.
+    pub const fn generated_service_key(&self) -> Option<&SecretString> {
+        self.generated_service_key.as_ref()
     }
 
     /// Notify it to have the certificates' files checked at once.
@@ -392,13 +391,13 @@ impl App {
         let store = self.store;
         tasks.spawn("sweeper", sweeper::run(Arc::clone(&store), self.telemetry.clone(), stop.clone()));
         if let Some(watcher) = store.take_watcher() {
-            // However it ended: that it did is the error.
+            // That it ended is the error, however it ended.
             tasks.spawn_until_stop("channel watcher", async move { drop(watcher.await) });
         }
         let checked = Arc::clone(&store);
         tasks.spawn_until_stop("health check", async move { checked.keep_checking_health().await });
         let streams = (self.event_streams, self.max_event_streams);
-        tasks.spawn_until_stop("totals", keep_adding_up(Arc::clone(&store), self.telemetry, streams));
+        tasks.spawn_until_stop("totals", keep_computing_totals(Arc::clone(&store), self.telemetry, streams));
         let result = tokio::select! {
             () = shutdown => Ok(()),
             error = keep_checking(&store) => Err(error),

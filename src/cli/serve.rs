@@ -84,7 +84,7 @@ async fn serve(
     } else if loaded.config.token.keys.is_empty() {
         tracing::warn!("token.keys is empty: tokens end with this run, and other instances refuse them");
     }
-    if let Some(key) = app.made_service_key() {
+    if let Some(key) = app.generated_service_key() {
         say(&first_steps(&app, &loaded.config.token, key.expose_secret()))?;
     }
     tokio::select! {

@@ -1,16 +1,15 @@
-//! Who is asking: the address at the other end of the connection, or the one for which a proxy asks that the operator
-//! trusts to tell.
+//! The client's address: the peer of the connection, or what a trusted proxy reports in a header.
 
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
-/// The address at the other end of a connection; an extension of each request.
+/// The peer address of a connection, as an extension of its requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
-/// The header in which proxies say for whom they ask.
+/// The header in which proxies report the client's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardedHeader {
     /// `Forwarded`, RFC 7239.
@@ -19,12 +18,12 @@ pub enum ForwardedHeader {
     XForwardedFor,
 }
 
-/// Whose word on a client's address counts.
+/// The trusted proxies.
 #[derive(Clone, Debug)]
 pub struct Proxies {
-    /// The proxies' networks.
+    /// Their networks.
     pub trusted: Vec<IpNet>,
-    /// Where they write it. The other header is never read: a client can have written it.
+    /// The header that they set. The other one is ignored: it may be the client's.
     pub header: ForwardedHeader,
 }
 
@@ -38,8 +37,8 @@ impl Proxies {
         self.trusted.iter().any(|network| network.contains(&address))
     }
 
-    /// The client of a request: from the right, the first address that is no trusted proxy's. Where a header cannot be
-    /// read up to there, it is the connection's.
+    /// The client of a request: the first address from the right that is not a trusted proxy's. If the header cannot be
+    /// parsed up to there, the peer address.
     pub fn client(&self, Peer(peer): Peer, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         if !self.trusts(peer) {
@@ -66,7 +65,7 @@ impl Proxies {
         walked.unwrap_or(peer)
     }
 
-    /// The first that is not trusted; when all are, the last. `None` when one cannot be read.
+    /// The first address that is not trusted, or the last one when all are. `None`: one cannot be parsed.
     fn walk(&self, nearest_first: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
         let mut client = None;
         for address in nearest_first {
@@ -79,7 +78,7 @@ impl Proxies {
     }
 }
 
-/// An address, with or without a port.
+/// Parses an address with or without a port.
 fn address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
@@ -87,7 +86,7 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     parsed.ok().map(|address| address.to_canonical())
 }
 
-/// The `for` of each element of a `Forwarded` header; `None` when it is not one.
+/// The `for` of each element of a `Forwarded` header. `None`: it cannot be parsed.
 fn forwarded(text: &str) -> Option<Vec<Option<IpAddr>>> {
     let mut elements = vec![None];
     let mut rest = text;
@@ -98,7 +97,7 @@ fn forwarded(text: &str) -> Option<Vec<Option<IpAddr>>> {
             Some(quoted) => quoted.split_once('"')?,
             None => after.split_at(after.find([',', ';']).unwrap_or(after.len())),
         };
-        // A quoted pair has no place in an address.
+        // No address contains a quoted pair.
         if name.is_empty() || name.contains([',', ';', '"', ' ', '\t']) || value.contains(['\\', '"']) {
             return None;
         }
@@ -142,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_address_from_the_right_that_is_no_proxys_is_the_clients() {
+    fn the_first_address_from_the_right_that_is_not_a_proxys_is_the_clients() {
         let of = |peer, lines: &[&str]| client(ForwardedHeader::XForwardedFor, peer, lines);
         assert_eq!(of("192.0.2.9", &["198.51.100.1"]), "192.0.2.9", "no proxy of ours says so");
         assert_eq!(of("10.0.0.1", &[]), "10.0.0.1");
@@ -157,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_cannot_be_read_counts_for_nothing() {
+    fn a_malformed_header_is_ignored() {
         let of = |lines: &[&str]| client(ForwardedHeader::XForwardedFor, "10.0.0.1", lines);
         for bad in ["unknown", "", "198.51.100.1,", "198.51.100.1, _hidden", "198.51.100.1 10.0.0.2", "1.2.3"]
         {
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_header_is_read_as_its_rfc_says() {
+    fn forwarded_is_parsed_as_rfc_7239_says() {
         let of = |lines: &[&str]| client(ForwardedHeader::Forwarded, "10.0.0.1", lines);
         for good in [
             "for=198.51.100.1",

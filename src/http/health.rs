@@ -1,4 +1,4 @@
-//! `/health`, as the gateway's probe wants it, and `/health/live`.
+//! `/health`, in the form of TelAPI's probe, and `/health/live`.
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ use super::code::Code;
 use super::refusal::Refusal;
 use crate::store::Observed;
 
-/// What health is made of.
+/// What `/health` depends on.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// The store must be able to take callbacks, as last seen.
+    /// Must have been able to take callbacks when it was last checked.
     pub store: Arc<Observed>,
-    /// The service must not be draining.
+    /// Must not be draining.
     pub lifecycle: Lifecycle,
 }
 
-/// What the probes' paths begin with.
+/// The prefix of the paths.
 pub(super) const PATH: &str = "/health";
 
 fn ok() -> Response {
@@ -39,7 +39,7 @@ async fn health(State(health): State<Health>) -> Response {
     }
 }
 
-/// `/health`: 200 when the store was last seen to take callbacks and the service is not draining, else 503.
+/// `/health`: 200 when the store could take callbacks at its last check and the service is not draining, else 503.
 /// `/health/live`: 200 while the process runs.
 pub fn routes(state: Health) -> Router {
     Router::new().route(PATH, get(health).with_state(state)).route("/health/live", get(|| async { ok() }))

@@ -7,10 +7,10 @@ use axum::routing::get;
 
 use crate::telemetry::Metrics;
 
-/// Where Prometheus asks.
+/// The path.
 pub const PATH: &str = "/metrics";
 
-/// The route, without a key: no metric holds a secret, and the listener is for a private network.
+/// The route. It needs no service key: metrics contain no secrets, and the listener is on a private network.
 pub fn routes(metrics: Metrics) -> Router {
     Router::new().route(PATH, get(move || async move { show(&metrics) }))
 }

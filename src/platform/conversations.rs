@@ -28,7 +28,7 @@ struct OpenBody {
     traceparent: Option<String>,
 }
 
-/// Where and how a channel is read.
+/// How a channel is read.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ChannelBody {
@@ -64,7 +64,7 @@ struct OpenedBody<'a> {
     channel: ChannelBody,
 }
 
-/// `PUT`: 201 the first time, 200 after.
+/// `PUT`: opens it. 201 the first time, 200 after that.
 pub(super) async fn open(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -119,13 +119,13 @@ struct ShownBody<'a> {
 struct HeldBody<'a> {
     #[serde(flatten)]
     item: WorkItemBody<'a>,
-    /// Size of the result.
+    /// Size of the result in bytes.
     bytes: u64,
-    /// How long it has been held.
+    /// Time since it was settled.
     age_ms: u64,
 }
 
-/// `GET`: its state, what it waits for, what is awaiting and what is held.
+/// `GET`: its state, the sequence that the gate waits for, and its awaiting and held items.
 pub(super) async fn show(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -177,7 +177,7 @@ struct EndedBody<'a> {
     channel: ChannelBody,
 }
 
-/// `DELETE`: ends it. Twice is the same as once.
+/// `DELETE`: ends it. Idempotent.
 pub(super) async fn end(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,

@@ -1,4 +1,4 @@
-//! Pages of channels for event streams: how many are fetched at once, and how many bytes of them are in memory.
+//! Fetches pages of channels for event streams, with limits on concurrent fetches and on memory.
 
 use std::sync::Arc;
 
@@ -8,33 +8,33 @@ use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationRef, Sequence};
 use crate::store::{Answer, Observed, PAGE_BYTES, Page, Store, StoreError, shield};
 
-/// How many pages an instance fetches at once: between them, Redis gets to its callbacks.
+/// Maximum number of concurrent fetches of an instance. Few, so that Redis handles callbacks in between.
 const FETCHES_AT_ONCE: usize = 4;
-/// Most envelopes of a page. The store gives fewer when they are large.
+/// Maximum number of envelopes per page. The store returns fewer when they are large.
 const MAX_ENVELOPES: usize = 128;
-/// What an envelope has besides its result, in bytes, at most.
+/// Maximum size of an envelope without its result, in bytes.
 const ENVELOPE_BYTES: usize = 2 * 1024;
-/// How often a page is in memory: an event is built from its envelope.
+/// Number of copies of a page in memory: an event is built from its envelope.
 const COPIES: usize = 2;
 
-/// What event streams share. Whoever waits is served in the order of arrival.
+/// The limits that event streams share. Waiting streams are served in the order of arrival.
 #[derive(Debug)]
 pub struct Pages {
     bytes: Arc<Semaphore>,
     fetches: Arc<Semaphore>,
-    /// What a page may take up, in bytes, before its size is known.
+    /// Memory that is reserved for a page before its size is known, in bytes.
     reserve: u32,
 }
 
-/// A page, and its part of the bytes until it is dropped.
+/// A page with its memory reservation.
 pub(super) struct FetchedPage {
     pub(super) page: Page,
     pub(super) permit: OwnedSemaphorePermit,
 }
 
 impl Pages {
-    /// Pages that take up at most `bytes` together, where results are no larger than `max_result` bytes. A page that
-    /// would not fit by itself is fetched when there is no other.
+    /// At most `bytes` of pages together, where results are no larger than `max_result` bytes. A page that does not fit
+    /// by itself is fetched when there is no other.
     pub fn new(bytes: usize, max_result: usize) -> Self {
         let bytes = bytes.clamp(1, Semaphore::MAX_PERMITS);
         let largest = COPIES * PAGE_BYTES.max(max_result.saturating_add(ENVELOPE_BYTES));
@@ -45,7 +45,7 @@ impl Pages {
         }
     }
 
-    /// The page after a sequence, once there is room for it.
+    /// Fetches the page after a sequence, once there is memory for it.
     pub(super) async fn fetch(
         &self,
         store: &Arc<Observed>,
@@ -67,7 +67,7 @@ impl Pages {
 }
 
 impl FetchedPage {
-    /// Gives back what the page does not take up.
+    /// Releases what the page does not need.
     fn new(page: Page, mut permit: OwnedSemaphorePermit) -> Self {
         let size = COPIES * page.envelopes.iter().map(|json| json.bytes().len()).sum::<usize>();
         drop(permit.split(permit.num_permits().saturating_sub(size)));

@@ -1,4 +1,4 @@
-//! What each refusal of the store means to the platform.
+//! The response for each refusal of the store.
 
 use crate::domain::gate::{CancelRefused, ConversationNotFound, IssueRefused, LookupRefused, OpenRefused};
 use crate::http::code::Code;
@@ -48,11 +48,11 @@ impl From<IssueRefused> for Refusal {
                 (Code::IdempotencyKeyReused, "the idempotency key was used with another body")
             }
             IssueRefused::AwaitingLimit => {
-                (Code::AwaitingLimit, "as many work items of the conversation as allowed are awaiting")
+                (Code::AwaitingLimit, "the conversation has as many awaiting work items as it may")
             }
             IssueRefused::ChannelLimit => (
                 Code::ChannelLimit,
-                "the conversation's channel is at its length limit; open another conversation",
+                "the conversation's channel has reached its limit; open another conversation",
             ),
         };
         Self::new(code, message)

@@ -1,4 +1,4 @@
-//! Reading the platform's requests into types that hold good values only.
+//! Parses the platform's requests into validated types.
 
 use std::borrow::Cow;
 
@@ -49,7 +49,7 @@ impl PathIds {
     }
 }
 
-/// The request's JSON body; an empty one counts as `{}`.
+/// Parses the request's JSON body. An empty one counts as `{}`.
 pub(super) async fn json<T: DeserializeOwned>(
     parts: &Parts,
     body: Body,
@@ -67,7 +67,7 @@ pub(super) async fn json<T: DeserializeOwned>(
         body::check_json(&parts.headers)?;
         std::str::from_utf8(bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
     };
-    // Not left to the parser, to which a list of the fields' values will do.
+    // Derived code would also accept an array of the fields' values.
     if !text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
         return Err(invalid("the body", "must be a JSON object"));
     }
@@ -75,7 +75,7 @@ pub(super) async fn json<T: DeserializeOwned>(
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        // A number where a word is wanted is an error of syntax to the parser, and JSON nevertheless.
+        // serde_json reports a number in place of a string as an error of syntax.
         let is_json = || serde_json::from_str::<IgnoredAny>(text).is_ok();
         if inner.is_data() || is_json() {
             let field = if path == "." { "the body" } else { nameable(&path) };
@@ -109,15 +109,15 @@ where
     text.map(|text| T::deserialize(text.into_deserializer())).transpose()
 }
 
-/// Longest name of a field that is said back.
+/// Maximum length of a field name that is shown in an error.
 const MAX_NAME: usize = 32;
 
-/// A field's name, unless it may be something else that was put in the place of one: a token, or a key of some kind.
+/// A field's name, unless it may be a misplaced token or key.
 fn nameable(name: &str) -> &str {
     if name.len() <= MAX_NAME && !token::begins_in(name) { name } else { "a field whose name is not shown" }
 }
 
-/// Of what the parser complains, only what it wanted: what it found is the caller's, and may be a secret.
+/// What the parser expected. What it found is the caller's and may be a secret: it is left out.
 fn wanted(complaint: &str) -> String {
     let about_a_field = complaint.starts_with("missing field ") || complaint.starts_with("duplicate field ");
     match complaint.rsplit_once(", expected ") {
@@ -126,7 +126,7 @@ fn wanted(complaint: &str) -> String {
             format!("unknown; known are {}", wanted.trim_start_matches("one of "))
         }
         Some((_, wanted)) => format!("must be {wanted}"),
-        None => "is not what it must be".to_owned(),
+        None => "is invalid".to_owned(),
     }
 }
 
@@ -134,7 +134,7 @@ pub(super) fn turn_id(text: &str) -> Result<TurnId, Refusal> {
     TurnId::parse(text).map_err(|error| invalid("turnId", error))
 }
 
-/// The trace that the body names, or the one that the request is part of.
+/// The traceparent of the body, or else of the request.
 pub(super) fn traceparent(body: Option<&str>, headers: &HeaderMap) -> Result<Option<TraceParent>, Refusal> {
     if let Some(text) = body {
         return TraceParent::parse(text).map(Some).map_err(|error| invalid("traceparent", error));
@@ -143,7 +143,7 @@ pub(super) fn traceparent(body: Option<&str>, headers: &HeaderMap) -> Result<Opt
     Ok(header.and_then(|text| TraceParent::parse(text).ok()))
 }
 
-/// A number of milliseconds, within its bounds.
+/// Checks a duration: 1 to `max` milliseconds.
 pub(super) fn milliseconds(field: &str, given: Option<u64>, max: u64) -> Result<Option<u64>, Refusal> {
     match given {
         Some(ms) if !(1..=max).contains(&ms) => Err(invalid(field, format_args!("must be 1 to {max}"))),

@@ -41,11 +41,11 @@ struct IssueBody {
 }
 
 impl IssueBody {
-    /// Equal for bodies that ask for the same, however they are written, and the same in every release: it is stored
-    /// with the idempotency key, and a retry may reach another version of the service.
+    /// Independent of how the body is written, and the same in every release: it is stored with the idempotency key, and a
+    /// retry may reach another version of the service.
     fn fingerprint(&self) -> Fingerprint {
         let timeout_ms = self.timeout_ms.map(|timeout_ms| timeout_ms.to_string());
-        // The order is part of the form: a later field goes to the end, and one that is absent leaves no trace.
+        // The order is part of the fingerprint: append new fields, and skip absent ones.
         let fields = [
             ("kind", Some(self.kind.as_str())),
             ("turnId", self.turn_id.as_deref()),
@@ -79,7 +79,7 @@ struct IssuedBody<'a> {
     callback: CallbackBody<'a>,
 }
 
-/// How the provider is to answer: to be handed on as it is.
+/// How the provider posts its result. The platform passes it on unchanged.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct CallbackBody<'a> {
@@ -97,7 +97,7 @@ impl<'a> CallbackBody<'a> {
         let token = token.expose();
         let mut url = format!("{base_url}{CALLBACKS_PATH}");
         let mut headers = BTreeMap::from([("Content-Type", "application/json")]);
-        // A token needs no percent-encoding, wherever it stands; neither does a parameter's name.
+        // Neither a token nor a parameter's name needs percent-encoding.
         match location.carrier {
             Carrier::Header => drop(headers.insert(location.name, token)),
             Carrier::Query => url = format!("{url}?{}={token}", location.name),
@@ -116,7 +116,7 @@ impl<'a> CallbackBody<'a> {
     }
 }
 
-/// `POST`: issues the next work item. It is committed before its token exists, so no callback can be too early.
+/// `POST`: issues the next work item. It is committed before its token is sent, so no callback can be too early.
 pub(super) async fn issue(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -178,11 +178,11 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyDigest>, Ref
                 invalid("Idempotency-Key", "must be 1 to 255 visible ASCII characters, without spaces")
             })
         }
-        (Some(_), Some(_)) => Err(invalid("Idempotency-Key", "must be there at most once")),
+        (Some(_), Some(_)) => Err(invalid("Idempotency-Key", "must not be repeated")),
     }
 }
 
-/// A work item as it stands.
+/// The state of a work item.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct WorkItemBody<'a> {
@@ -222,7 +222,7 @@ impl<'a> WorkItemBody<'a> {
     }
 }
 
-/// `GET`: its state.
+/// `GET`: the state of a work item.
 pub(super) async fn show(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -235,7 +235,7 @@ pub(super) async fn show(
     Ok(Json(WorkItemBody::of(&conversation, &view)).into_response())
 }
 
-/// `DELETE`: withdraws it.
+/// `DELETE`: cancels it.
 pub(super) async fn cancel(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -276,7 +276,7 @@ mod tests {
     const FULL: &str = r#"{"kind":"llm","turnId":"turn-1","timeoutMs":60000,"carrier":"header",
         "traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 
-    /// These digests are in the stores of deployments: a change of one makes retries across an update conflict.
+    /// Stores contain these digests: if one changes, retries across an update are conflicts.
     #[test]
     fn fingerprints_are_the_same_in_every_release() {
         for (body, digest) in [

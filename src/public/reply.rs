@@ -1,4 +1,4 @@
-//! What a provider is told.
+//! The responses to callbacks.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -28,7 +28,7 @@ struct ReceiptBody<'a> {
     replayed: bool,
 }
 
-/// 202 for the first callback, 200 for a repetition.
+/// The receipt: 202 for the first callback, 200 for a repetition.
 pub(super) fn receipt(receipt: &Receipt) -> Response {
     let (status, waiting_for) = match receipt.delivery {
         Delivery::Delivered => ("delivered", None),
@@ -59,7 +59,7 @@ impl From<TokenRefused> for Refusal {
 }
 
 fn expired() -> Refusal {
-    Refusal::new(Code::CallbackTokenExpired, "the token's life is over; the work item was settled long ago")
+    Refusal::new(Code::CallbackTokenExpired, "the token has expired; the work item was settled long ago")
 }
 
 impl From<ResultRefused> for Refusal {
@@ -77,26 +77,26 @@ impl From<NotAccepted> for Refusal {
         let (code, message) = match refused.why {
             AcceptRefused::TokenExpired => return expired(),
             AcceptRefused::ConversationEnded => {
-                (Code::ConversationEnded, "the conversation has ended; its results are no longer wanted")
+                (Code::ConversationEnded, "the conversation has ended and accepts no more results")
             }
             AcceptRefused::WorkItemUnknown => {
-                (Code::WorkItemUnknown, "the conversation does not know this work item")
+                (Code::WorkItemUnknown, "the conversation has no such work item")
             }
             AcceptRefused::TokenUsed => {
                 (Code::CallbackTokenUsed, "the token was used with another body; the first result stands")
             }
             AcceptRefused::WorkItemTimedOut => {
-                (Code::WorkItemTimedOut, "the work item timed out before this callback came")
+                (Code::WorkItemTimedOut, "the work item timed out before this callback arrived")
             }
             AcceptRefused::WorkItemCancelled => {
-                (Code::WorkItemCancelled, "the platform cancelled the work item before this callback came")
+                (Code::WorkItemCancelled, "the platform cancelled the work item before this callback arrived")
             }
             AcceptRefused::HeldLimit => (
                 Code::HeldLimit,
-                "too much is held in this conversation behind an earlier work item; the token was not spent",
+                "the conversation holds as many results as it may behind an earlier work item; the token was not spent",
             ),
             AcceptRefused::ChannelLimit => {
-                (Code::ChannelLimit, "the conversation's channel has as many bytes of results as it may have")
+                (Code::ChannelLimit, "the conversation's channel has reached its limit in bytes")
             }
         };
         Self::new(code, message)

@@ -61,7 +61,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(app: &App, config: &Config) -> Result<Self, Wrong> {
         let configured = config.platform.service_keys.keys().first();
-        let key = configured.or(app.made_service_key()).cloned();
+        let key = configured.or(app.generated_service_key()).cloned();
         Ok(Self {
             client: Client::new(LIMIT),
             platform: app.platform_addr(),
