@@ -34,7 +34,7 @@ use crate::platform::{self, FailedKeys, Pages, Platform, ServiceKeys};
 use crate::public::{self, Carriers, ClientLimits, Public};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
-use crate::store::{AnyStore, Observed, Store, StoreHealth};
+use crate::store::{Backend, Observed, Store, StoreHealth};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
 
@@ -148,8 +148,8 @@ fn keyring(config: &Config) -> Result<Keyring, AppError> {
 
 fn store(config: &Config, clock: &Clock, telemetry: &Telemetry) -> Result<Observed, AppError> {
     let store = match config.redis() {
-        None => AnyStore::Memory(MemoryStore::new(clock.clone(), config.limits())),
-        Some(settings) => AnyStore::Redis(Box::new(RedisStore::new(&settings, clock.clone())?)),
+        None => Backend::Memory(MemoryStore::new(clock.clone(), config.limits())),
+        Some(settings) => Backend::Redis(Box::new(RedisStore::new(&settings, clock.clone())?)),
     };
     Ok(Observed::new(store, telemetry.metrics.clone()))
 }
@@ -274,7 +274,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
 
 /// Checks that the store may be used. `false`: it does not answer.
 async fn check(store: &Observed) -> Result<bool, AppError> {
-    let AnyStore::Redis(redis) = store.store() else { return Ok(true) };
+    let Backend::Redis(redis) = store.backend() else { return Ok(true) };
     match redis.verify().await {
         Ok(()) => {
             for remark in redis.new_remarks().await {

@@ -1,4 +1,4 @@
-//! A store whose every call is timed, and has a span where the request it belongs to has one.
+//! The service's store: a backend, whose calls are timed, traced, and known to its health check and to the sweeper.
 
 use std::error::Error;
 use std::future::Future;
@@ -14,9 +14,10 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::health::{LastSeen, StoreHealth};
+use super::memory::MemoryStore;
+use super::redis::RedisStore;
 use super::{
-    Answer, AnyStore, CONTINUE_MS, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError,
-    Wake,
+    Answer, CONTINUE_MS, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError, Wake,
 };
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
@@ -27,10 +28,41 @@ use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::telemetry::trace::TARGET;
 use crate::telemetry::{Metrics, names};
 
+/// The closed set of backends.
+#[derive(Debug)]
+pub enum Backend {
+    /// In this process's memory; lost when it ends.
+    Memory(MemoryStore),
+    /// In Redis or Valkey.
+    Redis(Box<RedisStore>),
+}
+
+/// Delegates to the backend.
+macro_rules! backend {
+    ($self:ident, $store:ident => $call:expr) => {
+        match &$self.backend {
+            Backend::Memory($store) => $call,
+            Backend::Redis($store) => $call,
+        }
+    };
+}
+
+/// The same for a call that is awaited. Those of Redis are large: boxed, they are not moved with each future around them.
+macro_rules! backend_async {
+    ($self:ident, $store:ident => $call:expr) => {
+        async {
+            match &$self.backend {
+                Backend::Memory($store) => $call.await,
+                Backend::Redis($store) => Box::pin($call).await,
+            }
+        }
+    };
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Observed {
-    store: AnyStore,
+    backend: Backend,
     metrics: Metrics,
     schedule: Schedule,
     /// Where Redis is, as its spans and its metric tell.
@@ -68,10 +100,10 @@ impl StoreError {
 
 impl Observed {
     /// Watches this store.
-    pub fn new(store: AnyStore, metrics: Metrics) -> Self {
-        let server = match &store {
-            AnyStore::Memory(_) => Vec::new(),
-            AnyStore::Redis(redis) => {
+    pub fn new(backend: Backend, metrics: Metrics) -> Self {
+        let server = match &backend {
+            Backend::Memory(_) => Vec::new(),
+            Backend::Redis(redis) => {
                 metrics.count_connections(redis.connections());
                 let at = redis.place();
                 let mut server = vec![
@@ -83,8 +115,12 @@ impl Observed {
                 server
             }
         };
-        let schedule = Schedule::new(store.partitions(), Instant::now());
-        Self { store, metrics, schedule, server, seen: LastSeen::new() }
+        let partitions = match &backend {
+            Backend::Memory(memory) => memory.partitions(),
+            Backend::Redis(redis) => redis.partitions(),
+        };
+        let schedule = Schedule::new(partitions, Instant::now());
+        Self { backend, metrics, schedule, server, seen: LastSeen::new() }
     }
 
     /// When something is due, as far as this process knows.
@@ -94,15 +130,15 @@ impl Observed {
 
     /// The task that listens for changes of channels, where there is one, for supervision. `None` the second time.
     pub fn take_watcher(&self) -> Option<JoinHandle<()>> {
-        match &self.store {
-            AnyStore::Memory(_) => None,
-            AnyStore::Redis(redis) => redis.take_watcher(),
+        match &self.backend {
+            Backend::Memory(_) => None,
+            Backend::Redis(redis) => redis.take_watcher(),
         }
     }
 
-    /// The store itself.
-    pub const fn store(&self) -> &AnyStore {
-        &self.store
+    /// The backend.
+    pub const fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// Whether callbacks can be taken, as last seen. Asks the store nothing.
@@ -124,7 +160,7 @@ impl Observed {
     }
 
     fn partition(&self, conversation: ConversationRef) -> u16 {
-        conversation.partition(self.store.partitions())
+        conversation.partition(self.partitions())
     }
 
     /// Has the sweeper continue a release that is left unfinished.
@@ -140,7 +176,7 @@ impl Observed {
         operation: Operation,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let redis = matches!(self.store, AnyStore::Redis(_));
+        let redis = matches!(self.backend, Backend::Redis(_));
         let (command, script) = match operation {
             Operation::Script(script) => ("EVALSHA", script),
             Operation::Command(command) => (command, ""),
@@ -194,7 +230,7 @@ impl Store for Observed {
         // By then it is known whether something of it is due.
         let partition = self.partition(command.conversation.reference());
         self.schedule.arm(partition, Instant::now() + LOOK_LATER);
-        self.call(Operation::Script("open"), self.store.open(command)).await
+        self.call(Operation::Script("open"), backend_async!(self, store => store.open(command))).await
     }
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
@@ -207,7 +243,8 @@ impl Store for Observed {
             self.schedule.announce((second, partition));
             self.schedule.announce((second + 1, partition));
         }
-        let issued = self.call(Operation::Script("issue"), self.store.issue(command)).await;
+        let issued =
+            self.call(Operation::Script("issue"), backend_async!(self, store => store.issue(command))).await;
         // A look before the item existed has not found it.
         self.schedule.arm(partition, Instant::now() + timeout);
         issued
@@ -215,7 +252,9 @@ impl Store for Observed {
 
     async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
         let conversation = command.conversation;
-        let accepted = self.call(Operation::Script("accept"), self.store.accept(command)).await;
+        let accepted = self
+            .call(Operation::Script("accept"), backend_async!(self, store => store.accept(command)))
+            .await;
         let unfinished = accepted.as_ref().is_ok_and(|done| done.as_ref().is_ok_and(|done| done.unfinished));
         self.continue_later(conversation, unfinished || accepted.is_err());
         accepted
@@ -223,7 +262,9 @@ impl Store for Observed {
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
         let conversation = command.conversation;
-        let cancelled = self.call(Operation::Script("cancel"), self.store.cancel(command)).await;
+        let cancelled = self
+            .call(Operation::Script("cancel"), backend_async!(self, store => store.cancel(command)))
+            .await;
         let unfinished = cancelled.as_ref().is_ok_and(|done| done.as_ref().is_ok_and(|done| done.unfinished));
         self.continue_later(conversation, unfinished || cancelled.is_err());
         cancelled
@@ -234,7 +275,12 @@ impl Store for Observed {
         conversation: ConversationRef,
         traceparent: Option<TraceParent>,
     ) -> Answer<EndReceipt, ConversationNotFound> {
-        let ended = self.call(Operation::Script("end"), self.store.end(conversation, traceparent)).await;
+        let ended = self
+            .call(
+                Operation::Script("end"),
+                backend_async!(self, store => store.end(conversation, traceparent)),
+            )
+            .await;
         // The sweeper removes what the conversation leaves behind.
         self.schedule.arm(self.partition(conversation), Instant::now());
         ended
@@ -245,35 +291,42 @@ impl Store for Observed {
         due: DueConversation,
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
-        self.call(Operation::Script("expire"), self.store.expire(due, traceparent)).await
+        self.call(Operation::Script("expire"), backend_async!(self, store => store.expire(due, traceparent)))
+            .await
     }
 
     async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
-        self.call(Operation::Script("due"), self.store.due(partitions, limit)).await
+        self.call(Operation::Script("due"), backend_async!(self, store => store.due(partitions, limit))).await
     }
 
     async fn put_off(&self, due: &DueConversation, by: Duration) -> Result<(), StoreError> {
-        self.call(Operation::Command("ZADD"), self.store.put_off(due, by)).await
+        self.call(Operation::Command("ZADD"), backend_async!(self, store => store.put_off(due, by))).await
     }
 
     async fn announce(&self, second: u64, partition: u16) -> Result<(), StoreError> {
-        self.call(Operation::Command("SADD"), self.store.announce(second, partition)).await
+        self.call(
+            Operation::Command("SADD"),
+            backend_async!(self, store => store.announce(second, partition)),
+        )
+        .await
     }
 
     async fn announced(&self, second: u64) -> Result<Vec<u16>, StoreError> {
-        self.call(Operation::Command("SMEMBERS"), self.store.announced(second)).await
+        self.call(Operation::Command("SMEMBERS"), backend_async!(self, store => store.announced(second)))
+            .await
     }
 
     fn partitions(&self) -> u16 {
-        self.store.partitions()
+        backend!(self, store => store.partitions())
     }
 
     async fn totals(&self, partitions: &[u16]) -> Result<Totals, StoreError> {
-        self.call(Operation::Script("totals"), self.store.totals(partitions)).await
+        self.call(Operation::Script("totals"), backend_async!(self, store => store.totals(partitions))).await
     }
 
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
-        self.call(Operation::Script("inspect"), self.store.inspect(conversation)).await
+        self.call(Operation::Script("inspect"), backend_async!(self, store => store.inspect(conversation)))
+            .await
     }
 
     async fn work_item(
@@ -281,7 +334,11 @@ impl Store for Observed {
         conversation: ConversationRef,
         work_item: WorkItemId,
     ) -> Answer<WorkItemView, LookupRefused> {
-        self.call(Operation::Script("work_item"), self.store.work_item(conversation, work_item)).await
+        self.call(
+            Operation::Script("work_item"),
+            backend_async!(self, store => store.work_item(conversation, work_item)),
+        )
+        .await
     }
 
     async fn read(
@@ -290,18 +347,22 @@ impl Store for Observed {
         after: Option<Sequence>,
         count: usize,
     ) -> Answer<Page, ConversationNotFound> {
-        self.call(Operation::Script("read"), self.store.read(conversation, after, count)).await
+        self.call(
+            Operation::Script("read"),
+            backend_async!(self, store => store.read(conversation, after, count)),
+        )
+        .await
     }
 
     fn watch(&self, conversation: ConversationRef) -> Wake {
-        self.store.watch(conversation)
+        backend!(self, store => store.watch(conversation))
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.call(Operation::Command("SET"), self.store.ping()).await
+        self.call(Operation::Command("SET"), backend_async!(self, store => store.ping())).await
     }
 
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress {
-        self.store.channel(conversation)
+        backend!(self, store => store.channel(conversation))
     }
 }

@@ -10,7 +10,8 @@ use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::domain::time::Timestamp;
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::{RedisStore, Settings, Tls};
-use callback_ingress::store::{AnyStore, Due, Store};
+use callback_ingress::store::{self, Due, Observed, Store};
+use callback_ingress::telemetry::Metrics;
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::task::block_in_place;
@@ -70,7 +71,7 @@ pub(crate) const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 /// A store and its clock.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    pub(crate) store: Arc<AnyStore>,
+    pub(crate) store: Arc<Observed>,
     pub(crate) clock: ManualClock,
     settings: Option<Settings>,
     /// Ends last.
@@ -113,7 +114,7 @@ impl Backend {
             Self::Memory => {
                 let store = MemoryStore::new(Clock::Manual(clock.clone()), limits);
                 return Stage {
-                    store: Arc::new(AnyStore::Memory(store)),
+                    store: Arc::new(observed(store::Backend::Memory(store))),
                     clock,
                     settings: None,
                     _turn: None,
@@ -224,8 +225,13 @@ impl Stage {
 }
 
 /// A store that is ready to be used.
-pub(crate) async fn redis_store(settings: &Settings, clock: Clock) -> Arc<AnyStore> {
+/// A store without a collector.
+pub(crate) fn observed(backend: store::Backend) -> Observed {
+    Observed::new(backend, Metrics::local())
+}
+
+pub(crate) async fn redis_store(settings: &Settings, clock: Clock) -> Arc<Observed> {
     let store = RedisStore::new(settings, clock).unwrap();
     store.verify().await.unwrap();
-    Arc::new(AnyStore::Redis(Box::new(store)))
+    Arc::new(observed(store::Backend::Redis(Box::new(store))))
 }

@@ -23,7 +23,7 @@ use callback_ingress::http::health::Health;
 use callback_ingress::http::observe::Observation;
 use callback_ingress::public::{self, Carriers, ClientLimits, Public};
 use callback_ingress::store::memory::MemoryStore;
-use callback_ingress::store::{AnyStore, Observed, Store};
+use callback_ingress::store::{Backend, Observed, Store};
 use callback_ingress::telemetry::Telemetry;
 use futures_util::stream;
 use http_body_util::BodyExt;
@@ -113,7 +113,7 @@ impl Stage {
     pub(crate) async fn new() -> Self {
         let clock = Clock::Manual(ManualClock::at(Timestamp::from_millis(NOW)));
         let memory = MemoryStore::new(clock.clone(), CONFIG.limits());
-        let store = Arc::new(Observed::new(AnyStore::Memory(memory), TELEMETRY.metrics.clone()));
+        let store = Arc::new(Observed::new(Backend::Memory(memory), TELEMETRY.metrics.clone()));
         store.check_health().await;
         let key_id = KeyId::parse("k1").unwrap();
         let keyring = Arc::new(Keyring::new(SigningKey::new(key_id, vec![7; 32]).unwrap(), Vec::new()));

@@ -16,7 +16,7 @@ use callback_ingress::platform::ServiceKeys;
 use callback_ingress::public::Carriers;
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::RedisStore;
-use callback_ingress::store::{AnyStore, Store};
+use callback_ingress::store::{Backend, Observed, Store};
 use callback_ingress::telemetry::Telemetry;
 
 use super::nothing_leaks;
@@ -60,7 +60,8 @@ async fn what_debug_prints_shows_no_secret() {
     print(captures, "the carriers", &Carriers::new(&config.token));
     let redis = config.redis().unwrap();
     print(captures, "the settings of Redis", &redis);
-    let store = AnyStore::Redis(Box::new(RedisStore::new(&redis, Clock::System).unwrap()));
+    let store = RedisStore::new(&redis, Clock::System).unwrap();
+    let store = Observed::new(Backend::Redis(Box::new(store)), Telemetry::local().metrics);
     print(captures, "the store in Redis", &store);
     print(captures, "a failure of Redis", &store.ping().await);
     print(captures, "the service", &app::build(config, Clock::System, Telemetry::local()).await.unwrap());

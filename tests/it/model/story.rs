@@ -15,12 +15,13 @@ use callback_ingress::domain::time::Timestamp;
 use callback_ingress::domain::token::KeyId;
 use callback_ingress::domain::work_item::{Kind, WorkItem};
 use callback_ingress::store::memory::MemoryStore;
-use callback_ingress::store::{AnyStore, DueConversation, Store};
+use callback_ingress::store::{Backend, DueConversation, Observed, Store};
 use futures_util::future::join_all;
 use uuid::Uuid;
 
 use super::command::{Command, Reply};
 use super::step::{CONVERSATIONS, ITEMS, Item, Step, Wait, What, Who};
+use crate::stage::observed;
 
 /// Limits that a story of a few dozen steps reaches.
 pub(super) const LIMITS: Limits = Limits {
@@ -39,8 +40,8 @@ pub(super) type Kinds = BTreeMap<String, u64>;
 /// The two stores, and what is known of the story so far.
 pub(super) struct Story<'a> {
     clock: &'a ManualClock,
-    memory: AnyStore,
-    redis: &'a AnyStore,
+    memory: Observed,
+    redis: &'a Observed,
     partitions: u16,
     kinds: &'a mut Kinds,
     step: u128,
@@ -60,13 +61,13 @@ impl<'a> Story<'a> {
     /// A story that begins, on a Redis that is empty.
     pub(super) fn new(
         clock: &'a ManualClock,
-        redis: &'a AnyStore,
+        redis: &'a Observed,
         partitions: u16,
         kinds: &'a mut Kinds,
     ) -> Self {
         Self {
             clock,
-            memory: AnyStore::Memory(MemoryStore::new(Clock::Manual(clock.clone()), LIMITS)),
+            memory: observed(Backend::Memory(MemoryStore::new(Clock::Manual(clock.clone()), LIMITS))),
             redis,
             partitions,
             kinds,

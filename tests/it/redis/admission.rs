@@ -3,12 +3,12 @@
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::work_item::Outcome;
 use callback_ingress::store::redis::{NotUsable, RedisStore, Settings};
-use callback_ingress::store::{AnyStore, Store, StoreError};
+use callback_ingress::store::{Backend, Store, StoreError};
 
 use super::{stage_in, until};
 use crate::fake_redis;
 use crate::redis_server::RedisServer;
-use crate::stage::{ROOMY, START, Stage, redis_store, settings};
+use crate::stage::{ROOMY, START, Stage, observed, redis_store, settings};
 
 pub(crate) async fn verify(settings: &Settings) -> Result<(), NotUsable> {
     RedisStore::new(settings, Clock::System).unwrap().verify().await
@@ -52,10 +52,10 @@ async fn a_store_of_the_first_layout_is_refused_and_says_what_to_do() {
 async fn a_store_that_has_not_been_checked_does_nothing() {
     let server = RedisServer::start();
     let store = RedisStore::new(&settings(server.url(0), ROOMY), Clock::System).unwrap();
-    let store = AnyStore::Redis(Box::new(store));
+    let store = observed(Backend::Redis(Box::new(store)));
     assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))));
     assert!(matches!(store.due(&[0], 1).await, Err(StoreError::Unavailable(_))));
-    let AnyStore::Redis(unchecked) = &store else { unreachable!() };
+    let Backend::Redis(unchecked) = store.backend() else { unreachable!() };
     unchecked.verify().await.unwrap();
     store.ping().await.unwrap();
 }

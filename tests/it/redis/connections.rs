@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use callback_ingress::clock::ManualClock;
-use callback_ingress::store::{AnyStore, Store, StoreError, Wake};
+use callback_ingress::store::{Backend, Store, StoreError, Wake};
 use tokio::time::{Instant, timeout};
 
 use super::{stage_in, until};
@@ -102,7 +102,7 @@ async fn a_connection_is_made_although_who_asked_for_it_has_gone() {
     let proxy = Proxy::to(server.port());
     let url = format!("redis://127.0.0.1:{}/0", proxy.port());
     let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
-    let AnyStore::Redis(store) = &*stage.store else { unreachable!() };
+    let Backend::Redis(store) = stage.store.backend() else { unreachable!() };
     let made = store.connections();
     let before = made.load(Ordering::Relaxed);
     let conversation = stage.unopened();
@@ -123,7 +123,7 @@ async fn a_server_that_takes_no_writes_is_not_connected_to_by_every_request() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
-    let AnyStore::Redis(store) = &*stage.store else { unreachable!() };
+    let Backend::Redis(store) = stage.store.backend() else { unreachable!() };
     let made = store.connections();
     let before = made.load(Ordering::Relaxed);
     ask::<()>(&server, &["REPLICAOF", "127.0.0.1", "1"]);

@@ -131,7 +131,7 @@ async fn without_enough_replicas_nothing_is_acknowledged_and_the_operator_is_tol
     let conversation = stage.unopened();
     let answer = stage.store.end(conversation.reference(), None).await;
     assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
-    let callback_ingress::store::AnyStore::Redis(store) = &*stage.store else { unreachable!() };
+    let callback_ingress::store::Backend::Redis(store) = stage.store.backend() else { unreachable!() };
     let told: Vec<String> = store.new_remarks().await.iter().map(ToString::to_string).collect();
     assert!(
         told.iter().any(|remark| remark.contains("store.wait_replicas is 2, and Redis has 1")),
