@@ -255,3 +255,34 @@ pub trait Store {
     /// Where else a channel can be read.
     fn channel(&self, conversation: ConversationRef) -> ChannelAddress;
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_shielded_call_is_completed_when_its_caller_is_dropped() {
+        let (go, wait) = oneshot::channel::<()>();
+        let (done, completed) = oneshot::channel();
+        let call = shield(async move {
+            wait.await.unwrap();
+            done.send(()).unwrap();
+        });
+        let mut call = Box::pin(call);
+        assert!(call.as_mut().now_or_never().is_none(), "it has begun");
+        drop(call);
+        go.send(()).unwrap();
+        completed.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_shielded_call_that_panics_is_not_continued() {
+        let call = shield(async { panic!("a bug") });
+        let caught = std::panic::AssertUnwindSafe(call).catch_unwind().await;
+        assert!(caught.is_err());
+        assert_eq!(shield(async { 7 }).await, 7);
+    }
+}

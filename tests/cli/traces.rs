@@ -452,6 +452,28 @@ fn what_an_end_releases_and_drops_is_told() {
 }
 
 #[test]
+fn a_callback_whose_client_has_gone_is_taken_and_logged_with_its_outcome() {
+    let redis = RedisServer::start();
+    let url = redis.url(0);
+    let service = Service::start_with::<&str>(&[], &[AT_ONCE.as_slice(), &["--store", &url]].concat());
+    let token = format!("x-callback-token: {}", service.token("call-1"));
+    redis.suspend();
+    let headers = [token.as_str(), "content-type: application/json", "content-length: 1"];
+    let under_way = crate::wire::begin(&service.public, "POST /api/v1/webhooks/callbacks", &headers, "1");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    drop(under_way);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    redis.resume();
+    let line: Value = serde_json::from_str(&service.log.wait_for("\"callback.outcome\"")).unwrap();
+    assert_eq!(
+        (&line["callback.outcome"], &line["callback.delivery"]),
+        (&"succeeded".into(), &"delivered".into()),
+        "{line}"
+    );
+    assert_eq!(service.callback(&token["x-callback-token: ".len()..], "1").status, 200, "it was taken");
+}
+
+#[test]
 fn a_request_whose_client_has_gone_is_completed_and_logged() {
     let redis = RedisServer::start();
     let url = redis.url(0);

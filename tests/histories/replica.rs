@@ -16,13 +16,15 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_callback-ingress");
 pub(crate) const SERVICE_KEY: &str = "the-platforms-key-of-the-histories";
 
 /// What every replica is started with, besides its store.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 9] = [
     ("http.public_addr", "127.0.0.1:0"),
     ("http.platform_addr", "127.0.0.1:0"),
     // The same on every replica, as what it gives out must be.
     ("http.public_base_url", "http://callbacks.test"),
     ("token.keys", r#"["k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="]"#),
     ("platform.service_keys", r#"["the-platforms-key-of-the-histories"]"#),
+    // The clients name their requests, as a gateway does.
+    ("http.trusted_proxies", r#"["127.0.0.0/8"]"#),
     // Half of what is usual: more answers are too late, and more is unknown.
     ("store.response_timeout_ms", "500"),
     // Forged tokens come from everywhere, and all from one address.

@@ -1,5 +1,7 @@
 //! Who may ask.
 
+use tokio::time::{Duration, Instant};
+
 use super::check;
 use crate::service::{SERVICE_KEY, Service};
 
@@ -71,4 +73,28 @@ async fn health_needs_no_key_and_an_unknown_path_needs_one() {
     assert_eq!(reply.allowed_methods(), ["DELETE", "GET", "HEAD", "PUT"]);
     let reply = service.platform("GET", "/conversations/a/work-items").send().await;
     assert_eq!(reply.allowed_methods(), ["POST"]);
+}
+
+#[tokio::test]
+async fn wrong_service_keys_are_limited_by_address_and_a_valid_one_is_always_accepted() {
+    let service = Service::start(&[("rate_limit.failed_max", "3")]).await;
+    let guess =
+        || service.stranger("GET", "/conversations/a").header("authorization", "Bearer guessed-key-16-chars");
+    let none = || service.stranger("GET", "/conversations/a");
+    check([
+        ("first", guess(), (401, "SERVICE_KEY_INVALID")),
+        ("second", none(), (401, "SERVICE_KEY_MISSING")),
+        ("third", guess(), (401, "SERVICE_KEY_INVALID")),
+        ("too many", guess(), (429, "RATE_LIMITED")),
+        ("too many without a key", none(), (429, "RATE_LIMITED")),
+        ("a valid key", service.platform("GET", "/conversations/a"), (404, "CONVERSATION_NOT_FOUND")),
+        ("health checks need none", service.health(), (200, "ok")),
+    ])
+    .await;
+    let sent = Instant::now();
+    let reply = guess().send().await;
+    assert!(sent.elapsed() >= Duration::from_millis(250), "a connection gets four guesses a second");
+    assert!(reply.header("retry-after").is_some_and(|seconds| seconds != "0"));
+    let item = service.fresh_tool().await;
+    check([("providers are not affected", service.callback(&item.token, "1"), (202, "delivered"))]).await;
 }
