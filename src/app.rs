@@ -367,7 +367,9 @@ impl App {
     #[must_use]
     pub fn with_max_connections(mut self, connections: usize) -> Self {
         let platform = (connections / 4).max(1);
-        for (bound, most) in [(&mut self.public, connections - platform), (&mut self.platform, platform)] {
+        for (bound, most) in
+            [(&mut self.public, connections.saturating_sub(platform)), (&mut self.platform, platform)]
+        {
             bound.limits.max_connections = bound.limits.max_connections.min(most.max(1));
         }
         self

@@ -1,7 +1,7 @@
 //! The outermost layer: gives a request its ids, renders refusals, and logs, traces and counts the request.
 
 use std::any::Any;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
@@ -50,6 +50,8 @@ pub struct Observation {
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
 pub fn observed(observation: Observation, routes: Router) -> Router {
+    // The layer is cloned for each request.
+    let observation = Arc::new(observation);
     routes.layer(catch_panics()).layer(from_fn(move |request: Request, next: Next| {
         let (context, span) = observation.begin(&request);
         async move { respond(context, request, next).instrument(span).await }

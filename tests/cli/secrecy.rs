@@ -14,31 +14,18 @@
 //! are arguments of its scripts. A provider that writes its token into its result, elsewhere than in the field that is
 //! removed, has published it itself.
 
-#[path = "secrecy/commands.rs"]
 mod commands;
-#[path = "secrecy/in_redis.rs"]
 mod in_redis;
-#[path = "secrecy/over_tls.rs"]
 mod over_tls;
-#[path = "secrecy/panics.rs"]
 mod panics;
-#[path = "secrecy/places.rs"]
 mod places;
-#[path = "secrecy/planted.rs"]
 mod planted;
-#[path = "secrecy/prints.rs"]
 mod prints;
-#[path = "secrecy/refusals.rs"]
 mod refusals;
-#[path = "secrecy/running.rs"]
 mod running;
-#[path = "secrecy/search.rs"]
 mod search;
-#[path = "secrecy/session.rs"]
 mod session;
-#[path = "secrecy/tokens.rs"]
 mod tokens;
-#[path = "secrecy/wire.rs"]
 mod wire;
 
 use std::collections::BTreeSet;
