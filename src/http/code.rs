@@ -2,170 +2,123 @@
 
 use axum::http::StatusCode;
 
-/// Why a request is refused. The name on the wire is stable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Code {
+/// Defines [`Code`] from a table: the variant, the stable name on the wire, the status, and whether sending the same
+/// request again can help.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $code:ident = $name:literal, $status:ident, $retry:ident;)*) => {
+        /// Why a request is refused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Code {
+            $($(#[$doc])* $code,)*
+        }
+
+        impl Code {
+            /// All codes.
+            pub const ALL: &'static [Self] = &[$(Self::$code),*];
+
+            /// The stable name on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$code => $name,)*
+                }
+            }
+
+            /// The HTTP status.
+            pub const fn status(self) -> StatusCode {
+                match self {
+                    $(Self::$code => StatusCode::$status,)*
+                }
+            }
+
+            /// Whether sending the same request again can help.
+            pub const fn retryable(self) -> bool {
+                match self {
+                    $(Self::$code => retry!($retry),)*
+                }
+            }
+        }
+    };
+}
+
+macro_rules! retry {
+    (retryable) => {
+        true
+    };
+    (permanent) => {
+        false
+    };
+}
+
+codes! {
     /// No carrier had a token.
-    CallbackTokenMissing,
+    CallbackTokenMissing = "CALLBACK_TOKEN_MISSING", UNAUTHORIZED, permanent;
     /// The token is malformed, forged, or signed with a retired key.
-    CallbackTokenInvalid,
+    CallbackTokenInvalid = "CALLBACK_TOKEN_INVALID", UNAUTHORIZED, permanent;
     /// The token is authentic, but expired.
-    CallbackTokenExpired,
+    CallbackTokenExpired = "CALLBACK_TOKEN_EXPIRED", UNAUTHORIZED, permanent;
     /// Two carriers had different tokens.
-    TokenCarriersDisagree,
+    TokenCarriersDisagree = "TOKEN_CARRIERS_DISAGREE", BAD_REQUEST, permanent;
     /// The token was used with another body.
-    CallbackTokenUsed,
+    CallbackTokenUsed = "CALLBACK_TOKEN_USED", CONFLICT, permanent;
     /// The work item timed out before the callback.
-    WorkItemTimedOut,
+    WorkItemTimedOut = "WORK_ITEM_TIMED_OUT", CONFLICT, permanent;
     /// The work item was cancelled.
-    WorkItemCancelled,
+    WorkItemCancelled = "WORK_ITEM_CANCELLED", CONFLICT, permanent;
     /// The work item already has an outcome.
-    WorkItemSettled,
+    WorkItemSettled = "WORK_ITEM_SETTLED", CONFLICT, permanent;
     /// The conversation has no such work item: the store lost writes.
-    WorkItemUnknown,
+    WorkItemUnknown = "WORK_ITEM_UNKNOWN", CONFLICT, permanent;
     /// There is no such work item.
-    WorkItemNotFound,
+    WorkItemNotFound = "WORK_ITEM_NOT_FOUND", NOT_FOUND, permanent;
     /// The conversation has ended, or does not exist.
-    ConversationEnded,
+    ConversationEnded = "CONVERSATION_ENDED", CONFLICT, permanent;
     /// There is no such conversation.
-    ConversationNotFound,
+    ConversationNotFound = "CONVERSATION_NOT_FOUND", NOT_FOUND, permanent;
     /// Not JSON, not UTF-8, too deep.
-    BodyMalformed,
+    BodyMalformed = "BODY_MALFORMED", BAD_REQUEST, permanent;
     /// JSON, but not a result of this kind of work.
-    ResultShapeInvalid,
+    ResultShapeInvalid = "RESULT_SHAPE_INVALID", BAD_REQUEST, permanent;
     /// A field, an id, a parameter or a header is invalid.
-    RequestInvalid,
+    RequestInvalid = "REQUEST_INVALID", BAD_REQUEST, permanent;
     /// The body's chunked coding is not well-formed.
-    RequestMalformed,
+    RequestMalformed = "REQUEST_MALFORMED", BAD_REQUEST, permanent;
     /// The body is too large.
-    BodyTooLarge,
+    BodyTooLarge = "BODY_TOO_LARGE", PAYLOAD_TOO_LARGE, permanent;
     /// The body has another content type.
-    ContentTypeUnsupported,
+    ContentTypeUnsupported = "CONTENT_TYPE_UNSUPPORTED", UNSUPPORTED_MEDIA_TYPE, permanent;
     /// The path has other methods.
-    MethodNotAllowed,
+    MethodNotAllowed = "METHOD_NOT_ALLOWED", METHOD_NOT_ALLOWED, permanent;
     /// There is no such path.
-    NotFound,
+    NotFound = "NOT_FOUND", NOT_FOUND, permanent;
     /// The body took too long.
-    RequestTimeout,
+    RequestTimeout = "REQUEST_TIMEOUT", REQUEST_TIMEOUT, retryable;
     /// Too many requests from one client address.
-    RateLimited,
+    RateLimited = "RATE_LIMITED", TOO_MANY_REQUESTS, retryable;
     /// The conversation holds as much as it may.
-    HeldLimit,
+    HeldLimit = "HELD_LIMIT", TOO_MANY_REQUESTS, retryable;
     /// The conversation has as many awaiting items as it may.
-    AwaitingLimit,
+    AwaitingLimit = "AWAITING_LIMIT", TOO_MANY_REQUESTS, retryable;
     /// The conversation's channel is full.
-    ChannelLimit,
+    ChannelLimit = "CHANNEL_LIMIT", CONFLICT, permanent;
     /// The idempotency key was used with another body.
-    IdempotencyKeyReused,
+    IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED", CONFLICT, permanent;
     /// The request has no service key.
-    ServiceKeyMissing,
+    ServiceKeyMissing = "SERVICE_KEY_MISSING", UNAUTHORIZED, permanent;
     /// The service key is wrong.
-    ServiceKeyInvalid,
+    ServiceKeyInvalid = "SERVICE_KEY_INVALID", UNAUTHORIZED, permanent;
     /// The store cannot be reached; nothing was changed.
-    StoreUnavailable,
+    StoreUnavailable = "STORE_UNAVAILABLE", SERVICE_UNAVAILABLE, retryable;
     /// The store's reply was lost; the outcome is unknown.
-    OutcomeUnknown,
+    OutcomeUnknown = "OUTCOME_UNKNOWN", SERVICE_UNAVAILABLE, retryable;
     /// The service is shutting down.
-    Draining,
+    Draining = "DRAINING", SERVICE_UNAVAILABLE, retryable;
     /// The service is overloaded.
-    Overloaded,
+    Overloaded = "OVERLOADED", SERVICE_UNAVAILABLE, retryable;
     /// A bug.
-    Internal,
+    Internal = "INTERNAL", INTERNAL_SERVER_ERROR, retryable;
 }
 
 impl Code {
-    /// All codes.
-    pub const ALL: [Self; 33] = [
-        Self::CallbackTokenMissing,
-        Self::CallbackTokenInvalid,
-        Self::CallbackTokenExpired,
-        Self::TokenCarriersDisagree,
-        Self::CallbackTokenUsed,
-        Self::WorkItemTimedOut,
-        Self::WorkItemCancelled,
-        Self::WorkItemSettled,
-        Self::WorkItemUnknown,
-        Self::WorkItemNotFound,
-        Self::ConversationEnded,
-        Self::ConversationNotFound,
-        Self::BodyMalformed,
-        Self::ResultShapeInvalid,
-        Self::RequestInvalid,
-        Self::RequestMalformed,
-        Self::BodyTooLarge,
-        Self::ContentTypeUnsupported,
-        Self::MethodNotAllowed,
-        Self::NotFound,
-        Self::RequestTimeout,
-        Self::RateLimited,
-        Self::HeldLimit,
-        Self::AwaitingLimit,
-        Self::ChannelLimit,
-        Self::IdempotencyKeyReused,
-        Self::ServiceKeyMissing,
-        Self::ServiceKeyInvalid,
-        Self::StoreUnavailable,
-        Self::OutcomeUnknown,
-        Self::Draining,
-        Self::Overloaded,
-        Self::Internal,
-    ];
-
-    /// Name on the wire, status, and whether sending the same request again can help.
-    const fn row(self) -> (&'static str, StatusCode, bool) {
-        use StatusCode as S;
-        match self {
-            Self::CallbackTokenMissing => ("CALLBACK_TOKEN_MISSING", S::UNAUTHORIZED, false),
-            Self::CallbackTokenInvalid => ("CALLBACK_TOKEN_INVALID", S::UNAUTHORIZED, false),
-            Self::CallbackTokenExpired => ("CALLBACK_TOKEN_EXPIRED", S::UNAUTHORIZED, false),
-            Self::TokenCarriersDisagree => ("TOKEN_CARRIERS_DISAGREE", S::BAD_REQUEST, false),
-            Self::CallbackTokenUsed => ("CALLBACK_TOKEN_USED", S::CONFLICT, false),
-            Self::WorkItemTimedOut => ("WORK_ITEM_TIMED_OUT", S::CONFLICT, false),
-            Self::WorkItemCancelled => ("WORK_ITEM_CANCELLED", S::CONFLICT, false),
-            Self::WorkItemSettled => ("WORK_ITEM_SETTLED", S::CONFLICT, false),
-            Self::WorkItemUnknown => ("WORK_ITEM_UNKNOWN", S::CONFLICT, false),
-            Self::WorkItemNotFound => ("WORK_ITEM_NOT_FOUND", S::NOT_FOUND, false),
-            Self::ConversationEnded => ("CONVERSATION_ENDED", S::CONFLICT, false),
-            Self::ConversationNotFound => ("CONVERSATION_NOT_FOUND", S::NOT_FOUND, false),
-            Self::BodyMalformed => ("BODY_MALFORMED", S::BAD_REQUEST, false),
-            Self::ResultShapeInvalid => ("RESULT_SHAPE_INVALID", S::BAD_REQUEST, false),
-            Self::RequestInvalid => ("REQUEST_INVALID", S::BAD_REQUEST, false),
-            Self::RequestMalformed => ("REQUEST_MALFORMED", S::BAD_REQUEST, false),
-            Self::BodyTooLarge => ("BODY_TOO_LARGE", S::PAYLOAD_TOO_LARGE, false),
-            Self::ContentTypeUnsupported => ("CONTENT_TYPE_UNSUPPORTED", S::UNSUPPORTED_MEDIA_TYPE, false),
-            Self::MethodNotAllowed => ("METHOD_NOT_ALLOWED", S::METHOD_NOT_ALLOWED, false),
-            Self::NotFound => ("NOT_FOUND", S::NOT_FOUND, false),
-            Self::RequestTimeout => ("REQUEST_TIMEOUT", S::REQUEST_TIMEOUT, true),
-            Self::RateLimited => ("RATE_LIMITED", S::TOO_MANY_REQUESTS, true),
-            Self::HeldLimit => ("HELD_LIMIT", S::TOO_MANY_REQUESTS, true),
-            Self::AwaitingLimit => ("AWAITING_LIMIT", S::TOO_MANY_REQUESTS, true),
-            Self::ChannelLimit => ("CHANNEL_LIMIT", S::CONFLICT, false),
-            Self::IdempotencyKeyReused => ("IDEMPOTENCY_KEY_REUSED", S::CONFLICT, false),
-            Self::ServiceKeyMissing => ("SERVICE_KEY_MISSING", S::UNAUTHORIZED, false),
-            Self::ServiceKeyInvalid => ("SERVICE_KEY_INVALID", S::UNAUTHORIZED, false),
-            Self::StoreUnavailable => ("STORE_UNAVAILABLE", S::SERVICE_UNAVAILABLE, true),
-            Self::OutcomeUnknown => ("OUTCOME_UNKNOWN", S::SERVICE_UNAVAILABLE, true),
-            Self::Draining => ("DRAINING", S::SERVICE_UNAVAILABLE, true),
-            Self::Overloaded => ("OVERLOADED", S::SERVICE_UNAVAILABLE, true),
-            Self::Internal => ("INTERNAL", S::INTERNAL_SERVER_ERROR, true),
-        }
-    }
-
-    /// The stable name on the wire.
-    pub const fn as_str(self) -> &'static str {
-        self.row().0
-    }
-
-    /// The HTTP status.
-    pub const fn status(self) -> StatusCode {
-        self.row().1
-    }
-
-    /// Whether sending the same request again can help.
-    pub const fn retryable(self) -> bool {
-        self.row().2
-    }
-
     /// Whether the request was refused because of a limit or of draining.
     pub const fn is_load_shed(self) -> bool {
         matches!(
