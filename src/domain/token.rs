@@ -25,17 +25,9 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::ids::{ConversationRef, Sequence, WorkItemId};
+use super::ids::{ConversationRef, Sequence, TOKEN_PREFIX, WorkItemId};
 use super::time::Timestamp;
 use super::work_item::{Kind, WorkItem};
-
-/// The prefix of every token.
-pub const PREFIX: &str = "cbt_";
-
-/// Whether a text contains the token prefix, in any case. Such a text must not be logged or returned.
-pub fn begins_in(text: &str) -> bool {
-    text.as_bytes().windows(PREFIX.len()).any(|part| part.eq_ignore_ascii_case(PREFIX.as_bytes()))
-}
 
 /// Minimum length of a signing key in bytes: the output size of SHA-256 (RFC 2104, section 3).
 pub const MIN_KEY_BYTES: usize = 32;
@@ -45,7 +37,7 @@ const KEY_ID_BYTES: usize = 8;
 const SIGNED_BYTES: usize = 1 + 1 + KEY_ID_BYTES + 6 + 16 + 16 + 4;
 const TOKEN_BYTES: usize = SIGNED_BYTES + 32;
 /// Length of every token in characters.
-pub const TOKEN_CHARS: usize = PREFIX.len() + TOKEN_BYTES / 3 * 4;
+pub const TOKEN_CHARS: usize = TOKEN_PREFIX.len() + TOKEN_BYTES / 3 * 4;
 
 /// The id of a signing key: 1–8 characters of `A-Za-z0-9_-`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -209,7 +201,7 @@ impl Keyring {
         let mac = key.mac(&bytes).finalize().into_bytes();
         bytes.extend(mac);
         let mut text = String::with_capacity(TOKEN_CHARS);
-        text.push_str(PREFIX);
+        text.push_str(TOKEN_PREFIX);
         URL_SAFE_NO_PAD.encode_string(&bytes, &mut text);
         Token(text.into())
     }
@@ -217,7 +209,7 @@ impl Keyring {
     /// Verifies a token without the store. Compares the HMAC in constant time, and computes one for an unknown key,
     /// too, so that timing does not reveal key ids.
     pub fn verify(&self, text: &str, now: Timestamp) -> Result<Claims, TokenRefused> {
-        let encoded = text.strip_prefix(PREFIX).ok_or(TokenRefused::Invalid)?;
+        let encoded = text.strip_prefix(TOKEN_PREFIX).ok_or(TokenRefused::Invalid)?;
         let mut bytes = [0; TOKEN_BYTES];
         if text.len() != TOKEN_CHARS
             || URL_SAFE_NO_PAD.decode_slice(encoded, &mut bytes) != Ok(TOKEN_BYTES)

@@ -8,8 +8,7 @@ use axum::http::{HeaderMap, HeaderName};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, IgnoredAny, IntoDeserializer};
 use tokio::time::Instant;
 
-use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkItemId};
-use crate::domain::token;
+use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkItemId, contains_token};
 use crate::http::body::{self, BodyBudget, BodyLimits};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
@@ -114,7 +113,7 @@ const MAX_NAME: usize = 32;
 
 /// A field's name, unless it may be a misplaced token or key.
 fn nameable(name: &str) -> &str {
-    if name.len() <= MAX_NAME && !token::begins_in(name) { name } else { "a field whose name is not shown" }
+    if name.len() <= MAX_NAME && !contains_token(name) { name } else { "a field whose name is not shown" }
 }
 
 /// What the parser expected. What it found is the caller's and may be a secret: it is left out.

@@ -7,8 +7,9 @@ use memchr::memmem;
 
 use super::CALLBACKS_PATH;
 use crate::config::{self, Carrier, TokenHeader};
+use crate::domain::ids::TOKEN_PREFIX;
 use crate::domain::json::{Scan, decode_string};
-use crate::domain::token::{self, TokenRefused};
+use crate::domain::token::{TOKEN_CHARS, TokenRefused};
 use crate::http::code::Code;
 use crate::http::refusal::Refusal;
 
@@ -112,8 +113,8 @@ impl Carriers {
 
     /// Whether the bytes of a body contain a text that `is_valid` accepts as a token. Costs less than parsing it.
     pub(super) fn may_be_in(body: &[u8], is_valid: impl Fn(&str) -> bool) -> bool {
-        let at = memmem::find_iter(body, token::PREFIX).take(MAX_CANDIDATES);
-        let mut candidates = at.filter_map(|at| body.get(at..at + token::TOKEN_CHARS));
+        let at = memmem::find_iter(body, TOKEN_PREFIX).take(MAX_CANDIDATES);
+        let mut candidates = at.filter_map(|at| body.get(at..at + TOKEN_CHARS));
         candidates.any(|candidate| std::str::from_utf8(candidate).is_ok_and(&is_valid))
     }
 

@@ -19,8 +19,7 @@ use super::names;
 use crate::clock::Entropy;
 use crate::domain::envelope::event_id;
 use crate::domain::gate::{Released, TimedOut};
-use crate::domain::ids::TraceParent;
-use crate::domain::token;
+use crate::domain::ids::{TraceParent, contains_token};
 use crate::domain::work_item::Outcome;
 
 /// The target of spans that are exported, and of nothing else.
@@ -41,7 +40,7 @@ struct Headers<'a>(&'a HeaderMap);
 impl Extractor for Headers<'_> {
     /// `tracestate` travels on as it is: one in which a token stands is left behind.
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok().filter(|text| !token::begins_in(text))
+        self.0.get(key)?.to_str().ok().filter(|text| !contains_token(text))
     }
 
     fn keys(&self) -> Vec<&str> {

@@ -5,9 +5,10 @@ use std::sync::Mutex;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use callback_ingress::clock::Entropy;
+use callback_ingress::domain::ids::TOKEN_PREFIX;
 use callback_ingress::domain::ids::{ConversationId, Sequence};
 use callback_ingress::domain::time::Timestamp;
-use callback_ingress::domain::token::{KeyId, Keyring, PREFIX, SigningKey};
+use callback_ingress::domain::token::{KeyId, Keyring, SigningKey};
 use callback_ingress::domain::work_item::{Kind as WorkKind, WorkItem};
 
 use super::search::{Kind, Secret};
@@ -15,7 +16,7 @@ use crate::collector::hex;
 
 /// The code that makes a token a secret: the last 32 of its 84 bytes.
 pub(crate) fn code(token: &str) -> Vec<u8> {
-    let bytes = URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX).unwrap()).unwrap();
+    let bytes = URL_SAFE_NO_PAD.decode(token.strip_prefix(TOKEN_PREFIX).unwrap()).unwrap();
     bytes[49..].to_vec()
 }
 
