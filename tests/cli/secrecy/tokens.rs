@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use callback_ingress::clock::Entropy;
-use callback_ingress::domain::ids::TOKEN_PREFIX;
 use callback_ingress::domain::ids::{ConversationId, Sequence, TOKEN_PREFIX};
+use callback_ingress::domain::time::Timestamp;
 use callback_ingress::domain::token::{KeyId, Keyring, SigningKey};
 use callback_ingress::domain::work_item::{Kind as WorkKind, WorkItem};
 
