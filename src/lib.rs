@@ -60,7 +60,7 @@
 //!    `accept.lua`: live, awaiting, not used before; settle, release, append to the channel. Only here is the token
 //!    spent.
 //! 6. `reply` makes the receipt, or the refusal that [`http::refusal`] renders.
-//! 7. [`store::Wake`] wakes the event streams of [`platform`], whose `events` reads the channel on.
+//! 7. [`store::ChannelListener`] wakes the event streams of [`platform`], whose `events` reads the channel on.
 //!
 //! A work item that is never answered goes another way to the same rule: [`sweeper`], [`store::Store::expire`],
 //! `release`.

@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::health::{LastSeen, StoreHealth};
+use super::health::{HealthMonitor, StoreHealth};
 use super::{
-    Answer, AnyStore, CONTINUE_MS, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError,
-    Wake,
+    Answer, AnyStore, CONTINUE_MS, ChannelAddress, ChannelListener, Due, DueConversation, Page, Schedule,
+    Store, StoreError,
 };
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
@@ -35,7 +35,7 @@ pub struct Observed {
     schedule: Schedule,
     /// Where Redis is, as its spans and its metric tell.
     server: Vec<KeyValue>,
-    seen: LastSeen,
+    health: HealthMonitor,
 }
 
 /// When a partition is looked at in which a conversation was opened.
@@ -73,7 +73,7 @@ impl Observed {
             AnyStore::Memory(_) => Vec::new(),
             AnyStore::Redis(redis) => {
                 metrics.count_connections(redis.connections());
-                let at = redis.place();
+                let at = redis.location();
                 let mut server = vec![
                     // Shared: every call has them.
                     KeyValue::new(names::SERVER_ADDRESS, Arc::<str>::from(&*at.host)),
@@ -84,7 +84,7 @@ impl Observed {
             }
         };
         let schedule = Schedule::new(store.partitions(), Instant::now());
-        Self { store, metrics, schedule, server, seen: LastSeen::new() }
+        Self { store, metrics, schedule, server, health: HealthMonitor::new() }
     }
 
     /// When something is due, as far as this process knows.
@@ -107,18 +107,18 @@ impl Observed {
 
     /// Whether callbacks can be taken, as last seen. Asks the store nothing.
     pub fn health(&self) -> StoreHealth {
-        self.seen.health()
+        self.health.health()
     }
 
     /// Checks whether callbacks can be taken.
     pub async fn check_health(&self) {
-        self.seen.note(&self.ping().await);
+        self.health.record(&self.ping().await);
     }
 
     /// Checks it each second, and sooner when a call fails.
     pub async fn keep_checking_health(&self) {
         loop {
-            self.seen.next_check().await;
+            self.health.next_check().await;
             self.check_health().await;
         }
     }
@@ -166,7 +166,7 @@ impl Observed {
         let mut error = Vec::new();
         if let Err(failed) = &result {
             if matches!(operation, Operation::Script(_)) && !matches!(failed, StoreError::Broken(_)) {
-                self.seen.doubt();
+                self.health.report_failure();
             }
             error.push(KeyValue::new(names::ERROR_TYPE, failed.kind()));
             let code = failed.redis_code().map(ToOwned::to_owned);
@@ -293,7 +293,7 @@ impl Store for Observed {
         self.call(Operation::Script("read"), self.store.read(conversation, after, count)).await
     }
 
-    fn watch(&self, conversation: ConversationRef) -> Wake {
+    fn watch(&self, conversation: ConversationRef) -> ChannelListener {
         self.store.watch(conversation)
     }
 
