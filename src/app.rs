@@ -33,7 +33,7 @@ use crate::http::tls::{Files, Tls, TlsError};
 use crate::platform::{self, FailedKeys, Pages, Platform, ServiceKeys};
 use crate::public::{self, Carriers, ClientLimits, Public};
 use crate::store::memory::MemoryStore;
-use crate::store::redis::{InvalidServers, NotUsable, RedisStore, Remark};
+use crate::store::redis::{DurabilityWarning, InvalidServers, PreflightError, RedisStore};
 use crate::store::{Backend, Observed, Store, StoreHealth};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
@@ -277,16 +277,16 @@ async fn check(store: &Observed) -> Result<bool, AppError> {
     let Backend::Redis(redis) = store.backend() else { return Ok(true) };
     match redis.verify().await {
         Ok(()) => {
-            for remark in redis.new_remarks().await {
+            for remark in redis.new_warnings().await {
                 match remark {
-                    Remark::Weakens(text) => tracing::warn!("{text}"),
-                    Remark::NotChecked(text) => tracing::info!("{text}"),
+                    DurabilityWarning::Risk(text) => tracing::warn!("{text}"),
+                    DurabilityWarning::Unchecked(text) => tracing::info!("{text}"),
                 }
             }
             Ok(true)
         }
-        Err(NotUsable::Refused(why)) => Err(AppError::StoreRefused(why)),
-        Err(NotUsable::NotThere(error)) => {
+        Err(PreflightError::Refused(why)) => Err(AppError::StoreRefused(why)),
+        Err(PreflightError::Unavailable(error)) => {
             tracing::warn!(error = error.chain(), "the store of store.url does not answer; retrying");
             Ok(false)
         }
@@ -325,7 +325,7 @@ async fn keep_computing_totals(
         telemetry.metrics.event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
         let partitions = store.schedule().known();
         let totals = store.totals(&partitions).await.ok();
-        let reachable = !matches!(store.health(), StoreHealth::Away | StoreHealth::Unchecked);
+        let reachable = !matches!(store.health(), StoreHealth::Unreachable | StoreHealth::Unchecked);
         telemetry.metrics.store_holds(reachable, totals);
         let (least, most) = TOTALS_INTERVAL;
         sleep((A_PARTITION * u32::try_from(partitions.len()).unwrap_or(u32::MAX)).clamp(least, most)).await;

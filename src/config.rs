@@ -20,7 +20,7 @@ pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl
 use crate::domain::gate::Limits;
 use crate::http::client_address::{ForwardedHeader, Proxies};
 use crate::http::tls::Files;
-use crate::store::redis::{self, Replicas, Settings, Tls};
+use crate::store::redis::{self, RedisSettings, Replicas, TlsFiles};
 
 /// The defaults, each documented; compiled in.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -330,14 +330,14 @@ impl Config {
     }
 
     /// The store as Redis settings, when it is Redis.
-    pub fn redis(&self) -> Option<Settings> {
+    pub fn redis(&self) -> Option<RedisSettings> {
         let StoreUrl::Redis(url) = &self.store.url else { return None };
         let store = &self.store;
         let replicas =
             Replicas { count: store.wait_replicas.get(), timeout: store.wait_timeout_ms.duration() };
-        Some(Settings {
+        Some(RedisSettings {
             url: url.clone(),
-            tls: Tls {
+            tls: TlsFiles {
                 ca: store.tls_ca.clone(),
                 client: store.tls_certificate.clone().zip(store.tls_key.clone()),
             },

@@ -61,7 +61,7 @@
 //!    the token spent. The step and its log entry are completed even if the client goes away.
 //! 6. `reply` makes the receipt; [`http::refusal`] renders a refusal. When the context is dropped, the request is logged,
 //!    traced and counted.
-//! 7. [`store::Wake`] notifies the event streams of [`platform`], whose `events` reads on in the channel.
+//! 7. [`store::ChannelListener`] notifies the event streams of [`platform`], whose `events` reads on in the channel.
 //!
 //! A work item without a callback takes another way to the same rule: [`sweeper`], [`store::Store::expire`], `release`.
 pub mod app;

@@ -2,10 +2,10 @@
 
 mod health;
 pub mod memory;
+mod notifier;
 mod observed;
 pub mod redis;
 mod schedule;
-mod wakes;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -14,11 +14,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 pub use health::StoreHealth;
+pub use notifier::ChannelListener;
 pub use observed::{Backend, Observed};
 pub use schedule::Schedule;
 use thiserror::Error;
 use tokio::runtime::Handle;
-pub use wakes::Wake;
 
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
@@ -189,7 +189,7 @@ pub enum ChannelAddress {
 /// 9. Retries with the same idempotency key issue one item.
 /// 10. A reached limit is a refusal, never a silent drop.
 /// 11. An ended conversation accepts nothing more. Its channel stays readable until its retention is over.
-/// 12. A [`Wake`] fires after every change of its channel. A lost wake-up is found by polling within seconds.
+/// 12. A [`ChannelListener`] fires after every change of its channel. A lost notification is made up for by polling within seconds.
 /// 13. Totals are the sums over the live conversations. A conversation whose idle timeout has passed counts until
 ///     the sweeper has ended it.
 pub trait Store {
@@ -248,8 +248,8 @@ pub trait Store {
         after: Option<Sequence>,
         count: usize,
     ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
-    /// Watches a channel. All watches share one connection.
-    fn watch(&self, conversation: ConversationRef) -> Wake;
+    /// Listens for changes of a channel. All listeners share one connection.
+    fn watch(&self, conversation: ConversationRef) -> ChannelListener;
     /// Checks whether the store accepts writes: tries one that has no effect but fails where a callback's would.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Where else a channel can be read.

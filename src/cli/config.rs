@@ -5,7 +5,7 @@ use super::{Failure, say};
 use crate::clock::Clock;
 use crate::config::{Config, Loaded};
 use crate::http::tls::Tls;
-use crate::store::redis::{NotUsable, RedisStore};
+use crate::store::redis::{PreflightError, RedisStore};
 
 /// What an operator may want to know before this configuration is used.
 fn remarks(config: &Config) -> Vec<&'static str> {
@@ -41,12 +41,12 @@ pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
         let store = RedisStore::new(&settings, Clock::System).map_err(|error| wrong(error.into()))?;
         match store.verify().await {
             Ok(()) => {
-                for remark in store.new_remarks().await {
+                for remark in store.new_warnings().await {
                     say(&format!("note: {remark}\n"))?;
                 }
             }
-            Err(refused @ NotUsable::Refused(_)) => return Err(wrong(refused.into())),
-            Err(NotUsable::NotThere(error)) => return Err(Failure::Failed(error.into())),
+            Err(refused @ PreflightError::Refused(_)) => return Err(wrong(refused.into())),
+            Err(PreflightError::Unavailable(error)) => return Err(Failure::Failed(error.into())),
         }
     }
     for files in [loaded.config.public_tls(), loaded.config.platform_tls()].into_iter().flatten() {

@@ -26,7 +26,7 @@ use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{Page, Store, Wake};
+use crate::store::{ChannelListener, Page, Store};
 use crate::telemetry::names;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -161,7 +161,7 @@ struct Reader {
     opened_at: Timestamp,
     after: u64,
     end: End,
-    wake: Wake,
+    wake: ChannelListener,
     fetched: VecDeque<EnvelopeJson>,
     /// What the page that is being sent takes up.
     in_memory: Option<OwnedSemaphorePermit>,

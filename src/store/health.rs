@@ -1,5 +1,4 @@
-//! Whether callbacks can be taken, as last seen. A check in the background finds out, so that asking costs the store
-//! nothing.
+//! The health of the store, from checks in the background: `/health` sends nothing to the store.
 
 use std::time::Duration;
 
@@ -8,32 +7,32 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::StoreError;
-use super::redis::fate::refusal;
-use super::redis::replicas::NotConfirmed;
+use super::redis::failure::rejection_code;
+use super::redis::replicas::NotReplicated;
 
-/// How long after a check the next one begins, while no call fails.
-const PAUSE: Duration = Duration::from_secs(1);
-/// How long after it when calls fail, however many do.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
+/// Time between two checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum time between two checks when calls fail.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Whether the store can take callbacks, or why not.
+/// Whether the store accepts callbacks, or why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreHealth {
-    /// It can.
+    /// It accepts callbacks.
     Healthy,
-    /// The first check has not ended yet.
+    /// The first check has not finished.
     Unchecked,
-    /// It cannot be reached, or does not answer.
-    Away,
-    /// It loads its data, or a script holds it up.
+    /// No connection, no response, or an error that is not listed below.
+    Unreachable,
+    /// It is loading its data, or a script has run for too long (`LOADING`, `BUSY`).
     Busy,
-    /// It is a replica, or a primary that was demoted.
+    /// It is a replica, or a demoted primary (`READONLY`, `MASTERDOWN`).
     ReadOnly,
-    /// Its memory limit is reached, and it evicts nothing.
+    /// It has reached `maxmemory` (`OOM`).
     Full,
-    /// It refuses writes that it cannot save to its disk.
+    /// It rejects writes because persisting failed (`MISCONF`).
     CannotSave,
-    /// Fewer replicas than it, or this service, asks for have what is written.
+    /// Fewer replicas than `min-replicas-to-write` or `store.wait_replicas` have the writes.
     TooFewReplicas,
 }
 
@@ -42,81 +41,81 @@ impl StoreHealth {
         let cause = match checked {
             Ok(()) => return Self::Healthy,
             Err(StoreError::Unavailable(cause) | StoreError::OutcomeUnknown(cause)) => cause,
-            Err(StoreError::Broken(_)) => return Self::Away,
+            Err(StoreError::Broken(_)) => return Self::Unreachable,
         };
-        match cause.downcast_ref::<RedisError>().and_then(refusal) {
+        match cause.downcast_ref::<RedisError>().and_then(rejection_code) {
             Some("OOM") => Self::Full,
             Some("READONLY" | "MASTERDOWN") => Self::ReadOnly,
             Some("MISCONF") => Self::CannotSave,
             Some("NOREPLICAS") => Self::TooFewReplicas,
             Some("BUSY" | "LOADING") => Self::Busy,
-            None if cause.is::<NotConfirmed>() => Self::TooFewReplicas,
-            Some(_) | None => Self::Away,
+            None if cause.is::<NotReplicated>() => Self::TooFewReplicas,
+            Some(_) | None => Self::Unreachable,
         }
     }
 
-    /// Why no callback can be taken, for people; nothing when one can.
+    /// The reason as a phrase for people, `None` if healthy.
     pub const fn problem(self) -> Option<&'static str> {
         match self {
             Self::Healthy => None,
             Self::Unchecked => Some("the store has not been checked yet"),
-            Self::Away => Some("the store cannot be reached"),
-            Self::Busy => Some("the store is busy: it loads its data, or runs a long script"),
-            Self::ReadOnly => Some("the store is read-only: a replica, or a primary that was demoted"),
+            Self::Unreachable => Some("the store cannot be reached"),
+            Self::Busy => Some("the store is busy: it is loading its data or running a long script"),
+            Self::ReadOnly => Some("the store is read-only: a replica or a demoted primary"),
             Self::Full => Some("the store is full: its memory limit is reached"),
-            Self::CannotSave => Some("the store refuses writes: it cannot save them to its disk"),
-            Self::TooFewReplicas => Some("the store has too few replicas that follow"),
+            Self::CannotSave => Some("the store rejects writes: it cannot save them to disk"),
+            Self::TooFewReplicas => Some("the store has too few replicas that are in sync"),
         }
     }
 }
 
-/// What the last check saw, and when the next one is due.
+/// The result of the last check, and the schedule of the next one.
 #[derive(Debug)]
-pub(super) struct LastSeen {
+pub(super) struct HealthMonitor {
     health: watch::Sender<StoreHealth>,
-    doubt: Notify,
+    failure: Notify,
 }
 
-impl LastSeen {
+impl HealthMonitor {
     pub(super) fn new() -> Self {
-        Self { health: watch::Sender::new(StoreHealth::Unchecked), doubt: Notify::new() }
+        Self { health: watch::Sender::new(StoreHealth::Unchecked), failure: Notify::new() }
     }
 
     pub(super) fn health(&self) -> StoreHealth {
         *self.health.borrow()
     }
 
-    /// A call failed that should not have: brings the next check forward. Whether callbacks can be taken is the check's
-    /// to say, since another node may take them.
-    pub(super) fn doubt(&self) {
+    /// Reports a failed call, which moves the next check forward. Does not change the health itself: other cluster nodes
+    /// may accept callbacks.
+    pub(super) fn report_failure(&self) {
         if self.health() == StoreHealth::Healthy {
-            self.doubt.notify_one();
+            self.failure.notify_one();
         }
     }
 
     /// Waits until the next check is due.
     pub(super) async fn next_check(&self) {
-        let doubted = async {
-            sleep(SHORTEST_PAUSE).await;
-            self.doubt.notified().await;
+        let failure_reported = async {
+            sleep(MIN_CHECK_INTERVAL).await;
+            self.failure.notified().await;
         };
         tokio::select! {
-            () = sleep(PAUSE) => {}
-            () = doubted => {}
+            () = sleep(CHECK_INTERVAL) => {}
+            () = failure_reported => {}
         }
     }
 
-    /// Remembers what a check came to, and logs what changed.
-    pub(super) fn note(&self, checked: &Result<(), StoreError>) {
+    /// Records the result of a check and logs a change.
+    pub(super) fn record(&self, checked: &Result<(), StoreError>) {
         let now = StoreHealth::of(checked);
         let before = self.health.send_replace(now);
         match (checked, now.problem()) {
             _ if now == before => {}
             (Err(error), Some(problem)) => {
-                tracing::warn!(error = error.chain(), "no callback can be taken: {problem}");
+                tracing::warn!(error = error.chain(), "cannot accept callbacks: {problem}");
             }
             _ if before == StoreHealth::Unchecked => {}
-            _ => tracing::info!("callbacks can be taken again"),
+            _ => tracing::info!("accepting callbacks again"),
         }
     }
 }
@@ -125,15 +124,15 @@ impl LastSeen {
 mod tests {
     use super::*;
 
-    /// What a check says that the server refused like this.
-    fn refused(reply: &str) -> StoreHealth {
+    /// The health after a check that failed with this error reply.
+    fn rejected(reply: &str) -> StoreHealth {
         let reply = redis::parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
         let error = reply.extract_error().unwrap_err();
         StoreHealth::of(&Err(StoreError::Unavailable(error.into())))
     }
 
     #[test]
-    fn a_refusal_tells_why_no_callback_can_be_taken() {
+    fn error_codes_map_to_health() {
         for (reply, health) in [
             ("OOM command not allowed when used memory > 'maxmemory'.", StoreHealth::Full),
             ("READONLY You can't write against a read only replica.", StoreHealth::ReadOnly),
@@ -142,30 +141,30 @@ mod tests {
             ("NOREPLICAS Not enough good replicas to write.", StoreHealth::TooFewReplicas),
             ("BUSY Redis is busy running a script.", StoreHealth::Busy),
             ("LOADING Redis is loading the dataset in memory", StoreHealth::Busy),
-            ("CLUSTERDOWN The cluster is down", StoreHealth::Away),
+            ("CLUSTERDOWN The cluster is down", StoreHealth::Unreachable),
         ] {
-            assert_eq!(refused(reply), health, "{reply}");
+            assert_eq!(rejected(reply), health, "{reply}");
             assert!(health.problem().is_some(), "{reply}");
         }
         assert_eq!((StoreHealth::of(&Ok(())), StoreHealth::Healthy.problem()), (StoreHealth::Healthy, None));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_fails_brings_the_next_check_forward_and_many_do_no_more() {
-        let seen = LastSeen::new();
-        seen.note(&Ok(()));
+    async fn failed_calls_move_the_next_check_forward_once() {
+        let monitor = HealthMonitor::new();
+        monitor.record(&Ok(()));
         let since = tokio::time::Instant::now();
         for _ in 0..100 {
-            seen.doubt();
+            monitor.report_failure();
         }
-        seen.next_check().await;
-        assert_eq!(since.elapsed(), SHORTEST_PAUSE);
-        seen.next_check().await;
-        assert_eq!(since.elapsed(), SHORTEST_PAUSE + PAUSE);
-        // While it is known to be away, failures are no news.
-        seen.note(&Err(StoreError::Unavailable("away".into())));
-        seen.doubt();
-        seen.next_check().await;
-        assert_eq!(since.elapsed(), SHORTEST_PAUSE + 2 * PAUSE);
+        monitor.next_check().await;
+        assert_eq!(since.elapsed(), MIN_CHECK_INTERVAL);
+        monitor.next_check().await;
+        assert_eq!(since.elapsed(), MIN_CHECK_INTERVAL + CHECK_INTERVAL);
+        // Failures do not matter while the store is unhealthy anyway.
+        monitor.record(&Err(StoreError::Unavailable("unreachable".into())));
+        monitor.report_failure();
+        monitor.next_check().await;
+        assert_eq!(since.elapsed(), MIN_CHECK_INTERVAL + 2 * CHECK_INTERVAL);
     }
 }

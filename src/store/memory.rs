@@ -5,9 +5,10 @@ use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::wakes::Wakes;
+use super::notifier::ChannelNotifier;
 use super::{
-    Answer, CLAIM_MS, ChannelAddress, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Wake, gather,
+    Answer, CLAIM_MS, ChannelAddress, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store,
+    StoreError, gather,
 };
 use crate::clock::Clock;
 use crate::domain::envelope::EnvelopeJson;
@@ -24,12 +25,12 @@ use crate::domain::time::Timestamp;
 pub struct MemoryStore {
     clock: Clock,
     limits: Limits,
-    wakes: Wakes,
-    state: Mutex<State>,
+    notifier: ChannelNotifier,
+    state: Mutex<MemoryState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MemoryState {
     conversations: HashMap<ConversationRef, Conversation>,
     timers: Timers,
 }
@@ -79,7 +80,7 @@ impl Timers {
     }
 }
 
-impl State {
+impl MemoryState {
     /// The conversation, unless its retention is over.
     fn conversation(
         &mut self,
@@ -117,18 +118,18 @@ impl State {
 impl MemoryStore {
     /// An empty store.
     pub fn new(clock: Clock, limits: Limits) -> Self {
-        Self { clock, limits, wakes: Wakes::new(None), state: Mutex::default() }
+        Self { clock, limits, notifier: ChannelNotifier::new(None), state: Mutex::default() }
     }
 
     /// The locked state and the current time. A poisoned lock is ignored: every step leaves the state consistent.
-    fn step(&self) -> (MutexGuard<'_, State>, Timestamp) {
+    fn step(&self) -> (MutexGuard<'_, MemoryState>, Timestamp) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         (state, now)
     }
 }
 
-/// As many of these as a page takes.
+/// The leading envelopes that fit into a page; at least one if there is one.
 fn page_of(envelopes: &[EnvelopeJson]) -> &[EnvelopeJson] {
     let fitting = envelopes.iter().scan(0, |bytes, envelope| {
         *bytes += envelope.bytes().len();
@@ -183,7 +184,7 @@ impl Store for MemoryStore {
             return Ok(Err(NotAccepted { why: AcceptRefused::ConversationEnded, known: None }));
         };
         if accepted.is_ok() {
-            self.wakes.wake(command.conversation);
+            self.notifier.notify(command.conversation);
         }
         Ok(accepted)
     }
@@ -195,7 +196,7 @@ impl Store for MemoryStore {
             return Ok(Err(CancelRefused::ConversationNotFound));
         };
         if cancelled.is_ok() {
-            self.wakes.wake(command.conversation);
+            self.notifier.notify(command.conversation);
         }
         Ok(cancelled)
     }
@@ -212,7 +213,7 @@ impl Store for MemoryStore {
         };
         state.arm(reference, &self.limits);
         drop(state);
-        self.wakes.wake(reference);
+        self.notifier.notify(reference);
         Ok(Ok(ended))
     }
 
@@ -249,7 +250,7 @@ impl Store for MemoryStore {
         } else if due.whole || ended {
             state.arm(reference, &self.limits);
         }
-        self.wakes.wake(reference);
+        self.notifier.notify(reference);
         Ok(expired)
     }
 
@@ -328,8 +329,8 @@ impl Store for MemoryStore {
         }))
     }
 
-    fn watch(&self, conversation: ConversationRef) -> Wake {
-        self.wakes.watch(conversation)
+    fn watch(&self, conversation: ConversationRef) -> ChannelListener {
+        self.notifier.watch(conversation)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -13,11 +13,12 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::health::{LastSeen, StoreHealth};
+use super::health::{HealthMonitor, StoreHealth};
 use super::memory::MemoryStore;
 use super::redis::RedisStore;
 use super::{
-    Answer, CONTINUE_MS, ChannelAddress, Due, DueConversation, Page, Schedule, Store, StoreError, Wake,
+    Answer, CONTINUE_MS, ChannelAddress, ChannelListener, Due, DueConversation, Page, Schedule, Store,
+    StoreError,
 };
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
@@ -67,7 +68,7 @@ pub struct Observed {
     schedule: Schedule,
     /// Where Redis is, as its spans and its metric tell.
     server: Vec<KeyValue>,
-    seen: LastSeen,
+    health: HealthMonitor,
 }
 
 /// When a partition is looked at in which a conversation was opened.
@@ -105,7 +106,7 @@ impl Observed {
             Backend::Memory(_) => Vec::new(),
             Backend::Redis(redis) => {
                 metrics.count_connections(redis.connections());
-                let at = redis.place();
+                let at = redis.location();
                 let mut server = vec![
                     // Shared: every call has them.
                     KeyValue::new(names::SERVER_ADDRESS, Arc::<str>::from(&*at.host)),
@@ -120,7 +121,7 @@ impl Observed {
             Backend::Redis(redis) => redis.partitions(),
         };
         let schedule = Schedule::new(partitions, Instant::now());
-        Self { backend, metrics, schedule, server, seen: LastSeen::new() }
+        Self { backend, metrics, schedule, server, health: HealthMonitor::new() }
     }
 
     /// When something is due, as far as this process knows.
@@ -143,18 +144,18 @@ impl Observed {
 
     /// Whether callbacks can be taken, as last seen. Asks the store nothing.
     pub fn health(&self) -> StoreHealth {
-        self.seen.health()
+        self.health.health()
     }
 
     /// Checks whether callbacks can be taken.
     pub async fn check_health(&self) {
-        self.seen.note(&self.ping().await);
+        self.health.record(&self.ping().await);
     }
 
     /// Checks it each second, and sooner when a call fails.
     pub async fn keep_checking_health(&self) {
         loop {
-            self.seen.next_check().await;
+            self.health.next_check().await;
             self.check_health().await;
         }
     }
@@ -202,7 +203,7 @@ impl Observed {
         let mut error = Vec::new();
         if let Err(failed) = &result {
             if matches!(operation, Operation::Script(_)) && !matches!(failed, StoreError::Broken(_)) {
-                self.seen.doubt();
+                self.health.report_failure();
             }
             error.push(KeyValue::new(names::ERROR_TYPE, failed.kind()));
             let code = failed.redis_code().map(ToOwned::to_owned);
@@ -354,7 +355,7 @@ impl Store for Observed {
         .await
     }
 
-    fn watch(&self, conversation: ConversationRef) -> Wake {
+    fn watch(&self, conversation: ConversationRef) -> ChannelListener {
         backend!(self, store => store.watch(conversation))
     }
 

@@ -2,24 +2,24 @@
 //!
 //! `scripts` composes the scripts, `keys` builds the keys, `script` calls a script and reads its reply, `stored`
 //! decodes stored values, `dates` is the scripts' date table, `partitions` queries many partitions at once, and
-//! `watcher` wakes event streams.
+//! `watcher` receives the notifications for event streams.
 //!
 //! A call goes through these modules: `nodes` selects the node (`cluster` by slot, with `slots`; `sentinel` by
-//! asking the sentinels), `link` is the connection to it, `fate` classifies a failure, and `replicas` waits until
-//! replicas have the write. `servers` parses the URL. `layout`, `rights` and `durability` check the servers before
+//! asking the sentinels), `connection` is the connection to it, `failure` classifies a failure, and `replicas` waits
+//! until replicas have the write. `servers` parses the URL. `preflight`, `acl` and `durability` check the servers before
 //! they are used.
 
+mod acl;
 mod cluster;
+mod connection;
 mod dates;
 mod durability;
-pub(super) mod fate;
+pub(super) mod failure;
 mod keys;
-mod layout;
-mod link;
 mod nodes;
 mod partitions;
+mod preflight;
 pub(super) mod replicas;
-mod rights;
 mod script;
 pub mod scripts;
 mod sentinel;
@@ -32,28 +32,32 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-pub use durability::Remark;
+pub use durability::DurabilityWarning;
 use futures_util::future::join;
-pub use layout::NotUsable;
+pub use preflight::PreflightError;
 use redis::{FromRedisValue, Script, cmd};
 pub use replicas::Replicas;
 use secrecy::SecretString;
-pub use servers::{InvalidServers, Place, Tls, asks_for_tls, check_url, names_sentinels, password};
+pub use servers::{
+    InvalidServers, StoreLocation, TlsFiles, asks_for_tls, check_url, names_sentinels, password,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use self::connection::{ConnectionLimits, Request};
 use self::dates::Dates;
-use self::keys::{Keys, marker};
-use self::link::{ConnectionLimits, Request};
-use self::nodes::{FromNode, Lane, Nodes};
-use self::partitions::{WhatIsDue, WhatIsHeld};
-use self::script::{Call, Reply, broken, bytes, number};
+use self::keys::{Keys, timer_member};
+use self::nodes::{ConnectionRole, NodeReply, Nodes};
+use self::partitions::{DueQuery, TotalsQuery};
+use self::script::{ScriptCall, ScriptReply, broken, bytes, number};
 use self::scripts::Scripts;
 use self::servers::Servers;
-use self::slots::Slot;
-use self::stored::{Facts, Item, State};
-use super::wakes::Wakes;
-use super::{Answer, ChannelAddress, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Wake};
+use self::slots::HashSlot;
+use self::stored::{StoredConversation, StoredItem, StoredState};
+use super::notifier::ChannelNotifier;
+use super::{
+    Answer, ChannelAddress, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError,
+};
 use crate::clock::Clock;
 use crate::domain::envelope::{EnvelopeJson, members_at_issue};
 use crate::domain::gate::{
@@ -66,24 +70,24 @@ use crate::domain::result::Payload;
 use crate::domain::time::Timestamp;
 
 /// Number of items per call of `inspect.lua`.
-const INSPECTED_AT_ONCE: u64 = 512;
+const ITEMS_PER_INSPECT: u64 = 512;
 
 /// Length of a work item id without the 8 digits of its sequence.
 const ATTEMPT_CHARS: usize = 28;
 
 /// Delay in milliseconds before a partition that did not respond is queried again.
-const ASK_AGAIN_MS: u64 = 250;
+const RETRY_QUERY_MS: u64 = 250;
 
 /// Time in milliseconds that the announcements for a second are kept after it.
 const ANNOUNCED_MS: u64 = 60_000;
 
 /// Settings of the Redis store.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct RedisSettings {
     /// The servers. `config/default.toml` lists the forms of the URL.
     pub url: SecretString,
     /// TLS files. Only used with a `rediss` URL.
-    pub tls: Tls,
+    pub tls: TlsFiles,
     /// User name for the sentinels. Only used with a sentinel URL.
     pub sentinel_username: Option<String>,
     /// Password for the sentinels. Only used with a sentinel URL.
@@ -113,15 +117,15 @@ pub struct RedisStore {
     nodes: Arc<Nodes>,
     connection_limits: ConnectionLimits,
     replicas: Option<Replicas>,
-    place: Place,
+    location: StoreLocation,
     connections: Arc<AtomicU64>,
-    wakes: Wakes,
+    notifier: ChannelNotifier,
     verified: Arc<AtomicBool>,
-    remarked: Mutex<Vec<Remark>>,
+    last_warnings: Mutex<Vec<DurabilityWarning>>,
     /// The task that listens for changes of channels. It ends when the store is dropped.
     watcher: Mutex<Option<JoinHandle<()>>>,
     /// Whether some partitions did not respond at the last query. Suppresses repeated log messages.
-    partly_away: AtomicBool,
+    partly_unavailable: AtomicBool,
 }
 
 impl RedisStore {
@@ -134,7 +138,7 @@ impl RedisStore {
     /// succeeded.
     ///
     /// Must be called within a tokio runtime. With `Clock::System` the scripts use the server's clock.
-    pub fn new(settings: &Settings, clock: Clock) -> Result<Self, InvalidServers> {
+    pub fn new(settings: &RedisSettings, clock: Clock) -> Result<Self, InvalidServers> {
         // The redis crate uses the process-wide provider. This fails if one is installed already, which then stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let servers = Servers::new(
@@ -143,7 +147,7 @@ impl RedisStore {
             settings.sentinel_username.as_deref(),
             settings.sentinel_password.as_ref(),
         )?;
-        let place = servers.place();
+        let location = servers.location();
         let connections = Arc::default();
         let connection_limits = ConnectionLimits::new(
             settings.connect_timeout,
@@ -153,16 +157,16 @@ impl RedisStore {
         );
         let nodes = Arc::new(Nodes::new(servers, connection_limits, settings.replicas, &connections));
         let keys = Keys { partitions: settings.partitions };
-        let (sender, interest) = mpsc::unbounded_channel();
-        let wakes = Wakes::new(Some(sender));
+        let (sender, events) = mpsc::unbounded_channel();
+        let notifier = ChannelNotifier::new(Some(sender));
         let verified = Arc::new(AtomicBool::new(false));
-        let watching = wakes.without_interest();
+        let listening = notifier.without_events();
         let watcher = tokio::spawn(watcher::listen(
             Arc::clone(&nodes),
             connection_limits,
             keys,
-            watching,
-            interest,
+            listening,
+            events,
             Arc::clone(&verified),
         ));
         Ok(Self {
@@ -173,22 +177,22 @@ impl RedisStore {
             nodes,
             connection_limits,
             replicas: settings.replicas,
-            place,
+            location,
             connections,
-            wakes,
+            notifier,
             verified,
             watcher: Mutex::new(Some(watcher)),
-            remarked: Mutex::default(),
-            partly_away: AtomicBool::new(false),
+            last_warnings: Mutex::default(),
+            partly_unavailable: AtomicBool::new(false),
         })
     }
 
     /// Checks the data layout and the permissions of the Redis user. Until it succeeds, every operation fails as
     /// unavailable.
-    pub async fn verify(&self) -> Result<(), NotUsable> {
-        match layout::check(&self.nodes, self.keys.partitions).await {
+    pub async fn verify(&self) -> Result<(), PreflightError> {
+        match preflight::check(&self.nodes, self.keys.partitions).await {
             Ok(missing) => {
-                if missing.wakes {
+                if missing.publish {
                     tracing::debug!(
                         "the Redis user has no permission to publish; event streams fall back to polling"
                     );
@@ -196,26 +200,26 @@ impl RedisStore {
                 self.verified.store(true, Ordering::Release);
                 Ok(())
             }
-            Err(refused @ NotUsable::Refused(_)) => {
+            Err(refused @ PreflightError::Refused(_)) => {
                 self.verified.store(false, Ordering::Release);
                 Err(refused)
             }
-            Err(away @ NotUsable::NotThere(_)) => Err(away),
+            Err(unavailable @ PreflightError::Unavailable(_)) => Err(unavailable),
         }
     }
 
     /// Warnings about the servers' settings that the last call did not return.
-    pub async fn new_remarks(&self) -> Vec<Remark> {
-        let now = durability::remarks(&self.nodes, self.replicas).await;
-        let mut before = self.remarked.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = now.iter().filter(|remark| !before.contains(remark)).cloned().collect();
+    pub async fn new_warnings(&self) -> Vec<DurabilityWarning> {
+        let now = durability::warnings(&self.nodes, self.replicas).await;
+        let mut before = self.last_warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = now.iter().filter(|warning| !before.contains(warning)).cloned().collect();
         *before = now;
         new
     }
 
     /// The address of the store, for telemetry.
-    pub const fn place(&self) -> &Place {
-        &self.place
+    pub const fn location(&self) -> &StoreLocation {
+        &self.location
     }
 
     /// Counter of the connections that were opened, without those of the watcher.
@@ -246,15 +250,15 @@ impl RedisStore {
         conversation: ConversationRef,
         used: Option<String>,
         payload: usize,
-    ) -> Call<'a> {
+    ) -> ScriptCall<'a> {
         let keys = self.keys.conversation(conversation);
-        let dates = self.dates.around_now();
+        let dates = self.dates.current();
         let call = match used {
             Some(used) => {
                 let [conversation, channel, timers, held, totals] = keys;
-                Call::new(script, &[conversation, channel, timers, held, totals, used], payload)
+                ScriptCall::new(script, &[conversation, channel, timers, held, totals, used], payload)
             }
-            None => Call::new(script, &keys, payload),
+            None => ScriptCall::new(script, &keys, payload),
         };
         call.raw(self.now()).arg(dates.first_day).raw(&*dates.dates)
     }
@@ -262,15 +266,15 @@ impl RedisStore {
     /// Runs a script; again if the server's clock was on another day than its date table.
     async fn run<'a>(
         &'a self,
-        lane: Lane,
-        call: impl Fn() -> Call<'a>,
-    ) -> Result<(Reply, FromNode), StoreError> {
+        role: ConnectionRole,
+        call: impl Fn() -> ScriptCall<'a>,
+    ) -> Result<(ScriptReply, NodeReply), StoreError> {
         self.check_verified()?;
         loop {
-            let mut answer = call().send(&self.nodes, lane).await?;
-            let reply = Reply::read(answer.take())?;
+            let mut sent = call().send(&self.nodes, role).await?;
+            let reply = ScriptReply::read(sent.take())?;
             if !self.is_from_another_day(&reply)? {
-                return Ok((reply, answer));
+                return Ok((reply, sent));
             }
         }
     }
@@ -280,36 +284,36 @@ impl RedisStore {
     async fn step<'a>(
         &'a self,
         conversation: ConversationRef,
-        call: impl Fn() -> Call<'a>,
-    ) -> Result<Reply, StoreError> {
-        let (reply, answer) = self.run(Lane::Commands, call).await?;
-        let Some(fence) = &answer.node.fence else { return Ok(reply) };
-        let confirmed = fence.confirm(answer.run.as_ref(), &self.keys.fence(conversation)).await;
+        call: impl Fn() -> ScriptCall<'a>,
+    ) -> Result<ScriptReply, StoreError> {
+        let (reply, sent) = self.run(ConnectionRole::Commands, call).await?;
+        let Some(barrier) = &sent.node.barrier else { return Ok(reply) };
+        let confirmed = barrier.confirm(sent.run.as_ref(), &self.keys.barrier(conversation)).await;
         confirmed.map_err(StoreError::OutcomeUnknown)?;
         Ok(reply)
     }
 
     /// Whether the script refused the date table because the server's clock is on another day. The script has done
     /// nothing then, and the caller repeats the call.
-    fn is_from_another_day(&self, reply: &Reply) -> Result<bool, StoreError> {
-        let told = reply.word() == "dates";
-        if told {
+    fn is_from_another_day(&self, reply: &ScriptReply) -> Result<bool, StoreError> {
+        let refused = reply.word() == "dates";
+        if refused {
             let now = reply.peek().ok_or_else(|| broken("the time is missing")).and_then(number)?;
-            self.dates.learn(Timestamp::from_millis(now));
+            self.dates.synchronize(Timestamp::from_millis(now));
         }
-        Ok(told)
+        Ok(refused)
     }
 
     /// Repeats bounded steps until nothing is left to release. Returns the gate that was reached, and whether something is
     /// left after a failure.
-    async fn finish(
+    async fn finish_release(
         &self,
         conversation: ConversationRef,
         traceparent: Option<&TraceParent>,
         released: &mut Vec<Released>,
     ) -> (Option<Sequence>, bool) {
         let partition = self.keys.partition(conversation);
-        // Should this instance fail now, another one continues a second later. The sweeper's rotation finds it otherwise.
+        // If this instance fails now, another one continues a second later. Otherwise the sweeper's rotation finds it.
         let second = self.dates.now().as_millis() / 1000 + 1;
         let _ = join(self.announce(second, partition), self.announce(second + 1, partition)).await;
         let mut gate = None;
@@ -337,16 +341,16 @@ impl RedisStore {
         sequences: &[Sequence],
         whole: bool,
         traceparent: Option<&TraceParent>,
-    ) -> Call<'_> {
+    ) -> ScriptCall<'_> {
         let call = self.call(&self.scripts.expire, conversation, None, 0);
         let call = call.option(traceparent.map(TraceParent::as_str)).raw(u8::from(whole));
-        sequences.iter().fold(call, Call::arg)
+        sequences.iter().fold(call, ScriptCall::arg)
     }
 
     /// Logs once when some partitions stop responding while others respond, and once when all respond again.
-    fn tell_of_parts(&self, some_answer: bool, failure: Option<&StoreError>) {
-        let away = some_answer && failure.is_some();
-        if self.partly_away.swap(away, Ordering::Relaxed) == away {
+    fn log_partial_failure(&self, some_respond: bool, failure: Option<&StoreError>) {
+        let partly = some_respond && failure.is_some();
+        if self.partly_unavailable.swap(partly, Ordering::Relaxed) == partly {
             return;
         }
         if let Some(error) = failure {
@@ -360,33 +364,33 @@ impl RedisStore {
 /// The decoded reply of `expire.lua`.
 struct ExpireStep {
     expired: Expired,
-    state: State,
+    state: StoredState,
 }
 
 impl ExpireStep {
     /// `None` when the conversation does not exist any more.
-    fn read(mut reply: Reply) -> Result<Option<Self>, StoreError> {
+    fn read(mut reply: ScriptReply) -> Result<Option<Self>, StoreError> {
         match reply.word() {
             "gone" => return Ok(None),
             "expired" => {}
             _ => return Err(reply.unexpected()),
         }
         let now = Timestamp::from_millis(reply.number()?);
-        let state = State::decode(&reply.bytes()?)?;
-        let facts = Facts::decode(&reply.bytes()?)?;
+        let state = StoredState::decode(&reply.bytes()?)?;
+        let opened = StoredConversation::decode(&reply.bytes()?)?;
         let ended = reply.number()? == 1;
         let count = reply.number()?;
         let mut timed_out = Vec::new();
         for _ in 0..count {
             let (_sequence, item) = (reply.number()?, reply.bytes()?);
-            timed_out.push(Item::decode(&item)?.timed_out(now));
+            timed_out.push(StoredItem::decode(&item)?.timed_out(now));
         }
         let expired = Expired {
-            conversation_id: Some(facts.id),
+            conversation_id: Some(opened.id),
             timed_out,
             ended: ended.then(|| state.ended(now)).flatten(),
             unfinished: state.is_unfinished() || state.is_uncleared(),
-            released: released(&mut reply, facts.opened_at, now, None)?,
+            released: released(&mut reply, opened.opened_at, now, None)?,
         };
         Ok(Some(Self { expired, state }))
     }
@@ -438,7 +442,7 @@ impl Store for RedisStore {
         Ok(Err(match reply.word() {
             "issued" => {
                 let (repeated, _sequence) = (reply.number()? == 1, reply.number()?);
-                return Ok(Ok(Issued { item: Item::decode(&reply.bytes()?)?.item, repeated }));
+                return Ok(Ok(Issued { item: StoredItem::decode(&reply.bytes()?)?.item, repeated }));
             }
             "conversation_not_found" => IssueRefused::ConversationNotFound,
             "conversation_ended" => IssueRefused::ConversationEnded,
@@ -484,9 +488,9 @@ impl Store for RedisStore {
         };
         let known = match reply.next() {
             None => None,
-            Some(facts) => {
-                let item = reply.next().map(|item| Item::decode(&bytes(item)?)).transpose()?;
-                let conversation_id = Facts::decode(&bytes(facts)?)?.id;
+            Some(opened) => {
+                let item = reply.next().map(|item| StoredItem::decode(&bytes(item)?)).transpose()?;
+                let conversation_id = StoredConversation::decode(&bytes(opened)?)?.id;
                 Some(Box::new(Known { conversation_id, item: item.map(|item| item.item) }))
             }
         };
@@ -509,14 +513,14 @@ impl Store for RedisStore {
         Ok(Err(match reply.word() {
             "cancelled" => {
                 let now = Timestamp::from_millis(reply.number()?);
-                let mut state = State::decode(&reply.bytes()?)?;
-                let opened_at = Facts::decode(&reply.bytes()?)?.opened_at;
-                let item = Item::decode(&reply.bytes()?)?;
+                let mut state = StoredState::decode(&reply.bytes()?)?;
+                let opened_at = StoredConversation::decode(&reply.bytes()?)?.opened_at;
+                let item = StoredItem::decode(&reply.bytes()?)?;
                 let mut released = released(&mut reply, opened_at, now, Some(&item))?;
                 let mut unfinished = state.is_unfinished();
                 if unfinished {
                     let trace = command.traceparent.as_ref();
-                    let (gate, left) = self.finish(conversation, trace, &mut released).await;
+                    let (gate, left) = self.finish_release(conversation, trace, &mut released).await;
                     (state.gate, unfinished) = (gate.unwrap_or(state.gate), left);
                 }
                 return Ok(Ok(Cancelled { item: item.view(&state, now), released, unfinished }));
@@ -549,8 +553,8 @@ impl Store for RedisStore {
                 _ => return Err(reply.unexpected()),
             };
             let (now, repeated) = (Timestamp::from_millis(reply.number()?), reply.number()? == 1);
-            let state = State::decode(&reply.bytes()?)?;
-            let opened_at = Facts::decode(&reply.bytes()?)?.opened_at;
+            let state = StoredState::decode(&reply.bytes()?)?;
+            let opened_at = StoredConversation::decode(&reply.bytes()?)?.opened_at;
             all_released.extend(released(&mut reply, opened_at, now, None)?);
             all_released.truncate(MOST_TOLD);
             if unfinished {
@@ -569,34 +573,35 @@ impl Store for RedisStore {
         let trace = traceparent.as_ref();
         let call = || self.expiring(due.conversation, &due.sequences, due.whole, trace);
         // Does not wait for replicas: no caller relies on this step.
-        let (reply, _) = self.run(Lane::Commands, call).await?;
+        let (reply, _) = self.run(ConnectionRole::Commands, call).await?;
         Ok(ExpireStep::read(reply)?.map(|step| step.expired).unwrap_or_default())
     }
 
     async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
         self.check_verified()?;
         let mut all = Due { now: self.dates.now(), conversations: Vec::new(), next_in_ms: Vec::new() };
-        let mut answered = false;
+        let mut some_respond = false;
         let mut failure = None;
-        for (asked, answer) in self.ask(&WhatIsDue { limit }, partitions).await {
-            match answer {
+        for (queried, reply) in self.query(&DueQuery { limit }, partitions).await {
+            match reply {
                 Ok(due) => {
-                    answered = true;
-                    self.dates.learn(due.now);
+                    some_respond = true;
+                    self.dates.synchronize(due.now);
                     all.now = due.now;
                     all.conversations.extend(due.conversations);
                     all.next_in_ms.extend(due.next_in_ms);
                 }
                 Err(error) => {
                     failure = Some(error);
-                    all.next_in_ms.extend(asked.into_iter().map(|partition| (partition, Some(ASK_AGAIN_MS))));
+                    all.next_in_ms
+                        .extend(queried.into_iter().map(|partition| (partition, Some(RETRY_QUERY_MS))));
                 }
             }
         }
-        self.tell_of_parts(answered, failure.as_ref());
+        self.log_partial_failure(some_respond, failure.as_ref());
         match failure {
             // An unreachable cluster node must not stop the timers of the other nodes.
-            Some(error) if !(answered && self.nodes.is_cluster()) => Err(error),
+            Some(error) if !(some_respond && self.nodes.is_cluster()) => Err(error),
             _ => Ok(all),
         }
     }
@@ -609,7 +614,7 @@ impl Store for RedisStore {
         command.arg(&timers).arg("XX");
         let whole = due.whole.then_some(None);
         for sequence in due.sequences.iter().copied().map(Some).chain(whole) {
-            command.arg(until.as_millis()).arg(marker(due.conversation, sequence));
+            command.arg(until.as_millis()).arg(timer_member(due.conversation, sequence));
         }
         self.nodes.command(&timers, &command).await.map(|_| ())
     }
@@ -620,9 +625,9 @@ impl Store for RedisStore {
         let ttl = (second * 1000).saturating_sub(self.dates.now().as_millis()) + ANNOUNCED_MS;
         let add = cmd("SADD").arg(&key).arg(partition).to_owned();
         let expire = cmd("PEXPIRE").arg(&key).arg(ttl).to_owned();
-        // Sent together: a lost answer must not leave a key without a TTL.
+        // Sent together: a lost reply must not leave a key without a TTL.
         let request = Request::command(&expire).after(&add);
-        self.nodes.call(Lane::Commands, Slot::of(&key), request).await.map(|_| ())
+        self.nodes.call(ConnectionRole::Commands, HashSlot::of(&key), request).await.map(|_| ())
     }
 
     async fn announced(&self, second: u64) -> Result<Vec<u16>, StoreError> {
@@ -639,7 +644,7 @@ impl Store for RedisStore {
     async fn totals(&self, partitions: &[u16]) -> Result<Totals, StoreError> {
         self.check_verified()?;
         let mut all = Totals::default();
-        for (_, totals) in self.ask(&WhatIsHeld, partitions).await {
+        for (_, totals) in self.query(&TotalsQuery, partitions).await {
             // A sum without some partitions would be wrong.
             let totals = totals?;
             all.awaiting += totals.awaiting;
@@ -654,21 +659,21 @@ impl Store for RedisStore {
         let mut from = Sequence::FIRST;
         loop {
             let call =
-                || self.call(&self.scripts.inspect, conversation, None, 0).arg(from).arg(INSPECTED_AT_ONCE);
-            let (mut reply, _) = self.run(Lane::Reads, call).await?;
+                || self.call(&self.scripts.inspect, conversation, None, 0).arg(from).arg(ITEMS_PER_INSPECT);
+            let (mut reply, _) = self.run(ConnectionRole::Reads, call).await?;
             match reply.word() {
                 "conversation" => {}
                 "conversation_not_found" => return Ok(Err(ConversationNotFound)),
                 _ => return Err(reply.unexpected()),
             }
             let now = Timestamp::from_millis(reply.number()?);
-            let state = State::decode(&reply.bytes()?)?;
-            let facts = Facts::decode(&reply.bytes()?)?;
+            let state = StoredState::decode(&reply.bytes()?)?;
+            let opened = StoredConversation::decode(&reply.bytes()?)?;
             let first = reply.number()?;
             let items = reply.list()?;
             from = Sequence::new(first + items.len() as u64);
             for item in items {
-                unreleased.push(Item::decode(&bytes(item)?)?.view(&state, now));
+                unreleased.push(StoredItem::decode(&bytes(item)?)?.view(&state, now));
             }
             if from < state.next {
                 continue;
@@ -677,11 +682,11 @@ impl Store for RedisStore {
             unreleased.retain(|view| view.item.sequence >= state.gate);
             let awaited = unreleased.iter().find(|view| view.settled.is_none());
             return Ok(Ok(ConversationView {
-                conversation_id: facts.id,
-                opened_at: facts.opened_at,
+                conversation_id: opened.id,
+                opened_at: opened.opened_at,
                 idle_at: state.idle_at(),
                 ended: state.ended(now),
-                traceparent: facts.traceparent,
+                traceparent: opened.traceparent,
                 next_sequence: state.next,
                 waiting_for: awaited.map_or(state.next, |view| view.item.sequence),
                 now,
@@ -698,12 +703,12 @@ impl Store for RedisStore {
         let call = || {
             self.call(&self.scripts.work_item, conversation, None, 0).arg(work_item.sequence()).arg(work_item)
         };
-        let (mut reply, _) = self.run(Lane::Reads, call).await?;
+        let (mut reply, _) = self.run(ConnectionRole::Reads, call).await?;
         Ok(Err(match reply.word() {
             "work_item" => {
                 let now = Timestamp::from_millis(reply.number()?);
-                let state = State::decode(&reply.bytes()?)?;
-                return Ok(Ok(Item::decode(&reply.bytes()?)?.view(&state, now)));
+                let state = StoredState::decode(&reply.bytes()?)?;
+                return Ok(Ok(StoredItem::decode(&reply.bytes()?)?.view(&state, now)));
             }
             "conversation_not_found" => LookupRefused::ConversationNotFound,
             "work_item_not_found" => LookupRefused::WorkItemNotFound,
@@ -723,21 +728,21 @@ impl Store for RedisStore {
                 .arg(count)
                 .arg(PAGE_BYTES)
         };
-        // Without envelopes it is a short question.
-        let lane = if count == 0 { Lane::Reads } else { Lane::Pages };
-        let (mut reply, _) = self.run(lane, call).await?;
+        // Without envelopes the reply is short.
+        let role = if count == 0 { ConnectionRole::Reads } else { ConnectionRole::Pages };
+        let (mut reply, _) = self.run(role, call).await?;
         match reply.word() {
             "page" => {}
             "conversation_not_found" => return Ok(Err(ConversationNotFound)),
             _ => return Err(reply.unexpected()),
         }
         let now = Timestamp::from_millis(reply.number()?);
-        let state = State::decode(&reply.bytes()?)?;
-        let facts = Facts::decode(&reply.bytes()?)?;
+        let state = StoredState::decode(&reply.bytes()?)?;
+        let opened = StoredConversation::decode(&reply.bytes()?)?;
         let json = |value| bytes(value).map(|json| EnvelopeJson::new(json.into()));
         let envelopes: Result<Vec<EnvelopeJson>, StoreError> = reply.list()?.into_iter().map(json).collect();
         Ok(Ok(Page {
-            opened_at: facts.opened_at,
+            opened_at: opened.opened_at,
             envelopes: envelopes?,
             released: state.gate.get() - 1,
             ended: state.ended_at(now).is_some(),
@@ -745,8 +750,8 @@ impl Store for RedisStore {
         }))
     }
 
-    fn watch(&self, conversation: ConversationRef) -> Wake {
-        self.wakes.watch(conversation)
+    fn watch(&self, conversation: ConversationRef) -> ChannelListener {
+        self.notifier.watch(conversation)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -761,17 +766,17 @@ impl Store for RedisStore {
 
 /// The released items at the end of a reply. `own`: the item that the step settled, in the list an empty string.
 fn released(
-    reply: &mut Reply,
+    reply: &mut ScriptReply,
     opened_at: Timestamp,
     now: Timestamp,
-    own: Option<&Item>,
+    own: Option<&StoredItem>,
 ) -> Result<Vec<Released>, StoreError> {
     let mut released = Vec::new();
     while let Some(item) = reply.next() {
         let (item, held) = (bytes(item)?, reply.number()? == 1);
         released.push(match own {
             Some(own) if item.is_empty() => own.released(opened_at, now, held)?,
-            _ => Item::decode(&item)?.released(opened_at, now, held)?,
+            _ => StoredItem::decode(&item)?.released(opened_at, now, held)?,
         });
     }
     Ok(released)
@@ -779,18 +784,18 @@ fn released(
 
 impl RedisStore {
     /// The receipt of an accepted callback. Completes the release of held items first.
-    async fn receipt(&self, mut reply: Reply, command: &Accept) -> Result<Receipt, StoreError> {
+    async fn receipt(&self, mut reply: ScriptReply, command: &Accept) -> Result<Receipt, StoreError> {
         let (replayed, now) = (reply.number()? == 1, Timestamp::from_millis(reply.number()?));
         let mut gate = Sequence::new(reply.number()?);
-        let facts = Facts::decode(&reply.bytes()?)?;
-        let item = Item::decode(&reply.bytes()?)?;
+        let opened = StoredConversation::decode(&reply.bytes()?)?;
+        let item = StoredItem::decode(&reply.bytes()?)?;
         let (outcome, received_at) =
             item.settled().ok_or_else(|| broken("an accepted item has no outcome"))?;
         let mut unfinished = reply.number()? == 1;
-        let mut released = released(&mut reply, facts.opened_at, now, Some(&item))?;
+        let mut released = released(&mut reply, opened.opened_at, now, Some(&item))?;
         if unfinished {
             let trace = command.traceparent.as_ref();
-            let (after, left) = self.finish(command.conversation, trace, &mut released).await;
+            let (after, left) = self.finish_release(command.conversation, trace, &mut released).await;
             (gate, unfinished) = (after.unwrap_or(gate), left);
         }
         let sequence = item.item.sequence;
@@ -798,7 +803,7 @@ impl RedisStore {
             if sequence < gate { Delivery::Delivered } else { Delivery::Held { waiting_for: gate } };
         Ok(Receipt {
             delivery,
-            conversation_id: facts.id,
+            conversation_id: opened.id,
             item: item.item,
             outcome,
             received_at,

@@ -67,7 +67,7 @@ fn a_bad_value_is_named_with_what_it_must_be() {
             "store.url=sqlite:x",
             "must be memory:, or begin with redis://, redis+sentinel:// or redis+cluster://",
         ),
-        ("store.url=redis+cluster://127.0.0.1/1", "names a database: a cluster has only one"),
+        ("store.url=redis+cluster://127.0.0.1/1", "names a database: a cluster has only database 0"),
         ("token.carriers=header", r#"must be a list: ["a","b"]"#),
         ("token.carriers=[]", "must name at least one carrier"),
         ("token.default_carrier=pigeon", "pigeon"),

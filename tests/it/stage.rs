@@ -9,7 +9,7 @@ use callback_ingress::domain::gate::{Limits, Totals};
 use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::domain::time::Timestamp;
 use callback_ingress::store::memory::MemoryStore;
-use callback_ingress::store::redis::{RedisStore, Settings, Tls};
+use callback_ingress::store::redis::{RedisSettings, RedisStore, TlsFiles};
 use callback_ingress::store::{self, Due, Observed, Store};
 use callback_ingress::telemetry::Metrics;
 
@@ -73,7 +73,7 @@ pub(crate) const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 pub(crate) struct Stage {
     pub(crate) store: Arc<Observed>,
     pub(crate) clock: ManualClock,
-    settings: Option<Settings>,
+    settings: Option<RedisSettings>,
     /// Ends last.
     _turn: Option<Turn>,
 }
@@ -149,10 +149,10 @@ fn unused_database() -> u16 {
 }
 
 /// How a Redis under this URL is used.
-pub(crate) fn settings(url: String, limits: Limits) -> Settings {
-    Settings {
+pub(crate) fn settings(url: String, limits: Limits) -> RedisSettings {
+    RedisSettings {
         url: url.into(),
-        tls: Tls::default(),
+        tls: TlsFiles::default(),
         sentinel_username: None,
         sentinel_password: None,
         replicas: None,
@@ -166,7 +166,7 @@ pub(crate) fn settings(url: String, limits: Limits) -> Settings {
 
 impl Stage {
     /// A stage in a Redis of the test's own.
-    pub(crate) async fn in_redis(settings: Settings, clock: ManualClock) -> Self {
+    pub(crate) async fn in_redis(settings: RedisSettings, clock: ManualClock) -> Self {
         let store = redis_store(&settings, Clock::Manual(clock.clone())).await;
         Self { store, clock, settings: Some(settings), _turn: None }
     }
@@ -230,7 +230,7 @@ pub(crate) fn observed(backend: store::Backend) -> Observed {
     Observed::new(backend, Metrics::local())
 }
 
-pub(crate) async fn redis_store(settings: &Settings, clock: Clock) -> Arc<Observed> {
+pub(crate) async fn redis_store(settings: &RedisSettings, clock: Clock) -> Arc<Observed> {
     let store = RedisStore::new(settings, clock).unwrap();
     store.verify().await.unwrap();
     Arc::new(observed(store::Backend::Redis(Box::new(store))))

@@ -16,17 +16,17 @@ pub(super) struct Dates {
     clock: Clock,
     /// Offset of the server's clock from the local clock in milliseconds.
     ahead_ms: AtomicI64,
-    written: RwLock<Written>,
+    table: RwLock<DateTable>,
 }
 
 /// Consecutive dates, `YYYY-MM-DD` each, from `first_day` (days since the Unix epoch) on.
 #[derive(Clone, Debug)]
-pub(super) struct Written {
+pub(super) struct DateTable {
     pub(super) first_day: u64,
     pub(super) dates: Arc<str>,
 }
 
-impl Written {
+impl DateTable {
     fn around(now: Timestamp) -> Self {
         let first_day = (now.as_millis() / DAY_MS).saturating_sub(1);
         let date = |day| Timestamp::from_millis(day * DAY_MS).to_string()[..10].to_owned();
@@ -37,8 +37,8 @@ impl Written {
 
 impl Dates {
     pub(super) fn new(clock: Clock) -> Self {
-        let written = RwLock::new(Written::around(clock.now()));
-        Self { clock, ahead_ms: AtomicI64::new(0), written }
+        let table = RwLock::new(DateTable::around(clock.now()));
+        Self { clock, ahead_ms: AtomicI64::new(0), table }
     }
 
     /// The estimated time of the server's clock.
@@ -48,21 +48,21 @@ impl Dates {
     }
 
     /// Sets the offset from a time that the server has just reported.
-    pub(super) fn learn(&self, server: Timestamp) {
+    pub(super) fn synchronize(&self, server: Timestamp) {
         let here = i64::try_from(self.clock.now().as_millis()).unwrap_or(i64::MAX);
         let there = i64::try_from(server.as_millis()).unwrap_or(i64::MAX);
         self.ahead_ms.store(there.saturating_sub(here), Ordering::Relaxed);
     }
 
     /// The date table for the server's current day. Rebuilt once a day.
-    pub(super) fn around_now(&self) -> Written {
+    pub(super) fn current(&self) -> DateTable {
         let now = self.now();
-        let written = self.written.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if now.as_millis() / DAY_MS == written.first_day + 1 {
-            return written;
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if now.as_millis() / DAY_MS == table.first_day + 1 {
+            return table;
         }
-        let new = Written::around(now);
-        *self.written.write().unwrap_or_else(PoisonError::into_inner) = new.clone();
+        let new = DateTable::around(now);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = new.clone();
         new
     }
 }
@@ -76,12 +76,12 @@ mod tests {
     fn date_table_follows_the_servers_clock() {
         let clock = ManualClock::at(Timestamp::from_millis(1_795_000_000_000));
         let dates = Dates::new(Clock::Manual(clock.clone()));
-        let written = dates.around_now();
-        assert_eq!(&*written.dates, "2026-11-172026-11-182026-11-192026-11-20");
-        assert_eq!(written.first_day, 1_795_000_000_000 / DAY_MS - 1);
-        dates.learn(Timestamp::from_millis(1_795_000_000_000 + 40 * DAY_MS));
-        assert!(dates.around_now().dates.starts_with("2026-12-27"));
+        let table = dates.current();
+        assert_eq!(&*table.dates, "2026-11-172026-11-182026-11-192026-11-20");
+        assert_eq!(table.first_day, 1_795_000_000_000 / DAY_MS - 1);
+        dates.synchronize(Timestamp::from_millis(1_795_000_000_000 + 40 * DAY_MS));
+        assert!(dates.current().dates.starts_with("2026-12-27"));
         clock.advance(DAY_MS);
-        assert!(dates.around_now().dates.starts_with("2026-12-28"));
+        assert!(dates.current().dates.starts_with("2026-12-28"));
     }
 }

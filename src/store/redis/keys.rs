@@ -43,7 +43,7 @@ impl Keys {
     }
 
     /// The pub/sub channel on which changes of the routing channel are published. It has the same name.
-    pub(super) fn wake(self, conversation: ConversationRef) -> String {
+    pub(super) fn pubsub_channel(self, conversation: ConversationRef) -> String {
         self.channel(conversation)
     }
 
@@ -68,7 +68,7 @@ impl Keys {
     }
 
     /// Written to a conversation's partition before waiting for replicas (`WAIT`).
-    pub(super) fn fence(self, conversation: ConversationRef) -> String {
+    pub(super) fn barrier(self, conversation: ConversationRef) -> String {
         format!("{{cb:{}}}:fence", self.partition(conversation))
     }
 
@@ -83,13 +83,13 @@ impl Keys {
     }
 }
 
-/// The conversation of a pub/sub channel named by [`Keys::wake`].
-pub(super) fn woken(channel: &str) -> Option<ConversationRef> {
+/// The conversation of a pub/sub channel named by [`Keys::pubsub_channel`].
+pub(super) fn conversation_of(channel: &str) -> Option<ConversationRef> {
     ConversationRef::from_str(channel.rsplit(':').next()?).ok()
 }
 
 /// The member of the timer set for an item; without a sequence, for the conversation as a whole.
-pub(super) fn marker(conversation: ConversationRef, sequence: Option<Sequence>) -> String {
+pub(super) fn timer_member(conversation: ConversationRef, sequence: Option<Sequence>) -> String {
     match sequence {
         Some(sequence) => format!("{conversation}:{sequence}"),
         None => conversation.to_string(),
@@ -97,7 +97,7 @@ pub(super) fn marker(conversation: ConversationRef, sequence: Option<Sequence>) 
 }
 
 /// Parses a member of the timer set: the inverse of [`marker`].
-pub(super) fn marked(member: &str) -> Option<(ConversationRef, Option<Sequence>)> {
+pub(super) fn parse_timer_member(member: &str) -> Option<(ConversationRef, Option<Sequence>)> {
     match member.split_once(':') {
         Some((conversation, sequence)) => {
             Some((conversation.parse().ok()?, Some(Sequence::new(sequence.parse().ok()?))))
@@ -120,15 +120,18 @@ mod tests {
         let mut all = keys.conversation(conversation).to_vec();
         all.push(keys.used(conversation, item));
         assert!(all.iter().all(|key| key.starts_with(&tag)), "{all:?}");
-        assert_eq!(woken(&keys.channel(conversation)), Some(conversation));
+        assert_eq!(conversation_of(&keys.channel(conversation)), Some(conversation));
     }
 
     #[test]
     fn timer_members_round_trip() {
         let conversation = ConversationId::parse("call-1").unwrap().reference();
         for sequence in [None, Some(Sequence::new(17))] {
-            assert_eq!(marked(&marker(conversation, sequence)), Some((conversation, sequence)));
+            assert_eq!(
+                parse_timer_member(&timer_member(conversation, sequence)),
+                Some((conversation, sequence))
+            );
         }
-        assert_eq!((marked("x"), marked("x:1")), (None, None));
+        assert_eq!((parse_timer_member("x"), parse_timer_member("x:1")), (None, None));
     }
 }

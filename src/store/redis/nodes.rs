@@ -1,4 +1,4 @@
-//! Who a request goes to, and what is done when it did not get there.
+//! Selects the node for a request, and retries a request that was not executed.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -11,120 +11,125 @@ use redis::{Cmd, RedisError, RedisResult, Value};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::cluster::Cluster;
-use super::fate::Fate;
+use super::connection::{
+    ConnectionLimits, Endpoint, ReconnectingConnection, Request, RequestError, RunId, ServerReply,
+};
+use super::failure::FailureKind;
 use super::keys::Keys;
-use super::link::{Answered, ConnectionLimits, Failed, Link, Request, RunId, Target};
-use super::replicas::{Fence, Replicas};
+use super::replicas::{Replicas, ReplicationBarrier};
 use super::sentinel::Sentinels;
 use super::servers::{Address, Servers};
-use super::slots::Slot;
+use super::slots::HashSlot;
 use crate::store::StoreError;
 
-/// For how long a request that nobody executed looks for another server.
-const PATIENCE: Duration = Duration::from_millis(250);
-/// How long it waits between two tries.
-const PAUSE: Duration = Duration::from_millis(20);
-/// How many redirections it follows.
-const REDIRECTIONS: u32 = 8;
+/// How long a request that was not executed is retried.
+const RETRY_WINDOW: Duration = Duration::from_millis(250);
+/// Delay between two attempts.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// Maximum number of `MOVED` and `ASK` redirections of a request.
+const MAX_REDIRECTIONS: u32 = 8;
 
-/// Which of a node's connections a request takes.
+/// The connection of a node that a request uses. Redis replies in order, so a large reply delays the ones behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
-    /// For what changes something, and for short questions; nothing large comes back on it.
+pub(super) enum ConnectionRole {
+    /// Writes, and queries with short replies.
     Commands,
-    /// For what reads and changes nothing, so that a large conversation delays no callback.
+    /// Read-only queries. Separate, so that the state of a large conversation does not delay a callback.
     Reads,
-    /// For pages of channels, so that they delay no other read.
+    /// Pages of channels. Separate, so that they do not delay other reads.
     Pages,
 }
 
-/// A server that takes writes, and the connections to it.
+/// A server that accepts writes, with its connections.
 #[derive(Debug)]
 pub(super) struct Node {
-    target: Target,
-    commands: Link,
-    reads: Link,
-    pages: Link,
-    pub(super) fence: Option<Fence>,
+    endpoint: Endpoint,
+    commands: ReconnectingConnection,
+    reads: ReconnectingConnection,
+    pages: ReconnectingConnection,
+    pub(super) barrier: Option<ReplicationBarrier>,
 }
 
 impl Node {
     pub(super) fn new(
-        target: Target,
+        endpoint: Endpoint,
         limits: ConnectionLimits,
         replicas: Option<Replicas>,
         connections: &Arc<AtomicU64>,
     ) -> Self {
-        let link = |limits, identify| Link::new(target.clone(), limits, identify, Arc::clone(connections));
+        let connection = |limits, identify| {
+            ReconnectingConnection::new(endpoint.clone(), limits, identify, Arc::clone(connections))
+        };
         Self {
-            commands: link(limits, replicas.is_some()),
-            reads: link(limits.for_reads(), false),
-            pages: link(limits.for_reads(), false),
-            fence: replicas
-                .map(|replicas| Fence::new(target.clone(), limits, replicas, Arc::clone(connections))),
-            target,
+            commands: connection(limits, replicas.is_some()),
+            reads: connection(limits.for_reads(), false),
+            pages: connection(limits.for_reads(), false),
+            barrier: replicas.map(|replicas| {
+                ReplicationBarrier::new(endpoint.clone(), limits, replicas, Arc::clone(connections))
+            }),
+            endpoint,
         }
     }
 
-    pub(super) const fn link(&self, lane: Lane) -> &Link {
-        match lane {
-            Lane::Commands => &self.commands,
-            Lane::Reads => &self.reads,
-            Lane::Pages => &self.pages,
+    pub(super) const fn connection(&self, role: ConnectionRole) -> &ReconnectingConnection {
+        match role {
+            ConnectionRole::Commands => &self.commands,
+            ConnectionRole::Reads => &self.reads,
+            ConnectionRole::Pages => &self.pages,
         }
     }
 
     async fn listen(&self) -> RedisResult<PubSub> {
-        match &self.target {
-            Target::Server { access, address } => access.client(address)?.get_async_pubsub().await,
-            Target::Master(sentinels) => {
-                sentinels.master(|client, _| async move { client.get_async_pubsub().await }).await
+        match &self.endpoint {
+            Endpoint::Server { access, address } => access.client(address)?.get_async_pubsub().await,
+            Endpoint::Primary(sentinels) => {
+                sentinels.primary(|client, _| async move { client.get_async_pubsub().await }).await
             }
         }
     }
 }
 
-/// An answer, and the node that gave it.
+/// A reply, the node that sent it, and its `run_id` if known.
 #[derive(Debug)]
-pub(super) struct FromNode {
+pub(super) struct NodeReply {
     pub(super) value: Value,
     pub(super) node: Arc<Node>,
     pub(super) run: Option<RunId>,
 }
 
-impl FromNode {
-    /// Takes the answer out.
+impl NodeReply {
+    /// Takes the value, leaving `Nil`.
     pub(super) const fn take(&mut self) -> Value {
         std::mem::replace(&mut self.value, Value::Nil)
     }
 }
 
-/// All servers that take writes.
+/// All servers that accept writes.
 #[derive(Debug)]
 pub(super) enum Nodes {
-    /// There is one, perhaps another one tomorrow.
-    One { node: Arc<Node>, may_change: bool },
-    /// There are several, each with slots of its own.
+    /// One primary. `has_failover`: sentinels can replace it.
+    Single { node: Arc<Node>, has_failover: bool },
+    /// A Redis Cluster.
     Cluster(Box<Cluster>),
 }
 
 impl Nodes {
-    /// Counts in `connections` each that is made, but those that listen.
+    /// `connections` counts opened connections, without those for pub/sub.
     pub(super) fn new(
         servers: Servers,
         limits: ConnectionLimits,
         replicas: Option<Replicas>,
         connections: &Arc<AtomicU64>,
     ) -> Self {
-        let one = |target, may_change| {
-            let node = Arc::new(Node::new(target, limits, replicas, connections));
-            Self::One { node, may_change }
+        let one = |endpoint, has_failover| {
+            let node = Arc::new(Node::new(endpoint, limits, replicas, connections));
+            Self::Single { node, has_failover }
         };
         match servers {
-            Servers::One { access, address } => one(Target::Server { access, address }, false),
-            Servers::Sentinel { access, asking, sentinels, service } => {
-                let sentinels = Sentinels { access, asking, addresses: sentinels, service, limits };
-                one(Target::Master(Arc::new(sentinels)), true)
+            Servers::Single { access, address } => one(Endpoint::Server { access, address }, false),
+            Servers::Sentinel { access, sentinel_access, sentinels, service } => {
+                let sentinels = Sentinels { access, sentinel_access, addresses: sentinels, service, limits };
+                one(Endpoint::Primary(Arc::new(sentinels)), true)
             }
             Servers::Cluster { access, seeds } => Self::Cluster(Box::new(Cluster::new(
                 access,
@@ -136,66 +141,65 @@ impl Nodes {
         }
     }
 
-    /// Whether the keys are spread over several servers.
     pub(super) const fn is_cluster(&self) -> bool {
         matches!(self, Self::Cluster(_))
     }
 
-    /// Whether another server takes over when one fails.
-    pub(super) const fn may_change(&self) -> bool {
+    /// Whether a replica can be promoted when the primary fails.
+    pub(super) const fn has_failover(&self) -> bool {
         match self {
-            Self::One { may_change, .. } => *may_change,
+            Self::Single { has_failover, .. } => *has_failover,
             Self::Cluster(_) => true,
         }
     }
 
-    /// The node that has a slot, as far as is known.
-    pub(super) async fn owner(&self, slot: Slot) -> Result<Arc<Node>, RedisError> {
+    /// The node that owns a slot, by the cached slot map. Errors if the cluster does not respond.
+    pub(super) async fn owner(&self, slot: HashSlot) -> Result<Arc<Node>, RedisError> {
         match self {
-            Self::One { node, .. } => Ok(Arc::clone(node)),
+            Self::Single { node, .. } => Ok(Arc::clone(node)),
             Self::Cluster(cluster) => cluster.owner(slot).await,
         }
     }
 
     fn at(&self, address: &Address) -> Option<Arc<Node>> {
         match self {
-            Self::One { .. } => None,
+            Self::Single { .. } => None,
             Self::Cluster(cluster) => Some(cluster.node(address)),
         }
     }
 
-    fn learn(&self, slot: Slot, address: &Address) {
+    fn set_owner(&self, slot: HashSlot, address: &Address) {
         if let Self::Cluster(cluster) = self {
-            cluster.learn(slot, address);
+            cluster.set_owner(slot, address);
         }
     }
 
-    /// Looks who has which slot, unless that was done a moment ago.
-    pub(super) async fn look_again(&self) {
+    /// Refreshes the slot map, unless it was refreshed within the last 100 ms. No effect outside a cluster.
+    pub(super) async fn refresh_slots(&self) {
         if let Self::Cluster(cluster) = self {
             cluster.refresh().await;
         }
     }
 
-    /// Every node that takes writes.
+    /// All primaries.
     pub(super) async fn all(&self) -> Result<Vec<Arc<Node>>, RedisError> {
         match self {
-            Self::One { node, .. } => Ok(vec![Arc::clone(node)]),
-            Self::Cluster(cluster) => cluster.masters().await,
+            Self::Single { node, .. } => Ok(vec![Arc::clone(node)]),
+            Self::Cluster(cluster) => cluster.primaries().await,
         }
     }
 
-    /// Whether any of them can take callbacks: in a cluster of which a part is away, the others have work to do.
+    /// Succeeds if at least one node accepts writes: a cluster with failed nodes still serves the slots of the others.
     pub(super) async fn ping(&self, partitions: u16) -> Result<(), StoreError> {
         let mut nodes: Vec<Arc<Node>> = Vec::new();
         let mut tried = FuturesUnordered::new();
         let mut failure = None;
         for partition in 0..if self.is_cluster() { partitions } else { 1 } {
-            match self.owner(Slot::of(&Keys::probe(partition).0)).await {
+            match self.owner(HashSlot::of(&Keys::probe(partition).0)).await {
                 Ok(node) if nodes.iter().any(|known| Arc::ptr_eq(known, &node)) => {}
                 Ok(node) => {
                     nodes.push(node);
-                    tried.push(self.try_to_write(partition));
+                    tried.push(self.probe_write(partition));
                 }
                 Err(error) => failure = Some(StoreError::Unavailable(error.into())),
             }
@@ -209,99 +213,108 @@ impl Nodes {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Tries a write that is refused like a callback's would be. Nothing is under its key, so it writes nothing.
-    async fn try_to_write(&self, partition: u16) -> Result<(), StoreError> {
+    /// Sends a write that Redis rejects for the same reasons as a callback's. The key does not exist, so `SET … XX`
+    /// writes nothing.
+    async fn probe_write(&self, partition: u16) -> Result<(), StoreError> {
         let (key, _) = Keys::probe(partition);
         let write = redis::cmd("SET").arg(&key).arg("").arg("XX").arg("PX").arg(1).to_owned();
-        let answer = self.call(Lane::Commands, Slot::of(&key), Request::command(&write)).await?;
-        let Some(fence) = &answer.node.fence else { return Ok(()) };
-        let confirmed = fence.confirm(answer.run.as_ref(), &Keys::health(partition)).await;
+        let answer =
+            self.call(ConnectionRole::Commands, HashSlot::of(&key), Request::command(&write)).await?;
+        let Some(barrier) = &answer.node.barrier else { return Ok(()) };
+        let confirmed = barrier.confirm(answer.run.as_ref(), &Keys::health(partition)).await;
         confirmed.map_err(StoreError::OutcomeUnknown)
     }
 
-    /// A connection that hears what is published, wherever it is.
+    /// Opens a pub/sub connection. In a cluster every node receives all messages.
     pub(super) async fn listen(&self, limit: Duration) -> RedisResult<PubSub> {
         let listen = async {
             match self {
-                Self::One { node, .. } => node.listen().await,
-                // What one node publishes all of them tell.
-                Self::Cluster(cluster) => cluster.any().await?.listen().await,
+                Self::Single { node, .. } => node.listen().await,
+                Self::Cluster(cluster) => cluster.any_responding().await?.listen().await,
             }
         };
         timeout(limit, listen).await.map_err(std::io::Error::from)?
     }
 
-    /// Sends a request that can be repeated without harm to the owner of a slot. After a lost connection it is repeated
-    /// once; what cannot be known then is told as [`StoreError::OutcomeUnknown`], except of reads, which change nothing
-    /// either way. What nobody executed looks for another server for a while, where there may be one.
+    /// Sends an idempotent request to the owner of a slot.
+    ///
+    /// A request whose connection was lost is repeated once. A request that was not executed is retried for
+    /// [`RETRY_WINDOW`] where a failover is possible. Fails with [`StoreError::OutcomeUnknown`] if a write may have been
+    /// executed, with [`StoreError::Unavailable`] if it was not; reads always fail with the latter.
     pub(super) async fn call(
         &self,
-        lane: Lane,
-        slot: Slot,
+        role: ConnectionRole,
+        slot: HashSlot,
         mut request: Request<'_>,
-    ) -> Result<FromNode, StoreError> {
+    ) -> Result<NodeReply, StoreError> {
         let since = Instant::now();
-        let unknown = |error: RedisError| match lane {
-            Lane::Commands => StoreError::OutcomeUnknown(error.into()),
-            Lane::Reads | Lane::Pages => StoreError::Unavailable(error.into()),
+        let unknown = |error: RedisError| match role {
+            ConnectionRole::Commands => StoreError::OutcomeUnknown(error.into()),
+            ConnectionRole::Reads | ConnectionRole::Pages => StoreError::Unavailable(error.into()),
         };
         let asking = redis::cmd("ASKING");
-        let mut asked: Option<Arc<Node>> = None;
+        let mut redirected_to: Option<Arc<Node>> = None;
         let mut redirections = 0;
         let mut lost: Option<RedisError> = None;
-        let mut looked_for_another = false;
+        let mut refreshed = false;
         loop {
-            let (owner, sent) = match asked.take() {
+            let (owner, sent) = match redirected_to.take() {
                 Some(node) => (Ok(node), request.after(&asking)),
                 None => (self.owner(slot).await, request),
             };
             let tried = owner.as_ref().ok().cloned();
             let failed = match owner {
-                Ok(node) => match node.link(lane).send(sent).await {
-                    Ok(Answered { value, run }) => return Ok(FromNode { value, node, run }),
+                Ok(node) => match node.connection(role).send(sent).await {
+                    Ok(ServerReply { value, run }) => return Ok(NodeReply { value, node, run }),
                     Err(failed) => failed,
                 },
-                Err(error) => Failed { fate: Fate::Astray, error },
+                Err(error) => RequestError { kind: FailureKind::NotSent, error },
             };
             let error = failed.error;
-            match failed.fate {
-                Fate::Mistake => return Err(StoreError::Broken(error.to_string())),
-                Fate::Late => {
-                    // For the next request: who is silent may have been replaced.
-                    self.look_again().await;
+            match failed.kind {
+                FailureKind::ScriptFailed => return Err(StoreError::Broken(error.to_string())),
+                FailureKind::TimedOut => {
+                    // For the next request: the silent node may have been replaced.
+                    self.refresh_slots().await;
                     return Err(unknown(error));
                 }
-                Fate::Disconnected if lost.is_some() => return Err(unknown(error)),
-                Fate::Disconnected => {
+                FailureKind::ConnectionLost if lost.is_some() => return Err(unknown(error)),
+                FailureKind::ConnectionLost => {
                     lost = Some(error);
                     request = request.repeated();
                     continue;
                 }
-                Fate::Moved(slot, address) if redirections < REDIRECTIONS && self.is_cluster() => {
+                FailureKind::Moved(slot, address) if redirections < MAX_REDIRECTIONS && self.is_cluster() => {
                     redirections += 1;
-                    self.learn(slot, &address);
+                    self.set_owner(slot, &address);
                     continue;
                 }
-                Fate::Ask(address) if redirections < REDIRECTIONS && self.is_cluster() => {
+                FailureKind::Ask(address) if redirections < MAX_REDIRECTIONS && self.is_cluster() => {
                     redirections += 1;
-                    asked = self.at(&address);
+                    redirected_to = self.at(&address);
                     continue;
                 }
-                Fate::Astray | Fate::NoMaster if self.may_change() && since.elapsed() < PATIENCE => {
-                    sleep(PAUSE).await;
-                    self.look_again().await;
+                FailureKind::NotSent | FailureKind::NotPrimary
+                    if self.has_failover() && since.elapsed() < RETRY_WINDOW =>
+                {
+                    sleep(RETRY_INTERVAL).await;
+                    self.refresh_slots().await;
                     continue;
                 }
-                // To find out that a host is gone takes longer than that.
-                Fate::Astray | Fate::NoMaster if !looked_for_another && self.is_cluster() => {
-                    looked_for_another = true;
-                    self.look_again().await;
+                // Connecting to a dead host can take longer than the window; then try a new owner once.
+                FailureKind::NotSent | FailureKind::NotPrimary if !refreshed && self.is_cluster() => {
+                    refreshed = true;
+                    self.refresh_slots().await;
                     let owner = self.owner(slot).await.ok();
                     if owner.as_ref().map(Arc::as_ptr) != tried.as_ref().map(Arc::as_ptr) {
                         continue;
                     }
                 }
-                Fate::Refused | Fate::Astray | Fate::NoMaster | Fate::Moved(..) | Fate::Ask(_) => {}
+                FailureKind::Rejected
+                | FailureKind::NotSent
+                | FailureKind::NotPrimary
+                | FailureKind::Moved(..)
+                | FailureKind::Ask(_) => {}
             }
             return Err(match lost {
                 Some(lost) => unknown(lost),
@@ -310,9 +323,10 @@ impl Nodes {
         }
     }
 
-    /// Sends a command that concerns one key.
+    /// Sends a command to the owner of `key`.
     pub(super) async fn command(&self, key: &str, command: &Cmd) -> Result<Value, StoreError> {
-        let answer = self.call(Lane::Commands, Slot::of(key), Request::command(command)).await?;
+        let answer =
+            self.call(ConnectionRole::Commands, HashSlot::of(key), Request::command(command)).await?;
         Ok(answer.value)
     }
 }

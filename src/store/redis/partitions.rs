@@ -10,42 +10,42 @@ use tokio::time::timeout;
 
 use super::RedisStore;
 use super::keys::{self, Keys};
-use super::nodes::{Lane, Node};
-use super::script::{Call, broken, bytes, list, number};
-use super::slots::Slot;
+use super::nodes::{ConnectionRole, Node};
+use super::script::{ScriptCall, broken, bytes, list, number};
+use super::slots::HashSlot;
 use crate::domain::gate::Totals;
 use crate::domain::time::Timestamp;
 use crate::store::{CLAIM_MS, Due, StoreError, gather};
 
 /// Number of partitions per script call. In a cluster it is one, because partitions are in different slots.
-const PARTITIONS_AT_ONCE: usize = 64;
+const PARTITIONS_PER_CALL: usize = 64;
 
 /// A query that one script call answers for some partitions.
-pub(super) trait Question: Sync {
+pub(super) trait PartitionQuery: Sync {
     /// The decoded reply.
-    type Answer: Send;
+    type Output: Send;
     /// Which of a node's connections it uses.
-    const LANE: Lane;
+    const ROLE: ConnectionRole;
     /// The script call for these partitions.
-    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> Call<'a>;
+    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> ScriptCall<'a>;
     /// Decodes the script's reply for these partitions.
-    fn read(reply: Value, partitions: &[u16]) -> Result<Self::Answer, StoreError>;
+    fn read(reply: Value, partitions: &[u16]) -> Result<Self::Output, StoreError>;
     /// Timeout for a cluster node.
-    fn patience(store: &RedisStore) -> Duration;
+    fn timeout(store: &RedisStore) -> Duration;
 }
 
 /// Finds and claims due timers, at most `limit` per partition.
-pub(super) struct WhatIsDue {
+pub(super) struct DueQuery {
     pub(super) limit: usize,
 }
 
-impl Question for WhatIsDue {
-    type Answer = Due;
-    const LANE: Lane = Lane::Commands;
+impl PartitionQuery for DueQuery {
+    type Output = Due;
+    const ROLE: ConnectionRole = ConnectionRole::Commands;
 
-    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> Call<'a> {
+    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> ScriptCall<'a> {
         let keys: Vec<String> = partitions.iter().copied().map(Keys::timers).collect();
-        Call::new(&store.scripts.due, &keys, 0).raw(store.now()).arg(self.limit).arg(CLAIM_MS)
+        ScriptCall::new(&store.scripts.due, &keys, 0).raw(store.now()).arg(self.limit).arg(CLAIM_MS)
     }
 
     fn read(reply: Value, partitions: &[u16]) -> Result<Due, StoreError> {
@@ -61,7 +61,7 @@ impl Question for WhatIsDue {
             for member in value {
                 let member = bytes(member)?;
                 // An invalid member must not stop the other timers.
-                if let Some(marker) = std::str::from_utf8(&member).ok().and_then(keys::marked) {
+                if let Some(marker) = std::str::from_utf8(&member).ok().and_then(keys::parse_timer_member) {
                     markers.push(marker);
                 } else {
                     tracing::debug!("ignored an invalid member of a timer set");
@@ -72,22 +72,22 @@ impl Question for WhatIsDue {
     }
 
     /// A slow node delays the timers of the other nodes by at most twice this time.
-    fn patience(store: &RedisStore) -> Duration {
+    fn timeout(store: &RedisStore) -> Duration {
         store.connection_limits.response / 4
     }
 }
 
 /// Adds up the totals of the partitions.
-pub(super) struct WhatIsHeld;
+pub(super) struct TotalsQuery;
 
-impl Question for WhatIsHeld {
-    type Answer = Totals;
-    const LANE: Lane = Lane::Reads;
+impl PartitionQuery for TotalsQuery {
+    type Output = Totals;
+    const ROLE: ConnectionRole = ConnectionRole::Reads;
 
-    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> Call<'a> {
+    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> ScriptCall<'a> {
         let keys =
             partitions.iter().flat_map(|&partition| [Keys::timers(partition), Keys::totals(partition)]);
-        Call::new(&store.scripts.totals, &keys.collect::<Vec<_>>(), 0)
+        ScriptCall::new(&store.scripts.totals, &keys.collect::<Vec<_>>(), 0)
     }
 
     fn read(reply: Value, _: &[u16]) -> Result<Totals, StoreError> {
@@ -96,79 +96,87 @@ impl Question for WhatIsHeld {
         Ok(Totals { awaiting: count()?, held: count()?, held_bytes: count()? })
     }
 
-    fn patience(store: &RedisStore) -> Duration {
+    fn timeout(store: &RedisStore) -> Duration {
         store.connection_limits.response
     }
 }
 
 /// A reply and the partitions that it covers.
-type Part<T> = (Vec<u16>, Result<T, StoreError>);
+type PartReply<T> = (Vec<u16>, Result<T, StoreError>);
 
 impl RedisStore {
     /// Queries these partitions. The results cover each of them once; a result can be an error.
-    pub(super) async fn ask<Q: Question>(&self, question: &Q, partitions: &[u16]) -> Vec<Part<Q::Answer>> {
+    pub(super) async fn query<Q: PartitionQuery>(
+        &self,
+        query: &Q,
+        partitions: &[u16],
+    ) -> Vec<PartReply<Q::Output>> {
         if self.nodes.is_cluster() {
-            return self.ask_cluster(question, partitions).await;
+            return self.query_cluster(query, partitions).await;
         }
-        let groups = partitions.chunks(PARTITIONS_AT_ONCE);
-        join_all(groups.map(async |group| (group.to_vec(), self.ask_together(question, group).await))).await
+        let groups = partitions.chunks(PARTITIONS_PER_CALL);
+        join_all(groups.map(async |group| (group.to_vec(), self.query_group(query, group).await))).await
     }
 
-    async fn ask_together<Q: Question>(
+    async fn query_group<Q: PartitionQuery>(
         &self,
-        question: &Q,
+        query: &Q,
         partitions: &[u16],
-    ) -> Result<Q::Answer, StoreError> {
-        let answer = question.call(self, partitions).send(&self.nodes, Q::LANE).await?;
-        Q::read(answer.value, partitions)
+    ) -> Result<Q::Output, StoreError> {
+        let reply = query.call(self, partitions).send(&self.nodes, Q::ROLE).await?;
+        Q::read(reply.value, partitions)
     }
 
     /// Queries one partition of a cluster. Follows redirections to its current node.
-    async fn ask_alone<Q: Question>(&self, question: &Q, partition: u16) -> Part<Q::Answer> {
+    async fn query_one<Q: PartitionQuery>(&self, query: &Q, partition: u16) -> PartReply<Q::Output> {
         let alone = [partition];
-        let asked = timeout(Q::patience(self), self.ask_together(question, &alone));
-        (vec![partition], asked.await.unwrap_or_else(|_| Err(slow())))
+        let reply = timeout(Q::timeout(self), self.query_group(query, &alone));
+        (vec![partition], reply.await.unwrap_or_else(|_| Err(no_response())))
     }
 
     /// Queries a node for some partitions in one pipeline. A partition that it refuses is queried alone. If the
     /// node does not respond, only the first partition is queried again: this finds the new owner of the slot,
     /// which the next round then uses for all of them.
-    async fn ask_node<Q: Question>(
+    async fn query_node<Q: PartitionQuery>(
         &self,
-        question: &Q,
+        query: &Q,
         node: Arc<Node>,
         partitions: Vec<u16>,
-    ) -> Vec<Part<Q::Answer>> {
+    ) -> Vec<PartReply<Q::Output>> {
         let mut commands = Pipeline::new();
         for &partition in &partitions {
-            commands.add_command(question.call(self, &[partition]).command());
+            commands.add_command(query.call(self, &[partition]).command());
         }
-        let sent = timeout(Q::patience(self), node.link(Q::LANE).send_all(&commands));
-        let Ok(Ok(answers)) = sent.await else {
-            self.nodes.look_again().await;
+        let sent = timeout(Q::timeout(self), node.connection(Q::ROLE).send_all(&commands));
+        let Ok(Ok(replies)) = sent.await else {
+            self.nodes.refresh_slots().await;
             return match partitions.split_first() {
                 Some((&first, others)) => {
-                    vec![self.ask_alone(question, first).await, (others.to_vec(), Err(slow()))]
+                    vec![self.query_one(query, first).await, (others.to_vec(), Err(no_response()))]
                 }
                 None => Vec::new(),
             };
         };
         let mut found = Vec::with_capacity(partitions.len());
-        for (partition, answer) in partitions.into_iter().zip(answers) {
-            found.push(match answer.extract_error() {
+        for (partition, reply) in partitions.into_iter().zip(replies) {
+            found.push(match reply.extract_error() {
                 Ok(value) => (vec![partition], Q::read(value, &[partition])),
-                Err(_) => self.ask_alone(question, partition).await,
+                Err(_) => self.query_one(query, partition).await,
             });
         }
         found
     }
 
     /// Queries all nodes concurrently, each for its own partitions.
-    async fn ask_cluster<Q: Question>(&self, question: &Q, partitions: &[u16]) -> Vec<Part<Q::Answer>> {
+    async fn query_cluster<Q: PartitionQuery>(
+        &self,
+        query: &Q,
+        partitions: &[u16],
+    ) -> Vec<PartReply<Q::Output>> {
         let mut nodes: Vec<(Arc<Node>, Vec<u16>)> = Vec::new();
         let mut found = Vec::new();
         for &partition in partitions {
-            let owner = match self.nodes.owner(Slot::of(&Keys::timers(partition))).await {
+            let owner = match self.nodes.owner(HashSlot::of(&Keys::timers(partition))).await {
                 Ok(owner) => owner,
                 Err(error) => {
                     found.push((vec![partition], Err(StoreError::Unavailable(error.into()))));
@@ -180,12 +188,12 @@ impl RedisStore {
                 None => nodes.push((owner, vec![partition])),
             }
         }
-        let asked = nodes.into_iter().map(|(node, partitions)| self.ask_node(question, node, partitions));
-        found.extend(join_all(asked).await.into_iter().flatten());
+        let queries = nodes.into_iter().map(|(node, partitions)| self.query_node(query, node, partitions));
+        found.extend(join_all(queries).await.into_iter().flatten());
         found
     }
 }
 
-fn slow() -> StoreError {
+fn no_response() -> StoreError {
     StoreError::Unavailable("a cluster node did not respond in time".into())
 }

@@ -1,9 +1,9 @@
-//! Waits until replicas have what was written.
+//! Waits until enough replicas have a write (`store.wait_replicas`).
 //!
-//! `WAIT` holds up what is sent behind it on its connection, so it has one of its own. A small write goes before it:
-//! what replicas have of that they have of everything that the server executed earlier, for whoever it was. One `WAIT`
-//! serves all who began to wait before it was sent. It counts only if the same run of the server answers: after a
-//! failover another one would confirm what it never had.
+//! `WAIT` blocks its connection, so it has a separate one. `WAIT` covers only the writes of its own connection; a small
+//! write before it covers everything that the server executed earlier, for any connection. One `WAIT` serves all callers
+//! that began to wait before it was sent. Its result counts only if the `run_id` is that of the server that executed the
+//! write: after a failover the new primary may not have it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,62 +13,62 @@ use redis::{FromRedisValue, cmd};
 use thiserror::Error;
 use tokio::sync::Mutex;
 
-use super::link::{ConnectionLimits, Link, Request, RunId, Target};
+use super::connection::{ConnectionLimits, Endpoint, ReconnectingConnection, Request, RunId};
 use crate::store::Cause;
 
-/// How long the small write is kept, in milliseconds.
+/// TTL of the small write in milliseconds.
 const KEPT_MS: u64 = 60_000;
 
 /// How many replicas must have a write before it is acknowledged.
 #[derive(Clone, Copy, Debug)]
 pub struct Replicas {
-    /// So many.
+    /// Number of replicas.
     pub count: u64,
-    /// For so long they are waited for.
+    /// Timeout of `WAIT`.
     pub timeout: Duration,
 }
 
-/// Why it is not confirmed that enough replicas have a write.
+/// Why the replication of a write is not confirmed.
 #[derive(Debug, Error)]
-pub(in crate::store) enum NotConfirmed {
-    #[error("replicas could not be waited for: {0}")]
-    NotAsked(String),
-    #[error("the server is another one than that which executed it")]
-    AnotherServer,
-    #[error("{count} of {wanted} replicas have it in time")]
+pub(in crate::store) enum NotReplicated {
+    #[error("waiting for replicas failed: {0}")]
+    WaitFailed(String),
+    #[error("the primary changed after the write")]
+    ServerChanged,
+    #[error("{count} of {wanted} replicas have the write")]
     TooFew { count: u64, wanted: u64 },
 }
 
-/// What a `WAIT` came to: how many replicas of which run, or why that is not known.
-type Outcome = Result<(u64, Option<RunId>), String>;
+/// The number of replicas and the `run_id` of the server that counted them, or the error of the `WAIT`.
+type WaitResult = Result<(u64, Option<RunId>), String>;
 
-/// The connection of a node that waits.
+/// Confirms that replicas have the writes of a node.
 #[derive(Debug)]
-pub(super) struct Fence {
-    link: Link,
+pub(super) struct ReplicationBarrier {
+    connection: ReconnectingConnection,
     replicas: Replicas,
     sent: AtomicU64,
-    last: Mutex<Option<(u64, Outcome)>>,
+    last: Mutex<Option<(u64, WaitResult)>>,
 }
 
-impl Fence {
+impl ReplicationBarrier {
     pub(super) fn new(
-        target: Target,
+        endpoint: Endpoint,
         mut limits: ConnectionLimits,
         replicas: Replicas,
         connections: Arc<AtomicU64>,
     ) -> Self {
         limits.response += replicas.timeout;
         Self {
-            link: Link::new(target, limits, true, connections),
+            connection: ReconnectingConnection::new(endpoint, limits, true, connections),
             replicas,
             sent: AtomicU64::new(0),
             last: Mutex::default(),
         }
     }
 
-    /// Waits until enough replicas have everything that this run of the server executed before the call. `key` is one
-    /// that the node owns.
+    /// Waits until enough replicas have everything that the server with this `run_id` executed before the call. `key`
+    /// must be in a slot of the node. Fails with [`NotReplicated`].
     pub(super) async fn confirm(&self, run: Option<&RunId>, key: &str) -> Result<(), Cause> {
         let before = self.sent.load(Ordering::SeqCst);
         let mut last = self.last.lock().await;
@@ -83,27 +83,27 @@ impl Fence {
         };
         drop(last);
         match outcome {
-            Err(error) => Err(NotConfirmed::NotAsked(error).into()),
+            Err(error) => Err(NotReplicated::WaitFailed(error).into()),
             Ok((_, other)) if other.as_ref() != run || run.is_none() => {
-                Err(NotConfirmed::AnotherServer.into())
+                Err(NotReplicated::ServerChanged.into())
             }
             Ok((count, _)) if count < self.replicas.count => {
-                Err(NotConfirmed::TooFew { count, wanted: self.replicas.count }.into())
+                Err(NotReplicated::TooFew { count, wanted: self.replicas.count }.into())
             }
             Ok(_) => Ok(()),
         }
     }
 
-    async fn wait(&self, key: &str) -> Outcome {
+    async fn wait(&self, key: &str) -> WaitResult {
         let write = cmd("SET").arg(key).arg("").arg("PX").arg(KEPT_MS).to_owned();
         let timeout = u64::try_from(self.replicas.timeout.as_millis()).unwrap_or(u64::MAX);
         let wait = cmd("WAIT").arg(self.replicas.count).arg(timeout).to_owned();
-        let answered = self
-            .link
+        let reply = self
+            .connection
             .send(Request::command(&wait).after(&write))
             .await
             .map_err(|failed| failed.error.to_string())?;
-        let count = u64::from_redis_value(answered.value).map_err(|error| error.to_string())?;
-        Ok((count, answered.run))
+        let count = u64::from_redis_value(reply.value).map_err(|error| error.to_string())?;
+        Ok((count, reply.run))
     }
 }

@@ -4,9 +4,9 @@ use std::fmt::{Display, Write};
 
 use redis::{Cmd, Script, ToRedisArgs, Value};
 
-use super::link::Request;
-use super::nodes::{FromNode, Lane, Nodes};
-use super::slots::Slot;
+use super::connection::Request;
+use super::nodes::{ConnectionRole, NodeReply, Nodes};
+use super::slots::HashSlot;
 use crate::store::StoreError;
 
 /// Initial capacity of a command in bytes, without the payload: enough for the keys and arguments of every script.
@@ -14,15 +14,15 @@ const CALL_BYTES: usize = 1024;
 const CALL_ARGUMENTS: usize = 24;
 
 /// A script call with its keys and arguments.
-pub(super) struct Call<'a> {
+pub(super) struct ScriptCall<'a> {
     script: &'a Script,
-    slot: Slot,
+    slot: HashSlot,
     command: Cmd,
     again: Option<Cmd>,
     scratch: String,
 }
 
-impl<'a> Call<'a> {
+impl<'a> ScriptCall<'a> {
     /// All keys must be in one slot. `payload`: size of the long arguments in bytes.
     pub(super) fn new<K: AsRef<str>>(script: &'a Script, keys: &[K], payload: usize) -> Self {
         let mut command = Cmd::with_capacity(CALL_ARGUMENTS, CALL_BYTES + payload);
@@ -30,7 +30,7 @@ impl<'a> Call<'a> {
         for key in keys {
             command.arg(key.as_ref());
         }
-        let slot = Slot::of(keys.first().map_or("", AsRef::as_ref));
+        let slot = HashSlot::of(keys.first().map_or("", AsRef::as_ref));
         Self { script, slot, command, again: None, scratch: String::new() }
     }
 
@@ -67,15 +67,15 @@ impl<'a> Call<'a> {
         Self { again: Some(again.command), ..self }
     }
 
-    pub(super) async fn send(self, nodes: &Nodes, lane: Lane) -> Result<FromNode, StoreError> {
+    pub(super) async fn send(self, nodes: &Nodes, role: ConnectionRole) -> Result<NodeReply, StoreError> {
         let request = Request::script(self.script, &self.command);
         let request = self.again.as_ref().map_or(request, |again| request.or(again));
-        nodes.call(lane, self.slot, request).await
+        nodes.call(role, self.slot, request).await
     }
 }
 
 /// A script's reply: a word and further values. No `Debug`, because the values may contain results.
-pub(super) struct Reply {
+pub(super) struct ScriptReply {
     word: Vec<u8>,
     rest: std::vec::IntoIter<Value>,
 }
@@ -101,7 +101,7 @@ pub(super) fn number(value: &Value) -> Result<u64, StoreError> {
     }
 }
 
-impl Reply {
+impl ScriptReply {
     pub(super) fn read(value: Value) -> Result<Self, StoreError> {
         let mut rest = list(value)?.into_iter();
         let word = bytes(rest.next().ok_or_else(|| broken("an empty list"))?)?;

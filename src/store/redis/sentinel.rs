@@ -1,4 +1,4 @@
-//! Who the master is, as the sentinels tell: asked whenever a connection is made.
+//! Resolves the primary through the sentinels, at each attempt to connect.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -11,57 +11,60 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value, cmd};
 use tokio::time::timeout;
 
-use super::link::ConnectionLimits;
+use super::connection::ConnectionLimits;
 use super::servers::{Access, Address};
 
-/// How long a second opinion is waited for: sentinels learn of a failover one after the other.
-const SECOND_OPINION: Duration = Duration::from_millis(100);
+/// How long to wait for further sentinels after the first reply: they learn of a failover at different times.
+const LATE_REPLY_WAIT: Duration = Duration::from_millis(100);
 
-/// Who the master is, as one sentinel knows.
+/// The primary as one sentinel reports it.
 #[derive(Debug)]
-struct Opinion {
+struct PrimaryReport {
     address: Address,
-    /// The latest failover that it knows of, where it may be asked for that.
+    /// The configuration epoch, which each failover increases. `None` if the ACL denies `SENTINEL MASTER`.
     epoch: Option<u64>,
 }
 
-/// The sentinels of a service.
+/// The sentinels of a service (the name of a monitored primary).
 #[derive(Debug)]
 pub(super) struct Sentinels {
-    /// How the servers are connected to.
+    /// Credentials and TLS for the servers.
     pub(super) access: Access,
-    /// How the sentinels are.
-    pub(super) asking: Access,
+    /// Credentials and TLS for the sentinels.
+    pub(super) sentinel_access: Access,
     pub(super) addresses: Vec<Address>,
     pub(super) service: String,
     pub(super) limits: ConnectionLimits,
 }
 
 impl Sentinels {
-    /// Asks all sentinels at once, and tries each server that one of them names who knows of the latest failover, until
-    /// one is the master. A master that was replaced, and has come back, takes itself for the master until somebody
-    /// tells it, and so does a sentinel that is late to know.
-    pub(super) async fn master<T, F: Future<Output = RedisResult<T>>>(
+    /// Queries all sentinels concurrently and calls `connect` for each reported server, the highest epoch first, until
+    /// one succeeds. Reports with an older epoch than a tried one are ignored: a former primary that has restarted
+    /// claims to be the primary until it is reconfigured, and a late sentinel still reports it.
+    pub(super) async fn primary<T, F: Future<Output = RedisResult<T>>>(
         &self,
         connect: impl Fn(Client, Address) -> F,
     ) -> RedisResult<T> {
-        let mut answers: FuturesUnordered<_> = self.addresses.iter().map(|one| self.ask(one)).collect();
+        let mut replies: FuturesUnordered<_> =
+            self.addresses.iter().map(|sentinel| self.query(sentinel)).collect();
         let mut tried = Vec::new();
         let (mut failure, mut latest) = (None, None);
-        while let Some(first) = answers.next().await {
-            let mut opinions = vec![first];
+        while let Some(first) = replies.next().await {
+            let mut reports = vec![first];
             let others = async {
-                while let Some(other) = answers.next().await {
-                    opinions.push(other);
+                while let Some(other) = replies.next().await {
+                    reports.push(other);
                 }
             };
-            // Who answers later than that is heard if nobody else names a master.
-            let _: Result<(), _> = timeout(SECOND_OPINION, others).await;
-            opinions.sort_by_key(|opinion| Reverse(opinion.as_ref().ok().and_then(|one| one.epoch)));
-            for opinion in opinions {
-                let attempt = match opinion {
-                    Ok(Opinion { address, epoch }) if tried.contains(&address) || epoch < latest => continue,
-                    Ok(Opinion { address, epoch }) => {
+            // A later reply is used in the next round if no reported server is the primary.
+            let _: Result<(), _> = timeout(LATE_REPLY_WAIT, others).await;
+            reports.sort_by_key(|report| Reverse(report.as_ref().ok().and_then(|report| report.epoch)));
+            for report in reports {
+                let attempt = match report {
+                    Ok(PrimaryReport { address, epoch }) if tried.contains(&address) || epoch < latest => {
+                        continue;
+                    }
+                    Ok(PrimaryReport { address, epoch }) => {
                         latest = epoch;
                         tried.push(address.clone());
                         connect(self.access.client(&address)?, address).await
@@ -74,44 +77,44 @@ impl Sentinels {
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| (ErrorKind::EmptySentinelList, "there is no sentinel to ask").into()))
+        Err(failure.unwrap_or_else(|| (ErrorKind::EmptySentinelList, "no sentinel is configured").into()))
     }
 
-    async fn ask(&self, sentinel: &Address) -> RedisResult<Opinion> {
+    async fn query(&self, sentinel: &Address) -> RedisResult<PrimaryReport> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.limits.connect))
             .set_response_timeout(Some(self.limits.response));
-        let client = self.asking.client(sentinel)?;
+        let client = self.sentinel_access.client(sentinel)?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        // Not the address as well: while it fails over, that is still the old one.
-        let question = cmd("SENTINEL").arg("MASTER").arg(&self.service).to_owned();
-        let told: RedisResult<HashMap<String, String>> = question.query_async(&mut connection).await;
-        let epoch = told.ok().and_then(|told| told.get("config-epoch")?.parse().ok());
-        let question = cmd("SENTINEL").arg("get-master-addr-by-name").arg(&self.service).to_owned();
-        let answer: Option<(String, u16)> = question.query_async(&mut connection).await?;
+        // Its address is not used: during a failover it is still the former primary.
+        let command = cmd("SENTINEL").arg("MASTER").arg(&self.service).to_owned();
+        let fields: RedisResult<HashMap<String, String>> = command.query_async(&mut connection).await;
+        let epoch = fields.ok().and_then(|fields| fields.get("config-epoch")?.parse().ok());
+        let command = cmd("SENTINEL").arg("get-master-addr-by-name").arg(&self.service).to_owned();
+        let address: Option<(String, u16)> = command.query_async(&mut connection).await?;
         let unknown = || RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "no such service"));
-        let (host, port) = answer.ok_or_else(unknown)?;
-        Ok(Opinion { address: Address { host, port }, epoch })
+        let (host, port) = address.ok_or_else(unknown)?;
+        Ok(PrimaryReport { address: Address { host, port }, epoch })
     }
 
-    /// A sentinel may be late to know: the server itself says what it is. Not by ROLE, which only an administrator may
-    /// ask for.
+    /// Fails if the server does not report that it is the primary; a sentinel can be out of date. Uses `HELLO`, because
+    /// `ROLE` is in the ACL category `@admin`.
     pub(super) async fn check_role(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        let greeting: Value = cmd("HELLO").query_async(connection).await?;
-        match greeted(&greeting, "role") {
+        let hello: Value = cmd("HELLO").query_async(connection).await?;
+        match hello_field(&hello, "role") {
             Some("master") => Ok(()),
-            _ => Err((ErrorKind::MasterNameNotFoundBySentinel, "the server is not the master").into()),
+            _ => Err((ErrorKind::MasterNameNotFoundBySentinel, "the server is not the primary").into()),
         }
     }
 }
 
-/// What a server's answer to `HELLO` says of itself under a name.
-pub(super) fn greeted<'a>(greeting: &'a Value, name: &str) -> Option<&'a str> {
-    let Value::Map(pairs) = greeting else { return None };
+/// A field of the reply to `HELLO`.
+pub(super) fn hello_field<'a>(reply: &'a Value, name: &str) -> Option<&'a str> {
+    let Value::Map(pairs) = reply else { return None };
     pairs.iter().find(|(key, _)| text(key) == Some(name)).and_then(|(_, value)| text(value))
 }
 
-/// A text, however it is framed.
+/// The text of a bulk or simple string.
 pub(super) fn text(value: &Value) -> Option<&str> {
     if let Value::BulkString(bytes) = value {
         std::str::from_utf8(bytes).ok()

@@ -1,11 +1,11 @@
-//! Which servers `store.url` names, and how each of them is connected to.
+//! Parses `store.url` and builds the clients for its servers.
 //!
 //! ```text
 //! redis://[user:password@]host[:port][/database]
 //! redis+sentinel://[user:password@]host[:port],host[:port]…/service[/database]
 //! redis+cluster://[user:password@]host[:port],host[:port]…
 //! ```
-//! With `rediss` instead of `redis`, all of it over TLS.
+//! `rediss` instead of `redis` uses TLS, also to the sentinels.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,27 +20,29 @@ use redis::{
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 
-/// Port of a sentinel that names none.
+/// Default port of a sentinel.
 const SENTINEL_PORT: u16 = 26379;
 
-/// Why the settings lead to no server.
+/// Why the store settings are invalid.
 #[derive(Debug, Error)]
 pub enum InvalidServers {
-    /// The URL is none of those that are understood. Says what is wrong and never what was written.
+    /// The URL is invalid. The message never contains the URL, which can hold a password.
     #[error("store.url {0}")]
     Url(&'static str),
-    /// A file of certificates cannot be read.
-    #[error("cannot read {file}, of {key}")]
+    /// A certificate or key file cannot be read.
+    #[error("{key}: cannot read {file}")]
     Unreadable {
-        /// The setting.
+        /// The name of the setting.
         key: &'static str,
-        /// The file.
+        /// The path of the file.
         file: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// A certificate or a key is not usable.
-    #[error("the certificates under store.tls_ca, store.tls_certificate and store.tls_key cannot be used")]
+    /// A file contains no valid certificate or key.
+    #[error(
+        "the files in store.tls_ca, store.tls_certificate and store.tls_key contain no valid certificates and key"
+    )]
     Certificates(#[source] RedisError),
 }
 
@@ -52,8 +54,8 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// As Redis writes it: `host:port`, an IPv6 address without brackets. Without a host it is that of `sender`.
-    pub(super) fn told_by(sender: &Self, text: &str) -> Option<Self> {
+    /// Parses an address in a redirection: `host:port`, IPv6 without brackets. An empty host is that of `sender`.
+    pub(super) fn parse_redirection(sender: &Self, text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = if host.is_empty() { &sender.host } else { host };
         Some(Self { host: host.to_owned(), port: port.parse().ok()? })
@@ -66,32 +68,32 @@ impl fmt::Display for Address {
     }
 }
 
-/// Where the store is, as spans and metrics tell: no credentials.
+/// The address of the store for telemetry, without credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The host of a server; of a cluster, of the first one that is named; the name of a service of sentinels.
+pub struct StoreLocation {
+    /// The host; for a cluster that of the first node in the URL, for sentinels the name of the service.
     pub host: String,
-    /// Its port; a service has none.
+    /// The port; `None` for sentinels.
     pub port: Option<u16>,
     /// The number of the database.
     pub database: i64,
 }
 
-/// Files with what TLS needs, in PEM.
+/// TLS files in PEM format.
 #[derive(Clone, Debug, Default)]
-pub struct Tls {
-    /// Certificates of authorities that the servers' are signed by; without, those that the web trusts.
+pub struct TlsFiles {
+    /// CA certificates for the servers. `None`: the public web CAs.
     pub ca: Option<PathBuf>,
-    /// The client's own certificate and its key.
+    /// The client certificate and its key.
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-/// How a server is connected to, whichever it is: credentials, database, TLS, the settings of the socket.
+/// The connection settings that all servers share: credentials, database, TLS, socket options.
 #[derive(Clone, Debug)]
 pub(super) struct Access(Arc<ConnectionInfo>);
 
 impl Access {
-    /// A client of the server at this address.
+    /// A client for the server at this address. Does not connect.
     pub(super) fn client(&self, address: &Address) -> RedisResult<Client> {
         let (host, port) = (address.host.clone(), address.port);
         let addr = if let ConnectionAddr::TcpTls { insecure, tls_params, .. } = self.0.addr() {
@@ -102,7 +104,7 @@ impl Access {
         Client::open(ConnectionInfo::clone(&self.0).set_addr(addr))
     }
 
-    /// The same with other credentials, and no database.
+    /// The same settings with other credentials and without a database.
     fn with_credentials(&self, username: Option<&str>, password: Option<&str>) -> Self {
         let mut settings = redis::RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
         if let Some(username) = username {
@@ -115,42 +117,42 @@ impl Access {
     }
 }
 
-/// The servers, by how they work together.
+/// The servers in `store.url`, by topology.
 #[derive(Clone, Debug)]
 pub(super) enum Servers {
-    /// One, always the same.
-    One { access: Access, address: Address },
-    /// The master of a service, as the sentinels tell.
-    Sentinel { access: Access, asking: Access, sentinels: Vec<Address>, service: String },
-    /// A cluster, of which some nodes are known.
+    /// One fixed server.
+    Single { access: Access, address: Address },
+    /// The primary of a service, which the sentinels resolve.
+    Sentinel { access: Access, sentinel_access: Access, sentinels: Vec<Address>, service: String },
+    /// A Redis Cluster, with some of its nodes.
     Cluster { access: Access, seeds: Vec<Address> },
 }
 
-/// A URL in its parts: nothing of it is looked up or decoded yet.
+/// The parts of a URL, not decoded.
 struct Parts<'a> {
     tls: bool,
-    kind: Kind,
+    topology: Topology,
     credentials: &'a str,
     hosts: Vec<&'a str>,
     path: &'a str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    One,
+enum Topology {
+    Single,
     Sentinel,
     Cluster,
 }
 
 fn parts(url: &str) -> Result<Parts<'_>, InvalidServers> {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
-    let (tls, kind) = match scheme {
-        "redis" => (false, Kind::One),
-        "rediss" => (true, Kind::One),
-        "redis+sentinel" => (false, Kind::Sentinel),
-        "rediss+sentinel" => (true, Kind::Sentinel),
-        "redis+cluster" => (false, Kind::Cluster),
-        "rediss+cluster" => (true, Kind::Cluster),
+    let (tls, topology) = match scheme {
+        "redis" => (false, Topology::Single),
+        "rediss" => (true, Topology::Single),
+        "redis+sentinel" => (false, Topology::Sentinel),
+        "rediss+sentinel" => (true, Topology::Sentinel),
+        "redis+cluster" => (false, Topology::Cluster),
+        "rediss+cluster" => (true, Topology::Cluster),
         _ => {
             return Err(InvalidServers::Url(
                 "must be memory:, or begin with redis://, redis+sentinel:// or redis+cluster://, or rediss for TLS",
@@ -163,27 +165,25 @@ fn parts(url: &str) -> Result<Parts<'_>, InvalidServers> {
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let (credentials, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
     let hosts: Vec<&str> = hosts.split(',').collect();
-    if kind == Kind::One && hosts.len() > 1 {
-        return Err(InvalidServers::Url(
-            "names several servers: that needs redis+sentinel:// or redis+cluster://",
-        ));
+    if topology == Topology::Single && hosts.len() > 1 {
+        return Err(InvalidServers::Url("names several servers: use redis+sentinel:// or redis+cluster://"));
     }
-    Ok(Parts { tls, kind, credentials, hosts, path })
+    Ok(Parts { tls, topology, credentials, hosts, path })
 }
 
-/// What a server's own URL says.
+/// The connection settings of one host of the URL.
 fn access(tls: bool, credentials: &str, host: &str, path: &str) -> Result<ConnectionInfo, InvalidServers> {
     let scheme = if tls { "rediss" } else { "redis" };
     let at = if credentials.is_empty() { "" } else { "@" };
     let url = format!("{scheme}://{credentials}{at}{host}/{path}");
-    let wrong = InvalidServers::Url("is not a URL that Redis can be reached under");
-    let Ok(info) = url.into_connection_info() else { return Err(wrong) };
+    let invalid = InvalidServers::Url("is not a URL of a Redis server");
+    let Ok(info) = url.into_connection_info() else { return Err(invalid) };
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
     let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
     #[cfg(target_os = "linux")]
     let tcp = tcp.set_user_timeout(Duration::from_secs(10));
-    // RESP3: a connection that the server closed says so at once, and not with the next request.
+    // With RESP3 the client learns immediately that the server closed a connection.
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     Ok(info.set_tcp_settings(tcp).set_redis_settings(settings))
 }
@@ -196,7 +196,7 @@ fn address(info: &ConnectionInfo) -> Result<Address, InvalidServers> {
     }
 }
 
-impl Tls {
+impl TlsFiles {
     fn read(key: &'static str, file: &Path) -> Result<Vec<u8>, InvalidServers> {
         std::fs::read(file).map_err(|source| InvalidServers::Unreadable {
             key,
@@ -224,10 +224,10 @@ impl Tls {
 }
 
 impl Servers {
-    /// Where they are, as long as nobody has been asked.
-    pub(super) fn place(&self) -> Place {
+    /// The address for telemetry, from the URL alone.
+    pub(super) fn location(&self) -> StoreLocation {
         let (access, host, port) = match self {
-            Self::One { access, address } => (access, address.host.clone(), Some(address.port)),
+            Self::Single { access, address } => (access, address.host.clone(), Some(address.port)),
             Self::Sentinel { access, service, .. } => (access, service.clone(), None),
             Self::Cluster { access, seeds } => {
                 let first = seeds.first();
@@ -235,24 +235,24 @@ impl Servers {
                 (access, host, first.map(|seed| seed.port))
             }
         };
-        Place { host, port, database: access.0.redis_settings().db() }
+        StoreLocation { host, port, database: access.0.redis_settings().db() }
     }
 
-    /// Reads a URL, and the files that TLS needs.
+    /// Parses a URL and reads the TLS files.
     pub(super) fn new(
         url: &SecretString,
-        tls: &Tls,
+        tls: &TlsFiles,
         sentinel_username: Option<&str>,
         sentinel_password: Option<&SecretString>,
     ) -> Result<Self, InvalidServers> {
         let parts = parts(url.expose_secret())?;
         let mut path = parts.path.split('/');
-        let (service, database) = match parts.kind {
-            Kind::Sentinel => (path.next().unwrap_or_default(), path.next().unwrap_or_default()),
-            Kind::One | Kind::Cluster => ("", path.next().unwrap_or_default()),
+        let (service, database) = match parts.topology {
+            Topology::Sentinel => (path.next().unwrap_or_default(), path.next().unwrap_or_default()),
+            Topology::Single | Topology::Cluster => ("", path.next().unwrap_or_default()),
         };
         if path.next().is_some() {
-            return Err(InvalidServers::Url("has too long a path"));
+            return Err(InvalidServers::Url("has a path that is too long"));
         }
         let mut addresses = Vec::with_capacity(parts.hosts.len());
         let mut infos = Vec::with_capacity(parts.hosts.len());
@@ -263,33 +263,38 @@ impl Servers {
         }
         let first = infos.into_iter().next().ok_or(InvalidServers::Url("must name a host"))?;
         let access = Access(Arc::new(tls.applied_to(first)?));
-        match parts.kind {
-            Kind::One => Ok(Self::One { access, address: addresses.swap_remove(0) }),
-            Kind::Cluster if database.is_empty() || database == "0" => {
+        match parts.topology {
+            Topology::Single => Ok(Self::Single { access, address: addresses.swap_remove(0) }),
+            Topology::Cluster if database.is_empty() || database == "0" => {
                 Ok(Self::Cluster { access, seeds: addresses })
             }
-            Kind::Cluster => Err(InvalidServers::Url("names a database: a cluster has only one")),
-            Kind::Sentinel if service.is_empty() => {
+            Topology::Cluster => Err(InvalidServers::Url("names a database: a cluster has only database 0")),
+            Topology::Sentinel if service.is_empty() => {
                 Err(InvalidServers::Url("must name the service after the sentinels: …/service"))
             }
-            Kind::Sentinel => {
+            Topology::Sentinel => {
                 for (address, host) in addresses.iter_mut().zip(&parts.hosts) {
                     let bare = host.rsplit(']').next().unwrap_or_default();
                     if !bare.contains(':') {
                         address.port = SENTINEL_PORT;
                     }
                 }
-                let asking = access
+                let sentinel_access = access
                     .with_credentials(sentinel_username, sentinel_password.map(ExposeSecret::expose_secret));
-                Ok(Self::Sentinel { access, asking, sentinels: addresses, service: service.to_owned() })
+                Ok(Self::Sentinel {
+                    access,
+                    sentinel_access,
+                    sentinels: addresses,
+                    service: service.to_owned(),
+                })
             }
         }
     }
 }
 
-/// Whether a URL can be read at all: what [`super::RedisStore::new`] would say of it, files aside.
+/// Checks the syntax of a URL, without the TLS files.
 pub fn check_url(url: &SecretString) -> Result<(), InvalidServers> {
-    Servers::new(url, &Tls::default(), None, None).map(|_| ())
+    Servers::new(url, &TlsFiles::default(), None, None).map(|_| ())
 }
 
 /// Whether a URL asks for TLS.
@@ -302,7 +307,7 @@ pub fn names_sentinels(url: &SecretString) -> bool {
     url.expose_secret().split("://").next().is_some_and(|scheme| scheme.ends_with("+sentinel"))
 }
 
-/// Where in a URL its password stands, if it has one.
+/// The byte range of the password in a URL.
 pub fn password(url: &str) -> Option<std::ops::Range<usize>> {
     let start = url.find("://")? + 3;
     let authority = url[start..].split('/').next()?;
@@ -316,7 +321,7 @@ mod tests {
     use super::*;
 
     fn read(url: &str) -> Result<Servers, InvalidServers> {
-        Servers::new(&url.into(), &Tls::default(), Some("watcher"), Some(&"guard".into()))
+        Servers::new(&url.into(), &TlsFiles::default(), Some("watcher"), Some(&"guard".into()))
     }
 
     fn shown(addresses: &[Address]) -> Vec<String> {
@@ -324,8 +329,9 @@ mod tests {
     }
 
     #[test]
-    fn a_url_of_one_server_has_credentials_and_a_database() {
-        let Ok(Servers::One { access, address }) = read("redis://us%40er:pa%3Ass@redis.example.com:7000/3")
+    fn single_server_url_is_parsed() {
+        let Ok(Servers::Single { access, address }) =
+            read("redis://us%40er:pa%3Ass@redis.example.com:7000/3")
         else {
             panic!("not one server");
         };
@@ -336,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_of_a_cluster_names_several_nodes() {
+    fn cluster_url_is_parsed() {
         let url = "rediss+cluster://user:word@a.example.com:7000,b.example.com,[::1]:7002";
         let Ok(Servers::Cluster { access, seeds }) = read(url) else { panic!("not a cluster") };
         assert_eq!(shown(&seeds), ["a.example.com:7000", "b.example.com:6379", "::1:7002"]);
@@ -349,14 +355,14 @@ mod tests {
     }
 
     #[test]
-    fn a_url_of_sentinels_names_the_service_and_a_database() {
+    fn sentinel_url_is_parsed() {
         let url = "redis+sentinel://user:word@a.example.com:1,b.example.com,[::1],[::1]:4/calls/2";
-        let Ok(Servers::Sentinel { access, asking, sentinels, service }) = read(url) else {
-            panic!("no sentinels");
+        let Ok(Servers::Sentinel { access, sentinel_access, sentinels, service }) = read(url) else {
+            panic!("not sentinels");
         };
         assert_eq!(shown(&sentinels), ["a.example.com:1", "b.example.com:26379", "::1:26379", "::1:4"]);
         assert_eq!(service, "calls");
-        let (server, sentinel) = (access.0.redis_settings(), asking.0.redis_settings());
+        let (server, sentinel) = (access.0.redis_settings(), sentinel_access.0.redis_settings());
         assert_eq!((server.username(), server.password(), server.db()), (Some("user"), Some("word"), 2));
         assert_eq!(
             (sentinel.username(), sentinel.password(), sentinel.db()),
@@ -365,23 +371,23 @@ mod tests {
     }
 
     #[test]
-    fn the_place_that_is_told_has_no_credentials() {
-        let place = |url| read(url).unwrap().place();
-        let told = |host: &str, port, database| Place { host: host.into(), port, database };
-        assert_eq!(place("redis://user:word@a.example.com:1/3"), told("a.example.com", Some(1), 3));
+    fn telemetry_location_has_no_credentials() {
+        let location = |url| read(url).unwrap().location();
+        let expected = |host: &str, port, database| StoreLocation { host: host.into(), port, database };
+        assert_eq!(location("redis://user:word@a.example.com:1/3"), expected("a.example.com", Some(1), 3));
         assert_eq!(
-            place("redis+cluster://user:word@a.example.com,b:2"),
-            told("a.example.com", Some(6379), 0)
+            location("redis+cluster://user:word@a.example.com,b:2"),
+            expected("a.example.com", Some(6379), 0)
         );
-        assert_eq!(place("redis+sentinel://user:word@a:1,b:2/calls/2"), told("calls", None, 2));
+        assert_eq!(location("redis+sentinel://user:word@a:1,b:2/calls/2"), expected("calls", None, 2));
     }
 
     #[test]
-    fn a_url_that_leads_nowhere_is_told_what_is_wrong_and_not_shown() {
+    fn invalid_url_error_explains_and_hides_the_url() {
         for (url, expected) in [
             ("http://SECRET", "must be memory:"),
             ("redis://SECRET,b", "several servers"),
-            ("redis+cluster://SECRET/1", "only one"),
+            ("redis+cluster://SECRET/1", "only database 0"),
             ("redis+sentinel://SECRET", "must name the service"),
             ("redis+sentinel://SECRET/a/0/b", "too long"),
             ("redis+sentinel://SECRET/a/x", "is not a URL"),
@@ -395,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_found_wherever_the_url_leads() {
+    fn password_range_is_found_in_every_url_form() {
         for url in
             ["redis://u:hunter2@a/1", "redis+cluster://:hunter2@a,b:1", "rediss+sentinel://u:hunter2@a,b/s"]
         {
@@ -406,11 +412,11 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_a_host_is_that_of_who_told_it() {
+    fn redirection_without_host_uses_the_senders_host() {
         let sender = Address { host: "a".into(), port: 1 };
-        let told = |text: &str| Address::told_by(&sender, text).map(|address| address.to_string());
-        assert_eq!(told(":2"), Some("a:2".into()));
-        assert_eq!(told("::1:2"), Some("::1:2".into()));
-        assert_eq!(told("b"), None);
+        let parse = |text: &str| Address::parse_redirection(&sender, text).map(|address| address.to_string());
+        assert_eq!(parse(":2"), Some("a:2".into()));
+        assert_eq!(parse("::1:2"), Some("::1:2".into()));
+        assert_eq!(parse("b"), None);
     }
 }

@@ -1,19 +1,19 @@
-//! Which of a cluster's 16,384 slots a key is in: its hash tag's CRC16 (XMODEM).
+//! The hash slot of a key: the CRC16 (XMODEM) of its hash tag, modulo 16,384 (Redis Cluster specification).
 
-/// How many slots a cluster has.
+/// Number of hash slots of a cluster.
 pub(super) const SLOTS: u16 = 16_384;
 
-/// A slot of a cluster.
+/// A hash slot of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot(u16);
+pub(super) struct HashSlot(u16);
 
-impl Slot {
-    /// The slot of this number, if there is one.
+impl HashSlot {
+    /// `None` if the number is not below [`SLOTS`].
     pub(super) const fn new(number: u16) -> Option<Self> {
         if number < SLOTS { Some(Self(number)) } else { None }
     }
 
-    /// The slot that a key is in.
+    /// The slot of a key.
     pub(super) fn of(key: &str) -> Self {
         let crc = hash_tag(key).bytes().fold(0, |crc, byte| {
             (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
@@ -24,13 +24,13 @@ impl Slot {
         Self(crc % SLOTS)
     }
 
-    /// Its place in a list of all slots.
+    /// The number of the slot, as an index.
     pub(super) const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// What is between the first brace and the next closing one, unless it is nothing; else the whole key.
+/// The text between the first `{` and the next `}`. The whole key if there is none, or if it is empty.
 fn hash_tag(key: &str) -> &str {
     key.split_once('{')
         .and_then(|(_, rest)| rest.split_once('}'))
@@ -44,12 +44,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_slot_is_that_of_the_specification() {
+    fn slots_match_the_cluster_specification() {
         // The check value of CRC16/XMODEM.
-        assert_eq!(Slot::of("123456789"), Slot(0x31c3 % SLOTS));
-        assert_eq!(Slot::of("{user1000}.following"), Slot::of("{user1000}.followers"));
-        assert_eq!(Slot::of("foo{}{bar}"), Slot(8363));
-        assert_eq!(Slot::of("foo{{bar}}zap"), Slot::of("{bar"));
-        assert_eq!(Slot::of("{cb:7}:items:x"), Slot::of("cb:7"));
+        assert_eq!(HashSlot::of("123456789"), HashSlot(0x31c3 % SLOTS));
+        assert_eq!(HashSlot::of("{user1000}.following"), HashSlot::of("{user1000}.followers"));
+        assert_eq!(HashSlot::of("foo{}{bar}"), HashSlot(8363));
+        assert_eq!(HashSlot::of("foo{{bar}}zap"), HashSlot::of("{bar"));
+        assert_eq!(HashSlot::of("{cb:7}:items:x"), HashSlot::of("cb:7"));
     }
 }

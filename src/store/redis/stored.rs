@@ -53,7 +53,7 @@ impl<'a> Fields<'a> {
 
 /// The fields of a conversation's state that the service reads.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct State {
+pub(super) struct StoredState {
     touched_at: Timestamp,
     idle_ttl_ms: u64,
     busy_until: Timestamp,
@@ -65,7 +65,7 @@ pub(super) struct State {
     cleared: u64,
 }
 
-impl State {
+impl StoredState {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields(bytes);
         let (touched_at, idle_ttl_ms, busy_until) = (fields.time()?, fields.number(4)?, fields.time()?);
@@ -116,13 +116,13 @@ impl State {
 
 /// The data of a conversation that `open` sets.
 #[derive(Clone, Debug)]
-pub(super) struct Facts {
+pub(super) struct StoredConversation {
     pub(super) opened_at: Timestamp,
     pub(super) id: ConversationId,
     pub(super) traceparent: Option<TraceParent>,
 }
 
-impl Facts {
+impl StoredConversation {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields(bytes);
         let (opened_at, _opened_by) = (fields.time()?, fields.bytes(8)?);
@@ -150,7 +150,7 @@ struct Settlement {
 
 /// A work item with its settlement.
 #[derive(Clone, Debug)]
-pub(super) struct Item {
+pub(super) struct StoredItem {
     pub(super) item: WorkItem,
     settlement: Option<Settlement>,
 }
@@ -166,7 +166,7 @@ pub(super) const fn outcome(number: u64) -> Option<Outcome> {
     }
 }
 
-impl Item {
+impl StoredItem {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields(bytes);
         let (outcome, deadline, window) = (outcome(fields.number(1)?), fields.time()?, fields.number(4)?);
@@ -205,7 +205,7 @@ impl Item {
     }
 
     /// The item as seen at `now` in a conversation with this state.
-    pub(super) fn view(self, state: &State, now: Timestamp) -> WorkItemView {
+    pub(super) fn view(self, state: &StoredState, now: Timestamp) -> WorkItemView {
         let bytes = self.settlement.as_ref().map_or(0, |settlement| settlement.bytes);
         let settled = self.settled();
         WorkItemView::new(self.item, settled, bytes, state.gate, state.ended_at(now), now)

@@ -1,7 +1,7 @@
-//! One connection that listens for the channels watched in this process, however many there are.
+//! Subscribes to the pub/sub messages of all channels that have listeners, over one connection.
 //!
-//! A notice may be lost with the connection: whoever reads a channel also looks again now and then, and everybody is
-//! woken when the connection is back.
+//! A message can be lost with the connection. Event streams therefore also poll, and all listeners are notified after a
+//! reconnection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,98 +13,98 @@ use redis::RedisResult;
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
-use super::keys::{Keys, woken};
-use super::link::ConnectionLimits;
+use super::connection::ConnectionLimits;
+use super::keys::{Keys, conversation_of};
 use super::nodes::Nodes;
 use crate::domain::ids::ConversationRef;
-use crate::store::wakes::{Interest, Wakes};
+use crate::store::notifier::{ChannelNotifier, WatchEvent};
 
-/// How long after a failure the next connection is tried.
-const RETRY: Duration = Duration::from_millis(250);
-/// How often a silent connection is asked whether it lives.
-const PING: Duration = Duration::from_secs(5);
-/// Most channels that one command subscribes to or unsubscribes from: Redis serves nobody else meanwhile.
-const CHANNELS_AT_ONCE: usize = 1_000;
+/// Delay before reconnecting.
+const RECONNECT_DELAY: Duration = Duration::from_millis(250);
+/// Interval of `PING` on the connection, which detects a dead peer.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Maximum number of channels of one `SUBSCRIBE` or `UNSUBSCRIBE`, because Redis executes nothing else meanwhile.
+const CHANNELS_PER_COMMAND: usize = 1_000;
 
-/// Listens until nobody can be interested any more.
+/// Runs until the last sender of events is dropped. Connects only while `verified` is set and a channel has listeners.
 pub(super) async fn listen(
     nodes: Arc<Nodes>,
     limits: ConnectionLimits,
     keys: Keys,
-    wakes: Wakes,
-    mut interest: mpsc::UnboundedReceiver<Interest>,
+    notifier: ChannelNotifier,
+    mut events: mpsc::UnboundedReceiver<WatchEvent>,
     verified: Arc<AtomicBool>,
 ) {
-    let mut told = false;
+    let mut logged = false;
     loop {
-        forget(&mut interest);
-        // Nothing to listen to, and no connection to spend, until somebody watches.
-        if wakes.watched().is_empty() && interest.recv().await.is_none() {
+        discard(&mut events);
+        // No connection is needed without listeners.
+        if notifier.watched().is_empty() && events.recv().await.is_none() {
             return;
         }
         if verified.load(Ordering::Acquire) {
-            match listen_once(&nodes, limits, keys, &wakes, &mut interest, &mut told).await {
+            match listen_once(&nodes, limits, keys, &notifier, &mut events, &mut logged).await {
                 Ok(()) => return,
-                // Once, and not with every try.
-                Err(error) if !told => {
-                    tracing::warn!(error = %error, "the watching connection to the store was lost");
-                    told = true;
+                // Logged once per lost connection, not per attempt.
+                Err(error) if !logged => {
+                    tracing::warn!(error = %error, "lost the pub/sub connection to Redis; event streams poll until it is back");
+                    logged = true;
                 }
                 Err(_) => {}
             }
         }
-        sleep(RETRY).await;
+        sleep(RECONNECT_DELAY).await;
     }
 }
 
-/// What is watched is known without them, and while nobody listens they would pile up.
-fn forget(interest: &mut mpsc::UnboundedReceiver<Interest>) {
-    while interest.try_recv().is_ok() {}
+/// Drops queued events: `watched` has their result. Keeps the queue short while there is no connection.
+fn discard(events: &mut mpsc::UnboundedReceiver<WatchEvent>) {
+    while events.try_recv().is_ok() {}
 }
 
 async fn listen_once(
     nodes: &Nodes,
     limits: ConnectionLimits,
     keys: Keys,
-    wakes: &Wakes,
-    interest: &mut mpsc::UnboundedReceiver<Interest>,
-    told: &mut bool,
+    notifier: &ChannelNotifier,
+    events: &mut mpsc::UnboundedReceiver<WatchEvent>,
+    logged: &mut bool,
 ) -> RedisResult<()> {
     let connection = nodes.listen(limits.connect).await?;
-    *told = false;
-    let (mut sink, mut notices) = connection.split();
-    forget(interest);
-    for some in wakes.watched().chunks(CHANNELS_AT_ONCE) {
-        in_time(limits, sink.subscribe(channels(keys, some))).await?;
+    *logged = false;
+    let (mut sink, mut messages) = connection.split();
+    discard(events);
+    for chunk in notifier.watched().chunks(CHANNELS_PER_COMMAND) {
+        in_time(limits, sink.subscribe(channels(keys, chunk))).await?;
     }
-    wakes.wake_all();
-    let mut ping = interval(PING);
+    notifier.notify_all();
+    let mut ping = interval(PING_INTERVAL);
     let mut changes = Vec::new();
     loop {
         tokio::select! {
-            notice = notices.next() => match notice {
-                Some(notice) => {
-                    if let Some(conversation) = woken(notice.get_channel_name()) {
-                        wakes.wake(conversation);
+            message = messages.next() => match message {
+                Some(message) => {
+                    if let Some(conversation) = conversation_of(message.get_channel_name()) {
+                        notifier.notify(conversation);
                     }
                 }
                 None => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
             },
-            count = interest.recv_many(&mut changes, CHANNELS_AT_ONCE) => {
+            count = events.recv_many(&mut changes, CHANNELS_PER_COMMAND) => {
                 if count == 0 {
                     return Ok(());
                 }
-                let (begun, ended) = latest(changes.drain(..));
-                // Without a channel, UNSUBSCRIBE would mean all of them.
-                if !ended.is_empty() {
-                    in_time(limits, sink.unsubscribe(channels(keys, &ended))).await?;
+                let (started, stopped) = latest(changes.drain(..));
+                // `UNSUBSCRIBE` without arguments unsubscribes from all channels.
+                if !stopped.is_empty() {
+                    in_time(limits, sink.unsubscribe(channels(keys, &stopped))).await?;
                 }
-                if !begun.is_empty() {
-                    in_time(limits, sink.subscribe(channels(keys, &begun))).await?;
+                if !started.is_empty() {
+                    in_time(limits, sink.subscribe(channels(keys, &started))).await?;
                 }
-                // What was published before the subscription was heard by nobody.
-                for conversation in begun {
-                    wakes.wake(conversation);
+                // Messages before the subscription were missed.
+                for conversation in started {
+                    notifier.notify(conversation);
                 }
             }
             _ = ping.tick() => {
@@ -114,28 +114,24 @@ async fn listen_once(
     }
 }
 
-/// The channels that are watched after these changes, and those that are not any more. The last change of a channel
-/// counts.
-fn latest(changes: impl Iterator<Item = Interest>) -> (Vec<ConversationRef>, Vec<ConversationRef>) {
+/// The channels to subscribe to and those to unsubscribe from. The last event of a channel counts.
+fn latest(changes: impl Iterator<Item = WatchEvent>) -> (Vec<ConversationRef>, Vec<ConversationRef>) {
     let mut watched = HashMap::new();
     for change in changes {
         match change {
-            Interest::Begins(conversation) => watched.insert(conversation, true),
-            Interest::Ends(conversation) => watched.insert(conversation, false),
+            WatchEvent::Started(conversation) => watched.insert(conversation, true),
+            WatchEvent::Stopped(conversation) => watched.insert(conversation, false),
         };
     }
-    let those = |begun: bool| watched.iter().filter(|(_, is)| **is == begun).map(|(one, _)| *one).collect();
-    (those(true), those(false))
+    let with = |state: bool| watched.iter().filter(|(_, is)| **is == state).map(|(one, _)| *one).collect();
+    (with(true), with(false))
 }
 
 fn channels(keys: Keys, conversations: &[ConversationRef]) -> Vec<String> {
-    conversations.iter().map(|conversation| keys.wake(*conversation)).collect()
+    conversations.iter().map(|conversation| keys.pubsub_channel(*conversation)).collect()
 }
 
-/// An answer of the server, if it comes in time.
-async fn in_time<T>(
-    limits: ConnectionLimits,
-    answer: impl Future<Output = RedisResult<T>>,
-) -> RedisResult<T> {
-    timeout(limits.response, answer).await.map_err(std::io::Error::from)?
+/// Applies the response timeout.
+async fn in_time<T>(limits: ConnectionLimits, reply: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    timeout(limits.response, reply).await.map_err(std::io::Error::from)?
 }

@@ -2,7 +2,7 @@
 
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::work_item::Outcome;
-use callback_ingress::store::redis::{NotUsable, RedisStore, Settings};
+use callback_ingress::store::redis::{PreflightError, RedisSettings, RedisStore};
 use callback_ingress::store::{Backend, Store, StoreError};
 
 use super::{stage_in, until};
@@ -10,13 +10,13 @@ use crate::fake_redis;
 use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, observed, redis_store, settings};
 
-pub(crate) async fn verify(settings: &Settings) -> Result<(), NotUsable> {
+pub(crate) async fn verify(settings: &RedisSettings) -> Result<(), PreflightError> {
     RedisStore::new(settings, Clock::System).unwrap().verify().await
 }
 
-pub(crate) fn refusal(verdict: Result<(), NotUsable>) -> String {
+pub(crate) fn refusal(verdict: Result<(), PreflightError>) -> String {
     match verdict {
-        Err(NotUsable::Refused(why)) => why,
+        Err(PreflightError::Refused(why)) => why,
         other => panic!("{other:?}"),
     }
 }
@@ -29,7 +29,7 @@ async fn a_store_with_other_partitions_is_refused_and_says_what_to_do() {
     verify(&settings).await.unwrap();
     settings.partitions = 8;
     let why = refusal(verify(&settings).await);
-    for word in ["in use with partitions=64", "store.partitions = 8", "Set it back"] {
+    for word in ["in use with partitions=64", "store.partitions is 8", "Restore the setting"] {
         assert!(why.contains(word), "{why:?} does not say {word:?}");
     }
     settings.partitions = 64;
@@ -122,7 +122,7 @@ async fn a_user_who_may_touch_only_the_services_keys_is_enough() {
     assert_eq!(conversation.channel().await, expected);
 
     let refused = verify(&as_user("ingress:wrong-password")).await.unwrap_err();
-    assert!(matches!(refused, NotUsable::NotThere(StoreError::Unavailable(_))), "{refused:?}");
+    assert!(matches!(refused, PreflightError::Unavailable(StoreError::Unavailable(_))), "{refused:?}");
     assert!(!format!("{refused:?}{refused}").contains("wrong-password"));
 }
 

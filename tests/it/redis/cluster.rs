@@ -69,11 +69,11 @@ async fn the_url_must_say_what_the_server_is() {
     let cluster = block_in_place(RedisCluster::shared);
     let node = cluster.masters().next().unwrap();
     let why = refusal(verify(&settings(node.url(0), ROOMY)).await);
-    assert!(why.contains("is a node of a cluster: use redis+cluster://"), "{why}");
+    assert!(why.contains("is a cluster node: use redis+cluster://"), "{why}");
     let alone = RedisServer::start();
     let url = format!("redis+cluster://127.0.0.1:{}", alone.port());
     let why = refusal(verify(&settings(url, ROOMY)).await);
-    assert!(why.contains("is no node of a cluster: use redis://"), "{why}");
+    assert!(why.contains("is not a cluster node: use redis://"), "{why}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use callback_ingress::clock::ManualClock;
-use callback_ingress::store::{Backend, Store, StoreError, Wake};
+use callback_ingress::store::{Backend, ChannelListener, Store, StoreError};
 use tokio::time::{Instant, timeout};
 
 use super::{stage_in, until};
@@ -32,7 +32,8 @@ async fn a_thousand_watchers_share_one_connection() {
     let conversation = stage.conversation().await;
     conversation.inspect().await.unwrap();
     assert_eq!(clients(&mut connection), 2, "one that writes, one that reads");
-    let wakes: Vec<Wake> = (0..1_000).map(|_| stage.store.watch(stage.unopened().reference())).collect();
+    let wakes: Vec<ChannelListener> =
+        (0..1_000).map(|_| stage.store.watch(stage.unopened().reference())).collect();
     until("all are subscribed to", async || watched(&mut connection) == 1_000).await;
     let readers = (0..1_000).map(|_| conversation.read(0, 10));
     futures_util::future::join_all(readers).await;
@@ -60,7 +61,8 @@ async fn many_channels_are_subscribed_to_with_few_commands() {
     let mut wake = stage.store.watch(stage.unopened().reference());
     wake.changed().await;
     redis::cmd("CONFIG").arg("RESETSTAT").exec(&mut connection).unwrap();
-    let wakes: Vec<Wake> = (0..2_499).map(|_| stage.store.watch(stage.unopened().reference())).collect();
+    let wakes: Vec<ChannelListener> =
+        (0..2_499).map(|_| stage.store.watch(stage.unopened().reference())).collect();
     until("all are subscribed to", async || watched(&mut connection) == 2_500).await;
     assert!(calls(&mut connection, "subscribe") <= 3, "{}", calls(&mut connection, "subscribe"));
     redis::cmd("CONFIG").arg("RESETSTAT").exec(&mut connection).unwrap();

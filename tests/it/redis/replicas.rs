@@ -33,7 +33,7 @@ async fn stage_in(master: &RedisServer, count: u64, timeout_ms: u64) -> Stage {
 fn is_unknown<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> bool {
     match answer {
         Err(error @ StoreError::OutcomeUnknown(_)) => {
-            assert!(error.chain().contains("0 of 1 replicas have it in time"), "{}", error.chain());
+            assert!(error.chain().contains("0 of 1 replicas have the write"), "{}", error.chain());
             true
         }
         Ok(_) => false,
@@ -132,12 +132,12 @@ async fn without_enough_replicas_nothing_is_acknowledged_and_the_operator_is_tol
     let answer = stage.store.end(conversation.reference(), None).await;
     assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
     let callback_ingress::store::Backend::Redis(store) = stage.store.backend() else { unreachable!() };
-    let told: Vec<String> = store.new_remarks().await.iter().map(ToString::to_string).collect();
+    let warnings: Vec<String> = store.new_warnings().await.iter().map(ToString::to_string).collect();
     assert!(
-        told.iter().any(|remark| remark.contains("store.wait_replicas is 2, and Redis has 1")),
-        "{told:?}"
+        warnings.iter().any(|warning| warning.contains("store.wait_replicas is 2, but Redis has 1")),
+        "{warnings:?}"
     );
-    assert_eq!(store.new_remarks().await, [], "told once");
+    assert_eq!(store.new_warnings().await, [], "each warning is returned once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

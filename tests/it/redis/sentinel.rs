@@ -130,7 +130,7 @@ async fn a_sentinel_that_is_late_to_know_is_not_believed() {
     // Nobody who says so is the master: nobody is used.
     let only_late = format!("redis+sentinel://127.0.0.1:{late}/calls/{database}");
     let error = verify(&settings(only_late, ROOMY)).await.unwrap_err();
-    assert!(format!("{error:?}").contains("not the master"), "{error:?}");
+    assert!(format!("{error:?}").contains("not the primary"), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

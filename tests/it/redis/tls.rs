@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::work_item::Outcome;
 use callback_ingress::store::Store;
-use callback_ingress::store::redis::{InvalidServers, RedisStore, Settings, Tls};
+use callback_ingress::store::redis::{InvalidServers, RedisSettings, RedisStore, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
@@ -76,9 +76,9 @@ impl Authority {
     }
 
     /// How a server of this port is reached by who trusts this authority.
-    fn settings(&self, url: &str, with_certificate: bool) -> Settings {
+    fn settings(&self, url: &str, with_certificate: bool) -> RedisSettings {
         let mut settings = settings(url.to_owned(), ROOMY);
-        settings.tls = Tls {
+        settings.tls = TlsFiles {
             ca: Some(self.path("ca")),
             client: with_certificate.then(|| (self.path("client"), self.path("client.key"))),
         };
@@ -201,7 +201,7 @@ async fn sentinels_and_the_master_that_they_name_are_reached_over_tls() {
 #[tokio::test]
 async fn files_that_are_not_there_or_no_certificates_are_named() {
     let authority = Authority::new();
-    let missing = |change: fn(&mut Settings, PathBuf)| {
+    let missing = |change: fn(&mut RedisSettings, PathBuf)| {
         let mut settings = authority.settings("rediss://127.0.0.1", true);
         change(&mut settings, authority.path("nowhere"));
         RedisStore::new(&settings, Clock::System).map(drop).unwrap_err().to_string()

@@ -1,38 +1,38 @@
-//! Whether the Redis user may do all that the scripts do. A script is not rolled back: one that lacks a right halfway
-//! would leave half of its work.
+//! Checks that the ACL of the Redis user allows every command that the scripts use. Redis does not roll back a script:
+//! a denied command in the middle would leave it half executed.
 
 use std::sync::Arc;
 
 use redis::{FromRedisValue, Script, cmd};
 
-use super::fate::is_want_of_a_right;
+use super::failure::is_permission_error;
 use super::keys::Keys;
-use super::nodes::{FromNode, Lane, Node, Nodes};
-use super::script::Call;
-use super::slots::Slot;
+use super::nodes::{ConnectionRole, Node, NodeReply, Nodes};
+use super::script::ScriptCall;
+use super::slots::HashSlot;
 use crate::store::StoreError;
 
 const PROBE: &str = include_str!("scripts/probe.lua");
 
-/// What the user may not do.
+/// The permissions that the Redis user lacks.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Missing {
-    /// Commands.
+pub(super) struct MissingPermissions {
+    /// Denied commands.
     pub(super) commands: Vec<String>,
-    /// Whether there are keys of ours that it may not touch.
+    /// Whether access to some of the service's keys is denied.
     pub(super) keys: bool,
-    /// Whether it may not publish: readers are woken late then, and nothing is lost.
-    pub(super) wakes: bool,
+    /// Whether `PUBLISH` is denied. It is not required: event streams then poll.
+    pub(super) publish: bool,
 }
 
-impl Missing {
+impl MissingPermissions {
     fn add(&mut self, command: String, error: &str) {
-        if !is_want_of_a_right(error) {
-            // Such as a server that is full: no matter of rights.
+        if !is_permission_error(error) {
+            // Another error, for example `OOM`.
             return;
         }
         if command == "PUBLISH" {
-            self.wakes = true;
+            self.publish = true;
         } else if error.contains("key") {
             self.keys = true;
         } else if !self.commands.contains(&command) {
@@ -40,15 +40,15 @@ impl Missing {
         }
     }
 
-    /// Why this user is not enough, if it is not.
-    pub(super) fn complaint(&self) -> Option<String> {
+    /// The error message, if a required permission is missing.
+    pub(super) fn message(&self) -> Option<String> {
         let commands = (!self.commands.is_empty())
             .then(|| format!("may not run {}, which the scripts use", self.commands.join(", ")));
-        let keys = self.keys.then(|| "may not touch all keys that begin with {cb:".to_owned());
+        let keys = self.keys.then(|| "may not access all keys that begin with {cb:".to_owned());
         let reasons: Vec<String> = commands.into_iter().chain(keys).collect();
         (!reasons.is_empty()).then(|| {
             format!(
-                "the Redis user under store.url {}: steps would fail halfway. Give it the right (ACL SETUSER), or \
+                "the Redis user in store.url {}: operations would fail halfway. Grant the permission (ACL SETUSER), or use \
                  another user",
                 reasons.join(", and ")
             )
@@ -56,29 +56,29 @@ impl Missing {
     }
 }
 
-/// Tries every command on every node that has partitions.
-pub(super) async fn missing(nodes: &Nodes, partitions: u16) -> Result<Missing, StoreError> {
+/// Runs `probe.lua`, which tries every command, on every node that has partitions.
+pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<MissingPermissions, StoreError> {
     let probe = Script::new(PROBE);
-    let mut missing = Missing::default();
+    let mut missing = MissingPermissions::default();
     let mut seen: Vec<Arc<Node>> = Vec::new();
     for partition in 0..partitions {
         let (key, channel) = Keys::probe(partition);
-        if let Ok(owner) = nodes.owner(Slot::of(&key)).await
+        if let Ok(owner) = nodes.owner(HashSlot::of(&key)).await
             && seen.iter().any(|node| Arc::ptr_eq(node, &owner))
         {
             continue;
         }
-        // Calling it loads it only where it is not known.
+        // Explicitly, to check the permission for `SCRIPT LOAD` even if the script is loaded already.
         nodes.command(&key, cmd("SCRIPT").arg("LOAD").arg(PROBE)).await?;
-        let FromNode { value, node, .. } =
-            Call::new(&probe, &[&key], 0).raw(channel).send(nodes, Lane::Commands).await?;
-        let met = Vec::<(String, String)>::from_redis_value(value)
-            .map_err(|_| StoreError::Broken("the probe's answer is no list".into()))?;
-        for (command, error) in met {
+        let NodeReply { value, node, .. } =
+            ScriptCall::new(&probe, &[&key], 0).raw(channel).send(nodes, ConnectionRole::Commands).await?;
+        let denied = Vec::<(String, String)>::from_redis_value(value)
+            .map_err(|_| StoreError::Broken("the reply of probe.lua is not a list".into()))?;
+        for (command, error) in denied {
             missing.add(command, &error);
         }
-        if node.fence.is_some() {
-            // With no replicas to wait for it answers at once.
+        if node.barrier.is_some() {
+            // With 0 replicas `WAIT` returns immediately.
             nodes.command(&key, cmd("WAIT").arg(0).arg(0)).await?;
         }
         seen.push(node);
@@ -93,13 +93,13 @@ mod tests {
 
     use super::*;
 
-    /// The commands that a script's text calls by this way of calling.
-    fn called<'a>(text: &'a str, way: &str) -> Vec<&'a str> {
-        text.split(way).skip(1).filter_map(|rest| rest.split('\'').next()).collect()
+    /// The command names that follow `prefix` in a script.
+    fn called<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
+        text.split(prefix).skip(1).filter_map(|rest| rest.split('\'').next()).collect()
     }
 
     #[test]
-    fn the_probe_tries_every_command_that_the_scripts_use() {
+    fn probe_tries_every_command_of_the_scripts() {
         let mut used = BTreeSet::new();
         let mut tried = BTreeSet::new();
         let texts: Vec<String> =
@@ -112,22 +112,22 @@ mod tests {
             tried.extend(called(text, "try('"));
         }
         assert!(used.contains("HSET") && used.contains("PUBLISH"), "{used:?}");
-        // Commands that no script uses: announcements of timers.
+        // Used outside scripts, for the announcements of timers.
         used.extend(["SADD", "SMEMBERS"]);
         assert_eq!(tried, used);
     }
 
     #[test]
-    fn a_complaint_names_what_is_missing() {
-        let mut missing = Missing::default();
+    fn message_names_the_missing_permissions() {
+        let mut missing = MissingPermissions::default();
         missing.add("PUBLISH".into(), "The user executing the script can't publish to the channel");
         missing.add("HSET".into(), "OOM command not allowed");
-        assert_eq!((missing.complaint(), missing.wakes), (None, true));
+        assert_eq!((missing.message(), missing.publish), (None, true));
         missing.add("HSET".into(), "The user executing the script can't run this command or subcommand");
         missing.add("XADD".into(), "NOPERM User a has no permissions to run the 'xadd' command");
-        let complaint = missing.complaint().unwrap();
-        assert!(complaint.contains("may not run HSET, XADD,") && !complaint.contains("keys"), "{complaint}");
+        let message = missing.message().unwrap();
+        assert!(message.contains("may not run HSET, XADD,") && !message.contains("keys"), "{message}");
         missing.add("GET".into(), "The user executing the script can't access at least one of the keys");
-        assert!(missing.complaint().unwrap().contains("may not touch all keys"), "{missing:?}");
+        assert!(missing.message().unwrap().contains("may not access all keys"), "{missing:?}");
     }
 }

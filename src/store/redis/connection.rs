@@ -1,0 +1,388 @@
+//! A shared connection to Redis that reconnects.
+//!
+//! The connection manager of the `redis` crate does not distinguish a request that was never sent from one whose reply
+//! was lost, and its cluster client repeats requests after I/O errors. The service needs the distinction:
+//! `STORE_UNAVAILABLE` promises that nothing was changed.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, RedisError,
+    RedisResult, Script, ServerErrorKind, Value,
+};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::failure::{FailureKind, classify};
+use super::sentinel::Sentinels;
+use super::servers::{Access, Address};
+
+/// Timeouts and queue size of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ConnectionLimits {
+    /// Timeout for connecting.
+    pub(super) connect: Duration,
+    /// Timeout for a reply.
+    pub(super) response: Duration,
+    /// Number of consecutive timeouts after which the connection is replaced.
+    timeouts_in_a_row: u32,
+    /// Maximum number of requests that wait to be written.
+    queue: usize,
+}
+
+impl ConnectionLimits {
+    pub(super) const fn new(connect: Duration, response: Duration, queue: usize) -> Self {
+        Self { connect, response, timeouts_in_a_row: 3, queue }
+    }
+
+    fn config(self) -> AsyncConnectionConfig {
+        AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect))
+            .set_response_timeout(Some(self.response))
+            .set_pipeline_buffer_size(self.queue)
+    }
+
+    /// Limits for large replies: at least 5 s, enough for 1 MiB at 300 KB/s. The connection is replaced after the first
+    /// timeout, because the next reply would wait behind the late one.
+    pub(super) fn for_reads(self) -> Self {
+        let response = (5 * self.response).max(Duration::from_secs(5));
+        Self { response, timeouts_in_a_row: 1, ..self }
+    }
+}
+
+/// After a failed attempt to connect, requests fail immediately for this long instead of waiting for the next attempt.
+const RECONNECT_DELAY: Duration = Duration::from_millis(100);
+/// Minimum lifetime of a connection to a read-only server. Without it, every request would reconnect.
+const READ_ONLY_KEEP: Duration = Duration::from_millis(250);
+
+fn connect_aborted() -> RedisError {
+    io::Error::other("the connection attempt was aborted").into()
+}
+
+/// The server that a connection is opened to.
+#[derive(Clone, Debug)]
+pub(super) enum Endpoint {
+    /// A fixed server.
+    Server { access: Access, address: Address },
+    /// The primary, which the sentinels resolve at each attempt to connect.
+    Primary(Arc<Sentinels>),
+}
+
+/// The `run_id` of a server: changes with each start of its process.
+pub(super) type RunId = Arc<str>;
+
+/// An open connection.
+#[derive(Clone)]
+struct ActiveConnection {
+    connection: MultiplexedConnection,
+    address: Address,
+    run: Option<RunId>,
+    since: Instant,
+    dead: Arc<AtomicBool>,
+    timeouts: Arc<AtomicU32>,
+    timeouts_in_a_row: u32,
+}
+
+impl ActiveConnection {
+    fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// Classifies a failure. Marks the connection as dead if it must be replaced.
+    fn check<T>(&self, answer: RedisResult<T>) -> Result<T, RequestError> {
+        let error = match answer {
+            Ok(value) => {
+                self.timeouts.store(0, Ordering::Relaxed);
+                return Ok(value);
+            }
+            Err(error) => error,
+        };
+        let kind = classify(&error, &self.address);
+        let discard = match kind {
+            FailureKind::ConnectionLost => true,
+            FailureKind::NotPrimary => self.since.elapsed() >= READ_ONLY_KEEP,
+            FailureKind::TimedOut => {
+                self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= self.timeouts_in_a_row
+            }
+            FailureKind::Rejected
+            | FailureKind::NotSent
+            | FailureKind::Moved(..)
+            | FailureKind::Ask(_)
+            | FailureKind::ScriptFailed => false,
+        };
+        if discard {
+            self.dead.store(true, Ordering::Release);
+        }
+        Err(RequestError { kind, error })
+    }
+}
+
+/// The state of a [`ReconnectingConnection`].
+enum ConnectionState {
+    /// Not opened yet: the first request opens it.
+    Unused,
+    /// An attempt is running; requests wait for its result.
+    Connecting,
+    Connected(ActiveConnection),
+    /// The last attempt failed at this time.
+    Failed(Instant, RedisError),
+}
+
+impl ConnectionState {
+    fn usable(&self) -> Option<&ActiveConnection> {
+        match self {
+            Self::Connected(active) if !active.is_dead() => Some(active),
+            Self::Unused | Self::Connecting | Self::Connected(_) | Self::Failed(..) => None,
+        }
+    }
+
+    /// Changes to `Connecting` if a new connection is needed and the delay is over. Returns whether it did.
+    fn begin(&mut self) -> bool {
+        let begins = match self {
+            Self::Unused => true,
+            Self::Connecting => false,
+            Self::Connected(active) => active.is_dead(),
+            Self::Failed(at, _) => at.elapsed() >= RECONNECT_DELAY,
+        };
+        if begins {
+            *self = Self::Connecting;
+        }
+        begins
+    }
+}
+
+/// A connection that is opened at its first use and again after it was lost. See the module documentation.
+pub(super) struct ReconnectingConnection {
+    connector: Arc<Connector>,
+    state: watch::Sender<ConnectionState>,
+}
+
+/// Opens the connections of a [`ReconnectingConnection`].
+struct Connector {
+    endpoint: Endpoint,
+    limits: ConnectionLimits,
+    /// Whether to query the `run_id` of the server.
+    identify: bool,
+    /// Counter of opened connections, shared by the whole store.
+    connections: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for ReconnectingConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReconnectingConnection")
+            .field("limits", &self.connector.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request: a command, or a script call that loads the script if the server does not have it.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    command: &'a Cmd,
+    /// Loaded after a `NOSCRIPT` error.
+    script: Option<&'a Script>,
+    /// Sent directly before `command`, with no other command between them.
+    first: Option<&'a Cmd>,
+    /// Replaces `command` when the request is repeated and may already have been executed.
+    again: Option<&'a Cmd>,
+}
+
+impl<'a> Request<'a> {
+    pub(super) const fn command(command: &'a Cmd) -> Self {
+        Self { command, script: None, first: None, again: None }
+    }
+
+    /// `call` is the `EVALSHA` command of `script`.
+    pub(super) const fn script(script: &'a Script, call: &'a Cmd) -> Self {
+        Self { command: call, script: Some(script), first: None, again: None }
+    }
+
+    /// Sends `first` directly before the command. If it fails, the request fails.
+    pub(super) const fn after(self, first: &'a Cmd) -> Self {
+        Self { first: Some(first), ..self }
+    }
+
+    /// Sends `again` instead of the command when the request is repeated.
+    pub(super) const fn or(self, again: &'a Cmd) -> Self {
+        Self { again: Some(again), ..self }
+    }
+
+    /// The request to send when this one may already have been executed.
+    pub(super) fn repeated(self) -> Self {
+        Self { command: self.again.unwrap_or(self.command), ..self }
+    }
+
+    async fn send_once(self, connection: &mut MultiplexedConnection) -> RedisResult<Value> {
+        let Some(first) = self.first else { return self.command.query_async(connection).await };
+        let pair = redis::pipe().add_command(first.clone()).add_command(self.command.clone()).to_owned();
+        let mut last = Value::Nil;
+        for answer in connection.send_packed_commands(&pair, 0, 2).await? {
+            last = answer.extract_error()?;
+        }
+        Ok(last)
+    }
+
+    async fn send(self, connection: &mut MultiplexedConnection) -> RedisResult<Value> {
+        let answer = self.send_once(connection).await;
+        match (self.script, answer) {
+            // The script did not run.
+            (Some(script), Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                script.load_async(connection).await?;
+                self.send_once(connection).await
+            }
+            (_, answer) => answer,
+        }
+    }
+}
+
+/// A reply, with the `run_id` of the server if the connection queries it.
+#[derive(Debug)]
+pub(super) struct ServerReply {
+    pub(super) value: Value,
+    pub(super) run: Option<RunId>,
+}
+
+/// A failed request.
+#[derive(Debug)]
+pub(super) struct RequestError {
+    pub(super) kind: FailureKind,
+    pub(super) error: RedisError,
+}
+
+impl Connector {
+    async fn connect(&self) -> Result<ActiveConnection, RedisError> {
+        match &self.endpoint {
+            Endpoint::Server { access, address } => self.open(&access.client(address)?, address).await,
+            Endpoint::Primary(sentinels) => {
+                let found = sentinels.primary(async |client, address| {
+                    let mut active = self.open(&client, &address).await?;
+                    sentinels.check_role(&mut active.connection).await?;
+                    Ok(active)
+                });
+                timeout(self.limits.connect, found).await.map_err(io::Error::from)?
+            }
+        }
+    }
+
+    async fn open(&self, client: &Client, address: &Address) -> Result<ActiveConnection, RedisError> {
+        let dead = Arc::new(AtomicBool::new(false));
+        let closed = Arc::clone(&dead);
+        let config = self.limits.config().set_push_sender(move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                closed.store(true, Ordering::Release);
+            }
+            Ok::<(), ()>(())
+        });
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        let run = if self.identify {
+            let info = redis::cmd("INFO").arg("server").query_async::<String>(&mut connection).await?;
+            info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|run| run.trim().into())
+        } else {
+            None
+        };
+        Ok(ActiveConnection {
+            connection,
+            address: address.clone(),
+            run,
+            since: Instant::now(),
+            dead,
+            timeouts: Arc::default(),
+            timeouts_in_a_row: self.limits.timeouts_in_a_row,
+        })
+    }
+}
+
+impl ReconnectingConnection {
+    /// `identify`: whether to query the `run_id` of each server. `connections` counts opened connections.
+    pub(super) fn new(
+        endpoint: Endpoint,
+        limits: ConnectionLimits,
+        identify: bool,
+        connections: Arc<AtomicU64>,
+    ) -> Self {
+        let connector = Connector { endpoint, limits, identify, connections };
+        Self { connector: Arc::new(connector), state: watch::Sender::new(ConnectionState::Unused) }
+    }
+
+    async fn connection(&self) -> Result<ActiveConnection, RedisError> {
+        if let Some(active) = self.state.borrow().usable() {
+            return Ok(active.clone());
+        }
+        let mut state = self.state.subscribe();
+        if self.state.send_if_modified(ConnectionState::begin) {
+            self.start_connecting();
+        }
+        let ended = state.wait_for(|state| !matches!(state, ConnectionState::Connecting)).await;
+        match ended.as_deref() {
+            Ok(ConnectionState::Connected(active)) => Ok(active.clone()),
+            Ok(ConnectionState::Failed(_, error)) => Err(error.clone()),
+            Ok(ConnectionState::Unused | ConnectionState::Connecting) | Err(_) => Err(connect_aborted()),
+        }
+    }
+
+    /// Connects in a separate task, because a request that is cancelled must not cancel the attempt for the others.
+    fn start_connecting(&self) {
+        let (connector, state) = (Arc::clone(&self.connector), self.state.clone());
+        let attempt = tokio::spawn(async move { connector.connect().await });
+        tokio::spawn(async move {
+            // After a panic, `Failed` lets the next request try again.
+            let connected = attempt.await.unwrap_or_else(|_| Err(connect_aborted()));
+            state.send_replace(match connected {
+                Ok(active) => ConnectionState::Connected(active),
+                Err(error) => ConnectionState::Failed(Instant::now(), error),
+            });
+        });
+    }
+
+    /// Sends a request once; does not retry.
+    pub(super) async fn send(&self, request: Request<'_>) -> Result<ServerReply, RequestError> {
+        let mut active = self.active().await?;
+        let answer = request.send(&mut active.connection).await;
+        let value = active.check(answer)?;
+        Ok(ServerReply { value, run: active.run })
+    }
+
+    /// Sends a pipeline. Error replies are among the returned values.
+    pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, RequestError> {
+        let mut active = self.active().await?;
+        let answers = active.connection.send_packed_commands(commands, 0, commands.len()).await;
+        active.check(answers)
+    }
+
+    async fn active(&self) -> Result<ActiveConnection, RequestError> {
+        self.connection().await.map_err(|error| RequestError { kind: FailureKind::NotSent, error })
+    }
+
+    /// Sends a command whose reply is text.
+    pub(super) async fn text(&self, words: &[&str]) -> Result<String, RequestError> {
+        let mut command = Cmd::new();
+        command.arg(words);
+        let answered = self.send(Request::command(&command)).await?;
+        String::from_redis_value(answered.value)
+            .map_err(|error| RequestError { kind: FailureKind::ScriptFailed, error: error.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn queue_size_is_the_maximum_of_requests_in_flight() {
+        let config = format!("{:?}", ConnectionLimits::new(SECOND, SECOND, 1_024).config());
+        assert!(config.contains("pipeline_buffer_size: Some(1024)"), "{config}");
+    }
+
+    #[test]
+    fn read_timeout_is_five_times_the_response_timeout_and_at_least_5_s() {
+        let reads = |response| ConnectionLimits::new(SECOND, response, 1).for_reads().response;
+        assert_eq!([SECOND / 100, SECOND, 2 * SECOND].map(reads), [5 * SECOND, 5 * SECOND, 10 * SECOND]);
+    }
+}
