@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::tasks::TaskEnded;
 use self::tasks::Tasks;
 use crate::clock::{Clock, Entropy, NoEntropy};
-use crate::config::{Config, Http};
+use crate::config::{Config, HttpConfig};
 use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey};
 use crate::http::admission::{Admission, Lifecycle};
 use crate::http::body::{BodyBudget, BodyLimits};
@@ -159,11 +159,11 @@ fn tls(listener: &'static str, files: Option<Files>) -> Result<Option<Tls>, AppE
     files.map(Tls::new).transpose().map_err(|source| AppError::Tls { listener, source: Box::new(source) })
 }
 
-fn body_limits(http: &Http) -> BodyLimits {
+fn body_limits(http: &HttpConfig) -> BodyLimits {
     BodyLimits { max_bytes: http.max_body_bytes.size(), timeout: http.body_timeout_ms.duration(), copies: 1 }
 }
 
-fn connection_limits(http: &Http) -> ConnectionLimits {
+fn connection_limits(http: &HttpConfig) -> ConnectionLimits {
     ConnectionLimits {
         head_timeout: http.head_timeout_ms.duration(),
         write_timeout: http.write_timeout_ms.duration(),

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ConfigError, Loaded, PREFIX, Sources, load};
+use crate::config::{ConfigError, LoadedConfig, Sources, VARIABLE_PREFIX, load};
 
 /// Takes the callbacks of asynchronous LLM and tool providers and puts each conversation's results, in the order of
 /// issue, on its routing channel.
@@ -90,7 +90,7 @@ fn setting(text: &str) -> Result<(String, String), Failure> {
 }
 
 impl Settings {
-    fn load(self) -> Result<Loaded, Failure> {
+    fn load(self) -> Result<LoadedConfig, Failure> {
         let set = self.set.iter().map(|text| setting(text)).collect::<Result<Vec<_>, _>>()?;
         let named = [
             ("store.url", self.store),
@@ -103,7 +103,7 @@ impl Settings {
         for (name, value) in std::env::vars_os() {
             match (name.into_string(), value.into_string()) {
                 (Ok(name), Ok(value)) => variables.push((name, value)),
-                (Ok(name), Err(_)) if name.starts_with(PREFIX) => {
+                (Ok(name), Err(_)) if name.starts_with(VARIABLE_PREFIX) => {
                     return Err(Failure::Wrong(format!("{name} is not UTF-8").into()));
                 }
                 _ => {}

@@ -35,7 +35,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use self::trace::{Channel, SpanRef};
 use self::valve::{Behind, Sampling};
-use crate::config::{self, LogFormat};
+use crate::config::{LogFormat, TelemetryConfig};
 use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{ConversationId, ConversationRef};
 use crate::domain::work_item::Outcome;
@@ -112,7 +112,7 @@ fn is_told_otherwise(metadata: &Metadata<'_>) -> bool {
 }
 
 fn log_lines<S>(
-    config: &config::Telemetry,
+    config: &TelemetryConfig,
     writer: NonBlocking,
     filter: EnvFilter,
 ) -> Box<dyn Layer<S> + Send + Sync>
@@ -136,7 +136,7 @@ where
 }
 
 /// Starts logging and exporting, once for the process. Must be called within a tokio runtime.
-pub fn start(config: &config::Telemetry, exports: Exports) -> Result<(Telemetry, Flush), ExportError> {
+pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, Flush), ExportError> {
     // The library takes the process's provider, and none is built in. One that is set already stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let resource = exports::resource();

@@ -3,7 +3,7 @@
 use super::serve::exports;
 use super::{Failure, say};
 use crate::clock::Clock;
-use crate::config::{Config, Loaded};
+use crate::config::{Config, LoadedConfig};
 use crate::http::tls::Tls;
 use crate::store::redis::{NotUsable, RedisStore};
 
@@ -31,7 +31,7 @@ fn remarks(config: &Config) -> Vec<&'static str> {
 }
 
 /// The configuration was read, or we would not be here; whether its store can be used is asked now.
-pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
+pub(super) async fn check(loaded: LoadedConfig) -> Result<(), Failure> {
     let exports = exports()?;
     for remark in remarks(&loaded.config) {
         say(&format!("note: {remark}\n"))?;
@@ -54,6 +54,6 @@ pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
     }
     say(&format!(
         "the configuration is good; the store is {}; sent by OTLP: {exports}\n",
-        loaded.store_shown()
+        loaded.redacted_store_url()
     ))
 }

@@ -14,7 +14,7 @@ use self::session::{Session, Wrong, expect};
 use super::{Failure, Settings};
 use crate::app;
 use crate::clock::Clock;
-use crate::config::Loaded;
+use crate::config::LoadedConfig;
 use crate::telemetry::{self, Exports};
 
 /// How long the work item that is never answered may take.
@@ -39,7 +39,7 @@ pub(super) fn settings(mut settings: Settings) -> Settings {
     settings
 }
 
-pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
+pub(super) async fn run(loaded: LoadedConfig) -> Result<(), Failure> {
     let (telemetry, _flush) = telemetry::start(&loaded.config.telemetry, Exports::default())?;
     let app = app::build(&loaded.config, Clock::System, telemetry).await?;
     let mut session = Session::new(&app, &loaded.config).map_err(|wrong| Failure::Failed(wrong.into()))?;
@@ -47,7 +47,7 @@ pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
     let running = tokio::spawn(app.run(async {
         let _ = ended.await;
     }));
-    let store = loaded.store_shown();
+    let store = loaded.redacted_store_url();
     let result = story(&mut session, &store).await;
     let _ = done.send(());
     // A panic was told of where it happened, without what it said.

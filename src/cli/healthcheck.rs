@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::client::{Call, Client};
 use super::{Failure, pinned, say};
-use crate::config::Loaded;
+use crate::config::LoadedConfig;
 
 /// Whom to ask, and how long to wait.
 #[derive(Debug, Args)]
@@ -32,7 +32,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-pub(super) async fn run(loaded: Loaded, arguments: Arguments) -> Result<(), Failure> {
+pub(super) async fn run(loaded: LoadedConfig, arguments: Arguments) -> Result<(), Failure> {
     let address = reachable(loaded.config.http.public_addr);
     let limit = Duration::from_millis(arguments.timeout_ms);
     let own_tls = loaded.config.public_tls().filter(|_| arguments.url.is_none());

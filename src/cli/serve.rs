@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::{Failure, say};
 use crate::app::{self, App, AppError};
 use crate::clock::Clock;
-use crate::config::{Carrier, Loaded, Token};
+use crate::config::{Carrier, LoadedConfig, TokenConfig};
 use crate::public::CALLBACKS_PATH;
 use crate::telemetry::{self, ExportError, Exports, Telemetry};
 
@@ -38,7 +38,7 @@ pub(super) fn exports() -> Result<Exports, ExportError> {
     Exports::of(|name| std::env::var_os(name)?.into_string().ok())
 }
 
-pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
+pub(super) async fn run(loaded: LoadedConfig) -> Result<(), Failure> {
     let exports = exports()?;
     let (telemetry, flush) = telemetry::start(&loaded.config.telemetry, exports)?;
     let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
@@ -54,7 +54,7 @@ fn at_once() -> Failure {
 }
 
 async fn serve(
-    loaded: &Loaded,
+    loaded: &LoadedConfig,
     exports: Exports,
     telemetry: Telemetry,
     signals: &Signals,
@@ -70,7 +70,7 @@ async fn serve(
             certificates.notify_waiters();
         }
     });
-    let store = loaded.store_shown();
+    let store = loaded.redacted_store_url();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         public = %app.public_addr(),
@@ -151,7 +151,7 @@ impl Signals {
 }
 
 /// Lines to paste, for a first look.
-fn first_steps(app: &App, token: &Token, key: &str) -> String {
+fn first_steps(app: &App, token: &TokenConfig, key: &str) -> String {
     let platform = format!("{}://{}", app.platform_scheme(), app.platform_addr());
     let url = format!("{}://{}{CALLBACKS_PATH}", app.public_scheme(), app.public_addr());
     let (header, query, field) = (&token.header_name.text, &token.query_name, &token.body_field);
