@@ -323,11 +323,13 @@ async fn keep_adding_up(
     (event_streams, max_event_streams): (Arc<Semaphore>, usize),
 ) {
     loop {
-        telemetry.metrics.event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
+        telemetry
+            .metrics
+            .set_open_event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
         let partitions = store.schedule().known();
         let totals = store.totals(&partitions).await.ok();
         let reachable = !matches!(store.health(), StoreHealth::Away | StoreHealth::Unchecked);
-        telemetry.metrics.store_holds(reachable, totals);
+        telemetry.metrics.set_store_state(reachable, totals);
         let (least, most) = ADD_UP;
         sleep((A_PARTITION * u32::try_from(partitions.len()).unwrap_or(u32::MAX)).clamp(least, most)).await;
     }

@@ -35,7 +35,7 @@ impl From<ExportError> for Failure {
 
 /// What OpenTelemetry's own variables say.
 pub(super) fn exports() -> Result<Exports, ExportError> {
-    Exports::of(|name| std::env::var_os(name)?.into_string().ok())
+    Exports::from_variables(|name| std::env::var_os(name)?.into_string().ok())
 }
 
 pub(super) async fn run(loaded: LoadedConfig) -> Result<(), Failure> {
@@ -44,7 +44,7 @@ pub(super) async fn run(loaded: LoadedConfig) -> Result<(), Failure> {
     let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
     let result = serve(&loaded, exports, telemetry, &signals).await;
     tokio::select! {
-        () = flush.send(loaded.config.http.flush_timeout()) => result,
+        () = flush.flush(loaded.config.http.flush_timeout()) => result,
         () = signals.came(2) => Err(at_once()),
     }
 }

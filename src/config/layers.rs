@@ -341,7 +341,7 @@ mod tests {
             ("GATE__DEFAULT_TIMEOUT_MS", "900001", "gate.max_timeout_ms"),
             ("GATE__ENDED_RETENTION_MS", "1499999", "token.replay_window_ms"),
             ("HTTP__DRAIN_GRACE_MS", "10001", "http.drain_timeout_ms"),
-            ("TOKEN__BODY_FIELD", "error", "content, error"),
+            ("TOKEN__BODY_FIELD", "error", "content or error"),
             ("TELEMETRY__LOG_LEVEL", "hyper[span{a=1}]=info", "must not filter by fields"),
             ("HTTP__TRUSTED_PROXIES", r#"["10.0.0.0/33"]"#, "list of networks"),
             ("HTTP__FORWARDED_HEADER", "Via", "X-Forwarded-For or Forwarded"),
