@@ -179,7 +179,7 @@ fn a_check_says_what_an_operator_should_know() {
         assert!(check.out.contains(&format!("note: {remark}")), "{check:?}");
     }
     assert!(
-        check.out.ends_with("the configuration is good; the store is memory:; sent by OTLP: none\n"),
+        check.out.ends_with("the configuration is valid; store: memory:; OTLP exports: none\n"),
         "{check:?}"
     );
     assert_eq!(check.err, "");
