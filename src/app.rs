@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::tasks::TaskEnded;
 use self::tasks::Tasks;
 use crate::clock::{Clock, Entropy, NoEntropy};
-use crate::config::{Config, Http};
+use crate::config::{Config, HttpConfig};
 use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey};
 use crate::http::admission::{Admission, Lifecycle};
 use crate::http::body::{BodyBudget, BodyLimits};
@@ -158,11 +158,11 @@ fn tls(listener: &'static str, files: Option<Files>) -> Result<Option<Tls>, AppE
     files.map(Tls::new).transpose().map_err(|source| AppError::Tls { listener, source: Box::new(source) })
 }
 
-fn body_limits(http: &Http) -> BodyLimits {
+fn body_limits(http: &HttpConfig) -> BodyLimits {
     BodyLimits { max_bytes: http.max_body_bytes.size(), timeout: http.body_timeout_ms.duration(), copies: 1 }
 }
 
-fn connection_limits(http: &Http) -> ConnectionLimits {
+fn connection_limits(http: &HttpConfig) -> ConnectionLimits {
     ConnectionLimits {
         head_timeout: http.head_timeout_ms.duration(),
         write_timeout: http.write_timeout_ms.duration(),
@@ -322,11 +322,13 @@ async fn keep_computing_totals(
     (event_streams, max_event_streams): (Arc<Semaphore>, usize),
 ) {
     loop {
-        telemetry.metrics.event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
+        telemetry
+            .metrics
+            .set_open_event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
         let partitions = store.schedule().known();
         let totals = store.totals(&partitions).await.ok();
         let reachable = !matches!(store.health(), StoreHealth::Unreachable | StoreHealth::Unchecked);
-        telemetry.metrics.store_holds(reachable, totals);
+        telemetry.metrics.set_store_state(reachable, totals);
         let (least, most) = TOTALS_INTERVAL;
         sleep((A_PARTITION * u32::try_from(partitions.len()).unwrap_or(u32::MAX)).clamp(least, most)).await;
     }

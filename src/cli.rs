@@ -1,12 +1,12 @@
-//! The command line: one file a subcommand.
+//! The command line: one file per subcommand.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+//! Exit codes: 0 success, 1 failure, 2 wrong usage or configuration.
 
 mod client;
 mod config;
 mod demo;
 mod healthcheck;
-mod pinned;
+mod pinned_get;
 mod serve;
 
 use std::error::Error;
@@ -18,38 +18,39 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ConfigError, Loaded, PREFIX, Sources, load};
+use self::healthcheck::HealthcheckArgs;
+use crate::config::{ConfigError, LoadedConfig, Sources, VARIABLE_PREFIX, load};
 
-/// Takes the callbacks of asynchronous LLM and tool providers and puts each conversation's results, in the order of
-/// issue, on its routing channel.
+/// Receives the callbacks of asynchronous LLM and tool providers and delivers the results of each conversation in the
+/// order of issue.
 #[derive(Parser)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 #[expect(clippy::doc_markdown, reason = "shown as help on the terminal")]
-/// Settings: the defaults, then the file, then CALLBACK_INGRESS__SECTION__KEY variables, then these flags.
-// Without `Debug`, which would show secrets.
+/// Settings: defaults, file, CALLBACK_INGRESS__SECTION__KEY variables, flags; later ones override earlier ones.
+// Does not derive `Debug`, which would show secrets.
 #[derive(Args)]
 #[command(next_help_heading = "Settings")]
-struct Settings {
+struct SettingsArgs {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Sets any key, such as gate.default_timeout_ms=30000; can be repeated
+    /// Set any key, for example gate.default_timeout_ms=30000; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE", global = true)]
     set: Vec<String>,
     /// memory: or a redis:// or rediss:// URL (store.url)
     #[arg(long, value_name = "URL", global = true)]
     store: Option<String>,
-    /// Where providers post (http.public_addr)
+    /// Address of the public listener (http.public_addr)
     #[arg(long, value_name = "ADDRESS:PORT", global = true)]
     public_addr: Option<String>,
-    /// Where the platform works (http.platform_addr)
+    /// Address of the platform listener (http.platform_addr)
     #[arg(long, value_name = "ADDRESS:PORT", global = true)]
     platform_addr: Option<String>,
     /// A level, or tracing directives (telemetry.log_level)
@@ -61,37 +62,37 @@ struct Settings {
 enum Command {
     /// Run the service
     Serve,
-    /// Show the whole story in a few seconds: callbacks out of order, a retry, a forged token, a timeout
+    /// Run a demonstration of a few seconds: callbacks out of order, a retry, a forged token, a timeout
     Demo,
     /// Check or show the configuration
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Ask a running service whether it is healthy
-    Healthcheck(healthcheck::Arguments),
+    /// Check the health of a running service
+    Healthcheck(HealthcheckArgs),
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Check the configuration, and that the store can be reached and used
+    /// Validate the configuration and check that the store is usable
     Check,
-    /// Print the settings in force as TOML, without secrets
+    /// Print the effective settings as TOML, without secrets
     Dump,
 }
 
-/// Not left to clap, which repeats what it does not understand: it may hold a secret.
-fn setting(text: &str) -> Result<(String, String), Failure> {
+/// Parses a value of `--set`. Not done by clap, whose error messages repeat the value, which can be a secret.
+fn parse_setting(text: &str) -> Result<(String, String), Failure> {
     let is_key = |key: &str| key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.'));
     match text.split_once('=') {
         Some((key, value)) if is_key(key) => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Failure::Wrong("--set must be followed by SECTION.KEY=VALUE".into())),
+        _ => Err(Failure::Usage("--set must be followed by SECTION.KEY=VALUE".into())),
     }
 }
 
-impl Settings {
-    fn load(self) -> Result<Loaded, Failure> {
-        let set = self.set.iter().map(|text| setting(text)).collect::<Result<Vec<_>, _>>()?;
+impl SettingsArgs {
+    fn load(self) -> Result<LoadedConfig, Failure> {
+        let set = self.set.iter().map(|text| parse_setting(text)).collect::<Result<Vec<_>, _>>()?;
         let named = [
             ("store.url", self.store),
             ("http.public_addr", self.public_addr),
@@ -103,8 +104,8 @@ impl Settings {
         for (name, value) in std::env::vars_os() {
             match (name.into_string(), value.into_string()) {
                 (Ok(name), Ok(value)) => variables.push((name, value)),
-                (Ok(name), Err(_)) if name.starts_with(PREFIX) => {
-                    return Err(Failure::Wrong(format!("{name} is not UTF-8").into()));
+                (Ok(name), Err(_)) if name.starts_with(VARIABLE_PREFIX) => {
+                    return Err(Failure::Usage(format!("{name} is not UTF-8").into()));
                 }
                 _ => {}
             }
@@ -113,27 +114,27 @@ impl Settings {
     }
 }
 
-/// What a command came to.
+/// Why a command failed.
 #[derive(Debug)]
 enum Failure {
-    /// Wrong usage or configuration.
-    Wrong(Box<dyn Error>),
-    /// It was tried, and failed.
-    Failed(Box<dyn Error>),
+    /// Wrong usage or configuration: exit code 2.
+    Usage(Box<dyn Error>),
+    /// Failure at runtime: exit code 1.
+    Runtime(Box<dyn Error>),
 }
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self::Wrong(error.into())
+        Self::Usage(error.into())
     }
 }
 
-/// Runs the command that the process was started with.
+/// Parses the command line of the process and runs the command.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors, and go to standard output.
+            // Help and version are "errors" that go to standard output.
             let code = if error.use_stderr() { 2 } else { 0 };
             let _ = error.print();
             return ExitCode::from(code);
@@ -141,39 +142,40 @@ pub fn main() -> ExitCode {
     };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Wrong(error)) => complain(&*error, 2),
-        Err(Failure::Failed(error)) => complain(&*error, 1),
+        Err(Failure::Usage(error)) => report_error(&*error, 2),
+        Err(Failure::Runtime(error)) => report_error(&*error, 1),
     }
 }
 
-/// Writes to standard output. A reader that has gone away has read what it wanted.
-fn say(text: &str) -> Result<(), Failure> {
+/// Writes to standard output. A closed pipe is not an error.
+fn print(text: &str) -> Result<(), Failure> {
     let mut out = anstream::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::Failed(format!("cannot write to standard output: {error}").into()))
+            Err(Failure::Runtime(format!("cannot write to standard output: {error}").into()))
         }
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
-/// How long the end of the process waits for whoever reads standard error.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Maximum time to write the error message before the process exits.
+const STDERR_TIMEOUT: Duration = Duration::from_millis(500);
 
-fn complain(error: &dyn Error, code: u8) -> ExitCode {
+/// Writes the error with its causes to standard error.
+fn report_error(error: &dyn Error, code: u8) -> ExitCode {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {
         message = format!("{message}: {source}");
         cause = source.source();
     }
-    // A pipe that nobody empties must not keep the process from ending.
-    let (said, heard) = mpsc::channel();
+    // In a thread, because a full pipe would block the exit of the process.
+    let (sender, written) = mpsc::channel();
     std::thread::spawn(move || {
         anstream::eprintln!("callback-ingress: {message}");
-        let _ = said.send(());
+        let _ = sender.send(());
     });
-    let _ = heard.recv_timeout(LAST_WORDS);
+    let _ = written.recv_timeout(STDERR_TIMEOUT);
     ExitCode::from(code)
 }
 
@@ -186,13 +188,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve => Box::pin(serve::run(loaded)),
         Command::Demo => Box::pin(demo::run(loaded)),
         Command::Config { command: ConfigCommand::Check } => Box::pin(config::check(loaded)),
-        Command::Config { command: ConfigCommand::Dump } => return say(&loaded.dump()),
+        Command::Config { command: ConfigCommand::Dump } => return print(&loaded.dump()),
         Command::Healthcheck(arguments) => Box::pin(healthcheck::run(loaded, arguments)),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::Failed(error.into()))?;
+    let runtime = runtime.map_err(|error| Failure::Runtime(error.into()))?;
     let result = runtime.block_on(command);
-    // What still runs has had its time to drain.
+    // The drain timeout is over for tasks that are still running.
     runtime.shutdown_background();
     result
 }
@@ -204,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_definition_is_valid() {
         Cli::command().debug_assert();
     }
 }

@@ -1,8 +1,7 @@
-//! Configuration: the compiled-in defaults, a file, variables and flags, in that order, into types that cannot hold a
-//! bad value.
+//! Configuration: compiled-in defaults, a file, environment variables and flags; later sources override earlier ones.
 //!
-//! Own code rather than figment (no release since 2024-05): errors name key and source and never a value, so that no
-//! secret reaches a terminal.
+//! Does not use figment (no release since 2024-05): errors must name the key and its source, and never the value, which
+//! may be a secret.
 
 mod layers;
 mod values;
@@ -12,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-pub use layers::{ConfigError, Loaded, PREFIX, Sources, load};
+pub use layers::{ConfigError, LoadedConfig, Sources, VARIABLE_PREFIX, load};
 use secrecy::SecretString;
 use serde::Deserialize;
 pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
@@ -22,81 +21,84 @@ use crate::http::client_address::{ForwardedHeader, Proxies};
 use crate::http::tls::Files;
 use crate::store::redis::{self, RedisSettings, Replicas, TlsFiles};
 
-/// The defaults, each documented; compiled in.
+/// The compiled-in default file.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
-/// Longest time that a conversation may be left untouched, in milliseconds: a week.
+/// Maximum idle timeout of a conversation, in milliseconds: one week.
 pub const MAX_IDLE_TTL_MS: u64 = 604_800_000;
 
-/// All settings. `config/default.toml` documents each.
+/// All settings; `config/default.toml` documents each of them.
+///
+/// A `Config` from [`load`] has passed [`Config::validate`].
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
-    /// Listeners and their limits.
-    pub http: Http,
+    /// The two listeners and their limits.
+    pub http: HttpConfig,
     /// The store.
-    pub store: Store,
-    /// Tokens.
-    pub token: Token,
+    pub store: StoreConfig,
+    /// Signing and transport of tokens.
+    pub token: TokenConfig,
     /// The platform's credentials.
-    pub platform: Platform,
-    /// How often a client address may ask.
-    pub rate_limit: RateLimit,
-    /// Rules of the gate.
-    pub gate: Gate,
-    /// Logs.
-    pub telemetry: Telemetry,
+    pub platform: PlatformConfig,
+    /// Limits per client address.
+    pub rate_limit: RateLimitConfig,
+    /// Limits and timeouts of conversations.
+    pub gate: GateConfig,
+    /// The log.
+    pub telemetry: TelemetryConfig,
 }
 
 /// `[http]`
 #[derive(Clone, Debug, Deserialize)]
-pub struct Http {
-    /// Where providers post.
+pub struct HttpConfig {
+    /// Address of the public listener.
     pub public_addr: SocketAddr,
-    /// Where the platform works.
+    /// Address of the platform listener.
     pub platform_addr: SocketAddr,
-    /// The public listener's certificate chain; without, it speaks clear text.
+    /// PEM file of the public listener's certificate chain. Empty: no TLS.
     pub public_tls_cert: PathBuf,
-    /// The private key of it.
+    /// PEM file of its private key.
     pub public_tls_key: PathBuf,
-    /// The platform listener's certificate chain.
+    /// PEM file of the platform listener's certificate chain. Empty: no TLS.
     pub platform_tls_cert: PathBuf,
-    /// The private key of it.
+    /// PEM file of its private key.
     pub platform_tls_key: PathBuf,
-    /// What callback URLs begin with; without it, the public address.
+    /// Base of callback URLs, without a trailing slash. `None`: the public address.
     #[serde(deserialize_with = "values::base_url")]
     pub public_base_url: Option<String>,
-    /// Proxies that are believed for whom they ask.
+    /// Proxies whose [`forwarded_header`](Self::forwarded_header) and `X-Request-Id` are trusted.
     #[serde(deserialize_with = "values::networks")]
     pub trusted_proxies: Vec<IpNet>,
-    /// Where they say it.
+    /// The header in which these proxies send the client's address.
     #[serde(deserialize_with = "values::forwarded_header")]
     pub forwarded_header: ForwardedHeader,
-    /// Largest body.
+    /// Maximum size of a request body.
     pub max_body_bytes: Bounded<1, 67_108_864>,
-    /// Longest time for a request's head.
+    /// Time limit for a request's head, from its first byte.
     pub head_timeout_ms: Bounded<10, 600_000>,
-    /// Longest time for a request's body.
+    /// Time limit for a request's body.
     pub body_timeout_ms: Bounded<10, 600_000>,
-    /// Longest time in which nothing of a reply is taken.
+    /// Maximum time for which a client may read nothing of a response.
     pub write_timeout_ms: Bounded<10, 600_000>,
-    /// Longest idle time of a connection.
+    /// Maximum idle time of a connection.
     pub keep_alive_timeout_ms: Bounded<1_000, 3_600_000>,
-    /// Most connections of a listener.
+    /// Maximum number of connections per listener.
     pub max_connections: Bounded<1, 1_000_000>,
-    /// Most requests under way of a listener.
+    /// Maximum number of requests in flight per listener.
     pub max_requests_in_flight: Bounded<1, 1_000_000>,
-    /// Most bytes of bodies that a listener has in memory.
+    /// Maximum bytes of bodies in memory per listener.
     pub max_buffered_bytes: Bounded<65_536, 68_719_476_736>,
-    /// Most event streams.
+    /// Maximum number of open event streams.
     pub max_event_streams: Bounded<1, 1_000_000>,
-    /// Shortest time of draining.
+    /// Minimum time of draining.
     pub drain_grace_ms: Bounded<0, 600_000>,
-    /// Longest time of draining.
+    /// Maximum time of draining.
     pub drain_timeout_ms: Bounded<100, 600_000>,
 }
 
-impl Http {
-    /// How much of the time to drain is kept for telemetry, and once more for the log's last lines.
+impl HttpConfig {
+    /// The part of the drain timeout that is reserved for the last export of telemetry: a fifth, at most a second. The
+    /// last log lines get the same time again.
     pub fn flush_timeout(&self) -> Duration {
         let spare = self.drain_timeout_ms.duration().saturating_sub(self.drain_grace_ms.duration());
         (spare / 5).min(Duration::from_secs(1))
@@ -105,140 +107,143 @@ impl Http {
 
 /// `[store]`
 #[derive(Clone, Debug, Deserialize)]
-pub struct Store {
-    /// Which store.
+pub struct StoreConfig {
+    /// Memory, or the URL of Redis.
     pub url: StoreUrl,
-    /// Into how many slots conversations are spread.
+    /// Number of partitions of the conversations. Fixed for a deployment.
     pub partitions: Bounded<1, 16_384>,
-    /// Longest time to a connection.
+    /// Time limit for connecting.
     pub connect_timeout_ms: Bounded<10, 60_000>,
-    /// Longest time to an answer.
+    /// Time limit for a response of Redis.
     pub response_timeout_ms: Bounded<10, 60_000>,
-    /// Replicas that must have a write before it is acknowledged.
+    /// Number of replicas that must confirm a write. 0: none.
     pub wait_replicas: Bounded<0, 16>,
-    /// Longest time to their confirmation.
+    /// Time limit for their confirmation.
     pub wait_timeout_ms: Bounded<10, 60_000>,
-    /// Authorities that Redis' certificate is signed by.
+    /// PEM file of the certificate authorities for Redis. `None`: the public ones.
     #[serde(deserialize_with = "values::path")]
     pub tls_ca: Option<PathBuf>,
-    /// The client's certificate.
+    /// PEM file of the client certificate.
     #[serde(deserialize_with = "values::path")]
     pub tls_certificate: Option<PathBuf>,
-    /// Its key.
+    /// PEM file of its private key.
     #[serde(deserialize_with = "values::path")]
     pub tls_key: Option<PathBuf>,
-    /// User of the sentinels.
+    /// User name for the sentinels.
     #[serde(deserialize_with = "values::text")]
     pub sentinel_username: Option<String>,
-    /// Password of the sentinels.
+    /// Password for the sentinels.
     #[serde(deserialize_with = "values::secret")]
     pub sentinel_password: Option<SecretString>,
 }
 
-impl Store {
-    /// What the URL does not go together with.
-    fn contradiction(&self) -> Option<(&'static str, String)> {
+impl StoreConfig {
+    /// Checks that the settings apply to the URL's scheme.
+    fn validate(&self) -> Result<(), InvalidSetting> {
         let (tls, sentinels) = match &self.url {
             StoreUrl::Memory => (false, false),
             StoreUrl::Redis(url) => (redis::asks_for_tls(url), redis::names_sentinels(url)),
         };
-        for (key, given, asked_for, scheme) in [
+        for (key, is_set, is_used, scheme) in [
             ("store.tls_ca", self.tls_ca.is_some(), tls, "rediss"),
             ("store.tls_certificate", self.tls_certificate.is_some(), tls, "rediss"),
             ("store.tls_key", self.tls_key.is_some(), tls, "rediss"),
             ("store.sentinel_username", self.sentinel_username.is_some(), sentinels, "redis+sentinel"),
             ("store.sentinel_password", self.sentinel_password.is_some(), sentinels, "redis+sentinel"),
         ] {
-            if given && !asked_for {
-                return Some((key, format!("means nothing unless store.url begins with {scheme}")));
+            if is_set && !is_used {
+                return Err((key, format!("only valid with a {scheme}:// URL")));
             }
         }
         match (&self.tls_certificate, &self.tls_key) {
-            (Some(_), None) => Some(("store.tls_certificate", "needs store.tls_key".into())),
-            (None, Some(_)) => Some(("store.tls_key", "needs store.tls_certificate".into())),
-            (None, None) | (Some(_), Some(_)) => None,
+            (Some(_), None) => Err(("store.tls_certificate", "needs store.tls_key".into())),
+            (None, Some(_)) => Err(("store.tls_key", "needs store.tls_certificate".into())),
+            (None, None) | (Some(_), Some(_)) => Ok(()),
         }
     }
 }
 
 /// `[token]`
 #[derive(Clone, Debug, Deserialize)]
-pub struct Token {
-    /// Signing keys; the first signs.
+pub struct TokenConfig {
+    /// Signing keys: the first one signs, all of them verify.
     pub keys: SigningKeys,
-    /// Time from a deadline to the end of the token.
+    /// Time from the deadline to the expiry of the token.
     pub replay_window_ms: Bounded<0, 86_400_000>,
-    /// Where a token may travel.
+    /// Where callbacks may carry their token.
     pub carriers: Vec<Carrier>,
-    /// Where it travels by default.
+    /// Where a callback carries its token if the work item does not choose.
     pub default_carrier: Carrier,
-    /// Name of the header.
+    /// Name of the header that carries a token.
     pub header_name: TokenHeader,
-    /// Name of the query parameter.
+    /// Name of the query parameter that carries a token.
     #[serde(deserialize_with = "values::name")]
     pub query_name: String,
-    /// Name of the body's field.
+    /// Name of the top-level body field that carries a token.
     #[serde(deserialize_with = "values::name")]
     pub body_field: String,
 }
 
 /// `[platform]`
 #[derive(Clone, Debug, Deserialize)]
-pub struct Platform {
-    /// The platform's keys.
+pub struct PlatformConfig {
+    /// Bearer keys of the platform.
     pub service_keys: ServiceKeys,
 }
 
 /// `[rate_limit]`
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub struct RateLimit {
-    /// Most requests of an address in a window; none is no limit.
+pub struct RateLimitConfig {
+    /// Maximum requests of an address per window. 0: no limit.
     pub max: Bounded<0, 1_000_000_000>,
-    /// The window.
+    /// Length of that window.
     pub window_ms: Bounded<1_000, 86_400_000>,
-    /// Most failed authentications of an address in a window; none is no limit.
+    /// Maximum failed authentications of an address per window. 0: no limit.
     pub failed_max: Bounded<0, 1_000_000_000>,
-    /// The window.
+    /// Length of that window.
     pub failed_window_ms: Bounded<1_000, 86_400_000>,
-    /// How many bits of an IPv6 address count.
+    /// Prefix length in bits by which IPv6 addresses are grouped.
     pub ipv6_prefix: Bounded<1, 128>,
 }
 
 /// `[gate]`
 #[derive(Clone, Debug, Deserialize)]
-pub struct Gate {
-    /// Time to a deadline by default.
+pub struct GateConfig {
+    /// Default time from issue to deadline.
     pub default_timeout_ms: Bounded<1, 86_400_000>,
-    /// Longest time to a deadline.
+    /// Maximum time from issue to deadline.
     pub max_timeout_ms: Bounded<1, 86_400_000>,
-    /// Idle time after which a conversation counts as ended.
+    /// Default idle timeout of a conversation.
     pub conversation_idle_ttl_ms: Bounded<1, MAX_IDLE_TTL_MS>,
-    /// How long an ended conversation can be read.
+    /// Time for which an ended conversation stays readable.
     pub ended_retention_ms: Bounded<1_000, 604_800_000>,
-    /// Most held items.
+    /// Maximum number of held items per conversation.
     pub max_held_items: Bounded<1, 1_000_000>,
-    /// Most bytes of held results.
+    /// Maximum bytes of held results per conversation.
     pub max_held_bytes: Bounded<1, 1_073_741_824>,
-    /// Most awaiting items.
+    /// Maximum number of awaiting items per conversation.
     pub max_awaiting_items: Bounded<1, 1_000_000>,
-    /// Most envelopes of a channel.
+    /// Maximum number of envelopes per channel.
     pub max_channel_length: Bounded<1, 1_000_000>,
-    /// Most bytes of results on a channel, or held for it.
+    /// Maximum bytes of results per channel, held results included.
     pub max_channel_bytes: Bounded<65_536, 1_099_511_627_776>,
 }
 
 /// `[telemetry]`
 #[derive(Clone, Debug, Deserialize)]
-pub struct Telemetry {
-    /// Directives of tracing's `EnvFilter`.
+pub struct TelemetryConfig {
+    /// Directives for tracing's `EnvFilter`.
     #[serde(deserialize_with = "values::log_level")]
     pub log_level: String,
-    /// How log lines are written.
+    /// Format of log lines.
     pub log_format: LogFormat,
 }
 
+/// The key of a setting, and why its value is invalid.
+type InvalidSetting = (&'static str, String);
+
 impl Config {
-    /// What a conversation may take up.
+    /// Limits of a conversation.
     pub const fn limits(&self) -> Limits {
         Limits {
             max_held_items: self.gate.max_held_items.get(),
@@ -251,34 +256,34 @@ impl Config {
         }
     }
 
-    /// The public listener's certificate.
+    /// Certificate and key of the public listener. `None`: no TLS.
     pub fn public_tls(&self) -> Option<Files> {
         tls(&self.http.public_tls_cert, &self.http.public_tls_key)
     }
 
-    /// The platform listener's certificate.
+    /// Certificate and key of the platform listener. `None`: no TLS.
     pub fn platform_tls(&self) -> Option<Files> {
         tls(&self.http.platform_tls_cert, &self.http.platform_tls_key)
     }
 
-    /// Whose word on a client's address counts.
+    /// The trusted proxies and their header.
     pub fn proxies(&self) -> Proxies {
         Proxies { trusted: self.http.trusted_proxies.clone(), header: self.http.forwarded_header }
     }
 
-    /// Rules that no single key can keep, as the key to blame and what is wrong.
-    fn contradiction(&self) -> Option<(&'static str, String)> {
+    /// Checks the rules that involve more than one setting.
+    fn validate(&self) -> Result<(), InvalidSetting> {
         if self.gate.default_timeout_ms.get() > self.gate.max_timeout_ms.get() {
-            return Some(("gate.default_timeout_ms", "must not be above gate.max_timeout_ms".into()));
+            return Err(("gate.default_timeout_ms", "must not be above gate.max_timeout_ms".into()));
         }
         if ["content", "error"].contains(&self.token.body_field.as_str()) {
-            return Some((
+            return Err((
                 "token.body_field",
-                "must not be a field that results have: content, error".into(),
+                "must not be content or error, which are members of results".into(),
             ));
         }
         if self.http.drain_grace_ms.get() > self.http.drain_timeout_ms.get() {
-            return Some(("http.drain_grace_ms", "must not be above http.drain_timeout_ms".into()));
+            return Err(("http.drain_grace_ms", "must not be above http.drain_timeout_ms".into()));
         }
         let http = &self.http;
         for (name, missing, given) in [
@@ -288,24 +293,24 @@ impl Config {
             ("http.platform_tls_cert", &http.platform_tls_cert, &http.platform_tls_key),
         ] {
             if missing.as_os_str().is_empty() && !given.as_os_str().is_empty() {
-                return Some((name, "a certificate needs its key, and a key its certificate".into()));
+                return Err((name, "a certificate needs its key, and a key its certificate".into()));
             }
         }
-        // A quarter of it is for bodies whose token is not known to be good, and one of them must not fill that.
+        // Bodies without a valid token in the head share a quarter of the budget, and one body counts three times.
         if self.http.max_buffered_bytes.get() < 12 * self.http.max_body_bytes.get() {
-            return Some(("http.max_buffered_bytes", "must be at least 12 times http.max_body_bytes".into()));
+            return Err(("http.max_buffered_bytes", "must be at least 12 times http.max_body_bytes".into()));
         }
-        // An ended conversation must be known as long as a token of it can come again.
+        // An ended conversation must be readable until its last token has expired.
         let longest_token = self.gate.max_timeout_ms.get() + self.token.replay_window_ms.get();
         if self.gate.ended_retention_ms.get() < longest_token {
             let message = "must be at least gate.max_timeout_ms + token.replay_window_ms";
-            return Some(("gate.ended_retention_ms", message.into()));
+            return Err(("gate.ended_retention_ms", message.into()));
         }
         if self.token.carriers.is_empty() {
-            return Some(("token.carriers", "must name at least one carrier".into()));
+            return Err(("token.carriers", "must name at least one carrier".into()));
         }
         if !self.token.carriers.contains(&self.token.default_carrier) {
-            return Some(("token.default_carrier", "must be one of token.carriers".into()));
+            return Err(("token.default_carrier", "must be one of token.carriers".into()));
         }
         for (key, address) in
             [("http.public_addr", self.http.public_addr), ("http.platform_addr", self.http.platform_addr)]
@@ -317,19 +322,16 @@ impl Config {
                 (false, false) => continue,
             };
             if !address.ip().is_loopback() {
-                return Some((
-                    key,
-                    format!("{address} is not a loopback address: that needs {missing} to be configured"),
-                ));
+                return Err((key, format!("{address} is not a loopback address, so {missing} must be set")));
             }
         }
         if self.http.public_addr == self.http.platform_addr && self.http.public_addr.port() != 0 {
-            return Some(("http.platform_addr", "must not be the public address".into()));
+            return Err(("http.platform_addr", "must differ from http.public_addr".into()));
         }
-        self.store.contradiction()
+        self.store.validate()
     }
 
-    /// The store as Redis settings, when it is Redis.
+    /// The settings of the Redis store. `None` for the memory store.
     pub fn redis(&self) -> Option<RedisSettings> {
         let StoreUrl::Redis(url) = &self.store.url else { return None };
         let store = &self.store;
@@ -363,7 +365,7 @@ impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
         Duration::from_millis(self.get())
     }
 
-    /// The number as a size in memory.
+    /// The number as a size in memory, at most `usize::MAX`.
     pub fn size(self) -> usize {
         usize::try_from(self.get()).unwrap_or(usize::MAX)
     }

@@ -244,7 +244,7 @@ async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) ->
 fn tell(telemetry: &Telemetry, place: &SpanRef, conversation: ConversationRef, expired: &Expired) {
     let id = expired.conversation_id.as_ref();
     if let Some(ended) = expired.ended {
-        telemetry.metrics.dropped(ended.dropped_held, ended.dropped_awaiting);
+        telemetry.metrics.record_dropped(ended.dropped_held, ended.dropped_awaiting);
         tracing::info!(
             trace_id = place.trace_id,
             span_id = place.span_id,

@@ -1,15 +1,15 @@
-//! What leaves the process to be looked at: log lines, spans, metrics.
+//! Log lines, spans and metrics.
 //!
-//! Log lines go to standard error, and all of it to a collector where OpenTelemetry's variables name one. Nothing here
-//! may delay or fail a request: what cannot be written or sent in time is dropped, and counted.
+//! Log lines go to standard error. All three signals go to an OTLP collector if OpenTelemetry's variables name one.
+//! Telemetry never delays or fails a request: what cannot be written or exported in time is dropped and counted.
 
+mod export_gate;
 mod exports;
 mod json;
 mod metrics;
+mod monitored;
 pub mod names;
-mod outage;
 pub mod trace;
-mod valve;
 
 use std::cell::RefCell;
 use std::io::{IsTerminal, stderr};
@@ -17,14 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use exports::{ExportError, Exports};
-pub use metrics::{ActiveRequest, Answered, Metrics};
+pub use metrics::{ActiveRequest, Metrics, ResponseLabels};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider};
-use outage::{Losses, Signal, Watched};
 use tracing::{Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
 use tracing_subscriber::filter::{FilterExt, filter_fn};
@@ -33,86 +32,88 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use self::trace::{Channel, SpanRef};
-use self::valve::{Behind, Sampling};
-use crate::config::{self, LogFormat};
+use self::export_gate::{GatedProcessor, GatedSampler};
+use self::monitored::{DropCounters, MonitoredExporter, Signal};
+use self::trace::{ChannelAttributes, SpanRef};
+use crate::config::{LogFormat, TelemetryConfig};
 use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{ConversationId, ConversationRef};
 use crate::domain::work_item::Outcome;
 use crate::store::ChannelAddress;
 
-/// What our own targets begin with.
-const OURS: &str = "callback_ingress";
+/// Prefix of the targets of this crate's events.
+const OWN_TARGETS: &str = "callback_ingress";
 
 thread_local! {
-    /// Where this thread panicked last.
+    /// Source location of the last panic of this thread.
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Where this thread panicked last: whoever catches a panic does so on the thread that had it.
+/// Source location of the last panic of the current thread, for code that has just caught one. Empty if there was none.
 pub fn last_panic() -> String {
     LAST_PANIC.with(|location| location.borrow().clone())
 }
 
-/// What a service is watched with. Clones share it.
+/// The instruments of a service. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
-    /// Its instruments.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Makes spans, where they are exported.
+    /// Set if spans are exported.
     tracer: Option<SdkTracer>,
 }
 
-/// Writes and sends what is still to be written and sent.
-#[must_use = "lines are written in the background until this is dropped"]
+/// Keeps logging and exporting alive. Dropping it writes the remaining log lines, for at most a second.
+#[must_use = "logging stops when this is dropped"]
 #[derive(Debug)]
-pub struct Flush {
+pub struct TelemetryGuard {
     _log: WorkerGuard,
     traces: Option<SdkTracerProvider>,
     logs: Option<SdkLoggerProvider>,
     metrics: SdkMeterProvider,
 }
 
-impl Flush {
-    /// Sends what is still to be sent, for at most so long. Log lines follow when this is dropped, for at most a
-    /// second.
-    pub async fn send(&self, limit: Duration) {
+impl TelemetryGuard {
+    /// Exports the queued spans, log records and metrics, for at most `limit`, and stops the exporters.
+    pub async fn flush(&self, limit: Duration) {
         let (traces, logs, metrics) = (self.traces.clone(), self.logs.clone(), self.metrics.clone());
-        // Each waits for its own exporter; none of them may hold up the end of the process.
-        let sent = [
+        // In parallel: `shutdown_with_timeout` blocks, and can exceed its timeout.
+        let shutdowns = [
             tokio::task::spawn_blocking(move || {
-                traces.map_or(Ok(()), |all| all.shutdown_with_timeout(limit))
+                traces.map_or(Ok(()), |provider| provider.shutdown_with_timeout(limit))
             }),
-            tokio::task::spawn_blocking(move || logs.map_or(Ok(()), |all| all.shutdown_with_timeout(limit))),
+            tokio::task::spawn_blocking(move || {
+                logs.map_or(Ok(()), |provider| provider.shutdown_with_timeout(limit))
+            }),
             tokio::task::spawn_blocking(move || metrics.shutdown_with_timeout(limit)),
         ];
-        let all = tokio::time::timeout(limit, futures_util::future::join_all(sent)).await;
+        let all = tokio::time::timeout(limit, futures_util::future::join_all(shutdowns)).await;
         let failed = |result: &Result<_, _>| !matches!(result, Ok(Ok(())));
         if all.map_or(true, |results| results.iter().any(failed)) {
-            tracing::warn!("some telemetry could not be sent before the end");
+            tracing::warn!("some telemetry could not be exported before shutdown");
         }
     }
 }
 
-/// Ours, but not the spans that are made for export only; and what matters of others.
-fn is_for_people(metadata: &Metadata<'_>) -> bool {
-    let exported = metadata.target() == trace::TARGET;
-    !exported && may_tell(metadata.target(), *metadata.level()) && !is_told_otherwise(metadata)
+/// Whether an event may become a log line.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    let is_export_only = metadata.target() == trace::TARGET;
+    !is_export_only && is_level_allowed(metadata.target(), *metadata.level()) && !is_export_failure(metadata)
 }
 
-/// What other libraries tell below `info` may hold what they send and receive, headers with credentials included.
-fn may_tell(target: &str, level: Level) -> bool {
-    target.starts_with(OURS) || level <= Level::INFO
+/// Refuses `debug` and `trace` events of libraries: they can contain headers with credentials, and bodies.
+fn is_level_allowed(target: &str, level: Level) -> bool {
+    target.starts_with(OWN_TARGETS) || level <= Level::INFO
 }
 
-/// Failures to export, which the SDK tells with each export and at the end, and [`outage`] once an outage.
-fn is_told_otherwise(metadata: &Metadata<'_>) -> bool {
+/// Whether this is the SDK's event for a failed export or shutdown. [`monitored`] logs outages instead.
+fn is_export_failure(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("opentelemetry")
         && ["Export", "Shutdown"].iter().any(|what| metadata.name().contains(what))
 }
 
-fn log_lines<S>(
-    config: &config::Telemetry,
+fn log_layer<S>(
+    config: &TelemetryConfig,
     writer: NonBlocking,
     filter: EnvFilter,
 ) -> Box<dyn Layer<S> + Send + Sync>
@@ -126,7 +127,7 @@ where
         LogFormat::Json => true,
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
-    let filter = filter.and(filter_fn(is_for_people));
+    let filter = filter.and(filter_fn(may_be_logged));
     if json {
         lines.event_format(json::JsonLine).with_filter(filter).boxed()
     } else {
@@ -135,44 +136,50 @@ where
     }
 }
 
-/// Starts logging and exporting, once for the process. Must be called within a tokio runtime.
-pub fn start(config: &config::Telemetry, exports: Exports) -> Result<(Telemetry, Flush), ExportError> {
-    // The library takes the process's provider, and none is built in. One that is set already stays.
+/// Starts logging and exporting. Must be called within a tokio runtime, and once per process: a second call does not
+/// change the subscriber.
+///
+/// Installs a panic hook that logs the location of a panic without its message.
+///
+/// # Errors
+/// An `OTEL_` variable is invalid, or an exporter cannot be created.
+pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, TelemetryGuard), ExportError> {
+    // `reqwest` is built without a crypto provider and uses the process's default. An error means that one is set.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let resource = exports::resource();
-    let losses = Arc::new(Losses::default());
+    let drops = Arc::new(DropCounters::default());
     let (writer, log) = tracing_appender::non_blocking(stderr());
-    let _ = losses.lines.set(writer.error_counter());
+    let _ = drops.log_lines.set(writer.error_counter());
 
-    let metrics = metrics(&resource, &losses, exports)?;
+    let metrics = metrics(&resource, &drops, exports)?;
     let spans = match exports.traces {
         Some(protocol) => {
-            let valve = losses.behind(Signal::Traces, exports.span_queue);
-            let exporter = Watched::new(exports::spans(protocol)?, Signal::Traces, &losses);
+            let gate = drops.gate(Signal::Traces, exports.span_queue);
+            let exporter = MonitoredExporter::new(exports::spans(protocol)?, Signal::Traces, &drops);
             let processor = BatchSpanProcessor::builder(exporter).build();
             let provider = SdkTracerProvider::builder()
                 .with_resource(resource.clone())
-                .with_sampler(Sampling { sampler: exports.sampler(), valve: Arc::clone(&valve) })
-                .with_span_processor(Behind { processor, valve });
+                .with_sampler(GatedSampler { sampler: exports.sampler(), gate: Arc::clone(&gate) })
+                .with_span_processor(GatedProcessor { processor, gate });
             Some(provider.build())
         }
         None => None,
     };
     let logs = match exports.logs {
         Some(protocol) => {
-            let valve = losses.behind(Signal::Logs, exports.log_queue);
-            let exporter = Watched::new(exports::logs(protocol)?, Signal::Logs, &losses);
+            let gate = drops.gate(Signal::Logs, exports.log_queue);
+            let exporter = MonitoredExporter::new(exports::logs(protocol)?, Signal::Logs, &drops);
             let processor = BatchLogProcessor::builder(exporter).build();
             let provider = SdkLoggerProvider::builder().with_resource(resource);
-            Some(provider.with_log_processor(Behind { processor, valve }).build())
+            Some(provider.with_log_processor(GatedProcessor { processor, gate }).build())
         }
         None => None,
     };
     let tracer = spans.as_ref().map(|provider| provider.tracer(names::SCOPE));
 
-    // The configuration holds directives that were parsed before.
+    // The configuration contains only valid directives.
     let filter = || EnvFilter::try_new(&config.log_level).unwrap_or_default();
-    let exported = tracer.clone().map(|tracer| {
+    let span_layer = tracer.clone().map(|tracer| {
         tracing_opentelemetry::layer()
             .with_tracer(tracer)
             .with_location(false)
@@ -181,88 +188,89 @@ pub fn start(config: &config::Telemetry, exports: Exports) -> Result<(Telemetry,
             .with_tracked_inactivity(false)
             .with_filter(filter_fn(|metadata| metadata.is_span() && metadata.target() == trace::TARGET))
     });
-    let records = logs.as_ref().map(|provider| {
-        // Only our own: the exporter's would beget others.
-        let ours = filter_fn(|metadata| metadata.is_event() && metadata.target().starts_with(OURS));
-        OpenTelemetryTracingBridge::new(provider).with_filter(filter().and(ours))
+    let record_layer = logs.as_ref().map(|provider| {
+        // Not the events of libraries: an export would create events, and these another export.
+        let is_own = filter_fn(|metadata| metadata.is_event() && metadata.target().starts_with(OWN_TARGETS));
+        OpenTelemetryTracingBridge::new(provider).with_filter(filter().and(is_own))
     });
-    // A second start changes nothing: the first one's settings stay.
+    // Fails if a subscriber is set, which then stays.
     let _ = tracing_subscriber::registry()
-        .with(log_lines(config, writer, filter()))
-        .with(exported)
-        .with(records)
+        .with(log_layer(config, writer, filter()))
+        .with(span_layer)
+        .with(record_layer)
         .try_init();
     let panics = metrics.clone();
     std::panic::set_hook(Box::new(move |panic| {
-        // What a panic says may hold anything; where it happened does not.
+        // Without the message, which can contain user data.
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
-        panics.panicked();
-        tracing::error!(location, "a bug: something panicked");
+        panics.record_panic();
+        tracing::error!(location, "a bug: panic");
         LAST_PANIC.set(location);
     }));
-    let flush = Flush { _log: log, traces: spans, logs, metrics: metrics.provider().clone() };
-    Ok((Telemetry { metrics, tracer }, flush))
+    let guard = TelemetryGuard { _log: log, traces: spans, logs, metrics: metrics.provider().clone() };
+    Ok((Telemetry { metrics, tracer }, guard))
 }
 
-fn metrics(resource: &Resource, losses: &Arc<Losses>, exports: Exports) -> Result<Metrics, ExportError> {
+fn metrics(resource: &Resource, drops: &Arc<DropCounters>, exports: Exports) -> Result<Metrics, ExportError> {
     let exporter = exports.metrics.map(exports::metrics).transpose()?;
-    let exporter = exporter.map(|exporter| Watched::new(exporter, Signal::Metrics, losses));
-    Ok(Metrics::new(resource.clone(), Arc::clone(losses), |builder| match exporter {
+    let exporter = exporter.map(|exporter| MonitoredExporter::new(exporter, Signal::Metrics, drops));
+    Ok(Metrics::new(resource.clone(), Arc::clone(drops), |builder| match exporter {
         Some(exporter) => builder.with_reader(PeriodicReader::builder(exporter).build()),
         None => builder,
     }))
 }
 
 impl Telemetry {
-    /// Counts, and sends nothing anywhere.
+    /// Metrics without exporters, and no spans.
     pub fn local() -> Self {
         Self { metrics: Metrics::local(), tracer: None }
     }
 
-    /// Counts a work item that the sweeper timed out, and has a span for it.
+    /// Records a work item that the sweeper timed out: metric and span.
     pub fn timed_out(
         &self,
         sweep: &SpanRef,
         (reference, id): (ConversationRef, Option<&ConversationId>),
         timed_out: &TimedOut,
     ) {
-        self.metrics.timed_out(timed_out.kind, timed_out.late_ms);
+        self.metrics.record_timed_out(timed_out.kind, timed_out.late_ms);
         if let Some(tracer) = &self.tracer {
             let conversation = id.map_or_else(|| reference.to_string(), ToString::to_string);
-            trace::timed_out(tracer, sweep, &conversation, timed_out);
+            trace::export_timeout_span(tracer, sweep, &conversation, timed_out);
         }
     }
 
-    /// Tells of what a step put on a channel: counts each envelope, has a span for it, and a log line for each that was
-    /// held before, the answer to "why did it come so late?". What was not held is told by the line of its own request;
-    /// what timed out has none, and gets one unless `told` says that the step had one for it.
+    /// Records envelopes that an operation released: metric and span for each. Logs a line for each that was held,
+    /// which shows why it was late, and for each that timed out and is not in `logged_timeouts`. The log line of a
+    /// request covers the others.
     pub fn released(
         &self,
         step: &SpanRef,
         conversation: (ConversationRef, Option<&ConversationId>),
         channel: impl FnOnce() -> ChannelAddress,
         envelopes: &[Released],
-        told: &[TimedOut],
+        logged_timeouts: &[TimedOut],
     ) {
         let Some(first) = envelopes.first() else { return };
         let (reference, id) = conversation;
         let channel = self.tracer.as_ref().map(|tracer| (tracer, channel()));
         for envelope in envelopes {
-            self.metrics.released(envelope);
+            self.metrics.record_released(envelope);
             let timed_out = envelope.outcome == Outcome::TimedOut;
-            // The first one is what the gate waited for.
+            // The gate waited for the first envelope.
             let held_behind = envelope.held.then(|| first.sequence.get());
             if let Some((tracer, address)) = &channel {
                 let (system, name) = match address {
-                    ChannelAddress::EventStreamOnly => (names::SERVICE_NAMESPACE, String::new()),
+                    ChannelAddress::EventStreamOnly => (names::MEMORY_CHANNEL_SYSTEM, String::new()),
                     ChannelAddress::RedisStream(key) => ("redis", key.clone()),
                 };
                 let conversation = id.map_or_else(|| reference.to_string(), ToString::to_string);
                 let name = if name.is_empty() { format!("channel:{conversation}") } else { name };
-                let channel = Channel { conversation: &conversation, system, name: &name };
-                trace::published(tracer, step, channel, envelope, held_behind);
+                let channel = ChannelAttributes { conversation: &conversation, system, name: &name };
+                trace::export_publish_span(tracer, step, channel, envelope, held_behind);
             }
-            if envelope.held || timed_out && !told.iter().any(|told| told.work_item == envelope.work_item) {
+            let is_logged = || logged_timeouts.iter().any(|logged| logged.work_item == envelope.work_item);
+            if envelope.held || timed_out && !is_logged() {
                 tracing::info!(
                     trace_id = step.trace_id,
                     span_id = step.span_id,
@@ -286,14 +294,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_libraries_tell_nothing_below_info() {
-        for (target, level, told) in [
+    fn debug_events_of_libraries_are_not_logged() {
+        for (target, level, allowed) in [
             (module_path!(), Level::TRACE, true),
             ("h2::codec", Level::INFO, true),
             ("h2::codec", Level::DEBUG, false),
             ("opentelemetry-otlp", Level::TRACE, false),
         ] {
-            assert_eq!(may_tell(target, level), told, "{target} {level}");
+            assert_eq!(is_level_allowed(target, level), allowed, "{target} {level}");
         }
     }
 }

@@ -3,7 +3,9 @@
 
 use std::io::Write;
 
-use callback_ingress::config::{self, ConfigError, DEFAULTS, Loaded, PREFIX, Sources, StoreUrl};
+use callback_ingress::config::{
+    self, ConfigError, DEFAULTS, LoadedConfig, Sources, StoreUrl, VARIABLE_PREFIX,
+};
 use secrecy::ExposeSecret;
 use tempfile::NamedTempFile;
 use toml::{Table, Value};
@@ -32,7 +34,7 @@ pub(crate) fn check(input: &[u8]) {
     };
     let (variables, flags) = (settings(), settings());
     let written = written(file.as_bytes());
-    let prefixed = variables.iter().map(|(name, value)| (format!("{PREFIX}{name}"), value.clone()));
+    let prefixed = variables.iter().map(|(name, value)| (format!("{VARIABLE_PREFIX}{name}"), value.clone()));
     let variables: Vec<_> = prefixed.collect();
     let sources =
         Sources { file: Some(written.path().to_owned()), variables: variables.clone(), flags: flags.clone() };
@@ -44,7 +46,7 @@ pub(crate) fn check(input: &[u8]) {
             check_refused(&error, &file, &origins);
         }
         Ok(loaded) => {
-            check_no_secret(&format!("{loaded:?} {} {}", loaded.dump(), loaded.store_shown()));
+            check_no_secret(&format!("{loaded:?} {} {}", loaded.dump(), loaded.redacted_store_url()));
             check_last_wins(&loaded, &file, &variables, &flags);
             check_rules(&loaded);
             check_read_again(&loaded);
@@ -136,7 +138,12 @@ fn check_refused(error: &ConfigError, file: &str, origins: &[&str]) {
 }
 
 /// Each setting is what was laid last; of those that nobody laid, the default.
-fn check_last_wins(loaded: &Loaded, file: &str, variables: &[(String, String)], flags: &[(String, String)]) {
+fn check_last_wins(
+    loaded: &LoadedConfig,
+    file: &str,
+    variables: &[(String, String)],
+    flags: &[(String, String)],
+) {
     let mut expected = defaults();
     let file: Table = file.parse().unwrap();
     for (section, values) in file {
@@ -144,7 +151,8 @@ fn check_last_wins(loaded: &Loaded, file: &str, variables: &[(String, String)], 
             *expected[&section].get_mut(name).unwrap() = value.clone();
         }
     }
-    let variables = variables.iter().map(|(name, value)| (path(name.strip_prefix(PREFIX).unwrap()), value));
+    let variables =
+        variables.iter().map(|(name, value)| (path(name.strip_prefix(VARIABLE_PREFIX).unwrap()), value));
     let flags = flags.iter().map(|(key, value)| (key.clone(), value));
     for (key, text) in variables.chain(flags) {
         let (section, name) = key.split_once('.').unwrap();
@@ -171,7 +179,7 @@ fn without_secrets(table: &mut Table) {
 }
 
 /// What no configuration may be.
-fn check_rules(loaded: &Loaded) {
+fn check_rules(loaded: &LoadedConfig) {
     let config = &loaded.config;
     assert!(config.gate.default_timeout_ms.get() <= config.gate.max_timeout_ms.get());
     assert!(config.http.drain_grace_ms.get() <= config.http.drain_timeout_ms.get());
@@ -181,7 +189,7 @@ fn check_rules(loaded: &Loaded) {
 }
 
 /// A dump without secrets is the same configuration. One with secrets is none, until they are given again.
-fn check_read_again(loaded: &Loaded) {
+fn check_read_again(loaded: &LoadedConfig) {
     let dump = loaded.dump();
     let table: Table = dump.parse().unwrap();
     let is_empty = |key| setting(&table, key).and_then(Value::as_array).is_some_and(Vec::is_empty);

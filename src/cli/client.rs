@@ -1,4 +1,4 @@
-//! A small HTTP client for the program's own commands.
+//! The HTTP client of the subcommands.
 
 use std::time::Duration;
 
@@ -13,62 +13,62 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::time::timeout;
 
-/// What goes wrong with a request.
+/// A failed request.
 pub(super) type ClientError = Box<dyn std::error::Error>;
 
-/// One request.
-pub(super) struct Call<'a> {
+/// A request; a body is sent as JSON.
+pub(super) struct ClientRequest<'a> {
     pub(super) method: Method,
     pub(super) url: &'a str,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     pub(super) body: Option<String>,
 }
 
-/// A reply, read whole.
-pub(super) struct Reply {
+/// A response with its whole body.
+pub(super) struct ClientResponse {
     pub(super) status: StatusCode,
     pub(super) body: Bytes,
 }
 
-impl Reply {
-    /// The body as JSON; `null` when it is none.
+impl ClientResponse {
+    /// The body as JSON; `null` if it is not JSON.
     pub(super) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 }
 
-/// Asks over plain HTTP, for at most `limit` a request.
+/// A client for plain HTTP. `timeout` applies to the response's head, and again to its body.
 pub(super) struct Client {
     client: HyperClient<HttpConnector, Body>,
-    limit: Duration,
+    timeout: Duration,
 }
 
 impl Client {
-    pub(super) fn new(limit: Duration) -> Self {
-        Self { client: HyperClient::builder(TokioExecutor::new()).build_http(), limit }
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self { client: HyperClient::builder(TokioExecutor::new()).build_http(), timeout }
     }
 
-    /// Sends a request and returns once the reply's head is there.
-    pub(super) async fn send(&self, call: Call<'_>) -> Result<Response<Incoming>, ClientError> {
-        let mut request = Request::builder().method(call.method).uri(call.url);
-        for (name, value) in call.headers {
-            request = request.header(name, value);
+    /// Sends a request and returns the response with its body unread.
+    pub(super) async fn send(&self, request: ClientRequest<'_>) -> Result<Response<Incoming>, ClientError> {
+        let mut builder = Request::builder().method(request.method).uri(request.url);
+        for (name, value) in request.headers {
+            builder = builder.header(name, value);
         }
-        let body = match call.body {
+        let body = match request.body {
             Some(text) => {
-                request = request.header(header::CONTENT_TYPE, "application/json");
+                builder = builder.header(header::CONTENT_TYPE, "application/json");
                 Body::from(text)
             }
             None => Body::empty(),
         };
-        Ok(timeout(self.limit, self.client.request(request.body(body)?)).await??)
+        Ok(timeout(self.timeout, self.client.request(builder.body(body)?)).await??)
     }
 
-    /// Sends a request and reads the reply whole.
-    pub(super) async fn call(&self, call: Call<'_>) -> Result<Reply, ClientError> {
-        let response = self.send(call).await?;
+    /// Sends a request and reads the whole response.
+    pub(super) async fn call(&self, request: ClientRequest<'_>) -> Result<ClientResponse, ClientError> {
+        let response = self.send(request).await?;
         let status = response.status();
-        let body = timeout(self.limit, response.into_body().collect()).await??.to_bytes();
-        Ok(Reply { status, body })
+        let body = timeout(self.timeout, response.into_body().collect()).await??.to_bytes();
+        Ok(ClientResponse { status, body })
     }
 }

@@ -1,59 +1,59 @@
 //! `config check`.
 
 use super::serve::exports;
-use super::{Failure, say};
+use super::{Failure, print};
 use crate::clock::Clock;
-use crate::config::{Config, Loaded};
+use crate::config::{Config, LoadedConfig};
 use crate::http::tls::Tls;
 use crate::store::redis::{PreflightError, RedisStore};
 
-/// What an operator may want to know before this configuration is used.
-fn remarks(config: &Config) -> Vec<&'static str> {
+/// Settings that are valid but unsuitable for production.
+fn notes(config: &Config) -> Vec<&'static str> {
     let shared = config.redis().is_some();
-    let mut remarks = Vec::new();
+    let mut notes = Vec::new();
     if !shared {
-        remarks.push("store.url is memory: conversations are gone when the process ends, and one instance must take all requests");
+        notes.push("store.url is memory: conversations are lost when the process exits, and only one instance can run");
     }
     if config.token.keys.is_empty() {
-        remarks.push(
-            "token.keys is empty: a key is made for each run, and tokens end with the run that issued them",
+        notes.push(
+            "token.keys is empty: a key is generated for each run, and tokens of earlier runs are invalid",
         );
     }
     if config.platform.service_keys.is_empty() {
-        remarks.push("platform.service_keys is empty: a key is made for each run and printed by serve");
+        notes.push("platform.service_keys is empty: a key is generated for each run and printed by serve");
     }
     if config.http.public_base_url.is_none() && config.http.public_addr.ip().is_unspecified() {
-        remarks.push(
-            "http.public_base_url is empty: callback URLs would begin with an address that nobody can reach",
+        notes.push(
+            "http.public_base_url is empty: callback URLs contain an address that providers cannot reach",
         );
     }
-    remarks
+    notes
 }
 
-/// The configuration was read, or we would not be here; whether its store can be used is asked now.
-pub(super) async fn check(loaded: Loaded) -> Result<(), Failure> {
+/// Checks the variables of telemetry, the store and the certificates. The configuration itself is already valid.
+pub(super) async fn check(loaded: LoadedConfig) -> Result<(), Failure> {
     let exports = exports()?;
-    for remark in remarks(&loaded.config) {
-        say(&format!("note: {remark}\n"))?;
+    for note in notes(&loaded.config) {
+        print(&format!("note: {note}\n"))?;
     }
     if let Some(settings) = loaded.config.redis() {
-        let wrong = |error: Box<dyn std::error::Error>| Failure::Wrong(error);
-        let store = RedisStore::new(&settings, Clock::System).map_err(|error| wrong(error.into()))?;
+        let usage = |error: Box<dyn std::error::Error>| Failure::Usage(error);
+        let store = RedisStore::new(&settings, Clock::System).map_err(|error| usage(error.into()))?;
         match store.verify().await {
             Ok(()) => {
-                for remark in store.new_warnings().await {
-                    say(&format!("note: {remark}\n"))?;
+                for note in store.new_warnings().await {
+                    print(&format!("note: {note}\n"))?;
                 }
             }
-            Err(refused @ PreflightError::Refused(_)) => return Err(wrong(refused.into())),
-            Err(PreflightError::Unavailable(error)) => return Err(Failure::Failed(error.into())),
+            Err(refused @ PreflightError::Refused(_)) => return Err(usage(refused.into())),
+            Err(PreflightError::Unavailable(error)) => return Err(Failure::Runtime(error.into())),
         }
     }
     for files in [loaded.config.public_tls(), loaded.config.platform_tls()].into_iter().flatten() {
-        Tls::new(files).map_err(|error| Failure::Wrong(error.into()))?;
+        Tls::new(files).map_err(|error| Failure::Usage(error.into()))?;
     }
-    say(&format!(
-        "the configuration is good; the store is {}; sent by OTLP: {exports}\n",
-        loaded.store_shown()
+    print(&format!(
+        "the configuration is valid; store: {}; OTLP exports: {exports}\n",
+        loaded.redacted_store_url()
     ))
 }

@@ -1,4 +1,4 @@
-//! `healthcheck`: for containers and scripts. Exit 0 when `/health` answers 200, else 1.
+//! `healthcheck`: for containers and scripts. Exits with 0 if `/health` responds with 2xx, otherwise with 1.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -6,24 +6,23 @@ use std::time::Duration;
 use axum::http::Method;
 use clap::Args;
 
-use super::client::{Call, Client};
-use super::{Failure, pinned, say};
-use crate::config::Loaded;
+use super::client::{Client, ClientRequest};
+use super::{Failure, pinned_get, print};
+use crate::config::LoadedConfig;
 
-/// Whom to ask, and how long to wait.
 #[derive(Debug, Args)]
 #[expect(clippy::doc_markdown, reason = "shown as help on the terminal")]
-pub(super) struct Arguments {
-    /// The URL to ask, instead of /health under http.public_addr
+pub(super) struct HealthcheckArgs {
+    /// URL to request instead of /health on http.public_addr
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// How long to wait for the answer, in milliseconds
+    /// Timeout in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 2_000)]
     timeout_ms: u64,
 }
 
-/// An address that every interface answers is asked on loopback.
-fn reachable(address: SocketAddr) -> SocketAddr {
+/// Replaces an unspecified address by the loopback address.
+fn connectable(address: SocketAddr) -> SocketAddr {
     let ip = match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         SocketAddr::V6(v6) if v6.ip().is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -32,24 +31,25 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-pub(super) async fn run(loaded: Loaded, arguments: Arguments) -> Result<(), Failure> {
-    let address = reachable(loaded.config.http.public_addr);
-    let limit = Duration::from_millis(arguments.timeout_ms);
+pub(super) async fn run(loaded: LoadedConfig, arguments: HealthcheckArgs) -> Result<(), Failure> {
+    let address = connectable(loaded.config.http.public_addr);
+    let timeout = Duration::from_millis(arguments.timeout_ms);
     let own_tls = loaded.config.public_tls().filter(|_| arguments.url.is_none());
     let scheme = if own_tls.is_some() { "https" } else { "http" };
     let url = arguments.url.unwrap_or_else(|| format!("{scheme}://{address}/health"));
-    let asked = if let Some(files) = own_tls {
-        pinned::get(address, "/health", &files.chain, limit).await
+    let response = if let Some(files) = own_tls {
+        pinned_get::get(address, "/health", &files.chain, timeout).await
     } else {
-        let call = Call { method: Method::GET, url: &url, headers: Vec::new(), body: None };
-        Client::new(limit).call(call).await
+        let request = ClientRequest { method: Method::GET, url: &url, headers: Vec::new(), body: None };
+        Client::new(timeout).call(request).await
     };
-    let reply = asked.map_err(|error| Failure::Failed(format!("{url} does not answer: {error}").into()))?;
-    let text = String::from_utf8_lossy(&reply.body);
-    if reply.status.is_success() {
-        say(&format!("{text}\n"))
+    let response =
+        response.map_err(|error| Failure::Runtime(format!("no response from {url}: {error}").into()))?;
+    let text = String::from_utf8_lossy(&response.body);
+    if response.status.is_success() {
+        print(&format!("{text}\n"))
     } else {
-        Err(Failure::Failed(format!("{url} answers {}: {text}", reply.status).into()))
+        Err(Failure::Runtime(format!("{url} responded with {}: {text}", response.status).into()))
     }
 }
 
@@ -58,11 +58,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_of_all_interfaces_is_asked_on_loopback() {
-        for (configured, asked) in
+    fn unspecified_address_is_replaced_by_loopback() {
+        for (configured, expected) in
             [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1"), ("127.0.0.1:1", "127.0.0.1:1")]
         {
-            assert_eq!(reachable(configured.parse().unwrap()), asked.parse().unwrap());
+            assert_eq!(connectable(configured.parse().unwrap()), expected.parse().unwrap());
         }
     }
 }

@@ -1,14 +1,14 @@
-//! `serve`: runs the service until a signal ends it.
+//! `serve`: runs the service until SIGTERM or SIGINT.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{Failure, say};
+use super::{Failure, print};
 use crate::app::{self, App, AppError};
 use crate::clock::Clock;
-use crate::config::{Carrier, Loaded, Token};
+use crate::config::{Carrier, LoadedConfig, TokenConfig};
 use crate::public::CALLBACKS_PATH;
 use crate::telemetry::{self, ExportError, Exports, Telemetry};
 
@@ -16,45 +16,45 @@ impl From<AppError> for Failure {
     fn from(error: AppError) -> Self {
         match error {
             AppError::Store(_) | AppError::StoreRefused(_) | AppError::Tls { .. } => {
-                Self::Wrong(error.into())
+                Self::Usage(error.into())
             }
             AppError::Bind { .. }
             | AppError::TaskEnded(_)
             | AppError::NoEntropy(_)
             | AppError::KeyTooShort(_)
-            | AppError::KeyId(_) => Self::Failed(error.into()),
+            | AppError::KeyId(_) => Self::Runtime(error.into()),
         }
     }
 }
 
 impl From<ExportError> for Failure {
     fn from(error: ExportError) -> Self {
-        Self::Wrong(error.into())
+        Self::Usage(error.into())
     }
 }
 
-/// What OpenTelemetry's own variables say.
+/// The exports that OpenTelemetry's environment variables select.
 pub(super) fn exports() -> Result<Exports, ExportError> {
-    Exports::of(|name| std::env::var_os(name)?.into_string().ok())
+    Exports::from_variables(|name| std::env::var_os(name)?.into_string().ok())
 }
 
-pub(super) async fn run(loaded: Loaded) -> Result<(), Failure> {
+pub(super) async fn run(loaded: LoadedConfig) -> Result<(), Failure> {
     let exports = exports()?;
-    let (telemetry, flush) = telemetry::start(&loaded.config.telemetry, exports)?;
-    let signals = Signals::listen().map_err(|error| Failure::Failed(error.into()))?;
+    let (telemetry, telemetry_guard) = telemetry::start(&loaded.config.telemetry, exports)?;
+    let signals = Signals::listen().map_err(|error| Failure::Runtime(error.into()))?;
     let result = serve(&loaded, exports, telemetry, &signals).await;
     tokio::select! {
-        () = flush.send(loaded.config.http.flush_timeout()) => result,
-        () = signals.came(2) => Err(at_once()),
+        () = telemetry_guard.flush(loaded.config.http.flush_timeout()) => result,
+        () = signals.received(2) => Err(second_signal()),
     }
 }
 
-fn at_once() -> Failure {
-    Failure::Failed("ended at once by a second signal".into())
+fn second_signal() -> Failure {
+    Failure::Runtime("terminated by a second signal".into())
 }
 
 async fn serve(
-    loaded: &Loaded,
+    loaded: &LoadedConfig,
     exports: Exports,
     telemetry: Telemetry,
     signals: &Signals,
@@ -63,14 +63,14 @@ async fn serve(
     let connections = open_files.saturating_sub(RESERVED_FILES.min(open_files / 2));
     let app = app::build(&loaded.config, Clock::System, telemetry).await?;
     let app = app.with_max_connections(usize::try_from(connections).unwrap_or(usize::MAX));
-    let mut hangup = signal(SignalKind::hangup()).map_err(|error| Failure::Failed(error.into()))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|error| Failure::Runtime(error.into()))?;
     let certificates = app.check_certificates();
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             certificates.notify_waiters();
         }
     });
-    let store = loaded.store_shown();
+    let store = loaded.redacted_store_url();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         public = %app.public_addr(),
@@ -80,24 +80,24 @@ async fn serve(
         "serving"
     );
     if loaded.config.redis().is_none() {
-        tracing::warn!("the store is in this process's memory: conversations end with it");
+        tracing::warn!("store.url is memory: conversations are lost when this process exits");
     } else if loaded.config.token.keys.is_empty() {
-        tracing::warn!("token.keys is empty: tokens end with this run, and other instances refuse them");
+        tracing::warn!("token.keys is empty: tokens are invalid after this run and on other instances");
     }
     if let Some(key) = app.generated_service_key() {
-        say(&first_steps(&app, &loaded.config.token, key.expose_secret()))?;
+        print(&quick_start(&app, &loaded.config.token, key.expose_secret()))?;
     }
     tokio::select! {
-        result = app.run(signals.came(1)) => Ok(result?),
-        () = signals.came(2) => Err(at_once()),
+        result = app.run(signals.received(1)) => Ok(result?),
+        () = signals.received(2) => Err(second_signal()),
     }
 }
 
-/// File descriptors for everything but the connections of clients: Redis, the log, telemetry, certificates.
+/// File descriptors for everything except client connections: Redis, the log, telemetry, certificates.
 const RESERVED_FILES: u64 = 64;
 
-/// Raises the limit of open files as far as `http.max_connections` needs it and the system allows it. Shells and service
-/// managers set a low one for programs that cannot handle more. Returns the limit.
+/// Raises the soft limit of open files as far as `http.max_connections` needs and the hard limit allows. The default soft
+/// limit is low for the sake of programs that use `select`. Returns the new limit.
 fn raise_open_files(connections: u64) -> u64 {
     let needed = connections.saturating_mul(2).saturating_add(RESERVED_FILES);
     let limit = getrlimit(Resource::Nofile);
@@ -106,20 +106,20 @@ fn raise_open_files(connections: u64) -> u64 {
     if raised > soft
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit })
     {
-        tracing::warn!(error = %error, "cannot raise the limit of open files");
+        tracing::warn!(error = %error, "cannot raise the limit on open files");
         return soft;
     }
     if raised < connections.saturating_add(RESERVED_FILES) {
         tracing::warn!(
             open_files = raised,
             connections,
-            "the limit of open files allows fewer connections than http.max_connections"
+            "the limit on open files allows fewer connections than http.max_connections"
         );
     }
     raised
 }
 
-/// Counts SIGTERM and SIGINT.
+/// The number of received SIGTERM and SIGINT signals.
 struct Signals(watch::Receiver<usize>);
 
 impl Signals {
@@ -140,18 +140,18 @@ impl Signals {
         Ok(Self(receiver))
     }
 
-    /// Waits until so many have come.
-    fn came(&self, wanted: usize) -> impl Future<Output = ()> + use<> {
+    /// Waits until `wanted` signals have been received in total.
+    fn received(&self, wanted: usize) -> impl Future<Output = ()> + use<> {
         let mut receiver = self.0.clone();
         async move {
-            // The counting task ends with the process only.
+            // Never fails: the counting task runs until the process exits.
             let _ = receiver.wait_for(|count| *count >= wanted).await;
         }
     }
 }
 
-/// Lines to paste, for a first look.
-fn first_steps(app: &App, token: &Token, key: &str) -> String {
+/// Shell commands for a first try.
+fn quick_start(app: &App, token: &TokenConfig, key: &str) -> String {
     let platform = format!("{}://{}", app.platform_scheme(), app.platform_addr());
     let url = format!("{}://{}{CALLBACKS_PATH}", app.public_scheme(), app.public_addr());
     let (header, query, field) = (&token.header_name.text, &token.query_name, &token.body_field);
@@ -163,17 +163,17 @@ fn first_steps(app: &App, token: &Token, key: &str) -> String {
     };
     format!(
         r#"
-No service key is configured: one was made for this run. Paste, in another terminal:
+No service key is configured, so one was generated for this run. Paste into another terminal:
 
   KEY={key}
   # open a conversation
   curl -sS -X PUT {platform}/platform/v1/conversations/call-1 -H "Authorization: Bearer $KEY"; echo
-  # issue a work item, and take its token
+  # issue a work item and extract its token
   ISSUED=$(curl -sS -X POST {platform}/platform/v1/conversations/call-1/work-items -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d '{{"kind":"tool","timeoutMs":600000}}'); echo "$ISSUED"
   TOKEN=$(echo "$ISSUED" | grep -o 'cbt_[A-Za-z0-9_-]*' | head -n 1)
-  # post the result, as the provider does
+  # post the result as the provider
   curl -sS -X POST {to} -H 'Content-Type: application/json' -d '{body}'; echo
-  # follow the conversation's channel (Ctrl-C ends it)
+  # read the conversation's channel (Ctrl-C to stop)
   curl -sSN "{platform}/platform/v1/conversations/call-1/events?from=0" -H "Authorization: Bearer $KEY"
 
 "#

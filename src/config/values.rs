@@ -1,4 +1,4 @@
-//! Values that carry their bounds. Messages say what a value must be and never what it was.
+//! Types of settings, which hold only valid values. Error messages say what a value must be, and never repeat it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ use crate::store::redis;
 pub struct Bounded<const MIN: u64, const MAX: u64>(u64);
 
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
-    /// The number.
+    /// The number, from `MIN` to `MAX`.
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -55,7 +55,7 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Bounded<MIN, MAX>
     }
 }
 
-/// Where a token may travel.
+/// The part of a callback that carries the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Carrier {
@@ -70,7 +70,7 @@ pub enum Carrier {
 }
 
 impl Carrier {
-    /// The word on the wire.
+    /// The name in the API and in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Header => "header",
@@ -81,26 +81,26 @@ impl Carrier {
     }
 }
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Text on a terminal, JSON elsewhere.
     Auto,
-    /// For people.
+    /// Text.
     Text,
-    /// For machines.
+    /// One JSON object a line.
     Json,
 }
 
-/// What a dump shows in the place of a password. It is none, or a dump would read as a configuration that logs in
-/// with it.
+/// What a dump shows in place of a password. It is refused as a password, so that a dump cannot be mistaken for a
+/// complete configuration.
 pub(super) const REDACTED_WORD: &str = "redacted";
 
-/// Which store, and where.
+/// The value of `store.url`.
 #[derive(Clone, Debug)]
 pub enum StoreUrl {
-    /// The embedded store.
+    /// The memory store.
     Memory,
     /// A Redis URL, which may hold a password.
     Redis(SecretString),
@@ -108,15 +108,15 @@ pub enum StoreUrl {
 
 impl<'de> Deserialize<'de> for StoreUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let url = secret_text::<D>(deserializer, "must be a URL as text")?;
+        let url = secret_text::<D>(deserializer, "must be a URL (a string)")?;
         if url == "memory:" {
             return Ok(Self::Memory);
         }
         if redis::password(&url).is_some_and(|at| &url[at] == REDACTED_WORD) {
-            return Err(D::Error::custom("the password is redacted, as config dump shows it"));
+            return Err(D::Error::custom("the password is redacted: this is the output of config dump"));
         }
         let url = SecretString::from(url);
-        // Its message begins with the key, as this one's will.
+        // The message of `check_url` starts with the key, which this error adds as well.
         redis::check_url(&url).map_err(|error| {
             let message = error.to_string();
             D::Error::custom(message.strip_prefix("store.url ").unwrap_or(&message))
@@ -138,17 +138,17 @@ fn secret_list<'de, D: Deserializer<'de>>(deserializer: D, wanted: &str) -> Resu
     values.into_iter().map(|value| value.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
 }
 
-/// The signing keys, the first of which signs. Shows their ids only.
+/// Signing keys with distinct ids; the first one signs. `Debug` shows only the ids.
 #[derive(Clone, Debug, Default)]
 pub struct SigningKeys(Vec<SigningKey>);
 
 impl SigningKeys {
-    /// Whether there is none.
+    /// Whether the list is empty.
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The keys, in order.
+    /// The keys in order.
     pub fn keys(&self) -> &[SigningKey] {
         &self.0
     }
@@ -162,19 +162,20 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 impl<'de> Deserialize<'de> for SigningKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let texts = secret_list::<D>(deserializer, r#"must be a list of texts: ["kid:base64", …]"#)?;
+        let texts = secret_list::<D>(deserializer, r#"must be a list of strings: ["kid:base64", …]"#)?;
         let mut keys = Vec::with_capacity(texts.len());
         let mut ids = Vec::with_capacity(texts.len());
         for (index, text) in texts.iter().enumerate() {
             let wrong =
                 |what: &dyn fmt::Display| D::Error::custom(format_args!("entry {}: {what}", index + 1));
             let (id, secret) =
-                text.split_once(':').ok_or_else(|| wrong(&"must be a key id, a colon, and base64"))?;
+                text.split_once(':').ok_or_else(|| wrong(&"must be a key id, a colon and base64"))?;
             let id = KeyId::parse(id).map_err(|error| wrong(&error))?;
-            let secret = BASE64.decode(secret).map_err(|_| wrong(&"what follows the colon is not base64"))?;
+            let secret =
+                BASE64.decode(secret).map_err(|_| wrong(&"the part after the colon is not base64"))?;
             let key = SigningKey::new(id, secret).map_err(|error| wrong(&error))?;
             if ids.contains(&id) {
-                return Err(wrong(&"the key id stands twice"));
+                return Err(wrong(&"duplicate key id"));
             }
             ids.push(id);
             keys.push(key);
@@ -183,20 +184,20 @@ impl<'de> Deserialize<'de> for SigningKeys {
     }
 }
 
-/// The platform's keys. Shows how many there are.
+/// The platform's keys. `Debug` shows only their number.
 #[derive(Clone, Default)]
 pub struct ServiceKeys(Vec<SecretString>);
 
-/// Fewest characters of a service key.
+/// Minimum length of a service key in characters.
 const MIN_SERVICE_KEY: usize = 16;
 
 impl ServiceKeys {
-    /// Whether there is none.
+    /// Whether the list is empty.
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The keys.
+    /// The keys in order.
     pub fn keys(&self) -> &[SecretString] {
         &self.0
     }
@@ -210,7 +211,7 @@ impl fmt::Debug for ServiceKeys {
 
 impl<'de> Deserialize<'de> for ServiceKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let texts = secret_list::<D>(deserializer, r#"must be a list of texts: ["key", …]"#)?;
+        let texts = secret_list::<D>(deserializer, r#"must be a list of strings: ["key", …]"#)?;
         let good =
             |text: &String| text.len() >= MIN_SERVICE_KEY && text.bytes().all(|b| b.is_ascii_graphic());
         if let Some(index) = texts.iter().position(|text| !good(text)) {
@@ -223,7 +224,7 @@ impl<'de> Deserialize<'de> for ServiceKeys {
     }
 }
 
-/// An absolute http(s) URL without query and fragment, its last slashes cut off; an empty text is none.
+/// An absolute http(s) URL without credentials, query and fragment. Trailing slashes are removed. `None` if empty.
 pub(super) fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.is_empty() {
@@ -232,33 +233,33 @@ pub(super) fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
     let url = url::Url::parse(&text).map_err(|_| D::Error::custom("must be an absolute URL"))?;
     let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
     if !plain || !url.username().is_empty() || url.password().is_some() {
-        return Err(D::Error::custom("must be http:// or https:// with a host and at most a path"));
+        return Err(D::Error::custom("must consist of http:// or https://, a host and optionally a path"));
     }
     Ok(Some(url.as_str().trim_end_matches('/').to_owned()))
 }
 
-/// A text; an empty one is none.
+/// `None` if empty.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(deserializer)?;
     Ok((!text.is_empty()).then_some(text))
 }
 
-/// A path; an empty one is none.
+/// `None` if empty.
 pub(super) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
     text(deserializer).map(|path| path.map(PathBuf::from))
 }
 
-/// A secret; an empty one is none.
+/// `None` if empty. Refuses [`REDACTED_WORD`].
 pub(super) fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
-    let secret = secret_text::<D>(deserializer, "must be a text")?;
+    let secret = secret_text::<D>(deserializer, "must be a string")?;
     if secret == REDACTED_WORD {
-        return Err(D::Error::custom("is redacted, as config dump shows it"));
+        return Err(D::Error::custom("is redacted: this is the output of config dump"));
     }
     Ok((!secret.is_empty()).then(|| secret.into()))
 }
 
-/// Headers that mean something else already.
-const TAKEN_HEADERS: [&str; 15] = [
+/// Headers that have another meaning and cannot carry a token.
+const RESERVED_HEADERS: [&str; 15] = [
     "authorization",
     "connection",
     "content-encoding",
@@ -279,23 +280,24 @@ const TAKEN_HEADERS: [&str; 15] = [
 /// The name of a header that carries a token.
 #[derive(Clone, Debug)]
 pub struct TokenHeader {
-    /// To look it up by.
+    /// For lookups: in lower case.
     pub name: HeaderName,
-    /// As it was written, to be given out.
+    /// For the platform: as configured.
     pub text: String,
 }
 
 impl<'de> Deserialize<'de> for TokenHeader {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let name = HeaderName::try_from(&text).map_err(|_| D::Error::custom("is no name of a header"))?;
-        if TAKEN_HEADERS.contains(&name.as_str()) {
-            return Err(D::Error::custom("is a header that means something else"));
+        let name = HeaderName::try_from(&text).map_err(|_| D::Error::custom("is not a valid header name"))?;
+        if RESERVED_HEADERS.contains(&name.as_str()) {
+            return Err(D::Error::custom("is a reserved header"));
         }
         Ok(Self { name, text })
     }
 }
 
+/// A parameter or field name.
 pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     let good = (1..=64).contains(&text.len())
@@ -303,19 +305,19 @@ pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
     if good { Ok(text) } else { Err(D::Error::custom("must be 1 to 64 characters of A-Z a-z 0-9 . _ -")) }
 }
 
-/// Directives without values of fields: those are regular expressions, of which a hundred characters can take minutes
-/// and gigabytes to read.
+/// Directives for `EnvFilter`. Refuses field filters: their values are regular expressions, and compiling one of a
+/// hundred characters can take minutes and gigabytes.
 pub(super) fn log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.contains('{') {
-        return Err(D::Error::custom("must not choose by fields: {…}"));
+        return Err(D::Error::custom("must not filter by fields: {…}"));
     }
     tracing_subscriber::EnvFilter::try_new(&text)
         .map(|_| text)
-        .map_err(|_| D::Error::custom("is neither a level nor a list of directives"))
+        .map_err(|_| D::Error::custom("must be a level or a list of directives"))
 }
 
-/// Networks as `10.0.0.0/8`, or single addresses.
+/// Networks such as `10.0.0.0/8`, or single addresses.
 pub(super) fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
     let network = |text: &String| text.parse().ok().or_else(|| text.parse().map(IpAddr::into).ok());

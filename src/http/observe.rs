@@ -24,7 +24,7 @@ use crate::clock::Entropy;
 use crate::domain::ids::{RequestId, Sequence};
 use crate::domain::work_item::{Kind, Outcome};
 use crate::telemetry::trace::{self, TARGET};
-use crate::telemetry::{self, Answered, Telemetry, names};
+use crate::telemetry::{self, ResponseLabels, Telemetry, names};
 
 /// Names the trace in every response.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
@@ -223,7 +223,7 @@ impl RequestState {
     }
 
     fn count(&self, status: u16, code: Option<Code>, log: &RequestLog) {
-        let answered = Answered {
+        let answered = ResponseLabels {
             method: self.line.method,
             scheme: self.line.scheme,
             status,
@@ -236,9 +236,9 @@ impl RequestState {
         let on_public = self.line.listener == Listener::Public;
         let decided = log.body.filter(|_| on_public).map(|(_, read_at)| read_at.elapsed());
         let metrics = &self.telemetry.metrics;
-        metrics.answered(route, answered, self.started.elapsed(), body, decided);
+        metrics.record_request(route, answered, self.started.elapsed(), body, decided);
         if let Some(code) = code.filter(|code| code.is_load_shed()) {
-            metrics.shed(code.as_str());
+            metrics.record_shed(code.as_str());
         }
     }
 }

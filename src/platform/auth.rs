@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::Platform;
-use crate::config::RateLimit;
+use crate::config::RateLimitConfig;
 use crate::http::client_address::Peer;
 use crate::http::code::Code;
 use crate::http::rate_limit::{ClientKey, Rate, Windows, rate_limited};
@@ -94,7 +94,7 @@ const GUESS_DELAY: Duration = Duration::from_millis(250);
 
 impl FailedKeys {
     /// The limit of `rate_limit.failed_max`.
-    pub fn new(rate_limit: &RateLimit) -> Self {
+    pub fn new(rate_limit: &RateLimitConfig) -> Self {
         let rate = Rate { max: rate_limit.failed_max.get(), window: rate_limit.failed_window_ms.duration() };
         Self {
             windows: (rate.max > 0).then(|| Windows::new(rate)),

@@ -191,7 +191,7 @@ pub(super) async fn end(
             log.released = receipt.released.len();
             log.dropped = Some((ended.dropped_held, ended.dropped_awaiting));
         });
-        context.telemetry.metrics.dropped(ended.dropped_held, ended.dropped_awaiting);
+        context.telemetry.metrics.record_dropped(ended.dropped_held, ended.dropped_awaiting);
     }
     let channel = || platform.store.channel(conversation.reference());
     let whose = (conversation.reference(), Some(&conversation));

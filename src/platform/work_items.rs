@@ -147,7 +147,7 @@ pub(super) async fn issue(
     let item = issued.item;
     context.record(|log| log.item(&item));
     if !issued.repeated {
-        context.telemetry.metrics.issued(item.kind);
+        context.telemetry.metrics.record_issued(item.kind);
     }
     let token = platform.keyring.sign(conversation.reference(), &item);
     let reply = IssuedBody {

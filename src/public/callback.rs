@@ -214,7 +214,7 @@ fn tell(store: &crate::store::Observed, context: &RequestContext, claims: &Claim
     context.record(|log| log.receipt(receipt));
     if !receipt.replayed {
         let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);
-        context.telemetry.metrics.taken(receipt.item.kind, receipt.outcome, turnaround_ms);
+        context.telemetry.metrics.record_turnaround(receipt.item.kind, receipt.outcome, turnaround_ms);
     }
     context.telemetry.released(
         &context.span,

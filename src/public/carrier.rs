@@ -6,7 +6,7 @@ use axum::http::request::Parts;
 use memchr::memmem;
 
 use super::CALLBACKS_PATH;
-use crate::config::{self, Carrier, TokenHeader};
+use crate::config::{Carrier, TokenConfig, TokenHeader};
 use crate::domain::ids::TOKEN_PREFIX;
 use crate::domain::json::{Scan, decode_string};
 use crate::domain::token::{TOKEN_CHARS, TokenRefused};
@@ -40,7 +40,7 @@ const MAX_CANDIDATES: usize = 4;
 
 impl Carriers {
     /// The carriers as configured.
-    pub fn new(config: &config::Token) -> Self {
+    pub fn new(config: &TokenConfig) -> Self {
         Self {
             allowed: config.carriers.clone(),
             default: config.default_carrier,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use tokio::time::Instant;
 
-use crate::config::{Config, RateLimit};
+use crate::config::{Config, RateLimitConfig};
 use crate::http::client_address::{Peer, Proxies};
 use crate::http::context::RequestContext;
 use crate::http::rate_limit::{ClientKey, Rate, Windows, rate_limited};
@@ -26,7 +26,7 @@ pub struct ClientLimits {
 impl ClientLimits {
     /// The limits as configured; a maximum of 0 is no limit.
     pub fn new(config: &Config) -> Self {
-        let RateLimit { max, window_ms, failed_max, failed_window_ms, ipv6_prefix } = config.rate_limit;
+        let RateLimitConfig { max, window_ms, failed_max, failed_window_ms, ipv6_prefix } = config.rate_limit;
         let windows = |max, window| (max > 0).then(|| Windows::new(Rate { max, window }));
         Self {
             proxies: config.proxies(),

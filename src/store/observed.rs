@@ -105,7 +105,7 @@ impl Observed {
         let server = match &backend {
             Backend::Memory(_) => Vec::new(),
             Backend::Redis(redis) => {
-                metrics.count_connections(redis.connections());
+                metrics.set_connection_counter(redis.connections());
                 let at = redis.location();
                 let mut server = vec![
                     // Shared: every call has them.
@@ -210,7 +210,7 @@ impl Observed {
             error.extend(code.map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code)));
             span.set_status(Status::error(failed.kind()));
         }
-        self.metrics.redis_called(start.elapsed(), (command, script), &self.server, &error);
+        self.metrics.record_redis_call(start.elapsed(), (command, script), &self.server, &error);
         if recorded {
             let mut attributes = vec![
                 KeyValue::new(names::DB_SYSTEM_NAME, "redis"),

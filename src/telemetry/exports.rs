@@ -1,4 +1,4 @@
-//! Which signals go to a collector, and how: OpenTelemetry's own variables say it.
+//! The OTLP exporters, configured by OpenTelemetry's own environment variables.
 
 mod variables;
 
@@ -16,7 +16,7 @@ use thiserror::Error;
 use super::names;
 use crate::clock::Entropy;
 
-/// How OTLP travels.
+/// Transport of OTLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// gRPC.
@@ -37,10 +37,10 @@ impl FromStr for Protocol {
     }
 }
 
-/// OpenTelemetry's own default for the room of a queue.
-const QUEUE: usize = 2_048;
+/// OpenTelemetry's default size of a queue.
+const DEFAULT_QUEUE_SIZE: usize = 2_048;
 
-/// The signals that go to a collector.
+/// The exported signals with their protocols. `Default`: none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Exports {
     /// Spans.
@@ -49,13 +49,13 @@ pub struct Exports {
     pub metrics: Option<Protocol>,
     /// Log records.
     pub logs: Option<Protocol>,
-    /// Most spans that wait to be sent.
+    /// Maximum number of queued spans.
     pub(super) span_queue: usize,
-    /// Most log records that wait to be sent.
+    /// Maximum number of queued log records.
     pub(super) log_queue: usize,
-    /// Which share of new traces is sampled.
+    /// Sampled ratio of new traces, 0 to 1.
     ratio: f64,
-    /// Whether a caller's trace is sampled if, and only if, the caller samples it.
+    /// Whether the caller's sampling decision is used if there is one.
     parent_based: bool,
 }
 
@@ -65,30 +65,30 @@ impl Default for Exports {
             traces: None,
             metrics: None,
             logs: None,
-            span_queue: QUEUE,
-            log_queue: QUEUE,
+            span_queue: DEFAULT_QUEUE_SIZE,
+            log_queue: DEFAULT_QUEUE_SIZE,
             ratio: 1.0,
             parent_based: true,
         }
     }
 }
 
-/// Why nothing can be exported.
+/// Why the exporters could not be created.
 #[derive(Debug, Error)]
 pub enum ExportError {
-    /// A variable says what cannot be done.
+    /// A variable has an invalid or unsupported value, which is not shown.
     #[error("{name}: must be {allowed}")]
     Variable {
         /// The variable.
         name: String,
-        /// What it may be.
+        /// The values that are supported.
         allowed: &'static str,
     },
-    /// An exporter cannot be made of what the variables say. What the library says to that would repeat their values.
-    #[error("OTLP cannot be exported as the OTEL_EXPORTER_OTLP_ variables say")]
+    /// The SDK refused the variables. Its message is left out, because it would repeat their values.
+    #[error("the OTEL_EXPORTER_OTLP_ variables are invalid")]
     Exporter,
-    /// The HTTP client cannot be made.
-    #[error("OTLP cannot be exported over HTTP: {0}")]
+    /// The HTTP client could not be created.
+    #[error("cannot create the HTTP client for OTLP: {0}")]
     Client(String),
 }
 
@@ -99,15 +99,19 @@ impl From<ExporterBuildError> for ExportError {
 }
 
 impl Exports {
-    /// What the variables say. A signal is exported when an endpoint is named, or `OTEL_<SIGNAL>_EXPORTER` is `otlp`.
-    pub fn of(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ExportError> {
+    /// Reads the variables with `variable`. A signal is exported if it has an endpoint, or if `OTEL_<SIGNAL>_EXPORTER`
+    /// is `otlp`.
+    ///
+    /// # Errors
+    /// A variable has an invalid or unsupported value, and at least one signal is exported.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ExportError> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let signal = |signal: &str| -> Result<Option<Protocol>, ExportError> {
             let exporter = format!("OTEL_{signal}_EXPORTER");
-            let named = match variable(&exporter).as_deref() {
+            let selected = match variable(&exporter).as_deref() {
                 None => false,
                 Some("otlp") => true,
-                // Prometheus can ask at any time.
+                // The endpoint for Prometheus is always on.
                 Some("none") => return Ok(None),
                 Some("prometheus") if signal == "METRICS" => return Ok(None),
                 Some(_) => return Err(ExportError::Variable { name: exporter, allowed: "otlp or none" }),
@@ -117,7 +121,7 @@ impl Exports {
                     .into_iter()
                     .find_map(|name| Some((variable(&name)?, name)))
             };
-            if !named && either("ENDPOINT").is_none() {
+            if !selected && either("ENDPOINT").is_none() {
                 return Ok(None);
             }
             let Some((protocol, name)) = either("PROTOCOL") else { return Ok(Some(Protocol::HttpProtobuf)) };
@@ -132,7 +136,8 @@ impl Exports {
             return Ok(Self::default());
         }
         variables::check(variable)?;
-        let queue = |name: &str| variable(name).and_then(|text| text.parse().ok()).unwrap_or(QUEUE);
+        let queue =
+            |name: &str| variable(name).and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_QUEUE_SIZE);
         let sampler = variable("OTEL_TRACES_SAMPLER").unwrap_or_else(|| "parentbased_always_on".to_owned());
         let given = variable("OTEL_TRACES_SAMPLER_ARG").and_then(|text| text.parse().ok());
         let parent_based = sampler.strip_prefix("parentbased_");
@@ -152,7 +157,7 @@ impl Exports {
         })
     }
 
-    /// The sampler that the variables name.
+    /// The sampler that the variables select.
     pub(super) fn sampler(&self) -> Sampler {
         let sampler = Sampler::TraceIdRatioBased(self.ratio);
         if self.parent_based { Sampler::ParentBased(Box::new(sampler)) } else { sampler }
@@ -161,17 +166,18 @@ impl Exports {
 
 impl fmt::Display for Exports {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let on = [("traces", self.traces), ("metrics", self.metrics), ("logs", self.logs)];
-        let on: Vec<&str> = on.into_iter().filter_map(|(name, protocol)| protocol.map(|_| name)).collect();
-        f.write_str(&if on.is_empty() { "none".to_owned() } else { on.join(", ") })
+        let signals = [("traces", self.traces), ("metrics", self.metrics), ("logs", self.logs)];
+        let exported: Vec<&str> =
+            signals.into_iter().filter_map(|(name, protocol)| protocol.map(|_| name)).collect();
+        f.write_str(&if exported.is_empty() { "none".to_owned() } else { exported.join(", ") })
     }
 }
 
-/// Who exports: the variables' resource, under our name where they name none.
+/// The resource: attributes from the variables, with defaults for the service's name, version and instance id.
 pub(super) fn resource() -> Resource {
     let from_variables = Resource::builder().build();
     let name = from_variables.get(&names::SERVICE_NAME.into()).map(|name| name.to_string());
-    let named = name.is_some_and(|name| !name.starts_with("unknown_service"));
+    let has_name = name.is_some_and(|name| !name.starts_with("unknown_service"));
     let instance = from_variables.get(&names::SERVICE_INSTANCE_ID.into());
     let mut builder = Resource::builder()
         .with_attribute(KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")))
@@ -179,29 +185,29 @@ pub(super) fn resource() -> Resource {
             names::SERVICE_INSTANCE_ID,
             instance.map_or_else(|| Entropy.request_id().to_string(), |id| id.to_string()),
         ));
-    if !named {
+    if !has_name {
         builder = builder.with_service_name(names::SERVICE);
     }
     builder.build()
 }
 
-/// A client with certificate authorities of its own: a slim image has none. Made on a thread of its own, since it may
-/// not be made within a runtime.
-fn client() -> Result<reqwest::blocking::Client, ExportError> {
+/// A client with built-in certificate authorities, because slim container images have none. Created on a separate
+/// thread, because a blocking client panics when it is created within a runtime.
+fn http_client() -> Result<reqwest::blocking::Client, ExportError> {
     let tls = rustls::ClientConfig::builder()
         .with_root_certificates(rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() })
         .with_no_client_auth();
-    let made = std::thread::spawn(|| {
+    let client = std::thread::spawn(|| {
         reqwest::blocking::Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
             .build()
     });
-    let made = made.join().map_err(|_| ExportError::Client("no client".to_owned()))?;
-    made.map_err(|error| ExportError::Client(error.to_string()))
+    let client = client.join().map_err(|_| ExportError::Client("panic".to_owned()))?;
+    client.map_err(|error| ExportError::Client(error.to_string()))
 }
 
-/// An exporter of one signal, for the protocol.
+/// Builds the exporter of one signal.
 macro_rules! exporter {
     ($exporter:ident, $protocol:expr) => {{
         let builder = $exporter::builder();
@@ -210,7 +216,7 @@ macro_rules! exporter {
             Protocol::HttpProtobuf => builder
                 .with_http()
                 .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-                .with_http_client(client()?)
+                .with_http_client(http_client()?)
                 .build()?,
         })
     }};
@@ -232,56 +238,60 @@ pub(super) fn logs(protocol: Protocol) -> Result<LogExporter, ExportError> {
 mod tests {
     use super::*;
 
-    fn of(variables: &[(&str, &str)]) -> Result<Exports, String> {
+    fn exports(variables: &[(&str, &str)]) -> Result<Exports, String> {
         let value = |name: &str| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         };
-        Exports::of(value).map_err(|error| error.to_string())
+        Exports::from_variables(value).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn nothing_is_exported_unless_a_collector_is_named() {
-        assert_eq!(of(&[]), Ok(Exports::default()));
-        assert_eq!(of(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), Ok(Exports::default()));
-        assert_eq!(of(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]), Ok(Exports::default()));
+    fn nothing_is_exported_without_an_endpoint() {
+        assert_eq!(exports(&[]), Ok(Exports::default()));
+        assert_eq!(exports(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), Ok(Exports::default()));
+        assert_eq!(exports(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]), Ok(Exports::default()));
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318");
-        assert_eq!(of(&[endpoint, ("OTEL_SDK_DISABLED", "true")]), Ok(Exports::default()));
-        assert_eq!(of(&[endpoint]).unwrap().to_string(), "traces, metrics, logs");
-        let one = of(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://localhost:4318/v1/traces")]).unwrap();
+        assert_eq!(exports(&[endpoint, ("OTEL_SDK_DISABLED", "true")]), Ok(Exports::default()));
+        assert_eq!(exports(&[endpoint]).unwrap().to_string(), "traces, metrics, logs");
+        let one =
+            exports(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://localhost:4318/v1/traces")]).unwrap();
         assert_eq!(one.to_string(), "traces");
-        assert_eq!(of(&[endpoint, ("OTEL_LOGS_EXPORTER", "none")]).unwrap().to_string(), "traces, metrics");
-        assert_eq!(of(&[("OTEL_METRICS_EXPORTER", "otlp")]).unwrap().to_string(), "metrics");
+        assert_eq!(
+            exports(&[endpoint, ("OTEL_LOGS_EXPORTER", "none")]).unwrap().to_string(),
+            "traces, metrics"
+        );
+        assert_eq!(exports(&[("OTEL_METRICS_EXPORTER", "otlp")]).unwrap().to_string(), "metrics");
     }
 
     #[test]
-    fn a_signals_own_variable_goes_before_the_common_one() {
+    fn variable_of_a_signal_overrides_the_common_one() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318");
-        let exports = of(&[
+        let read = exports(&[
             endpoint,
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
             ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/protobuf"),
         ]);
         let (grpc, http) = (Some(Protocol::Grpc), Some(Protocol::HttpProtobuf));
-        assert_eq!(exports, Ok(Exports { traces: grpc, metrics: grpc, logs: http, ..Exports::default() }));
+        assert_eq!(read, Ok(Exports { traces: grpc, metrics: grpc, logs: http, ..Exports::default() }));
     }
 
     #[test]
-    fn the_sampler_and_the_queues_are_what_the_variables_say() {
+    fn sampler_and_queue_sizes_are_read_from_the_variables() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318");
         let tenth = [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0.1")];
-        let exports = of(&[endpoint, tenth[0], tenth[1], ("OTEL_BSP_MAX_QUEUE_SIZE", "8")]).unwrap();
-        let said = (exports.ratio.to_bits(), exports.parent_based, exports.span_queue, exports.log_queue);
-        assert_eq!(said, (0.1_f64.to_bits(), true, 8, QUEUE));
-        let off = of(&[endpoint, ("OTEL_TRACES_SAMPLER", "always_off")]).unwrap();
+        let read = exports(&[endpoint, tenth[0], tenth[1], ("OTEL_BSP_MAX_QUEUE_SIZE", "8")]).unwrap();
+        let values = (read.ratio.to_bits(), read.parent_based, read.span_queue, read.log_queue);
+        assert_eq!(values, (0.1_f64.to_bits(), true, 8, DEFAULT_QUEUE_SIZE));
+        let off = exports(&[endpoint, ("OTEL_TRACES_SAMPLER", "always_off")]).unwrap();
         assert_eq!((off.ratio.to_bits(), off.parent_based), (0.0_f64.to_bits(), false));
     }
 
     #[test]
-    fn what_cannot_be_done_is_said_by_the_variables_name() {
+    fn unsupported_value_is_reported_with_its_variable() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318");
-        let wrong = of(&[endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]);
-        assert_eq!(wrong, Err("OTEL_EXPORTER_OTLP_PROTOCOL: must be grpc or http/protobuf".to_owned()));
-        let wrong = of(&[("OTEL_TRACES_EXPORTER", "zipkin")]);
-        assert_eq!(wrong, Err("OTEL_TRACES_EXPORTER: must be otlp or none".to_owned()));
+        let error = exports(&[endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]);
+        assert_eq!(error, Err("OTEL_EXPORTER_OTLP_PROTOCOL: must be grpc or http/protobuf".to_owned()));
+        let error = exports(&[("OTEL_TRACES_EXPORTER", "zipkin")]);
+        assert_eq!(error, Err("OTEL_TRACES_EXPORTER: must be otlp or none".to_owned()));
     }
 }

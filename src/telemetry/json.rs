@@ -1,4 +1,4 @@
-//! Log lines as JSON: the library's own format without spans, written in one piece, which takes half its time.
+//! Log lines as JSON: `tracing-subscriber`'s format without spans, in a single write, which halves the time per line.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// `timestamp`, `level`, and the fields of the event, `message` among them.
+/// Writes `timestamp`, `level` and the event's fields, including `message`, as one object a line.
 pub(super) struct JsonLine;
 
 impl<S, N> FormatEvent<S, N> for JsonLine

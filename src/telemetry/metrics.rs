@@ -1,6 +1,6 @@
-//! What is counted and timed. One set of instruments feeds Prometheus and, where it is configured, OTLP.
+//! The metrics. One set of instruments feeds both Prometheus and OTLP.
 
-mod bound;
+mod bound_instruments;
 mod gauges;
 
 use std::sync::Arc;
@@ -15,26 +15,26 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{MeterProviderBuilder, SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
 
-use self::bound::Bound;
+use self::bound_instruments::BoundInstruments;
 use self::gauges::Gauges;
+use super::monitored::DropCounters;
 use super::names::{self, Metric};
-use super::outage::Losses;
 use crate::domain::gate::{Released, Totals};
 use crate::domain::time::Timestamp;
 use crate::domain::work_item::{Kind, Outcome};
 
-/// Bounds of what takes from half a millisecond to a minute: requests, and the store.
-const SHORT: &[f64] = &[
+/// Histogram boundaries in seconds for requests and calls of the store.
+const REQUEST_SECONDS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
     10.0, 60.0,
 ];
-/// Bounds of what takes from no time at all to a day: work.
-const LONG: &[f64] = &[
+/// Histogram boundaries in seconds for work items, up to the maximum deadline of a day.
+const WORK_ITEM_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0,
     3600.0, 86400.0,
 ];
-/// Bounds of sizes, to the largest that can be allowed.
-const SIZES: &[f64] = &[
+/// Histogram boundaries in bytes for bodies, up to the maximum of `http.max_body_bytes`.
+const BODY_BYTES: &[f64] = &[
     0.0,
     256.0,
     1024.0,
@@ -48,32 +48,32 @@ const SIZES: &[f64] = &[
     67_108_864.0,
 ];
 
-/// A request, as metrics tell it.
+/// The attributes of an answered request in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Answered {
-    /// Its method.
+pub struct ResponseLabels {
+    /// The method, `_OTHER` if it is not a standard one.
     pub method: &'static str,
     /// `http` or `https`.
     pub scheme: &'static str,
-    /// Its reply's status.
+    /// The response's status.
     pub status: u16,
-    /// The refusal's code, or nothing.
+    /// The code of a refusal; otherwise empty.
     pub code: &'static str,
-    /// How it settled a work item, or nothing.
+    /// The outcome that a callback or cancellation set; otherwise empty.
     pub outcome: &'static str,
-    /// What failed, if it is ours.
+    /// `error.type`, for failures of the service.
     pub failure: Option<&'static str>,
 }
 
 #[derive(Debug)]
-struct Requests {
+struct RequestInstruments {
     duration: BoundHistogram<f64>,
     body_size: BoundHistogram<u64>,
     accept_duration: BoundHistogram<f64>,
 }
 
 #[derive(Debug)]
-struct Work {
+struct WorkItemInstruments {
     turnaround: BoundHistogram<f64>,
     hold_time: BoundHistogram<f64>,
     end_to_end: BoundHistogram<f64>,
@@ -88,27 +88,27 @@ struct Instruments {
     request_duration: Histogram<f64>,
     request_body_size: Histogram<u64>,
     accept_duration: Histogram<f64>,
-    /// By route, and by what became of the request.
-    requests: Bound<String, Bound<Answered, Requests>>,
+    /// By route, then by response.
+    requests: BoundInstruments<String, BoundInstruments<ResponseLabels, RequestInstruments>>,
     active_requests: UpDownCounter<i64>,
     /// By method and scheme.
-    active: Bound<(&'static str, &'static str), BoundUpDownCounter<i64>>,
+    active: BoundInstruments<(&'static str, &'static str), BoundUpDownCounter<i64>>,
     turnaround: Histogram<f64>,
     hold_time: Histogram<f64>,
     end_to_end: Histogram<f64>,
     released: Counter<u64>,
-    work: Bound<(Kind, Outcome), Work>,
+    work_items: BoundInstruments<(Kind, Outcome), WorkItemInstruments>,
     issued: Counter<u64>,
     dropped: Counter<u64>,
     lateness: Histogram<f64>,
     store_duration: Histogram<f64>,
-    /// By command and script.
-    store: Bound<(&'static str, &'static str), BoundHistogram<f64>>,
+    /// By command and script; successful calls only.
+    store: BoundInstruments<(&'static str, &'static str), BoundHistogram<f64>>,
     shed: Counter<u64>,
     panics: Counter<u64>,
 }
 
-/// The instruments of one service. Clones share them.
+/// The metrics of a service. Clones share the instruments.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Instruments>);
 
@@ -125,70 +125,70 @@ fn counter(meter: &Meter, metric: Metric) -> Counter<u64> {
     meter.u64_counter(metric.name).with_unit(metric.unit).with_description(metric.meaning).build()
 }
 
-fn of_kind(kind: Kind) -> KeyValue {
+fn kind_attribute(kind: Kind) -> KeyValue {
     KeyValue::new(names::WORK_ITEM_KIND, kind.as_str())
 }
 
 impl Instruments {
-    fn new(provider: SdkMeterProvider, registry: Registry, losses: Arc<Losses>) -> Self {
+    fn new(provider: SdkMeterProvider, registry: Registry, drops: Arc<DropCounters>) -> Self {
         let meter = provider.meter(names::SCOPE);
         let (size, active) = (names::REQUEST_BODY_SIZE, names::ACTIVE_REQUESTS);
         Self {
-            request_duration: seconds(&meter, names::REQUEST_DURATION, SHORT),
+            request_duration: seconds(&meter, names::REQUEST_DURATION, REQUEST_SECONDS),
             request_body_size: meter
                 .u64_histogram(size.name)
                 .with_unit(size.unit)
                 .with_description(size.meaning)
-                .with_boundaries(SIZES.to_vec())
+                .with_boundaries(BODY_BYTES.to_vec())
                 .build(),
-            accept_duration: seconds(&meter, names::ACCEPT_DURATION, SHORT),
-            requests: Bound::default(),
+            accept_duration: seconds(&meter, names::ACCEPT_DURATION, REQUEST_SECONDS),
+            requests: BoundInstruments::default(),
             active_requests: meter
                 .i64_up_down_counter(active.name)
                 .with_unit(active.unit)
                 .with_description(active.meaning)
                 .build(),
-            active: Bound::default(),
-            turnaround: seconds(&meter, names::TURNAROUND, LONG),
-            hold_time: seconds(&meter, names::HOLD_TIME, LONG),
-            end_to_end: seconds(&meter, names::END_TO_END, LONG),
+            active: BoundInstruments::default(),
+            turnaround: seconds(&meter, names::TURNAROUND, WORK_ITEM_SECONDS),
+            hold_time: seconds(&meter, names::HOLD_TIME, WORK_ITEM_SECONDS),
+            end_to_end: seconds(&meter, names::END_TO_END, WORK_ITEM_SECONDS),
             released: counter(&meter, names::WORK_ITEM_RELEASED),
-            work: Bound::default(),
+            work_items: BoundInstruments::default(),
             issued: counter(&meter, names::ISSUED),
             dropped: counter(&meter, names::DROPPED),
-            lateness: seconds(&meter, names::LATENESS, SHORT),
-            store_duration: seconds(&meter, names::STORE_DURATION, SHORT),
-            store: Bound::default(),
+            lateness: seconds(&meter, names::LATENESS, REQUEST_SECONDS),
+            store_duration: seconds(&meter, names::STORE_DURATION, REQUEST_SECONDS),
+            store: BoundInstruments::default(),
             shed: counter(&meter, names::SHED),
             panics: counter(&meter, names::PANICS),
-            gauges: Gauges::new(&meter, losses),
+            gauges: Gauges::new(&meter, drops),
             provider,
             registry,
         }
     }
 
-    fn bind_requests(&self, route: &str, answered: &Answered) -> Requests {
-        let mut request = vec![
-            KeyValue::new(names::HTTP_REQUEST_METHOD, answered.method),
-            KeyValue::new(names::URL_SCHEME, answered.scheme),
-            KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(answered.status)),
+    fn bind_request(&self, route: &str, labels: &ResponseLabels) -> RequestInstruments {
+        let mut attributes = vec![
+            KeyValue::new(names::HTTP_REQUEST_METHOD, labels.method),
+            KeyValue::new(names::URL_SCHEME, labels.scheme),
+            KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(labels.status)),
         ];
-        request.extend((!route.is_empty()).then(|| KeyValue::new(names::HTTP_ROUTE, route.to_owned())));
-        request.extend(answered.failure.map(|why| KeyValue::new(names::ERROR_TYPE, why)));
-        let decided =
-            [KeyValue::new(names::CODE, answered.code), KeyValue::new(names::OUTCOME, answered.outcome)];
-        let body_size = self.request_body_size.bind(&request);
-        request.extend(decided.clone());
-        Requests {
-            duration: self.request_duration.bind(&request),
+        attributes.extend((!route.is_empty()).then(|| KeyValue::new(names::HTTP_ROUTE, route.to_owned())));
+        attributes.extend(labels.failure.map(|kind| KeyValue::new(names::ERROR_TYPE, kind)));
+        let decision =
+            [KeyValue::new(names::CODE, labels.code), KeyValue::new(names::OUTCOME, labels.outcome)];
+        let body_size = self.request_body_size.bind(&attributes);
+        attributes.extend(decision.clone());
+        RequestInstruments {
+            duration: self.request_duration.bind(&attributes),
             body_size,
-            accept_duration: self.accept_duration.bind(&decided),
+            accept_duration: self.accept_duration.bind(&decision),
         }
     }
 
-    fn bind_work(&self, kind: Kind, outcome: Outcome) -> Work {
-        let attributes = [of_kind(kind), KeyValue::new(names::OUTCOME, outcome.as_str())];
-        Work {
+    fn bind_work_item(&self, kind: Kind, outcome: Outcome) -> WorkItemInstruments {
+        let attributes = [kind_attribute(kind), KeyValue::new(names::OUTCOME, outcome.as_str())];
+        WorkItemInstruments {
             turnaround: self.turnaround.bind(&attributes),
             hold_time: self.hold_time.bind(&attributes),
             end_to_end: self.end_to_end.bind(&attributes),
@@ -196,40 +196,40 @@ impl Instruments {
         }
     }
 
-    fn with_work(&self, kind: Kind, outcome: Outcome, record: impl FnOnce(&Work)) {
-        self.work.with(&(kind, outcome), || self.bind_work(kind, outcome), record);
+    fn with_work_item(&self, kind: Kind, outcome: Outcome, record: impl FnOnce(&WorkItemInstruments)) {
+        self.work_items.with(&(kind, outcome), || self.bind_work_item(kind, outcome), record);
     }
 }
 
 impl Metrics {
-    /// Instruments that Prometheus can ask, and whatever reader `with_readers` adds.
+    /// Metrics for Prometheus, and for the readers that `with_readers` adds.
     pub(super) fn new(
         resource: Resource,
-        losses: Arc<Losses>,
+        drops: Arc<DropCounters>,
         with_readers: impl FnOnce(MeterProviderBuilder) -> MeterProviderBuilder,
     ) -> Self {
         let registry = Registry::new();
-        // It fails only if the registry holds one already.
+        // Fails only if the registry already contains an exporter.
         let exporter = opentelemetry_prometheus::exporter().with_registry(registry.clone()).build();
         let mut builder = SdkMeterProvider::builder().with_resource(resource);
         match exporter {
             Ok(exporter) => builder = builder.with_reader(exporter),
-            Err(error) => tracing::error!(error = %error, "a bug: no metrics for Prometheus"),
+            Err(error) => tracing::error!(error = %error, "a bug: cannot create the exporter for Prometheus"),
         }
-        Self(Arc::new(Instruments::new(with_readers(builder).build(), registry, losses)))
+        Self(Arc::new(Instruments::new(with_readers(builder).build(), registry, drops)))
     }
 
-    /// Instruments that only Prometheus can ask.
+    /// Metrics for Prometheus only.
     pub fn local() -> Self {
         Self::new(Resource::builder_empty().build(), Arc::default(), |builder| builder)
     }
 
-    /// Where the instruments come from.
+    /// The provider, to shut it down.
     pub(super) fn provider(&self) -> &SdkMeterProvider {
         &self.0.provider
     }
 
-    /// All of it, as Prometheus reads it.
+    /// All metrics in Prometheus' text format.
     pub fn prometheus(&self) -> String {
         TextEncoder::new().encode_to_string(&self.0.registry.gather()).unwrap_or_default()
     }
@@ -246,68 +246,69 @@ impl Metrics {
         ActiveRequest(active)
     }
 
-    /// A request to a route was answered after so long. Its body, if it was read to its end, had so many bytes, and if
-    /// it was a callback's, it was decided on so long after its last byte.
-    pub fn answered(
+    /// Records an answered request. `body`: its size in bytes, if it was read to its end. `decision`: for a callback,
+    /// the time from the last byte of its body to its acceptance or refusal.
+    pub fn record_request(
         &self,
         route: &str,
-        answered: Answered,
+        labels: ResponseLabels,
         duration: Duration,
         body: Option<usize>,
-        decided: Option<Duration>,
+        decision: Option<Duration>,
     ) {
-        let record = |bound: &Requests| {
+        let record = |bound: &RequestInstruments| {
             bound.duration.record(duration.as_secs_f64());
             if let Some(bytes) = body {
                 bound.body_size.record(bytes as u64);
             }
-            if let Some(duration) = decided {
+            if let Some(duration) = decision {
                 bound.accept_duration.record(duration.as_secs_f64());
             }
         };
-        self.0.requests.with(route, Bound::default, |of_route| {
-            of_route.with(&answered, || self.0.bind_requests(route, &answered), record);
+        self.0.requests.with(route, BoundInstruments::default, |by_response| {
+            by_response.with(&labels, || self.0.bind_request(route, &labels), record);
         });
     }
 
-    /// A result was taken so long after its work item was issued.
-    pub fn taken(&self, kind: Kind, outcome: Outcome, turnaround_ms: u64) {
+    /// Records the time from the issue of a work item to its accepted result.
+    pub fn record_turnaround(&self, kind: Kind, outcome: Outcome, turnaround_ms: u64) {
         let turnaround = Duration::from_millis(turnaround_ms).as_secs_f64();
-        self.0.with_work(kind, outcome, |work| work.turnaround.record(turnaround));
+        self.0.with_work_item(kind, outcome, |instruments| instruments.turnaround.record(turnaround));
     }
 
-    /// A work item was issued.
-    pub fn issued(&self, kind: Kind) {
-        self.0.issued.add(1, &[of_kind(kind)]);
+    /// Counts an issued work item.
+    pub fn record_issued(&self, kind: Kind) {
+        self.0.issued.add(1, &[kind_attribute(kind)]);
     }
 
-    /// An end of a conversation dropped so many settled and awaiting items.
-    pub fn dropped(&self, settled: u64, awaiting: u64) {
-        for (items, state) in [(settled, "held"), (awaiting, "awaiting")] {
+    /// Counts the items that the end of a conversation dropped.
+    pub fn record_dropped(&self, held: u64, awaiting: u64) {
+        for (items, state) in [(held, "held"), (awaiting, "awaiting")] {
             if items > 0 {
                 self.0.dropped.add(items, &[KeyValue::new(names::STATE, state)]);
             }
         }
     }
 
-    /// An envelope is on its channel.
-    pub fn released(&self, envelope: &Released) {
+    /// Records an envelope that was written to its channel.
+    pub fn record_released(&self, envelope: &Released) {
         let since =
             |start: Timestamp| Duration::from_millis(start.millis_until(envelope.released_at)).as_secs_f64();
-        self.0.with_work(envelope.kind, envelope.outcome, |work| {
-            work.released.add(1);
-            work.hold_time.record(since(envelope.received_at));
-            work.end_to_end.record(since(envelope.issued_at));
+        self.0.with_work_item(envelope.kind, envelope.outcome, |instruments| {
+            instruments.released.add(1);
+            instruments.hold_time.record(since(envelope.received_at));
+            instruments.end_to_end.record(since(envelope.issued_at));
         });
     }
 
-    /// The sweeper timed out a work item, so late.
-    pub fn timed_out(&self, kind: Kind, late_ms: u64) {
-        self.0.lateness.record(Duration::from_millis(late_ms).as_secs_f64(), &[of_kind(kind)]);
+    /// Records how long after its deadline the sweeper timed out a work item.
+    pub fn record_timed_out(&self, kind: Kind, late_ms: u64) {
+        self.0.lateness.record(Duration::from_millis(late_ms).as_secs_f64(), &[kind_attribute(kind)]);
     }
 
-    /// This Redis was called, with a command and the name of its script. An error has attributes of its own.
-    pub fn redis_called(
+    /// Records a call of Redis with its command and the name of its script, which is empty for other commands.
+    /// `error`: the additional attributes of a failed call.
+    pub fn record_redis_call(
         &self,
         duration: Duration,
         (command, script): (&'static str, &'static str),
@@ -333,29 +334,29 @@ impl Metrics {
         }
     }
 
-    /// A request was refused for want of room.
-    pub fn shed(&self, code: &'static str) {
+    /// Counts a request that was refused because of a limit or during shutdown.
+    pub fn record_shed(&self, code: &'static str) {
         self.0.shed.add(1, &[KeyValue::new(names::CODE, code)]);
     }
 
-    /// A panic was caught.
-    pub fn panicked(&self) {
+    /// Counts a panic.
+    pub fn record_panic(&self) {
         self.0.panics.add(1, &[]);
     }
 
-    /// Whether the store answered, and what it holds, if that could be added up.
-    pub fn store_holds(&self, reachable: bool, totals: Option<Totals>) {
-        self.0.gauges.store_holds(reachable, totals);
+    /// Sets whether the last check reached the store, and the store's totals if they could be read.
+    pub fn set_store_state(&self, reachable: bool, totals: Option<Totals>) {
+        self.0.gauges.set_store_state(reachable, totals);
     }
 
-    /// So many event streams are open.
-    pub fn event_streams(&self, open: usize) {
-        self.0.gauges.event_streams(open as u64);
+    /// Sets the number of open event streams.
+    pub fn set_open_event_streams(&self, open: usize) {
+        self.0.gauges.set_open_event_streams(open as u64);
     }
 
-    /// Shows this count of connections to the store, from now on.
-    pub fn count_connections(&self, connections: Arc<AtomicU64>) {
-        self.0.gauges.count_connections(connections);
+    /// Sets the counter of connections to the store, which is read at each collection.
+    pub fn set_connection_counter(&self, connections: Arc<AtomicU64>) {
+        self.0.gauges.set_connection_counter(connections);
     }
 }
 

@@ -1,67 +1,67 @@
-//! Every name that leaves in a span, a metric or a log line, and nothing spelled elsewhere.
+//! All names of attributes, metrics and log fields.
 //!
-//! Names that OpenTelemetry's semantic conventions have are theirs (version 1.42); the rest
-//! is ours, under `callback_ingress`, `callback`, `conversation`, `request` and `work_item`. The tables of
-//! `config/signoz/README.md` are compared with [`RESOURCE`], [`ATTRIBUTES`] and [`METRICS`].
+//! Names are those of OpenTelemetry's semantic conventions (version 1.42) where these have one. The others start with
+//! `callback_ingress`, `callback`, `conversation`, `request` or `work_item`. A test compares [`RESOURCE`],
+//! [`ATTRIBUTES`] and [`METRICS`] with the tables of `config/signoz/README.md`.
 
 use opentelemetry_semantic_conventions::{attribute, metric};
 
-/// The service's name, unless `OTEL_SERVICE_NAME` has another.
+/// The service's name, unless `OTEL_SERVICE_NAME` is set.
 pub const SERVICE: &str = "callback-ingress";
-/// The instrumentation scope of all that is ours.
+/// The instrumentation scope.
 pub const SCOPE: &str = "callback-ingress";
 
-/// What names of ours, and systems of ours, begin with.
-pub const SERVICE_NAMESPACE: &str = "callback_ingress";
+/// `messaging.system` of channels in the memory store.
+pub const MEMORY_CHANNEL_SYSTEM: &str = "callback_ingress";
 
-/// A request's id.
+/// The id of a request.
 pub const REQUEST_ID: &str = "request.id";
-/// A conversation's id.
+/// The id of a conversation.
 pub const CONVERSATION_ID: &str = "conversation.id";
-/// A conversation's reference: the start of its id's SHA-256.
+/// The reference of a conversation: the first 16 bytes of its id's SHA-256.
 pub const CONVERSATION_REFERENCE: &str = "conversation.reference";
-/// A work item's id.
+/// The id of a work item.
 pub const WORK_ITEM_ID: &str = "work_item.id";
-/// A work item's place.
+/// The sequence of a work item.
 pub const WORK_ITEM_SEQUENCE: &str = "work_item.sequence";
-/// A work item's kind.
+/// The kind of a work item.
 pub const WORK_ITEM_KIND: &str = "work_item.kind";
-/// A refusal's code.
+/// The code of a refusal.
 pub const CODE: &str = "callback.code";
-/// How a work item was settled.
+/// The outcome of a work item.
 pub const OUTCOME: &str = "callback.outcome";
-/// Whether a result went to the channel at once.
+/// Whether an accepted result was delivered or held.
 pub const DELIVERY: &str = "callback.delivery";
-/// Whether a callback was a repetition.
+/// Whether a callback was repeated.
 pub const REPLAYED: &str = "callback.replayed";
-/// How long an envelope was held.
+/// Hold time of an envelope in milliseconds.
 pub const HELD_MS: &str = "callback.held_ms";
-/// Which sequence held it up.
+/// The sequence for which an envelope was held.
 pub const HELD_BEHIND: &str = "callback.held_behind";
-/// How many envelopes a step put on the channel.
+/// Number of envelopes that an operation released.
 pub const RELEASED: &str = "callback.released";
-/// How many settled items an end of the conversation dropped.
+/// Number of held items that the end of a conversation dropped.
 pub const DROPPED_HELD: &str = "conversation.dropped_held";
-/// How many awaiting items an end of the conversation dropped.
+/// Number of awaiting items that the end of a conversation dropped.
 pub const DROPPED_AWAITING: &str = "conversation.dropped_awaiting";
-/// Where a dropped item was on its way.
+/// The state of dropped items.
 pub const STATE: &str = "work_item.state";
-/// How late a timeout was seen to.
+/// Time from a deadline to its sweep in milliseconds.
 pub const LATE_MS: &str = "work_item.late_ms";
-/// Of the token that was presented.
+/// The fingerprint of the token in a callback.
 pub const TOKEN_FINGERPRINT: &str = "callback.token_fingerprint";
-/// How an envelope's trace is linked to another.
+/// The type of a span link: [`ISSUED_IN`] or [`RELEASED_IN`].
 pub const LINK: &str = "callback.link";
-/// How long a request took, in its log line.
+/// Duration of a request in microseconds, in its log line.
 pub const DURATION_US: &str = "duration_us";
-/// A link to the trace that a work item was issued in.
+/// A link to the request that issued the work item.
 pub const ISSUED_IN: &str = "issued_in";
-/// A link to the step that put an envelope on the channel.
+/// A link to the operation that released the envelope.
 pub const RELEASED_IN: &str = "released_in";
-/// Which of OpenTelemetry's signals.
+/// A signal of OpenTelemetry, or `stderr`.
 pub const SIGNAL: &str = "callback_ingress.signal";
-/// Where the service is deployed: set by who deploys it. The conventions have another name by now, which SigNoz's own
-/// pages do not filter by.
+/// The deployment environment, set by the operator. The conventions have renamed it to `deployment.environment.name`,
+/// which SigNoz's own pages do not filter by.
 pub const DEPLOYMENT_ENVIRONMENT: &str = "deployment.environment";
 
 pub use attribute::{
@@ -73,93 +73,90 @@ pub use attribute::{
     SERVICE_NAME, SERVICE_VERSION, URL_PATH, URL_SCHEME,
 };
 
-/// What a name of a span's attribute or of a log line's field stands for.
+/// Attributes of spans and fields of log lines, with their meanings.
 pub const ATTRIBUTES: &[(&str, &str)] = &[
-    (REQUEST_ID, "`requestId` of the reply"),
+    (REQUEST_ID, "`requestId` of the response"),
     (CONVERSATION_ID, "the platform's id of the conversation"),
     (
         CONVERSATION_REFERENCE,
-        "the first 32 hex digits of the SHA-256 of that id: all that a token tells of it",
+        "the first 32 hex digits of the SHA-256 of that id, which is what a token contains",
     ),
     (WORK_ITEM_ID, "the work item's id"),
-    (WORK_ITEM_SEQUENCE, "its place in the conversation's order"),
+    (WORK_ITEM_SEQUENCE, "its position in the order of issue, from 1"),
     (WORK_ITEM_KIND, "`llm` or `tool`"),
-    (LATE_MS, "timeouts: how long after the deadline it was seen to"),
-    (CODE, "a refusal's code; a receipt has none, or an empty one in metrics"),
+    (LATE_MS, "time from the deadline to the sweep that timed the item out"),
+    (CODE, "the code of a refusal; missing on success, in metrics empty"),
     (OUTCOME, "`succeeded`, `failed`, `timed_out` or `cancelled`"),
-    (DELIVERY, "`delivered`, or `held` behind an earlier work item"),
-    (REPLAYED, "whether the same callback had come before"),
-    (HELD_BEHIND, "the sequence that the gate waited for"),
-    (HELD_MS, "how long the envelope was held"),
-    (RELEASED, "how many envelopes the step put on the channel, up to 256"),
-    (
-        DROPPED_HELD,
-        "settled results that an end of the conversation dropped: they will not reach the channel",
-    ),
-    (DROPPED_AWAITING, "work items that an end of the conversation dropped while they were awaited"),
-    (STATE, "on what was dropped: `held` or `awaiting`"),
+    (DELIVERY, "`delivered`, or `held` until an earlier work item has an outcome"),
+    (REPLAYED, "whether this was a repeated callback"),
+    (HELD_BEHIND, "the sequence for which an envelope was held"),
+    (HELD_MS, "time from the acceptance of the result to its release"),
+    (RELEASED, "number of envelopes that the operation released, at most 256"),
+    (DROPPED_HELD, "number of held items that the end of the conversation dropped"),
+    (DROPPED_AWAITING, "number of awaiting items that the end of the conversation dropped"),
+    (STATE, "state of dropped items: `held` or `awaiting`"),
     (TOKEN_FINGERPRINT, "the first 8 hex digits of the token's SHA-256"),
     (
         LINK,
-        "on a link: `issued_in`, to where the work was issued; `released_in`, to what released a held result",
+        "type of a span link: `issued_in` to the issuing request, `released_in` to the releasing operation",
     ),
-    (CLIENT_ADDRESS, "who asked, of a request that was refused with `RATE_LIMITED`"),
-    (HTTP_REQUEST_METHOD, "the method; `_OTHER` if it is none of HTTP's own"),
+    (CLIENT_ADDRESS, "the client's address, only on requests that were refused with `RATE_LIMITED`"),
+    (HTTP_REQUEST_METHOD, "the method; `_OTHER` if it is not a standard one"),
     (HTTP_ROUTE, "the route's template"),
-    (URL_PATH, "the template once more: a path may hold a token"),
-    (URL_SCHEME, "`http`, or `https` where the listener speaks TLS"),
+    (URL_PATH, "the route's template as well, because a path can contain a token"),
+    (URL_SCHEME, "`http`, or `https` if the listener serves TLS"),
     (HTTP_REQUEST_BODY_SIZE, "bytes of the body"),
     (HTTP_RESPONSE_STATUS_CODE, "the status"),
-    (ERROR_TYPE, "what failed, only if it is ours: a code with a status of 5xx, or a kind of store failure"),
+    (ERROR_TYPE, "failures of the service only: the code of a 5xx response, or the kind of a store failure"),
     (DB_SYSTEM_NAME, "`redis`"),
     (DB_NAMESPACE, "number of the Redis database"),
-    (DB_OPERATION_NAME, "`EVALSHA`, or another command"),
+    (DB_OPERATION_NAME, "`EVALSHA` or another command"),
     (DB_STORED_PROCEDURE_NAME, "the script"),
-    (DB_RESPONSE_STATUS_CODE, "the first word of Redis' error"),
+    (DB_RESPONSE_STATUS_CODE, "the first word of Redis' error reply"),
     (
         SERVER_ADDRESS,
-        "host of Redis: of a cluster, of the first node that is configured; the service, with Sentinel",
+        "host of Redis; for a cluster that of the first configured node, with Sentinel the service's name",
     ),
-    (SERVER_PORT, "port of Redis; none with Sentinel"),
+    (SERVER_PORT, "port of Redis; missing with Sentinel"),
     (MESSAGING_SYSTEM, "`redis`, or `callback_ingress` on the embedded store"),
     (MESSAGING_OPERATION_NAME, "`publish`"),
     (MESSAGING_OPERATION_TYPE, "`send`"),
     (MESSAGING_DESTINATION_NAME, "the channel: its key in Redis"),
     (MESSAGING_DESTINATION_TEMPLATE, "`channel:{conversation}`"),
     (MESSAGING_MESSAGE_ID, "the envelope's id on the channel"),
-    (MESSAGING_MESSAGE_CONVERSATION_ID, "the conversation's id once more"),
+    (MESSAGING_MESSAGE_CONVERSATION_ID, "the conversation's id"),
     (SIGNAL, "`traces`, `metrics`, `logs`, or `stderr`"),
 ];
 
-/// What tells who exports, beside what the SDK tells of itself.
+/// Resource attributes with their meanings, except for those of the SDK itself.
 pub const RESOURCE: &[(&str, &str)] = &[
     (SERVICE_NAME, "`OTEL_SERVICE_NAME`, or `callback-ingress`"),
-    (SERVICE_VERSION, "the version; of `callback_ingress.build` an attribute, too"),
-    (SERVICE_INSTANCE_ID, "one for each run, or as `OTEL_RESOURCE_ATTRIBUTES` says"),
-    (DEPLOYMENT_ENVIRONMENT, "as `OTEL_RESOURCE_ATTRIBUTES` says, in SigNoz's spelling"),
+    (SERVICE_VERSION, "the version; also an attribute of `callback_ingress.build`"),
+    (SERVICE_INSTANCE_ID, "random for each run, unless set in `OTEL_RESOURCE_ATTRIBUTES`"),
+    (DEPLOYMENT_ENVIRONMENT, "unset, unless set in `OTEL_RESOURCE_ATTRIBUTES`; SigNoz uses this name"),
 ];
 
 /// A metric.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
-    /// Its name. For Prometheus, dots are underscores, and the unit and `total` are appended.
+    /// The name. For Prometheus, dots become underscores, and the unit and `total` are appended.
     pub name: &'static str,
-    /// Its unit, as UCUM has it.
+    /// The unit in UCUM notation.
     pub unit: &'static str,
-    /// Its kind of instrument.
+    /// The type of instrument.
     pub instrument: &'static str,
-    /// What it measures.
+    /// The description.
     pub meaning: &'static str,
-    /// Its attributes.
+    /// The attributes.
     pub attributes: &'static [&'static str],
 }
 
-/// Requests, by status and code.
+/// Duration of requests.
 pub const REQUEST_DURATION: Metric = Metric {
     name: metric::HTTP_SERVER_REQUEST_DURATION,
     unit: "s",
     instrument: "histogram",
-    meaning: "from a request's head to its reply's",
+    meaning: "time from a request's head to the head of its response",
     attributes: &[
         HTTP_REQUEST_METHOD,
         HTTP_ROUTE,
@@ -170,116 +167,116 @@ pub const REQUEST_DURATION: Metric = Metric {
         OUTCOME,
     ],
 };
-/// Sizes of bodies that were read.
+/// Size of request bodies.
 pub const REQUEST_BODY_SIZE: Metric = Metric {
     name: metric::HTTP_SERVER_REQUEST_BODY_SIZE,
     unit: "By",
     instrument: "histogram",
-    meaning: "bodies that were read to their end",
+    meaning: "size of request bodies that were read to their end",
     attributes: &[HTTP_REQUEST_METHOD, HTTP_ROUTE, URL_SCHEME, HTTP_RESPONSE_STATUS_CODE, ERROR_TYPE],
 };
-/// Requests under way.
+/// Requests in flight.
 pub const ACTIVE_REQUESTS: Metric = Metric {
     name: metric::HTTP_SERVER_ACTIVE_REQUESTS,
     unit: "{request}",
     instrument: "up-down counter",
-    meaning: "requests under way",
+    meaning: "requests in flight",
     attributes: &[HTTP_REQUEST_METHOD, URL_SCHEME],
 };
-/// What a provider waits for us.
+/// Time that a provider waits for the service.
 pub const ACCEPT_DURATION: Metric = Metric {
     name: "callback_ingress.accept.duration",
     unit: "s",
     instrument: "histogram",
-    meaning: "from a callback's last byte to the decision on it",
+    meaning: "time from a callback's last byte to its acceptance or refusal",
     attributes: &[CODE, OUTCOME],
 };
-/// How long providers take.
+/// Time that a provider takes.
 pub const TURNAROUND: Metric = Metric {
     name: "callback_ingress.result.turnaround",
     unit: "s",
     instrument: "histogram",
-    meaning: "issued to received, of each result that was taken",
+    meaning: "time from issue to acceptance, for each accepted result",
     attributes: &[WORK_ITEM_KIND, OUTCOME],
 };
-/// How long the gate takes.
+/// Time that a result waits for earlier items.
 pub const HOLD_TIME: Metric = Metric {
     name: "callback_ingress.result.hold_time",
     unit: "s",
     instrument: "histogram",
-    meaning: "received to released",
+    meaning: "time from settlement to release",
     attributes: &[WORK_ITEM_KIND, OUTCOME],
 };
-/// How long all of it takes.
+/// Time from issue to release.
 pub const END_TO_END: Metric = Metric {
     name: "callback_ingress.result.end_to_end",
     unit: "s",
     instrument: "histogram",
-    meaning: "issued to released",
+    meaning: "time from issue to release",
     attributes: &[WORK_ITEM_KIND, OUTCOME],
 };
-/// Work items issued.
+/// Issued work items.
 pub const ISSUED: Metric = Metric {
     name: "callback_ingress.work_item.issued",
     unit: "{work_item}",
     instrument: "counter",
-    meaning: "work items issued",
+    meaning: "issued work items",
     attributes: &[WORK_ITEM_KIND],
 };
-/// Envelopes put on channels.
+/// Released envelopes.
 pub const WORK_ITEM_RELEASED: Metric = Metric {
     name: "callback_ingress.work_item.released",
     unit: "{work_item}",
     instrument: "counter",
-    meaning: "envelopes put on channels, of a step the first 256; `timed_out` is an outcome",
+    meaning: "released envelopes; of one operation at most 256 are counted",
     attributes: &[WORK_ITEM_KIND, OUTCOME],
 };
-/// Work items that an end of their conversation dropped.
+/// Dropped work items.
 pub const DROPPED: Metric = Metric {
     name: "callback_ingress.work_item.dropped",
     unit: "{work_item}",
     instrument: "counter",
-    meaning: "dropped by the end of their conversation",
+    meaning: "work items that the end of their conversation dropped",
     attributes: &[STATE],
 };
-/// Work items that wait for their callback.
+/// Awaiting work items.
 pub const AWAITING: Metric = Metric {
     name: "callback_ingress.work_item.awaiting",
     unit: "{work_item}",
     instrument: "gauge",
-    meaning: "in the whole store, awaiting their callback",
+    meaning: "in the whole store, work items without an outcome",
     attributes: &[],
 };
-/// Results behind an earlier item.
+/// Held results.
 pub const HELD: Metric = Metric {
     name: "callback_ingress.result.held",
     unit: "{result}",
     instrument: "gauge",
-    meaning: "in the whole store, settled behind an earlier work item that is not",
+    meaning: "in the whole store, results held until an earlier work item has an outcome",
     attributes: &[],
 };
-/// Their bytes.
+/// Bytes of held results.
 pub const HELD_BYTES: Metric = Metric {
     name: "callback_ingress.result.held.size",
     unit: "By",
     instrument: "gauge",
-    meaning: "in the whole store, bytes of what is held",
+    meaning: "in the whole store, bytes of held results",
     attributes: &[],
 };
-/// How late timeouts are.
+/// Lateness of the sweeper.
 pub const LATENESS: Metric = Metric {
     name: "callback_ingress.sweeper.lateness",
     unit: "s",
     instrument: "histogram",
-    meaning: "deadline to timeout, of each work item that the sweeper timed out",
+    meaning: "time from deadline to sweep, for each work item that the sweeper timed out",
     attributes: &[WORK_ITEM_KIND],
 };
-/// Calls of the store.
+/// Duration of calls of Redis.
 pub const STORE_DURATION: Metric = Metric {
     name: metric::DB_CLIENT_OPERATION_DURATION,
     unit: "s",
     instrument: "histogram",
-    meaning: "calls of Redis, retries included",
+    meaning: "duration of calls of Redis, retries included",
     attributes: &[
         DB_SYSTEM_NAME,
         DB_OPERATION_NAME,
@@ -291,36 +288,36 @@ pub const STORE_DURATION: Metric = Metric {
         DB_RESPONSE_STATUS_CODE,
     ],
 };
-/// Connections made.
+/// Connections made to Redis.
 pub const CONNECTIONS: Metric = Metric {
     name: "callback_ingress.store.connections",
     unit: "{connection}",
     instrument: "counter",
-    meaning: "connections made to Redis, the first ones and every reconnection",
+    meaning: "connections made to Redis, reconnections included",
     attributes: &[],
 };
-/// Whether the store is there.
+/// Reachability of the store.
 pub const REACHABLE: Metric = Metric {
     name: "callback_ingress.store.reachable",
     unit: "",
     instrument: "gauge",
-    meaning: "1 when the store, all of it, answered the last time, else 0",
+    meaning: "1 if the whole store responded to the last check, otherwise 0",
     attributes: &[],
 };
-/// Requests there was no room for.
+/// Requests refused because of load or limits.
 pub const SHED: Metric = Metric {
     name: "callback_ingress.request.shed",
     unit: "{request}",
     instrument: "counter",
-    meaning: "refused for want of room: `OVERLOADED`, `DRAINING`, and the limits",
+    meaning: "requests refused with `OVERLOADED`, `DRAINING`, or the code of a limit",
     attributes: &[CODE],
 };
-/// Event streams.
+/// Open event streams.
 pub const EVENT_STREAMS: Metric = Metric {
     name: "callback_ingress.event_stream.open",
     unit: "{stream}",
     instrument: "gauge",
-    meaning: "event streams open",
+    meaning: "open event streams",
     attributes: &[],
 };
 /// Panics.
@@ -328,27 +325,27 @@ pub const PANICS: Metric = Metric {
     name: "callback_ingress.panic",
     unit: "{panic}",
     instrument: "counter",
-    meaning: "bugs: panics that were caught",
+    meaning: "panics, each of which is a bug",
     attributes: &[],
 };
-/// What was not exported.
+/// Lost telemetry.
 pub const LOST: Metric = Metric {
     name: "callback_ingress.telemetry.lost",
     unit: "{item}",
     instrument: "counter",
-    meaning: "spans, log records and exports of metrics that a collector did not take, and log lines nobody read",
+    meaning: "spans, log records and metric exports that were not exported, and log lines that could not be written",
     attributes: &[SIGNAL],
 };
-/// The build.
+/// The running version.
 pub const BUILD: Metric = Metric {
     name: "callback_ingress.build",
     unit: "",
     instrument: "gauge",
-    meaning: "always 1; its attribute tells the version",
+    meaning: "always 1; the version is an attribute",
     attributes: &[SERVICE_VERSION],
 };
 
-/// Every metric of ours.
+/// All metrics of this crate.
 pub const METRICS: &[Metric] = &[
     REQUEST_DURATION,
     REQUEST_BODY_SIZE,

@@ -1,6 +1,6 @@
-//! Trace context, in and out, and the spans that are exported.
+//! Trace context of requests and responses, and the exported spans.
 //!
-//! Spans that are exported are made apart from those that name log lines: their target tells them from the others.
+//! Exported spans have the target [`TARGET`], by which the log and the exporter tell them from all other spans.
 
 use std::time::Duration;
 
@@ -22,10 +22,10 @@ use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{TraceParent, contains_token};
 use crate::domain::work_item::Outcome;
 
-/// The target of spans that are exported, and of nothing else.
+/// The target of exported spans, and of nothing else.
 pub const TARGET: &str = "callback_ingress::exported";
 
-/// A span, whether it is exported or not.
+/// The ids of a span, whether or not it is exported.
 #[derive(Clone, Debug)]
 pub struct SpanRef {
     /// 32 hexadecimal digits.
@@ -38,7 +38,7 @@ pub struct SpanRef {
 struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
-    /// `tracestate` travels on as it is: one in which a token stands is left behind.
+    /// Ignores a header that contains a token: `tracestate` is exported and passed on unchanged.
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.to_str().ok().filter(|text| !contains_token(text))
     }
@@ -48,12 +48,12 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// The caller's place in its trace, from `traceparent` and `tracestate`.
+/// The caller's trace context, from `traceparent` and `tracestate`. Empty if they are missing or invalid.
 pub fn caller(headers: &HeaderMap) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers))
 }
 
-fn remote(traceparent: &TraceParent) -> Option<SpanContext> {
+fn remote_context(traceparent: &TraceParent) -> Option<SpanContext> {
     let mut parts = traceparent.as_str().split('-').skip(1);
     let trace = TraceId::from_hex(parts.next()?).ok()?;
     let span = SpanId::from_hex(parts.next()?).ok()?;
@@ -62,22 +62,18 @@ fn remote(traceparent: &TraceParent) -> Option<SpanContext> {
     Some(SpanContext::new(trace, span, flags, true, TraceState::NONE))
 }
 
-/// Makes a span the child of `parent`, or the root of a new trace. Where spans are not exported, it has ids nevertheless:
+/// Makes a span the child of `parent`, or the root of a new trace. Generates ids if the span is not exported, because
 /// responses and log lines always have a trace id.
 pub fn begin(span: &Span, parent: &Context) -> SpanRef {
     if span.is_disabled() {
         return unexported(parent);
     }
-    // It fails where spans are not exported.
+    // Fails if spans are not exported.
     let _ = span.set_parent(parent.clone());
     let context = span.context();
-    let known = context.span().span_context().clone();
-    if known.is_valid() {
-        return SpanRef {
-            trace_id: known.trace_id().to_string(),
-            span_id: known.span_id().to_string(),
-            context,
-        };
+    let own = context.span().span_context().clone();
+    if own.is_valid() {
+        return SpanRef { trace_id: own.trace_id().to_string(), span_id: own.span_id().to_string(), context };
     }
     unexported(parent)
 }
@@ -93,49 +89,51 @@ impl SpanRef {
         self.context.span().span_context().trace_flags().to_u8()
     }
 
-    /// As W3C Trace Context writes it, in `traceresponse` as in `traceparent`.
+    /// The value of a `traceresponse` header (W3C Trace Context).
     pub fn header(&self) -> String {
         format!("00-{}-{}-{:02x}", self.trace_id, self.span_id, self.flags())
     }
 
-    /// What others continue with: only a place that is exported can be continued.
+    /// The trace context to pass on. `None` if the span is not exported.
     pub fn traceparent(&self) -> Option<TraceParent> {
         let span = self.context.span();
-        let at = span.span_context();
-        let (trace_id, span_id) = (at.trace_id().to_bytes(), at.span_id().to_bytes());
-        TraceParent::of(u128::from_be_bytes(trace_id), u64::from_be_bytes(span_id), at.trace_flags().to_u8())
+        let own = span.span_context();
+        let (trace_id, span_id) = (own.trace_id().to_bytes(), own.span_id().to_bytes());
+        TraceParent::of(u128::from_be_bytes(trace_id), u64::from_be_bytes(span_id), own.trace_flags().to_u8())
     }
 
-    /// Whether anybody will see what is noted of the span.
+    /// Whether the span is exported, so that attributes are worth computing.
     pub fn is_recorded(&self) -> bool {
         self.context.span().is_recording()
     }
 
-    /// Adds attributes.
+    /// Adds attributes, if the span is exported.
     pub fn set_attributes(&self, attributes: Vec<KeyValue>) {
         self.context.span().set_attributes(attributes);
     }
 
-    /// Marks the span as failed, for a reason of ours.
-    pub fn fail(&self, why: &'static str) {
-        self.context.span().set_status(opentelemetry::trace::Status::error(why));
+    /// Sets the span's status to error, for failures of the service.
+    pub fn fail(&self, reason: &'static str) {
+        self.context.span().set_status(opentelemetry::trace::Status::error(reason));
     }
 
-    /// Links the span to another trace. One to its own trace would say nothing.
-    pub fn link(&self, traceparent: Option<&TraceParent>, what: &'static str) {
-        if let Some(other) = traceparent.filter(|other| other.trace_id() != self.trace_id).and_then(remote) {
-            self.context.span().add_link(other, vec![KeyValue::new(names::LINK, what)]);
+    /// Links the span to a span of another trace; ignores one of the same trace.
+    pub fn link(&self, traceparent: Option<&TraceParent>, relation: &'static str) {
+        if let Some(other) =
+            traceparent.filter(|other| other.trace_id() != self.trace_id).and_then(remote_context)
+        {
+            self.context.span().add_link(other, vec![KeyValue::new(names::LINK, relation)]);
         }
     }
 }
 
-/// The span in which a conversation's timers fire: a trace of its own.
+/// The root span of a sweep of one conversation.
 pub fn sweep_span() -> Span {
     tracing::info_span!(target: TARGET, parent: None, "sweep", otel.kind = "internal")
 }
 
-/// One span for a work item that timed out, in the sweep's trace.
-pub fn timed_out(tracer: &SdkTracer, sweep: &SpanRef, conversation: &str, timed_out: &TimedOut) {
+/// Exports a span for a work item that timed out, as a child of the sweep's span.
+pub fn export_timeout_span(tracer: &SdkTracer, sweep: &SpanRef, conversation: &str, timed_out: &TimedOut) {
     if !sweep.is_recorded() {
         return;
     }
@@ -156,41 +154,42 @@ pub fn timed_out(tracer: &SdkTracer, sweep: &SpanRef, conversation: &str, timed_
         .end();
 }
 
-/// Which channel an envelope was put on.
+/// The messaging attributes of a channel.
 #[derive(Clone, Copy, Debug)]
-pub struct Channel<'a> {
-    /// The conversation's id, or what is known of it.
+pub struct ChannelAttributes<'a> {
+    /// The conversation's id, or its reference if the id is unknown.
     pub conversation: &'a str,
-    /// Whose channel it is.
+    /// `messaging.system`
     pub system: &'static str,
-    /// Its name there.
+    /// `messaging.destination.name`
     pub name: &'a str,
 }
 
 fn links(pairs: &[(Option<&TraceParent>, &'static str)], own: TraceId) -> Vec<Link> {
-    let linked = pairs.iter().filter_map(|(traceparent, what)| Some((remote((*traceparent)?)?, what)));
+    let linked =
+        pairs.iter().filter_map(|(traceparent, relation)| Some((remote_context((*traceparent)?)?, relation)));
     linked
         .filter(|(context, _)| context.trace_id() != own)
-        .map(|(context, what)| Link::new(context, vec![KeyValue::new(names::LINK, *what)], 0))
+        .map(|(context, relation)| Link::new(context, vec![KeyValue::new(names::LINK, *relation)], 0))
         .collect()
 }
 
-/// One span for an envelope that a step put on a channel, in the trace of what settled it. If it was held, one that
-/// lasts as long as that comes before.
-pub fn published(
+/// Exports a span for a released envelope, in the trace of the request that settled it. If the envelope was held, also
+/// exports a span for the hold time.
+pub fn export_publish_span(
     tracer: &SdkTracer,
     step: &SpanRef,
-    channel: Channel<'_>,
+    channel: ChannelAttributes<'_>,
     envelope: &Released,
     held_behind: Option<u64>,
 ) {
-    // What would not be exported needs no attributes.
+    // Saves computing the attributes of a span that is not sampled.
     if !envelope.settled_in.as_ref().map_or_else(|| step.is_recorded(), TraceParent::is_sampled) {
         return;
     }
-    let settled_in = envelope.settled_in.as_ref().and_then(remote);
-    let parent =
-        settled_in.map_or_else(|| step.context.clone(), |at| Context::new().with_remote_span_context(at));
+    let settled_in = envelope.settled_in.as_ref().and_then(remote_context);
+    let parent = settled_in
+        .map_or_else(|| step.context.clone(), |settled| Context::new().with_remote_span_context(settled));
     let own = parent.span().span_context().trace_id();
     let step_traceparent = step.traceparent();
     let links = links(
@@ -199,7 +198,7 @@ pub fn published(
     );
     let held_ms = envelope.received_at.millis_until(envelope.released_at);
     let now = time::now();
-    let about = |mut attributes: Vec<KeyValue>| {
+    let with_work_item = |mut attributes: Vec<KeyValue>| {
         attributes.extend([
             KeyValue::new(names::CONVERSATION_ID, channel.conversation.to_owned()),
             KeyValue::new(names::WORK_ITEM_ID, envelope.work_item.to_string()),
@@ -217,7 +216,7 @@ pub fn published(
             .span_builder("hold")
             .with_kind(SpanKind::Internal)
             .with_start_time(start)
-            .with_attributes(about(Vec::new()))
+            .with_attributes(with_work_item(Vec::new()))
             .start_with_context(tracer, &parent)
             .end_with_timestamp(now);
     }
@@ -226,7 +225,7 @@ pub fn published(
         .with_kind(SpanKind::Producer)
         .with_start_time(now)
         .with_links(links)
-        .with_attributes(about(vec![
+        .with_attributes(with_work_item(vec![
             KeyValue::new(names::MESSAGING_SYSTEM, channel.system),
             KeyValue::new(names::MESSAGING_OPERATION_NAME, "publish"),
             KeyValue::new(names::MESSAGING_OPERATION_TYPE, "send"),
@@ -239,7 +238,7 @@ pub fn published(
         .end_with_timestamp(time::now());
 }
 
-/// A number as attributes hold it.
+/// Converts to the integer type of attributes, saturating.
 pub fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -249,16 +248,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tracestate_with_a_token_is_left_behind_and_the_trace_goes_on() {
+    fn tracestate_with_a_token_is_ignored_and_the_trace_continues() {
         let trace = "0af7651916cd43dd8448eb211c80319c";
-        for (state, taken) in [("vendor=1,other=2", "vendor=1,other=2"), ("vendor=1,other=cbt_AQJrMQ", "")] {
+        for (state, expected) in [("vendor=1,other=2", "vendor=1,other=2"), ("vendor=1,other=cbt_AQJrMQ", "")]
+        {
             let mut headers = HeaderMap::new();
             headers.insert("traceparent", format!("00-{trace}-b7ad6b7169203331-01").parse().unwrap());
             headers.insert("tracestate", state.parse().unwrap());
             let context = caller(&headers).span().span_context().clone();
             assert_eq!(
                 (context.trace_id().to_string(), context.trace_state().header()),
-                (trace.into(), taken.into())
+                (trace.into(), expected.into())
             );
         }
     }

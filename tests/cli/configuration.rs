@@ -61,7 +61,7 @@ fn a_bad_value_is_named_with_what_it_must_be() {
         ("http.public_base_url=example.com", "must be an absolute URL"),
         (
             "http.platform_addr=127.0.0.1:8080",
-            "http.platform_addr (from the command line): must not be the public",
+            "http.platform_addr (from the command line): must differ from http.public_addr",
         ),
         (
             "store.url=sqlite:x",
@@ -72,7 +72,7 @@ fn a_bad_value_is_named_with_what_it_must_be() {
         ("token.carriers=[]", "must name at least one carrier"),
         ("token.default_carrier=pigeon", "pigeon"),
         ("gate.default_timeout_ms=900001", "must not be above gate.max_timeout_ms"),
-        ("telemetry.log_level=a=b=c", "is neither a level nor a list of directives"),
+        ("telemetry.log_level=a=b=c", "must be a level or a list of directives"),
         ("telemetry.log_format=xml", "xml"),
     ] {
         run(&["config", "check", "--set", setting]).complains(2, &[complaint]);
@@ -179,7 +179,7 @@ fn a_check_says_what_an_operator_should_know() {
         assert!(check.out.contains(&format!("note: {remark}")), "{check:?}");
     }
     assert!(
-        check.out.ends_with("the configuration is good; the store is memory:; sent by OTLP: none\n"),
+        check.out.ends_with("the configuration is valid; store: memory:; OTLP exports: none\n"),
         "{check:?}"
     );
     assert_eq!(check.err, "");

@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::program::{PROGRAM, Ran, path, run, run_with};
 use crate::redis_server::RedisServer;
 
-const DONE: &str = "Five pieces of work, five envelopes, in order, each exactly once.";
+const DONE: &str = "Five work items, five envelopes, in order, each exactly once.";
 
 /// On a terminal of its own.
 fn on_a_terminal(variables: &[(&str, &str)], arguments: &str) -> Ran {
@@ -44,7 +44,7 @@ fn the_demo_tells_its_story_on_redis_as_often_as_one_likes() {
 fn the_demo_fails_clearly_without_its_store() {
     let demo = run(&["demo", "--store", "redis://127.0.0.1:1"]).exits(1);
     assert!(demo.out.contains("STORE_UNAVAILABLE"), "{demo:?}");
-    assert!(demo.err.contains("the demo did not go as it should"), "{demo:?}");
+    assert!(demo.err.contains("the demo failed"), "{demo:?}");
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn a_second_signal_ends_it_at_once() {
         service.log.wait_for(r#""draining""#);
         service.process.signal(second);
         assert_eq!(service.process.exit_code(), Some(1));
-        service.log.wait_for("ended at once by a second signal");
+        service.log.wait_for("terminated by a second signal");
     }
 }
 

@@ -58,7 +58,8 @@ fn a_collector_that_is_not_there(protocol: &str) {
     let log = service.log.text();
     for signal in ["traces", "logs", "metrics"] {
         let told = log.lines().filter(|line| {
-            line.contains("does not take telemetry") && line.contains(&format!("\"signal\":\"{signal}\""))
+            line.contains("export to the collector failed")
+                && line.contains(&format!("\"signal\":\"{signal}\""))
         });
         assert_eq!(told.count(), 1, "once an outage, and not once an export: {log}");
     }

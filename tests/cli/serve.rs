@@ -79,7 +79,7 @@ fn with_keys_configured_it_prints_nothing() {
 #[test]
 fn it_says_that_the_embedded_store_is_gone_with_it() {
     let service = Service::start(&[]);
-    service.log.wait_for("the store is in this process's memory: conversations end with it");
+    service.log.wait_for("store.url is memory: conversations are lost when this process exits");
 }
 
 #[test]

@@ -13,7 +13,7 @@ fn a_check_reaches_the_store() {
     let url = RedisServer::shared().url(2);
     let check = run(&["config", "check", "--store", &url]).exits(0);
     assert!(
-        check.out.ends_with(&format!("the configuration is good; the store is {url}; sent by OTLP: none\n")),
+        check.out.ends_with(&format!("the configuration is valid; store: {url}; OTLP exports: none\n")),
         "{check:?}"
     );
     assert!(!check.out.contains("store.url is memory"), "{check:?}");

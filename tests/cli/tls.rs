@@ -29,7 +29,7 @@ fn a_certificate_is_replaced_on_a_signal_and_the_health_check_knows_it() {
     let healthcheck =
         |flags: &[&str]| run(&[flags, &["healthcheck", "--public-addr", &service.public]].concat());
     healthcheck(&flags).exits(0);
-    healthcheck(&[]).complains(1, &["does not answer"]);
+    healthcheck(&[]).complains(1, &["no response"]);
 
     write(directory.path());
     service.process.signal("HUP");

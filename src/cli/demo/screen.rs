@@ -1,4 +1,4 @@
-//! What the demo shows: colour on a terminal, plain text elsewhere (`NO_COLOR` and `CLICOLOR` count).
+//! The output of the demo: with colour on a terminal, subject to `NO_COLOR` and `CLICOLOR`.
 
 use anstream::println;
 use anstyle::{AnsiColor, Color, Style};
@@ -12,15 +12,15 @@ const PROBLEM: Style = Style::new().bold().fg_color(Some(Color::Ansi(AnsiColor::
 const CHANNEL: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Magenta)));
 const FAINT: Style = Style::new().dimmed();
 
-/// Longest text of a body that is shown.
-const SHOWN: usize = 96;
+/// Maximum length of a shown body in characters.
+const MAX_BODY_CHARS: usize = 96;
 
-fn short(text: &str) -> String {
+fn shorten(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= SHOWN {
+    if line.chars().count() <= MAX_BODY_CHARS {
         return line;
     }
-    line.chars().take(SHOWN - 1).chain(['…']).collect()
+    line.chars().take(MAX_BODY_CHARS - 1).chain(['…']).collect()
 }
 
 /// `2026-01-01T12:00:00.123Z` as `12:00:00.123`.
@@ -37,25 +37,25 @@ pub(super) fn step(text: &str) {
     println!("\n{STEP}▸ {text}{STEP:#}");
 }
 
-/// What was sent.
-pub(super) fn sent(what: &str, body: &str) {
-    println!("    {FAINT}→{FAINT:#} {what} {}", short(body));
+/// Shows a request.
+pub(super) fn request(what: &str, body: &str) {
+    println!("    {FAINT}→{FAINT:#} {what} {}", shorten(body));
 }
 
-/// What was answered.
-pub(super) fn answered(status: u16, what: &str) {
+/// Shows a response.
+pub(super) fn response(status: u16, what: &str) {
     let style = if status < 300 { GOOD } else { REFUSED };
-    println!("    {FAINT}←{FAINT:#} {style}{status}{style:#} {}", short(what));
+    println!("    {FAINT}←{FAINT:#} {style}{status}{style:#} {}", shorten(what));
 }
 
-/// What the conversation saw.
-pub(super) fn released(envelope: &Value) {
+/// Shows an envelope of the event stream.
+pub(super) fn envelope(envelope: &Value) {
     let content = [&envelope["result"], &envelope["error"]].into_iter().find(|value| !value.is_null());
     println!(
         "    {CHANNEL}⇒ channel: {} {}{CHANNEL:#} {}",
         envelope["sequence"],
         envelope["outcome"].as_str().unwrap_or_default(),
-        short(&content.map(Value::to_string).unwrap_or_default()),
+        shorten(&content.map(Value::to_string).unwrap_or_default()),
     );
 }
 
@@ -79,5 +79,5 @@ pub(super) fn done(text: &str) {
 }
 
 pub(super) fn problem(text: &str) {
-    println!("\n{PROBLEM}Not as it should be:{PROBLEM:#} {text}");
+    println!("\n{PROBLEM}Unexpected:{PROBLEM:#} {text}");
 }

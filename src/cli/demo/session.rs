@@ -1,4 +1,4 @@
-//! The demo's two parties: the platform, and its providers.
+//! The requests of the demo's platform and providers.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,36 +8,36 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
+use super::event_reader::{EventReader, StreamEvent};
 use super::screen;
-use super::watcher::{Heard, Watcher};
 use crate::app::App;
-use crate::cli::client::{Call, Client, ClientError, Reply};
+use crate::cli::client::{Client, ClientError, ClientRequest, ClientResponse};
 use crate::clock::Entropy;
 use crate::config::Config;
 
-/// Longest time for any one answer.
-const LIMIT: Duration = Duration::from_secs(5);
+/// Time limit for a response and for the next event.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Something came out otherwise than it should.
+/// A request failed or had an unexpected response.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Wrong(pub(super) String);
+pub(super) struct DemoError(pub(super) String);
 
-impl From<ClientError> for Wrong {
+impl From<ClientError> for DemoError {
     fn from(error: ClientError) -> Self {
         Self(error.to_string())
     }
 }
 
-/// A work item, as its provider was told of it.
+/// A work item with the `callback` object of its response.
 #[derive(Clone)]
-pub(super) struct Item {
+pub(super) struct IssuedItem {
     id: String,
     callback: Value,
 }
 
-impl Item {
-    /// The same with a token that nobody signed.
+impl IssuedItem {
+    /// The same item with an invalid token.
     pub(super) fn forged(&self) -> Self {
         let token = self.callback["token"].as_str().unwrap_or_default();
         let last = if token.ends_with('A') { "B" } else { "A" };
@@ -48,27 +48,27 @@ impl Item {
     }
 }
 
-/// Speaks for the platform and for the providers, and shows what is said.
+/// Sends the requests of one conversation, and shows them with their responses.
 pub(super) struct Session {
     client: Client,
     platform: SocketAddr,
     key: SecretString,
     conversation: String,
-    watcher: Option<Watcher>,
+    events: Option<EventReader>,
     envelopes: Vec<Value>,
 }
 
 impl Session {
-    pub(super) fn new(app: &App, config: &Config) -> Result<Self, Wrong> {
+    pub(super) fn new(app: &App, config: &Config) -> Result<Self, DemoError> {
         let configured = config.platform.service_keys.keys().first();
         let key = configured.or(app.generated_service_key()).cloned();
         Ok(Self {
-            client: Client::new(LIMIT),
+            client: Client::new(TIMEOUT),
             platform: app.platform_addr(),
-            key: key.ok_or_else(|| Wrong("there is no service key".into()))?,
-            // Another one each time, so that a store that lasts has not seen it.
+            key: key.ok_or_else(|| DemoError("no service key".into()))?,
+            // Unique, so that the demo can run repeatedly on the same Redis.
             conversation: format!("demo-{}", Entropy.attempt_id()),
-            watcher: None,
+            events: None,
             envelopes: Vec::new(),
         })
     }
@@ -77,46 +77,59 @@ impl Session {
         format!("http://{}/platform/v1/conversations/{}{rest}", self.platform, self.conversation)
     }
 
-    fn authorization(&self) -> Result<(HeaderName, HeaderValue), Wrong> {
+    fn authorization(&self) -> Result<(HeaderName, HeaderValue), DemoError> {
         let value = HeaderValue::try_from(format!("Bearer {}", self.key.expose_secret()));
-        Ok((header::AUTHORIZATION, value.map_err(|_| Wrong("the service key fits no header".into()))?))
+        Ok((
+            header::AUTHORIZATION,
+            value.map_err(|_| DemoError("the service key is not a valid header value".into()))?,
+        ))
     }
 
-    /// One call of the platform, shown.
-    async fn platform(&self, method: Method, rest: &str, body: Option<String>) -> Result<Reply, Wrong> {
+    /// Sends a request of the platform.
+    async fn call_platform(
+        &self,
+        method: Method,
+        rest: &str,
+        body: Option<String>,
+    ) -> Result<ClientResponse, DemoError> {
         let url = self.url(rest);
         let what = format!("{method} …/conversations/{}{rest}", self.conversation);
-        screen::sent(&what, body.as_deref().unwrap_or_default());
-        let call = Call { method, url: &url, headers: vec![self.authorization()?], body };
+        screen::request(&what, body.as_deref().unwrap_or_default());
+        let call = ClientRequest { method, url: &url, headers: vec![self.authorization()?], body };
         Ok(self.client.call(call).await?)
     }
 
-    pub(super) async fn open(&mut self) -> Result<(), Wrong> {
-        let reply = self.platform(Method::PUT, "", Some("{}".into())).await?;
-        answered(&reply, 201, reply.json()["state"].as_str().unwrap_or_default())?;
+    pub(super) async fn open(&mut self) -> Result<(), DemoError> {
+        let response = self.call_platform(Method::PUT, "", Some("{}".into())).await?;
+        expect_status(&response, 201, response.json()["state"].as_str().unwrap_or_default())?;
         let url = self.url("/events?from=0");
-        let call = Call { method: Method::GET, url: &url, headers: vec![self.authorization()?], body: None };
+        let call = ClientRequest {
+            method: Method::GET,
+            url: &url,
+            headers: vec![self.authorization()?],
+            body: None,
+        };
         let response = self.client.send(call).await?;
         if response.status() != StatusCode::OK {
-            return Err(Wrong(format!("the event stream was answered with {}", response.status())));
+            return Err(DemoError(format!("the event stream responded with {}", response.status())));
         }
-        self.watcher = Some(Watcher::new(response.into_body(), LIMIT));
+        self.events = Some(EventReader::new(response.into_body(), TIMEOUT));
         Ok(())
     }
 
-    pub(super) async fn issue(&self, sequence: u64, body: Value) -> Result<Item, Wrong> {
-        let reply = self.platform(Method::POST, "/work-items", Some(body.to_string())).await?;
-        let issued = reply.json();
+    pub(super) async fn issue(&self, sequence: u64, body: Value) -> Result<IssuedItem, DemoError> {
+        let response = self.call_platform(Method::POST, "/work-items", Some(body.to_string())).await?;
+        let issued = response.json();
         let carrier = issued["callback"]["carrier"].as_str().unwrap_or_default();
-        let shown = format!("sequence {}, a token for the {carrier}", issued["sequence"]);
-        answered(&reply, 201, &shown)?;
+        let shown = format!("sequence {}, token in the {carrier}", issued["sequence"]);
+        expect_status(&response, 201, &shown)?;
         expect(&issued, "sequence", sequence)?;
         let id = issued["workItemId"].as_str().unwrap_or_default().to_owned();
-        Ok(Item { id, callback: issued["callback"].clone() })
+        Ok(IssuedItem { id, callback: issued["callback"].clone() })
     }
 
-    /// A provider posts a body, with the token where it was told to put it.
-    async fn callback(&self, item: &Item, body: &str) -> Result<Reply, Wrong> {
+    /// Sends a callback with the token in the item's carrier.
+    async fn send_callback(&self, item: &IssuedItem, body: &str) -> Result<ClientResponse, DemoError> {
         let text = |name: &str| item.callback[name].as_str().unwrap_or_default();
         let (token, carrier, name) = (text("token"), text("carrier"), text("name"));
         let url = text("url");
@@ -124,22 +137,27 @@ impl Session {
         let mut headers = Vec::new();
         match carrier {
             "header" => {
-                let name = HeaderName::try_from(name).map_err(|error| Wrong(error.to_string()))?;
-                let value = HeaderValue::try_from(token).map_err(|error| Wrong(error.to_string()))?;
+                let name = HeaderName::try_from(name).map_err(|error| DemoError(error.to_string()))?;
+                let value = HeaderValue::try_from(token).map_err(|error| DemoError(error.to_string()))?;
                 headers.push((name, value));
             }
             "body" => body = body.replacen('{', &format!(r#"{{"{name}": "{token}", "#), 1),
             _ => {}
         }
         let shown = body.replace(token, "cbt_…");
-        screen::sent(&format!("POST a callback, token in the {carrier}:"), &shown);
-        Ok(self.client.call(Call { method: Method::POST, url, headers, body: Some(body) }).await?)
+        screen::request(&format!("POST a callback, token in the {carrier}:"), &shown);
+        Ok(self.client.call(ClientRequest { method: Method::POST, url, headers, body: Some(body) }).await?)
     }
 
-    /// A callback that is taken; its receipt.
-    pub(super) async fn post(&self, item: &Item, body: &str, status: u16) -> Result<Value, Wrong> {
-        let reply = self.callback(item, body).await?;
-        let receipt = reply.json();
+    /// Sends a callback that must be accepted. Returns its receipt.
+    pub(super) async fn expect_accepted(
+        &self,
+        item: &IssuedItem,
+        body: &str,
+        status: u16,
+    ) -> Result<Value, DemoError> {
+        let response = self.send_callback(item, body).await?;
+        let receipt = response.json();
         let mut shown = format!("{} {}", receipt["status"], receipt["outcome"]).replace('"', "");
         if !receipt["waitingFor"].is_null() {
             shown = format!("{shown}, waiting for {}", receipt["waitingFor"]);
@@ -147,47 +165,47 @@ impl Session {
         if receipt["replayed"] == json!(true) {
             shown = format!("{shown}, replayed");
         }
-        answered(&reply, status, &shown)?;
+        expect_status(&response, status, &shown)?;
         Ok(receipt)
     }
 
-    /// A callback that is refused.
-    pub(super) async fn refused(
+    /// Sends a callback that must be refused.
+    pub(super) async fn expect_refused(
         &self,
-        item: &Item,
+        item: &IssuedItem,
         body: &str,
         status: u16,
         code: &str,
-    ) -> Result<(), Wrong> {
-        let reply = self.callback(item, body).await?;
-        let error = &reply.json()["error"];
+    ) -> Result<(), DemoError> {
+        let response = self.send_callback(item, body).await?;
+        let error = &response.json()["error"];
         let shown = format!("{}: {}", error["code"], error["message"]).replace('"', "");
-        answered(&reply, status, &shown)?;
+        expect_status(&response, status, &shown)?;
         expect(error, "code", code)
     }
 
-    pub(super) async fn cancel(&self, item: &Item) -> Result<(), Wrong> {
-        let reply = self.platform(Method::DELETE, &format!("/work-items/{}", item.id), None).await?;
-        answered(&reply, 200, reply.json()["outcome"].as_str().unwrap_or_default())
+    pub(super) async fn cancel(&self, item: &IssuedItem) -> Result<(), DemoError> {
+        let response = self.call_platform(Method::DELETE, &format!("/work-items/{}", item.id), None).await?;
+        expect_status(&response, 200, response.json()["outcome"].as_str().unwrap_or_default())
     }
 
-    pub(super) async fn end(&self) -> Result<(), Wrong> {
-        let reply = self.platform(Method::DELETE, "", None).await?;
-        answered(&reply, 200, reply.json()["state"].as_str().unwrap_or_default())
+    pub(super) async fn end(&self) -> Result<(), DemoError> {
+        let response = self.call_platform(Method::DELETE, "", None).await?;
+        expect_status(&response, 200, response.json()["state"].as_str().unwrap_or_default())
     }
 
-    async fn hear(&mut self) -> Result<Heard, Wrong> {
-        let watcher = self.watcher.as_mut().ok_or_else(|| Wrong("nobody follows the channel".into()))?;
-        Ok(watcher.next().await?)
+    async fn next_event(&mut self) -> Result<StreamEvent, DemoError> {
+        let events = self.events.as_mut().ok_or_else(|| DemoError("the conversation is not open".into()))?;
+        Ok(events.next().await?)
     }
 
-    /// Waits for envelopes, and checks that they are these.
-    pub(super) async fn channel(&mut self, expected: &[(u64, &str)]) -> Result<(), Wrong> {
+    /// Waits for these envelopes.
+    pub(super) async fn expect_envelopes(&mut self, expected: &[(u64, &str)]) -> Result<(), DemoError> {
         for (sequence, outcome) in expected {
-            let Heard::Envelope(envelope) = self.hear().await? else {
-                return Err(Wrong("the channel ended early".into()));
+            let StreamEvent::Envelope(envelope) = self.next_event().await? else {
+                return Err(DemoError("the event stream ended early".into()));
             };
-            screen::released(&envelope);
+            screen::envelope(&envelope);
             expect(&envelope, "sequence", *sequence)?;
             expect(&envelope, "outcome", *outcome)?;
             self.envelopes.push(envelope);
@@ -195,22 +213,22 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for the stream's end, and gives all that was heard.
-    pub(super) async fn ended(&mut self) -> Result<Vec<Value>, Wrong> {
-        match self.hear().await? {
-            Heard::End => Ok(std::mem::take(&mut self.envelopes)),
-            Heard::Envelope(envelope) => Err(Wrong(format!("one envelope too many: {envelope}"))),
+    /// Waits for the end of the stream. Returns all envelopes.
+    pub(super) async fn expect_end(&mut self) -> Result<Vec<Value>, DemoError> {
+        match self.next_event().await? {
+            StreamEvent::End => Ok(std::mem::take(&mut self.envelopes)),
+            StreamEvent::Envelope(envelope) => Err(DemoError(format!("unexpected envelope: {envelope}"))),
         }
     }
 }
 
-fn answered(reply: &Reply, status: u16, shown: &str) -> Result<(), Wrong> {
-    screen::answered(reply.status.as_u16(), shown);
-    if reply.status == status {
+fn expect_status(response: &ClientResponse, status: u16, shown: &str) -> Result<(), DemoError> {
+    screen::response(response.status.as_u16(), shown);
+    if response.status == status {
         Ok(())
     } else {
-        let came = String::from_utf8_lossy(&reply.body);
-        Err(Wrong(format!("{status} was expected, {} came: {came}", reply.status)))
+        let body = String::from_utf8_lossy(&response.body);
+        Err(DemoError(format!("expected status {status}, got {}: {body}", response.status)))
     }
 }
 
@@ -218,11 +236,11 @@ pub(super) fn expect(
     value: &Value,
     field: &str,
     expected: impl Into<Value> + fmt::Debug,
-) -> Result<(), Wrong> {
+) -> Result<(), DemoError> {
     let expected = expected.into();
     if value[field] == expected {
         Ok(())
     } else {
-        Err(Wrong(format!("{field} should be {expected} and is {}", value[field])))
+        Err(DemoError(format!("expected {field} to be {expected}, got {}", value[field])))
     }
 }

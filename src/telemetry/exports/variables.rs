@@ -1,22 +1,22 @@
-//! OpenTelemetry's variables whose wrong values the SDK would pass over without a word, or take at any cost. Values are
-//! never repeated: they may hold credentials.
+//! Validates OpenTelemetry's variables. The SDK ignores most invalid values silently, and accepts queue sizes that
+//! exhaust the memory. Error messages do not repeat values, which can contain credentials.
 
 use url::Url;
 
 use super::ExportError;
 
-/// Whether a value will do.
-type Test = fn(&str) -> bool;
+/// Whether a value is valid.
+type Validator = fn(&str) -> bool;
 
-fn is_collector(value: &str) -> bool {
+fn is_endpoint(value: &str) -> bool {
     Url::parse(value).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
-fn is_positive(value: &str) -> bool {
+fn is_duration(value: &str) -> bool {
     value.parse::<u64>().is_ok_and(|number| (1..=86_400_000).contains(&number))
 }
 
-/// Queues are set aside whole.
+/// The upper bound matters: the SDK allocates a queue at its full size.
 fn is_queue_size(value: &str) -> bool {
     value.parse::<u32>().is_ok_and(|number| (1..=100_000).contains(&number))
 }
@@ -41,45 +41,48 @@ fn is_headers(value: &str) -> bool {
     value.split(',').all(|pair| pair.split_once('=').is_some_and(|(name, _)| is_name(name.trim())))
 }
 
-/// What may follow `OTEL_EXPORTER_OTLP_`, with or without a signal between.
-const OF_AN_EXPORTER: &[(&str, Test, &str)] = &[
-    ("ENDPOINT", is_collector, "an http:// or https:// URL"),
-    ("TIMEOUT", is_positive, "1 to 86400000 milliseconds"),
+/// Variables `OTEL_EXPORTER_OTLP_<NAME>` and `OTEL_EXPORTER_OTLP_<SIGNAL>_<NAME>`: name, validator, supported values.
+const EXPORTER_VARIABLES: &[(&str, Validator, &str)] = &[
+    ("ENDPOINT", is_endpoint, "an http:// or https:// URL"),
+    ("TIMEOUT", is_duration, "1 to 86400000 milliseconds"),
     ("COMPRESSION", is_compression, "gzip or none"),
-    ("HEADERS", is_headers, "name=value, and more of them after commas"),
-    ("CERTIFICATE", |_| false, "left out: the certificate authorities are built in"),
-    ("CLIENT_KEY", |_| false, "left out: no client certificate is shown"),
-    ("CLIENT_CERTIFICATE", |_| false, "left out: no client certificate is shown"),
+    ("HEADERS", is_headers, "name=value pairs, separated by commas"),
+    ("CERTIFICATE", |_| false, "unset: only the built-in certificate authorities are supported"),
+    ("CLIENT_KEY", |_| false, "unset: client certificates are not supported"),
+    ("CLIENT_CERTIFICATE", |_| false, "unset: client certificates are not supported"),
 ];
 
-const OTHERS: &[(&str, Test, &str)] = &[
+/// All other variables: name, validator, supported values.
+const OTHER_VARIABLES: &[(&str, Validator, &str)] = &[
     (
         "OTEL_TRACES_SAMPLER",
         is_sampler,
-        "always_on, always_off, traceidratio, or one of them after parentbased_",
+        "always_on, always_off or traceidratio, optionally with the prefix parentbased_",
     ),
     ("OTEL_TRACES_SAMPLER_ARG", is_ratio, "0 to 1"),
-    ("OTEL_BSP_SCHEDULE_DELAY", is_positive, "1 to 86400000 milliseconds"),
+    ("OTEL_BSP_SCHEDULE_DELAY", is_duration, "1 to 86400000 milliseconds"),
     ("OTEL_BSP_MAX_QUEUE_SIZE", is_queue_size, "1 to 100000"),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", is_queue_size, "1 to 100000"),
-    ("OTEL_BLRP_SCHEDULE_DELAY", is_positive, "1 to 86400000 milliseconds"),
+    ("OTEL_BLRP_SCHEDULE_DELAY", is_duration, "1 to 86400000 milliseconds"),
     ("OTEL_BLRP_MAX_QUEUE_SIZE", is_queue_size, "1 to 100000"),
     ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", is_queue_size, "1 to 100000"),
-    ("OTEL_METRIC_EXPORT_INTERVAL", is_positive, "1 to 86400000 milliseconds"),
+    ("OTEL_METRIC_EXPORT_INTERVAL", is_duration, "1 to 86400000 milliseconds"),
 ];
 
-/// Refuses the first that is wrong, by its name.
+/// Validates all variables; reports the first invalid one.
 pub(super) fn check(variable: impl Fn(&str) -> Option<String>) -> Result<(), ExportError> {
-    let test = |name: String, test: Test, allowed: &'static str| match variable(&name) {
-        Some(value) if !test(&value) => Err(ExportError::Variable { name, allowed }),
+    let validate = |name: String, is_valid: Validator, allowed: &'static str| match variable(&name) {
+        Some(value) if !is_valid(&value) => Err(ExportError::Variable { name, allowed }),
         Some(_) | None => Ok(()),
     };
-    for &(what, fits, allowed) in OF_AN_EXPORTER {
+    for &(name, is_valid, allowed) in EXPORTER_VARIABLES {
         for signal in ["", "TRACES_", "METRICS_", "LOGS_"] {
-            test(format!("OTEL_EXPORTER_OTLP_{signal}{what}"), fits, allowed)?;
+            validate(format!("OTEL_EXPORTER_OTLP_{signal}{name}"), is_valid, allowed)?;
         }
     }
-    OTHERS.iter().try_for_each(|&(name, fits, allowed)| test(name.to_owned(), fits, allowed))
+    OTHER_VARIABLES
+        .iter()
+        .try_for_each(|&(name, is_valid, allowed)| validate(name.to_owned(), is_valid, allowed))
 }
 
 #[cfg(test)]
@@ -87,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_be_passed_over_is_refused_by_name_and_without_its_value() {
+    fn invalid_value_is_reported_by_name_and_not_shown() {
         for (name, good, bad) in [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318", "collector:4318/?key=hunter2"),
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://[::1]:4318/v1/traces", "hunter2"),

@@ -1,4 +1,4 @@
-//! Values that are read when somebody asks for the metrics.
+//! Instruments whose values are read at each collection of the metrics.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -8,23 +8,23 @@ use opentelemetry::metrics::Meter;
 
 use super::names::{self, Metric};
 use crate::domain::gate::Totals;
-use crate::telemetry::outage::Losses;
+use crate::telemetry::monitored::DropCounters;
 
-/// See the module.
+/// The latest values of the observable gauges.
 #[derive(Debug)]
 pub(super) struct Gauges {
     awaiting: AtomicU64,
     held: AtomicU64,
     held_bytes: AtomicU64,
-    /// -1 until it is known.
+    /// 1 or 0; -1 before the first check of the store.
     reachable: AtomicI64,
     event_streams: AtomicU64,
-    /// Counted by the store.
+    /// Incremented by the store.
     connections: OnceLock<Arc<AtomicU64>>,
 }
 
-/// Shows nothing while the value is not known.
-fn gauge(meter: &Meter, metric: Metric, value: impl Fn() -> Option<u64> + Send + Sync + 'static) {
+/// A gauge without a data point while `value` returns `None`.
+fn observable_gauge(meter: &Meter, metric: Metric, value: impl Fn() -> Option<u64> + Send + Sync + 'static) {
     meter
         .u64_observable_gauge(metric.name)
         .with_unit(metric.unit)
@@ -38,8 +38,8 @@ fn gauge(meter: &Meter, metric: Metric, value: impl Fn() -> Option<u64> + Send +
 }
 
 impl Gauges {
-    /// Gauges of which nothing is known yet, for who asks this meter.
-    pub(super) fn new(meter: &Meter, losses: Arc<Losses>) -> Arc<Self> {
+    /// Registers the instruments. The store's have no data points before [`Gauges::set_store_state`].
+    pub(super) fn new(meter: &Meter, drops: Arc<DropCounters>) -> Arc<Self> {
         let gauges = Arc::new(Self {
             awaiting: AtomicU64::new(0),
             held: AtomicU64::new(0),
@@ -48,23 +48,29 @@ impl Gauges {
             event_streams: AtomicU64::new(0),
             connections: OnceLock::new(),
         });
-        let total = |metric, read: fn(&Self) -> &AtomicU64| {
+        let store_total = |metric, read: fn(&Self) -> &AtomicU64| {
             let gauges = Arc::clone(&gauges);
-            let known = move |gauges: &Self| gauges.reachable.load(Ordering::Relaxed) == 1;
-            gauge(meter, metric, move || known(&gauges).then(|| read(&gauges).load(Ordering::Relaxed)));
+            let is_reachable = move |gauges: &Self| gauges.reachable.load(Ordering::Relaxed) == 1;
+            observable_gauge(meter, metric, move || {
+                is_reachable(&gauges).then(|| read(&gauges).load(Ordering::Relaxed))
+            });
         };
-        total(names::AWAITING, |gauges| &gauges.awaiting);
-        total(names::HELD, |gauges| &gauges.held);
-        total(names::HELD_BYTES, |gauges| &gauges.held_bytes);
+        store_total(names::AWAITING, |gauges| &gauges.awaiting);
+        store_total(names::HELD, |gauges| &gauges.held);
+        store_total(names::HELD_BYTES, |gauges| &gauges.held_bytes);
         let shared = Arc::clone(&gauges);
-        gauge(meter, names::REACHABLE, move || u64::try_from(shared.reachable.load(Ordering::Relaxed)).ok());
+        observable_gauge(meter, names::REACHABLE, move || {
+            u64::try_from(shared.reachable.load(Ordering::Relaxed)).ok()
+        });
         let shared = Arc::clone(&gauges);
-        gauge(meter, names::EVENT_STREAMS, move || Some(shared.event_streams.load(Ordering::Relaxed)));
-        gauges.count(meter, losses);
+        observable_gauge(meter, names::EVENT_STREAMS, move || {
+            Some(shared.event_streams.load(Ordering::Relaxed))
+        });
+        gauges.register_counters(meter, drops);
         gauges
     }
 
-    fn count(self: &Arc<Self>, meter: &Meter, losses: Arc<Losses>) {
+    fn register_counters(self: &Arc<Self>, meter: &Meter, drops: Arc<DropCounters>) {
         let shared = Arc::clone(self);
         meter
             .u64_observable_counter(names::CONNECTIONS.name)
@@ -81,7 +87,7 @@ impl Gauges {
             .with_unit(names::LOST.unit)
             .with_description(names::LOST.meaning)
             .with_callback(move |observer| {
-                for (signal, items) in losses.counts() {
+                for (signal, items) in drops.totals() {
                     observer.observe(items, &[KeyValue::new(names::SIGNAL, signal)]);
                 }
             })
@@ -96,7 +102,7 @@ impl Gauges {
             .build();
     }
 
-    pub(super) fn store_holds(&self, reachable: bool, totals: Option<Totals>) {
+    pub(super) fn set_store_state(&self, reachable: bool, totals: Option<Totals>) {
         if let Some(totals) = totals {
             self.awaiting.store(totals.awaiting, Ordering::Relaxed);
             self.held.store(totals.held, Ordering::Relaxed);
@@ -105,12 +111,12 @@ impl Gauges {
         self.reachable.store(i64::from(reachable), Ordering::Relaxed);
     }
 
-    pub(super) fn event_streams(&self, open: u64) {
+    pub(super) fn set_open_event_streams(&self, open: u64) {
         self.event_streams.store(open, Ordering::Relaxed);
     }
 
-    pub(super) fn count_connections(&self, connections: Arc<AtomicU64>) {
-        // A second store would be a second service.
+    pub(super) fn set_connection_counter(&self, connections: Arc<AtomicU64>) {
+        // There is one store per process; the first counter stays.
         let _ = self.connections.set(connections);
     }
 }

@@ -133,7 +133,7 @@ fn a_collector_that_is_not_there_is_told_of_without_its_credentials() {
             ("OTEL_METRIC_EXPORT_INTERVAL", "50".to_owned()),
         ]);
         eventually("it says that the collector is not there", || {
-            running.log().contains("the collector does not take telemetry")
+            running.log().contains("export to the collector failed")
         });
         running.process.signal("TERM");
         captures.extend(running.ended(0));

@@ -46,7 +46,7 @@ fn what_a_panic_says_is_told_nowhere() {
     assert!(output.status.success(), "{out}\n{err}");
     assert_eq!(out.matches(r#""code":"INTERNAL""#).count(), WAYS.len(), "{out}");
     // A task's is one, and whoever waited for it had another.
-    assert_eq!(err.matches("a bug: something panicked").count(), WAYS.len() + 1, "{err}");
+    assert_eq!(err.matches("a bug: panic").count(), WAYS.len() + 1, "{err}");
     assert!(err.contains(file!()), "where it happened is told: {err}");
     let received = collector.received();
     assert!(received.logs.len() >= 2 * WAYS.len() && received.spans.len() >= WAYS.len(), "{received:?}");
@@ -85,7 +85,7 @@ fn a_process_that_panics() {
     runtime.block_on(async {
         let flags = vec![("telemetry.log_level".to_owned(), "trace".to_owned())];
         let config = load(Sources { flags, ..Sources::default() }).unwrap().config;
-        let exports = Exports::of(|name| std::env::var(name).ok()).unwrap();
+        let exports = Exports::from_variables(|name| std::env::var(name).ok()).unwrap();
         let (telemetry, flush) = telemetry::start(&config.telemetry, exports).unwrap();
         let said = std::env::var(SAID).unwrap();
         let mut routes = Router::new();
@@ -116,6 +116,6 @@ fn a_process_that_panics() {
         }
         stop.cancel();
         serving.await.unwrap();
-        flush.send(Duration::from_secs(9)).await;
+        flush.flush(Duration::from_secs(9)).await;
     });
 }

@@ -1,22 +1,22 @@
-//! Instruments that know their attributes already: a record then costs no look at each of them.
+//! A cache of instruments that are bound to their attributes, which saves hashing the attributes for each record.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{PoisonError, RwLock};
 
-/// What was bound before, by what it was bound to. Keys are bounded, since attributes are.
+/// Bound instruments by their attributes. Never evicts: the attributes have few values.
 #[derive(Debug)]
-pub(super) struct Bound<K, V>(RwLock<HashMap<K, V>>);
+pub(super) struct BoundInstruments<K, V>(RwLock<HashMap<K, V>>);
 
-impl<K, V> Default for Bound<K, V> {
+impl<K, V> Default for BoundInstruments<K, V> {
     fn default() -> Self {
         Self(RwLock::default())
     }
 }
 
-impl<K: Eq + Hash, V> Bound<K, V> {
-    /// Uses what is bound to the key, after binding it the first time.
+impl<K: Eq + Hash, V> BoundInstruments<K, V> {
+    /// Records with the instruments of the key. Binds them on first use.
     pub(super) fn with<Q, R>(&self, key: &Q, bind: impl FnOnce() -> V, record: impl FnOnce(&V) -> R) -> R
     where
         K: Borrow<Q>,
@@ -35,8 +35,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_bound_to_a_key_is_bound_once() {
-        let bound: Bound<String, usize> = Bound::default();
+    fn each_key_is_bound_once() {
+        let bound: BoundInstruments<String, usize> = BoundInstruments::default();
         assert_eq!(bound.with("one", || 1, |value| *value), 1);
         assert_eq!(bound.with("one", || 2, |value| *value), 1);
         assert_eq!(bound.with("two", || 2, |value| *value), 2);

@@ -1,5 +1,5 @@
-//! One request over TLS to a listener of our own, which is known by its certificate and not by its name: it is asked
-//! on loopback.
+//! A GET request over TLS to this service's own listener. The certificate is compared with the configured one instead of
+//! being verified by name, because the request goes to a loopback address.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,46 +19,46 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::client::{ClientError, Reply};
+use super::client::{ClientError, ClientResponse};
 use crate::http::tls;
 
-/// Asks with GET, and trusts the server that has the first certificate in this file, and its key.
+/// Requests `path`, and trusts only a server with the first certificate in the file `chain`, and its private key.
 pub(super) async fn get(
     address: SocketAddr,
     path: &str,
     chain: &Path,
-    limit: Duration,
-) -> Result<Reply, ClientError> {
+    time_limit: Duration,
+) -> Result<ClientResponse, ClientError> {
     let provider = Arc::new(ring::default_provider());
-    let certificate = tls::chain(chain)?.into_iter().next().ok_or("there is no certificate")?;
-    let pinned = Pinned { certificate, provider: Arc::clone(&provider) };
+    let certificate = tls::chain(chain)?.into_iter().next().ok_or("no certificate")?;
+    let pinned = PinnedVerifier { certificate, provider: Arc::clone(&provider) };
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(pinned))
         .with_no_client_auth();
-    let asked = async {
+    let request = async {
         let stream = TcpStream::connect(address).await?;
         let name = ServerName::from(address.ip());
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // It ends with the request.
+        // Ends when `sender` is dropped.
         tokio::spawn(connection);
         let request = Request::get(path).header(header::HOST, address.to_string()).body(Body::empty())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
-        Ok(Reply { status, body: response.into_body().collect().await?.to_bytes() })
+        Ok(ClientResponse { status, body: response.into_body().collect().await?.to_bytes() })
     };
-    timeout(limit, asked).await?
+    timeout(time_limit, request).await?
 }
 
 #[derive(Debug)]
-struct Pinned {
+struct PinnedVerifier {
     certificate: CertificateDer<'static>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Pinned {
+impl ServerCertVerifier for PinnedVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -70,7 +70,7 @@ impl ServerCertVerifier for Pinned {
         if *end_entity == self.certificate {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(Error::General("the listener has another certificate than is configured".into()))
+            Err(Error::General("the listener's certificate is not the configured one".into()))
         }
     }
 
