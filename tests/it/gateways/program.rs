@@ -63,8 +63,10 @@ pub(super) struct Gateway {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Forwarded {
     pub(super) id: String,
-    /// The status and the id of the answer that the gateway took for this request's, if it got one.
-    pub(super) answer: Option<(String, String)>,
+    /// The status of the answer that the gateway took for this request's, `-` if it got none.
+    pub(super) status: String,
+    /// The id in that answer, empty if it had none.
+    pub(super) answered: String,
     pub(super) method: String,
     pub(super) target: String,
 }
@@ -106,18 +108,21 @@ impl Gateway {
 }
 
 impl Forwarded {
+    /// Whether the HTTP library refused it, before it had an id there.
+    pub(super) fn is_refused(&self) -> bool {
+        self.status == "400" && self.answered.is_empty()
+    }
+
     /// Its target, if it has spent a token.
     pub(super) fn spends(&self) -> Option<&str> {
-        let (status, _) = self.answer.as_ref()?;
-        (status == "202" && self.method == "POST").then_some(self.target.as_str())
+        (self.status == "202" && self.method == "POST").then_some(self.target.as_str())
     }
 
     fn read(line: &str) -> Self {
         let mut words = line.splitn(5, ' ');
         let mut word = || words.next().unwrap_or_default().to_owned();
         let (id, status, answered) = (plain(&word()), word(), plain(&word()));
-        let answer = (!answered.is_empty()).then_some((status, answered));
-        Self { id, answer, method: word(), target: word() }
+        Self { id, status, answered, method: word(), target: word() }
     }
 }
 

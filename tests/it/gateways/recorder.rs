@@ -101,10 +101,10 @@ async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut record: impl 
 pub(super) fn answers(said: &[u8]) -> Vec<Answer> {
     let said = String::from_utf8_lossy(said);
     let mut answers = Vec::new();
-    for answer in said.split("HTTP/1.1 ").skip(1) {
-        let status = answer.get(..3).unwrap_or(answer).to_owned();
-        // `100 Continue` comes before an answer.
-        if status == "100" {
+    for answer in said.split("HTTP/1.").skip(1) {
+        let status = answer.get(2..5).unwrap_or_default().to_owned();
+        // `100 Continue` comes before an answer, and a body may name the version.
+        if status.is_empty() || status == "100" || !status.bytes().all(|byte| byte.is_ascii_digit()) {
             continue;
         }
         let head = answer.split("\r\n\r\n").next().unwrap_or_default();
