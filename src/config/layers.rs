@@ -330,7 +330,7 @@ mod tests {
             ("PLATFORM__SERVICE_KEYS", r#"["SECRET"]"#, "at least 16"),
             ("STORE__URL", "http://SECRET", "store.url (from CALLBACK_INGRESS__STORE__URL): must be memory:"),
             ("STORE__URL", "redis://:redacted@host", "the password is redacted"),
-            ("STORE__URL", "redis+cluster://SECRET/1", "a cluster has only one"),
+            ("STORE__URL", "redis+cluster://SECRET/1", "a cluster has only database 0"),
             ("STORE__WAIT_REPLICAS", "17", "a whole number from 0 to 16"),
             ("STORE__TLS_CA", "SECRET", "only valid with a rediss:// URL"),
             ("STORE__SENTINEL_PASSWORD", "SECRET", "only valid with a redis+sentinel:// URL"),

@@ -106,7 +106,7 @@ pub const ATTRIBUTES: &[(&str, &str)] = &[
     (URL_PATH, "the route's template as well, because a path can contain a token"),
     (URL_SCHEME, "`http`, or `https` if the listener serves TLS"),
     (HTTP_REQUEST_BODY_SIZE, "bytes of the body"),
-    (HTTP_RESPONSE_STATUS_CODE, "the status"),
+    (HTTP_RESPONSE_STATUS_CODE, "the status; 499 when the client closed the connection before the response"),
     (ERROR_TYPE, "failures of the service only: the code of a 5xx response, or the kind of a store failure"),
     (DB_SYSTEM_NAME, "`redis`"),
     (DB_NAMESPACE, "number of the Redis database"),

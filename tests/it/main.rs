@@ -15,6 +15,7 @@ mod contract;
 mod conversation;
 mod events;
 mod fake_redis;
+mod gateways;
 mod model;
 mod overload;
 mod platform;

@@ -1,0 +1,219 @@
+//! The service behind real gateways, attacked with requests that two parsers may read in two ways: no request is
+//! ever answered by the service that the gateway did not mean to send.
+//!
+//! The gateway gives each request that it forwards an id, and writes it down. The service answers with the id of the
+//! request, and the wire between the two writes that down. A request that is hidden in another has no id of the
+//! gateway's, and one that meets the remains of another gets an answer that is not its own.
+
+mod attacks;
+mod program;
+mod recorder;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::task::block_in_place;
+use tokio::time::{Instant, sleep, timeout};
+
+use self::attacks::{Attack, Direct, FORWARDED_THOUGH_MALFORMED, NO_TRICK, hidden_target, outer_target};
+use self::program::{Forwarded, Gateway, Kind};
+use self::recorder::{Answer, Recorder};
+use crate::service::{Item, PATIENCE, Raw, Service, until};
+
+/// How many attacks are under way at once: more than the gateways keep connections, so that each is used again.
+const AT_ONCE: usize = 48;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nginx_and_the_service_agree_on_every_request() {
+    agree_on_every_request(Kind::Nginx).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nginx_that_streams_bodies_and_the_service_agree_on_every_request() {
+    agree_on_every_request(Kind::StreamingNginx).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fastify_and_the_service_agree_on_every_request() {
+    agree_on_every_request(Kind::Fastify).await;
+}
+
+/// An attack under way.
+#[derive(Debug)]
+struct Attempt {
+    number: usize,
+    attack: Attack,
+    /// What the outer request is for, if it is a callback.
+    outer: Option<Item>,
+    /// What the hidden request is for.
+    hidden: Item,
+}
+
+impl Attempt {
+    /// Each attack, with each kind of outer request.
+    async fn all(service: &Service) -> Vec<Self> {
+        let mut all = Vec::new();
+        for attack in attacks::all() {
+            let kinds: &[bool] = if attack.has_post() { &[false, true] } else { &[false] };
+            for &is_callback in kinds {
+                let outer = if is_callback { Some(service.fresh_tool().await) } else { None };
+                let hidden = service.fresh_tool().await;
+                all.push(Self { number: all.len(), attack: attack.clone(), outer, hidden });
+            }
+        }
+        all
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let outer = self.outer.as_ref().map(|item| item.token.as_str());
+        self.attack.bytes(self.number, outer, &self.hidden.token)
+    }
+
+    /// For who reads why a test fails.
+    fn name(&self) -> String {
+        format!("{} ({}, {})", self.attack.name, self.number, self.outer.is_some())
+    }
+}
+
+async fn agree_on_every_request(kind: Kind) {
+    let service = Service::start(&[("http.trusted_proxies", "[\"127.0.0.1/32\"]")]).await;
+    let attempts = Attempt::all(&service).await;
+    let recorder = Recorder::to(service.public).await;
+    let gateway = block_in_place(|| Gateway::start(kind, recorder.address));
+    stream::iter(&attempts)
+        .for_each_concurrent(AT_ONCE, async |attempt| {
+            let mut raw = Raw::connect(gateway.address).await;
+            raw.send(attempt.bytes()).await;
+            // A gateway that does not end it is left alone.
+            drop(timeout(Duration::from_secs(4), raw.closed()).await);
+            drop(raw);
+            // Somebody else, whose request may follow on the same connection to the service.
+            let mut raw = Raw::connect(gateway.address).await;
+            raw.send(format!(
+                "GET /innocent-{} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n",
+                attempt.number
+            ))
+            .await;
+            let said = String::from_utf8(raw.closed().await).unwrap();
+            let is_own = said.starts_with("HTTP/1.1 404 ") && said.matches("HTTP/1.1").count() == 1;
+            assert!(is_own, "after {}: {said}\n{}", attempt.name(), gateway.log());
+        })
+        .await;
+    until("the gateway ends its idle connections", async || recorder.open() == 0).await;
+    let answers = recorder.answers();
+    let since = Instant::now();
+    let forwarded = loop {
+        let forwarded = block_in_place(|| gateway.forwarded());
+        let Some(disagreement) = disagreement(&forwarded, &answers) else { break forwarded };
+        // The gateway may write the last lines of its record late.
+        assert!(since.elapsed() < PATIENCE, "{disagreement}\n{}", gateway.log());
+        sleep(Duration::from_millis(50)).await;
+    };
+    let reused = answers.len() > 2 * recorder.connections();
+    assert!(reused, "{} answers on {} connections", answers.len(), recorder.connections());
+    for request in forwarded.iter().filter(|request| request.is_refused()) {
+        let number = request.target.rsplit_once('=').and_then(|(_, number)| number.parse::<usize>().ok());
+        let name = number.and_then(|number| attempts.get(number)).map(|attempt| attempt.attack.name);
+        let is_known = name.is_some_and(|name| FORWARDED_THOUGH_MALFORMED.contains(&name));
+        assert!(is_known, "the service refused as no HTTP what the gateway sent: {name:?}, {request:?}");
+    }
+    let spent: HashSet<&str> = forwarded.iter().filter_map(Forwarded::spends).collect();
+    for attempt in &attempts {
+        let hidden = (&attempt.hidden, hidden_target(attempt.number));
+        let outer = attempt.outer.as_ref().map(|item| (item, outer_target(attempt.number)));
+        for (item, target) in outer.into_iter().chain([hidden]) {
+            let expected = spent.contains(target.as_str());
+            let is_spent = service.state(item).await != "awaiting";
+            assert_eq!(is_spent, expected, "{target} of {}", attempt.name());
+            // Or nothing would be tried here.
+            assert!(is_spent || attempt.attack.name != NO_TRICK, "{target}");
+        }
+    }
+}
+
+/// What is on one of the two records alone: the first such thing, if there is any.
+fn disagreement(forwarded: &[Forwarded], answers: &[Answer]) -> Option<String> {
+    let meant: HashSet<&str> = forwarded.iter().map(|request| request.id.as_str()).collect();
+    let mut answered: HashMap<&str, &str> = HashMap::new();
+    let mut refused = 0;
+    for answer in answers {
+        let Some(id) = answer.request_id.as_deref() else {
+            refused += 1;
+            continue;
+        };
+        if !meant.contains(id) {
+            return Some(format!("the service answered what the gateway did not send: {answer:?}"));
+        }
+        if answered.insert(id, &answer.status).is_some() {
+            return Some(format!("the service answered twice: {answer:?}"));
+        }
+    }
+    let malformed: Vec<&Forwarded> = forwarded.iter().filter(|request| request.is_refused()).collect();
+    if malformed.len() != refused {
+        return Some(format!("the service refused {refused} that are no HTTP, and not {malformed:?}"));
+    }
+    // The service may still answer a request that the gateway has given up.
+    let mut answered_requests = forwarded.iter().filter(|request| !request.answered.is_empty());
+    let others = answered_requests.find(|request| {
+        request.answered != request.id || answered.get(request.id.as_str()) != Some(&request.status.as_str())
+    });
+    others.map(|request| format!("the gateway took another's answer: {request:?}"))
+}
+
+#[test]
+fn each_kind_of_disagreement_is_noticed() {
+    let answer = |status: &str, id: Option<&str>| Answer {
+        status: status.to_owned(),
+        request_id: id.map(str::to_owned),
+    };
+    let forwarded = |id: &str, status: &str, answered: &str| Forwarded {
+        id: id.to_owned(),
+        status: status.to_owned(),
+        answered: answered.to_owned(),
+        method: "GET".to_owned(),
+        target: "/".to_owned(),
+    };
+    let meant = [forwarded("a", "404", "a"), forwarded("b", "-", "")];
+    let (a, b) = (answer("404", Some("a")), answer("404", Some("b")));
+    assert_eq!(disagreement(&meant, &[a.clone(), b.clone()]), None);
+    assert_eq!(disagreement(&meant, std::slice::from_ref(&a)), None);
+    assert_eq!(disagreement(&[forwarded("a", "400", "")], &[answer("400", None)]), None);
+    for (said, answers) in [
+        ("no HTTP", vec![a.clone(), answer("400", None)]),
+        ("did not send", vec![a.clone(), answer("404", Some("c"))]),
+        ("twice", vec![a.clone(), a.clone()]),
+        ("another's", vec![b.clone()]),
+        ("another's", vec![answer("202", Some("a"))]),
+    ] {
+        let noticed = disagreement(&meant, &answers).unwrap();
+        assert!(noticed.contains(said), "{noticed}");
+    }
+    let noticed = disagreement(&[forwarded("a", "404", "b"), forwarded("b", "-", "")], &[a, b]).unwrap();
+    assert!(noticed.contains("another's"), "{noticed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_gateway_a_request_that_hides_in_another_is_not_heard() {
+    // Longer than the test waits: a connection that ends is one that the service closes.
+    let service = Service::start(&[("http.keep_alive_timeout_ms", "600000")]).await;
+    let attempts = Attempt::all(&service).await;
+    stream::iter(&attempts)
+        .for_each_concurrent(AT_ONCE, async |attempt| {
+            let mut raw = Raw::connect(service.public).await;
+            raw.send(attempt.bytes()).await;
+            if attempt.attack.direct == Direct::InBody {
+                raw.finish().await;
+            }
+            let answers = recorder::answers(&raw.closed().await);
+            let is_heard = service.state(&attempt.hidden).await != "awaiting";
+            // The outer request, the hidden callback, and the request behind that.
+            let (expected, count) = match attempt.attack.direct {
+                Direct::Hears(_) => (true, answers.len() == 3),
+                Direct::HearsRest(_) => (false, answers.len() == 2),
+                Direct::Closes | Direct::InBody => (false, answers.len() <= 1),
+            };
+            assert!(is_heard == expected && count, "{}: {answers:?}", attempt.name());
+        })
+        .await;
+}

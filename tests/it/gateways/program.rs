@@ -1,0 +1,239 @@
+//! The gateways' programs: each a process of the test's own, on a free port, in a directory of its own.
+//!
+//! They cannot outlive the tests: each is the child of a small shell that waits for its standard input to close, and
+//! the kernel closes that however the test process ends.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use super::recorder::plain;
+use crate::redis_server::free_port;
+use crate::service::PATIENCE;
+
+/// `$1` is the directory, the rest is the program.
+const KEEPER: &str = r#"
+trap '' INT TERM
+dir=$1
+shift
+"$@" >"$dir/log" 2>&1 &
+pid=$!
+read -r word
+kill -9 "$pid" 2>"$dir/kill"
+wait "$pid" 2>"$dir/kill"
+"#;
+
+/// The files of the gateway on Node.
+const FILES: [(&str, &str); 3] = [
+    ("package.json", include_str!("package.json")),
+    ("package-lock.json", include_str!("package-lock.json")),
+    ("gateway.js", include_str!("gateway.js")),
+];
+/// Written once all is installed: the lock file that it was installed from.
+const INSTALLED: &str = "installed-from.json";
+
+/// A gateway of some kind.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// Reads a whole body before it forwards the request.
+    Nginx,
+    /// Forwards a body while it comes.
+    StreamingNginx,
+    Fastify,
+}
+
+/// A running gateway. Stops, and takes its directory with it, when it is dropped.
+#[derive(Debug)]
+pub(super) struct Gateway {
+    pub(super) address: SocketAddr,
+    keeper: Child,
+    directory: TempDir,
+}
+
+/// A request that the gateway means the service to have, by the gateway's own record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Forwarded {
+    pub(super) id: String,
+    /// The status of the answer that the gateway took for this request's, `-` if it got none.
+    pub(super) status: String,
+    /// The id in that answer, empty if it had none.
+    pub(super) answered: String,
+    pub(super) method: String,
+    pub(super) target: String,
+}
+
+impl Gateway {
+    /// One before the service at this address.
+    pub(super) fn start(kind: Kind, upstream: SocketAddr) -> Self {
+        for _ in 0..5 {
+            let directory = tempfile::Builder::new().prefix("gateway-").tempdir().unwrap();
+            let port = free_port();
+            let program = match kind {
+                Kind::Nginx => nginx(directory.path(), port, upstream, "on"),
+                Kind::StreamingNginx => nginx(directory.path(), port, upstream, "off"),
+                Kind::Fastify => fastify(directory.path(), port, upstream),
+            };
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            if let Some(gateway) = launch(&program, directory, address) {
+                return gateway;
+            }
+        }
+        panic!("no port that looked free was free a moment later, five times in a row");
+    }
+
+    /// What it has forwarded up to now.
+    pub(super) fn forwarded(&self) -> Vec<Forwarded> {
+        let text = fs::read(self.directory.path().join("forwarded.log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        // A later line of a request tells more. One that is still being written has no end.
+        let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        let all: HashMap<String, Forwarded> =
+            whole.map(Forwarded::read).map(|forwarded| (forwarded.id.clone(), forwarded)).collect();
+        all.into_values().collect()
+    }
+
+    /// What it says about itself.
+    pub(super) fn log(&self) -> String {
+        log(self.directory.path())
+    }
+}
+
+impl Forwarded {
+    /// Whether the HTTP library refused it, before it had an id there.
+    pub(super) fn is_refused(&self) -> bool {
+        self.status == "400" && self.answered.is_empty()
+    }
+
+    /// Its target, if it has spent a token.
+    pub(super) fn spends(&self) -> Option<&str> {
+        (self.status == "202" && self.method == "POST").then_some(self.target.as_str())
+    }
+
+    fn read(line: &str) -> Self {
+        let mut words = line.splitn(5, ' ');
+        let mut word = || words.next().unwrap_or_default().to_owned();
+        let (id, status, answered) = (plain(&word()), word(), plain(&word()));
+        Self { id, status, answered, method: word(), target: word() }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        drop(self.keeper.wait());
+    }
+}
+
+fn log(directory: &Path) -> String {
+    let texts = ["log", "error.log"].map(|name| fs::read(directory.join(name)).unwrap_or_default());
+    String::from_utf8_lossy(&texts.concat()).into_owned()
+}
+
+/// `None`: somebody else was faster to take the port.
+fn launch(program: &[String], directory: TempDir, address: SocketAddr) -> Option<Gateway> {
+    let keeper = Command::new("sh")
+        .args(["-c", KEEPER, "keeper"])
+        .arg(directory.path())
+        .args(program)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("sh runs");
+    let gateway = Gateway { address, keeper, directory };
+    let since = Instant::now();
+    while !gateway.directory.path().join("ready").exists() {
+        let log = gateway.log();
+        if log.contains("Address already in use") || log.contains("EADDRINUSE") {
+            return None;
+        }
+        let lost = log.contains("[emerg]") || log.contains("Error:") || since.elapsed() > PATIENCE;
+        assert!(!lost, "{} did not start:\n{log}", program[0]);
+        sleep(Duration::from_millis(5));
+    }
+    Some(gateway)
+}
+
+fn nginx(directory: &Path, port: u16, upstream: SocketAddr, buffering: &str) -> Vec<String> {
+    // Debian has it where only root looks.
+    let places = ["nginx", "/usr/sbin/nginx"];
+    let program = places.into_iter().find(|place| runs(place, "-v"));
+    let program = program.expect("these tests need the program nginx: install the package nginx");
+    let directory = directory.to_str().unwrap();
+    let configuration = include_str!("nginx.conf")
+        .replace("{directory}", directory)
+        .replace("{port}", &port.to_string())
+        .replace("{upstream}", &upstream.to_string())
+        .replace("{buffering}", buffering);
+    let file = format!("{directory}/nginx.conf");
+    fs::write(&file, configuration).unwrap();
+    [program, "-e", "stderr", "-p", directory, "-c", &file].map(str::to_owned).to_vec()
+}
+
+fn fastify(directory: &Path, port: u16, upstream: SocketAddr) -> Vec<String> {
+    static INSTALLED_IN: OnceLock<PathBuf> = OnceLock::new();
+    let script = INSTALLED_IN.get_or_init(install).join("gateway.js");
+    let directory = directory.to_str().unwrap();
+    ["node", script.to_str().unwrap(), &port.to_string(), &upstream.to_string(), directory]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+/// Installs the gateway on Node unless it is there already; its folder.
+fn install() -> PathBuf {
+    for program in ["node", "npm"] {
+        assert!(
+            runs(program, "--version"),
+            "these tests need the programs node, of version 20 or later, and npm: install the packages nodejs and \
+             npm, and have both on PATH"
+        );
+    }
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = parent.join("gateway");
+    let is_installed = || {
+        let holds =
+            |(name, text): (&str, &str)| fs::read_to_string(folder.join(name)).is_ok_and(|is| is == text);
+        FILES.into_iter().chain([(INSTALLED, FILES[1].1)]).all(holds)
+    };
+    if is_installed() {
+        return folder;
+    }
+    // Under another name, so that nobody finds it half installed.
+    let fresh = tempfile::Builder::new().prefix("gateway-").tempdir_in(parent).unwrap();
+    for (name, text) in FILES {
+        fs::write(fresh.path().join(name), text).unwrap();
+    }
+    let npm = Command::new("npm")
+        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+        .current_dir(fresh.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&npm.stderr);
+    assert!(
+        npm.status.success(),
+        "npm ci could not install Fastify, for which it needs a registry of packages:\n{said}"
+    );
+    fs::write(fresh.path().join(INSTALLED), FILES[1].1).unwrap();
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", folder.display()),
+        _ => {}
+    }
+    // Another run may have been faster, with the same files.
+    let renamed = fs::rename(fresh.path(), &folder);
+    assert!(renamed.is_ok() || is_installed(), "{}: {renamed:?}", folder.display());
+    folder
+}
+
+fn runs(program: &str, option: &str) -> bool {
+    let mut command = Command::new(program);
+    let output = command.arg(option).stdin(Stdio::null()).output();
+    output.is_ok_and(|output| output.status.success())
+}
