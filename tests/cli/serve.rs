@@ -11,7 +11,7 @@ use crate::service::{Lines, Process, Service, eventually};
 fn printed(service: &Service) -> String {
     service.out.wait_for("curl -sSN");
     let text = service.out.text();
-    let (_, lines) = text.split_once("Paste, in another terminal:\n").expect("lines to paste");
+    let (_, lines) = text.split_once("Paste into another terminal:\n").expect("lines to paste");
     lines.to_owned()
 }
 

@@ -418,7 +418,7 @@ fn an_unknown_protocol_is_refused_by_the_variables_name() {
     let variables = [endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "zipkin")];
     crate::program::run_with(&variables, &["config", "check"]).complains(2, &["OTEL_EXPORTER_OTLP_PROTOCOL"]);
     let good = crate::program::run_with(&[endpoint, ("OTEL_LOGS_EXPORTER", "none")], &["config", "check"]);
-    assert!(good.exits(0).out.ends_with("sent by OTLP: traces, metrics\n"));
+    assert!(good.exits(0).out.ends_with("OTLP exports: traces, metrics\n"));
 }
 
 #[test]
