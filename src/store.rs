@@ -165,15 +165,6 @@ pub(crate) fn gather(
     found.into_iter().map(due).collect()
 }
 
-/// Where else the platform can read a channel, besides the event stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ChannelAddress {
-    /// Nowhere else: the channel is in this process's memory.
-    EventStreamOnly,
-    /// A Redis stream with this key.
-    RedisStream(String),
-}
-
 /// What every store promises. The contract test suite has a test for each number and runs on every implementation.
 ///
 /// 1. Each operation is atomic: it happens completely or not at all.
@@ -252,8 +243,8 @@ pub trait Store {
     fn watch(&self, conversation: ConversationRef) -> ChannelListener;
     /// Checks whether the store accepts writes: tries one that has no effect but fails where a callback's would.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Where else a channel can be read.
-    fn channel(&self, conversation: ConversationRef) -> ChannelAddress;
+    /// The key of the channel's Redis stream, on a store that has one.
+    fn channel(&self, conversation: ConversationRef) -> Option<String>;
 }
 
 #[cfg(test)]

@@ -39,7 +39,6 @@ use crate::config::{LogFormat, TelemetryConfig};
 use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{ConversationId, ConversationRef};
 use crate::domain::work_item::Outcome;
-use crate::store::ChannelAddress;
 
 /// Prefix of the targets of this crate's events.
 const OWN_TARGETS: &str = "callback_ingress";
@@ -242,31 +241,32 @@ impl Telemetry {
 
     /// Records envelopes that an operation released: metric and span for each. Logs a line for each that was held,
     /// which shows why it was late, and for each that timed out and is not in `logged_timeouts`. The log line of a
-    /// request covers the others.
+    /// request covers the others. `redis_stream`: the key of the channel's stream, on a store that has one.
     pub fn released(
         &self,
         step: &SpanRef,
         conversation: (ConversationRef, Option<&ConversationId>),
-        channel: impl FnOnce() -> ChannelAddress,
+        redis_stream: impl FnOnce() -> Option<String>,
         envelopes: &[Released],
         logged_timeouts: &[TimedOut],
     ) {
         let Some(first) = envelopes.first() else { return };
         let (reference, id) = conversation;
-        let channel = self.tracer.as_ref().map(|tracer| (tracer, channel()));
+        let channel = self.tracer.as_ref().map(|tracer| {
+            let conversation = id.map_or_else(|| reference.to_string(), ToString::to_string);
+            let (system, name) = match redis_stream() {
+                Some(key) => ("redis", key),
+                None => (names::MEMORY_CHANNEL_SYSTEM, format!("channel:{conversation}")),
+            };
+            (tracer, conversation, system, name)
+        });
         for envelope in envelopes {
             self.metrics.record_released(envelope);
             let timed_out = envelope.outcome == Outcome::TimedOut;
             // The gate waited for the first envelope.
             let held_behind = envelope.held.then(|| first.sequence.get());
-            if let Some((tracer, address)) = &channel {
-                let (system, name) = match address {
-                    ChannelAddress::EventStreamOnly => (names::MEMORY_CHANNEL_SYSTEM, String::new()),
-                    ChannelAddress::RedisStream(key) => ("redis", key.clone()),
-                };
-                let conversation = id.map_or_else(|| reference.to_string(), ToString::to_string);
-                let name = if name.is_empty() { format!("channel:{conversation}") } else { name };
-                let channel = ChannelAttributes { conversation: &conversation, system, name: &name };
+            if let Some((tracer, conversation, system, name)) = &channel {
+                let channel = ChannelAttributes { conversation, system, name };
                 trace::export_publish_span(tracer, step, channel, envelope, held_behind);
             }
             let is_logged = || logged_timeouts.iter().any(|logged| logged.work_item == envelope.work_item);

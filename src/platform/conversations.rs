@@ -19,7 +19,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::work_item::State as ItemState;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{ChannelAddress, Store};
+use crate::store::Store;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -41,11 +41,10 @@ pub(super) struct ChannelBody {
 
 impl ChannelBody {
     fn of(platform: &Platform, conversation: &ConversationId) -> Self {
-        let redis_stream = match platform.store.channel(conversation.reference()) {
-            ChannelAddress::EventStreamOnly => None,
-            ChannelAddress::RedisStream(key) => Some(key),
-        };
-        Self { events: format!("{PLATFORM_PATH}/conversations/{conversation}/events"), redis_stream }
+        Self {
+            events: format!("{PLATFORM_PATH}/conversations/{conversation}/events"),
+            redis_stream: platform.store.channel(conversation.reference()),
+        }
     }
 }
 

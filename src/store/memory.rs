@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use super::notifier::ChannelNotifier;
 use super::{
-    Answer, CLAIM_MS, ChannelAddress, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store,
-    StoreError, gather,
+    Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, gather,
 };
 use crate::clock::Clock;
 use crate::domain::envelope::EnvelopeJson;
@@ -337,7 +336,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn channel(&self, _: ConversationRef) -> ChannelAddress {
-        ChannelAddress::EventStreamOnly
+    fn channel(&self, _: ConversationRef) -> Option<String> {
+        None
     }
 }

@@ -16,10 +16,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::health::{HealthMonitor, StoreHealth};
 use super::memory::MemoryStore;
 use super::redis::RedisStore;
-use super::{
-    Answer, CONTINUE_MS, ChannelAddress, ChannelListener, Due, DueConversation, Page, Schedule, Store,
-    StoreError,
-};
+use super::{Answer, CONTINUE_MS, ChannelListener, Due, DueConversation, Page, Schedule, Store, StoreError};
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
     Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
@@ -363,7 +360,7 @@ impl Store for Observed {
         self.call(Operation::Command("SET"), backend_async!(self, store => store.ping())).await
     }
 
-    fn channel(&self, conversation: ConversationRef) -> ChannelAddress {
+    fn channel(&self, conversation: ConversationRef) -> Option<String> {
         backend!(self, store => store.channel(conversation))
     }
 }

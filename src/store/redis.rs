@@ -55,9 +55,7 @@ use self::servers::Servers;
 use self::slots::HashSlot;
 use self::stored::{StoredConversation, StoredItem, StoredState};
 use super::notifier::ChannelNotifier;
-use super::{
-    Answer, ChannelAddress, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError,
-};
+use super::{Answer, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError};
 use crate::clock::Clock;
 use crate::domain::envelope::{EnvelopeJson, members_at_issue};
 use crate::domain::gate::{
@@ -759,8 +757,8 @@ impl Store for RedisStore {
         self.nodes.ping(self.keys.partitions).await
     }
 
-    fn channel(&self, conversation: ConversationRef) -> ChannelAddress {
-        ChannelAddress::RedisStream(self.keys.channel(conversation))
+    fn channel(&self, conversation: ConversationRef) -> Option<String> {
+        Some(self.keys.channel(conversation))
     }
 }
 

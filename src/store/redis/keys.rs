@@ -96,7 +96,7 @@ pub(super) fn timer_member(conversation: ConversationRef, sequence: Option<Seque
     }
 }
 
-/// Parses a member of the timer set: the inverse of [`marker`].
+/// Parses a member of the timer set: the inverse of [`timer_member`].
 pub(super) fn parse_timer_member(member: &str) -> Option<(ConversationRef, Option<Sequence>)> {
     match member.split_once(':') {
         Some((conversation, sequence)) => {

@@ -22,7 +22,7 @@ pub(crate) fn refusal(verdict: Result<(), PreflightError>) -> String {
 }
 
 #[tokio::test]
-async fn a_store_with_other_partitions_is_refused_and_says_what_to_do() {
+async fn other_partition_count_is_refused() {
     let server = RedisServer::start();
     let mut settings = settings(server.url(0), ROOMY);
     verify(&settings).await.unwrap();
@@ -37,7 +37,7 @@ async fn a_store_with_other_partitions_is_refused_and_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_store_of_the_first_layout_is_refused_and_says_what_to_do() {
+async fn store_of_another_layout_version_is_refused() {
     let server = RedisServer::start();
     for former in ["partitions=64", "version=3 partitions=64", "anything"] {
         redis::cmd("SET").arg("cb:layout").arg(former).exec(&mut server.connection(0)).unwrap();
@@ -49,7 +49,7 @@ async fn a_store_of_the_first_layout_is_refused_and_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_store_that_has_not_been_checked_does_nothing() {
+async fn unverified_store_refuses_all_operations() {
     let server = RedisServer::start();
     let store = RedisStore::new(&settings(server.url(0), ROOMY), Clock::System).unwrap();
     let store = observed(Backend::Redis(Box::new(store)));
@@ -61,7 +61,7 @@ async fn a_store_that_has_not_been_checked_does_nothing() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_too_old_is_refused_and_says_which_is_needed() {
+async fn too_old_redis_is_refused() {
     let port = fake_redis::serve(|question| {
         fake_redis::greeting("6.0.16", question).unwrap_or_else(|| "+OK\r\n".to_owned())
     });
@@ -70,7 +70,7 @@ async fn a_redis_that_is_too_old_is_refused_and_says_which_is_needed() {
 }
 
 #[tokio::test]
-async fn a_right_that_is_taken_away_in_the_middle_of_a_step_loses_no_result() {
+async fn permission_revoked_mid_script_loses_no_result() {
     for right in ["xadd", "hset", "zrem"] {
         let server = RedisServer::start();
         let mut admin = server.connection(0);
@@ -97,7 +97,7 @@ async fn a_right_that_is_taken_away_in_the_middle_of_a_step_loses_no_result() {
 }
 
 #[tokio::test]
-async fn a_user_who_may_touch_only_the_services_keys_is_enough() {
+async fn user_restricted_to_the_services_keys_works() {
     let server = RedisServer::start();
     let rules = ["on", ">pass:word", "~{cb:*", "~cb:layout", "&{cb:*", "+@all", "-@admin"];
     redis::cmd("ACL").arg("SETUSER").arg("ingress").arg(&rules[..]).exec(&mut server.connection(0)).unwrap();
@@ -127,7 +127,7 @@ async fn a_user_who_may_touch_only_the_services_keys_is_enough() {
 }
 
 #[tokio::test]
-async fn the_servers_clock_counts_and_not_this_processs() {
+async fn deadlines_use_the_servers_clock() {
     let server = RedisServer::start();
     let mut connection = server.connection(0);
     let mut time = || {
@@ -150,7 +150,7 @@ async fn the_servers_clock_counts_and_not_this_processs() {
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_publish_loses_nothing_by_it() {
+async fn user_without_publish_permission_works() {
     let server = RedisServer::start();
     let rules = ["on", ">password", "~*", "resetchannels", "+@all"];
     redis::cmd("ACL").arg("SETUSER").arg("quiet").arg(&rules[..]).exec(&mut server.connection(0)).unwrap();

@@ -52,7 +52,7 @@ async fn conversations_are_spread_over_the_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_due_on_any_node_is_found() {
+async fn due_timers_of_all_nodes_are_found() {
     let stage = Backend::Cluster.alone(ROOMY).await;
     let conversations = conversations(&stage, 90).await;
     let items = join_all(conversations.iter().map(|conversation| conversation.issue(10))).await;
@@ -65,7 +65,7 @@ async fn what_is_due_on_any_node_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_url_must_say_what_the_server_is() {
+async fn url_scheme_must_match_the_server() {
     let cluster = block_in_place(RedisCluster::shared);
     let node = cluster.masters().next().unwrap();
     let why = refusal(verify(&settings(node.url(0), ROOMY)).await);
@@ -77,14 +77,14 @@ async fn the_url_must_say_what_the_server_is() {
 }
 
 #[test]
-fn a_slot_is_counted_as_redis_does() {
+fn hash_slot_matches_redis() {
     let cluster = RedisCluster::shared();
     let slot: u16 = ask(cluster.masters().next().unwrap(), &["CLUSTER", "KEYSLOT", "{cb:17}:items:x"]);
     assert_ne!(cluster.owner(slot), cluster.owner((slot + 8_192) % 16_384));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_moves_takes_its_conversations_along() {
+async fn conversations_move_with_their_slot() {
     let cluster = block_in_place(|| RedisCluster::start(30_000));
     let stage = stage_in(&cluster, None).await;
     let conversation = stage.conversation().await;
@@ -111,7 +111,7 @@ async fn a_slot_that_moves_takes_its_conversations_along() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_or_doubled_when_a_node_is_killed_under_load_and_the_others_go_on() {
+async fn node_killed_under_load_loses_nothing() {
     let mut cluster = block_in_place(|| RedisCluster::start(1_000));
     let replicas = Replicas { count: 1, timeout: Duration::from_secs(5) };
     let stage = stage_in(&cluster, Some(replicas)).await;
@@ -169,7 +169,7 @@ async fn nothing_is_lost_or_doubled_when_a_node_is_killed_under_load_and_the_oth
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_takes_over_is_used_within_two_seconds() {
+async fn promoted_node_is_used_within_2_s() {
     let mut cluster = block_in_place(|| RedisCluster::start(1_000));
     let stage = stage_in(&cluster, None).await;
     let conversation = stage.conversation().await;
@@ -187,7 +187,7 @@ async fn a_node_that_takes_over_is_used_within_two_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_falls_silent_is_left_for_the_one_that_takes_over() {
+async fn silent_node_is_replaced_by_its_replica() {
     let mut cluster = block_in_place(|| RedisCluster::start(1_000));
     let mut impatient = settings(cluster.url(), ROOMY);
     impatient.connect_timeout = Duration::from_secs(1);
@@ -226,7 +226,7 @@ async fn a_node_that_falls_silent_is_left_for_the_one_that_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_a_node_is_away_the_timers_of_the_others_go_on() {
+async fn unavailable_node_does_not_delay_timers_of_others() {
     let mut cluster = block_in_place(|| RedisCluster::start(30_000));
     let mut impatient = settings(cluster.url(), ROOMY);
     impatient.connect_timeout = Duration::from_secs(1);

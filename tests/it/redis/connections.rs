@@ -25,7 +25,7 @@ fn watched(connection: &mut redis::Connection) -> usize {
 }
 
 #[tokio::test]
-async fn a_thousand_watchers_share_one_connection() {
+async fn listeners_share_one_connection() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let mut connection = server.connection(0);
@@ -54,7 +54,7 @@ pub(crate) fn calls(connection: &mut redis::Connection, command: &str) -> usize 
 }
 
 #[tokio::test]
-async fn many_channels_are_subscribed_to_with_few_commands() {
+async fn channels_are_subscribed_in_batches() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let mut connection = server.connection(0);
@@ -84,7 +84,7 @@ async fn many_channels_are_subscribed_to_with_few_commands() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_dropped_leaves_no_connection() {
+async fn dropped_store_closes_its_connections() {
     let server = RedisServer::start();
     let mut connection = server.connection(0);
     let stage = stage_in(&server).await;
@@ -99,7 +99,7 @@ async fn a_store_that_is_dropped_leaves_no_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_is_made_although_who_asked_for_it_has_gone() {
+async fn cancelled_request_does_not_cancel_connecting() {
     let server = RedisServer::start();
     let proxy = Proxy::to(server.port());
     let url = format!("redis://127.0.0.1:{}/0", proxy.port());
@@ -121,7 +121,7 @@ async fn a_connection_is_made_although_who_asked_for_it_has_gone() {
 }
 
 #[tokio::test]
-async fn a_server_that_takes_no_writes_is_not_connected_to_by_every_request() {
+async fn read_only_server_limits_reconnections() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
@@ -142,7 +142,7 @@ async fn a_server_that_takes_no_writes_is_not_connected_to_by_every_request() {
 }
 
 #[tokio::test]
-async fn a_watcher_hears_of_changes_again_after_its_connection_was_lost() {
+async fn listener_is_notified_after_reconnection() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let mut connection = server.connection(0);

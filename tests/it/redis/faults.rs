@@ -5,7 +5,7 @@ use std::time::Duration;
 use callback_ingress::clock::{Entropy, ManualClock};
 use callback_ingress::domain::gate::Receipt;
 use callback_ingress::domain::work_item::{Outcome, WorkItem};
-use callback_ingress::store::{ChannelAddress, Store, StoreError};
+use callback_ingress::store::{Store, StoreError};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{stage_in, until};
@@ -29,7 +29,7 @@ pub(crate) async fn deliver(conversation: &Conversation<'_>, item: &WorkItem, bo
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_is_there_after_redis_was_killed() {
+async fn acknowledged_results_survive_a_redis_crash() {
     let mut server = RedisServer::durable();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
@@ -58,7 +58,7 @@ async fn what_was_acknowledged_is_there_after_redis_was_killed() {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_or_doubled_when_redis_is_killed_under_load() {
+async fn redis_killed_under_load_loses_nothing() {
     let mut server = RedisServer::durable();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
@@ -76,7 +76,7 @@ async fn nothing_is_lost_or_doubled_when_redis_is_killed_under_load() {
         let mut watching = server.connection(0);
         for released in [20, 60] {
             until("results are released", async || {
-                let ChannelAddress::RedisStream(key) = stage.store.channel(conversation.reference()) else {
+                let Some(key) = stage.store.channel(conversation.reference()) else {
                     panic!("a channel in Redis is a stream");
                 };
                 redis::cmd("XLEN").arg(key).query::<u64>(&mut watching).unwrap() >= released
@@ -93,7 +93,7 @@ async fn nothing_is_lost_or_doubled_when_redis_is_killed_under_load() {
 }
 
 #[tokio::test]
-async fn nothing_is_lost_or_doubled_when_connections_are_cut_under_load() {
+async fn connections_cut_under_load_lose_nothing() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
@@ -138,7 +138,7 @@ async fn teach_scripts(stage: &Stage) {
 }
 
 #[tokio::test]
-async fn a_script_whose_answer_was_lost_is_called_again_and_told_what_it_did() {
+async fn lost_reply_is_recovered_by_repeating_the_script() {
     let server = RedisServer::start();
     let proxy = Proxy::to(server.port());
     let url = format!("redis://127.0.0.1:{}/0", proxy.port());
@@ -164,7 +164,7 @@ async fn a_script_whose_answer_was_lost_is_called_again_and_told_what_it_did() {
 }
 
 #[tokio::test]
-async fn a_script_whose_answer_is_lost_again_and_again_has_an_unknown_outcome() {
+async fn twice_lost_reply_has_an_unknown_outcome() {
     let server = RedisServer::start();
     let proxy = Proxy::to(server.port());
     let url = format!("redis://127.0.0.1:{}/0", proxy.port());
@@ -182,7 +182,7 @@ async fn a_script_whose_answer_is_lost_again_and_again_has_an_unknown_outcome() 
 }
 
 #[tokio::test]
-async fn an_answer_that_was_lost_with_the_server_has_an_unknown_outcome() {
+async fn reply_lost_with_the_server_has_an_unknown_outcome() {
     let mut server = RedisServer::durable();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
@@ -203,7 +203,7 @@ async fn an_answer_that_was_lost_with_the_server_has_an_unknown_outcome() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_come_is_unknown_and_asking_again_tells() {
+async fn timed_out_reply_is_unknown_and_a_retry_resolves_it() {
     let server = RedisServer::start();
     let mut impatient = settings(server.url(0), ROOMY);
     impatient.connect_timeout = Duration::from_millis(500);
@@ -232,7 +232,7 @@ async fn an_answer_that_does_not_come_is_unknown_and_asking_again_tells() {
 }
 
 #[tokio::test]
-async fn a_read_whose_answer_does_not_come_has_changed_nothing() {
+async fn lost_reply_to_a_read_is_unavailable() {
     let server = RedisServer::start();
     let proxy = Proxy::to(server.port());
     let mut impatient = settings(format!("redis://127.0.0.1:{}/0", proxy.port()), ROOMY);
@@ -250,7 +250,7 @@ async fn a_read_whose_answer_does_not_come_has_changed_nothing() {
 }
 
 #[tokio::test]
-async fn a_large_page_arrives_over_a_slow_line() {
+async fn large_page_arrives_over_a_slow_connection() {
     let server = RedisServer::start();
     let proxy = Proxy::to(server.port());
     let mut impatient = settings(format!("redis://127.0.0.1:{}/0", proxy.port()), ROOMY);
@@ -269,7 +269,7 @@ async fn a_large_page_arrives_over_a_slow_line() {
 }
 
 #[tokio::test]
-async fn scripts_that_redis_forgot_are_loaded_again() {
+async fn flushed_scripts_are_loaded_again() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let forget = || redis::cmd("SCRIPT").arg("FLUSH").exec(&mut server.connection(0)).unwrap();
@@ -298,7 +298,7 @@ async fn scripts_that_redis_forgot_are_loaded_again() {
 }
 
 #[tokio::test]
-async fn a_full_redis_is_unavailable_and_does_nothing_by_halves() {
+async fn full_redis_is_unavailable_and_changes_nothing() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let mut connection = server.connection(0);

@@ -31,7 +31,7 @@ async fn is_healthy(service: &Service) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_of_health_checks_costs_redis_nothing() {
+async fn health_requests_do_not_reach_redis() {
     let redis = RedisServer::start();
     let service = Service::on(&redis).await;
     assert_eq!(health(&service).await.0, 200, "from the first request on");
@@ -52,7 +52,7 @@ async fn a_flood_of_health_checks_costs_redis_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_is_503_while_redis_takes_no_callbacks() {
+async fn health_is_503_while_redis_rejects_writes() {
     let redis = RedisServer::start();
     let service = Service::on(&redis).await;
     let item = service.fresh_tool().await;
@@ -94,7 +94,7 @@ async fn health_is_503_while_redis_takes_no_callbacks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_is_503_while_redis_is_away() {
+async fn health_is_503_while_redis_is_unreachable() {
     let mut redis = RedisServer::durable();
     let url = redis.url(0);
     let service = Service::start(&[("store.url", &url), ("store.response_timeout_ms", "500")]).await;
@@ -110,7 +110,7 @@ async fn health_is_503_while_redis_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_is_503_while_the_replicas_that_are_waited_for_do_not_follow() {
+async fn health_is_503_without_enough_replicas() {
     let (master, replica) = pair().await;
     let url = master.url(0);
     let waiting =

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};
-use callback_ingress::store::{ChannelAddress, Store};
+use callback_ingress::store::Store;
 use redis::Value;
 
 use super::stage_in;
@@ -84,7 +84,7 @@ fn flatten(value: Value, into: &mut Vec<u8>) {
 }
 
 #[tokio::test]
-async fn every_key_has_a_time_to_live_and_its_partitions_hash_tag() {
+async fn every_key_has_a_ttl_and_a_hash_tag() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     workload(&stage).await;
@@ -108,7 +108,7 @@ async fn every_key_has_a_time_to_live_and_its_partitions_hash_tag() {
 }
 
 #[tokio::test]
-async fn no_key_goes_while_its_data_can_be_asked_for() {
+async fn no_key_expires_while_its_data_is_needed() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
@@ -143,7 +143,7 @@ async fn no_key_goes_while_its_data_can_be_asked_for() {
 }
 
 #[tokio::test]
-async fn results_are_on_the_channel_or_held_and_nowhere_else() {
+async fn results_are_stored_only_on_the_channel_or_held() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     workload(&stage).await;
@@ -165,14 +165,14 @@ async fn results_are_on_the_channel_or_held_and_nowhere_else() {
 }
 
 #[tokio::test]
-async fn the_channel_is_a_stream_under_the_key_that_is_told() {
+async fn channel_is_a_stream_under_the_reported_key() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
     conversation.accept(&first, "{\"n\": 1}").await.unwrap();
     conversation.cancel(&second).await.unwrap();
-    let ChannelAddress::RedisStream(key) = stage.store.channel(conversation.reference()) else {
+    let Some(key) = stage.store.channel(conversation.reference()) else {
         panic!("the channel of a store in Redis can be read in Redis");
     };
     let entries: Vec<(String, BTreeMap<String, String>)> =
@@ -204,7 +204,7 @@ async fn the_channel_is_a_stream_under_the_key_that_is_told() {
 }
 
 #[tokio::test]
-async fn however_many_items_of_a_partition_are_due_they_are_told() {
+async fn thousands_of_due_timers_are_returned_at_once() {
     let server = RedisServer::start();
     let mut one_partition = settings(server.url(0), ROOMY);
     one_partition.partitions = 1;
@@ -224,7 +224,7 @@ async fn however_many_items_of_a_partition_are_due_they_are_told() {
 }
 
 #[tokio::test]
-async fn awaiting_markers_are_kept_as_long_as_their_conversation_however_long_nobody_sweeps() {
+async fn timers_live_as_long_as_their_conversation() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
@@ -245,7 +245,7 @@ async fn awaiting_markers_are_kept_as_long_as_their_conversation_however_long_no
 }
 
 #[tokio::test]
-async fn one_spoilt_key_does_not_stop_the_timers_of_the_others() {
+async fn corrupt_key_does_not_stop_other_timers() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;
@@ -263,7 +263,7 @@ async fn one_spoilt_key_does_not_stop_the_timers_of_the_others() {
 }
 
 #[tokio::test]
-async fn a_page_of_large_results_is_short() {
+async fn page_size_is_bounded_in_bytes() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;

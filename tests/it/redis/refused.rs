@@ -46,7 +46,7 @@ async fn is_taken(conversation: &Conversation<'_>, attempt: Accept) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_busy_redis_spends_nothing() {
+async fn busy_redis_spends_no_token() {
     let server = RedisServer::with(&["--lua-time-limit", "20"]);
     let stage = stage_in(&server).await;
     let (conversation, attempt) = setting(&stage).await;
@@ -62,7 +62,7 @@ async fn a_busy_redis_spends_nothing() {
 }
 
 #[tokio::test]
-async fn a_redis_that_cannot_save_spends_nothing() {
+async fn redis_that_cannot_save_spends_no_token() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let (conversation, attempt) = setting(&stage).await;
@@ -82,7 +82,7 @@ async fn a_redis_that_cannot_save_spends_nothing() {
 }
 
 #[tokio::test]
-async fn a_replica_spends_nothing() {
+async fn replica_spends_no_token() {
     let (server, master) = (RedisServer::start(), RedisServer::start());
     let stage = stage_in(&server).await;
     let (conversation, attempt) = setting(&stage).await;
@@ -98,7 +98,7 @@ async fn a_replica_spends_nothing() {
 }
 
 #[tokio::test]
-async fn a_redis_that_wants_more_replicas_spends_nothing() {
+async fn redis_without_enough_replicas_spends_no_token() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let (conversation, attempt) = setting(&stage).await;
@@ -131,7 +131,7 @@ fn refusing(reply: &'static str) -> (u16, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn what_redis_refuses_while_it_loads_or_is_lost_in_a_cluster_is_not_executed() {
+async fn rejected_command_is_not_executed() {
     for reply in [
         "LOADING Redis is loading the dataset in memory",
         "CLUSTERDOWN The cluster is down",
@@ -152,7 +152,7 @@ async fn what_redis_refuses_while_it_loads_or_is_lost_in_a_cluster_is_not_execut
 }
 
 #[tokio::test]
-async fn a_right_that_is_missing_is_named_before_the_store_is_used() {
+async fn missing_permission_is_named_before_use() {
     let server = RedisServer::start();
     let verdict = async |rules: &[&str]| {
         let all = [
@@ -190,7 +190,7 @@ async fn a_right_that_is_missing_is_named_before_the_store_is_used() {
 }
 
 #[tokio::test]
-async fn a_right_that_is_taken_away_later_is_no_refusal_once_a_step_has_begun() {
+async fn permission_error_inside_a_script_is_not_a_rejection() {
     let server = RedisServer::start();
     let url = server.url(0).replace("://", "://ingress:word@");
     let rules = ["ACL", "SETUSER", "ingress", "on", ">word", "~*", "&*", "+@all"];
@@ -204,7 +204,7 @@ async fn a_right_that_is_taken_away_later_is_no_refusal_once_a_step_has_begun() 
 }
 
 #[tokio::test]
-async fn what_fails_for_a_key_that_somebody_spoilt_is_whole_once_it_is_repeated() {
+async fn corrupt_key_failure_is_completed_by_a_retry() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     for what in ["conversation", "channel", "timers", "held", "totals", "used"] {

@@ -42,7 +42,7 @@ fn is_unknown<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> bool {
 }
 
 #[tokio::test]
-async fn while_the_replica_is_away_nothing_is_acknowledged_however_often_it_is_asked() {
+async fn nothing_is_acknowledged_without_the_replica() {
     let (master, replica) = pair().await;
     let patient = stage_in(&master, 1, 10_000).await;
     let patient = patient.conversation().await;
@@ -80,7 +80,7 @@ async fn while_the_replica_is_away_nothing_is_acknowledged_however_often_it_is_a
 }
 
 #[tokio::test]
-async fn what_is_acknowledged_is_on_the_replica() {
+async fn acknowledged_results_are_on_the_replica() {
     let (mut master, replica) = pair().await;
     let stage = stage_in(&master, 1, 10_000).await;
     let conversation = stage.conversation().await;
@@ -101,7 +101,7 @@ async fn what_is_acknowledged_is_on_the_replica() {
 }
 
 #[tokio::test]
-async fn one_wait_serves_many_and_holds_up_nobody_else() {
+async fn one_wait_serves_many_callers() {
     let (master, replica) = pair().await;
     let stage = stage_in(&master, 1, 2_000).await;
     let conversation = stage.conversation().await;
@@ -125,7 +125,7 @@ async fn one_wait_serves_many_and_holds_up_nobody_else() {
 }
 
 #[tokio::test]
-async fn without_enough_replicas_nothing_is_acknowledged_and_the_operator_is_told() {
+async fn too_few_replicas_cause_a_warning() {
     let (master, _replica) = pair().await;
     let stage = stage_in(&master, 2, 50).await;
     let conversation = stage.unopened();
@@ -141,7 +141,7 @@ async fn without_enough_replicas_nothing_is_acknowledged_and_the_operator_is_tol
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_provider_is_told_to_ask_again_and_then_the_truth() {
+async fn provider_retry_resolves_an_unknown_outcome() {
     let (master, replica) = pair().await;
     let url = master.url(0);
     let flags =

@@ -19,7 +19,7 @@ use crate::redis_server::RedisServer;
 use crate::stage::{Backend, ROOMY, START, Stage, settings};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_when_the_master_is_killed_under_load() {
+async fn primary_killed_under_load_loses_nothing() {
     let mut service = block_in_place(|| RedisSentinels::start(2, 3, 1_000));
     let mut settings = settings(service.url(0), ROOMY);
     settings.replicas = Some(Replicas { count: 1, timeout: Duration::from_secs(5) });
@@ -69,7 +69,7 @@ async fn nothing_acknowledged_is_lost_when_the_master_is_killed_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_that_becomes_a_replica_is_left_for_the_new_one() {
+async fn demoted_primary_is_replaced() {
     let service = block_in_place(|| RedisSentinels::start(1, 1, 60_000));
     let mut settings = settings(service.url(3), ROOMY);
     // What the replica does not have yet, it does not have as a master either.
@@ -98,7 +98,7 @@ fn sentinel_that_names(server: u16) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_master_that_was_replaced_and_takes_itself_for_the_master_is_not_used() {
+async fn former_primary_is_not_used() {
     let service = block_in_place(RedisSentinels::shared);
     let replaced = RedisServer::start();
     let late = sentinel_that_names(replaced.port());
@@ -116,7 +116,7 @@ async fn a_master_that_was_replaced_and_takes_itself_for_the_master_is_not_used(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sentinel_that_is_late_to_know_is_not_believed() {
+async fn outdated_sentinel_is_ignored() {
     let service = block_in_place(RedisSentinels::shared);
     let replica = service.replica_port();
     // It names a replica, and answers first.
@@ -134,7 +134,7 @@ async fn a_sentinel_that_is_late_to_know_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_that_no_sentinel_knows_is_waited_for_and_a_sentinel_is_no_store() {
+async fn unknown_service_is_retried_and_sentinel_url_is_refused() {
     let service = block_in_place(RedisSentinels::shared);
     let unknown = service.url(0).replace("/calls/", "/another/");
     let error = verify(&settings(unknown, ROOMY)).await.unwrap_err();

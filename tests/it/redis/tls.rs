@@ -87,7 +87,7 @@ impl Authority {
 }
 
 #[tokio::test]
-async fn a_server_of_a_trusted_authority_is_used_and_another_is_not() {
+async fn server_certificate_must_be_from_a_trusted_ca() {
     let ours = Authority::new();
     let (server, port) = ours.server(false, &[]);
     let url = format!("rediss://127.0.0.1:{port}/5");
@@ -114,7 +114,7 @@ async fn a_server_of_a_trusted_authority_is_used_and_another_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_asks_for_a_certificate_gets_one() {
+async fn client_certificate_is_sent() {
     let authority = Authority::new();
     let (server, port) = authority.server(true, &[]);
     let rules = ["on", ">word", "~{cb:*", "~cb:layout", "&{cb:*", "+@all", "-@admin"];
@@ -148,7 +148,7 @@ async fn converse(stage: &Stage, count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_node_of_a_cluster_is_reached_over_tls() {
+async fn cluster_nodes_use_tls() {
     let authority = Authority::new();
     let options = ["--cluster-enabled", "yes", "--tls-cluster", "yes"];
     let nodes = [(); 2].map(|()| authority.server(false, &options));
@@ -179,7 +179,7 @@ async fn every_node_of_a_cluster_is_reached_over_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sentinels_and_the_master_that_they_name_are_reached_over_tls() {
+async fn sentinels_and_primary_use_tls() {
     let authority = Authority::new();
     let (master, master_port) = authority.server(false, &[]);
     let port = free_port();
@@ -199,7 +199,7 @@ async fn sentinels_and_the_master_that_they_name_are_reached_over_tls() {
 }
 
 #[tokio::test]
-async fn files_that_are_not_there_or_no_certificates_are_named() {
+async fn unreadable_tls_files_are_named() {
     let authority = Authority::new();
     let missing = |change: fn(&mut RedisSettings, PathBuf)| {
         let mut settings = authority.settings("rediss://127.0.0.1", true);
