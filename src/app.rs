@@ -14,7 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::SecretString;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -46,13 +46,13 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);
 /// Minimum and maximum interval of the totals of the store.
 const TOTALS_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// What each partition with timers adds to that interval.
+/// Interval per partition with timers, within those bounds.
 const A_PARTITION: Duration = Duration::from_millis(250);
 
-/// Maximum number of connections that wait to be accepted. A client whose connection does not fit retries a second later.
+/// Listen backlog. If it is full, the kernel drops the SYN and the client retries after about a second.
 const BACKLOG: u32 = 4096;
 
-/// Why the service does not start, or why it ends.
+/// Why the service failed to start or stopped.
 #[derive(Debug, Error)]
 pub enum AppError {
     /// An address cannot be bound.
@@ -69,7 +69,7 @@ pub enum AppError {
     /// The store's URL or certificates are not usable.
     #[error(transparent)]
     Store(#[from] InvalidServers),
-    /// The store answers, and must not be used with this configuration.
+    /// The store responds but fails a preflight check.
     #[error("{0}")]
     StoreRefused(String),
     /// A listener's certificate cannot be used.
@@ -287,7 +287,7 @@ async fn check(store: &Observed) -> Result<bool, AppError> {
         }
         Err(PreflightError::Refused(why)) => Err(AppError::StoreRefused(why)),
         Err(PreflightError::Unavailable(error)) => {
-            tracing::warn!(error = error.chain(), "the store of store.url does not answer; retrying");
+            tracing::warn!(error = error.chain(), "the store at store.url does not respond; retrying");
             Ok(false)
         }
     }
@@ -365,10 +365,13 @@ impl App {
         Arc::clone(&self.check_certificates)
     }
 
-    /// Keeps at most so many connections open, whatever the configuration says: three quarters of them providers'.
+    /// Keeps at most so many connections open, whatever the configuration says. The public listener gets at most three
+    /// quarters of them.
     #[must_use]
     pub fn with_max_connections(mut self, connections: usize) -> Self {
-        let platform = (connections / 4).max(1);
+        // At least what the public listener may not use.
+        let rest = connections.saturating_sub(self.public.limits.max_connections);
+        let platform = (connections / 4).max(rest).max(1);
         for (bound, most) in
             [(&mut self.public, connections.saturating_sub(platform)), (&mut self.platform, platform)]
         {
@@ -402,9 +405,15 @@ impl App {
         tasks.spawn_until_stop("health check", async move { checked.keep_checking_health().await });
         let streams = (self.event_streams, self.max_event_streams);
         tasks.spawn_until_stop("totals", keep_computing_totals(Arc::clone(&store), self.telemetry, streams));
+        let (refused, refusal) = oneshot::channel();
+        tasks.spawn_until_stop("store check", async move {
+            // The receiver lives as long as the service.
+            let _ = refused.send(keep_checking(&store).await);
+            std::future::pending::<()>().await;
+        });
         let result = tokio::select! {
             () = shutdown => Ok(()),
-            error = keep_checking(&store) => Err(error),
+            Ok(error) = refusal => Err(error),
             error = tasks.ended() => Err(error.into()),
         };
         self.lifecycle.drain();
@@ -417,7 +426,7 @@ impl App {
         if drained.await.is_ok() {
             tracing::info!("drained");
         } else {
-            tracing::warn!("draining took too long; requests in flight were aborted");
+            tracing::warn!("draining took too long; not all requests in flight were completed");
         }
         stop.cancel();
         result

@@ -25,7 +25,7 @@ use crate::http::observe::{Observation, observed};
 use crate::public::Carriers;
 use crate::store::Observed;
 
-/// The prefix of the platform's calls.
+/// Path prefix of the platform API.
 pub const PLATFORM_PATH: &str = "/platform/v1";
 
 /// The state of the platform's listener.
@@ -35,7 +35,7 @@ pub struct Platform {
     pub store: Arc<Observed>,
     /// Signs tokens.
     pub keyring: Arc<Keyring>,
-    /// Where tokens are accepted.
+    /// Where issued tokens are to be sent.
     pub carriers: Arc<Carriers>,
     /// The prefix of callback URLs.
     pub public_base_url: String,
@@ -63,7 +63,7 @@ pub struct Platform {
     pub admission: Admission,
 }
 
-/// The platform's calls, health checks and metrics.
+/// Routes of the platform API, health checks and metrics.
 pub fn router(platform: Arc<Platform>, observation: Observation, health: Health) -> Router {
     let conversation = put(conversations::open).get(conversations::show).delete(conversations::end);
     let calls = Router::new()

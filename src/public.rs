@@ -1,6 +1,6 @@
 //! The provider's listener: its routes.
 //!
-//! A callback's way: `carrier` finds the token, `callback` verifies it and calls the store, `reply` answers the provider.
+//! Path of a callback: `carrier` finds the token, `callback` verifies it and calls the store, `reply` responds.
 
 mod callback;
 mod carrier;
@@ -33,11 +33,11 @@ pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
 pub struct Public {
     /// Where results go.
     pub store: Arc<Observed>,
-    /// Time limit of a call of the store.
+    /// Response timeout of the store: memory of an unanswered command is counted for this long.
     pub store_timeout: Duration,
     /// Verifies tokens.
     pub keyring: Arc<Keyring>,
-    /// The time for that.
+    /// Clock for token expiry.
     pub clock: Clock,
     /// Where tokens are accepted.
     pub carriers: Arc<Carriers>,
@@ -53,7 +53,7 @@ pub struct Public {
     pub clients: ClientLimits,
 }
 
-/// All that the gateway exposes.
+/// All routes of the public listener.
 pub fn router(public: Arc<Public>, observation: Observation, health: Health) -> Router {
     let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::take));
     if public.carriers.allows(Carrier::Path) {

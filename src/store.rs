@@ -33,7 +33,7 @@ use crate::domain::time::Timestamp;
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The store cannot be reached or refuses all work. The operation was not executed.
-    #[error("the store cannot be reached")]
+    #[error("the store is unavailable")]
     Unavailable(#[source] Cause),
     /// The reply was lost: the operation was executed or not. It is safe to repeat, and then returns the outcome.
     #[error("the store's reply was lost")]
@@ -59,7 +59,7 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// The result of an operation: success or refusal, or a failure of the store.
 pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 
-/// Protects a call from cancellation: when its caller is dropped, the call is completed in a task of its own.
+/// Completes the call in a task of its own if the caller is dropped.
 pub fn shield<F>(call: F) -> impl Future<Output = F::Output> + Send
 where
     F: Future + Send + 'static,
@@ -80,7 +80,7 @@ where
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        // Taken while it is polled: a call that panics must not be polled again.
+        // Taken while it is polled: a call that panicked must not be polled again.
         let Some(mut call) = self.0.take() else { return Poll::Pending };
         let polled = call.as_mut().poll(cx);
         if polled.is_pending() {
@@ -95,7 +95,7 @@ where
     F::Output: Send,
 {
     fn drop(&mut self) {
-        // Without a runtime the process is ending.
+        // No runtime: the process is exiting.
         if let (Some(call), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
             runtime.spawn(async move { drop(call.await) });
         }
@@ -167,7 +167,7 @@ pub(crate) fn gather(
 
 /// What every store promises. The contract test suite has a test for each number and runs on every implementation.
 ///
-/// 1. Each operation is atomic: it happens completely or not at all.
+/// 1. Each step is atomic. A release that exceeds one step is continued by the caller or the sweeper.
 /// 2. A refusal changes nothing.
 /// 3. The first settlement of an item wins, by a callback, a timeout, a cancellation or the end.
 /// 4. The same token with the same body gets the first receipt again until the token expires. The same token with

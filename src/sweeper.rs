@@ -70,7 +70,7 @@ async fn keep_reading_announcements(store: &Observed) {
             turn = (turn + 1) % partitions;
         }
         let Some(second) = schedule.store_now_ms().map(|now| now / 1000) else { continue };
-        // The second before once more: it may have been announced late. After a change of the clock, only that.
+        // Includes the last second read: announcements may be late. If the clock went back, only the current one.
         let first = last.filter(|last| *last <= second).unwrap_or(second);
         for second in first.max(second.saturating_sub(MISSED_SECONDS))..=second {
             // An error is ignored: the rotation finds the timers later.
@@ -219,7 +219,7 @@ impl Sweeper {
             }
         };
         self.aside.insert(due.conversation, (until, by));
-        // Where that fails, the timers become due again when the claim expires.
+        // If this fails, the timers become due again when the claim expires.
         let postponed = self.store.put_off(due, until - now).await.is_ok();
         self.arm(due.conversation, if postponed { until } else { now + Duration::from_millis(CLAIM_MS) });
     }
@@ -232,7 +232,7 @@ async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) ->
     let place = trace::begin(&span, &opentelemetry::Context::new());
     let swept = async {
         let expired = store.expire(due, place.traceparent()).await?;
-        tell(telemetry, &place, conversation, &expired);
+        record_expired(telemetry, &place, conversation, &expired);
         let channel = || store.channel(conversation);
         let whose = (conversation, expired.conversation_id.as_ref());
         telemetry.released(&place, whose, channel, &expired.released, &expired.timed_out);
@@ -241,7 +241,7 @@ async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) ->
     swept.instrument(span).await
 }
 
-fn tell(telemetry: &Telemetry, place: &SpanRef, conversation: ConversationRef, expired: &Expired) {
+fn record_expired(telemetry: &Telemetry, place: &SpanRef, conversation: ConversationRef, expired: &Expired) {
     let id = expired.conversation_id.as_ref();
     if let Some(ended) = expired.ended {
         telemetry.metrics.record_dropped(ended.dropped_held, ended.dropped_awaiting);

@@ -58,9 +58,14 @@ impl Tasks {
         TaskEnded { name, how }
     }
 
-    /// Waits until all tasks have ended.
+    /// Waits until all tasks have ended. Logs those that panic.
     pub(super) async fn all_ended(&mut self) {
-        while self.set.join_next().await.is_some() {}
+        while let Some(ended) = self.set.join_next_with_id().await {
+            if let Err(error) = ended {
+                let name = self.names.get(&error.id()).copied().unwrap_or("unknown");
+                tracing::error!("the {name} {}", cause(&error));
+            }
+        }
     }
 }
 

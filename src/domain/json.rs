@@ -19,7 +19,7 @@ pub const MAX_DEPTH: usize = 128;
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
     /// Not UTF-8.
-    #[error("the body is not UTF-8 (first bad byte at offset {0})")]
+    #[error("the body is not UTF-8 (first invalid byte at offset {0})")]
     NotUtf8(usize),
     /// Not a JSON text.
     #[error("the body is not JSON (line {line}, column {column})")]

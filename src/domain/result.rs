@@ -71,7 +71,7 @@ impl CallbackResult {
     ///
     /// An object whose `error` is an object with string `code` and string `message` is a failure, of either
     /// kind of work. Otherwise a tool's result is any JSON value; a language model's is a string, or an
-    /// object with `content`.
+    /// object whose `content` is a string or an array.
     ///
     /// `scan` is of the same body, with [`CallbackResult::NAMES`] and the token's field.
     pub fn judge(

@@ -1,4 +1,4 @@
-//! Which requests are let in: none while draining, and a bounded number at once.
+//! Admission control: refuses requests while draining and limits the requests in flight.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::code::Code;
 use super::refusal::Refusal;
 
-/// How long `OVERLOADED` is held back on the public listener: clients that retry at once would otherwise use up the
-/// time of the requests in flight. A tenth of what `Retry-After` asks for.
+/// Delay of `OVERLOADED` on the public listener, so that immediate retries do not slow the requests in flight. A tenth
+/// of `Retry-After`.
 pub const OVERLOAD_DELAY: Duration = Duration::from_millis(100);
 
 /// Whether the service is draining. Clones share it.
@@ -32,12 +32,12 @@ impl Lifecycle {
     }
 
     /// Waits until draining begins.
-    pub async fn drained(&self) {
+    pub async fn draining_started(&self) {
         self.draining.cancelled().await;
     }
 }
 
-/// What a listener lets in. Clones share it.
+/// Admission control of a listener. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Admission {
     lifecycle: Lifecycle,
@@ -45,7 +45,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// At most so many requests in flight.
+    /// Allows at most `max_in_flight` requests at once.
     pub fn new(lifecycle: Lifecycle, max_in_flight: usize) -> Self {
         Self { lifecycle, in_flight: Arc::new(Semaphore::new(max_in_flight)) }
     }
@@ -55,7 +55,7 @@ impl Admission {
         if !self.lifecycle.is_draining() {
             return Ok(());
         }
-        Err(Refusal::new(Code::Draining, "the service is shutting down; another instance will answer")
+        Err(Refusal::new(Code::Draining, "the service is shutting down; retry the request")
             .with_header(header::CONNECTION, HeaderValue::from_static("close")))
     }
 

@@ -28,11 +28,11 @@ pub struct BodyLimits {
     pub copies: usize,
 }
 
-/// A body must arrive at this rate, in bytes per second, once [`SLOW_START`] has passed. These are the defaults of
-/// Kestrel; they keep clients that send almost nothing from using up the budget.
+/// Minimum rate in bytes per second after [`SLOW_START`]. Kestrel's defaults; they keep slow clients from using up the
+/// budget.
 const MIN_RATE: u64 = 240;
 const SLOW_START: Duration = Duration::from_secs(5);
-/// How much of a refused body is read, and for how long, so that a client that sends all of it before it reads gets the
+/// How much of a refused body is read, and for how long: a client that sends everything before it reads still gets the
 /// refusal.
 const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ impl BufferedBody {
     }
 }
 
-/// Reads a body. Counts its bytes, whatever its head says about its length.
+/// Reads a body. The size limit applies to Content-Length and to the bytes received.
 pub async fn read(
     headers: &HeaderMap,
     mut body: Body,
@@ -109,7 +109,7 @@ fn no_memory() -> Refusal {
     Refusal::new(Code::Overloaded, "too many bodies are being read; nothing was changed")
 }
 
-/// A body that cannot be read: its chunks are not what RFC 9112 says, or the client went away.
+/// The refusal of an unreadable body: chunked coding that violates RFC 9112, or a client that disconnected.
 fn malformed(error: &axum::Error) -> Refusal {
     let mut source: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = source {
@@ -144,16 +144,16 @@ async fn discard_rest(mut body: Body) {
             }
         }
     };
-    // Whichever limit is reached first.
+    // Stops at the first limit.
     let _ = timeout(DISCARD_TIMEOUT, discard).await;
 }
 
-/// Refuses a body whose head does not say that it is JSON in UTF-8 without a content coding.
+/// Requires a JSON Content-Type in UTF-8 and no content coding.
 pub fn check_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let unsupported = |message: &'static str| Err(Refusal::new(Code::ContentTypeUnsupported, message));
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(content_type), None) = (types.next(), types.next()) else {
-        return unsupported("exactly one Content-Type is needed: application/json or application/*+json");
+        return unsupported("exactly one Content-Type is required: application/json or application/*+json");
     };
     if !content_type.to_str().is_ok_and(is_json) {
         return unsupported("the Content-Type must be application/json or application/*+json, in UTF-8");

@@ -74,7 +74,7 @@ codes! {
     ConversationEnded = "CONVERSATION_ENDED", CONFLICT, permanent;
     /// There is no such conversation.
     ConversationNotFound = "CONVERSATION_NOT_FOUND", NOT_FOUND, permanent;
-    /// Not JSON, not UTF-8, too deep.
+    /// The body is empty, truncated, not UTF-8, not JSON or too deeply nested, or has a lone surrogate.
     BodyMalformed = "BODY_MALFORMED", BAD_REQUEST, permanent;
     /// JSON, but not a result of this kind of work.
     ResultShapeInvalid = "RESULT_SHAPE_INVALID", BAD_REQUEST, permanent;
@@ -84,9 +84,9 @@ codes! {
     RequestMalformed = "REQUEST_MALFORMED", BAD_REQUEST, permanent;
     /// The body is too large.
     BodyTooLarge = "BODY_TOO_LARGE", PAYLOAD_TOO_LARGE, permanent;
-    /// The body has another content type.
+    /// The body is compressed or not declared as JSON in UTF-8.
     ContentTypeUnsupported = "CONTENT_TYPE_UNSUPPORTED", UNSUPPORTED_MEDIA_TYPE, permanent;
-    /// The path has other methods.
+    /// The path does not support this method.
     MethodNotAllowed = "METHOD_NOT_ALLOWED", METHOD_NOT_ALLOWED, permanent;
     /// There is no such path.
     NotFound = "NOT_FOUND", NOT_FOUND, permanent;
@@ -94,9 +94,9 @@ codes! {
     RequestTimeout = "REQUEST_TIMEOUT", REQUEST_TIMEOUT, retryable;
     /// Too many requests from one client address.
     RateLimited = "RATE_LIMITED", TOO_MANY_REQUESTS, retryable;
-    /// The conversation holds as much as it may.
+    /// The limit on held results is reached.
     HeldLimit = "HELD_LIMIT", TOO_MANY_REQUESTS, retryable;
-    /// The conversation has as many awaiting items as it may.
+    /// The limit on awaiting work items is reached.
     AwaitingLimit = "AWAITING_LIMIT", TOO_MANY_REQUESTS, retryable;
     /// The conversation's channel is full.
     ChannelLimit = "CHANNEL_LIMIT", CONFLICT, permanent;
@@ -106,7 +106,7 @@ codes! {
     ServiceKeyMissing = "SERVICE_KEY_MISSING", UNAUTHORIZED, permanent;
     /// The service key is wrong.
     ServiceKeyInvalid = "SERVICE_KEY_INVALID", UNAUTHORIZED, permanent;
-    /// The store cannot be reached; nothing was changed.
+    /// The store is unavailable; nothing was changed.
     StoreUnavailable = "STORE_UNAVAILABLE", SERVICE_UNAVAILABLE, retryable;
     /// The store's reply was lost; the outcome is unknown.
     OutcomeUnknown = "OUTCOME_UNKNOWN", SERVICE_UNAVAILABLE, retryable;
@@ -119,7 +119,7 @@ codes! {
 }
 
 impl Code {
-    /// Whether the request was refused because of a limit or of draining.
+    /// Whether the request was refused because of load, a quota or draining.
     pub const fn is_load_shed(self) -> bool {
         matches!(
             self,

@@ -1,7 +1,8 @@
 //! Time limits of a connection's read side: for a request's head, and for idleness between requests.
 //!
 //! hyper has one timer for both (hyper #3828). Here the limit for a head begins with its first byte and ends with its
-//! last, so a client cannot prolong it by sending slowly.
+//! last, so a client cannot prolong it by sending slowly. Bytes that arrive before the previous response count from the
+//! next byte after it.
 
 use std::io;
 use std::pin::Pin;
@@ -10,6 +11,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::body::{Body, HttpBody};
+use axum::response::Response;
+use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -40,6 +44,22 @@ impl Phase {
         self.set(IDLE);
     }
 
+    /// Ends the request at the end of its response: at once, unless the response is a stream.
+    pub(super) fn request_ends_with(&self, response: Response) -> Response {
+        if response.body().size_hint().exact().is_some() {
+            self.request_ended();
+            return response;
+        }
+        let end = EndOfRequest(self.clone());
+        response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                // Owned by the body, and dropped with it.
+                let _ = &end;
+                frame
+            }))
+        })
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.get() == IDLE
     }
@@ -55,6 +75,15 @@ impl Phase {
 
     fn set(&self, phase: u8) {
         self.0.phase.store(phase, Ordering::Relaxed);
+    }
+}
+
+/// Ends a request on drop.
+struct EndOfRequest(Phase);
+
+impl Drop for EndOfRequest {
+    fn drop(&mut self) {
+        self.0.request_ended();
     }
 }
 
@@ -88,6 +117,8 @@ impl<S> TimedRead<S> {
     fn deadline(&mut self, now: Instant, received: bool) -> Option<Instant> {
         if received && self.phase.is_idle() {
             self.phase.set(READING_HEAD);
+            // The phase may have gone through a whole request since it was last seen.
+            (self.seen, self.since) = (READING_HEAD, now);
         }
         let phase = self.phase.get();
         if phase != self.seen {

@@ -17,7 +17,7 @@ use crate::domain::work_item::{Kind, Outcome, WorkItem};
 use crate::telemetry::trace::{SpanRef, integer};
 use crate::telemetry::{ActiveRequest, Telemetry, names};
 
-/// Names the request in every response.
+/// Response header with the request id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A listener.
@@ -50,7 +50,7 @@ pub struct RequestState {
     pub(super) _active: ActiveRequest,
 }
 
-/// What may be logged of a request's head.
+/// The parts of a request's head that may be logged.
 #[derive(Debug)]
 pub(super) struct RequestLine {
     pub(super) method: &'static str,
@@ -75,7 +75,7 @@ pub(super) struct Responded {
 pub struct RequestLog {
     /// The conversation's id.
     pub conversation: Option<ConversationId>,
-    /// The conversation's reference: a token has only this.
+    /// The conversation's reference, known from the token alone.
     pub reference: Option<ConversationRef>,
     /// The work item.
     pub work_item: Option<WorkItemId>,
@@ -89,17 +89,17 @@ pub struct RequestLog {
     pub outcome: Option<Outcome>,
     /// Whether the result is on the channel or held.
     pub delivery: Option<Delivery>,
-    /// Whether the callback is a repetition.
+    /// Whether the callback is a retry that got the first receipt again.
     pub replayed: Option<bool>,
-    /// Number of envelopes that the request put on the channel.
+    /// Number of envelopes that the request released, at most 256.
     pub released: usize,
     /// Numbers of held and of awaiting items that the end of the conversation dropped.
     pub dropped: Option<(u64, u64)>,
     /// Fingerprint of the token.
     pub token: Option<TokenFingerprint>,
-    /// The client's address, where it is the reason for a refusal.
+    /// The client's address, recorded only when it is rate limited.
     pub client: Option<IpAddr>,
-    /// The body's size in bytes, and when it had been read.
+    /// Size of the body in bytes, and when it was completely read.
     pub body: Option<(usize, Instant)>,
 }
 
@@ -162,7 +162,7 @@ impl RequestLog {
         add(&mut all, names::REPLAYED, self.replayed);
         add(&mut all, names::HELD_BEHIND, self.held_behind().map(integer));
         add(&mut all, names::RELEASED, (self.released > 0).then(|| integer(self.released as u64)));
-        add(&mut all, names::DROPPED_HELD, self.dropped.map(|(settled, _)| integer(settled)));
+        add(&mut all, names::DROPPED_HELD, self.dropped.map(|(held, _)| integer(held)));
         add(&mut all, names::DROPPED_AWAITING, self.dropped.map(|(_, awaiting)| integer(awaiting)));
         add(&mut all, names::TOKEN_FINGERPRINT, self.token.map(|token| token.to_string()));
         add(&mut all, names::CLIENT_ADDRESS, self.client.map(|address| address.to_string()));

@@ -26,13 +26,12 @@ use crate::domain::work_item::{Kind, Outcome};
 use crate::telemetry::trace::{self, TARGET};
 use crate::telemetry::{self, ResponseLabels, Telemetry, names};
 
-/// Names the trace in every response.
+/// Response header with the trace id.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 /// The request's span, as W3C Trace Context Level 2 (a draft) defines it.
 pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
-/// Status in log, span and metrics of a request whose client closed the connection before the response. The number is
-/// nginx's.
+/// Status in logs, spans and metrics if the client disconnects before the response, as in nginx.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// How the requests of a listener are observed.
@@ -66,14 +65,14 @@ async fn respond(context: RequestContext, mut request: Request, next: Next) -> R
         response = refusal.render(context.request_id, &context.span.trace_id);
     }
     add_ids(&context, response.headers_mut());
-    // Set once: this is the only place.
+    // Cannot fail: set only here.
     let _ = context.response.set(Responded { status: response.status(), refusal });
     response
 }
 
 impl Observation {
     fn begin(&self, request: &Request) -> (RequestContext, Span) {
-        let method = known(request.method());
+        let method = standard_method(request.method());
         let route = request.extensions().get::<MatchedPath>().cloned();
         let path = route.as_ref().map(MatchedPath::as_str);
         let probe = path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
@@ -122,7 +121,7 @@ fn server_span(method: &str, route: Option<&str>) -> Span {
 }
 
 /// The method, if it is a standard one. Others can be anything, including a token, and are not logged.
-fn known(method: &Method) -> &'static str {
+fn standard_method(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
 }
@@ -181,11 +180,11 @@ impl RequestState {
                     { names::HELD_BEHIND } = log.held_behind(),
                     { names::REPLAYED } = log.replayed,
                     { names::RELEASED } = (log.released > 0).then_some(log.released),
-                    { names::DROPPED_HELD } = log.dropped.map(|(settled, _)| settled),
+                    { names::DROPPED_HELD } = log.dropped.map(|(held, _)| held),
                     { names::DROPPED_AWAITING } = log.dropped.map(|(_, awaiting)| awaiting),
                     { names::TOKEN_FINGERPRINT } = log.token.map(tracing::field::display),
                     { names::CLIENT_ADDRESS } = log.client.map(tracing::field::display),
-                    "answered"
+                    "request completed"
                 )
             };
         }
@@ -243,7 +242,7 @@ impl RequestState {
     }
 }
 
-/// The code of an error of this service. As OpenTelemetry's conventions say, an error of the client is none.
+/// The code of a 5xx response. Per OpenTelemetry's conventions, a 4xx is not a server error.
 fn server_error(status: u16, code: Option<Code>) -> Option<&'static str> {
     code.filter(|_| (500..600).contains(&status)).map(Code::as_str)
 }
@@ -269,7 +268,7 @@ fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Respon
     CatchPanicLayer::custom(panicked as fn(Box<dyn Any + Send + 'static>) -> Response)
 }
 
-/// A panic message may contain anything: it is not shown.
+/// Omits the panic message, which may contain secrets.
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
     let refusal = Refusal::new(Code::Internal, INTERNAL);
     refusal.with_cause(format!("panicked at {}", telemetry::last_panic())).into_response()
@@ -281,8 +280,8 @@ mod tests {
 
     #[test]
     fn a_method_that_is_not_standard_is_not_logged() {
-        assert_eq!(known(&Method::POST), "POST");
-        assert_eq!(known(&Method::from_bytes(b"cbt_AQJrMQ").unwrap()), "_OTHER");
-        assert_eq!(known(&Method::from_bytes(b"post").unwrap()), "_OTHER");
+        assert_eq!(standard_method(&Method::POST), "POST");
+        assert_eq!(standard_method(&Method::from_bytes(b"cbt_AQJrMQ").unwrap()), "_OTHER");
+        assert_eq!(standard_method(&Method::from_bytes(b"post").unwrap()), "_OTHER");
     }
 }

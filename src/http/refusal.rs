@@ -84,7 +84,7 @@ impl From<StoreError> for Refusal {
         let (code, message) = match &error {
             StoreError::Unavailable(_) => (
                 Code::StoreUnavailable,
-                "the store cannot be reached; nothing was changed, send the request again",
+                "the store is unavailable; nothing was changed, send the request again",
             ),
             StoreError::OutcomeUnknown(_) => {
                 let message = "the store's reply was lost; send the same request again: that is safe, and returns the outcome";
@@ -96,7 +96,7 @@ impl From<StoreError> for Refusal {
     }
 }
 
-/// The outermost layer renders a refusal, because it knows the ids of the request. Until then the response carries it.
+/// Carried as an extension: the outermost layer renders it, because it knows the request's ids.
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();

@@ -31,11 +31,11 @@ use super::tls;
 pub struct ConnectionLimits {
     /// Time limit for a request's head, and for the TLS handshake.
     pub head_timeout: Duration,
-    /// Time limit in which a client must read some of its response.
+    /// Maximum time without progress while a response is written.
     pub write_timeout: Duration,
-    /// Time limit between two requests.
+    /// Maximum idle time before each request.
     pub keep_alive_timeout: Duration,
-    /// Maximum number of connections. When it is reached, idle connections are closed, and new ones wait for that.
+    /// Maximum number of connections. At the limit, idle connections are closed and new ones wait.
     pub max_connections: usize,
     /// Whether a client that has shut down its own side still gets its responses. Such a client cannot be
     /// distinguished from one that is gone, which an event stream would notice only when it sends something.
@@ -44,12 +44,12 @@ pub struct ConnectionLimits {
 
 /// Maximum size of a request's head, in bytes: Node's limit, and so that of gateways that run on it.
 const MAX_HEAD: usize = 16 * 1024;
-/// Pause of the accept loop when the process is out of file descriptors.
+/// Pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Minimum time between two log lines about that.
-const WARN_AGAIN: Duration = Duration::from_secs(1);
+/// Minimum time between log lines about failed accepts.
+const WARN_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a connection must be idle before it is closed for a new one.
-const IDLE: Duration = Duration::from_millis(500);
+const MIN_IDLE: Duration = Duration::from_millis(500);
 
 /// Serves until `stop`, then completes the requests in flight.
 pub async fn serve(
@@ -71,7 +71,7 @@ pub async fn serve(
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                if warned.is_none_or(|at| at.elapsed() >= WARN_AGAIN) {
+                if warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
                     tracing::warn!(error = %error, "cannot accept connections");
                     warned = Some(Instant::now());
                 }
@@ -113,7 +113,7 @@ async fn acquire(permits: &Arc<Semaphore>, shortage: &Notify) -> Option<OwnedSem
     }
     loop {
         shortage.notify_waiters();
-        if let Ok(permit) = timeout(IDLE, Arc::clone(permits).acquire_owned()).await {
+        if let Ok(permit) = timeout(MIN_IDLE, Arc::clone(permits).acquire_owned()).await {
             // The semaphore is never closed.
             return permit.ok();
         }
@@ -125,7 +125,7 @@ async fn superseded(phase: &Phase, shortage: &Notify) {
     loop {
         shortage.notified().await;
         let requests = phase.requests();
-        sleep(IDLE).await;
+        sleep(MIN_IDLE).await;
         if phase.is_idle() && phase.requests() == requests {
             return;
         }
@@ -176,8 +176,7 @@ where
         let phase = &phase;
         async move {
             let Ok(response) = response.await;
-            phase.request_ended();
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(phase.request_ends_with(response))
         }
     });
     let connection = http1::Builder::new()

@@ -16,6 +16,7 @@ use tracing::Instrument;
 
 use super::Platform;
 use crate::config::RateLimitConfig;
+use crate::http::body;
 use crate::http::client_address::Peer;
 use crate::http::code::Code;
 use crate::http::rate_limit::{ClientKey, Rate, Windows, rate_limited};
@@ -33,21 +34,21 @@ impl std::fmt::Debug for ServiceKeys {
 }
 
 impl ServiceKeys {
-    /// These keys.
+    /// Hashes the keys.
     pub fn new(keys: &[SecretString]) -> Self {
         Self(keys.iter().map(|key| Sha256::digest(key.expose_secret()).into()).collect())
     }
 
-    fn contain(&self, key: &[u8]) -> bool {
+    fn contains(&self, key: &[u8]) -> bool {
         let digest: [u8; 32] = Sha256::digest(key).into();
         self.0.iter().fold(Choice::from(0), |known, digest_known| known | digest.ct_eq(digest_known)).into()
     }
 
     fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let (code, message) = match headers.get(header::AUTHORIZATION).map(bearer) {
-            Some(Some(key)) if self.contain(key) => return Ok(()),
+            Some(Some(key)) if self.contains(key) => return Ok(()),
             Some(_) => (Code::ServiceKeyInvalid, "the service key is not valid"),
-            None => (Code::ServiceKeyMissing, "Authorization: Bearer <service key> is needed"),
+            None => (Code::ServiceKeyMissing, "Authorization: Bearer <service key> is required"),
         };
         let bearer = HeaderValue::from_static("Bearer");
         Err(Refusal::new(code, message).with_header(header::WWW_AUTHENTICATE, bearer))
@@ -67,12 +68,19 @@ async fn guard(
     request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    if let Err(refusal) = platform.service_keys.check(request.headers()) {
-        return Err(platform.failed_keys.refuse(peer, refusal).await);
-    }
-    platform.admission.refuse_while_draining()?;
-    let permit = platform.admission.permit()?;
-    // The client may go away: what it asked for is completed and counted nevertheless.
+    let admitted = match platform.service_keys.check(request.headers()) {
+        Err(refusal) => Err(platform.failed_keys.refuse(peer, refusal).await),
+        Ok(()) => platform.admission.refuse_while_draining().and_then(|()| platform.admission.permit()),
+    };
+    let permit = match admitted {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            let (parts, body) = request.into_parts();
+            body::discard(&parts.headers, body);
+            return Err(refusal);
+        }
+    };
+    // Shielded: the request is completed and counted even if the client disconnects.
     let call = async move {
         let response = next.run(request).await;
         drop(permit);
@@ -126,11 +134,11 @@ mod tests {
     #[test]
     fn only_service_keys_are_accepted() {
         let keys = ServiceKeys::new(&["first-key-of-all".into(), "second-key-of-all".into()]);
-        assert!(keys.contain(b"first-key-of-all") && keys.contain(b"second-key-of-all"));
+        assert!(keys.contains(b"first-key-of-all") && keys.contains(b"second-key-of-all"));
         assert!(
-            !keys.contain(b"first-key-of-al") && !keys.contain(b"") && !keys.contain(b"First-key-of-all")
+            !keys.contains(b"first-key-of-al") && !keys.contains(b"") && !keys.contains(b"First-key-of-all")
         );
-        assert!(!ServiceKeys::new(&[]).contain(b""));
+        assert!(!ServiceKeys::new(&[]).contains(b""));
     }
 
     #[test]

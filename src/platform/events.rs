@@ -95,7 +95,7 @@ fn in_small_frames(body: Body) -> Body {
             move || (!data.is_empty()).then(|| Ok::<_, axum::Error>(data.split_to(data.len().min(FRAME))));
         stream::iter(std::iter::from_fn(next))
     };
-    // Others get their turn after each: between large results, callbacks are taken.
+    // Yields after each frame, so that callbacks are handled between large results.
     let yielding = async |frame| {
         yield_now().await;
         Ok(frame)
@@ -208,12 +208,12 @@ impl Reader {
                 }
                 self.wait(self.end.look_in).await;
             }
-            // Changes from now on may not be on the page.
+            // Changes after this point may be missing from the page.
             self.wake.mark_seen();
             let after = Sequence::new(self.after);
             let fetched = tokio::select! {
                 fetched = self.platform.pages.fetch(&self.platform.store, self.conversation.reference(), after) => fetched,
-                () = self.platform.lifecycle.drained() => return None,
+                () = self.platform.lifecycle.draining_started() => return None,
             };
             let failed_before = self.failing.take();
             match fetched {
@@ -267,12 +267,12 @@ impl Reader {
         }
     }
 
-    /// Waits until the channel may have changed, or for this long.
+    /// Waits until the channel changes, `longest` has passed or draining begins.
     async fn wait(&mut self, longest: Duration) {
         tokio::select! {
             () = self.wake.changed() => {}
             () = sleep(longest) => {}
-            () = self.platform.lifecycle.drained() => {}
+            () = self.platform.lifecycle.draining_started() => {}
         }
     }
 
@@ -288,8 +288,8 @@ fn retry_after(before: Option<Duration>) -> Duration {
     before.map_or(RETRY, |before| (2 * before).min(LONGEST_RETRY))
 }
 
-/// A line break in a result becomes a line break in the event's data; clients join the lines with line feeds.
-/// Carriage returns are replaced, because not all clients treat them as line ends, as the SSE standard requires.
+/// A line break in a result is a line break in the data; clients join the lines with line feeds. Carriage returns are
+/// replaced: some clients do not treat them as line ends, although the SSE standard requires it.
 fn event_of(id: &str, json: &str) -> Event {
     let event = Event::default().id(id);
     if json.contains('\r') {

@@ -32,7 +32,7 @@ impl PathIds {
         ConversationId::parse(&self.conversation_id).map_err(|error| invalid("conversationId", error))
     }
 
-    /// The same, recorded in the request's log.
+    /// Parses the conversation id and records it in the request's log.
     pub(super) fn recorded_conversation(&self, context: &RequestContext) -> Result<ConversationId, Refusal> {
         let conversation = self.conversation()?;
         context.record(|log| log.conversation = Some(conversation.clone()));
@@ -98,7 +98,7 @@ where
     T::deserialize(text.into_deserializer())
 }
 
-/// The same; `null` is `None`.
+/// Like [`word`]; `null` is `None`.
 pub(super) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -124,7 +124,7 @@ fn wanted(complaint: &str) -> String {
         Some((found, wanted)) if found.starts_with("unknown field ") => {
             format!("unknown; known are {}", wanted.trim_start_matches("one of "))
         }
-        Some((_, wanted)) => format!("must be {wanted}"),
+        Some((_, wanted)) => format!("must be {}", wanted.replace("u64", "an unsigned integer")),
         None => "is invalid".to_owned(),
     }
 }
@@ -133,7 +133,7 @@ pub(super) fn turn_id(text: &str) -> Result<TurnId, Refusal> {
     TurnId::parse(text).map_err(|error| invalid("turnId", error))
 }
 
-/// The traceparent of the body, or else of the request.
+/// The body's traceparent, else the header's. An invalid header is ignored.
 pub(super) fn traceparent(body: Option<&str>, headers: &HeaderMap) -> Result<Option<TraceParent>, Refusal> {
     if let Some(text) = body {
         return TraceParent::parse(text).map(Some).map_err(|error| invalid("traceparent", error));
@@ -196,7 +196,10 @@ mod tests {
                 r#"{"word":"one","other_word":{"two":null}}"#,
                 "other_word: must be a string at line 1 column 27",
             ),
-            (r#"{"word":"one","number":"SECRET"}"#, "number: must be u64 at line 1 column 31"),
+            (
+                r#"{"word":"one","number":"SECRET"}"#,
+                "number: must be an unsigned integer at line 1 column 31",
+            ),
             (r#"{"word":"SECRET, expected x"}"#, "word: must be `one` or `two` at line 1 column 29"),
             (r#"{"other":1}"#, "other: unknown; known are `word`, `other_word`, `number` at line 1 column 8"),
         ] {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
-use super::carrier::{Carriers, NO_TEXT, SentToken};
+use super::carrier::{Carriers, NOT_TEXT, SentToken};
 use super::{Public, reply};
 use crate::clock::Entropy;
 use crate::domain::gate::{Accept, Receipt};
@@ -25,12 +25,11 @@ use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::{Store, StoreError, shield};
 
-/// By how much this machine's clock may be ahead of the store's, in milliseconds. The store's clock decides whether a
-/// token has expired; only one that has expired by any clock is refused without asking the store.
+/// Maximum lead of this machine's clock over the store's, in milliseconds. The store decides whether a token has
+/// expired; only a token that expired longer ago than this is refused without the store.
 const CLOCK_LEEWAY_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// Number of copies of a callback's body while the store is called: as it came, as a command, and as the bytes that the
-/// Redis client has queued.
+/// Number of copies of a body during a store call: as received, in the command, and queued in the Redis client.
 pub const COPIES: usize = 3;
 
 /// Takes a callback.
@@ -52,19 +51,19 @@ pub(super) async fn take(
     }
 }
 
-/// A path or a method that does not exist. Counts as a request of its client.
+/// Refuses an unknown path or method. Counts toward the client's rate limit.
 pub(super) async fn refuse(
     State(public): State<Arc<Public>>,
     Extension(context): Extension<RequestContext>,
     Extension(peer): Extension<Peer>,
     request: Request,
 ) -> Refusal {
-    let client = public.clients.client(peer, request.headers());
-    admit(&public, &context, client).err().unwrap_or_else(|| {
-        match request.extensions().get::<MatchedPath>() {
-            Some(_) => Refusal::new(Code::MethodNotAllowed, "only POST is allowed here"),
-            None => Refusal::new(Code::NotFound, "there is no such path"),
-        }
+    let (parts, body) = request.into_parts();
+    body::discard(&parts.headers, body);
+    let client = public.clients.client(peer, &parts.headers);
+    admit(&public, &context, client).err().unwrap_or_else(|| match parts.extensions.get::<MatchedPath>() {
+        Some(_) => Refusal::new(Code::MethodNotAllowed, "only POST is allowed here"),
+        None => Refusal::new(Code::NotFound, "there is no such path"),
     })
 }
 
@@ -80,7 +79,7 @@ struct Callback<'a> {
     parts: &'a Parts,
 }
 
-/// What the head says about the token.
+/// The token in the request's head.
 enum InHead<'a> {
     /// A token, and the result of its verification.
     Token(SentToken<'a>, Result<Claims, TokenRefused>),
@@ -90,11 +89,11 @@ enum InHead<'a> {
 }
 
 impl Callback<'_> {
-    /// The order of checks is the contract's: size, content type, token, JSON, shape, then the store in one step. Only
-    /// that last step spends the token.
+    /// Order of checks (part of the API): size, content type, token, JSON, shape, then the store in one step. Only the
+    /// last step spends the token.
     async fn take(&self, body: axum::body::Body) -> Result<Response, Refusal> {
         let Self { public, context, parts, .. } = self;
-        // First, so that the log line of every refusal says whose it is.
+        // First, so that refusals are logged with the token's ids.
         let in_head = match public.carriers.in_head(parts) {
             Ok(Some(token)) => {
                 let claims = self.verify(&token);
@@ -114,13 +113,12 @@ impl Callback<'_> {
         context.record(|log| log.body = Some((body.len(), Instant::now())));
         let permit = public.admission.permit()?;
         body::check_json(&parts.headers)?;
-        if matches!(in_head, InHead::Absent)
-            && !Carriers::may_be_in(&body, |token| public.keyring.verify(token, public.clock.now()).is_ok())
+        if matches!(in_head, InHead::Absent) && !Carriers::may_be_in(&body, |token| self.is_authentic(token))
         {
             public.clients.refuse_without_token(self.client, context)?;
         }
         let (result, claims) = self.read_result(in_head, &body)?;
-        // Without the field that carried the token, the result is another copy.
+        // If the token's field was removed, the result is a copy of its own.
         drop(body);
         let command = Accept {
             conversation: claims.conversation,
@@ -133,22 +131,22 @@ impl Callback<'_> {
             attempt: Entropy.attempt_id(),
         };
         let (store, context) = (Arc::clone(&public.store), RequestContext::clone(context));
-        let copies_gone = public.store_timeout;
-        // The client may go away. The step is completed and logged nevertheless, and its memory counts until then.
+        let release_after = public.store_timeout;
+        // Shielded: if the client disconnects, the step is still completed and logged, and its memory stays counted.
         let step = async move {
             let accepted = store.accept(command).await;
             drop(permit);
             match &accepted {
-                Ok(Ok(receipt)) => tell(&store, &context, &claims, receipt),
+                Ok(Ok(receipt)) => record_accepted(&store, &context, &claims, receipt),
                 Ok(Err(refused)) => {
                     if let Some(known) = &refused.known {
                         context.record(|log| log.known(known));
                     }
                 }
-                // A command without an answer stays queued until its connection is given up.
+                // The Redis client keeps an unanswered command until it gives up the connection.
                 Err(StoreError::OutcomeUnknown(_)) => {
                     tokio::spawn(async move {
-                        sleep(copies_gone).await;
+                        sleep(release_after).await;
                         drop(reservation);
                     });
                 }
@@ -159,7 +157,7 @@ impl Callback<'_> {
         Ok(reply::receipt(&shield(step.in_current_span()).await??))
     }
 
-    /// Refuses what need not be read.
+    /// Refuses before the body is read: draining and rate limits.
     fn admit(&self, in_head: &InHead<'_>) -> Result<(), Refusal> {
         admit(self.public, self.context, self.client)?;
         let may_be_in_body = self.public.carriers.body_field().is_some();
@@ -188,9 +186,16 @@ impl Callback<'_> {
         Ok((CallbackResult::judge(claims.kind, body, &scan, field)?, claims))
     }
 
-    /// Verifies a token without the store, and records whose it is.
+    /// Whether a text is an authentic token, expired or not.
+    fn is_authentic(&self, token: &str) -> bool {
+        let verified = self.public.keyring.verify(token, self.public.clock.now());
+        matches!(verified, Ok(_) | Err(TokenRefused::Expired(_)))
+    }
+
+    /// Verifies a token without the store and records its ids. A token that expired less than [`CLOCK_LEEWAY_MS`] ago
+    /// is accepted here; the store decides by its own clock.
     fn verify(&self, token: &SentToken<'_>) -> Result<Claims, TokenRefused> {
-        let token = token.as_deref().ok_or(NO_TEXT)?;
+        let token = token.as_deref().ok_or(NOT_TEXT)?;
         let now = self.public.clock.now();
         let verified = match self.public.keyring.verify(token, now) {
             Err(TokenRefused::Expired(claims)) if now < claims.expires_at.plus_millis(CLOCK_LEEWAY_MS) => {
@@ -209,8 +214,13 @@ impl Callback<'_> {
     }
 }
 
-/// Records an accepted callback in log, metrics and traces.
-fn tell(store: &crate::store::Observed, context: &RequestContext, claims: &Claims, receipt: &Receipt) {
+/// Records an accepted callback in the log, metrics and trace.
+fn record_accepted(
+    store: &crate::store::Observed,
+    context: &RequestContext,
+    claims: &Claims,
+    receipt: &Receipt,
+) {
     context.record(|log| log.receipt(receipt));
     if !receipt.replayed {
         let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);

@@ -23,7 +23,7 @@ pub struct Carriers {
     field: String,
 }
 
-/// Where a provider is told to put its token.
+/// Where the provider must send its token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenLocation<'a> {
     /// What carries it.
@@ -32,10 +32,10 @@ pub struct TokenLocation<'a> {
     pub name: &'a str,
 }
 
-/// A token as it was sent. `None`: a value that is no text.
+/// A token as received. `None`: the value is not valid text.
 pub(super) type SentToken<'a> = Option<Cow<'a, str>>;
 
-/// Maximum number of prefixes in a body that are checked for a valid token behind them.
+/// Maximum number of token prefixes in a body that are verified.
 const MAX_CANDIDATES: usize = 4;
 
 impl Carriers {
@@ -50,12 +50,12 @@ impl Carriers {
         }
     }
 
-    /// Whether a carrier is switched on.
+    /// Whether a carrier is enabled.
     pub fn allows(&self, carrier: Carrier) -> bool {
         self.allowed.contains(&carrier)
     }
 
-    /// The location of a token; `None` when the carrier is switched off.
+    /// The location of a token. `None`: the carrier is disabled.
     pub fn location(&self, wanted: Option<Carrier>) -> Option<TokenLocation<'_>> {
         let carrier = wanted.unwrap_or(self.default);
         let name = match carrier {
@@ -67,7 +67,7 @@ impl Carriers {
         self.allows(carrier).then_some(TokenLocation { carrier, name })
     }
 
-    /// The body's field for a token, unless the carrier is switched off.
+    /// The body's field for a token, if that carrier is enabled.
     pub fn body_field(&self) -> Option<&str> {
         self.allows(Carrier::Body).then_some(self.field.as_str())
     }
@@ -77,7 +77,7 @@ impl Carriers {
         only(self.in_header(parts).chain(self.in_query(parts)).chain(self.in_path(parts)))
     }
 
-    /// The token of the request: the one in its head or in its body, which must be equal if there are both.
+    /// The token in the head or the body. If both have one, they must be equal.
     pub(super) fn in_request<'a>(
         &self,
         in_head: Option<SentToken<'a>>,
@@ -97,7 +97,7 @@ impl Carriers {
             .filter_map(|(name, value)| (name == self.query.as_str()).then_some(Some(value)))
     }
 
-    /// Not percent-decoded: a token needs no encoding, and has one spelling.
+    /// Not percent-decoded: a token has exactly one spelling.
     fn in_path<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = SentToken<'a>> {
         let token = parts.uri.path().strip_prefix(CALLBACKS_PATH).and_then(|rest| rest.strip_prefix('/'));
         token.filter(|_| self.allows(Carrier::Path)).map(|token| Some(Cow::Borrowed(token))).into_iter()
@@ -111,7 +111,7 @@ impl Carriers {
             .map(|value| decode_string(value).map(|token| Cow::Owned(token.into_owned())))
     }
 
-    /// Whether the bytes of a body contain a text that `is_valid` accepts as a token. Costs less than parsing it.
+    /// Whether the body contains text that `is_valid` accepts as a token. Cheaper than parsing.
     pub(super) fn may_be_in(body: &[u8], is_valid: impl Fn(&str) -> bool) -> bool {
         let at = memmem::find_iter(body, TOKEN_PREFIX).take(MAX_CANDIDATES);
         let mut candidates = at.filter_map(|at| body.get(at..at + TOKEN_CHARS));
@@ -134,7 +134,7 @@ impl Carriers {
     }
 }
 
-/// The one token of these. An empty one counts as absent; the others must be equal.
+/// The single token. Empty values count as absent; two different tokens are an error.
 fn only<'a>(found: impl Iterator<Item = SentToken<'a>>) -> Result<Option<SentToken<'a>>, Refusal> {
     let mut found = found.filter(|token| token.as_deref() != Some(""));
     let first = found.next();
@@ -145,5 +145,5 @@ fn only<'a>(found: impl Iterator<Item = SentToken<'a>>) -> Result<Option<SentTok
     Ok(first)
 }
 
-/// Why a token that is no text is refused.
-pub(super) const NO_TEXT: TokenRefused = TokenRefused::Invalid;
+/// The error for a token that is not valid text.
+pub(super) const NOT_TEXT: TokenRefused = TokenRefused::Invalid;

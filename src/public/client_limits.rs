@@ -1,6 +1,7 @@
-//! Rate limits by client address: for all requests, and for those without a good token.
+//! Rate limits by client address: for all requests, and for requests without a valid token.
 //!
-//! Many clients may share an address, such as a provider's egress. So the second limit never refuses a good token.
+//! Clients can share an address, such as a provider's egress. So the second limit does not refuse a valid token, in a
+//! body as long as it is written there as it was issued.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -24,7 +25,7 @@ pub struct ClientLimits {
 }
 
 impl ClientLimits {
-    /// The limits as configured; a maximum of 0 is no limit.
+    /// The configured limits; 0 disables one.
     pub fn new(config: &Config) -> Self {
         let RateLimitConfig { max, window_ms, failed_max, failed_window_ms, ipv6_prefix } = config.rate_limit;
         let windows = |max, window| (max > 0).then(|| Windows::new(Rate { max, window }));
@@ -52,7 +53,7 @@ impl ClientLimits {
         counted.map_err(|wait| refused("too many requests from this address", client, wait, context))
     }
 
-    /// Refuses a request without a good token from an address that has sent too many of them.
+    /// Refuses a request without a valid token if its address has exceeded the limit.
     pub(super) fn refuse_without_token(
         &self,
         client: IpAddr,
@@ -63,7 +64,7 @@ impl ClientLimits {
         wait.map_or(Ok(()), |wait| Err(refused(BAD_TOKENS, client, wait, context)))
     }
 
-    /// Counts a refusal because of its token. When there were too many, it says only that.
+    /// Counts a refusal for a missing or invalid token. Beyond the limit, replaces it with `RATE_LIMITED`.
     pub(super) fn count_refusal(
         &self,
         client: IpAddr,

@@ -59,7 +59,10 @@ impl From<TokenRefused> for Refusal {
 }
 
 fn expired() -> Refusal {
-    Refusal::new(Code::CallbackTokenExpired, "the token has expired; the work item was settled long ago")
+    Refusal::new(
+        Code::CallbackTokenExpired,
+        "the token has expired; the deadline of the work item has passed",
+    )
 }
 
 impl From<ResultRefused> for Refusal {
@@ -93,7 +96,7 @@ impl From<NotAccepted> for Refusal {
             }
             AcceptRefused::HeldLimit => (
                 Code::HeldLimit,
-                "the conversation holds as many results as it may behind an earlier work item; the token was not spent",
+                "the limit on held results is reached; an earlier work item is awaiting; the token was not spent",
             ),
             AcceptRefused::ChannelLimit => {
                 (Code::ChannelLimit, "the conversation's channel has reached its limit in bytes")

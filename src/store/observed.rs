@@ -1,4 +1,4 @@
-//! The service's store: a backend, whose calls are timed, traced, and known to its health check and to the sweeper.
+//! The service's store: a backend with metrics, spans, a health check and the sweeper's schedule.
 
 use std::error::Error;
 use std::future::Future;
@@ -45,7 +45,7 @@ macro_rules! backend {
     };
 }
 
-/// The same for a call that is awaited. Those of Redis are large: boxed, they are not moved with each future around them.
+/// Like `backend!`, for async calls. Redis futures are large: boxed, so that enclosing futures stay small.
 macro_rules! backend_async {
     ($self:ident, $store:ident => $call:expr) => {
         async {
@@ -57,7 +57,7 @@ macro_rules! backend_async {
     };
 }
 
-/// See the module.
+/// A backend with its metrics, spans, health and schedule.
 #[derive(Debug)]
 pub struct Observed {
     backend: Backend,
@@ -97,7 +97,7 @@ impl StoreError {
 }
 
 impl Observed {
-    /// Watches this store.
+    /// Wraps a backend.
     pub fn new(backend: Backend, metrics: Metrics) -> Self {
         let server = match &backend {
             Backend::Memory(_) => Vec::new(),
@@ -179,7 +179,7 @@ impl Observed {
             Operation::Script(script) => ("EVALSHA", script),
             Operation::Command(command) => (command, ""),
         };
-        // Without a request there is none: the sweeper looks around all the time.
+        // No span outside a sampled trace: the sweeper polls constantly.
         let recorded =
             opentelemetry::Context::map_current(|context| context.span().span_context().is_sampled());
         let span = match (recorded, redis) {

@@ -88,7 +88,7 @@ fn a_store_that_is_late_is_waited_for() {
     let mut redis = RedisServer::start();
     redis.kill();
     let service = Service::start(&["--store", &redis.url(0)]);
-    service.log.wait_for("the store of store.url does not answer; retrying");
+    service.log.wait_for("the store at store.url does not respond; retrying");
     assert!(service.log.text().contains("Connection refused"), "{}", service.log.text());
     for address in [&service.public, &service.platform] {
         health(address).refuses(503, "STORE_UNAVAILABLE");

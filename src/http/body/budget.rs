@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// A number of bytes, shared by all bodies of one kind.
+/// Bytes shared by all bodies of one kind.
 #[derive(Clone, Debug)]
 pub struct BodyBudget(Arc<Semaphore>);
 
-/// A body's part of the budget, released on drop.
+/// A body's reservation, released on drop.
 #[derive(Debug)]
 pub(super) struct Reservation {
     budget: Arc<Semaphore>,
@@ -16,12 +16,12 @@ pub(super) struct Reservation {
 }
 
 impl BodyBudget {
-    /// A budget of so many bytes.
+    /// A budget of `bytes`.
     pub fn new(bytes: usize) -> Self {
         Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
     }
 
-    /// Reserves so many bytes. `None` when the budget is used up.
+    /// Reserves `bytes`. `None` if the budget is used up.
     pub(super) fn reserve(&self, bytes: usize) -> Option<Reservation> {
         let reserved = acquire(&self.0, bytes)?;
         Some(Reservation { budget: Arc::clone(&self.0), reserved })
@@ -29,7 +29,7 @@ impl BodyBudget {
 }
 
 impl Reservation {
-    /// Increases the reservation to at least so many bytes. `false` when the budget is used up.
+    /// Grows to at least `bytes`. `false` if the budget is used up.
     pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
         let missing = bytes.saturating_sub(self.reserved.num_permits());
         if missing == 0 {

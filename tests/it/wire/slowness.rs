@@ -95,3 +95,37 @@ async fn a_client_that_does_not_read_its_replies_loses_its_connection() {
     let item = service.fresh_tool().await;
     assert_eq!(service.callback(&item.token, "1").verdict().await, (202, "delivered".to_owned()));
 }
+
+#[tokio::test]
+async fn an_event_stream_outlives_the_keep_alive_timeout() {
+    let service = Service::start(&[("http.keep_alive_timeout_ms", "1000")]).await;
+    let item = service.fresh_tool().await;
+    let mut stream = Raw::connect(service.platform).await;
+    stream
+        .send(format!(
+            "GET /platform/v1/conversations/{}/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+            item.conversation,
+            crate::service::SERVICE_KEY
+        ))
+        .await;
+    stream.until("text/event-stream").await;
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(service.callback(&item.token, "1").verdict().await, (202, "delivered".to_owned()));
+    stream.until("\"result\":1,").await;
+}
+
+#[tokio::test]
+async fn a_client_that_pipelines_is_not_slow() {
+    let service = impatient().await;
+    let mut raw = Raw::connect(service.public).await;
+    let requests = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n".repeat(3);
+    raw.send(&requests).await;
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_millis(HEAD_MS * 5) {
+        // The next ones are there before the first ones are answered.
+        raw.send(&requests).await;
+        for _ in 0..3 {
+            assert_eq!(raw.reply().await.verdict(), (200, "ok".to_owned()));
+        }
+    }
+}
