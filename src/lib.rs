@@ -1,5 +1,5 @@
-//! Takes the callbacks of asynchronous LLM and tool providers and puts each conversation's results, in the order of
-//! issue, on its routing channel.
+//! Accepts callbacks of asynchronous LLM and tool providers and delivers each conversation's results in the order of
+//! issue on its routing channel.
 //!
 //! # Where a rule lives
 //!
@@ -11,7 +11,7 @@
 //! | when a conversation has ended | `ended_at`, in [`domain::gate`] and `conversation.lua` |
 //! | what a token says, and how it is checked | [`domain::token`] |
 //! | what counts as a result, or as a failure | [`domain::result`], on what [`domain::json`] finds |
-//! | what travels on the channel | [`domain::envelope`], and `append` in `release.lua` |
+//! | what an envelope contains | [`domain::envelope`], and `append` in `release.lua` |
 //! | what is stored in Redis, and in which form | `conversation.lua` and `item.lua`, which `store/redis/stored.rs` decodes |
 //! | when a timer fires | [`sweeper`], by [`store::Schedule`] and `due.lua` |
 //! | what `/health` reports about the store | `store/health.rs` |
@@ -23,24 +23,24 @@
 //! | a code, its status, whether to retry | [`http::code`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
-//! | a key of Redis | `store/redis/keys.rs`, which alone spells them |
+//! | a Redis key | `store/redis/keys.rs`, the only place that builds keys |
 //!
-//! The rules of the gate stand twice, under the same names: as pure functions, which [`store::memory`] calls, and in
-//! Lua, which runs inside Redis. Whoever changes one changes the other.
+//! The gate's rules exist twice under the same names: as pure functions, called by [`store::memory`], and in Lua, run by
+//! Redis. Change both together.
 //!
 //! # The map
 //!
-//! Arrows run downward only; [`domain`] knows none of the others.
+//! Dependencies point downward only; [`domain`] depends on none of the others.
 //!
 //! ```text
-//! cli                      one file a subcommand
+//! cli                      one file per subcommand
 //!  └ app                   puts the parts together, binds, runs, drains
 //!     ├ public             the provider's listener: carrier → callback → reply
 //!     ├ platform           the platform's listener: conversations, work items, events
-//!     ├ sweeper            times out what nobody answered
+//!     ├ sweeper            times out work items and ends idle conversations
 //!     └ store              the trait with its numbered promises
 //!        ├ memory          a mutex around domain::gate
-//!        ├ redis           one Lua script an operation
+//!        ├ redis           one Lua script per operation
 //!        └ domain          ids, token, work item, result, envelope, gate: pure
 //!
 //! beside them: http (what both listeners share), config, clock, telemetry (log lines, spans, metrics)
@@ -58,7 +58,7 @@
 //!    whether the body is a result or a failure, and which bytes go to the channel.
 //! 5. [`store::Store::accept`] is one atomic step, [`domain::gate::Conversation::accept`] or `accept.lua`: check that the
 //!    conversation is live, the item awaiting and the token unused; settle, release, append to the channel. Only here is
-//!    the token spent. The step and its log entry are completed even if the client goes away.
+//!    the token spent. The step is completed and logged even if the client disconnects.
 //! 6. `reply` makes the receipt; [`http::refusal`] renders a refusal. When the context is dropped, the request is logged,
 //!    traced and counted.
 //! 7. [`store::ChannelListener`] notifies the event streams of [`platform`], whose `events` reads on in the channel.

@@ -15,7 +15,7 @@ use thiserror::Error;
 /// Maximum depth of nested arrays and objects.
 pub const MAX_DEPTH: usize = 128;
 
-/// Why a body is not passed on.
+/// Why a body is refused.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
     /// Not UTF-8.
@@ -80,8 +80,8 @@ impl fmt::Debug for Scan<'_> {
 }
 
 impl<'a> Scan<'a> {
-    /// Checks that `bytes` are UTF-8 and JSON, and finds the top-level members with these names. Whether the text must be
-    /// refused for another reason is told by [`Scan::problem`], so that members can be read from such a text, too.
+    /// Checks UTF-8 and JSON, and finds the top-level members with these names. Depth and surrogates are reported by
+    /// [`Scan::problem`], so that the token of a refused text can still be read.
     pub fn new(bytes: &'a [u8], names: impl IntoIterator<Item = &'a str>) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(bytes).map_err(|error| Malformed::NotUtf8(error.valid_up_to()))?;
         if text.trim_matches(WHITE_SPACE).is_empty() {
@@ -103,7 +103,7 @@ impl<'a> Scan<'a> {
         Ok(Self { text, shape, names, members, problem })
     }
 
-    /// Why a JSON text must be refused nevertheless.
+    /// Excessive depth or a lone surrogate, if found.
     pub fn problem(&self) -> Option<&Malformed> {
         self.problem.as_ref()
     }
@@ -113,8 +113,7 @@ impl<'a> Scan<'a> {
         self.shape
     }
 
-    /// The values of the members with this name, in order: JSON allows a name twice. The name must be one of those that
-    /// were looked for.
+    /// Values of the members with this name, in order; JSON allows duplicates. Only names passed to [`Scan::new`].
     pub fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a str> + 's {
         self.named(name).map(|member| &self.text[member.value.clone()])
     }
@@ -123,7 +122,7 @@ impl<'a> Scan<'a> {
         self.members.iter().filter(move |member| self.names[member.name] == name)
     }
 
-    /// The text without the members with this name. Every other byte stays.
+    /// The text without these members and one adjacent comma each. All other bytes are unchanged.
     pub fn without(&self, name: &str) -> Cow<'a, str> {
         let mut kept = String::new();
         let mut end = 0;
@@ -139,7 +138,7 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Appends what follows a removed member. Of the commas around it, one goes with it.
+/// Appends the text after a removed member, without one of the two commas around it.
 fn append(kept: &mut String, rest: &str) {
     let rest = match (kept.as_bytes().last(), rest.as_bytes().first()) {
         (Some(_), Some(b',')) => &rest[1..],
@@ -223,7 +222,7 @@ fn lone_surrogate(text: &str) -> Option<usize> {
 
 /// Whether a JSON text is nested deeper than [`MAX_DEPTH`].
 fn is_too_deep(text: &str) -> bool {
-    // Most texts do not have as many brackets.
+    // Fast path: few texts have this many brackets.
     if memchr2_iter(b'{', b'[', text.as_bytes()).nth(MAX_DEPTH).is_none() {
         return false;
     }

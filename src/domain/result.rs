@@ -1,4 +1,4 @@
-//! Decides what a provider's body is: a result, a failure or neither.
+//! Classifies a provider's body as a result, a failure or invalid.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,12 +10,12 @@ use super::ids::Fingerprint;
 use super::json::{Malformed, Scan, Shape, shape_of};
 use super::work_item::Kind;
 
-/// What a callback brings.
+/// A classified callback body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallbackResult {
-    /// The verdict and the bytes for the routing channel.
+    /// The outcome and the bytes for the channel.
     pub payload: Payload,
-    /// Of the whole body (without the token): what a retry is recognised by.
+    /// Fingerprint of the body without the token; identifies retries.
     pub fingerprint: Fingerprint,
 }
 
@@ -29,7 +29,7 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// The bytes that travel.
+    /// The bytes for the channel.
     pub const fn bytes(&self) -> &Bytes {
         match self {
             Self::Succeeded(bytes) | Self::Failed(bytes) => bytes,
@@ -47,13 +47,13 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// Why a body is no result. Neither case spends the token.
+/// Why a body is not a result. The token is not spent.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ResultRefused {
     /// Not a JSON text that can be passed on.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// JSON, but not what this kind of work answers with.
+    /// JSON, but not a valid LLM result.
     #[error("an llm result is a JSON string, or an object whose content is a string or an array of parts")]
     NotAnLlmResult,
 }

@@ -23,7 +23,7 @@ pub enum ForwardedHeader {
 pub struct Proxies {
     /// Their networks.
     pub trusted: Vec<IpNet>,
-    /// The header that they set. The other one is ignored: it may be the client's.
+    /// The header that they set. The other one is ignored, because clients can forge it.
     pub header: ForwardedHeader,
 }
 
@@ -37,8 +37,8 @@ impl Proxies {
         self.trusted.iter().any(|network| network.contains(&address))
     }
 
-    /// The client of a request: the first address from the right that is not a trusted proxy's. If the header cannot be
-    /// parsed up to there, the peer address.
+    /// The client's address: the rightmost one that is not a trusted proxy, or the leftmost if all are trusted. The peer
+    /// address if the header cannot be parsed up to there.
     pub fn client(&self, Peer(peer): Peer, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         if !self.trusts(peer) {

@@ -13,12 +13,12 @@ use super::code::Code;
 use super::refusal::Refusal;
 use crate::store::Observed;
 
-/// What `/health` depends on.
+/// Inputs of `/health`.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// Must have been able to take callbacks when it was last checked.
+    /// Healthy if its last check succeeded.
     pub store: Arc<Observed>,
-    /// Must not be draining.
+    /// Unhealthy while draining.
     pub lifecycle: Lifecycle,
 }
 

@@ -1,6 +1,6 @@
-//! Rate limits by client: a maximum number of requests in a window, which begins with the first one.
+//! Rate limits per client: at most N requests in a window that starts with the first request.
 //!
-//! Not governor, whose map of keys has no bound.
+//! Does not use governor: its key map is unbounded.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
@@ -27,12 +27,12 @@ pub struct Rate {
     pub window: Duration,
 }
 
-/// A client, as it is counted: an IPv4 address or an IPv6 network.
+/// The unit of counting: an IPv4 address or an IPv6 prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientKey(u128);
 
 impl ClientKey {
-    /// Of an IPv6 address, the first `prefix` bits count: a client usually has a whole network.
+    /// IPv6 addresses are reduced to `prefix` bits: one client usually controls a whole network.
     pub fn new(address: IpAddr, prefix: u32) -> Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => Self(v4.to_ipv6_mapped().to_bits()),
@@ -60,13 +60,13 @@ struct Used {
 }
 
 impl Windows {
-    /// No requests yet.
+    /// A limiter without requests.
     pub fn new(rate: Rate) -> Self {
         let buckets = (0..BUCKETS).map(|_| Mutex::default()).collect();
         Self { rate, hasher: RandomState::new(), buckets }
     }
 
-    /// Counts a request, or returns how long the client has to wait.
+    /// Counts a request, or returns the time until the window ends.
     pub fn count(&self, by: ClientKey, now: Instant) -> Result<(), Duration> {
         self.look(by, |used| {
             let full = Used { by, until: now + self.rate.window, count: 1 };
@@ -85,7 +85,7 @@ impl Windows {
         })
     }
 
-    /// How long a client that has used up its window has to wait.
+    /// Time until the window ends, if it is used up.
     pub fn exceeded(&self, by: ClientKey, now: Instant) -> Option<Duration> {
         self.look(by, |used| {
             let own = used.iter().flatten().find(|used| used.by == by && used.until > now)?;
@@ -94,7 +94,7 @@ impl Windows {
     }
 
     fn look<T>(&self, by: ClientKey, see: impl FnOnce(&mut [Option<Used>; WAYS]) -> T) -> T {
-        // The hash is keyed: nobody can choose addresses that share a bucket.
+        // Keyed hash: clients cannot choose colliding addresses.
         let bucket = usize::try_from(self.hasher.hash_one(by) % BUCKETS as u64).unwrap_or_default();
         see(&mut self.buckets[bucket].lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_are_let_in_in_a_window_and_no_more() {
+    fn requests_over_the_limit_are_refused() {
         let windows = Windows::new(RATE);
         let start = Instant::now();
         for second in 0..3 {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_ipv6_is_one_and_an_address_of_ipv4_is_one_in_either_spelling() {
+    fn ipv6_is_grouped_by_prefix_and_mapped_ipv4_is_ipv4() {
         let of = |text: &str, prefix| ClientKey::new(text.parse().unwrap(), prefix);
         assert_eq!(of("2001:db8::1", 64), of("2001:db8::ffff:0:0:1", 64));
         assert_ne!(of("2001:db8::1", 64), of("2001:db8:0:1::1", 64));
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asked_most_is_remembered_longest_when_there_are_too_many() {
+    fn full_bucket_evicts_the_lowest_count() {
         let windows = Windows::new(RATE);
         let now = Instant::now();
         for _ in 0..3 {

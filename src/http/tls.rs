@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// Interval at which the files are compared with those that are served.
+/// Interval at which the files are checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The files of a listener's certificate.
@@ -67,7 +67,7 @@ pub enum TlsError {
 #[derive(Clone, Debug)]
 pub struct Tls {
     files: Files,
-    /// Of the files that were loaded.
+    /// Digest of the loaded files.
     fingerprint: [u8; 32],
     served: Arc<Served>,
     config: Arc<ServerConfig>,
@@ -106,7 +106,7 @@ impl Files {
         })
     }
 
-    /// Changes with the content of the files. A file that cannot be read counts as empty.
+    /// Digest of the files' contents. An unreadable file counts as empty.
     fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for file in [&self.chain, &self.key] {
@@ -119,7 +119,7 @@ impl Files {
 }
 
 impl Tls {
-    /// Reads the files. An error here ends the start.
+    /// Loads the files. An error stops the startup.
     pub fn new(files: Files) -> Result<Self, TlsError> {
         let provider = Arc::new(ring::default_provider());
         // Taken before the files are read, so that a replacement in between is noticed.
@@ -135,13 +135,13 @@ impl Tls {
         Ok(Self { files, fingerprint, served, config: Arc::new(config) })
     }
 
-    /// Accepts TLS connections with the certificate that is served at that time.
+    /// Accepts TLS connections with the certificate that is current at the handshake.
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(Arc::clone(&self.config))
     }
 
-    /// Reloads the certificate when its files have changed: checks each second, and when `check` is notified. Existing
-    /// connections keep their certificate. Files that cannot be used change nothing.
+    /// Reloads the certificate when its files change. Checks each second and when `check` is notified. Existing
+    /// connections keep theirs; files that cannot be used are ignored.
     pub async fn watch_and_reload(self, check: Arc<Notify>, stop: CancellationToken) {
         let mut known = self.fingerprint;
         loop {
@@ -172,7 +172,7 @@ impl Tls {
     }
 }
 
-/// Completes a handshake within this time.
+/// Performs the TLS handshake within `limit`.
 pub(super) async fn accept<S>(
     acceptor: &TlsAcceptor,
     stream: S,
