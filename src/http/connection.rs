@@ -40,7 +40,7 @@ impl Phase {
         self.set(HANDLING);
     }
 
-    pub(super) fn request_ended(&self) {
+    fn request_ended(&self) {
         self.set(IDLE);
     }
 
@@ -115,13 +115,13 @@ impl<S> TimedRead<S> {
 
     /// When the current phase must have ended. `None` while a request is handled.
     fn deadline(&mut self, now: Instant, received: bool) -> Option<Instant> {
-        if received && self.phase.is_idle() {
+        // Explicit: the phase may have gone through a whole request since it was last seen.
+        let head_began = received && self.phase.is_idle();
+        if head_began {
             self.phase.set(READING_HEAD);
-            // The phase may have gone through a whole request since it was last seen.
-            (self.seen, self.since) = (READING_HEAD, now);
         }
         let phase = self.phase.get();
-        if phase != self.seen {
+        if head_began || phase != self.seen {
             (self.seen, self.since) = (phase, now);
         }
         match phase {

@@ -29,11 +29,11 @@ pub struct Rate {
 
 /// The unit of counting: an IPv4 address or an IPv6 prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ClientKey(u128);
+struct ClientKey(u128);
 
 impl ClientKey {
     /// IPv6 addresses are reduced to `prefix` bits: one client usually controls a whole network.
-    pub fn new(address: IpAddr, prefix: u32) -> Self {
+    fn new(address: IpAddr, prefix: u32) -> Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => Self(v4.to_ipv6_mapped().to_bits()),
             IpAddr::V6(v6) => {
@@ -46,7 +46,7 @@ impl ClientKey {
 
 /// The current windows of all clients, in memory of a fixed size.
 #[derive(Debug)]
-pub struct Windows {
+struct Windows {
     rate: Rate,
     hasher: RandomState,
     buckets: Box<[Mutex<[Option<Used>; WAYS]>]>,
@@ -61,13 +61,13 @@ struct Used {
 
 impl Windows {
     /// A limiter without requests.
-    pub fn new(rate: Rate) -> Self {
+    fn new(rate: Rate) -> Self {
         let buckets = (0..BUCKETS).map(|_| Mutex::default()).collect();
         Self { rate, hasher: RandomState::new(), buckets }
     }
 
     /// Counts a request, or returns the time until the window ends.
-    pub fn count(&self, by: ClientKey, now: Instant) -> Result<(), Duration> {
+    fn count(&self, by: ClientKey, now: Instant) -> Result<(), Duration> {
         self.look(by, |used| {
             let full = Used { by, until: now + self.rate.window, count: 1 };
             let current = |used: &Option<Used>| used.filter(|used| used.until > now);
@@ -86,7 +86,7 @@ impl Windows {
     }
 
     /// Time until the window ends, if it is used up.
-    pub fn exceeded(&self, by: ClientKey, now: Instant) -> Option<Duration> {
+    fn exceeded(&self, by: ClientKey, now: Instant) -> Option<Duration> {
         self.look(by, |used| {
             let own = used.iter().flatten().find(|used| used.by == by && used.until > now)?;
             (own.count >= self.rate.max).then_some(own.until - now)
@@ -97,6 +97,34 @@ impl Windows {
         // Keyed hash: clients cannot choose colliding addresses.
         let bucket = usize::try_from(self.hasher.hash_one(by) % BUCKETS as u64).unwrap_or_default();
         see(&mut self.buckets[bucket].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A limit per client address.
+#[derive(Debug)]
+pub struct AddressLimit {
+    windows: Option<Windows>,
+    ipv6_prefix: u32,
+}
+
+impl AddressLimit {
+    /// A maximum of 0 disables it. IPv6 addresses are grouped by `ipv6_prefix` bits.
+    pub fn new(rate: Rate, ipv6_prefix: u64) -> Self {
+        Self {
+            windows: (rate.max > 0).then(|| Windows::new(rate)),
+            ipv6_prefix: u32::try_from(ipv6_prefix).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Counts a request, or returns the time until the window ends.
+    pub fn count(&self, address: IpAddr) -> Result<(), Duration> {
+        let Some(windows) = &self.windows else { return Ok(()) };
+        windows.count(ClientKey::new(address, self.ipv6_prefix), Instant::now())
+    }
+
+    /// Time until the window ends, if it is used up.
+    pub fn exceeded(&self, address: IpAddr) -> Option<Duration> {
+        self.windows.as_ref()?.exceeded(ClientKey::new(address, self.ipv6_prefix), Instant::now())
     }
 }
 

@@ -11,7 +11,7 @@ use axum::response::Response;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::Instrument;
 
 use super::Platform;
@@ -19,7 +19,7 @@ use crate::config::RateLimitConfig;
 use crate::http::body;
 use crate::http::client_address::Peer;
 use crate::http::code::Code;
-use crate::http::rate_limit::{ClientKey, Rate, Windows, rate_limited};
+use crate::http::rate_limit::{AddressLimit, Rate, rate_limited};
 use crate::http::refusal::Refusal;
 use crate::store::shield;
 
@@ -92,10 +92,7 @@ async fn guard(
 /// Limits guesses of service keys by address. A valid key is accepted in any case: another job on the same address may
 /// have a wrong one.
 #[derive(Debug)]
-pub struct FailedKeys {
-    windows: Option<Windows>,
-    ipv6_prefix: u32,
-}
+pub struct FailedKeys(AddressLimit);
 
 /// How long a refusal is held back once the limit is exceeded: a connection gets no more than four guesses a second.
 const GUESS_DELAY: Duration = Duration::from_millis(250);
@@ -104,15 +101,11 @@ impl FailedKeys {
     /// The limit of `rate_limit.failed_max`.
     pub fn new(rate_limit: &RateLimitConfig) -> Self {
         let rate = Rate { max: rate_limit.failed_max.get(), window: rate_limit.failed_window_ms.duration() };
-        Self {
-            windows: (rate.max > 0).then(|| Windows::new(rate)),
-            ipv6_prefix: u32::try_from(rate_limit.ipv6_prefix.get()).unwrap_or(u32::MAX),
-        }
+        Self(AddressLimit::new(rate, rate_limit.ipv6_prefix.get()))
     }
 
     async fn refuse(&self, Peer(peer): Peer, refusal: Refusal) -> Refusal {
-        let Some(windows) = &self.windows else { return refusal };
-        match windows.count(ClientKey::new(peer, self.ipv6_prefix), Instant::now()) {
+        match self.0.count(peer) {
             Ok(()) => refusal,
             Err(wait) => {
                 sleep(GUESS_DELAY).await;

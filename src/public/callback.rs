@@ -10,12 +10,12 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
-use super::carrier::{Carriers, NOT_TEXT, SentToken};
+use super::carrier::{Carriers, SentToken};
 use super::{Public, reply};
 use crate::clock::Entropy;
 use crate::domain::gate::{Accept, Receipt};
 use crate::domain::json::Scan;
-use crate::domain::result::CallbackResult;
+use crate::domain::result::{CallbackResult, ResultRefused};
 use crate::domain::token::{Claims, TokenFingerprint, TokenRefused};
 use crate::http::admission::OVERLOAD_DELAY;
 use crate::http::body;
@@ -23,7 +23,7 @@ use crate::http::client_address::Peer;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{Store, StoreError, shield};
+use crate::store::{Observed, Store, StoreError, shield};
 
 /// Maximum lead of this machine's clock over the store's, in milliseconds. The store decides whether a token has
 /// expired; only a token that expired longer ago than this is refused without the store.
@@ -182,7 +182,7 @@ impl Callback<'_> {
         };
         let token = carriers.in_request(in_head, scan.as_ref().ok())?;
         let claims = verified.unwrap_or_else(|| self.verify(&token))?;
-        let scan = scan.map_err(crate::domain::result::ResultRefused::from)?;
+        let scan = scan.map_err(ResultRefused::from)?;
         Ok((CallbackResult::judge(claims.kind, body, &scan, field)?, claims))
     }
 
@@ -195,7 +195,7 @@ impl Callback<'_> {
     /// Verifies a token without the store and records its ids. A token that expired less than [`CLOCK_LEEWAY_MS`] ago
     /// is accepted here; the store decides by its own clock.
     fn verify(&self, token: &SentToken<'_>) -> Result<Claims, TokenRefused> {
-        let token = token.as_deref().ok_or(NOT_TEXT)?;
+        let token = token.as_deref().ok_or(TokenRefused::Invalid)?;
         let now = self.public.clock.now();
         let verified = match self.public.keyring.verify(token, now) {
             Err(TokenRefused::Expired(claims)) if now < claims.expires_at.plus_millis(CLOCK_LEEWAY_MS) => {
@@ -215,12 +215,7 @@ impl Callback<'_> {
 }
 
 /// Records an accepted callback in the log, metrics and trace.
-fn record_accepted(
-    store: &crate::store::Observed,
-    context: &RequestContext,
-    claims: &Claims,
-    receipt: &Receipt,
-) {
+fn record_accepted(store: &Observed, context: &RequestContext, claims: &Claims, receipt: &Receipt) {
     context.record(|log| log.receipt(receipt));
     if !receipt.replayed {
         let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);

@@ -9,7 +9,7 @@ use super::CALLBACKS_PATH;
 use crate::config::{Carrier, TokenConfig, TokenHeader};
 use crate::domain::ids::TOKEN_PREFIX;
 use crate::domain::json::{Scan, decode_string};
-use crate::domain::token::{TOKEN_CHARS, TokenRefused};
+use crate::domain::token::TOKEN_CHARS;
 use crate::http::code::Code;
 use crate::http::refusal::Refusal;
 
@@ -144,6 +144,3 @@ fn only<'a>(found: impl Iterator<Item = SentToken<'a>>) -> Result<Option<SentTok
     }
     Ok(first)
 }
-
-/// The error for a token that is not valid text.
-pub(super) const NOT_TEXT: TokenRefused = TokenRefused::Invalid;

@@ -6,34 +6,30 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
-use tokio::time::Instant;
-
 use crate::config::{Config, RateLimitConfig};
 use crate::http::client_address::{Peer, Proxies};
 use crate::http::context::RequestContext;
-use crate::http::rate_limit::{ClientKey, Rate, Windows, rate_limited};
+use crate::http::rate_limit::{AddressLimit, Rate, rate_limited};
 use crate::http::refusal::Refusal;
+use axum::http::HeaderMap;
 
-/// The limits as configured.
+/// The configured limits.
 #[derive(Debug)]
 pub struct ClientLimits {
     proxies: Proxies,
-    ipv6_prefix: u32,
-    requests: Option<Windows>,
-    bad_tokens: Option<Windows>,
+    requests: AddressLimit,
+    bad_tokens: AddressLimit,
 }
 
 impl ClientLimits {
     /// The configured limits; 0 disables one.
     pub fn new(config: &Config) -> Self {
         let RateLimitConfig { max, window_ms, failed_max, failed_window_ms, ipv6_prefix } = config.rate_limit;
-        let windows = |max, window| (max > 0).then(|| Windows::new(Rate { max, window }));
+        let limit = |max, window| AddressLimit::new(Rate { max, window }, ipv6_prefix.get());
         Self {
             proxies: config.proxies(),
-            ipv6_prefix: u32::try_from(ipv6_prefix.get()).unwrap_or(u32::MAX),
-            requests: windows(max.get(), window_ms.duration()),
-            bad_tokens: windows(failed_max.get(), failed_window_ms.duration()),
+            requests: limit(max.get(), window_ms.duration()),
+            bad_tokens: limit(failed_max.get(), failed_window_ms.duration()),
         }
     }
 
@@ -42,14 +38,9 @@ impl ClientLimits {
         self.proxies.client(peer, headers)
     }
 
-    fn key(&self, client: IpAddr) -> ClientKey {
-        ClientKey::new(client, self.ipv6_prefix)
-    }
-
     /// Counts a request, and refuses it when there were too many.
     pub(super) fn count_request(&self, client: IpAddr, context: &RequestContext) -> Result<(), Refusal> {
-        let Some(requests) = &self.requests else { return Ok(()) };
-        let counted = requests.count(self.key(client), Instant::now());
+        let counted = self.requests.count(client);
         counted.map_err(|wait| refused("too many requests from this address", client, wait, context))
     }
 
@@ -59,8 +50,7 @@ impl ClientLimits {
         client: IpAddr,
         context: &RequestContext,
     ) -> Result<(), Refusal> {
-        let Some(bad_tokens) = &self.bad_tokens else { return Ok(()) };
-        let wait = bad_tokens.exceeded(self.key(client), Instant::now());
+        let wait = self.bad_tokens.exceeded(client);
         wait.map_or(Ok(()), |wait| Err(refused(BAD_TOKENS, client, wait, context)))
     }
 
@@ -71,11 +61,10 @@ impl ClientLimits {
         refusal: Refusal,
         context: &RequestContext,
     ) -> Refusal {
-        let Some(bad_tokens) = self.bad_tokens.as_ref().filter(|_| refusal.code.is_failed_authentication())
-        else {
+        if !refusal.code.is_failed_authentication() {
             return refusal;
-        };
-        match bad_tokens.count(self.key(client), Instant::now()) {
+        }
+        match self.bad_tokens.count(client) {
             Ok(()) => refusal,
             Err(wait) => refused(BAD_TOKENS, client, wait, context),
         }

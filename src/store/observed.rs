@@ -99,8 +99,8 @@ impl StoreError {
 impl Observed {
     /// Wraps a backend.
     pub fn new(backend: Backend, metrics: Metrics) -> Self {
-        let server = match &backend {
-            Backend::Memory(_) => Vec::new(),
+        let (server, partitions) = match &backend {
+            Backend::Memory(memory) => (Vec::new(), memory.partitions()),
             Backend::Redis(redis) => {
                 metrics.set_connection_counter(redis.connections());
                 let at = redis.location();
@@ -110,12 +110,8 @@ impl Observed {
                     KeyValue::new(names::DB_NAMESPACE, Arc::<str>::from(at.database.to_string())),
                 ];
                 server.extend(at.port.map(|port| KeyValue::new(names::SERVER_PORT, i64::from(port))));
-                server
+                (server, redis.partitions())
             }
-        };
-        let partitions = match &backend {
-            Backend::Memory(memory) => memory.partitions(),
-            Backend::Redis(redis) => redis.partitions(),
         };
         let schedule = Schedule::new(partitions, Instant::now());
         Self { backend, metrics, schedule, server, health: HealthMonitor::new() }
