@@ -28,6 +28,7 @@ use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::Listener;
 use crate::http::health::Health;
 use crate::http::observe::Observation;
+use crate::http::repeats::RepeatedRefusals;
 use crate::http::server::{self, ConnectionLimits};
 use crate::http::tls::{Files, Tls, TlsError};
 use crate::platform::{self, FailedKeys, Pages, Platform, ServiceKeys};
@@ -105,6 +106,7 @@ pub struct App {
     check_certificates: Arc<Notify>,
     drain_grace: Duration,
     drain_timeout: Duration,
+    repeats: Arc<RepeatedRefusals>,
 }
 
 #[derive(Debug)]
@@ -151,7 +153,7 @@ fn store(config: &Config, clock: &Clock, telemetry: &Telemetry) -> Result<Observ
         None => Backend::Memory(MemoryStore::new(clock.clone(), config.limits())),
         Some(settings) => Backend::Redis(Box::new(RedisStore::new(&settings, clock.clone())?)),
     };
-    Ok(Observed::new(store, telemetry.metrics.clone()))
+    Ok(Observed::new(store, telemetry.clone()))
 }
 
 fn tls(listener: &'static str, files: Option<Files>) -> Result<Option<Tls>, AppError> {
@@ -195,11 +197,13 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let health = Health { store: Arc::clone(&store), lifecycle: lifecycle.clone() };
     let body = body_limits(http);
     let admission = || Admission::new(lifecycle.clone(), http.max_requests_in_flight.size());
+    let repeats = Arc::<RepeatedRefusals>::default();
     let observation = |listener, scheme| Observation {
         listener,
         scheme,
         proxies: config.proxies(),
         telemetry: telemetry.clone(),
+        repeats: Arc::clone(&repeats),
     };
     let event_streams = Arc::new(Semaphore::new(http.max_event_streams.size()));
     let carriers = Arc::new(Carriers::new(&config.token));
@@ -216,14 +220,12 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         admission: admission(),
         clients: ClientLimits::new(config),
     };
+    let own_url = || format!("{}://{public_addr}", scheme_of(public_tls.as_ref()));
     let platform = Platform {
         store: Arc::clone(&store),
         keyring,
         carriers,
-        public_base_url: http
-            .public_base_url
-            .clone()
-            .unwrap_or_else(|| format!("{}://{public_addr}", scheme_of(public_tls.as_ref()))),
+        public_base_url: http.public_base_url.clone().unwrap_or_else(own_url),
         default_timeout_ms: config.gate.default_timeout_ms.get(),
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),
@@ -237,7 +239,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         admission: admission(),
     };
     let limits = connection_limits(http);
-    Ok(App {
+    let app = App {
         public: Bound {
             socket: public_socket,
             address: public_addr,
@@ -269,7 +271,10 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         check_certificates: Arc::default(),
         drain_grace: http.drain_grace_ms.duration(),
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
-    })
+        repeats: Arc::clone(&repeats),
+    };
+    app.telemetry.export_zeros();
+    Ok(app)
 }
 
 /// Checks that the store may be used. `false`: it does not answer.
@@ -403,6 +408,8 @@ impl App {
         }
         let checked = Arc::clone(&store);
         tasks.spawn_until_stop("health check", async move { checked.keep_checking_health().await });
+        let repeats = Arc::clone(&self.repeats);
+        tasks.spawn_until_stop("refusal summaries", async move { repeats.keep_logging().await });
         let streams = (self.event_streams, self.max_event_streams);
         tasks.spawn_until_stop("totals", keep_computing_totals(Arc::clone(&store), self.telemetry, streams));
         let (refused, refusal) = oneshot::channel();
@@ -428,6 +435,7 @@ impl App {
         } else {
             tracing::warn!("draining took too long; not all requests in flight were completed");
         }
+        self.repeats.log_all();
         stop.cancel();
         result
     }

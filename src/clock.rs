@@ -90,15 +90,15 @@ impl Entropy {
         AttemptId::from_random(Uuid::new_v4().as_u64_pair().0)
     }
 
-    /// A new trace id: 32 hexadecimal digits, never all zero.
+    /// A new trace id, never zero.
     #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
-    pub fn trace_id(self) -> String {
-        Uuid::new_v4().simple().to_string()
+    pub fn trace_id(self) -> u128 {
+        Uuid::new_v4().as_u128()
     }
 
-    /// A new span id: 16 hexadecimal digits, never all zero.
+    /// A new span id, never zero.
     #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system")]
-    pub fn span_id(self) -> String {
-        format!("{:016x}", Uuid::new_v4().as_u64_pair().1)
+    pub fn span_id(self) -> u64 {
+        Uuid::new_v4().as_u64_pair().1
     }
 }

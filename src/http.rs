@@ -11,5 +11,6 @@ pub mod metrics;
 pub mod observe;
 pub mod rate_limit;
 pub mod refusal;
+pub mod repeats;
 pub mod server;
 pub mod tls;

@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
+use opentelemetry::Context;
+use opentelemetry::context::FutureExt;
+use opentelemetry::trace::SpanKind;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::domain::gate::Expired;
-use crate::domain::ids::ConversationRef;
+use crate::domain::ids::{ConversationRef, TraceParent};
 use crate::domain::work_item::Outcome;
 use crate::store::{CLAIM_MS, DueConversation, Observed, Store, StoreError};
-use crate::telemetry::trace::{self, SpanRef};
+use crate::telemetry::trace::SpanRef;
 use crate::telemetry::{Telemetry, names};
 
 /// Number of partitions that are queried in rotation each second.
@@ -228,46 +230,47 @@ impl Sweeper {
 /// Returns whether the conversation needs a further step.
 async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) -> Result<bool, StoreError> {
     let conversation = due.conversation;
-    let span = trace::sweep_span();
-    let place = trace::begin(&span, &opentelemetry::Context::new());
-    let swept = async {
-        let expired = store.expire(due, place.traceparent()).await?;
-        record_expired(telemetry, &place, conversation, &expired);
-        let channel = || store.channel(conversation);
-        let whose = (conversation, expired.conversation_id.as_ref());
-        telemetry.released(&place, whose, channel, &expired.released, &expired.timed_out);
-        Ok(expired.unfinished)
-    };
-    swept.instrument(span).await
+    let span = telemetry.start_span(|| "sweep".into(), SpanKind::Internal, &Context::new());
+    let expired = store.expire(due, span.traceparent()).with_context(span.context().clone()).await?;
+    record_expired(telemetry, &span, conversation, &expired);
+    let channel = || store.channel(conversation);
+    let whose = (conversation, expired.conversation_id.as_ref());
+    telemetry.released(&span, whose, channel, &expired.released, &expired.timed_out);
+    span.end(Vec::new(), None);
+    Ok(expired.unfinished)
 }
 
-fn record_expired(telemetry: &Telemetry, place: &SpanRef, conversation: ConversationRef, expired: &Expired) {
+fn record_expired(telemetry: &Telemetry, sweep: &SpanRef, conversation: ConversationRef, expired: &Expired) {
+    let _in_span = sweep.enter();
     let id = expired.conversation_id.as_ref();
     if let Some(ended) = expired.ended {
         telemetry.metrics.record_dropped(ended.dropped_held, ended.dropped_awaiting);
         tracing::info!(
-            trace_id = place.trace_id,
-            span_id = place.span_id,
-            { names::CONVERSATION_ID } = id.map(tracing::field::display),
-            { names::CONVERSATION_REFERENCE } = %conversation,
-            { names::DROPPED_HELD } = ended.dropped_held,
-            { names::DROPPED_AWAITING } = ended.dropped_awaiting,
+            name: "conversation.idle",
+            {
+                { names::CONVERSATION_ID } = id.map(tracing::field::display),
+                { names::CONVERSATION_REFERENCE } = %conversation,
+                { names::DROPPED_HELD } = ended.dropped_held,
+                { names::DROPPED_AWAITING } = ended.dropped_awaiting,
+            },
             "a conversation ended by its idle timeout"
         );
     }
     for timed_out in &expired.timed_out {
         tracing::info!(
-            trace_id = place.trace_id,
-            span_id = place.span_id,
-            { names::CONVERSATION_ID } = id.map(tracing::field::display),
-            { names::CONVERSATION_REFERENCE } = %conversation,
-            { names::WORK_ITEM_ID } = %timed_out.work_item,
-            { names::WORK_ITEM_SEQUENCE } = timed_out.sequence.get(),
-            { names::WORK_ITEM_KIND } = timed_out.kind.as_str(),
-            { names::OUTCOME } = Outcome::TimedOut.as_str(),
-            { names::LATE_MS } = timed_out.late_ms,
+            name: "work_item.timed_out",
+            {
+                { names::CONVERSATION_ID } = id.map(tracing::field::display),
+                { names::CONVERSATION_REFERENCE } = %conversation,
+                { names::WORK_ITEM_ID } = %timed_out.work_item,
+                { names::WORK_ITEM_SEQUENCE } = timed_out.sequence.get(),
+                { names::WORK_ITEM_KIND } = timed_out.kind.as_str(),
+                { names::OUTCOME } = Outcome::TimedOut.as_str(),
+                { names::LATE_MS } = timed_out.late_ms,
+                { names::ISSUED_TRACE } = timed_out.issued_in.as_ref().map(TraceParent::trace_id),
+            },
             "a work item timed out"
         );
-        telemetry.timed_out(place, (conversation, id), timed_out);
+        telemetry.timed_out(sweep, (conversation, id), timed_out);
     }
 }

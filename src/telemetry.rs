@@ -3,27 +3,27 @@
 //! Log lines go to standard error. All three signals go to an OTLP collector if OpenTelemetry's variables name one.
 //! Telemetry never delays or fails a request: what cannot be written or exported in time is dropped and counted.
 
-mod export_gate;
 mod exports;
-mod json;
+mod lines;
 mod metrics;
-mod monitored;
 pub mod names;
+mod queue;
 pub mod trace;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::{IsTerminal, stderr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use exports::{ExportError, Exports};
-pub use metrics::{ActiveRequest, Metrics, ResponseLabels};
-use opentelemetry::trace::TracerProvider;
+pub use metrics::{ActiveRequest, Metrics, ResponseLabels, redis_call_attributes};
+use opentelemetry::trace::{SpanKind, TraceContextExt, TracerProvider};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
-use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
-use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracerProvider};
 use tracing::{Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
 use tracing_subscriber::filter::{FilterExt, filter_fn};
@@ -32,12 +32,12 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use self::export_gate::{GatedProcessor, GatedSampler};
-use self::monitored::{DropCounters, MonitoredExporter, Signal};
-use self::trace::{ChannelAttributes, SpanRef};
+use self::metrics::Losses;
+use self::queue::{ExportQueue, Queued};
+use self::trace::{ChannelAttributes, SpanRef, Tracer};
 use crate::config::{LogFormat, TelemetryConfig};
 use crate::domain::gate::{Released, TimedOut};
-use crate::domain::ids::{ConversationId, ConversationRef};
+use crate::domain::ids::{ConversationId, ConversationRef, TraceParent};
 use crate::domain::work_item::Outcome;
 
 /// Prefix of the targets of this crate's events.
@@ -59,7 +59,7 @@ pub struct Telemetry {
     /// The metrics.
     pub metrics: Metrics,
     /// Set if spans are exported.
-    tracer: Option<SdkTracer>,
+    tracer: Option<Tracer>,
 }
 
 /// Keeps logging and exporting alive. Dropping it writes the remaining log lines, for at most a second.
@@ -89,26 +89,18 @@ impl TelemetryGuard {
         let all = tokio::time::timeout(limit, futures_util::future::join_all(shutdowns)).await;
         let failed = |result: &Result<_, _>| !matches!(result, Ok(Ok(())));
         if all.map_or(true, |results| results.iter().any(failed)) {
-            tracing::warn!("some telemetry could not be exported before shutdown");
+            tracing::warn!(name: "telemetry.incomplete", "some telemetry could not be exported before shutdown");
         }
     }
 }
 
-/// Whether an event may become a log line.
+/// Whether an event may become a log line. Not `debug` and `trace` events of libraries, which can contain headers with
+/// credentials, and bodies. Not the SDK's event for each failed export: [`queue`] logs outages instead.
 fn may_be_logged(metadata: &Metadata<'_>) -> bool {
-    let is_export_only = metadata.target() == trace::TARGET;
-    !is_export_only && is_level_allowed(metadata.target(), *metadata.level()) && !is_export_failure(metadata)
-}
-
-/// Refuses `debug` and `trace` events of libraries: they can contain headers with credentials, and bodies.
-fn is_level_allowed(target: &str, level: Level) -> bool {
-    target.starts_with(OWN_TARGETS) || level <= Level::INFO
-}
-
-/// Whether this is the SDK's event for a failed export or shutdown. [`monitored`] logs outages instead.
-fn is_export_failure(metadata: &Metadata<'_>) -> bool {
-    metadata.target().starts_with("opentelemetry")
-        && ["Export", "Shutdown"].iter().any(|what| metadata.name().contains(what))
+    let is_own = metadata.target().starts_with(OWN_TARGETS);
+    let is_export_failure = metadata.target().starts_with("opentelemetry")
+        && ["Export", "Shutdown"].iter().any(|what| metadata.name().contains(what));
+    is_own || *metadata.level() <= Level::INFO && !is_export_failure
 }
 
 fn log_layer<S>(
@@ -125,13 +117,13 @@ where
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let filter = filter.and(filter_fn(may_be_logged));
     if json {
-        lines.event_format(json::JsonLine).with_filter(filter).boxed()
+        lines.event_format(lines::JsonLine).with_filter(filter).boxed()
     } else {
         let colour = anstream::AutoStream::choice(&stderr()) != anstream::ColorChoice::Never;
-        lines.with_ansi(colour).with_filter(filter).boxed()
+        lines.with_ansi(colour).event_format(lines::TextLine).with_filter(filter).boxed()
     }
 }
 
@@ -146,47 +138,42 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     // `reqwest` is built without a crypto provider and uses the process's default. An error means that one is set.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let resource = exports::resource();
-    let drops = Arc::new(DropCounters::default());
     let (writer, log) = tracing_appender::non_blocking(stderr());
-    let _ = drops.log_lines.set(writer.error_counter());
+    let spans = ExportQueue::new("traces", exports.span_queue);
+    let records = ExportQueue::new("logs", exports.log_queue);
+    let points = ExportQueue::new("metrics", usize::MAX);
+    let queues = vec![Arc::clone(&spans), Arc::clone(&points), Arc::clone(&records)];
+    let losses = Losses { queues, lines: Some(writer.error_counter()) };
 
-    let metrics = metrics(&resource, &drops, exports)?;
-    let spans = match exports.traces {
+    let exporter = exports.metrics.map(|protocol| exports.metric_exporter(protocol)).transpose()?;
+    let exporter = exporter.map(|inner| Queued { inner, queue: points });
+    let metrics = Metrics::new(resource.clone(), losses, |builder| match exporter {
+        Some(exporter) => builder.with_reader(PeriodicReader::builder(exporter).build()),
+        None => builder,
+    });
+    let span_provider = match exports.traces {
         Some(protocol) => {
-            let gate = drops.gate(Signal::Traces, exports.span_queue);
-            let exporter = MonitoredExporter::new(exports::spans(protocol)?, Signal::Traces, &drops);
-            let processor = BatchSpanProcessor::builder(exporter).build();
-            let provider = SdkTracerProvider::builder()
-                .with_resource(resource.clone())
-                .with_sampler(GatedSampler { sampler: exports.sampler(), gate: Arc::clone(&gate) })
-                .with_span_processor(GatedProcessor { processor, gate });
-            Some(provider.build())
+            let inner = Queued { inner: exports::spans(protocol)?, queue: Arc::clone(&spans) };
+            let inner = BatchSpanProcessor::builder(inner).build();
+            let provider = SdkTracerProvider::builder().with_resource(resource.clone());
+            Some(provider.with_span_processor(Queued { inner, queue: Arc::clone(&spans) }).build())
         }
         None => None,
     };
     let logs = match exports.logs {
         Some(protocol) => {
-            let gate = drops.gate(Signal::Logs, exports.log_queue);
-            let exporter = MonitoredExporter::new(exports::logs(protocol)?, Signal::Logs, &drops);
-            let processor = BatchLogProcessor::builder(exporter).build();
+            let inner = Queued { inner: exports::logs(protocol)?, queue: Arc::clone(&records) };
+            let inner = BatchLogProcessor::builder(inner).build();
             let provider = SdkLoggerProvider::builder().with_resource(resource);
-            Some(provider.with_log_processor(GatedProcessor { processor, gate }).build())
+            Some(provider.with_log_processor(Queued { inner, queue: records }).build())
         }
         None => None,
     };
-    let tracer = spans.as_ref().map(|provider| provider.tracer(names::SCOPE));
+    let tracer =
+        span_provider.as_ref().map(|provider| Tracer { sdk: provider.tracer(names::SCOPE), queue: spans });
 
     // The configuration contains only valid directives.
     let filter = || EnvFilter::try_new(&config.log_level).unwrap_or_default();
-    let span_layer = tracer.clone().map(|tracer| {
-        tracing_opentelemetry::layer()
-            .with_tracer(tracer)
-            .with_location(false)
-            .with_threads(false)
-            .with_target(false)
-            .with_tracked_inactivity(false)
-            .with_filter(filter_fn(|metadata| metadata.is_span() && metadata.target() == trace::TARGET))
-    });
     let record_layer = logs.as_ref().map(|provider| {
         // Not the events of libraries: an export would create events, and these another export.
         let is_own = filter_fn(|metadata| metadata.is_event() && metadata.target().starts_with(OWN_TARGETS));
@@ -195,7 +182,6 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     // Fails if a subscriber is set, which then stays.
     let _ = tracing_subscriber::registry()
         .with(log_layer(config, writer, filter()))
-        .with(span_layer)
         .with(record_layer)
         .try_init();
     let panics = metrics.clone();
@@ -203,26 +189,57 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
         // Without the message, which can contain user data.
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         panics.record_panic();
-        tracing::error!(location, "a bug: panic");
+        tracing::error!(name: "panic", location, "a bug: panic");
         LAST_PANIC.set(location);
     }));
-    let guard = TelemetryGuard { _log: log, traces: spans, logs, metrics: metrics.provider().clone() };
+    let guard =
+        TelemetryGuard { _log: log, traces: span_provider, logs, metrics: metrics.provider().clone() };
     Ok((Telemetry { metrics, tracer }, guard))
-}
-
-fn metrics(resource: &Resource, drops: &Arc<DropCounters>, exports: Exports) -> Result<Metrics, ExportError> {
-    let exporter = exports.metrics.map(exports::metrics).transpose()?;
-    let exporter = exporter.map(|exporter| MonitoredExporter::new(exporter, Signal::Metrics, drops));
-    Ok(Metrics::new(resource.clone(), Arc::clone(drops), |builder| match exporter {
-        Some(exporter) => builder.with_reader(PeriodicReader::builder(exporter).build()),
-        None => builder,
-    }))
 }
 
 impl Telemetry {
     /// Metrics without exporters, and no spans.
     pub fn local() -> Self {
         Self { metrics: Metrics::local(), tracer: None }
+    }
+
+    /// Exports the known series of counters at 0, in the background. Call it once all of them are known.
+    pub fn export_zeros(&self) {
+        let provider = self.metrics.provider().clone();
+        // A failure is counted and logged like that of any export.
+        std::thread::spawn(move || provider.force_flush());
+    }
+
+    /// Starts a span. `name` is computed only if spans are exported.
+    pub fn start_span(
+        &self,
+        name: impl FnOnce() -> Cow<'static, str>,
+        kind: SpanKind,
+        parent: &Context,
+    ) -> SpanRef {
+        Tracer::start(self.tracer.as_ref(), name, kind, parent)
+    }
+
+    /// Ids for a request that has no span.
+    pub fn without_span(&self, parent: &Context) -> SpanRef {
+        SpanRef::random(parent)
+    }
+
+    /// Exports a span for a call that the current span has made and that has ended. `start`: when it began. `error`:
+    /// the kind of its failure.
+    pub fn export_call(
+        &self,
+        name: impl FnOnce() -> Cow<'static, str>,
+        kind: SpanKind,
+        start: SystemTime,
+        attributes: impl FnOnce() -> Vec<KeyValue>,
+        error: Option<&'static str>,
+    ) {
+        let parent = Context::current();
+        if let Some(tracer) = self.tracer.as_ref().filter(|_| parent.span().is_recording()) {
+            let span = trace::call_span(name(), kind, start).with_attributes(attributes());
+            tracer.export(span, &parent, error);
+        }
     }
 
     /// Records a work item that the sweeper timed out: metric and span.
@@ -235,7 +252,7 @@ impl Telemetry {
         self.metrics.record_timed_out(timed_out.kind, timed_out.late_ms);
         if let Some(tracer) = &self.tracer {
             let conversation = id.map_or_else(|| reference.to_string(), ToString::to_string);
-            trace::export_timeout_span(tracer, sweep, &conversation, timed_out);
+            tracer.export_timeout(sweep, &conversation, timed_out);
         }
     }
 
@@ -267,13 +284,14 @@ impl Telemetry {
             let held_behind = envelope.held.then(|| first.sequence.get());
             if let Some((tracer, conversation, system, name)) = &channel {
                 let channel = ChannelAttributes { conversation, system, name };
-                trace::export_publish_span(tracer, step, channel, envelope, held_behind);
+                tracer.export_publish(step, channel, envelope, held_behind);
             }
             let is_logged = || logged_timeouts.iter().any(|logged| logged.work_item == envelope.work_item);
             if envelope.held || timed_out && !is_logged() {
+                let _in_span = step.enter();
                 tracing::info!(
-                    trace_id = step.trace_id,
-                    span_id = step.span_id,
+                    name: "released",
+                    {
                     { names::CONVERSATION_ID } = id.map(tracing::field::display),
                     { names::CONVERSATION_REFERENCE } = %reference,
                     { names::WORK_ITEM_ID } = %envelope.work_item,
@@ -282,26 +300,11 @@ impl Telemetry {
                     { names::OUTCOME } = envelope.outcome.as_str(),
                     { names::HELD_MS } = envelope.received_at.millis_until(envelope.released_at),
                     { names::HELD_BEHIND } = held_behind,
+                    { names::ISSUED_TRACE } = envelope.issued_in.as_ref().map(TraceParent::trace_id),
+                    },
                     "released"
                 );
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn debug_events_of_libraries_are_not_logged() {
-        for (target, level, allowed) in [
-            (module_path!(), Level::TRACE, true),
-            ("h2::codec", Level::INFO, true),
-            ("h2::codec", Level::DEBUG, false),
-            ("opentelemetry-otlp", Level::TRACE, false),
-        ] {
-            assert_eq!(is_level_allowed(target, level), allowed, "{target} {level}");
         }
     }
 }

@@ -334,6 +334,11 @@ impl IdempotencyDigest {
         ((1..=Self::MAX_KEY).contains(&key.len()) && visible).then(|| Self(Sha256::digest(key).into()))
     }
 
+    /// The first 8 hexadecimal digits.
+    pub fn short(&self) -> String {
+        self.to_string()[..8].to_owned()
+    }
+
     /// The digest's 32 bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -360,6 +365,11 @@ impl Fingerprint {
     /// The fingerprint of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// The first 8 hexadecimal digits.
+    pub fn short(&self) -> String {
+        self.to_string()[..8].to_owned()
     }
 
     /// The digest's 32 bytes.

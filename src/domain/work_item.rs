@@ -18,6 +18,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 2] = [Self::Llm, Self::Tool];
+
     /// The word on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -28,7 +31,7 @@ impl Kind {
 
     /// The kind a word stands for.
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Llm, Self::Tool].into_iter().find(|kind| kind.as_str() == word)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
     }
 }
 
@@ -47,6 +50,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All outcomes.
+    pub const ALL: [Self; 4] = [Self::Succeeded, Self::Failed, Self::TimedOut, Self::Cancelled];
+
     /// The word on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -59,9 +65,7 @@ impl Outcome {
 
     /// The outcome a word stands for.
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Succeeded, Self::Failed, Self::TimedOut, Self::Cancelled]
-            .into_iter()
-            .find(|outcome| outcome.as_str() == word)
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == word)
     }
 }
 

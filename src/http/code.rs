@@ -119,19 +119,6 @@ codes! {
 }
 
 impl Code {
-    /// Whether the request was refused because of load, a quota or draining.
-    pub const fn is_load_shed(self) -> bool {
-        matches!(
-            self,
-            Self::Overloaded
-                | Self::Draining
-                | Self::RateLimited
-                | Self::HeldLimit
-                | Self::AwaitingLimit
-                | Self::ChannelLimit
-        )
-    }
-
     /// Whether the request had no valid token.
     pub const fn is_failed_authentication(self) -> bool {
         matches!(self, Self::CallbackTokenMissing | Self::CallbackTokenInvalid | Self::CallbackTokenExpired)

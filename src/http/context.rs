@@ -5,14 +5,18 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::extract::MatchedPath;
-use axum::http::{HeaderName, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
 
+use super::observe::Observation;
 use super::refusal::Refusal;
-use crate::domain::gate::{Delivery, Known, Receipt};
-use crate::domain::ids::{ConversationId, ConversationRef, RequestId, Sequence, TraceParent, WorkItemId};
-use crate::domain::token::TokenFingerprint;
+use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
+use crate::domain::ids::{
+    ConversationId, ConversationRef, Fingerprint, RequestId, Sequence, TraceParent, TurnId, WorkItemId,
+};
+use crate::domain::time::Timestamp;
+use crate::domain::token::{Claims, TokenFingerprint};
 use crate::domain::work_item::{Kind, Outcome, WorkItem};
 use crate::telemetry::trace::{SpanRef, integer};
 use crate::telemetry::{ActiveRequest, Telemetry, names};
@@ -41,8 +45,9 @@ pub struct RequestState {
     pub request_id: RequestId,
     /// The request's span.
     pub span: SpanRef,
-    /// Where the request is measured.
-    pub telemetry: Telemetry,
+    /// The client's address.
+    pub client: IpAddr,
+    pub(super) observation: Arc<Observation>,
     pub(super) line: RequestLine,
     pub(super) started: Instant,
     pub(super) response: OnceLock<Responded>,
@@ -54,13 +59,11 @@ pub struct RequestState {
 #[derive(Debug)]
 pub(super) struct RequestLine {
     pub(super) method: &'static str,
-    /// `http` or `https`.
-    pub(super) scheme: &'static str,
     /// The template and never the path: a path may contain a token.
     pub(super) route: Option<MatchedPath>,
     /// Whether it is a health check or a scrape, which are logged at `debug` when they succeed.
     pub(super) probe: bool,
-    pub(super) listener: Listener,
+    pub(super) user_agent: Option<HeaderValue>,
 }
 
 /// How a request was answered.
@@ -83,6 +86,14 @@ pub struct RequestLog {
     pub sequence: Option<Sequence>,
     /// The work item's kind.
     pub kind: Option<Kind>,
+    /// The platform's turn.
+    pub turn_id: Option<TurnId>,
+    /// When the work item was issued, and its deadline.
+    pub issued: Option<(Timestamp, Timestamp)>,
+    /// Time from the deadline to a callback that came too late, in milliseconds.
+    pub late_ms: Option<u64>,
+    /// Time from the issue to the acceptance of the result, in milliseconds.
+    pub turnaround_ms: Option<u64>,
     /// The trace in which the work item was issued.
     pub issued_in: Option<TraceParent>,
     /// The work item's outcome.
@@ -97,18 +108,27 @@ pub struct RequestLog {
     pub dropped: Option<(u64, u64)>,
     /// Fingerprint of the token.
     pub token: Option<TokenFingerprint>,
-    /// The client's address, recorded only when it is rate limited.
-    pub client: Option<IpAddr>,
+    /// Fingerprint of the body without the token.
+    pub digest: Option<Fingerprint>,
     /// Size of the body in bytes, and when it was completely read.
     pub body: Option<(usize, Instant)>,
 }
 
 impl RequestLog {
+    /// Records what an authentic token says.
+    pub fn claims(&mut self, claims: &Claims) {
+        self.reference = Some(claims.conversation);
+        self.work_item = Some(claims.work_item);
+        self.sequence = Some(claims.sequence);
+    }
+
     /// Records the item that the request is about.
     pub fn item(&mut self, item: &WorkItem) {
         self.work_item = Some(item.id);
         self.sequence = Some(item.sequence);
         self.kind = Some(item.kind);
+        self.turn_id.clone_from(&item.turn_id);
+        self.issued = Some((item.issued_at, item.deadline));
         self.issued_in.clone_from(&item.traceparent);
     }
 
@@ -120,13 +140,17 @@ impl RequestLog {
         self.delivery = Some(receipt.delivery);
         self.replayed = Some(receipt.replayed);
         self.released = receipt.released.len();
+        self.turnaround_ms = Some(receipt.item.issued_at.millis_until(receipt.received_at));
     }
 
-    /// Records what a refused callback was about.
-    pub fn known(&mut self, known: &Known) {
+    /// Records what a refused callback was about. `now`: to tell how late it was.
+    pub fn refused(&mut self, refused: &NotAccepted, now: Timestamp) {
+        let Some(known) = &refused.known else { return };
         self.conversation = Some(known.conversation_id.clone());
         if let Some(item) = &known.item {
             self.item(item);
+            let is_late = refused.why == AcceptRefused::WorkItemTimedOut;
+            self.late_ms = is_late.then(|| item.deadline.millis_until(now));
         }
     }
 
@@ -146,17 +170,38 @@ impl RequestLog {
         }
     }
 
+    /// The trace in which the work item was issued.
+    pub(super) fn issued_trace(&self) -> Option<&str> {
+        self.issued_in.as_ref().map(TraceParent::trace_id)
+    }
+
+    /// The first 8 hexadecimal digits of the body's digest.
+    pub(super) fn body_digest(&self) -> Option<String> {
+        self.digest.map(|digest| digest.short())
+    }
+
+    /// The deadline, and the time from issue to deadline in milliseconds.
+    pub(super) fn deadline(&self) -> Option<(Timestamp, u64)> {
+        self.issued.map(|(issued_at, deadline)| (deadline, issued_at.millis_until(deadline)))
+    }
+
     /// The attributes of the request's span.
-    pub fn attributes(&self) -> Vec<KeyValue> {
+    pub(super) fn attributes(&self) -> Vec<KeyValue> {
         fn add<T: Into<opentelemetry::Value>>(to: &mut Vec<KeyValue>, name: &'static str, value: Option<T>) {
             to.extend(value.map(|value| KeyValue::new(name, value)));
         }
-        let mut all = Vec::with_capacity(24);
+        let mut all = Vec::with_capacity(32);
         add(&mut all, names::CONVERSATION_ID, self.conversation.as_ref().map(ToString::to_string));
         add(&mut all, names::CONVERSATION_REFERENCE, self.reference.map(|reference| reference.to_string()));
         add(&mut all, names::WORK_ITEM_ID, self.work_item.map(|id| id.to_string()));
         add(&mut all, names::WORK_ITEM_SEQUENCE, self.sequence.map(|sequence| integer(sequence.get())));
         add(&mut all, names::WORK_ITEM_KIND, self.kind.map(Kind::as_str));
+        add(&mut all, names::TURN_ID, self.turn_id.as_ref().map(ToString::to_string));
+        add(&mut all, names::DEADLINE, self.deadline().map(|(deadline, _)| deadline.to_string()));
+        add(&mut all, names::TIMEOUT_MS, self.deadline().map(|(_, timeout)| integer(timeout)));
+        add(&mut all, names::LATE_MS, self.late_ms.map(integer));
+        add(&mut all, names::TURNAROUND_MS, self.turnaround_ms.map(integer));
+        add(&mut all, names::ISSUED_TRACE, self.issued_trace().map(ToOwned::to_owned));
         add(&mut all, names::OUTCOME, self.outcome.map(Outcome::as_str));
         add(&mut all, names::DELIVERY, self.delivery_name());
         add(&mut all, names::REPLAYED, self.replayed);
@@ -165,7 +210,7 @@ impl RequestLog {
         add(&mut all, names::DROPPED_HELD, self.dropped.map(|(held, _)| integer(held)));
         add(&mut all, names::DROPPED_AWAITING, self.dropped.map(|(_, awaiting)| integer(awaiting)));
         add(&mut all, names::TOKEN_FINGERPRINT, self.token.map(|token| token.to_string()));
-        add(&mut all, names::CLIENT_ADDRESS, self.client.map(|address| address.to_string()));
+        add(&mut all, names::BODY_DIGEST, self.body_digest());
         add(&mut all, names::HTTP_REQUEST_BODY_SIZE, self.body.map(|(bytes, _)| integer(bytes as u64)));
         all
     }
@@ -174,6 +219,11 @@ impl RequestLog {
 impl RequestContext {
     pub(super) fn new(state: RequestState) -> Self {
         Self(Arc::new(state))
+    }
+
+    /// Where the request is measured.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.0.observation.telemetry
     }
 
     /// Records what was learned about the request.

@@ -1,17 +1,19 @@
 //! The outermost layer: gives a request its ids, renders refusals, and logs, traces and counts the request.
 
 use std::any::Any;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use opentelemetry::context::FutureExt;
+use opentelemetry::trace::SpanKind;
 use opentelemetry::{Context, KeyValue};
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::{Instrument, Span};
 
 use super::client_address::{Peer, Proxies};
 use super::code::Code;
@@ -20,16 +22,19 @@ use super::context::{
 };
 use super::health;
 use super::refusal::{INTERNAL, Refusal};
+use super::repeats::{Repeatable, RepeatedRefusals};
 use crate::clock::Entropy;
-use crate::domain::ids::{RequestId, Sequence};
+use crate::domain::ids::{RequestId, Sequence, contains_token};
 use crate::domain::work_item::{Kind, Outcome};
-use crate::telemetry::trace::{self, TARGET};
-use crate::telemetry::{self, ResponseLabels, Telemetry, names};
+use crate::telemetry::{self, ResponseLabels, Telemetry, names, trace};
 
 /// Response header with the trace id.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 /// The request's span, as W3C Trace Context Level 2 (a draft) defines it.
 pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
+
+/// Maximum length of a logged `User-Agent`, in characters.
+const USER_AGENT_CHARS: usize = 120;
 
 /// Status in logs, spans and metrics if the client disconnects before the response, as in nginx.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -45,15 +50,22 @@ pub struct Observation {
     pub proxies: Proxies,
     /// Where requests are measured.
     pub telemetry: Telemetry,
+    /// Repeated refusals, which both listeners share.
+    pub repeats: Arc<RepeatedRefusals>,
 }
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
 pub fn observed(observation: Observation, routes: Router) -> Router {
     // The layer is cloned for each request.
+    for code in Code::ALL {
+        observation.telemetry.metrics.begin_refused_at_zero(code.as_str(), server_error(*code));
+    }
+    // The layer is cloned for each request.
     let observation = Arc::new(observation);
     routes.layer(catch_panics()).layer(from_fn(move |request: Request, next: Next| {
-        let (context, span) = observation.begin(&request);
-        async move { respond(context, request, next).instrument(span).await }
+        let context = observation.begin(&request);
+        let span = context.span.context().clone();
+        respond(context, request, next).with_context(span)
     }))
 }
 
@@ -62,7 +74,7 @@ async fn respond(context: RequestContext, mut request: Request, next: Next) -> R
     let mut response = next.run(request).await;
     let refusal = response.extensions_mut().remove::<Refusal>().or_else(|| framework_refusal(&response));
     if let Some(refusal) = &refusal {
-        response = refusal.render(context.request_id, &context.span.trace_id);
+        response = refusal.render(context.request_id, &context.span.trace_id());
     }
     add_ids(&context, response.headers_mut());
     // Cannot fail: set only here.
@@ -71,53 +83,58 @@ async fn respond(context: RequestContext, mut request: Request, next: Next) -> R
 }
 
 impl Observation {
-    fn begin(&self, request: &Request) -> (RequestContext, Span) {
+    fn begin(self: &Arc<Self>, request: &Request) -> RequestContext {
         let method = standard_method(request.method());
         let route = request.extensions().get::<MatchedPath>().cloned();
         let path = route.as_ref().map(MatchedPath::as_str);
         let probe = path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
-        let span = if probe { Span::none() } else { server_span(method, path) };
         let parent = match self.listener {
             Listener::Platform => trace::caller(request.headers()),
             Listener::Public => Context::new(),
         };
-        let context = RequestContext::new(RequestState {
-            request_id: self.request_id(request),
-            span: trace::begin(&span, &parent),
-            telemetry: self.telemetry.clone(),
-            line: RequestLine { method, scheme: self.scheme, route, probe, listener: self.listener },
+        let span = if probe {
+            self.telemetry.without_span(&parent)
+        } else {
+            self.telemetry.start_span(|| span_name(method, path).into(), SpanKind::Server, &parent)
+        };
+        let peer = request.extensions().get().copied().unwrap_or(Peer(Ipv4Addr::UNSPECIFIED.into()));
+        RequestContext::new(RequestState {
+            request_id: self.request_id(request, peer),
+            span,
+            client: self.client(request, peer),
+            observation: Arc::clone(self),
+            line: RequestLine {
+                method,
+                route,
+                probe,
+                user_agent: request.headers().get(header::USER_AGENT).cloned(),
+            },
             started: Instant::now(),
             response: OnceLock::new(),
             log: Mutex::default(),
             _active: self.telemetry.metrics.active_request(method, self.scheme),
-        });
-        (context, span)
+        })
     }
 
-    fn request_id(&self, request: &Request) -> RequestId {
+    fn client(&self, request: &Request, peer: Peer) -> IpAddr {
+        match self.listener {
+            Listener::Public => self.proxies.client(peer, request.headers()),
+            Listener::Platform => peer.0,
+        }
+    }
+
+    fn request_id(&self, request: &Request, peer: Peer) -> RequestId {
         let own = || Entropy.request_id();
         let Some(given) = request.headers().get(REQUEST_ID) else { return own() };
-        let trusted = match self.listener {
-            Listener::Platform => true,
-            Listener::Public => {
-                request.extensions().get().is_some_and(|peer: &Peer| self.proxies.trust(*peer))
-            }
-        };
+        let trusted = self.listener == Listener::Platform || self.proxies.trust(peer);
         given.to_str().ok().filter(|_| trusted).and_then(RequestId::parse).unwrap_or_else(own)
     }
 }
 
-/// The exported span, named as OpenTelemetry's conventions for HTTP servers say.
-fn server_span(method: &str, route: Option<&str>) -> Span {
+/// The name of the exported span, by OpenTelemetry's conventions for HTTP servers.
+fn span_name(method: &str, route: Option<&str>) -> String {
     let method = if method == "_OTHER" { "HTTP" } else { method };
-    match route {
-        Some(route) => tracing::info_span!(
-            target: TARGET, parent: None, "request", otel.kind = "server", otel.name = %format_args!("{method} {route}")
-        ),
-        None => {
-            tracing::info_span!(target: TARGET, parent: None, "request", otel.kind = "server", otel.name = method)
-        }
-    }
+    route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"))
 }
 
 /// The method, if it is a standard one. Others can be anything, including a token, and are not logged.
@@ -129,7 +146,7 @@ fn standard_method(method: &Method) -> &'static str {
 fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
     let ids = [
         (REQUEST_ID, context.request_id.to_string()),
-        (TRACE_ID, context.span.trace_id.clone()),
+        (TRACE_ID, context.span.trace_id()),
         (TRACE_RESPONSE, context.span.header()),
     ];
     for (name, value) in ids {
@@ -147,34 +164,62 @@ impl Drop for RequestState {
             Some(Responded { status, refusal }) => (status.as_u16(), refusal),
             None => (CLIENT_CLOSED_REQUEST, None),
         };
-        self.write_log_line(status, refusal.as_ref(), &log);
-        let code = refusal.map(|refusal| refusal.code);
-        self.complete_span(status, code, &log);
+        let code = refusal.as_ref().map(|refusal| refusal.code);
+        if code.is_none_or(|code| self.has_own_line(code, &log)) {
+            let _in_span = self.span.enter();
+            match &refusal {
+                None if status < 400 => self.log_success(status, &log),
+                refusal => self.log_failure(status, refusal.as_ref(), &log),
+            }
+            self.end_span(status, code, &log);
+        } else {
+            self.span.discard();
+        }
         self.count(status, code, &log);
     }
 }
 
 impl RequestState {
-    fn write_log_line(&self, status: u16, refusal: Option<&Refusal>, log: &RequestLog) {
-        let duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let code = refusal.map(|refusal| refusal.code);
+    /// Whether a refusal has a log line and a span. Repeated refusals of strangers are summed up.
+    fn has_own_line(&self, code: Code, log: &RequestLog) -> bool {
+        let is_strangers = match self.observation.listener {
+            Listener::Public => log.reference.is_none(),
+            Listener::Platform => matches!(code, Code::ServiceKeyMissing | Code::ServiceKeyInvalid),
+        };
+        let is_repeatable = code == Code::RateLimited || is_strangers && code != Code::Internal;
+        let refusal = Repeatable { client: Some(self.client), code, work_item: log.work_item };
+        !is_repeatable || self.observation.repeats.is_first(refusal)
+    }
+
+    fn route(&self) -> &str {
+        self.line.route.as_ref().map_or("", MatchedPath::as_str)
+    }
+
+    fn duration_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn log_success(&self, status: u16, log: &RequestLog) {
+        let (method, route, id) = (self.line.method, self.route(), self.request_id);
+        let timeout = log.deadline().filter(|_| self.observation.listener == Listener::Platform);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
-                    trace_id = self.span.trace_id,
-                    span_id = self.span.span_id,
-                    { names::REQUEST_ID } = %self.request_id,
-                    { names::HTTP_REQUEST_METHOD } = self.line.method,
-                    { names::HTTP_ROUTE } = self.line.route.as_ref().map(MatchedPath::as_str),
+                    name: names::REQUEST_EVENT,
+                    {
+                    { names::REQUEST_ID } = %id,
+                    { names::HTTP_REQUEST_METHOD } = method,
+                    { names::HTTP_ROUTE } = route,
                     { names::HTTP_RESPONSE_STATUS_CODE } = status,
-                    { names::CODE } = code.map(Code::as_str),
-                    error = refusal.and_then(|refusal| refusal.cause.as_deref()),
-                    { names::DURATION_US } = duration_us,
+                    { names::DURATION_US } = self.duration_us(),
                     { names::CONVERSATION_ID } = log.conversation.as_ref().map(tracing::field::display),
                     { names::CONVERSATION_REFERENCE } = log.reference.map(tracing::field::display),
                     { names::WORK_ITEM_ID } = log.work_item.map(tracing::field::display),
                     { names::WORK_ITEM_SEQUENCE } = log.sequence.map(Sequence::get),
                     { names::WORK_ITEM_KIND } = log.kind.map(Kind::as_str),
+                    { names::TURN_ID } = log.turn_id.as_ref().map(tracing::field::display),
+                    { names::DEADLINE } = timeout.map(|(deadline, _)| tracing::field::display(deadline)),
+                    { names::TIMEOUT_MS } = timeout.map(|(_, timeout_ms)| timeout_ms),
                     { names::OUTCOME } = log.outcome.map(Outcome::as_str),
                     { names::DELIVERY } = log.delivery_name(),
                     { names::HELD_BEHIND } = log.held_behind(),
@@ -182,69 +227,122 @@ impl RequestState {
                     { names::RELEASED } = (log.released > 0).then_some(log.released),
                     { names::DROPPED_HELD } = log.dropped.map(|(held, _)| held),
                     { names::DROPPED_AWAITING } = log.dropped.map(|(_, awaiting)| awaiting),
+                    { names::TURNAROUND_MS } = log.turnaround_ms,
                     { names::TOKEN_FINGERPRINT } = log.token.map(tracing::field::display),
-                    { names::CLIENT_ADDRESS } = log.client.map(tracing::field::display),
-                    "request completed"
+                    { names::HTTP_REQUEST_BODY_SIZE } = log.body.map(|(bytes, _)| bytes),
+                    { names::BODY_DIGEST } = log.body_digest(),
+                    { names::ISSUED_TRACE } = log.issued_trace(),
+                    },
+                    "{method} {route} {status} {}{}{id}",
+                    log.delivery_name().unwrap_or_default(),
+                    if log.delivery.is_some() { " " } else { "" },
+                )
+            };
+        }
+        if self.line.probe { line!(debug) } else { line!(info) }
+    }
+
+    /// Logs a refusal, or a request whose client disconnected.
+    fn log_failure(&self, status: u16, refusal: Option<&Refusal>, log: &RequestLog) {
+        let code = refusal.map(|refusal| refusal.code);
+        let (method, route, id) = (self.line.method, self.route(), self.request_id);
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    name: names::REQUEST_EVENT,
+                    {
+                    { names::REQUEST_ID } = %id,
+                    { names::HTTP_REQUEST_METHOD } = method,
+                    { names::HTTP_ROUTE } = route,
+                    { names::HTTP_RESPONSE_STATUS_CODE } = status,
+                    { names::CODE } = code.map(Code::as_str),
+                    { names::MESSAGE } = refusal.map(|refusal| &*refusal.message),
+                    error = refusal.and_then(|refusal| refusal.cause.as_deref()),
+                    { names::DURATION_US } = self.duration_us(),
+                    { names::CONVERSATION_ID } = log.conversation.as_ref().map(tracing::field::display),
+                    { names::CONVERSATION_REFERENCE } = log.reference.map(tracing::field::display),
+                    { names::WORK_ITEM_ID } = log.work_item.map(tracing::field::display),
+                    { names::WORK_ITEM_SEQUENCE } = log.sequence.map(Sequence::get),
+                    { names::WORK_ITEM_KIND } = log.kind.map(Kind::as_str),
+                    { names::TURN_ID } = log.turn_id.as_ref().map(tracing::field::display),
+                    { names::DEADLINE } = log.deadline().map(|(deadline, _)| tracing::field::display(deadline)),
+                    { names::TIMEOUT_MS } = log.deadline().map(|(_, timeout_ms)| timeout_ms),
+                    { names::LATE_MS } = log.late_ms,
+                    { names::OUTCOME } = log.outcome.map(Outcome::as_str),
+                    { names::TOKEN_FINGERPRINT } = log.token.map(tracing::field::display),
+                    { names::HTTP_REQUEST_BODY_SIZE } = log.body.map(|(bytes, _)| bytes),
+                    { names::BODY_DIGEST } = log.body_digest(),
+                    { names::ISSUED_TRACE } = log.issued_trace(),
+                    { names::CLIENT_ADDRESS } = %self.client,
+                    { names::USER_AGENT } = self.user_agent(),
+                    },
+                    "{method} {route} {status} {}{}{id}",
+                    code.map_or("", Code::as_str),
+                    if code.is_some() { " " } else { "" },
                 )
             };
         }
         match code {
             Some(Code::Internal) => line!(error),
             Some(Code::StoreUnavailable | Code::OutcomeUnknown) => line!(warn),
-            None if self.line.probe => line!(debug),
             Some(_) | None => line!(info),
         }
     }
 
-    fn complete_span(&self, status: u16, code: Option<Code>, log: &RequestLog) {
-        let span = &self.span;
-        if !span.is_recorded() {
+    /// The `User-Agent` header, if it is text and contains no token.
+    pub fn user_agent(&self) -> Option<&str> {
+        let text = self.line.user_agent.as_ref()?.to_str().ok()?;
+        // ASCII only, so that it can be cut anywhere.
+        Some(&text[..text.len().min(USER_AGENT_CHARS)]).filter(|text| !contains_token(text))
+    }
+
+    fn end_span(&self, status: u16, code: Option<Code>, log: &RequestLog) {
+        if !self.span.is_recorded() {
             return;
         }
         let mut attributes = log.attributes();
         attributes.extend([
             KeyValue::new(names::HTTP_REQUEST_METHOD, self.line.method),
-            KeyValue::new(names::URL_SCHEME, self.line.scheme),
+            KeyValue::new(names::URL_SCHEME, self.observation.scheme),
             KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status)),
             KeyValue::new(names::REQUEST_ID, self.request_id.to_string()),
         ]);
-        attributes.extend(code.map(|code| KeyValue::new(names::CODE, code.as_str())));
         if let Some(route) = &self.line.route {
             attributes.push(KeyValue::new(names::HTTP_ROUTE, route.as_str().to_owned()));
             attributes.push(KeyValue::new(names::URL_PATH, route.as_str().to_owned()));
         }
-        if let Some(error) = server_error(status, code) {
-            attributes.push(KeyValue::new(names::ERROR_TYPE, error));
-            span.fail(error);
+        let failure = code.and_then(server_error);
+        if status >= 400 {
+            attributes.extend(code.map(|code| KeyValue::new(names::CODE, code.as_str())));
+            attributes.extend(failure.map(|error| KeyValue::new(names::ERROR_TYPE, error)));
+            attributes.push(KeyValue::new(names::CLIENT_ADDRESS, self.client.to_string()));
+            let agent = self.user_agent().map(ToOwned::to_owned);
+            attributes.extend(agent.map(|agent| KeyValue::new(names::USER_AGENT, agent)));
         }
-        span.set_attributes(attributes);
-        span.link(log.issued_in.as_ref(), names::ISSUED_IN);
+        self.span.link(log.issued_in.as_ref(), names::ISSUED_IN);
+        self.span.end(attributes, failure);
     }
 
     fn count(&self, status: u16, code: Option<Code>, log: &RequestLog) {
         let answered = ResponseLabels {
             method: self.line.method,
-            scheme: self.line.scheme,
+            scheme: self.observation.scheme,
             status,
             code: code.map_or("", Code::as_str),
             outcome: log.outcome.map_or("", Outcome::as_str),
-            failure: server_error(status, code),
+            failure: code.and_then(server_error),
         };
-        let route = self.line.route.as_ref().map_or("", MatchedPath::as_str);
         let body = log.body.map(|(bytes, _)| bytes);
-        let on_public = self.line.listener == Listener::Public;
+        let on_public = self.observation.listener == Listener::Public;
         let decided = log.body.filter(|_| on_public).map(|(_, read_at)| read_at.elapsed());
-        let metrics = &self.telemetry.metrics;
-        metrics.record_request(route, answered, self.started.elapsed(), body, decided);
-        if let Some(code) = code.filter(|code| code.is_load_shed()) {
-            metrics.record_shed(code.as_str());
-        }
+        let metrics = &self.observation.telemetry.metrics;
+        metrics.record_request(self.route(), answered, self.started.elapsed(), body, decided);
     }
 }
 
-/// The code of a 5xx response. Per OpenTelemetry's conventions, a 4xx is not a server error.
-fn server_error(status: u16, code: Option<Code>) -> Option<&'static str> {
-    code.filter(|_| (500..600).contains(&status)).map(Code::as_str)
+/// `error.type` of a refusal. By OpenTelemetry's conventions, a 4xx is not an error of the server.
+fn server_error(code: Code) -> Option<&'static str> {
+    code.status().is_server_error().then(|| code.as_str())
 }
 
 /// The refusal for an error response of the framework.

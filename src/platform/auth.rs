@@ -8,11 +8,11 @@ use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
+use opentelemetry::context::FutureExt;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use tokio::time::sleep;
-use tracing::Instrument;
 
 use super::Platform;
 use crate::config::RateLimitConfig;
@@ -86,7 +86,7 @@ async fn guard(
         drop(permit);
         response
     };
-    Ok(shield(call.in_current_span()).await)
+    Ok(shield(call.with_current_context()).await)
 }
 
 /// Limits guesses of service keys by address. A valid key is accepted in any case: another job on the same address may

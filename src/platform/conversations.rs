@@ -190,11 +190,11 @@ pub(super) async fn end(
             log.released = receipt.released.len();
             log.dropped = Some((ended.dropped_held, ended.dropped_awaiting));
         });
-        context.telemetry.metrics.record_dropped(ended.dropped_held, ended.dropped_awaiting);
+        context.telemetry().metrics.record_dropped(ended.dropped_held, ended.dropped_awaiting);
     }
     let channel = || platform.store.channel(conversation.reference());
     let whose = (conversation.reference(), Some(&conversation));
-    context.telemetry.released(&context.span, whose, channel, &receipt.released, &[]);
+    context.telemetry().released(&context.span, whose, channel, &receipt.released, &[]);
     let reply = EndedBody {
         conversation_id: &conversation,
         state: ConversationState::Ended,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,20 +15,21 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream, TryStreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Platform;
 use super::pages::FetchedPage;
 use super::request::{PathIds, invalid};
 use crate::domain::envelope::{EnvelopeJson, event_id};
 use crate::domain::gate::ConversationNotFound;
-use crate::domain::ids::{ConversationId, Sequence};
+use crate::domain::ids::{ConversationId, RequestId, Sequence};
 use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::{ChannelListener, Page, Store};
 use crate::telemetry::names;
+use crate::telemetry::trace::SpanRef;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Interval of comments on a stream without events, so that proxies do not close it.
@@ -74,6 +76,17 @@ pub(super) async fn follow(
     };
     let reader = Reader {
         platform,
+        stream: OpenStream {
+            conversation: conversation.clone(),
+            request_id: context.request_id,
+            span: context.span.clone(),
+            client: context.client,
+            user_agent: context.user_agent().map(ToOwned::to_owned),
+            began: Instant::now(),
+            sent: 0,
+            last: after,
+            closed: Closed::ByClient,
+        },
         conversation,
         opened_at,
         after,
@@ -155,8 +168,73 @@ impl End {
     }
 }
 
+/// Why a stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closed {
+    ByClient,
+    Ended,
+    Draining,
+    /// The store has lost data. Continuing would skip the events that replace the lost ones; a client that reconnects
+    /// gets an error for its cursor.
+    DataLost(&'static str),
+}
+
+impl Closed {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::ByClient => "the client disconnected",
+            Self::Ended => "the conversation has ended",
+            Self::Draining => "the service is draining",
+            Self::DataLost(what) => what,
+        }
+    }
+}
+
+/// An open stream. Logs its end when it is dropped.
+struct OpenStream {
+    conversation: ConversationId,
+    request_id: RequestId,
+    span: SpanRef,
+    client: IpAddr,
+    user_agent: Option<String>,
+    began: Instant,
+    /// Number of envelopes sent.
+    sent: u64,
+    /// Sequence of the last envelope sent, or the one after which the stream began.
+    last: u64,
+    closed: Closed,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let _in_span = self.span.enter();
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    name: "event_stream.closed",
+                    {
+                        { names::REQUEST_ID } = %self.request_id,
+                        { names::CONVERSATION_ID } = %self.conversation,
+                        { names::EVENTS_SENT } = self.sent,
+                        { names::LAST_SEQUENCE } = self.last,
+                        { names::CLOSED_BECAUSE } = self.closed.as_str(),
+                        { names::DURATION_US } = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX),
+                        { names::CLIENT_ADDRESS } = %self.client,
+                        { names::USER_AGENT } = self.user_agent,
+                    },
+                    "event stream closed after sequence {}: {}",
+                    self.last,
+                    self.closed.as_str()
+                )
+            };
+        }
+        if matches!(self.closed, Closed::DataLost(_)) { line!(warn) } else { line!(info) }
+    }
+}
+
 struct Reader {
     platform: Arc<Platform>,
+    stream: OpenStream,
     conversation: ConversationId,
     opened_at: Timestamp,
     after: u64,
@@ -184,22 +262,19 @@ impl Reader {
         loop {
             // The client reconnects to another instance with the last event id.
             if self.platform.lifecycle.is_draining() {
-                return None;
+                return self.close(Closed::Draining);
             }
             if let Some(envelope) = self.fetched.pop_front() {
-                self.after += 1;
                 let Ok(json) = std::str::from_utf8(envelope.bytes()) else {
-                    tracing::error!(
-                        { names::CONVERSATION_ID } = %self.conversation,
-                        { names::WORK_ITEM_SEQUENCE } = self.after,
-                        "an event stream was closed: an envelope is not UTF-8"
-                    );
-                    return None;
+                    return self.close(Closed::DataLost("an envelope is not UTF-8"));
                 };
+                self.after += 1;
+                self.stream.sent += 1;
+                self.stream.last = self.after;
                 return Some(event_of(&event_id(self.opened_at, Sequence::new(self.after)), json));
             }
             if self.finished {
-                return None;
+                return self.close(Closed::Ended);
             }
             self.in_memory = None;
             if self.after == self.end.released && self.failing.is_none() {
@@ -213,50 +288,33 @@ impl Reader {
             let after = Sequence::new(self.after);
             let fetched = tokio::select! {
                 fetched = self.platform.pages.fetch(&self.platform.store, self.conversation.reference(), after) => fetched,
-                () = self.platform.lifecycle.draining_started() => return None,
+                () = self.platform.lifecycle.draining_started() => return self.close(Closed::Draining),
             };
             let failed_before = self.failing.take();
             match fetched {
                 Ok(Ok(FetchedPage { page, .. }))
                     if page.opened_at != self.opened_at || page.released < self.after =>
                 {
-                    // The store has lost data. Continuing would skip the events that replace the lost ones; a
-                    // client that reconnects gets an error for its cursor.
-                    tracing::warn!(
-                        { names::CONVERSATION_ID } = %self.conversation,
-                        { names::WORK_ITEM_SEQUENCE } = self.after,
-                        "an event stream was closed: the store lost envelopes that were already sent"
-                    );
-                    return None;
+                    return self.close(Closed::DataLost("the store lost envelopes that were already sent"));
                 }
                 Ok(Ok(FetchedPage { page, permit })) => {
                     self.end = End::of(&page);
                     if page.envelopes.is_empty() && self.after < page.released {
-                        tracing::warn!(
-                            { names::CONVERSATION_ID } = %self.conversation,
-                            { names::WORK_ITEM_SEQUENCE } = self.after + 1,
-                            "an event stream was closed: an envelope is missing on the channel"
-                        );
-                        return None;
+                        return self.close(Closed::DataLost("an envelope is missing on the channel"));
                     }
                     self.fetched = page.envelopes.into();
                     self.in_memory = Some(permit);
                 }
                 Ok(Err(ConversationNotFound)) => {
-                    // It was live when it was last read: the store has lost it. The client gets an error when it
-                    // reconnects.
-                    tracing::warn!(
-                        { names::CONVERSATION_ID } = %self.conversation,
-                        "an event stream was closed: the store has lost the conversation"
-                    );
-                    return None;
+                    // It was live when it was last read.
+                    return self.close(Closed::DataLost("the store has lost the conversation"));
                 }
                 Err(error) => {
                     // Logged once per outage, not for every retry.
                     if failed_before.is_none() {
                         tracing::warn!(
-                            { names::CONVERSATION_ID } = %self.conversation,
-                            error = error.chain(),
+                            name: "event_stream.retrying",
+                            { { names::CONVERSATION_ID } = %self.conversation, error = error.chain() },
                             "an event stream cannot read from the store; retrying"
                         );
                     }
@@ -265,6 +323,11 @@ impl Reader {
                 }
             }
         }
+    }
+
+    fn close(&mut self, why: Closed) -> Option<Event> {
+        self.stream.closed = why;
+        None
     }
 
     /// Waits until the channel changes, `longest` has passed or draining begins.

@@ -147,7 +147,7 @@ pub(super) async fn issue(
     let item = issued.item;
     context.record(|log| log.item(&item));
     if !issued.repeated {
-        context.telemetry.metrics.record_issued(item.kind);
+        context.telemetry().metrics.record_issued(item.kind);
     }
     let token = platform.keyring.sign(conversation.reference(), &item);
     let reply = IssuedBody {
@@ -255,7 +255,7 @@ pub(super) async fn cancel(
         log.outcome = Some(Outcome::Cancelled);
         log.released = cancelled.released.len();
     });
-    context.telemetry.released(
+    context.telemetry().released(
         &context.span,
         (conversation.reference(), Some(&conversation)),
         || platform.store.channel(conversation.reference()),

@@ -1,14 +1,13 @@
 //! One callback, from the request to the receipt.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
+use opentelemetry::context::FutureExt;
 use tokio::time::{Instant, sleep};
-use tracing::Instrument;
 
 use super::carrier::{Carriers, SentToken};
 use super::{Public, reply};
@@ -19,7 +18,6 @@ use crate::domain::result::{CallbackResult, ResultRefused};
 use crate::domain::token::{Claims, TokenFingerprint, TokenRefused};
 use crate::http::admission::OVERLOAD_DELAY;
 use crate::http::body;
-use crate::http::client_address::Peer;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
@@ -36,18 +34,16 @@ pub const COPIES: usize = 3;
 pub(super) async fn take(
     State(public): State<Arc<Public>>,
     Extension(context): Extension<RequestContext>,
-    Extension(peer): Extension<Peer>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let client = public.clients.client(peer, &parts.headers);
-    let taken = Callback { public: &public, context: &context, client, parts: &parts }.take(body).await;
+    let taken = Callback { public: &public, context: &context, parts: &parts }.take(body).await;
     match taken {
         Err(refusal) if refusal.code == Code::Overloaded => {
             sleep(OVERLOAD_DELAY).await;
             Err(refusal)
         }
-        taken => taken.map_err(|refusal| public.clients.count_refusal(client, refusal, &context)),
+        taken => taken.map_err(|refusal| public.clients.count_refusal(context.client, refusal)),
     }
 }
 
@@ -55,27 +51,26 @@ pub(super) async fn take(
 pub(super) async fn refuse(
     State(public): State<Arc<Public>>,
     Extension(context): Extension<RequestContext>,
-    Extension(peer): Extension<Peer>,
     request: Request,
 ) -> Refusal {
     let (parts, body) = request.into_parts();
     body::discard(&parts.headers, body);
-    let client = public.clients.client(peer, &parts.headers);
-    admit(&public, &context, client).err().unwrap_or_else(|| match parts.extensions.get::<MatchedPath>() {
+    // So that the log line names the work item.
+    let _: InHead<'_> = Callback { public: &public, context: &context, parts: &parts }.in_head();
+    admit(&public, &context).err().unwrap_or_else(|| match parts.extensions.get::<MatchedPath>() {
         Some(_) => Refusal::new(Code::MethodNotAllowed, "only POST is allowed here"),
         None => Refusal::new(Code::NotFound, "there is no such path"),
     })
 }
 
-fn admit(public: &Public, context: &RequestContext, client: IpAddr) -> Result<(), Refusal> {
+fn admit(public: &Public, context: &RequestContext) -> Result<(), Refusal> {
     public.admission.refuse_while_draining()?;
-    public.clients.count_request(client, context)
+    public.clients.count_request(context.client)
 }
 
 struct Callback<'a> {
     public: &'a Public,
     context: &'a RequestContext,
-    client: IpAddr,
     parts: &'a Parts,
 }
 
@@ -94,14 +89,7 @@ impl Callback<'_> {
     async fn take(&self, body: axum::body::Body) -> Result<Response, Refusal> {
         let Self { public, context, parts, .. } = self;
         // First, so that refusals are logged with the token's ids.
-        let in_head = match public.carriers.in_head(parts) {
-            Ok(Some(token)) => {
-                let claims = self.verify(&token);
-                InHead::Token(token, claims)
-            }
-            Ok(None) => InHead::Absent,
-            Err(refusal) => InHead::Refused(refusal),
-        };
+        let in_head = self.in_head();
         if let Err(refusal) = self.admit(&in_head) {
             body::discard(&parts.headers, body);
             return Err(refusal);
@@ -115,9 +103,10 @@ impl Callback<'_> {
         body::check_json(&parts.headers)?;
         if matches!(in_head, InHead::Absent) && !Carriers::may_be_in(&body, |token| self.is_authentic(token))
         {
-            public.clients.refuse_without_token(self.client, context)?;
+            public.clients.refuse_without_token(context.client)?;
         }
         let (result, claims) = self.read_result(in_head, &body)?;
+        context.record(|log| log.digest = Some(result.fingerprint));
         // If the token's field was removed, the result is a copy of its own.
         drop(body);
         let command = Accept {
@@ -131,7 +120,7 @@ impl Callback<'_> {
             attempt: Entropy.attempt_id(),
         };
         let (store, context) = (Arc::clone(&public.store), RequestContext::clone(context));
-        let release_after = public.store_timeout;
+        let (release_after, clock) = (public.store_timeout, public.clock.clone());
         // Shielded: if the client disconnects, the step is still completed and logged, and its memory stays counted.
         let step = async move {
             let accepted = store.accept(command).await;
@@ -139,9 +128,7 @@ impl Callback<'_> {
             match &accepted {
                 Ok(Ok(receipt)) => record_accepted(&store, &context, &claims, receipt),
                 Ok(Err(refused)) => {
-                    if let Some(known) = &refused.known {
-                        context.record(|log| log.known(known));
-                    }
+                    context.record(|log| log.refused(refused, clock.now()));
                 }
                 // The Redis client keeps an unanswered command until it gives up the connection.
                 Err(StoreError::OutcomeUnknown(_)) => {
@@ -154,18 +141,36 @@ impl Callback<'_> {
             }
             accepted
         };
-        Ok(reply::receipt(&shield(step.in_current_span()).await??))
+        Ok(reply::receipt(&shield(step.with_current_context()).await??))
+    }
+
+    /// Finds and verifies the token in the request's head, and records its ids.
+    fn in_head(&self) -> InHead<'_> {
+        match self.public.carriers.in_head(self.parts) {
+            Ok(Some(token)) => {
+                let claims = self.verify(&token);
+                InHead::Token(token, claims)
+            }
+            Ok(None) => InHead::Absent,
+            Err(refusal) => {
+                for token in self.public.carriers.all_in_head(self.parts) {
+                    // Records the ids of the authentic ones.
+                    let _: Result<Claims, _> = self.verify(&token);
+                }
+                InHead::Refused(refusal)
+            }
+        }
     }
 
     /// Refuses before the body is read: draining and rate limits.
     fn admit(&self, in_head: &InHead<'_>) -> Result<(), Refusal> {
-        admit(self.public, self.context, self.client)?;
+        admit(self.public, self.context)?;
         let may_be_in_body = self.public.carriers.body_field().is_some();
         match in_head {
             InHead::Token(_, Ok(_)) => Ok(()),
             InHead::Absent if may_be_in_body => Ok(()),
             InHead::Token(_, Err(_)) | InHead::Absent | InHead::Refused(_) => {
-                self.public.clients.refuse_without_token(self.client, self.context)
+                self.public.clients.refuse_without_token(self.context.client)
             }
         }
     }
@@ -204,11 +209,12 @@ impl Callback<'_> {
             verified => verified,
         };
         self.context.record(|log| {
-            log.token = Some(TokenFingerprint::of(token));
             if let Ok(claims) | Err(TokenRefused::Expired(claims)) = &verified {
-                log.reference = Some(claims.conversation);
-                log.work_item = Some(claims.work_item);
+                log.claims(claims);
+            } else if log.reference.is_some() {
+                return;
             }
+            log.token = Some(TokenFingerprint::of(token));
         });
         verified
     }
@@ -219,9 +225,9 @@ fn record_accepted(store: &Observed, context: &RequestContext, claims: &Claims, 
     context.record(|log| log.receipt(receipt));
     if !receipt.replayed {
         let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);
-        context.telemetry.metrics.record_turnaround(receipt.item.kind, receipt.outcome, turnaround_ms);
+        context.telemetry().metrics.record_turnaround(receipt.item.kind, receipt.outcome, turnaround_ms);
     }
-    context.telemetry.released(
+    context.telemetry().released(
         &context.span,
         (claims.conversation, Some(&receipt.conversation_id)),
         || store.channel(claims.conversation),

@@ -74,7 +74,12 @@ impl Carriers {
 
     /// The token in the request's head, if it has one.
     pub(super) fn in_head<'a>(&self, parts: &'a Parts) -> Result<Option<SentToken<'a>>, Refusal> {
-        only(self.in_header(parts).chain(self.in_query(parts)).chain(self.in_path(parts)))
+        only(self.all_in_head(parts))
+    }
+
+    /// All tokens in the request's head.
+    pub(super) fn all_in_head<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = SentToken<'a>> {
+        self.in_header(parts).chain(self.in_query(parts)).chain(self.in_path(parts))
     }
 
     /// The token in the head or the body. If both have one, they must be equal.

@@ -4,19 +4,14 @@
 //! body as long as it is written there as it was issued.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use crate::config::{Config, RateLimitConfig};
-use crate::http::client_address::{Peer, Proxies};
-use crate::http::context::RequestContext;
 use crate::http::rate_limit::{AddressLimit, Rate, rate_limited};
 use crate::http::refusal::Refusal;
-use axum::http::HeaderMap;
 
 /// The configured limits.
 #[derive(Debug)]
 pub struct ClientLimits {
-    proxies: Proxies,
     requests: AddressLimit,
     bad_tokens: AddressLimit,
 }
@@ -27,53 +22,33 @@ impl ClientLimits {
         let RateLimitConfig { max, window_ms, failed_max, failed_window_ms, ipv6_prefix } = config.rate_limit;
         let limit = |max, window| AddressLimit::new(Rate { max, window }, ipv6_prefix.get());
         Self {
-            proxies: config.proxies(),
             requests: limit(max.get(), window_ms.duration()),
             bad_tokens: limit(failed_max.get(), failed_window_ms.duration()),
         }
     }
 
-    /// The client of a request.
-    pub(super) fn client(&self, peer: Peer, headers: &HeaderMap) -> IpAddr {
-        self.proxies.client(peer, headers)
-    }
-
     /// Counts a request, and refuses it when there were too many.
-    pub(super) fn count_request(&self, client: IpAddr, context: &RequestContext) -> Result<(), Refusal> {
+    pub(super) fn count_request(&self, client: IpAddr) -> Result<(), Refusal> {
         let counted = self.requests.count(client);
-        counted.map_err(|wait| refused("too many requests from this address", client, wait, context))
+        counted.map_err(|wait| rate_limited("too many requests from this address", wait))
     }
 
     /// Refuses a request without a valid token if its address has exceeded the limit.
-    pub(super) fn refuse_without_token(
-        &self,
-        client: IpAddr,
-        context: &RequestContext,
-    ) -> Result<(), Refusal> {
+    pub(super) fn refuse_without_token(&self, client: IpAddr) -> Result<(), Refusal> {
         let wait = self.bad_tokens.exceeded(client);
-        wait.map_or(Ok(()), |wait| Err(refused(BAD_TOKENS, client, wait, context)))
+        wait.map_or(Ok(()), |wait| Err(rate_limited(BAD_TOKENS, wait)))
     }
 
     /// Counts a refusal for a missing or invalid token. Beyond the limit, replaces it with `RATE_LIMITED`.
-    pub(super) fn count_refusal(
-        &self,
-        client: IpAddr,
-        refusal: Refusal,
-        context: &RequestContext,
-    ) -> Refusal {
+    pub(super) fn count_refusal(&self, client: IpAddr, refusal: Refusal) -> Refusal {
         if !refusal.code.is_failed_authentication() {
             return refusal;
         }
         match self.bad_tokens.count(client) {
             Ok(()) => refusal,
-            Err(wait) => refused(BAD_TOKENS, client, wait, context),
+            Err(wait) => rate_limited(BAD_TOKENS, wait),
         }
     }
 }
 
 const BAD_TOKENS: &str = "too many requests without a valid token from this address";
-
-fn refused(message: &'static str, client: IpAddr, wait: Duration, context: &RequestContext) -> Refusal {
-    context.record(|log| log.client = Some(client));
-    rate_limited(message, wait)
-}

@@ -5,13 +5,11 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
-use opentelemetry::trace::{Status, TraceContextExt};
+use opentelemetry::trace::SpanKind;
+use opentelemetry::{KeyValue, time};
 use redis::RedisError;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{Instrument, Span};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::health::{HealthMonitor, StoreHealth};
 use super::memory::MemoryStore;
@@ -23,8 +21,7 @@ use crate::domain::gate::{
     WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
-use crate::telemetry::trace::TARGET;
-use crate::telemetry::{Metrics, names};
+use crate::telemetry::{Telemetry, names, redis_call_attributes};
 
 /// The closed set of backends.
 #[derive(Debug)]
@@ -61,7 +58,7 @@ macro_rules! backend_async {
 #[derive(Debug)]
 pub struct Observed {
     backend: Backend,
-    metrics: Metrics,
+    telemetry: Telemetry,
     schedule: Schedule,
     /// Where Redis is, as its spans and its metric tell.
     server: Vec<KeyValue>,
@@ -98,11 +95,11 @@ impl StoreError {
 
 impl Observed {
     /// Wraps a backend.
-    pub fn new(backend: Backend, metrics: Metrics) -> Self {
+    pub fn new(backend: Backend, telemetry: Telemetry) -> Self {
         let (server, partitions) = match &backend {
             Backend::Memory(memory) => (Vec::new(), memory.partitions()),
             Backend::Redis(redis) => {
-                metrics.set_connection_counter(redis.connections());
+                telemetry.metrics.set_connection_counter(redis.connections());
                 let at = redis.location();
                 let mut server = vec![
                     // Shared: every call has them.
@@ -114,7 +111,7 @@ impl Observed {
             }
         };
         let schedule = Schedule::new(partitions, Instant::now());
-        Self { backend, metrics, schedule, server, health: HealthMonitor::new() }
+        Self { backend, telemetry, schedule, server, health: HealthMonitor::new() }
     }
 
     /// When something is due, as far as this process knows.
@@ -170,29 +167,20 @@ impl Observed {
         operation: Operation,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let redis = matches!(self.backend, Backend::Redis(_));
-        let (command, script) = match operation {
+        let start = time::now();
+        if matches!(self.backend, Backend::Memory(_)) {
+            let Operation::Script(name) = operation else { return call.await };
+            let result = call.await;
+            self.telemetry.export_call(|| name.into(), SpanKind::Internal, start, Vec::new, None);
+            return result;
+        }
+        let operation_names = match operation {
             Operation::Script(script) => ("EVALSHA", script),
             Operation::Command(command) => (command, ""),
         };
-        // No span outside a sampled trace: the sweeper polls constantly.
-        let recorded =
-            opentelemetry::Context::map_current(|context| context.span().span_context().is_sampled());
-        let span = match (recorded, redis) {
-            (false, _) => Span::none(),
-            (true, true) => {
-                let name = format!("{command} {script}");
-                tracing::info_span!(target: TARGET, "store", otel.kind = "client", otel.name = name.trim_end())
-            }
-            (true, false) => {
-                tracing::info_span!(target: TARGET, "store", otel.kind = "internal", otel.name = script)
-            }
-        };
-        if !redis {
-            return call.instrument(span).await;
-        }
-        let start = Instant::now();
-        let result = call.instrument(span.clone()).await;
+        let began = Instant::now();
+        let result = call.await;
+        let failure = result.as_ref().err().map(StoreError::kind);
         let mut error = Vec::new();
         if let Err(failed) = &result {
             if matches!(operation, Operation::Script(_)) && !matches!(failed, StoreError::Broken(_)) {
@@ -201,20 +189,17 @@ impl Observed {
             error.push(KeyValue::new(names::ERROR_TYPE, failed.kind()));
             let code = failed.redis_code().map(ToOwned::to_owned);
             error.extend(code.map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code)));
-            span.set_status(Status::error(failed.kind()));
         }
-        self.metrics.record_redis_call(start.elapsed(), (command, script), &self.server, &error);
-        if recorded {
-            let mut attributes = vec![
-                KeyValue::new(names::DB_SYSTEM_NAME, "redis"),
-                KeyValue::new(names::DB_OPERATION_NAME, command),
-            ];
-            attributes
-                .extend((!script.is_empty()).then(|| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
-            for attribute in attributes.into_iter().chain(error).chain(self.server.iter().cloned()) {
-                span.set_attribute(attribute.key, attribute.value);
-            }
-        }
+        let metrics = &self.telemetry.metrics;
+        metrics.record_redis_call(began.elapsed(), operation_names, &self.server, &error);
+        let (command, script) = operation_names;
+        self.telemetry.export_call(
+            || format!("{command} {script}").trim_end().to_owned().into(),
+            SpanKind::Client,
+            start,
+            || [redis_call_attributes(operation_names), self.server.clone(), error].concat(),
+            failure,
+        );
         result
     }
 }

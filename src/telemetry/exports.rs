@@ -1,75 +1,44 @@
 //! The OTLP exporters, configured by OpenTelemetry's own environment variables.
 
-mod variables;
-
 use std::fmt;
-use std::str::FromStr;
 
 use opentelemetry::KeyValue;
+use opentelemetry_otlp::OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE as TEMPORALITY;
 use opentelemetry_otlp::{
-    ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig,
+    ExporterBuildError, LogExporter, MetricExporter, Protocol, SpanExporter, WithExportConfig, WithHttpConfig,
 };
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::Sampler;
+use opentelemetry_sdk::metrics::Temporality;
 use thiserror::Error;
 
 use super::names;
 use crate::clock::Entropy;
 
-/// Transport of OTLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// gRPC.
-    Grpc,
-    /// Protobuf over HTTP.
-    HttpProtobuf,
-}
-
-impl FromStr for Protocol {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "grpc" => Ok(Self::Grpc),
-            "http/protobuf" => Ok(Self::HttpProtobuf),
-            _ => Err(()),
-        }
-    }
-}
-
 /// OpenTelemetry's default size of a queue.
 const DEFAULT_QUEUE_SIZE: usize = 2_048;
+/// The SDK allocates a queue at its full size.
+const MAX_QUEUE_SIZE: usize = 100_000;
 
-/// The exported signals with their protocols. `Default`: none.
+/// The exported signals. `Default`: none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Exports {
-    /// Spans.
-    pub traces: Option<Protocol>,
-    /// Metrics.
-    pub metrics: Option<Protocol>,
-    /// Log records.
-    pub logs: Option<Protocol>,
+    pub(super) traces: Option<Protocol>,
+    pub(super) metrics: Option<Protocol>,
+    pub(super) logs: Option<Protocol>,
     /// Maximum number of queued spans.
     pub(super) span_queue: usize,
     /// Maximum number of queued log records.
     pub(super) log_queue: usize,
-    /// Sampled ratio of new traces, 0 to 1.
-    ratio: f64,
-    /// Whether the caller's sampling decision is used if there is one.
-    parent_based: bool,
+    /// Whether metrics count from the last export or from the start of the process.
+    temporality: Temporality,
 }
 
 impl Default for Exports {
     fn default() -> Self {
-        Self {
-            traces: None,
-            metrics: None,
-            logs: None,
-            span_queue: DEFAULT_QUEUE_SIZE,
-            log_queue: DEFAULT_QUEUE_SIZE,
-            ratio: 1.0,
-            parent_based: true,
-        }
+        let (traces, metrics, logs) = (None, None, None);
+        let (span_queue, log_queue) = (DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_SIZE);
+        // Not OpenTelemetry's default: a series that begins with a burst has no earlier point to subtract from.
+        Self { traces, metrics, logs, span_queue, log_queue, temporality: Temporality::Delta }
     }
 }
 
@@ -100,13 +69,14 @@ impl From<ExporterBuildError> for ExportError {
 
 impl Exports {
     /// Reads the variables with `variable`. A signal is exported if it has an endpoint, or if `OTEL_<SIGNAL>_EXPORTER`
-    /// is `otlp`.
+    /// is `otlp`. The SDK reads all other variables by itself.
     ///
     /// # Errors
     /// A variable has an invalid or unsupported value, and at least one signal is exported.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ExportError> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let signal = |signal: &str| -> Result<Option<Protocol>, ExportError> {
+        let refused = |name: &str, allowed| ExportError::Variable { name: name.to_owned(), allowed };
+        let signal = |signal: &str| {
             let exporter = format!("OTEL_{signal}_EXPORTER");
             let selected = match variable(&exporter).as_deref() {
                 None => false,
@@ -114,7 +84,7 @@ impl Exports {
                 // The endpoint for Prometheus is always on.
                 Some("none") => return Ok(None),
                 Some("prometheus") if signal == "METRICS" => return Ok(None),
-                Some(_) => return Err(ExportError::Variable { name: exporter, allowed: "otlp or none" }),
+                Some(_) => return Err(refused(&exporter, "otlp or none")),
             };
             let either = |what: &str| {
                 [format!("OTEL_EXPORTER_OTLP_{signal}_{what}"), format!("OTEL_EXPORTER_OTLP_{what}")]
@@ -124,9 +94,12 @@ impl Exports {
             if !selected && either("ENDPOINT").is_none() {
                 return Ok(None);
             }
-            let Some((protocol, name)) = either("PROTOCOL") else { return Ok(Some(Protocol::HttpProtobuf)) };
-            let allowed = "grpc or http/protobuf";
-            protocol.parse().map(Some).map_err(|()| ExportError::Variable { name, allowed })
+            match either("PROTOCOL") {
+                None => Ok(Some(Protocol::HttpBinary)),
+                Some((text, _)) if text == "http/protobuf" => Ok(Some(Protocol::HttpBinary)),
+                Some((text, _)) if text == "grpc" => Ok(Some(Protocol::Grpc)),
+                Some((_, name)) => Err(refused(&name, "grpc or http/protobuf")),
+            }
         };
         if variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             return Ok(Self::default());
@@ -135,32 +108,23 @@ impl Exports {
         if traces.or(metrics).or(logs).is_none() {
             return Ok(Self::default());
         }
-        variables::check(variable)?;
-        let queue =
-            |name: &str| variable(name).and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_QUEUE_SIZE);
-        let sampler = variable("OTEL_TRACES_SAMPLER").unwrap_or_else(|| "parentbased_always_on".to_owned());
-        let given = variable("OTEL_TRACES_SAMPLER_ARG").and_then(|text| text.parse().ok());
-        let parent_based = sampler.strip_prefix("parentbased_");
-        let ratio = match parent_based.unwrap_or(&sampler) {
-            "always_off" => 0.0,
-            "traceidratio" => given.unwrap_or(1.0),
-            _ => 1.0,
+        let queue_size = |name: &str| match variable(name).map(|text| text.parse()) {
+            None => Ok(DEFAULT_QUEUE_SIZE),
+            Some(Ok(size)) if (1..=MAX_QUEUE_SIZE).contains(&size) => Ok(size),
+            Some(_) => Err(refused(name, "1 to 100000")),
+        };
+        let temporality = match variable(TEMPORALITY).map(|text| text.parse()) {
+            None => Self::default().temporality,
+            Some(parsed) => parsed.map_err(|()| refused(TEMPORALITY, "cumulative, delta or lowmemory"))?,
         };
         Ok(Self {
             traces,
             metrics,
             logs,
-            span_queue: queue("OTEL_BSP_MAX_QUEUE_SIZE"),
-            log_queue: queue("OTEL_BLRP_MAX_QUEUE_SIZE"),
-            ratio,
-            parent_based: parent_based.is_some(),
+            span_queue: queue_size("OTEL_BSP_MAX_QUEUE_SIZE")?,
+            log_queue: queue_size("OTEL_BLRP_MAX_QUEUE_SIZE")?,
+            temporality,
         })
-    }
-
-    /// The sampler that the variables select.
-    pub(super) fn sampler(&self) -> Sampler {
-        let sampler = Sampler::TraceIdRatioBased(self.ratio);
-        if self.parent_based { Sampler::ParentBased(Box::new(sampler)) } else { sampler }
     }
 }
 
@@ -176,19 +140,23 @@ impl fmt::Display for Exports {
 /// The resource: attributes from the variables, with defaults for the service's name, version and instance id.
 pub(super) fn resource() -> Resource {
     let from_variables = Resource::builder().build();
-    let name = from_variables.get(&names::SERVICE_NAME.into()).map(|name| name.to_string());
-    let has_name = name.is_some_and(|name| !name.starts_with("unknown_service"));
-    let instance = from_variables.get(&names::SERVICE_INSTANCE_ID.into());
-    let mut builder = Resource::builder()
-        .with_attribute(KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")))
-        .with_attribute(KeyValue::new(
+    let given = |name: &'static str| from_variables.get(&name.into()).map(|value| value.to_string());
+    let name = given(names::SERVICE_NAME).filter(|name| !name.starts_with("unknown_service"));
+    let instance = given(names::SERVICE_INSTANCE_ID);
+    let environment =
+        given(names::DEPLOYMENT_ENVIRONMENT).or_else(|| given(names::DEPLOYMENT_ENVIRONMENT_OLD));
+    let mut attributes = vec![
+        KeyValue::new(names::SERVICE_NAME, name.unwrap_or_else(|| names::SERVICE.to_owned())),
+        KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
+        KeyValue::new(
             names::SERVICE_INSTANCE_ID,
-            instance.map_or_else(|| Entropy.request_id().to_string(), |id| id.to_string()),
-        ));
-    if !has_name {
-        builder = builder.with_service_name(names::SERVICE);
+            instance.unwrap_or_else(|| Entropy.request_id().to_string()),
+        ),
+    ];
+    for name in [names::DEPLOYMENT_ENVIRONMENT, names::DEPLOYMENT_ENVIRONMENT_OLD] {
+        attributes.extend(environment.clone().map(|value| KeyValue::new(name, value)));
     }
-    builder.build()
+    Resource::builder().with_attributes(attributes).build()
 }
 
 /// A client with built-in certificate authorities, because slim container images have none. Created on a separate
@@ -209,29 +177,29 @@ fn http_client() -> Result<reqwest::blocking::Client, ExportError> {
 
 /// Builds the exporter of one signal.
 macro_rules! exporter {
-    ($exporter:ident, $protocol:expr) => {{
-        let builder = $exporter::builder();
+    ($builder:expr, $protocol:expr) => {
         Ok(match $protocol {
-            Protocol::Grpc => builder.with_tonic().build()?,
-            Protocol::HttpProtobuf => builder
-                .with_http()
-                .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-                .with_http_client(http_client()?)
-                .build()?,
+            Protocol::Grpc => $builder.with_tonic().build()?,
+            protocol => {
+                let builder = $builder.with_http().with_protocol(protocol);
+                builder.with_http_client(http_client()?).build()?
+            }
         })
-    }};
+    };
 }
 
 pub(super) fn spans(protocol: Protocol) -> Result<SpanExporter, ExportError> {
-    exporter!(SpanExporter, protocol)
-}
-
-pub(super) fn metrics(protocol: Protocol) -> Result<MetricExporter, ExportError> {
-    exporter!(MetricExporter, protocol)
+    exporter!(SpanExporter::builder(), protocol)
 }
 
 pub(super) fn logs(protocol: Protocol) -> Result<LogExporter, ExportError> {
-    exporter!(LogExporter, protocol)
+    exporter!(LogExporter::builder(), protocol)
+}
+
+impl Exports {
+    pub(super) fn metric_exporter(&self, protocol: Protocol) -> Result<MetricExporter, ExportError> {
+        exporter!(MetricExporter::builder().with_temporality(self.temporality), protocol)
+    }
 }
 
 #[cfg(test)]
@@ -271,19 +239,26 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
             ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/protobuf"),
         ]);
-        let (grpc, http) = (Some(Protocol::Grpc), Some(Protocol::HttpProtobuf));
+        let (grpc, http) = (Some(Protocol::Grpc), Some(Protocol::HttpBinary));
         assert_eq!(read, Ok(Exports { traces: grpc, metrics: grpc, logs: http, ..Exports::default() }));
     }
 
     #[test]
-    fn sampler_and_queue_sizes_are_read_from_the_variables() {
+    fn queue_sizes_and_temporality_are_read_from_the_variables() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318");
-        let tenth = [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0.1")];
-        let read = exports(&[endpoint, tenth[0], tenth[1], ("OTEL_BSP_MAX_QUEUE_SIZE", "8")]).unwrap();
-        let values = (read.ratio.to_bits(), read.parent_based, read.span_queue, read.log_queue);
-        assert_eq!(values, (0.1_f64.to_bits(), true, 8, DEFAULT_QUEUE_SIZE));
-        let off = exports(&[endpoint, ("OTEL_TRACES_SAMPLER", "always_off")]).unwrap();
-        assert_eq!((off.ratio.to_bits(), off.parent_based), (0.0_f64.to_bits(), false));
+        let read = exports(&[endpoint, ("OTEL_BSP_MAX_QUEUE_SIZE", "8")]).unwrap();
+        assert_eq!((read.span_queue, read.log_queue), (8, DEFAULT_QUEUE_SIZE));
+        assert_eq!(read.temporality, Temporality::Delta);
+        for (value, expected) in [
+            ("cumulative", Temporality::Cumulative),
+            ("Delta", Temporality::Delta),
+            ("lowmemory", Temporality::LowMemory),
+        ] {
+            let read = exports(&[endpoint, (TEMPORALITY, value)]).unwrap();
+            assert_eq!(read.temporality, expected);
+        }
+        let error = exports(&[endpoint, (TEMPORALITY, "both")]).unwrap_err();
+        assert_eq!(error, format!("{TEMPORALITY}: must be cumulative, delta or lowmemory"));
     }
 
     #[test]

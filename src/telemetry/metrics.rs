@@ -3,8 +3,8 @@
 mod bound_instruments;
 mod gauges;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
@@ -17,7 +17,7 @@ use prometheus::{Registry, TextEncoder};
 
 use self::bound_instruments::BoundInstruments;
 use self::gauges::Gauges;
-use super::monitored::DropCounters;
+pub(super) use self::gauges::Losses;
 use super::names::{self, Metric};
 use crate::domain::gate::{Released, Totals};
 use crate::domain::time::Timestamp;
@@ -65,18 +65,39 @@ pub struct ResponseLabels {
     pub failure: Option<&'static str>,
 }
 
+/// A histogram is bound when its first value is recorded: without values, it would be exported with infinite extremes.
 #[derive(Debug)]
-struct RequestInstruments {
-    duration: BoundHistogram<f64>,
-    body_size: BoundHistogram<u64>,
-    accept_duration: BoundHistogram<f64>,
+struct LazyHistogram<T>(OnceLock<BoundHistogram<T>>);
+
+impl<T> Default for LazyHistogram<T> {
+    fn default() -> Self {
+        Self(OnceLock::new())
+    }
 }
 
+impl<T> LazyHistogram<T> {
+    fn of(&self, histogram: &Histogram<T>, attributes: impl FnOnce() -> Vec<KeyValue>) -> &BoundHistogram<T> {
+        self.0.get_or_init(|| histogram.bind(&attributes()))
+    }
+}
+
+/// What is recorded for the requests with the same attributes.
+#[derive(Debug)]
+struct RequestInstruments {
+    attributes: Vec<KeyValue>,
+    decision: [KeyValue; 2],
+    duration: LazyHistogram<f64>,
+    body_size: LazyHistogram<u64>,
+    accept_duration: LazyHistogram<f64>,
+}
+
+/// What is recorded for the work items of a kind that have an outcome.
 #[derive(Debug)]
 struct WorkItemInstruments {
-    turnaround: BoundHistogram<f64>,
-    hold_time: BoundHistogram<f64>,
-    end_to_end: BoundHistogram<f64>,
+    attributes: [KeyValue; 2],
+    turnaround: LazyHistogram<f64>,
+    hold_time: LazyHistogram<f64>,
+    end_to_end: LazyHistogram<f64>,
     released: BoundCounter<u64>,
 }
 
@@ -93,6 +114,7 @@ struct Instruments {
     active_requests: UpDownCounter<i64>,
     /// By method and scheme.
     active: BoundInstruments<(&'static str, &'static str), BoundUpDownCounter<i64>>,
+    refused: Counter<u64>,
     turnaround: Histogram<f64>,
     hold_time: Histogram<f64>,
     end_to_end: Histogram<f64>,
@@ -104,7 +126,6 @@ struct Instruments {
     store_duration: Histogram<f64>,
     /// By command and script; successful calls only.
     store: BoundInstruments<(&'static str, &'static str), BoundHistogram<f64>>,
-    shed: Counter<u64>,
     panics: Counter<u64>,
 }
 
@@ -129,8 +150,14 @@ fn kind_attribute(kind: Kind) -> KeyValue {
     KeyValue::new(names::WORK_ITEM_KIND, kind.as_str())
 }
 
+/// The attributes of a refusal. `failure`: the code again, if the service is at fault.
+fn refusal_attributes(code: &'static str, failure: Option<&'static str>) -> Vec<KeyValue> {
+    let failure = failure.map(|code| KeyValue::new(names::ERROR_TYPE, code));
+    [KeyValue::new(names::CODE, code)].into_iter().chain(failure).collect()
+}
+
 impl Instruments {
-    fn new(provider: SdkMeterProvider, registry: Registry, drops: Arc<DropCounters>) -> Self {
+    fn new(provider: SdkMeterProvider, registry: Registry, losses: Losses) -> Self {
         let meter = provider.meter(names::SCOPE);
         let (size, active) = (names::REQUEST_BODY_SIZE, names::ACTIVE_REQUESTS);
         Self {
@@ -149,6 +176,7 @@ impl Instruments {
                 .with_description(active.meaning)
                 .build(),
             active: BoundInstruments::default(),
+            refused: counter(&meter, names::REFUSED),
             turnaround: seconds(&meter, names::TURNAROUND, WORK_ITEM_SECONDS),
             hold_time: seconds(&meter, names::HOLD_TIME, WORK_ITEM_SECONDS),
             end_to_end: seconds(&meter, names::END_TO_END, WORK_ITEM_SECONDS),
@@ -159,15 +187,29 @@ impl Instruments {
             lateness: seconds(&meter, names::LATENESS, REQUEST_SECONDS),
             store_duration: seconds(&meter, names::STORE_DURATION, REQUEST_SECONDS),
             store: BoundInstruments::default(),
-            shed: counter(&meter, names::SHED),
             panics: counter(&meter, names::PANICS),
-            gauges: Gauges::new(&meter, drops),
+            gauges: Gauges::new(&meter, losses),
             provider,
             registry,
         }
     }
 
-    fn bind_request(&self, route: &str, labels: &ResponseLabels) -> RequestInstruments {
+    /// Begins the known series at 0. The first increment would otherwise be a series' first value, which does not count
+    /// as an increase.
+    fn begin_at_zero(&self) {
+        self.panics.add(0, &[]);
+        for state in ["held", "awaiting"] {
+            self.dropped.add(0, &[KeyValue::new(names::STATE, state)]);
+        }
+        for kind in Kind::ALL {
+            self.issued.add(0, &[kind_attribute(kind)]);
+            for outcome in Outcome::ALL {
+                self.with_work_item(kind, outcome, |instruments| instruments.released.add(0));
+            }
+        }
+    }
+
+    fn bind_request(route: &str, labels: &ResponseLabels) -> RequestInstruments {
         let mut attributes = vec![
             KeyValue::new(names::HTTP_REQUEST_METHOD, labels.method),
             KeyValue::new(names::URL_SCHEME, labels.scheme),
@@ -175,29 +217,30 @@ impl Instruments {
         ];
         attributes.extend((!route.is_empty()).then(|| KeyValue::new(names::HTTP_ROUTE, route.to_owned())));
         attributes.extend(labels.failure.map(|kind| KeyValue::new(names::ERROR_TYPE, kind)));
-        let decision =
-            [KeyValue::new(names::CODE, labels.code), KeyValue::new(names::OUTCOME, labels.outcome)];
-        let body_size = self.request_body_size.bind(&attributes);
-        attributes.extend(decision.clone());
         RequestInstruments {
-            duration: self.request_duration.bind(&attributes),
-            body_size,
-            accept_duration: self.accept_duration.bind(&decision),
-        }
-    }
-
-    fn bind_work_item(&self, kind: Kind, outcome: Outcome) -> WorkItemInstruments {
-        let attributes = [kind_attribute(kind), KeyValue::new(names::OUTCOME, outcome.as_str())];
-        WorkItemInstruments {
-            turnaround: self.turnaround.bind(&attributes),
-            hold_time: self.hold_time.bind(&attributes),
-            end_to_end: self.end_to_end.bind(&attributes),
-            released: self.released.bind(&attributes),
+            attributes,
+            decision: [
+                KeyValue::new(names::CODE, labels.code),
+                KeyValue::new(names::OUTCOME, labels.outcome),
+            ],
+            duration: LazyHistogram::default(),
+            body_size: LazyHistogram::default(),
+            accept_duration: LazyHistogram::default(),
         }
     }
 
     fn with_work_item(&self, kind: Kind, outcome: Outcome, record: impl FnOnce(&WorkItemInstruments)) {
-        self.work_items.with(&(kind, outcome), || self.bind_work_item(kind, outcome), record);
+        let bind = || {
+            let attributes = [kind_attribute(kind), KeyValue::new(names::OUTCOME, outcome.as_str())];
+            WorkItemInstruments {
+                released: self.released.bind(&attributes),
+                attributes,
+                turnaround: LazyHistogram::default(),
+                hold_time: LazyHistogram::default(),
+                end_to_end: LazyHistogram::default(),
+            }
+        };
+        self.work_items.with(&(kind, outcome), bind, record);
     }
 }
 
@@ -205,7 +248,7 @@ impl Metrics {
     /// Metrics for Prometheus, and for the readers that `with_readers` adds.
     pub(super) fn new(
         resource: Resource,
-        drops: Arc<DropCounters>,
+        losses: Losses,
         with_readers: impl FnOnce(MeterProviderBuilder) -> MeterProviderBuilder,
     ) -> Self {
         let registry = Registry::new();
@@ -214,17 +257,21 @@ impl Metrics {
         let mut builder = SdkMeterProvider::builder().with_resource(resource);
         match exporter {
             Ok(exporter) => builder = builder.with_reader(exporter),
-            Err(error) => tracing::error!(error = %error, "a bug: cannot create the exporter for Prometheus"),
+            Err(error) => {
+                tracing::error!(name: "bug", %error, "a bug: cannot create the exporter for Prometheus");
+            }
         }
-        Self(Arc::new(Instruments::new(with_readers(builder).build(), registry, drops)))
+        let instruments = Instruments::new(with_readers(builder).build(), registry, losses);
+        instruments.begin_at_zero();
+        Self(Arc::new(instruments))
     }
 
     /// Metrics for Prometheus only.
     pub fn local() -> Self {
-        Self::new(Resource::builder_empty().build(), Arc::default(), |builder| builder)
+        Self::new(Resource::builder_empty().build(), Losses::default(), |builder| builder)
     }
 
-    /// The provider, to shut it down.
+    /// The provider, to flush it and to shut it down.
     pub(super) fn provider(&self) -> &SdkMeterProvider {
         &self.0.provider
     }
@@ -246,6 +293,11 @@ impl Metrics {
         ActiveRequest(active)
     }
 
+    /// Begins the count of refusals with a code at 0. `failure`: the code again, if the service is at fault.
+    pub fn begin_refused_at_zero(&self, code: &'static str, failure: Option<&'static str>) {
+        self.0.refused.add(0, &refusal_attributes(code, failure));
+    }
+
     /// Records an answered request. `body`: its size in bytes, if it was read to its end. `decision`: for a callback,
     /// the time from the last byte of its body to its acceptance or refusal.
     pub fn record_request(
@@ -256,24 +308,32 @@ impl Metrics {
         body: Option<usize>,
         decision: Option<Duration>,
     ) {
+        let all = &self.0;
         let record = |bound: &RequestInstruments| {
-            bound.duration.record(duration.as_secs_f64());
+            let attributes = || [&bound.attributes[..], &bound.decision].concat();
+            bound.duration.of(&all.request_duration, attributes).record(duration.as_secs_f64());
             if let Some(bytes) = body {
-                bound.body_size.record(bytes as u64);
+                bound.body_size.of(&all.request_body_size, || bound.attributes.clone()).record(bytes as u64);
             }
             if let Some(duration) = decision {
-                bound.accept_duration.record(duration.as_secs_f64());
+                let decided = bound.accept_duration.of(&all.accept_duration, || bound.decision.to_vec());
+                decided.record(duration.as_secs_f64());
             }
         };
-        self.0.requests.with(route, BoundInstruments::default, |by_response| {
-            by_response.with(&labels, || self.0.bind_request(route, &labels), record);
+        all.requests.with(route, BoundInstruments::default, |by_response| {
+            by_response.with(&labels, || Instruments::bind_request(route, &labels), record);
         });
+        if !labels.code.is_empty() {
+            all.refused.add(1, &refusal_attributes(labels.code, labels.failure));
+        }
     }
 
     /// Records the time from the issue of a work item to its accepted result.
     pub fn record_turnaround(&self, kind: Kind, outcome: Outcome, turnaround_ms: u64) {
         let turnaround = Duration::from_millis(turnaround_ms).as_secs_f64();
-        self.0.with_work_item(kind, outcome, |instruments| instruments.turnaround.record(turnaround));
+        self.0.with_work_item(kind, outcome, |bound| {
+            bound.turnaround.of(&self.0.turnaround, || bound.attributes.to_vec()).record(turnaround);
+        });
     }
 
     /// Counts an issued work item.
@@ -294,10 +354,11 @@ impl Metrics {
     pub fn record_released(&self, envelope: &Released) {
         let since =
             |start: Timestamp| Duration::from_millis(start.millis_until(envelope.released_at)).as_secs_f64();
-        self.0.with_work_item(envelope.kind, envelope.outcome, |instruments| {
-            instruments.released.add(1);
-            instruments.hold_time.record(since(envelope.received_at));
-            instruments.end_to_end.record(since(envelope.issued_at));
+        self.0.with_work_item(envelope.kind, envelope.outcome, |bound| {
+            let attributes = || bound.attributes.to_vec();
+            bound.released.add(1);
+            bound.hold_time.of(&self.0.hold_time, attributes).record(since(envelope.received_at));
+            bound.end_to_end.of(&self.0.end_to_end, attributes).record(since(envelope.issued_at));
         });
     }
 
@@ -315,16 +376,7 @@ impl Metrics {
         server: &[KeyValue],
         error: &[KeyValue],
     ) {
-        let attributes = || {
-            let mut all = vec![
-                KeyValue::new(names::DB_SYSTEM_NAME, "redis"),
-                KeyValue::new(names::DB_OPERATION_NAME, command),
-            ];
-            all.extend((!script.is_empty()).then(|| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
-            all.extend_from_slice(server);
-            all.extend_from_slice(error);
-            all
-        };
+        let attributes = || [&redis_call_attributes((command, script))[..], server, error].concat();
         let seconds = duration.as_secs_f64();
         if error.is_empty() {
             let bind = || self.0.store_duration.bind(&attributes());
@@ -332,11 +384,6 @@ impl Metrics {
         } else {
             self.0.store_duration.record(seconds, &attributes());
         }
-    }
-
-    /// Counts a request that was refused because of a limit or during shutdown.
-    pub fn record_shed(&self, code: &'static str) {
-        self.0.shed.add(1, &[KeyValue::new(names::CODE, code)]);
     }
 
     /// Counts a panic.
@@ -358,6 +405,14 @@ impl Metrics {
     pub fn set_connection_counter(&self, connections: Arc<AtomicU64>) {
         self.0.gauges.set_connection_counter(connections);
     }
+}
+
+/// The attributes of a call of Redis. `script` is empty for other commands than `EVALSHA`.
+pub fn redis_call_attributes((command, script): (&'static str, &'static str)) -> Vec<KeyValue> {
+    let mut all =
+        vec![KeyValue::new(names::DB_SYSTEM_NAME, "redis"), KeyValue::new(names::DB_OPERATION_NAME, command)];
+    all.extend((!script.is_empty()).then(|| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
+    all
 }
 
 /// Counts a request as active until it is dropped.

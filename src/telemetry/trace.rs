@@ -1,38 +1,40 @@
 //! Trace context of requests and responses, and the exported spans.
-//!
-//! Exported spans have the target [`TARGET`], by which the log and the exporter tell them from all other spans.
 
-use std::time::Duration;
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::http::HeaderMap;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{
-    Link, Span as _, SpanContext, SpanId, SpanKind, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
+    Link, Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
+    TraceId, TraceState, Tracer as _,
 };
-use opentelemetry::{Context, KeyValue, time};
+use opentelemetry::{Context, ContextGuard, KeyValue, time};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracer;
-use tracing::Span;
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::names;
+use super::queue::{DISCARDED, ExportQueue};
 use crate::clock::Entropy;
 use crate::domain::envelope::event_id;
 use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{TraceParent, contains_token};
 use crate::domain::work_item::Outcome;
 
-/// The target of exported spans, and of nothing else.
-pub const TARGET: &str = "callback_ingress::exported";
-
-/// The ids of a span, whether or not it is exported.
+/// A span of this process with its context. Clones share it. The span ends when it is told to, or with its last clone.
 #[derive(Clone, Debug)]
 pub struct SpanRef {
-    /// 32 hexadecimal digits.
-    pub trace_id: String,
-    /// 16 hexadecimal digits.
-    pub span_id: String,
     context: Context,
+    /// Whether the ids are those of an SDK's span. If not, they are random: responses and log lines always have ids.
+    is_span: bool,
+}
+
+/// Creates the exported spans.
+#[derive(Clone, Debug)]
+pub(super) struct Tracer {
+    pub(super) sdk: SdkTracer,
+    pub(super) queue: Arc<ExportQueue>,
 }
 
 struct Headers<'a>(&'a HeaderMap);
@@ -62,170 +64,102 @@ fn remote_context(traceparent: &TraceParent) -> Option<SpanContext> {
     Some(SpanContext::new(trace, span, flags, true, TraceState::NONE))
 }
 
-/// Makes a span the child of `parent`, or the root of a new trace. Generates ids if the span is not exported, because
-/// responses and log lines always have a trace id.
-pub fn begin(span: &Span, parent: &Context) -> SpanRef {
-    if span.is_disabled() {
-        return unexported(parent);
-    }
-    // Fails if spans are not exported.
-    let _ = span.set_parent(parent.clone());
-    let context = span.context();
-    let own = context.span().span_context().clone();
-    if own.is_valid() {
-        return SpanRef { trace_id: own.trace_id().to_string(), span_id: own.span_id().to_string(), context };
-    }
-    unexported(parent)
-}
-
-fn unexported(parent: &Context) -> SpanRef {
-    let caller = parent.span().span_context().clone();
-    let trace_id = if caller.is_valid() { caller.trace_id().to_string() } else { Entropy.trace_id() };
-    SpanRef { trace_id, span_id: Entropy.span_id(), context: Context::new() }
-}
-
-impl SpanRef {
-    fn flags(&self) -> u8 {
-        self.context.span().span_context().trace_flags().to_u8()
-    }
-
-    /// The value of a `traceresponse` header (W3C Trace Context).
-    pub fn header(&self) -> String {
-        format!("00-{}-{}-{:02x}", self.trace_id, self.span_id, self.flags())
-    }
-
-    /// The trace context to pass on. `None` if the span is not exported.
-    pub fn traceparent(&self) -> Option<TraceParent> {
-        let span = self.context.span();
-        let own = span.span_context();
-        let (trace_id, span_id) = (own.trace_id().to_bytes(), own.span_id().to_bytes());
-        TraceParent::of(u128::from_be_bytes(trace_id), u64::from_be_bytes(span_id), own.trace_flags().to_u8())
-    }
-
-    /// Whether the span is exported, so that attributes are worth computing.
-    pub fn is_recorded(&self) -> bool {
-        self.context.span().is_recording()
-    }
-
-    /// Adds attributes, if the span is exported.
-    pub fn set_attributes(&self, attributes: Vec<KeyValue>) {
-        self.context.span().set_attributes(attributes);
-    }
-
-    /// Sets the span's status to error, for failures of the service.
-    pub fn fail(&self, reason: &'static str) {
-        self.context.span().set_status(opentelemetry::trace::Status::error(reason));
-    }
-
-    /// Links the span to a span of another trace; ignores one of the same trace.
-    pub fn link(&self, traceparent: Option<&TraceParent>, relation: &'static str) {
-        if let Some(other) =
-            traceparent.filter(|other| other.trace_id() != self.trace_id).and_then(remote_context)
-        {
-            self.context.span().add_link(other, vec![KeyValue::new(names::LINK, relation)]);
+impl Tracer {
+    /// Starts a span. While the queue is full, starts none.
+    pub(super) fn start(
+        tracer: Option<&Self>,
+        name: impl FnOnce() -> Cow<'static, str>,
+        kind: SpanKind,
+        parent: &Context,
+    ) -> SpanRef {
+        if let Some(Self { sdk, queue }) = tracer.filter(|tracer| tracer.queue.admits()) {
+            debug_assert_eq!(queue.signal, "traces");
+            let span = sdk.build_with_context(SpanBuilder::from_name(name()).with_kind(kind), parent);
+            if span.span_context().is_valid() {
+                return SpanRef { context: Context::new().with_span(span), is_span: true };
+            }
         }
+        SpanRef::random(parent)
     }
-}
 
-/// The root span of a sweep of one conversation.
-pub fn sweep_span() -> Span {
-    tracing::info_span!(target: TARGET, parent: None, "sweep", otel.kind = "internal")
-}
-
-/// Exports a span for a work item that timed out, as a child of the sweep's span.
-pub fn export_timeout_span(tracer: &SdkTracer, sweep: &SpanRef, conversation: &str, timed_out: &TimedOut) {
-    if !sweep.is_recorded() {
-        return;
+    /// Exports a span that has ended.
+    pub(super) fn export(&self, builder: SpanBuilder, parent: &Context, error: Option<&'static str>) {
+        let mut span = self.sdk.build_with_context(builder, parent);
+        if let Some(error) = error {
+            span.set_status(Status::error(error));
+        }
+        span.end();
     }
-    let own = sweep.context.span().span_context().trace_id();
-    tracer
-        .span_builder("time out")
-        .with_kind(SpanKind::Internal)
-        .with_links(links(&[(timed_out.issued_in.as_ref(), names::ISSUED_IN)], own))
-        .with_attributes(vec![
+
+    /// Exports a span for a work item that timed out, as a child of the sweep's span.
+    pub(super) fn export_timeout(&self, sweep: &SpanRef, conversation: &str, timed_out: &TimedOut) {
+        if !sweep.is_recorded() {
+            return;
+        }
+        let issued_in = (timed_out.issued_in.as_ref(), names::ISSUED_IN, names::ISSUED_TRACE);
+        let (links, traces) = related(&[issued_in], sweep.span_context().trace_id());
+        let attributes = [
             KeyValue::new(names::CONVERSATION_ID, conversation.to_owned()),
             KeyValue::new(names::WORK_ITEM_ID, timed_out.work_item.to_string()),
             KeyValue::new(names::WORK_ITEM_SEQUENCE, integer(timed_out.sequence.get())),
             KeyValue::new(names::WORK_ITEM_KIND, timed_out.kind.as_str()),
             KeyValue::new(names::OUTCOME, Outcome::TimedOut.as_str()),
             KeyValue::new(names::LATE_MS, integer(timed_out.late_ms)),
-        ])
-        .start_with_context(tracer, &sweep.context)
-        .end();
-}
-
-/// The messaging attributes of a channel.
-#[derive(Clone, Copy, Debug)]
-pub struct ChannelAttributes<'a> {
-    /// The conversation's id, or its reference if the id is unknown.
-    pub conversation: &'a str,
-    /// `messaging.system`
-    pub system: &'static str,
-    /// `messaging.destination.name`
-    pub name: &'a str,
-}
-
-fn links(pairs: &[(Option<&TraceParent>, &'static str)], own: TraceId) -> Vec<Link> {
-    let linked =
-        pairs.iter().filter_map(|(traceparent, relation)| Some((remote_context((*traceparent)?)?, relation)));
-    linked
-        .filter(|(context, _)| context.trace_id() != own)
-        .map(|(context, relation)| Link::new(context, vec![KeyValue::new(names::LINK, *relation)], 0))
-        .collect()
-}
-
-/// Exports a span for a released envelope, in the trace of the request that settled it. If the envelope was held, also
-/// exports a span for the hold time.
-pub fn export_publish_span(
-    tracer: &SdkTracer,
-    step: &SpanRef,
-    channel: ChannelAttributes<'_>,
-    envelope: &Released,
-    held_behind: Option<u64>,
-) {
-    // Saves computing the attributes of a span that is not sampled.
-    if !envelope.settled_in.as_ref().map_or_else(|| step.is_recorded(), TraceParent::is_sampled) {
-        return;
+        ];
+        let builder = SpanBuilder::from_name("time out")
+            .with_kind(SpanKind::Internal)
+            .with_links(links)
+            .with_attributes(attributes.into_iter().chain(traces));
+        self.export(builder, &sweep.context, None);
     }
-    let settled_in = envelope.settled_in.as_ref().and_then(remote_context);
-    let parent = settled_in
-        .map_or_else(|| step.context.clone(), |settled| Context::new().with_remote_span_context(settled));
-    let own = parent.span().span_context().trace_id();
-    let step_traceparent = step.traceparent();
-    let links = links(
-        &[(envelope.issued_in.as_ref(), names::ISSUED_IN), (step_traceparent.as_ref(), names::RELEASED_IN)],
-        own,
-    );
-    let held_ms = envelope.received_at.millis_until(envelope.released_at);
-    let now = time::now();
-    let with_work_item = |mut attributes: Vec<KeyValue>| {
-        attributes.extend([
+
+    /// Exports a span for a released envelope, in the trace of the request that settled it. If the envelope was held,
+    /// also exports a span for the hold time.
+    pub(super) fn export_publish(
+        &self,
+        step: &SpanRef,
+        channel: ChannelAttributes<'_>,
+        envelope: &Released,
+        held_behind: Option<u64>,
+    ) {
+        // Saves computing the attributes of a span that is not sampled.
+        if !envelope.settled_in.as_ref().map_or_else(|| step.is_recorded(), TraceParent::is_sampled) {
+            return;
+        }
+        let parent = envelope
+            .settled_in
+            .as_ref()
+            .and_then(remote_context)
+            .map_or_else(|| step.context.clone(), |settled| Context::new().with_remote_span_context(settled));
+        let releasing = step.traceparent();
+        let (links, traces) = related(
+            &[
+                (envelope.issued_in.as_ref(), names::ISSUED_IN, names::ISSUED_TRACE),
+                (releasing.as_ref(), names::RELEASED_IN, names::RELEASED_TRACE),
+            ],
+            parent.span().span_context().trace_id(),
+        );
+        let held_ms = envelope.received_at.millis_until(envelope.released_at);
+        let mut work_item = vec![
             KeyValue::new(names::CONVERSATION_ID, channel.conversation.to_owned()),
             KeyValue::new(names::WORK_ITEM_ID, envelope.work_item.to_string()),
             KeyValue::new(names::WORK_ITEM_SEQUENCE, integer(envelope.sequence.get())),
             KeyValue::new(names::WORK_ITEM_KIND, envelope.kind.as_str()),
             KeyValue::new(names::OUTCOME, envelope.outcome.as_str()),
             KeyValue::new(names::HELD_MS, integer(held_ms)),
-        ]);
-        attributes.extend(held_behind.map(|sequence| KeyValue::new(names::HELD_BEHIND, integer(sequence))));
-        attributes
-    };
-    if held_behind.is_some() {
-        let start = now.checked_sub(Duration::from_millis(held_ms)).unwrap_or(now);
-        tracer
-            .span_builder("hold")
-            .with_kind(SpanKind::Internal)
-            .with_start_time(start)
-            .with_attributes(with_work_item(Vec::new()))
-            .start_with_context(tracer, &parent)
-            .end_with_timestamp(now);
-    }
-    tracer
-        .span_builder("publish channel:{conversation}")
-        .with_kind(SpanKind::Producer)
-        .with_start_time(now)
-        .with_links(links)
-        .with_attributes(with_work_item(vec![
+        ];
+        work_item.extend(held_behind.map(|sequence| KeyValue::new(names::HELD_BEHIND, integer(sequence))));
+        work_item.extend(traces);
+        let now = time::now();
+        if held_behind.is_some() {
+            let start = now.checked_sub(Duration::from_millis(held_ms)).unwrap_or(now);
+            let hold = SpanBuilder::from_name("hold")
+                .with_kind(SpanKind::Internal)
+                .with_start_time(start)
+                .with_attributes(work_item.clone());
+            self.export(hold, &parent, None);
+        }
+        let messaging = [
             KeyValue::new(names::MESSAGING_SYSTEM, channel.system),
             KeyValue::new(names::MESSAGING_OPERATION_NAME, "publish"),
             KeyValue::new(names::MESSAGING_OPERATION_TYPE, "send"),
@@ -233,9 +167,117 @@ pub fn export_publish_span(
             KeyValue::new(names::MESSAGING_DESTINATION_TEMPLATE, "channel:{conversation}"),
             KeyValue::new(names::MESSAGING_MESSAGE_ID, event_id(envelope.opened_at, envelope.sequence)),
             KeyValue::new(names::MESSAGING_MESSAGE_CONVERSATION_ID, channel.conversation.to_owned()),
-        ]))
-        .start_with_context(tracer, &parent)
-        .end_with_timestamp(time::now());
+        ];
+        let publish = SpanBuilder::from_name("publish channel:{conversation}")
+            .with_kind(SpanKind::Producer)
+            .with_start_time(now)
+            .with_links(links)
+            .with_attributes(work_item.into_iter().chain(messaging));
+        self.export(publish, &parent, None);
+    }
+}
+
+impl SpanRef {
+    /// Random ids, in the caller's trace if there is one. No span is exported.
+    pub(super) fn random(parent: &Context) -> Self {
+        let caller = parent.span().span_context().trace_id();
+        let trace = if caller == TraceId::INVALID { TraceId::from(Entropy.trace_id()) } else { caller };
+        let span = SpanId::from(Entropy.span_id());
+        let ids = SpanContext::new(trace, span, TraceFlags::NOT_SAMPLED, false, TraceState::NONE);
+        Self { context: Context::new().with_remote_span_context(ids), is_span: false }
+    }
+
+    fn span_context(&self) -> SpanContext {
+        self.context.span().span_context().clone()
+    }
+
+    /// The trace id: 32 hexadecimal digits.
+    pub fn trace_id(&self) -> String {
+        self.span_context().trace_id().to_string()
+    }
+
+    /// The context of the span. A future with this context has its log lines and its store calls in the span.
+    pub const fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Log lines are in the span until the guard is dropped.
+    pub fn enter(&self) -> ContextGuard {
+        self.context.clone().attach()
+    }
+
+    /// The value of a `traceresponse` header (W3C Trace Context).
+    pub fn header(&self) -> String {
+        let own = self.span_context();
+        format!("00-{}-{}-{:02x}", own.trace_id(), own.span_id(), own.trace_flags())
+    }
+
+    /// The trace context to pass on. `None` if spans are not exported.
+    pub fn traceparent(&self) -> Option<TraceParent> {
+        let own = self.span_context();
+        let (trace_id, span_id) = (own.trace_id().to_bytes(), own.span_id().to_bytes());
+        let (trace_id, span_id) = (u128::from_be_bytes(trace_id), u64::from_be_bytes(span_id));
+        TraceParent::of(trace_id, span_id, own.trace_flags().to_u8()).filter(|_| self.is_span)
+    }
+
+    /// Whether the span is exported, so that attributes are worth computing.
+    pub fn is_recorded(&self) -> bool {
+        self.context.span().is_recording()
+    }
+
+    /// Ends the span with these attributes. `error`: a failure of the service.
+    pub fn end(&self, attributes: Vec<KeyValue>, error: Option<&'static str>) {
+        let span = self.context.span();
+        span.set_attributes(attributes);
+        if let Some(error) = error {
+            span.set_status(Status::error(error));
+        }
+        span.end();
+    }
+
+    /// Ends the span without exporting it.
+    pub fn discard(&self) {
+        self.context.span().update_name(DISCARDED);
+        self.context.span().end();
+    }
+
+    /// Links the span to a span of another trace; ignores one of the same trace.
+    pub fn link(&self, traceparent: Option<&TraceParent>, relation: &'static str) {
+        let own = self.span_context().trace_id();
+        if let Some(other) = traceparent.and_then(remote_context).filter(|other| other.trace_id() != own) {
+            self.context.span().add_link(other, vec![KeyValue::new(names::LINK, relation)]);
+        }
+    }
+}
+
+/// A span for a call that has ended and began at `start`.
+pub(super) fn call_span(name: Cow<'static, str>, kind: SpanKind, start: SystemTime) -> SpanBuilder {
+    SpanBuilder::from_name(name).with_kind(kind).with_start_time(start)
+}
+
+/// The messaging attributes of a channel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChannelAttributes<'a> {
+    /// The conversation's id, or its reference if the id is unknown.
+    pub(super) conversation: &'a str,
+    /// `messaging.system`
+    pub(super) system: &'static str,
+    /// `messaging.destination.name`
+    pub(super) name: &'a str,
+}
+
+/// Links to the spans of other traces than `own`, and their trace ids as attributes, because `SigNoz` does not store the
+/// attributes of links.
+fn related(
+    spans: &[(Option<&TraceParent>, &'static str, &'static str)],
+    own: TraceId,
+) -> (Vec<Link>, Vec<KeyValue>) {
+    let others = spans.iter().filter_map(|(traceparent, relation, attribute)| {
+        let context = remote_context((*traceparent)?).filter(|context| context.trace_id() != own)?;
+        let trace = KeyValue::new(*attribute, context.trace_id().to_string());
+        Some((Link::new(context, vec![KeyValue::new(names::LINK, *relation)], 0), trace))
+    });
+    others.unzip()
 }
 
 /// Converts to the integer type of attributes, saturating.

@@ -51,7 +51,7 @@ fn a_collector_that_is_not_there(protocol: &str) {
     for signal in ["traces", "logs", "metrics"] {
         let label = format!("callback_ingress_signal=\"{signal}\"");
         eventually("the loss is counted", || {
-            assert_eq!(service.callback("cbt_forged", "1").status, 401);
+            assert_eq!(service.platform("GET", "nobody", "").status, 404);
             sample(&service, "callback_ingress_telemetry_lost_total", &[&label]) >= 2.0
         });
     }
@@ -83,7 +83,7 @@ fn a_collector_that_never_answers(protocol: &str) {
     for signal in ["traces", "logs"] {
         let label = format!("callback_ingress_signal=\"{signal}\"");
         eventually("what does not fit the queue is counted", || {
-            assert_eq!(service.callback("cbt_forged", "1").status, 401);
+            assert_eq!(service.platform("GET", "nobody", "").status, 404);
             sample(&service, "callback_ingress_telemetry_lost_total", &[&label]) >= 2.0
         });
     }

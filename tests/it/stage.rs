@@ -11,7 +11,7 @@ use callback_ingress::domain::time::Timestamp;
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::{RedisSettings, RedisStore, TlsFiles};
 use callback_ingress::store::{self, Due, Observed, Store};
-use callback_ingress::telemetry::Metrics;
+use callback_ingress::telemetry::Telemetry;
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::task::block_in_place;
@@ -227,7 +227,7 @@ impl Stage {
 /// A store that is ready to be used.
 /// A store without a collector.
 pub(crate) fn observed(backend: store::Backend) -> Observed {
-    Observed::new(backend, Metrics::local())
+    Observed::new(backend, Telemetry::local())
 }
 
 pub(crate) async fn redis_store(settings: &RedisSettings, clock: Clock) -> Arc<Observed> {

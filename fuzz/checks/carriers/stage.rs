@@ -113,7 +113,7 @@ impl Stage {
     pub(crate) async fn new() -> Self {
         let clock = Clock::Manual(ManualClock::at(Timestamp::from_millis(NOW)));
         let memory = MemoryStore::new(clock.clone(), CONFIG.limits());
-        let store = Arc::new(Observed::new(Backend::Memory(memory), TELEMETRY.metrics.clone()));
+        let store = Arc::new(Observed::new(Backend::Memory(memory), TELEMETRY.clone()));
         store.check_health().await;
         let key_id = KeyId::parse("k1").unwrap();
         let keyring = Arc::new(Keyring::new(SigningKey::new(key_id, vec![7; 32]).unwrap(), Vec::new()));
@@ -161,7 +161,13 @@ impl Stage {
         let health = Health { store: Arc::clone(&self.store), lifecycle };
         let proxies = UNLIMITED.proxies();
         let telemetry = TELEMETRY.clone();
-        let observation = Observation { listener: Listener::Public, scheme: "http", proxies, telemetry };
+        let observation = Observation {
+            listener: Listener::Public,
+            scheme: "http",
+            proxies,
+            telemetry,
+            repeats: Arc::default(),
+        };
         self.router = public::router(Arc::new(public), observation, health);
     }
 

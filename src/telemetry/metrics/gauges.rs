@@ -6,9 +6,19 @@ use std::sync::{Arc, OnceLock};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 
+use tracing_appender::non_blocking::ErrorCounter;
+
 use super::names::{self, Metric};
 use crate::domain::gate::Totals;
-use crate::telemetry::monitored::DropCounters;
+use crate::telemetry::queue::ExportQueue;
+
+/// Where telemetry is lost.
+#[derive(Debug, Default)]
+pub(in crate::telemetry) struct Losses {
+    pub(in crate::telemetry) queues: Vec<Arc<ExportQueue>>,
+    /// Log lines that could not be written to standard error.
+    pub(in crate::telemetry) lines: Option<ErrorCounter>,
+}
 
 /// The latest values of the observable gauges.
 #[derive(Debug)]
@@ -39,7 +49,7 @@ fn observable_gauge(meter: &Meter, metric: Metric, value: impl Fn() -> Option<u6
 
 impl Gauges {
     /// Registers the instruments. The store's have no data points before [`Gauges::set_store_state`].
-    pub(super) fn new(meter: &Meter, drops: Arc<DropCounters>) -> Arc<Self> {
+    pub(super) fn new(meter: &Meter, losses: Losses) -> Arc<Self> {
         let gauges = Arc::new(Self {
             awaiting: AtomicU64::new(0),
             held: AtomicU64::new(0),
@@ -66,11 +76,11 @@ impl Gauges {
         observable_gauge(meter, names::EVENT_STREAMS, move || {
             Some(shared.event_streams.load(Ordering::Relaxed))
         });
-        gauges.register_counters(meter, drops);
+        gauges.register_counters(meter, losses);
         gauges
     }
 
-    fn register_counters(self: &Arc<Self>, meter: &Meter, drops: Arc<DropCounters>) {
+    fn register_counters(self: &Arc<Self>, meter: &Meter, losses: Losses) {
         let shared = Arc::clone(self);
         meter
             .u64_observable_counter(names::CONNECTIONS.name)
@@ -87,7 +97,9 @@ impl Gauges {
             .with_unit(names::LOST.unit)
             .with_description(names::LOST.meaning)
             .with_callback(move |observer| {
-                for (signal, items) in drops.totals() {
+                let queues = losses.queues.iter().map(|queue| (queue.signal, queue.lost()));
+                let lines = losses.lines.iter().map(|lines| ("stderr", lines.dropped_lines() as u64));
+                for (signal, items) in queues.chain(lines) {
                     observer.observe(items, &[KeyValue::new(names::SIGNAL, signal)]);
                 }
             })

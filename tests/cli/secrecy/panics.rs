@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::panic::panic_any;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -104,7 +105,9 @@ fn a_process_that_panics() {
         };
         let stop = CancellationToken::new();
         let proxies = config.proxies();
-        let observation = Observation { listener: Listener::Public, scheme: "http", proxies, telemetry };
+        let repeats = Arc::default();
+        let observation =
+            Observation { listener: Listener::Public, scheme: "http", proxies, telemetry, repeats };
         let routes = observed(observation, routes);
         let serving = tokio::spawn(server::serve(listener, routes, limits, None, stop.clone()));
         for way in WAYS {

@@ -61,7 +61,7 @@ async fn what_debug_prints_shows_no_secret() {
     let redis = config.redis().unwrap();
     print(captures, "the settings of Redis", &redis);
     let store = RedisStore::new(&redis, Clock::System).unwrap();
-    let store = Observed::new(Backend::Redis(Box::new(store)), Telemetry::local().metrics);
+    let store = Observed::new(Backend::Redis(Box::new(store)), Telemetry::local());
     print(captures, "the store in Redis", &store);
     print(captures, "a failure of Redis", &store.ping().await);
     print(captures, "the service", &app::build(config, Clock::System, Telemetry::local()).await.unwrap());
