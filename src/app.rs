@@ -429,6 +429,7 @@ impl App {
             sleep(self.drain_grace).await;
             stop.cancel();
             tasks.all_ended().await;
+            self.lifecycle.calls.completed().await;
         });
         if drained.await.is_ok() {
             tracing::info!("drained");

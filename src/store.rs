@@ -6,19 +6,18 @@ mod notifier;
 mod observed;
 pub mod redis;
 mod schedule;
+mod shield;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 pub use health::StoreHealth;
 pub use notifier::ChannelListener;
 pub use observed::{Backend, Observed};
 pub use schedule::Schedule;
+pub use shield::ShieldedCalls;
 use thiserror::Error;
-use tokio::runtime::Handle;
 
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
@@ -58,49 +57,6 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// The result of an operation: success or refusal, or a failure of the store.
 pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
-
-/// Completes the call in a task of its own if the caller is dropped.
-pub fn shield<F>(call: F) -> impl Future<Output = F::Output> + Send
-where
-    F: Future + Send + 'static,
-    F::Output: Send,
-{
-    Shield(Some(Box::pin(call)))
-}
-
-/// See [`shield`].
-struct Shield<F: Future + Send + 'static>(Option<Pin<Box<F>>>)
-where
-    F::Output: Send;
-
-impl<F: Future + Send + 'static> Future for Shield<F>
-where
-    F::Output: Send,
-{
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        // Taken while it is polled: a call that panicked must not be polled again.
-        let Some(mut call) = self.0.take() else { return Poll::Pending };
-        let polled = call.as_mut().poll(cx);
-        if polled.is_pending() {
-            self.0 = Some(call);
-        }
-        polled
-    }
-}
-
-impl<F: Future + Send + 'static> Drop for Shield<F>
-where
-    F::Output: Send,
-{
-    fn drop(&mut self) {
-        // No runtime: the process is exiting.
-        if let (Some(call), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
-            runtime.spawn(async move { drop(call.await) });
-        }
-    }
-}
 
 /// Maximum size of a page of envelopes in bytes. A first envelope that is larger is a page of its own.
 pub const PAGE_BYTES: usize = 256 * 1024;
@@ -245,35 +201,4 @@ pub trait Store {
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// The key of the channel's Redis stream, on a store that has one.
     fn channel(&self, conversation: ConversationRef) -> Option<String>;
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-    use tokio::sync::oneshot;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_shielded_call_is_completed_when_its_caller_is_dropped() {
-        let (go, wait) = oneshot::channel::<()>();
-        let (done, completed) = oneshot::channel();
-        let call = shield(async move {
-            wait.await.unwrap();
-            done.send(()).unwrap();
-        });
-        let mut call = Box::pin(call);
-        assert!(call.as_mut().now_or_never().is_none(), "it has begun");
-        drop(call);
-        go.send(()).unwrap();
-        completed.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_shielded_call_that_panics_is_not_continued() {
-        let call = shield(async { panic!("a bug") });
-        let caught = std::panic::AssertUnwindSafe(call).catch_unwind().await;
-        assert!(caught.is_err());
-        assert_eq!(shield(async { 7 }).await, 7);
-    }
 }

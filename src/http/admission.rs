@@ -9,15 +9,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::code::Code;
 use super::refusal::Refusal;
+use crate::store::ShieldedCalls;
 
 /// Delay of `OVERLOADED` on the public listener, so that immediate retries do not slow the requests in flight. A tenth
 /// of `Retry-After`.
 pub const OVERLOAD_DELAY: Duration = Duration::from_millis(100);
 
-/// Whether the service is draining. Clones share it.
+/// Whether the service is draining, and the calls that the drain waits for. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
     draining: CancellationToken,
+    /// Calls that are completed even if the client disconnects.
+    pub calls: ShieldedCalls,
 }
 
 impl Lifecycle {
@@ -57,6 +60,15 @@ impl Admission {
         }
         Err(Refusal::new(Code::Draining, "the service is shutting down; retry the request")
             .with_header(header::CONNECTION, HeaderValue::from_static("close")))
+    }
+
+    /// Completes a call even if the client disconnects; the drain waits for it.
+    pub fn shield<F>(&self, call: F) -> impl Future<Output = F::Output> + Send + use<F>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send,
+    {
+        self.lifecycle.calls.shield(call)
     }
 
     /// A permit for a request in flight, or `OVERLOADED`.

@@ -21,7 +21,6 @@ use crate::http::client_address::Peer;
 use crate::http::code::Code;
 use crate::http::rate_limit::{AddressLimit, Rate, rate_limited};
 use crate::http::refusal::Refusal;
-use crate::store::shield;
 
 /// The service keys, as digests: so the time of a comparison depends on neither a key nor its length.
 #[derive(Clone)]
@@ -86,7 +85,7 @@ async fn guard(
         drop(permit);
         response
     };
-    Ok(shield(call.with_current_context()).await)
+    Ok(platform.admission.shield(call.with_current_context()).await)
 }
 
 /// Limits guesses of service keys by address. A valid key is accepted in any case: another job on the same address may

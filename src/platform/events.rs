@@ -286,8 +286,9 @@ impl Reader {
             // Changes after this point may be missing from the page.
             self.wake.mark_seen();
             let after = Sequence::new(self.after);
+            let Platform { pages, store, lifecycle, .. } = &*self.platform;
             let fetched = tokio::select! {
-                fetched = self.platform.pages.fetch(&self.platform.store, self.conversation.reference(), after) => fetched,
+                fetched = pages.fetch(store, &lifecycle.calls, self.conversation.reference(), after) => fetched,
                 () = self.platform.lifecycle.draining_started() => return self.close(Closed::Draining),
             };
             let failed_before = self.failing.take();

@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationRef, Sequence};
-use crate::store::{Answer, Observed, PAGE_BYTES, Page, Store, StoreError, shield};
+use crate::store::{Answer, Observed, PAGE_BYTES, Page, ShieldedCalls, Store, StoreError};
 
 /// Maximum number of concurrent fetches of an instance. Few, so that Redis handles callbacks in between.
 const FETCHES_AT_ONCE: usize = 4;
@@ -49,6 +49,7 @@ impl Pages {
     pub(super) async fn fetch(
         &self,
         store: &Arc<Observed>,
+        calls: &ShieldedCalls,
         conversation: ConversationRef,
         after: Sequence,
     ) -> Answer<FetchedPage, ConversationNotFound> {
@@ -62,7 +63,7 @@ impl Pages {
             drop(fetching);
             page.map(|page| page.map(|page| FetchedPage::new(page, permit)))
         };
-        shield(fetched).await
+        calls.shield(fetched).await
     }
 }
 

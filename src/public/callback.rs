@@ -21,7 +21,7 @@ use crate::http::body;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{Observed, Store, StoreError, shield};
+use crate::store::{Observed, Store, StoreError};
 
 /// Maximum lead of this machine's clock over the store's, in milliseconds. The store decides whether a token has
 /// expired; only a token that expired longer ago than this is refused without the store.
@@ -141,7 +141,7 @@ impl Callback<'_> {
             }
             accepted
         };
-        Ok(reply::receipt(&shield(step.with_current_context()).await??))
+        Ok(reply::receipt(&public.admission.shield(step.with_current_context()).await??))
     }
 
     /// Finds and verifies the token in the request's head, and records its ids.

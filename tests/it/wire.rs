@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod carriers;
+mod connections;
 mod drain;
 mod http;
 mod limits;
