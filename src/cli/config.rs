@@ -1,7 +1,7 @@
 //! `config check`.
 
+use super::outcome::{Failure, print};
 use super::serve::exports;
-use super::{Failure, print};
 use crate::clock::Clock;
 use crate::config::{Config, LoadedConfig};
 use crate::http::tls::Tls;

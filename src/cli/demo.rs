@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use self::session::{DemoError, Session, expect};
-use super::{Failure, SettingsArgs};
+use super::outcome::Failure;
+use super::settings::SettingsArgs;
 use crate::app;
 use crate::clock::Clock;
 use crate::config::LoadedConfig;

@@ -7,7 +7,8 @@ use axum::http::Method;
 use clap::Args;
 
 use super::client::{Client, ClientRequest};
-use super::{Failure, pinned_get, print};
+use super::outcome::{Failure, print};
+use super::pinned_get;
 use crate::config::LoadedConfig;
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{Failure, print};
+use super::outcome::{Failure, print};
 use crate::app::{self, App, AppError};
 use crate::clock::Clock;
 use crate::config::{Carrier, LoadedConfig, TokenConfig};

@@ -4,7 +4,7 @@
 //! decodes stored values, `dates` is the scripts' date table, `partitions` queries many partitions at once, and
 //! `watcher` receives the notifications for event streams.
 //!
-//! A call goes through these modules: `nodes` selects the node (`cluster` by slot, with `slots`; `sentinel` by
+//! A call goes through these modules: `nodes` selects the `node` (`cluster` by slot, with `slots`; `sentinel` by
 //! asking the sentinels), `connection` is the connection to it, `failure` classifies a failure, and `replicas` waits
 //! until replicas have the write. `servers` parses the URL. `preflight`, `acl` and `durability` check the servers before
 //! they are used.
@@ -16,6 +16,7 @@ mod dates;
 mod durability;
 pub(super) mod failure;
 mod keys;
+mod node;
 mod nodes;
 mod partitions;
 mod preflight;
@@ -24,6 +25,7 @@ mod script;
 pub mod scripts;
 mod sentinel;
 mod servers;
+mod settings;
 mod slots;
 mod stored;
 mod watcher;
@@ -36,22 +38,23 @@ pub use durability::DurabilityWarning;
 use futures_util::future::join;
 pub use preflight::PreflightError;
 use redis::{FromRedisValue, Script, cmd};
-pub use replicas::Replicas;
-use secrecy::SecretString;
 pub use servers::{
     InvalidServers, StoreLocation, TlsFiles, asks_for_tls, check_url, names_sentinels, password,
 };
+pub use settings::{RedisSettings, Replicas};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use self::connection::{ConnectionLimits, Request};
+use self::connection::Request;
 use self::dates::Dates;
 use self::keys::{Keys, timer_member};
-use self::nodes::{ConnectionRole, NodeReply, Nodes};
-use self::partitions::{DueQuery, TotalsQuery};
+use self::node::ConnectionRole;
+use self::nodes::{NodeReply, Nodes};
+use self::partitions::{DueQuery, Partitions, TotalsQuery};
 use self::script::{ScriptCall, ScriptReply, broken, bytes, number};
 use self::scripts::Scripts;
 use self::servers::Servers;
+use self::settings::ConnectionSettings;
 use self::slots::HashSlot;
 use self::stored::{StoredConversation, StoredItem, StoredState};
 use super::notifier::ChannelNotifier;
@@ -60,8 +63,8 @@ use crate::clock::Clock;
 use crate::domain::envelope::{EnvelopeJson, members_at_issue};
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, EndReceipt, Expired, Issue, IssueRefused, Issued, Known, Limits, LookupRefused, MOST_TOLD,
-    NotAccepted, Open, OpenRefused, Opened, Receipt, Released, Totals, WorkItemView,
+    Delivery, EndReceipt, Expired, Issue, IssueRefused, Issued, Known, LookupRefused, MOST_TOLD, NotAccepted,
+    Open, OpenRefused, Opened, Receipt, Released, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::result::Payload;
@@ -79,31 +82,6 @@ const RETRY_QUERY_MS: u64 = 250;
 /// Time in milliseconds that the announcements for a second are kept after it.
 const ANNOUNCED_MS: u64 = 60_000;
 
-/// Settings of the Redis store.
-#[derive(Clone, Debug)]
-pub struct RedisSettings {
-    /// The servers. `config/default.toml` lists the forms of the URL.
-    pub url: SecretString,
-    /// TLS files. Only used with a `rediss` URL.
-    pub tls: TlsFiles,
-    /// User name for the sentinels. Only used with a sentinel URL.
-    pub sentinel_username: Option<String>,
-    /// Password for the sentinels. Only used with a sentinel URL.
-    pub sentinel_password: Option<SecretString>,
-    /// Replicas that must have a write before it is acknowledged.
-    pub replicas: Option<Replicas>,
-    /// Number of partitions, fixed for a deployment.
-    pub partitions: u16,
-    /// Timeout for connecting.
-    pub connect_timeout: Duration,
-    /// Timeout for a reply. Channel reads, which can be large, have a longer one.
-    pub response_timeout: Duration,
-    /// Maximum number of requests in flight per listener. Sizes the queues of the connections.
-    pub max_requests_in_flight: usize,
-    /// Limits of a conversation.
-    pub limits: Limits,
-}
-
 /// The Redis store.
 #[derive(Debug)]
 pub struct RedisStore {
@@ -113,7 +91,7 @@ pub struct RedisStore {
     dates: Dates,
     scripts: Scripts,
     nodes: Arc<Nodes>,
-    connection_limits: ConnectionLimits,
+    connection_settings: ConnectionSettings,
     replicas: Option<Replicas>,
     location: StoreLocation,
     connections: Arc<AtomicU64>,
@@ -147,13 +125,13 @@ impl RedisStore {
         )?;
         let location = servers.location();
         let connections = Arc::default();
-        let connection_limits = ConnectionLimits::new(
+        let connection_settings = ConnectionSettings::new(
             settings.connect_timeout,
             settings.response_timeout,
             // The public and the platform listener.
             settings.max_requests_in_flight.saturating_mul(2),
         );
-        let nodes = Arc::new(Nodes::new(servers, connection_limits, settings.replicas, &connections));
+        let nodes = Arc::new(Nodes::new(servers, connection_settings, settings.replicas, &connections));
         let keys = Keys { partitions: settings.partitions };
         let (sender, events) = mpsc::unbounded_channel();
         let notifier = ChannelNotifier::new(Some(sender));
@@ -161,7 +139,7 @@ impl RedisStore {
         let listening = notifier.without_events();
         let watcher = tokio::spawn(watcher::listen(
             Arc::clone(&nodes),
-            connection_limits,
+            connection_settings,
             keys,
             listening,
             events,
@@ -173,7 +151,7 @@ impl RedisStore {
             clock,
             scripts: Scripts::new(&settings.limits),
             nodes,
-            connection_limits,
+            connection_settings,
             replicas: settings.replicas,
             location,
             connections,
@@ -231,6 +209,11 @@ impl RedisStore {
         } else {
             Err(StoreError::Unavailable("the store has not been checked yet".into()))
         }
+    }
+
+    fn partition_queries(&self) -> Partitions<'_> {
+        let response_timeout = self.connection_settings.response;
+        Partitions { nodes: &self.nodes, scripts: &self.scripts, response_timeout }
     }
 
     fn now(&self) -> String {
@@ -580,7 +563,9 @@ impl Store for RedisStore {
         let mut all = Due { now: self.dates.now(), conversations: Vec::new(), next_in_ms: Vec::new() };
         let mut some_respond = false;
         let mut failure = None;
-        for (queried, reply) in self.query(&DueQuery { limit }, partitions).await {
+        for (queried, reply) in
+            self.partition_queries().query(&DueQuery { limit, now: self.now() }, partitions).await
+        {
             match reply {
                 Ok(due) => {
                     some_respond = true;
@@ -642,7 +627,7 @@ impl Store for RedisStore {
     async fn totals(&self, partitions: &[u16]) -> Result<Totals, StoreError> {
         self.check_verified()?;
         let mut all = Totals::default();
-        for (_, totals) in self.query(&TotalsQuery, partitions).await {
+        for (_, totals) in self.partition_queries().query(&TotalsQuery, partitions).await {
             // A sum without some partitions would be wrong.
             let totals = totals?;
             all.awaiting += totals.awaiting;

@@ -7,7 +7,8 @@ use redis::{FromRedisValue, Script, cmd};
 
 use super::failure::is_permission_error;
 use super::keys::Keys;
-use super::nodes::{ConnectionRole, Node, NodeReply, Nodes};
+use super::node::{ConnectionRole, Node};
+use super::nodes::{NodeReply, Nodes};
 use super::script::ScriptCall;
 use super::slots::HashSlot;
 use crate::store::StoreError;

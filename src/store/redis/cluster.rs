@@ -12,11 +12,11 @@ use redis::{ErrorKind, RedisError, Value, cmd};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{ConnectionLimits, Endpoint, Request};
-use super::nodes::{ConnectionRole, Node};
-use super::replicas::Replicas;
+use super::connection::{Endpoint, Request};
+use super::node::{ConnectionRole, Node};
 use super::sentinel::text;
 use super::servers::{Access, Address};
+use super::settings::{ConnectionSettings, Replicas};
 use super::slots::{HashSlot, SLOTS};
 
 /// Minimum time between two refreshes of the slot map.
@@ -49,7 +49,7 @@ struct SlotMap {
 #[derive(Debug)]
 pub(super) struct Cluster {
     access: Access,
-    limits: ConnectionLimits,
+    limits: ConnectionSettings,
     replicas: Option<Replicas>,
     connections: Arc<AtomicU64>,
     /// The nodes in `store.url`. Kept even if the cluster does not report them.
@@ -63,7 +63,7 @@ impl Cluster {
     pub(super) fn new(
         access: Access,
         seeds: &[Address],
-        limits: ConnectionLimits,
+        limits: ConnectionSettings,
         replicas: Option<Replicas>,
         connections: Arc<AtomicU64>,
     ) -> Self {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, RedisError,
-    RedisResult, Script, ServerErrorKind, Value,
+    Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, RedisError, RedisResult, Script,
+    ServerErrorKind, Value,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -20,39 +20,7 @@ use tokio::time::{Instant, timeout};
 use super::failure::{FailureKind, classify};
 use super::sentinel::Sentinels;
 use super::servers::{Access, Address};
-
-/// Timeouts and queue size of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ConnectionLimits {
-    /// Timeout for connecting.
-    pub(super) connect: Duration,
-    /// Timeout for a reply.
-    pub(super) response: Duration,
-    /// Number of consecutive timeouts after which the connection is replaced.
-    timeouts_in_a_row: u32,
-    /// Maximum number of requests that wait to be written.
-    queue: usize,
-}
-
-impl ConnectionLimits {
-    pub(super) const fn new(connect: Duration, response: Duration, queue: usize) -> Self {
-        Self { connect, response, timeouts_in_a_row: 3, queue }
-    }
-
-    fn config(self) -> AsyncConnectionConfig {
-        AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect))
-            .set_response_timeout(Some(self.response))
-            .set_pipeline_buffer_size(self.queue)
-    }
-
-    /// Limits for large replies: at least 5 s, enough for 1 MiB at 300 KB/s. The connection is replaced after the first
-    /// timeout, because the next reply would wait behind the late one.
-    pub(super) fn for_reads(self) -> Self {
-        let response = (5 * self.response).max(Duration::from_secs(5));
-        Self { response, timeouts_in_a_row: 1, ..self }
-    }
-}
+use super::settings::ConnectionSettings;
 
 /// After a failed attempt to connect, requests fail immediately for this long instead of waiting for the next attempt.
 const RECONNECT_DELAY: Duration = Duration::from_millis(100);
@@ -164,7 +132,7 @@ pub(super) struct ReconnectingConnection {
 /// Opens the connections of a [`ReconnectingConnection`].
 struct Connector {
     endpoint: Endpoint,
-    limits: ConnectionLimits,
+    limits: ConnectionSettings,
     /// Whether to query the `run_id` of the server.
     identify: bool,
     /// Counter of opened connections, shared by the whole store.
@@ -301,7 +269,7 @@ impl ReconnectingConnection {
     /// `identify`: whether to query the `run_id` of each server. `connections` counts opened connections.
     pub(super) fn new(
         endpoint: Endpoint,
-        limits: ConnectionLimits,
+        limits: ConnectionSettings,
         identify: bool,
         connections: Arc<AtomicU64>,
     ) -> Self {
@@ -365,24 +333,5 @@ impl ReconnectingConnection {
         let answered = self.send(Request::command(&command)).await?;
         String::from_redis_value(answered.value)
             .map_err(|error| RequestError { kind: FailureKind::ScriptFailed, error: error.into() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn queue_size_is_the_maximum_of_requests_in_flight() {
-        let config = format!("{:?}", ConnectionLimits::new(SECOND, SECOND, 1_024).config());
-        assert!(config.contains("pipeline_buffer_size: Some(1024)"), "{config}");
-    }
-
-    #[test]
-    fn read_timeout_is_five_times_the_response_timeout_and_at_least_5_s() {
-        let reads = |response| ConnectionLimits::new(SECOND, response, 1).for_reads().response;
-        assert_eq!([SECOND / 100, SECOND, 2 * SECOND].map(reads), [5 * SECOND, 5 * SECOND, 10 * SECOND]);
     }
 }

@@ -6,8 +6,9 @@ use std::fmt;
 use redis::{FromRedisValue, cmd};
 
 use super::connection::Request;
-use super::nodes::{ConnectionRole, Node, Nodes};
-use super::replicas::Replicas;
+use super::node::{ConnectionRole, Node};
+use super::nodes::Nodes;
+use super::settings::Replicas;
 
 /// A finding about the settings of the servers, as a sentence for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

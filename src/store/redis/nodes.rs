@@ -11,14 +11,13 @@ use redis::{Cmd, RedisError, RedisResult, Value};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::cluster::Cluster;
-use super::connection::{
-    ConnectionLimits, Endpoint, ReconnectingConnection, Request, RequestError, RunId, ServerReply,
-};
+use super::connection::{Endpoint, Request, RequestError, RunId, ServerReply};
 use super::failure::FailureKind;
 use super::keys::Keys;
-use super::replicas::{Replicas, ReplicationBarrier};
+use super::node::{ConnectionRole, Node};
 use super::sentinel::Sentinels;
 use super::servers::{Address, Servers};
+use super::settings::{ConnectionSettings, Replicas};
 use super::slots::HashSlot;
 use crate::store::StoreError;
 
@@ -28,66 +27,6 @@ const RETRY_WINDOW: Duration = Duration::from_millis(250);
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum number of `MOVED` and `ASK` redirections of a request.
 const MAX_REDIRECTIONS: u32 = 8;
-
-/// The connection of a node that a request uses. Redis replies in order, so a large reply delays the ones behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ConnectionRole {
-    /// Writes, and queries with short replies.
-    Commands,
-    /// Read-only queries. Separate, so that the state of a large conversation does not delay a callback.
-    Reads,
-    /// Pages of channels. Separate, so that they do not delay other reads.
-    Pages,
-}
-
-/// A server that accepts writes, with its connections.
-#[derive(Debug)]
-pub(super) struct Node {
-    endpoint: Endpoint,
-    commands: ReconnectingConnection,
-    reads: ReconnectingConnection,
-    pages: ReconnectingConnection,
-    pub(super) barrier: Option<ReplicationBarrier>,
-}
-
-impl Node {
-    pub(super) fn new(
-        endpoint: Endpoint,
-        limits: ConnectionLimits,
-        replicas: Option<Replicas>,
-        connections: &Arc<AtomicU64>,
-    ) -> Self {
-        let connection = |limits, identify| {
-            ReconnectingConnection::new(endpoint.clone(), limits, identify, Arc::clone(connections))
-        };
-        Self {
-            commands: connection(limits, replicas.is_some()),
-            reads: connection(limits.for_reads(), false),
-            pages: connection(limits.for_reads(), false),
-            barrier: replicas.map(|replicas| {
-                ReplicationBarrier::new(endpoint.clone(), limits, replicas, Arc::clone(connections))
-            }),
-            endpoint,
-        }
-    }
-
-    pub(super) const fn connection(&self, role: ConnectionRole) -> &ReconnectingConnection {
-        match role {
-            ConnectionRole::Commands => &self.commands,
-            ConnectionRole::Reads => &self.reads,
-            ConnectionRole::Pages => &self.pages,
-        }
-    }
-
-    async fn listen(&self) -> RedisResult<PubSub> {
-        match &self.endpoint {
-            Endpoint::Server { access, address } => access.client(address)?.get_async_pubsub().await,
-            Endpoint::Primary(sentinels) => {
-                sentinels.primary(|client, _| async move { client.get_async_pubsub().await }).await
-            }
-        }
-    }
-}
 
 /// A reply, the node that sent it, and its `run_id` if known.
 #[derive(Debug)]
@@ -117,7 +56,7 @@ impl Nodes {
     /// `connections` counts opened connections, without those for pub/sub.
     pub(super) fn new(
         servers: Servers,
-        limits: ConnectionLimits,
+        limits: ConnectionSettings,
         replicas: Option<Replicas>,
         connections: &Arc<AtomicU64>,
     ) -> Self {

@@ -8,10 +8,11 @@ use futures_util::future::join_all;
 use redis::{Pipeline, Value};
 use tokio::time::timeout;
 
-use super::RedisStore;
 use super::keys::{self, Keys};
-use super::nodes::{ConnectionRole, Node};
+use super::node::{ConnectionRole, Node};
+use super::nodes::Nodes;
 use super::script::{ScriptCall, broken, bytes, list, number};
+use super::scripts::Scripts;
 use super::slots::HashSlot;
 use crate::domain::gate::Totals;
 use crate::domain::time::Timestamp;
@@ -27,25 +28,27 @@ pub(super) trait PartitionQuery: Sync {
     /// Which of a node's connections it uses.
     const ROLE: ConnectionRole;
     /// The script call for these partitions.
-    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> ScriptCall<'a>;
+    fn call<'a>(&self, scripts: &'a Scripts, partitions: &[u16]) -> ScriptCall<'a>;
     /// Decodes the script's reply for these partitions.
     fn read(reply: Value, partitions: &[u16]) -> Result<Self::Output, StoreError>;
-    /// Timeout for a cluster node.
-    fn timeout(store: &RedisStore) -> Duration;
+    /// Timeout for a cluster node, by the response timeout of a command.
+    fn timeout(response: Duration) -> Duration;
 }
 
 /// Finds and claims due timers, at most `limit` per partition.
 pub(super) struct DueQuery {
     pub(super) limit: usize,
+    /// The time in milliseconds; empty: the server's.
+    pub(super) now: String,
 }
 
 impl PartitionQuery for DueQuery {
     type Output = Due;
     const ROLE: ConnectionRole = ConnectionRole::Commands;
 
-    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> ScriptCall<'a> {
+    fn call<'a>(&self, scripts: &'a Scripts, partitions: &[u16]) -> ScriptCall<'a> {
         let keys: Vec<String> = partitions.iter().copied().map(Keys::timers).collect();
-        ScriptCall::new(&store.scripts.due, &keys, 0).raw(store.now()).arg(self.limit).arg(CLAIM_MS)
+        ScriptCall::new(&scripts.due, &keys, 0).raw(&*self.now).arg(self.limit).arg(CLAIM_MS)
     }
 
     fn read(reply: Value, partitions: &[u16]) -> Result<Due, StoreError> {
@@ -72,8 +75,8 @@ impl PartitionQuery for DueQuery {
     }
 
     /// A slow node delays the timers of the other nodes by at most twice this time.
-    fn timeout(store: &RedisStore) -> Duration {
-        store.connection_limits.response / 4
+    fn timeout(response: Duration) -> Duration {
+        response / 4
     }
 }
 
@@ -84,10 +87,10 @@ impl PartitionQuery for TotalsQuery {
     type Output = Totals;
     const ROLE: ConnectionRole = ConnectionRole::Reads;
 
-    fn call<'a>(&self, store: &'a RedisStore, partitions: &[u16]) -> ScriptCall<'a> {
+    fn call<'a>(&self, scripts: &'a Scripts, partitions: &[u16]) -> ScriptCall<'a> {
         let keys =
             partitions.iter().flat_map(|&partition| [Keys::timers(partition), Keys::totals(partition)]);
-        ScriptCall::new(&store.scripts.totals, &keys.collect::<Vec<_>>(), 0)
+        ScriptCall::new(&scripts.totals, &keys.collect::<Vec<_>>(), 0)
     }
 
     fn read(reply: Value, _: &[u16]) -> Result<Totals, StoreError> {
@@ -96,15 +99,22 @@ impl PartitionQuery for TotalsQuery {
         Ok(Totals { awaiting: count()?, held: count()?, held_bytes: count()? })
     }
 
-    fn timeout(store: &RedisStore) -> Duration {
-        store.connection_limits.response
+    fn timeout(response: Duration) -> Duration {
+        response
     }
 }
 
 /// A reply and the partitions that it covers.
 type PartReply<T> = (Vec<u16>, Result<T, StoreError>);
 
-impl RedisStore {
+/// Sends partition queries.
+pub(super) struct Partitions<'a> {
+    pub(super) nodes: &'a Nodes,
+    pub(super) scripts: &'a Scripts,
+    pub(super) response_timeout: Duration,
+}
+
+impl Partitions<'_> {
     /// Queries these partitions. The results cover each of them once; a result can be an error.
     pub(super) async fn query<Q: PartitionQuery>(
         &self,
@@ -123,14 +133,14 @@ impl RedisStore {
         query: &Q,
         partitions: &[u16],
     ) -> Result<Q::Output, StoreError> {
-        let reply = query.call(self, partitions).send(&self.nodes, Q::ROLE).await?;
+        let reply = query.call(self.scripts, partitions).send(self.nodes, Q::ROLE).await?;
         Q::read(reply.value, partitions)
     }
 
     /// Queries one partition of a cluster. Follows redirections to its current node.
     async fn query_one<Q: PartitionQuery>(&self, query: &Q, partition: u16) -> PartReply<Q::Output> {
         let alone = [partition];
-        let reply = timeout(Q::timeout(self), self.query_group(query, &alone));
+        let reply = timeout(Q::timeout(self.response_timeout), self.query_group(query, &alone));
         (vec![partition], reply.await.unwrap_or_else(|_| Err(no_response())))
     }
 
@@ -145,9 +155,9 @@ impl RedisStore {
     ) -> Vec<PartReply<Q::Output>> {
         let mut commands = Pipeline::new();
         for &partition in &partitions {
-            commands.add_command(query.call(self, &[partition]).command());
+            commands.add_command(query.call(self.scripts, &[partition]).command());
         }
-        let sent = timeout(Q::timeout(self), node.connection(Q::ROLE).send_all(&commands));
+        let sent = timeout(Q::timeout(self.response_timeout), node.connection(Q::ROLE).send_all(&commands));
         let Ok(Ok(replies)) = sent.await else {
             self.nodes.refresh_slots().await;
             return match partitions.split_first() {

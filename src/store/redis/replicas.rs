@@ -7,26 +7,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use redis::{FromRedisValue, cmd};
 use thiserror::Error;
 use tokio::sync::Mutex;
 
-use super::connection::{ConnectionLimits, Endpoint, ReconnectingConnection, Request, RunId};
+use super::connection::{Endpoint, ReconnectingConnection, Request, RunId};
+use super::settings::{ConnectionSettings, Replicas};
 use crate::store::Cause;
 
 /// TTL of the small write in milliseconds.
 const KEPT_MS: u64 = 60_000;
-
-/// How many replicas must have a write before it is acknowledged.
-#[derive(Clone, Copy, Debug)]
-pub struct Replicas {
-    /// Number of replicas.
-    pub count: u64,
-    /// Timeout of `WAIT`.
-    pub timeout: Duration,
-}
 
 /// Why the replication of a write is not confirmed.
 #[derive(Debug, Error)]
@@ -54,7 +45,7 @@ pub(super) struct ReplicationBarrier {
 impl ReplicationBarrier {
     pub(super) fn new(
         endpoint: Endpoint,
-        mut limits: ConnectionLimits,
+        mut limits: ConnectionSettings,
         replicas: Replicas,
         connections: Arc<AtomicU64>,
     ) -> Self {

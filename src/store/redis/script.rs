@@ -5,7 +5,8 @@ use std::fmt::{Display, Write};
 use redis::{Cmd, Script, ToRedisArgs, Value};
 
 use super::connection::Request;
-use super::nodes::{ConnectionRole, NodeReply, Nodes};
+use super::node::ConnectionRole;
+use super::nodes::{NodeReply, Nodes};
 use super::slots::HashSlot;
 use crate::store::StoreError;
 

@@ -11,8 +11,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value, cmd};
 use tokio::time::timeout;
 
-use super::connection::ConnectionLimits;
 use super::servers::{Access, Address};
+use super::settings::ConnectionSettings;
 
 /// How long to wait for further sentinels after the first reply: they learn of a failover at different times.
 const LATE_REPLY_WAIT: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ pub(super) struct Sentinels {
     pub(super) sentinel_access: Access,
     pub(super) addresses: Vec<Address>,
     pub(super) service: String,
-    pub(super) limits: ConnectionLimits,
+    pub(super) limits: ConnectionSettings,
 }
 
 impl Sentinels {

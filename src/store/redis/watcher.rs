@@ -13,9 +13,9 @@ use redis::RedisResult;
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
-use super::connection::ConnectionLimits;
 use super::keys::{Keys, conversation_of};
 use super::nodes::Nodes;
+use super::settings::ConnectionSettings;
 use crate::domain::ids::ConversationRef;
 use crate::store::notifier::{ChannelNotifier, WatchEvent};
 
@@ -29,7 +29,7 @@ const CHANNELS_PER_COMMAND: usize = 1_000;
 /// Runs until the last sender of events is dropped. Connects only while `verified` is set and a channel has listeners.
 pub(super) async fn listen(
     nodes: Arc<Nodes>,
-    limits: ConnectionLimits,
+    limits: ConnectionSettings,
     keys: Keys,
     notifier: ChannelNotifier,
     mut events: mpsc::UnboundedReceiver<WatchEvent>,
@@ -64,7 +64,7 @@ fn discard(events: &mut mpsc::UnboundedReceiver<WatchEvent>) {
 
 async fn listen_once(
     nodes: &Nodes,
-    limits: ConnectionLimits,
+    limits: ConnectionSettings,
     keys: Keys,
     notifier: &ChannelNotifier,
     events: &mut mpsc::UnboundedReceiver<WatchEvent>,
@@ -132,6 +132,9 @@ fn channels(keys: Keys, conversations: &[ConversationRef]) -> Vec<String> {
 }
 
 /// Applies the response timeout.
-async fn in_time<T>(limits: ConnectionLimits, reply: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+async fn in_time<T>(
+    limits: ConnectionSettings,
+    reply: impl Future<Output = RedisResult<T>>,
+) -> RedisResult<T> {
     timeout(limits.response, reply).await.map_err(std::io::Error::from)?
 }

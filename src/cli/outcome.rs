@@ -1,0 +1,56 @@
+//! How a command ends: its output, its error message and its exit code.
+
+use std::error::Error;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::config::ConfigError;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Wrong usage or configuration: exit code 2.
+    Usage(Box<dyn Error>),
+    /// Failure at runtime: exit code 1.
+    Runtime(Box<dyn Error>),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.into())
+    }
+}
+
+/// Writes to standard output. A closed pipe is not an error.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = anstream::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::Runtime(format!("cannot write to standard output: {error}").into()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Maximum time to write the error message before the process exits.
+const STDERR_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Writes the error with its causes to standard error.
+pub(super) fn report_error(error: &dyn Error, code: u8) -> ExitCode {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        message = format!("{message}: {source}");
+        cause = source.source();
+    }
+    // In a thread, because a full pipe would block the exit of the process.
+    let (sender, written) = mpsc::channel();
+    std::thread::spawn(move || {
+        anstream::eprintln!("callback-ingress: {message}");
+        let _ = sender.send(());
+    });
+    let _ = written.recv_timeout(STDERR_TIMEOUT);
+    ExitCode::from(code)
+}

@@ -1,0 +1,72 @@
+//! A server that accepts writes, and its connections.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use redis::RedisResult;
+use redis::aio::PubSub;
+
+use super::connection::{Endpoint, ReconnectingConnection};
+use super::replicas::ReplicationBarrier;
+use super::settings::{ConnectionSettings, Replicas};
+
+/// The connection of a node that a request uses. Redis replies in order, so a large reply delays the ones behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectionRole {
+    /// Writes, and queries with short replies.
+    Commands,
+    /// Read-only queries. Separate, so that the state of a large conversation does not delay a callback.
+    Reads,
+    /// Pages of channels. Separate, so that they do not delay other reads.
+    Pages,
+}
+
+/// A server that accepts writes, with its connections.
+#[derive(Debug)]
+pub(super) struct Node {
+    endpoint: Endpoint,
+    commands: ReconnectingConnection,
+    reads: ReconnectingConnection,
+    pages: ReconnectingConnection,
+    pub(super) barrier: Option<ReplicationBarrier>,
+}
+
+impl Node {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        limits: ConnectionSettings,
+        replicas: Option<Replicas>,
+        connections: &Arc<AtomicU64>,
+    ) -> Self {
+        let connection = |limits, identify| {
+            ReconnectingConnection::new(endpoint.clone(), limits, identify, Arc::clone(connections))
+        };
+        Self {
+            commands: connection(limits, replicas.is_some()),
+            reads: connection(limits.for_reads(), false),
+            pages: connection(limits.for_reads(), false),
+            barrier: replicas.map(|replicas| {
+                ReplicationBarrier::new(endpoint.clone(), limits, replicas, Arc::clone(connections))
+            }),
+            endpoint,
+        }
+    }
+
+    pub(super) const fn connection(&self, role: ConnectionRole) -> &ReconnectingConnection {
+        match role {
+            ConnectionRole::Commands => &self.commands,
+            ConnectionRole::Reads => &self.reads,
+            ConnectionRole::Pages => &self.pages,
+        }
+    }
+
+    /// Opens a pub/sub connection.
+    pub(super) async fn listen(&self) -> RedisResult<PubSub> {
+        match &self.endpoint {
+            Endpoint::Server { access, address } => access.client(address)?.get_async_pubsub().await,
+            Endpoint::Primary(sentinels) => {
+                sentinels.primary(|client, _| async move { client.get_async_pubsub().await }).await
+            }
+        }
+    }
+}
