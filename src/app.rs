@@ -27,28 +27,28 @@ use crate::http::admission::{Admission, Lifecycle};
 use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::Listener;
 use crate::http::health::Health;
-use crate::http::observe::Observation;
+use crate::http::observe::Instrumentation;
 use crate::http::repeats::RepeatedRefusals;
 use crate::http::server::{self, ConnectionLimits};
 use crate::http::tls::{Files, Tls, TlsError};
-use crate::platform::{self, FailedKeys, Pages, Platform, ServiceKeys};
+use crate::platform::{self, FailedKeys, Pages, Platform, ServiceKeyDigests};
 use crate::public::{self, Carriers, ClientLimits, Public};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{DurabilityWarning, InvalidServers, PreflightError, RedisStore};
-use crate::store::{Backend, Observed, Store, StoreHealth};
+use crate::store::{Backend, InstrumentedStore, Store, StoreHealth};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
 
 /// Interval of the store's preflight checks, once they have succeeded.
-const CHECK_AGAIN: Duration = Duration::from_secs(60);
+const PREFLIGHT_INTERVAL: Duration = Duration::from_secs(60);
 /// The same, while the store does not answer.
-const TRY_AGAIN: Duration = Duration::from_millis(500);
+const PREFLIGHT_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Time limit of the first health check, which delays the start.
 const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);
 /// Minimum and maximum interval of the totals of the store.
 const TOTALS_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// Interval per partition with timers, within those bounds.
-const A_PARTITION: Duration = Duration::from_millis(250);
+const TOTALS_INTERVAL_PER_PARTITION: Duration = Duration::from_millis(250);
 
 /// Listen backlog. If it is full, the kernel drops the SYN and the client retries after about a second.
 const BACKLOG: u32 = 4096;
@@ -97,7 +97,7 @@ pub enum AppError {
 pub struct App {
     public: Bound,
     platform: Bound,
-    store: Arc<Observed>,
+    store: Arc<InstrumentedStore>,
     telemetry: Telemetry,
     event_streams: Arc<Semaphore>,
     max_event_streams: usize,
@@ -148,12 +148,12 @@ fn keyring(config: &Config) -> Result<Keyring, AppError> {
     Ok(Keyring::new(made, Vec::new()))
 }
 
-fn store(config: &Config, clock: &Clock, telemetry: &Telemetry) -> Result<Observed, AppError> {
+fn store(config: &Config, clock: &Clock, telemetry: &Telemetry) -> Result<InstrumentedStore, AppError> {
     let store = match config.redis() {
         None => Backend::Memory(MemoryStore::new(clock.clone(), config.limits())),
         Some(settings) => Backend::Redis(Box::new(RedisStore::new(&settings, clock.clone())?)),
     };
-    Ok(Observed::new(store, telemetry.clone()))
+    Ok(InstrumentedStore::new(store, telemetry.clone()))
 }
 
 fn tls(listener: &'static str, files: Option<Files>) -> Result<Option<Tls>, AppError> {
@@ -198,7 +198,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let body = body_limits(http);
     let admission = || Admission::new(lifecycle.clone(), http.max_requests_in_flight.size());
     let repeats = Arc::<RepeatedRefusals>::default();
-    let observation = |listener, scheme| Observation {
+    let instrumentation = |listener, scheme| Instrumentation {
         listener,
         scheme,
         proxies: config.proxies(),
@@ -234,7 +234,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         pages: Pages::new(buffered / 2, body.max_bytes),
         event_streams: Arc::clone(&event_streams),
         lifecycle: lifecycle.clone(),
-        service_keys: ServiceKeys::new(&service_keys),
+        service_keys: ServiceKeyDigests::new(&service_keys),
         failed_keys: FailedKeys::new(&config.rate_limit),
         admission: admission(),
     };
@@ -245,7 +245,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
             address: public_addr,
             router: public::router(
                 Arc::new(public),
-                observation(Listener::Public, scheme_of(public_tls.as_ref())),
+                instrumentation(Listener::Public, scheme_of(public_tls.as_ref())),
                 health.clone(),
             ),
             limits,
@@ -256,7 +256,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
             address: platform_addr,
             router: platform::router(
                 Arc::new(platform),
-                observation(Listener::Platform, scheme_of(platform_tls.as_ref())),
+                instrumentation(Listener::Platform, scheme_of(platform_tls.as_ref())),
                 health,
             ),
             limits: ConnectionLimits { half_close: false, ..limits },
@@ -278,12 +278,12 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
 }
 
 /// Checks that the store may be used. `false`: it does not answer.
-async fn check(store: &Observed) -> Result<bool, AppError> {
+async fn check(store: &InstrumentedStore) -> Result<bool, AppError> {
     let Backend::Redis(redis) = store.backend() else { return Ok(true) };
     match redis.verify().await {
         Ok(()) => {
-            for remark in redis.new_warnings().await {
-                match remark {
+            for warning in redis.new_warnings().await {
+                match warning {
                     DurabilityWarning::Risk(text) => tracing::warn!("{text}"),
                     DurabilityWarning::Unchecked(text) => tracing::info!("{text}"),
                 }
@@ -299,7 +299,7 @@ async fn check(store: &Observed) -> Result<bool, AppError> {
 }
 
 /// Checks the store before the first request, so that `/health` is right from the start.
-async fn first_check(store: &Observed) -> Result<(), AppError> {
+async fn first_check(store: &InstrumentedStore) -> Result<(), AppError> {
     check(store).await?;
     // A check that takes longer is repeated while the service runs.
     let _: Result<(), _> = timeout(FIRST_HEALTH_CHECK, store.check_health()).await;
@@ -307,14 +307,14 @@ async fn first_check(store: &Observed) -> Result<(), AppError> {
 }
 
 /// Checks the store at intervals. Returns when it must not be used.
-async fn keep_checking(store: &Observed) -> AppError {
+async fn keep_checking(store: &InstrumentedStore) -> AppError {
     loop {
         match check(store).await {
             Ok(true) => {
                 store.check_health().await;
-                sleep(CHECK_AGAIN).await;
+                sleep(PREFLIGHT_INTERVAL).await;
             }
-            Ok(false) => sleep(TRY_AGAIN).await,
+            Ok(false) => sleep(PREFLIGHT_RETRY_DELAY).await,
             Err(error) => return error,
         }
     }
@@ -322,7 +322,7 @@ async fn keep_checking(store: &Observed) -> AppError {
 
 /// Computes the totals of the store at intervals, for the metrics.
 async fn keep_computing_totals(
-    store: Arc<Observed>,
+    store: Arc<InstrumentedStore>,
     telemetry: Telemetry,
     (event_streams, max_event_streams): (Arc<Semaphore>, usize),
 ) {
@@ -335,7 +335,11 @@ async fn keep_computing_totals(
         let reachable = !matches!(store.health(), StoreHealth::Unreachable | StoreHealth::Unchecked);
         telemetry.metrics.set_store_state(reachable, totals);
         let (least, most) = TOTALS_INTERVAL;
-        sleep((A_PARTITION * u32::try_from(partitions.len()).unwrap_or(u32::MAX)).clamp(least, most)).await;
+        sleep(
+            (TOTALS_INTERVAL_PER_PARTITION * u32::try_from(partitions.len()).unwrap_or(u32::MAX))
+                .clamp(least, most),
+        )
+        .await;
     }
 }
 

@@ -10,7 +10,7 @@ mod work_items;
 
 use std::sync::Arc;
 
-pub use auth::{FailedKeys, ServiceKeys};
+pub use auth::{FailedKeys, ServiceKeyDigests};
 use axum::Router;
 use axum::routing::{get, post, put};
 pub use pages::Pages;
@@ -21,9 +21,9 @@ use crate::http::admission::{Admission, Lifecycle};
 use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::health::{self, Health};
 use crate::http::metrics;
-use crate::http::observe::{Observation, observed};
+use crate::http::observe::{Instrumentation, instrument};
 use crate::public::Carriers;
-use crate::store::Observed;
+use crate::store::InstrumentedStore;
 
 /// Path prefix of the platform API.
 pub const PLATFORM_PATH: &str = "/platform/v1";
@@ -32,7 +32,7 @@ pub const PLATFORM_PATH: &str = "/platform/v1";
 #[derive(Debug)]
 pub struct Platform {
     /// Where conversations are stored.
-    pub store: Arc<Observed>,
+    pub store: Arc<InstrumentedStore>,
     /// Signs tokens.
     pub keyring: Arc<Keyring>,
     /// Where issued tokens are to be sent.
@@ -56,7 +56,7 @@ pub struct Platform {
     /// Event streams end when draining begins.
     pub lifecycle: Lifecycle,
     /// Who has access.
-    pub service_keys: ServiceKeys,
+    pub service_keys: ServiceKeyDigests,
     /// Limits guesses of service keys.
     pub failed_keys: FailedKeys,
     /// Which requests are let in.
@@ -64,7 +64,7 @@ pub struct Platform {
 }
 
 /// Routes of the platform API, health checks and metrics.
-pub fn router(platform: Arc<Platform>, observation: Observation, health: Health) -> Router {
+pub fn router(platform: Arc<Platform>, instrumentation: Instrumentation, health: Health) -> Router {
     let conversation = put(conversations::open).get(conversations::show).delete(conversations::end);
     let calls = Router::new()
         .route("/conversations/{conversationId}", conversation)
@@ -75,6 +75,6 @@ pub fn router(platform: Arc<Platform>, observation: Observation, health: Health)
             get(work_items::show).delete(work_items::cancel),
         )
         .with_state(Arc::clone(&platform));
-    let routes = health::routes(health).merge(metrics::routes(observation.telemetry.metrics.clone()));
-    observed(observation, routes.nest(PLATFORM_PATH, auth::guarded(platform, calls)))
+    let routes = health::routes(health).merge(metrics::routes(instrumentation.telemetry.metrics.clone()));
+    instrument(instrumentation, routes.nest(PLATFORM_PATH, auth::guarded(platform, calls)))
 }

@@ -22,8 +22,8 @@ use crate::domain::token::Keyring;
 use crate::http::admission::Admission;
 use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::health::{self, Health};
-use crate::http::observe::{Observation, observed};
-use crate::store::Observed;
+use crate::http::observe::{Instrumentation, instrument};
+use crate::store::InstrumentedStore;
 
 /// Where callbacks are posted.
 pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
@@ -32,7 +32,7 @@ pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
 #[derive(Debug)]
 pub struct Public {
     /// Where results go.
-    pub store: Arc<Observed>,
+    pub store: Arc<InstrumentedStore>,
     /// Response timeout of the store: memory of an unanswered command is counted for this long.
     pub store_timeout: Duration,
     /// Verifies tokens.
@@ -54,12 +54,12 @@ pub struct Public {
 }
 
 /// All routes of the public listener.
-pub fn router(public: Arc<Public>, observation: Observation, health: Health) -> Router {
+pub fn router(public: Arc<Public>, instrumentation: Instrumentation, health: Health) -> Router {
     let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::take));
     if public.carriers.allows(Carrier::Path) {
         callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::take));
     }
     let callbacks =
         callbacks.fallback(callback::refuse).method_not_allowed_fallback(callback::refuse).with_state(public);
-    observed(observation, health::routes(health).merge(callbacks))
+    instrument(instrumentation, health::routes(health).merge(callbacks))
 }

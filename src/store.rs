@@ -1,9 +1,9 @@
 //! Storage of conversations: one trait, a closed set of implementations, one contract test suite for all.
 
 mod health;
+mod instrumented;
 pub mod memory;
 mod notifier;
-mod observed;
 pub mod redis;
 mod schedule;
 mod shield;
@@ -13,8 +13,8 @@ use std::future::Future;
 use std::time::Duration;
 
 pub use health::StoreHealth;
+pub use instrumented::{Backend, InstrumentedStore};
 pub use notifier::ChannelListener;
-pub use observed::{Backend, Observed};
 pub use schedule::Schedule;
 pub use shield::ShieldedCalls;
 use thiserror::Error;
@@ -164,7 +164,7 @@ pub trait Store {
     /// Returns the due timers of some partitions, at most `limit` for each, and claims them for [`CLAIM_MS`].
     fn due(&self, partitions: &[u16], limit: usize) -> impl Future<Output = Result<Due, StoreError>> + Send;
     /// Postpones the timers of a conversation that cannot be read.
-    fn put_off(
+    fn postpone(
         &self,
         due: &DueConversation,
         by: Duration,

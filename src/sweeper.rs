@@ -20,35 +20,35 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::gate::Expired;
 use crate::domain::ids::{ConversationRef, TraceParent};
 use crate::domain::work_item::Outcome;
-use crate::store::{CLAIM_MS, DueConversation, Observed, Store, StoreError};
+use crate::store::{CLAIM_MS, DueConversation, InstrumentedStore, Store, StoreError};
 use crate::telemetry::trace::SpanRef;
 use crate::telemetry::{Telemetry, names};
 
 /// Number of partitions that are queried in rotation each second.
-const IN_TURN: u16 = 3;
+const ROTATED_PER_SECOND: u16 = 3;
 /// Announcements of at most so many past seconds are read after an outage of the store.
 const MISSED_SECONDS: u64 = 30;
 /// Time limit for reading the announcements of a second, and for sending some.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Minimum delay between two rounds. Timers that become due within it are swept together.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+const MIN_PAUSE: Duration = Duration::from_millis(5);
 /// Delay before the next round after a failure of the store.
-const RETRY: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 /// Approximate maximum number of timers per round. Bounded because other instances cannot sweep claimed timers.
-const ROUND: usize = 256;
+const MAX_TIMERS_PER_ROUND: usize = 256;
 /// Maximum number of partitions per round.
-const PARTITIONS: usize = 64;
+const MAX_PARTITIONS_PER_ROUND: usize = 64;
 /// Maximum number of timers that a round claims from one partition.
-const OF_A_PARTITION: usize = 128;
+const MAX_TIMERS_PER_PARTITION: usize = 128;
 /// Number of conversations that are swept concurrently.
-const AT_ONCE: usize = 64;
+const CONCURRENCY: usize = 64;
 /// Initial backoff for a conversation that cannot be read. It doubles with each failure.
-const PUT_OFF: Duration = Duration::from_secs(1);
+const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
 /// Maximum backoff for a conversation that cannot be read.
-const PUT_OFF_AT_MOST: Duration = Duration::from_secs(300);
+const MAX_BACKOFF: Duration = Duration::from_secs(300);
 
 /// Sweeps until `stop` is cancelled.
-pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationToken) {
+pub async fn run(store: Arc<InstrumentedStore>, telemetry: Telemetry, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
         () = keep_sweeping(&store, telemetry) => {}
@@ -60,14 +60,14 @@ pub async fn run(store: Arc<Observed>, telemetry: Telemetry, stop: CancellationT
 
 /// Reads which partitions other instances have announced, at the beginning of each second of the store's clock:
 /// a timer is announced in an earlier second than the one in which it is due.
-async fn keep_reading_announcements(store: &Observed) {
+async fn keep_reading_announcements(store: &InstrumentedStore) {
     let schedule = store.schedule();
     let partitions = store.partitions();
     let mut turn = 0;
     let mut last: Option<u64> = None;
     loop {
         schedule.next_second().await;
-        for _ in 0..IN_TURN.min(partitions) {
+        for _ in 0..ROTATED_PER_SECOND.min(partitions) {
             schedule.arm(turn, Instant::now());
             turn = (turn + 1) % partitions;
         }
@@ -86,7 +86,7 @@ async fn keep_reading_announcements(store: &Observed) {
 }
 
 /// Announces the timers of this instance to the others, which sweep them if this instance fails.
-async fn keep_announcing(store: &Observed) {
+async fn keep_announcing(store: &InstrumentedStore) {
     loop {
         let announcements = store.schedule().take_announcements().await;
         let next_second = store.schedule().store_now_ms().map_or(0, |now| now / 1000 + 1);
@@ -100,9 +100,9 @@ async fn keep_announcing(store: &Observed) {
     }
 }
 
-async fn keep_sweeping(store: &Arc<Observed>, telemetry: Telemetry) {
+async fn keep_sweeping(store: &Arc<InstrumentedStore>, telemetry: Telemetry) {
     let mut sweeper =
-        Sweeper { store: Arc::clone(store), telemetry, unfinished: Vec::new(), aside: HashMap::new() };
+        Sweeper { store: Arc::clone(store), telemetry, unfinished: Vec::new(), backoffs: HashMap::new() };
     let mut failing = false;
     loop {
         match sweeper.round().await {
@@ -111,7 +111,7 @@ async fn keep_sweeping(store: &Arc<Observed>, telemetry: Telemetry) {
                     tracing::info!("the sweeper can reach the store again");
                 }
                 failing = false;
-                sleep(SHORTEST_PAUSE).await;
+                sleep(MIN_PAUSE).await;
             }
             Err(error) => {
                 // Once, not in every round.
@@ -119,7 +119,7 @@ async fn keep_sweeping(store: &Arc<Observed>, telemetry: Telemetry) {
                     tracing::warn!(error = error.chain(), "the sweeper cannot reach the store; retrying");
                 }
                 failing = true;
-                sleep(RETRY).await;
+                sleep(RETRY_DELAY).await;
             }
         }
         if sweeper.unfinished.is_empty() {
@@ -129,12 +129,12 @@ async fn keep_sweeping(store: &Arc<Observed>, telemetry: Telemetry) {
 }
 
 struct Sweeper {
-    store: Arc<Observed>,
+    store: Arc<InstrumentedStore>,
     telemetry: Telemetry,
     /// Conversations that need further steps.
     unfinished: Vec<DueConversation>,
     /// Conversations that cannot be read, with the end and the length of their backoff.
-    aside: HashMap<ConversationRef, (Instant, Duration)>,
+    backoffs: HashMap<ConversationRef, (Instant, Duration)>,
 }
 
 impl Sweeper {
@@ -148,15 +148,15 @@ impl Sweeper {
 
     async fn claim_due(&self) -> Result<Vec<DueConversation>, StoreError> {
         let schedule = self.store.schedule();
-        let partitions = schedule.take_due(Instant::now(), PARTITIONS);
+        let partitions = schedule.take_due(Instant::now(), MAX_PARTITIONS_PER_ROUND);
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
         let asked = Instant::now();
-        let limit = (ROUND / partitions.len()).min(OF_A_PARTITION);
+        let limit = (MAX_TIMERS_PER_ROUND / partitions.len()).min(MAX_TIMERS_PER_PARTITION);
         let due = self.store.due(&partitions, limit).await.inspect_err(|_| {
             for &partition in &partitions {
-                schedule.arm(partition, asked + RETRY);
+                schedule.arm(partition, asked + RETRY_DELAY);
             }
         })?;
         for (partition, next_in_ms) in due.next_in_ms {
@@ -174,13 +174,13 @@ impl Sweeper {
             let swept = sweep(store, telemetry, due.clone()).await;
             (due, swept)
         });
-        let mut sweeps = std::pin::pin!(sweeps.buffer_unordered(AT_ONCE));
+        let mut sweeps = std::pin::pin!(sweeps.buffer_unordered(CONCURRENCY));
         let mut store_failed = None;
         let mut unreadable = Vec::new();
         while let Some((due, swept)) = sweeps.next().await {
             match swept {
                 Ok(unfinished) => {
-                    self.aside.remove(&due.conversation);
+                    self.backoffs.remove(&due.conversation);
                     if unfinished {
                         self.unfinished.push(DueConversation { sequences: Vec::new(), whole: true, ..due });
                     }
@@ -195,7 +195,7 @@ impl Sweeper {
             }
         }
         for (due, error) in unreadable {
-            self.put_off(&due, &error).await;
+            self.postpone(&due, &error).await;
         }
         store_failed.map_or(Ok(()), Err)
     }
@@ -205,12 +205,12 @@ impl Sweeper {
     }
 
     /// Postpones a conversation that cannot be read. Doubles the backoff and logs each time it has elapsed.
-    async fn put_off(&mut self, due: &DueConversation, error: &StoreError) {
+    async fn postpone(&mut self, due: &DueConversation, error: &StoreError) {
         let now = Instant::now();
-        let (until, by) = match self.aside.get(&due.conversation) {
+        let (until, by) = match self.backoffs.get(&due.conversation) {
             Some(&(until, by)) if until > now => (until, by),
             known => {
-                let by = known.map_or(PUT_OFF, |(_, by)| (2 * *by).min(PUT_OFF_AT_MOST));
+                let by = known.map_or(INITIAL_BACKOFF, |(_, by)| (2 * *by).min(MAX_BACKOFF));
                 tracing::error!(
                     { names::CONVERSATION_REFERENCE } = %due.conversation,
                     error = %error,
@@ -220,15 +220,19 @@ impl Sweeper {
                 (now + by, by)
             }
         };
-        self.aside.insert(due.conversation, (until, by));
+        self.backoffs.insert(due.conversation, (until, by));
         // If this fails, the timers become due again when the claim expires.
-        let postponed = self.store.put_off(due, until - now).await.is_ok();
+        let postponed = self.store.postpone(due, until - now).await.is_ok();
         self.arm(due.conversation, if postponed { until } else { now + Duration::from_millis(CLAIM_MS) });
     }
 }
 
 /// Returns whether the conversation needs a further step.
-async fn sweep(store: &Observed, telemetry: &Telemetry, due: DueConversation) -> Result<bool, StoreError> {
+async fn sweep(
+    store: &InstrumentedStore,
+    telemetry: &Telemetry,
+    due: DueConversation,
+) -> Result<bool, StoreError> {
     let conversation = due.conversation;
     let span = telemetry.start_span(|| "sweep".into(), SpanKind::Internal, &Context::new());
     let expired = store.expire(due, span.traceparent()).with_context(span.context().clone()).await?;

@@ -17,9 +17,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 pub use commands::{
-    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, EndReceipt, Ended, Expired, Issue, IssueRefused, Issued, Known, LookupRefused, MOST_TOLD,
-    NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals, WorkItemView,
+    Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, Cancelled, ConversationNotFound,
+    ConversationView, Delivery, EndReceipt, Ended, Expired, Issue, IssueRefused, Issued, LookupRefused,
+    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals, WorkItemView,
 };
 
 use super::envelope::{Envelope, EnvelopeJson};
@@ -197,10 +197,10 @@ impl Conversation {
             return Err(IssueRefused::ConversationEnded);
         }
         if let Some((key, fingerprint)) = &command.idempotency
-            && let Some((known, sequence)) = self.issued_by_key.get(key)
+            && let Some((original, sequence)) = self.issued_by_key.get(key)
             && let Some(slot) = self.slots.get(sequence)
         {
-            if known != fingerprint {
+            if original != fingerprint {
                 return Err(IssueRefused::IdempotencyConflict);
             }
             return Ok(Issued { item: slot.item.clone(), repeated: true });
@@ -472,8 +472,8 @@ impl Conversation {
                 }
                 self.settle(self.gate, Settlement::timed_out(deadline, traceparent.cloned()));
             }
-            let told = self.append(self.gate, now);
-            released.extend(told.filter(|_| released.len() < MOST_TOLD));
+            let appended = self.append(self.gate, now);
+            released.extend(appended.filter(|_| released.len() < MAX_REPORTED));
             self.gate = self.gate.next();
         }
         self.fresh.clear();
@@ -555,9 +555,9 @@ impl Conversation {
     }
 
     /// The conversation and work item of a refused callback.
-    pub fn known(&self, work_item: WorkItemId) -> Known {
+    pub fn target(&self, work_item: WorkItemId) -> CallbackTarget {
         let item = self.slot(work_item).map(|slot| slot.item.clone());
-        Known { conversation_id: self.id.clone(), item }
+        CallbackTarget { conversation_id: self.id.clone(), item }
     }
 
     /// A work item at `now`.
@@ -589,7 +589,7 @@ impl Conversation {
     }
 
     /// When the sweeper has to process it as a whole: at its idle timeout, and at the end of its retention.
-    pub fn look_at(&self, limits: &Limits) -> Timestamp {
+    pub fn next_check(&self, limits: &Limits) -> Timestamp {
         match self.ended {
             Some(ended) => ended.ended_at.plus_millis(limits.ended_retention_ms),
             None => self.idle_at(),

@@ -59,22 +59,22 @@ pub enum ResultRefused {
 }
 
 impl CallbackResult {
-    /// The top-level members that a result is judged by.
+    /// The top-level members that a result is classified by.
     pub const NAMES: [&'static str; 2] = ["error", "content"];
 
-    /// Judges a body that carries no token.
+    /// Classifies a body that carries no token.
     pub fn of(kind: Kind, body: &Bytes) -> Result<Self, ResultRefused> {
-        Self::judge(kind, body, &Scan::new(body, Self::NAMES)?, None)
+        Self::classify(kind, body, &Scan::new(body, Self::NAMES)?, None)
     }
 
-    /// Judges a body. A member that carried the token is removed first.
+    /// Classifies a body. A member that carried the token is removed first.
     ///
     /// An object whose `error` is an object with string `code` and string `message` is a failure, of either
     /// kind of work. Otherwise a tool's result is any JSON value; a language model's is a string, or an
     /// object whose `content` is a string or an array.
     ///
     /// `scan` is of the same body, with [`CallbackResult::NAMES`] and the token's field.
-    pub fn judge(
+    pub fn classify(
         kind: Kind,
         body: &Bytes,
         scan: &Scan<'_>,
@@ -126,7 +126,7 @@ mod tests {
         CallbackResult::of(kind, &Bytes::copy_from_slice(body.as_bytes()))
     }
 
-    fn judge(kind: Kind, body: &str) -> Result<Payload, ResultRefused> {
+    fn classify(kind: Kind, body: &str) -> Result<Payload, ResultRefused> {
         whole(kind, body).map(|result| result.payload)
     }
 
@@ -145,19 +145,19 @@ mod tests {
             "{\"error\":\"x\"}",
             "{\"error\":{\"code\":1,\"message\":\"m\"}}",
         ] {
-            assert_eq!(judge(Kind::Tool, body), Ok(taken(body)), "{body}");
+            assert_eq!(classify(Kind::Tool, body), Ok(taken(body)), "{body}");
         }
     }
 
     #[test]
     fn a_language_model_answers_with_a_string_or_content() {
         for body in ["\"hi\"", " {\"content\":\"hi\",\"usage\":{}}", "{\"content\":[]}"] {
-            assert_eq!(judge(Kind::Llm, body), Ok(taken(body)), "{body}");
+            assert_eq!(classify(Kind::Llm, body), Ok(taken(body)), "{body}");
         }
         for body in
             ["1", "null", "[\"hi\"]", "{}", "{\"content\":{}}", "{\"content\":null}", "{\"Content\":\"\"}"]
         {
-            assert_eq!(judge(Kind::Llm, body), Err(ResultRefused::NotAnLlmResult), "{body}");
+            assert_eq!(classify(Kind::Llm, body), Err(ResultRefused::NotAnLlmResult), "{body}");
         }
     }
 
@@ -166,7 +166,7 @@ mod tests {
         for kind in [Kind::Llm, Kind::Tool] {
             let error = r#"{ "code":"X", "message":"m", "requestId":7 }"#;
             let body = format!(r#"{{"content":"half", "error": {error} }}"#);
-            assert_eq!(judge(kind, &body), Ok(Payload::Failed(Bytes::copy_from_slice(error.as_bytes()))));
+            assert_eq!(classify(kind, &body), Ok(Payload::Failed(Bytes::copy_from_slice(error.as_bytes()))));
         }
     }
 

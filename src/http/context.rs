@@ -9,7 +9,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
 
-use super::observe::Observation;
+use super::observe::Instrumentation;
 use super::refusal::Refusal;
 use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
 use crate::domain::ids::{
@@ -47,7 +47,7 @@ pub struct RequestState {
     pub span: SpanRef,
     /// The client's address.
     pub client: IpAddr,
-    pub(super) observation: Arc<Observation>,
+    pub(super) instrumentation: Arc<Instrumentation>,
     pub(super) line: RequestLine,
     pub(super) started: Instant,
     pub(super) response: OnceLock<Responded>,
@@ -145,9 +145,9 @@ impl RequestLog {
 
     /// Records what a refused callback was about. `now`: to tell how late it was.
     pub fn refused(&mut self, refused: &NotAccepted, now: Timestamp) {
-        let Some(known) = &refused.known else { return };
-        self.conversation = Some(known.conversation_id.clone());
-        if let Some(item) = &known.item {
+        let Some(target) = &refused.target else { return };
+        self.conversation = Some(target.conversation_id.clone());
+        if let Some(item) = &target.item {
             self.item(item);
             let is_late = refused.why == AcceptRefused::WorkItemTimedOut;
             self.late_ms = is_late.then(|| item.deadline.millis_until(now));
@@ -223,7 +223,7 @@ impl RequestContext {
 
     /// Where the request is measured.
     pub fn telemetry(&self) -> &Telemetry {
-        &self.0.observation.telemetry
+        &self.0.instrumentation.telemetry
     }
 
     /// Records what was learned about the request.

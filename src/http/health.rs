@@ -11,13 +11,13 @@ use axum::routing::get;
 use super::admission::Lifecycle;
 use super::code::Code;
 use super::refusal::Refusal;
-use crate::store::Observed;
+use crate::store::InstrumentedStore;
 
 /// Inputs of `/health`.
 #[derive(Clone, Debug)]
 pub struct Health {
     /// Healthy if its last check succeeded.
-    pub store: Arc<Observed>,
+    pub store: Arc<InstrumentedStore>,
     /// Unhealthy while draining.
     pub lifecycle: Lifecycle,
 }

@@ -39,9 +39,9 @@ const USER_AGENT_CHARS: usize = 120;
 /// Status in logs, spans and metrics if the client disconnects before the response, as in nginx.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// How the requests of a listener are observed.
+/// How the requests of a listener are instrumented.
 #[derive(Clone, Debug)]
-pub struct Observation {
+pub struct Instrumentation {
     /// Which listener it is.
     pub listener: Listener,
     /// `http` or `https`.
@@ -55,15 +55,15 @@ pub struct Observation {
 }
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
-pub fn observed(observation: Observation, routes: Router) -> Router {
+pub fn instrument(instrumentation: Instrumentation, routes: Router) -> Router {
     // The layer is cloned for each request.
     for code in Code::ALL {
-        observation.telemetry.metrics.begin_refused_at_zero(code.as_str(), server_error(*code));
+        instrumentation.telemetry.metrics.begin_refused_at_zero(code.as_str(), server_error(*code));
     }
     // The layer is cloned for each request.
-    let observation = Arc::new(observation);
+    let instrumentation = Arc::new(instrumentation);
     routes.layer(catch_panics()).layer(from_fn(move |request: Request, next: Next| {
-        let context = observation.begin(&request);
+        let context = instrumentation.begin(&request);
         let span = context.span.context().clone();
         respond(context, request, next).with_context(span)
     }))
@@ -82,7 +82,7 @@ async fn respond(context: RequestContext, mut request: Request, next: Next) -> R
     response
 }
 
-impl Observation {
+impl Instrumentation {
     fn begin(self: &Arc<Self>, request: &Request) -> RequestContext {
         let method = standard_method(request.method());
         let route = request.extensions().get::<MatchedPath>().cloned();
@@ -102,7 +102,7 @@ impl Observation {
             request_id: self.request_id(request, peer),
             span,
             client: self.client(request, peer),
-            observation: Arc::clone(self),
+            instrumentation: Arc::clone(self),
             line: RequestLine {
                 method,
                 route,
@@ -182,13 +182,13 @@ impl Drop for RequestState {
 impl RequestState {
     /// Whether a refusal has a log line and a span. Repeated refusals of strangers are summed up.
     fn has_own_line(&self, code: Code, log: &RequestLog) -> bool {
-        let is_strangers = match self.observation.listener {
+        let is_strangers = match self.instrumentation.listener {
             Listener::Public => log.reference.is_none(),
             Listener::Platform => matches!(code, Code::ServiceKeyMissing | Code::ServiceKeyInvalid),
         };
         let is_repeatable = code == Code::RateLimited || is_strangers && code != Code::Internal;
         let refusal = Repeatable { client: Some(self.client), code, work_item: log.work_item };
-        !is_repeatable || self.observation.repeats.is_first(refusal)
+        !is_repeatable || self.instrumentation.repeats.is_first(refusal)
     }
 
     fn route(&self) -> &str {
@@ -201,7 +201,7 @@ impl RequestState {
 
     fn log_success(&self, status: u16, log: &RequestLog) {
         let (method, route, id) = (self.line.method, self.route(), self.request_id);
-        let timeout = log.deadline().filter(|_| self.observation.listener == Listener::Platform);
+        let timeout = log.deadline().filter(|_| self.instrumentation.listener == Listener::Platform);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -303,7 +303,7 @@ impl RequestState {
         let mut attributes = log.attributes();
         attributes.extend([
             KeyValue::new(names::HTTP_REQUEST_METHOD, self.line.method),
-            KeyValue::new(names::URL_SCHEME, self.observation.scheme),
+            KeyValue::new(names::URL_SCHEME, self.instrumentation.scheme),
             KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status)),
             KeyValue::new(names::REQUEST_ID, self.request_id.to_string()),
         ]);
@@ -326,16 +326,16 @@ impl RequestState {
     fn count(&self, status: u16, code: Option<Code>, log: &RequestLog) {
         let answered = ResponseLabels {
             method: self.line.method,
-            scheme: self.observation.scheme,
+            scheme: self.instrumentation.scheme,
             status,
             code: code.map_or("", Code::as_str),
             outcome: log.outcome.map_or("", Outcome::as_str),
             failure: code.and_then(server_error),
         };
         let body = log.body.map(|(bytes, _)| bytes);
-        let on_public = self.observation.listener == Listener::Public;
+        let on_public = self.instrumentation.listener == Listener::Public;
         let decided = log.body.filter(|_| on_public).map(|(_, read_at)| read_at.elapsed());
-        let metrics = &self.observation.telemetry.metrics;
+        let metrics = &self.instrumentation.telemetry.metrics;
         metrics.record_request(self.route(), answered, self.started.elapsed(), body, decided);
     }
 }

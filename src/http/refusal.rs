@@ -57,7 +57,7 @@ impl Refusal {
 
     /// The response.
     pub fn render(&self, request_id: RequestId, trace_id: &str) -> Response {
-        let envelope = Envelope {
+        let body = ErrorBody {
             error: Error {
                 code: self.code.as_str(),
                 message: &self.message,
@@ -67,7 +67,7 @@ impl Refusal {
                 outcome: self.outcome,
             },
         };
-        let json = serde_json::to_vec(&envelope).unwrap_or_default();
+        let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (self.code.status(), Body::from(json)).into_response();
         let headers = response.headers_mut();
         headers.extend(self.headers.clone());
@@ -106,7 +106,7 @@ impl IntoResponse for Refusal {
 }
 
 #[derive(Serialize)]
-struct Envelope<'a> {
+struct ErrorBody<'a> {
     error: Error<'a>,
 }
 

@@ -24,15 +24,15 @@ use crate::http::refusal::Refusal;
 
 /// The service keys, as digests: so the time of a comparison depends on neither a key nor its length.
 #[derive(Clone)]
-pub struct ServiceKeys(Arc<[[u8; 32]]>);
+pub struct ServiceKeyDigests(Arc<[[u8; 32]]>);
 
-impl std::fmt::Debug for ServiceKeys {
+impl std::fmt::Debug for ServiceKeyDigests {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ServiceKeys({})", self.0.len())
+        write!(f, "ServiceKeyDigests({})", self.0.len())
     }
 }
 
-impl ServiceKeys {
+impl ServiceKeyDigests {
     /// Hashes the keys.
     pub fn new(keys: &[SecretString]) -> Self {
         Self(keys.iter().map(|key| Sha256::digest(key.expose_secret()).into()).collect())
@@ -125,12 +125,12 @@ mod tests {
 
     #[test]
     fn only_service_keys_are_accepted() {
-        let keys = ServiceKeys::new(&["first-key-of-all".into(), "second-key-of-all".into()]);
+        let keys = ServiceKeyDigests::new(&["first-key-of-all".into(), "second-key-of-all".into()]);
         assert!(keys.contains(b"first-key-of-all") && keys.contains(b"second-key-of-all"));
         assert!(
             !keys.contains(b"first-key-of-al") && !keys.contains(b"") && !keys.contains(b"First-key-of-all")
         );
-        assert!(!ServiceKeys::new(&[]).contains(b""));
+        assert!(!ServiceKeyDigests::new(&[]).contains(b""));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationRef, Sequence};
-use crate::store::{Answer, Observed, PAGE_BYTES, Page, ShieldedCalls, Store, StoreError};
+use crate::store::{Answer, InstrumentedStore, PAGE_BYTES, Page, ShieldedCalls, Store, StoreError};
 
 /// Maximum number of concurrent fetches of an instance. Few, so that Redis handles callbacks in between.
 const FETCHES_AT_ONCE: usize = 4;
@@ -48,7 +48,7 @@ impl Pages {
     /// Fetches the page after a sequence, once there is memory for it.
     pub(super) async fn fetch(
         &self,
-        store: &Arc<Observed>,
+        store: &Arc<InstrumentedStore>,
         calls: &ShieldedCalls,
         conversation: ConversationRef,
         after: Sequence,

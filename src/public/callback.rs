@@ -21,7 +21,7 @@ use crate::http::body;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{Observed, Store, StoreError};
+use crate::store::{InstrumentedStore, Store, StoreError};
 
 /// Maximum lead of this machine's clock over the store's, in milliseconds. The store decides whether a token has
 /// expired; only a token that expired longer ago than this is refused without the store.
@@ -188,7 +188,7 @@ impl Callback<'_> {
         let token = carriers.in_request(in_head, scan.as_ref().ok())?;
         let claims = verified.unwrap_or_else(|| self.verify(&token))?;
         let scan = scan.map_err(ResultRefused::from)?;
-        Ok((CallbackResult::judge(claims.kind, body, &scan, field)?, claims))
+        Ok((CallbackResult::classify(claims.kind, body, &scan, field)?, claims))
     }
 
     /// Whether a text is an authentic token, expired or not.
@@ -221,7 +221,7 @@ impl Callback<'_> {
 }
 
 /// Records an accepted callback in the log, metrics and trace.
-fn record_accepted(store: &Observed, context: &RequestContext, claims: &Claims, receipt: &Receipt) {
+fn record_accepted(store: &InstrumentedStore, context: &RequestContext, claims: &Claims, receipt: &Receipt) {
     context.record(|log| log.receipt(receipt));
     if !receipt.replayed {
         let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);

@@ -109,7 +109,7 @@ impl MemoryState {
     /// Sets the timer of the conversation as a whole.
     fn arm(&mut self, reference: ConversationRef, limits: &Limits) {
         if let Some(conversation) = self.conversations.get(&reference) {
-            self.timers.set((reference, None), conversation.look_at(limits));
+            self.timers.set((reference, None), conversation.next_check(limits));
         }
     }
 }
@@ -171,16 +171,16 @@ impl Store for MemoryStore {
     async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
         let (mut state, now) = self.step();
         if now >= command.expires_at {
-            return Ok(Err(NotAccepted { why: AcceptRefused::TokenExpired, known: None }));
+            return Ok(Err(NotAccepted { why: AcceptRefused::TokenExpired, target: None }));
         }
         let accept = |conversation: &mut Conversation| {
             conversation.accept(&command, now, &self.limits).map_err(|why| NotAccepted {
                 why,
-                known: Some(Box::new(conversation.known(command.work_item))),
+                target: Some(Box::new(conversation.target(command.work_item))),
             })
         };
         let Some(accepted) = state.step_on(command.conversation, now, &self.limits, accept) else {
-            return Ok(Err(NotAccepted { why: AcceptRefused::ConversationEnded, known: None }));
+            return Ok(Err(NotAccepted { why: AcceptRefused::ConversationEnded, target: None }));
         };
         if accepted.is_ok() {
             self.notifier.notify(command.conversation);
@@ -265,7 +265,7 @@ impl Store for MemoryStore {
         Ok(Due { now, conversations: gather(due), next_in_ms })
     }
 
-    async fn put_off(&self, _: &DueConversation, _: Duration) -> Result<(), StoreError> {
+    async fn postpone(&self, _: &DueConversation, _: Duration) -> Result<(), StoreError> {
         Ok(())
     }
 

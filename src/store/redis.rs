@@ -62,9 +62,9 @@ use super::{Answer, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Sto
 use crate::clock::Clock;
 use crate::domain::envelope::{EnvelopeJson, members_at_issue};
 use crate::domain::gate::{
-    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView,
-    Delivery, EndReceipt, Expired, Issue, IssueRefused, Issued, Known, LookupRefused, MOST_TOLD, NotAccepted,
-    Open, OpenRefused, Opened, Receipt, Released, Totals, WorkItemView,
+    Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, Cancelled, ConversationNotFound,
+    ConversationView, Delivery, EndReceipt, Expired, Issue, IssueRefused, Issued, LookupRefused,
+    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::result::Payload;
@@ -308,7 +308,7 @@ impl RedisStore {
             };
             gate.replace(step.state.gate);
             released.extend(step.expired.released);
-            released.truncate(MOST_TOLD);
+            released.truncate(MAX_REPORTED);
             if !step.state.is_unfinished() {
                 return (gate, false);
             }
@@ -467,15 +467,15 @@ impl Store for RedisStore {
             "channel_limit" => AcceptRefused::ChannelLimit,
             _ => return Err(reply.unexpected()),
         };
-        let known = match reply.next() {
+        let target = match reply.next() {
             None => None,
             Some(opened) => {
                 let item = reply.next().map(|item| StoredItem::decode(&bytes(item)?)).transpose()?;
                 let conversation_id = StoredConversation::decode(&bytes(opened)?)?.id;
-                Some(Box::new(Known { conversation_id, item: item.map(|item| item.item) }))
+                Some(Box::new(CallbackTarget { conversation_id, item: item.map(|item| item.item) }))
             }
         };
-        Ok(Err(NotAccepted { why, known }))
+        Ok(Err(NotAccepted { why, target }))
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
@@ -537,7 +537,7 @@ impl Store for RedisStore {
             let state = StoredState::decode(&reply.bytes()?)?;
             let opened_at = StoredConversation::decode(&reply.bytes()?)?.opened_at;
             all_released.extend(released(&mut reply, opened_at, now, None)?);
-            all_released.truncate(MOST_TOLD);
+            all_released.truncate(MAX_REPORTED);
             if unfinished {
                 continue;
             }
@@ -589,7 +589,7 @@ impl Store for RedisStore {
         }
     }
 
-    async fn put_off(&self, due: &DueConversation, by: Duration) -> Result<(), StoreError> {
+    async fn postpone(&self, due: &DueConversation, by: Duration) -> Result<(), StoreError> {
         self.check_verified()?;
         let until = self.dates.now().plus_millis(u64::try_from(by.as_millis()).unwrap_or(u64::MAX));
         let timers = Keys::timers(self.keys.partition(due.conversation));

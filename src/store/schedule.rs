@@ -77,12 +77,12 @@ impl Schedule {
         self.inner().known()
     }
 
-    /// The store's time in milliseconds (Unix time). `None` before the first answer that told it.
+    /// The store's time in milliseconds (Unix time). `None` before the first reply that contains it.
     pub fn store_now_ms(&self) -> Option<u64> {
         self.inner().now_ms()
     }
 
-    /// The store has told its time. If its clock was changed, every partition with a timer is due at once.
+    /// Records the store's time. If its clock was changed, every partition with a timer is due at once.
     pub fn set_store_time(&self, time: Timestamp) {
         let now = Instant::now();
         let mut inner = self.inner();

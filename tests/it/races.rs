@@ -21,7 +21,7 @@ on_every_store!(
 );
 
 /// The stage as this process sees it, and as another does.
-async fn sides(backend: Backend) -> (Stage, [Arc<callback_ingress::store::Observed>; 2]) {
+async fn sides(backend: Backend) -> (Stage, [Arc<callback_ingress::store::InstrumentedStore>; 2]) {
     let stage = backend.stage().await;
     let elsewhere = stage.seen_from_elsewhere().await;
     let stores = [Arc::clone(&stage.store), elsewhere.store];

@@ -10,7 +10,7 @@ use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::domain::time::Timestamp;
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::{RedisSettings, RedisStore, TlsFiles};
-use callback_ingress::store::{self, Due, Observed, Store};
+use callback_ingress::store::{self, Due, InstrumentedStore, Store};
 use callback_ingress::telemetry::Telemetry;
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -71,7 +71,7 @@ pub(crate) const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 /// A store and its clock.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    pub(crate) store: Arc<Observed>,
+    pub(crate) store: Arc<InstrumentedStore>,
     pub(crate) clock: ManualClock,
     settings: Option<RedisSettings>,
     /// Ends last.
@@ -226,11 +226,11 @@ impl Stage {
 
 /// A store that is ready to be used.
 /// A store without a collector.
-pub(crate) fn observed(backend: store::Backend) -> Observed {
-    Observed::new(backend, Telemetry::local())
+pub(crate) fn observed(backend: store::Backend) -> InstrumentedStore {
+    InstrumentedStore::new(backend, Telemetry::local())
 }
 
-pub(crate) async fn redis_store(settings: &RedisSettings, clock: Clock) -> Arc<Observed> {
+pub(crate) async fn redis_store(settings: &RedisSettings, clock: Clock) -> Arc<InstrumentedStore> {
     let store = RedisStore::new(settings, clock).unwrap();
     store.verify().await.unwrap();
     Arc::new(observed(store::Backend::Redis(Box::new(store))))

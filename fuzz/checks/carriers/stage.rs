@@ -20,10 +20,10 @@ use callback_ingress::http::body::{BodyBudget, BodyLimits};
 use callback_ingress::http::client_address::Peer;
 use callback_ingress::http::context::Listener;
 use callback_ingress::http::health::Health;
-use callback_ingress::http::observe::Observation;
+use callback_ingress::http::observe::Instrumentation;
 use callback_ingress::public::{self, Carriers, ClientLimits, Public};
 use callback_ingress::store::memory::MemoryStore;
-use callback_ingress::store::{Backend, Observed, Store};
+use callback_ingress::store::{Backend, InstrumentedStore, Store};
 use callback_ingress::telemetry::Telemetry;
 use futures_util::stream;
 use http_body_util::BodyExt;
@@ -87,7 +87,7 @@ pub(crate) struct Stage {
     conversation: ConversationId,
     keyring: Arc<Keyring>,
     clock: Clock,
-    store: Arc<Observed>,
+    store: Arc<InstrumentedStore>,
     allowed: String,
     router: Router,
 }
@@ -113,7 +113,7 @@ impl Stage {
     pub(crate) async fn new() -> Self {
         let clock = Clock::Manual(ManualClock::at(Timestamp::from_millis(NOW)));
         let memory = MemoryStore::new(clock.clone(), CONFIG.limits());
-        let store = Arc::new(Observed::new(Backend::Memory(memory), TELEMETRY.clone()));
+        let store = Arc::new(InstrumentedStore::new(Backend::Memory(memory), TELEMETRY.clone()));
         store.check_health().await;
         let key_id = KeyId::parse("k1").unwrap();
         let keyring = Arc::new(Keyring::new(SigningKey::new(key_id, vec![7; 32]).unwrap(), Vec::new()));
@@ -161,7 +161,7 @@ impl Stage {
         let health = Health { store: Arc::clone(&self.store), lifecycle };
         let proxies = UNLIMITED.proxies();
         let telemetry = TELEMETRY.clone();
-        let observation = Observation {
+        let observation = Instrumentation {
             listener: Listener::Public,
             scheme: "http",
             proxies,
@@ -203,7 +203,7 @@ impl Stage {
 }
 
 async fn issue(
-    store: &Observed,
+    store: &InstrumentedStore,
     conversation: &ConversationId,
     key_id: KeyId,
     kind: Kind,

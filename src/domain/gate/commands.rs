@@ -142,14 +142,14 @@ pub struct Receipt {
     pub received_at: Timestamp,
     /// Whether this is the receipt of a repeated callback.
     pub replayed: bool,
-    /// The envelopes that this operation released, at most [`MOST_TOLD`].
+    /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
     /// Whether it left items to release, which the sweeper releases.
     pub unfinished: bool,
 }
 
 /// Maximum number of released envelopes that an operation reports. It can release more.
-pub const MOST_TOLD: usize = 256;
+pub const MAX_REPORTED: usize = 256;
 
 /// An envelope that an operation released to the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,7 +209,7 @@ pub enum AcceptRefused {
 
 /// The conversation and work item of a refused callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct CallbackTarget {
     /// The conversation.
     pub conversation_id: ConversationId,
     /// The work item; `None` if the conversation has no such item.
@@ -222,7 +222,7 @@ pub struct NotAccepted {
     /// The reason.
     pub why: AcceptRefused,
     /// The conversation and work item, where known. For logs; the provider does not get it.
-    pub known: Option<Box<Known>>,
+    pub target: Option<Box<CallbackTarget>>,
 }
 
 /// Cancels a work item.
@@ -245,7 +245,7 @@ pub struct Cancel {
 pub struct Cancelled {
     /// The item after the operation.
     pub item: WorkItemView,
-    /// The envelopes that this operation released, at most [`MOST_TOLD`].
+    /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
     /// Whether it left items to release, which the sweeper releases.
     pub unfinished: bool,
@@ -275,7 +275,7 @@ pub struct EndReceipt {
     pub ended: Ended,
     /// Whether it had already ended before this operation.
     pub repeated: bool,
-    /// The envelopes that this operation released, at most [`MOST_TOLD`].
+    /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
 }
 
@@ -319,7 +319,7 @@ pub struct Expired {
     pub timed_out: Vec<TimedOut>,
     /// Set if this operation found the idle timeout passed and ended the conversation.
     pub ended: Option<Ended>,
-    /// The envelopes that this operation released, at most [`MOST_TOLD`].
+    /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
     /// Whether it left items to release, which the sweeper releases.
     pub unfinished: bool,

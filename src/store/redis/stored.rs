@@ -141,7 +141,7 @@ struct Members {
 
 /// How an item was settled.
 #[derive(Clone, Debug)]
-struct Settlement {
+struct StoredSettlement {
     outcome: Outcome,
     received_at: Timestamp,
     bytes: u64,
@@ -152,7 +152,7 @@ struct Settlement {
 #[derive(Clone, Debug)]
 pub(super) struct StoredItem {
     pub(super) item: WorkItem,
-    settlement: Option<Settlement>,
+    settlement: Option<StoredSettlement>,
 }
 
 /// Maps the numbers of `item.lua`. 0, awaiting, is `None`, and so is an unknown number.
@@ -193,7 +193,7 @@ impl StoredItem {
             Some(outcome) => {
                 let (received_at, _attempt, bytes) = (fields.rfc3339()?, fields.bytes(8)?, fields.number(4)?);
                 let (_request_id, settled_in) = (fields.sized(1)?, fields.traceparent()?);
-                Some(Settlement { outcome, received_at, bytes, settled_in })
+                Some(StoredSettlement { outcome, received_at, bytes, settled_in })
             }
         };
         Ok(Self { item, settlement })

@@ -10,7 +10,7 @@ use axum::Router;
 use axum::routing::post;
 use callback_ingress::config::{Sources, load};
 use callback_ingress::http::context::Listener;
-use callback_ingress::http::observe::{Observation, observed};
+use callback_ingress::http::observe::{Instrumentation, instrument};
 use callback_ingress::http::server::{self, ConnectionLimits};
 use callback_ingress::telemetry::{self, Exports};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -106,9 +106,9 @@ fn a_process_that_panics() {
         let stop = CancellationToken::new();
         let proxies = config.proxies();
         let repeats = Arc::default();
-        let observation =
-            Observation { listener: Listener::Public, scheme: "http", proxies, telemetry, repeats };
-        let routes = observed(observation, routes);
+        let instrumentation =
+            Instrumentation { listener: Listener::Public, scheme: "http", proxies, telemetry, repeats };
+        let routes = instrument(instrumentation, routes);
         let serving = tokio::spawn(server::serve(listener, routes, limits, None, stop.clone()));
         for way in WAYS {
             let mut stream = TcpStream::connect(address).await.unwrap();

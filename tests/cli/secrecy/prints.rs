@@ -12,11 +12,11 @@ use callback_ingress::domain::json::Scan;
 use callback_ingress::domain::result::CallbackResult;
 use callback_ingress::domain::token::{Keyring, TokenFingerprint};
 use callback_ingress::domain::work_item::Kind;
-use callback_ingress::platform::ServiceKeys;
+use callback_ingress::platform::ServiceKeyDigests;
 use callback_ingress::public::Carriers;
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::RedisStore;
-use callback_ingress::store::{Backend, Observed, Store};
+use callback_ingress::store::{Backend, InstrumentedStore, Store};
 use callback_ingress::telemetry::Telemetry;
 
 use super::nothing_leaks;
@@ -56,12 +56,12 @@ async fn what_debug_prints_shows_no_secret() {
         "the service keys",
         &(&config.platform.service_keys, config.platform.service_keys.keys()),
     );
-    print(captures, "their digests", &ServiceKeys::new(config.platform.service_keys.keys()));
+    print(captures, "their digests", &ServiceKeyDigests::new(config.platform.service_keys.keys()));
     print(captures, "the carriers", &Carriers::new(&config.token));
     let redis = config.redis().unwrap();
     print(captures, "the settings of Redis", &redis);
     let store = RedisStore::new(&redis, Clock::System).unwrap();
-    let store = Observed::new(Backend::Redis(Box::new(store)), Telemetry::local());
+    let store = InstrumentedStore::new(Backend::Redis(Box::new(store)), Telemetry::local());
     print(captures, "the store in Redis", &store);
     print(captures, "a failure of Redis", &store.ping().await);
     print(captures, "the service", &app::build(config, Clock::System, Telemetry::local()).await.unwrap());

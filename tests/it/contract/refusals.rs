@@ -1,6 +1,6 @@
 //! Promise 2: a refusal changes nothing.
 
-use callback_ingress::domain::gate::{Known, Limits};
+use callback_ingress::domain::gate::{CallbackTarget, Limits};
 use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};
 use callback_ingress::domain::work_item::WorkItem;
 use callback_ingress::store::Store;
@@ -29,17 +29,17 @@ async fn a_refused_callback_tells_what_it_was_about(backend: Backend) {
     };
     let about = |item: Option<&WorkItem>| {
         let conversation_id = conversation.id.clone();
-        Some(Box::new(Known { conversation_id, item: item.cloned() }))
+        Some(Box::new(CallbackTarget { conversation_id, item: item.cloned() }))
     };
     for item in [&used, &cancelled, &late] {
-        assert_eq!(refusal(conversation.bringing(item, b"2")).await.known, about(Some(item)));
+        assert_eq!(refusal(conversation.bringing(item, b"2")).await.target, about(Some(item)));
     }
-    assert_eq!(refusal(conversation.bringing(&stranger, b"2")).await.known, about(None));
+    assert_eq!(refusal(conversation.bringing(&stranger, b"2")).await.target, about(None));
     let mut expired = conversation.bringing(&used, b"2");
     expired.expires_at = stage.clock.now();
-    assert_eq!(refusal(expired).await.known, None, "its conversation may be gone");
+    assert_eq!(refusal(expired).await.target, None, "its conversation may be gone");
     conversation.end().await.unwrap();
-    assert_eq!(refusal(conversation.bringing(&late, b"2")).await.known, about(Some(&late)));
+    assert_eq!(refusal(conversation.bringing(&late, b"2")).await.target, about(Some(&late)));
 }
 
 /// A conversation with something of everything in it, and no refusal that leaves a trace.

@@ -6,7 +6,7 @@ use callback_ingress::domain::gate::{
     WorkItemView,
 };
 use callback_ingress::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
-use callback_ingress::store::{Due, DueConversation, Observed, Page, Store};
+use callback_ingress::store::{Due, DueConversation, InstrumentedStore, Page, Store};
 
 /// An operation with its arguments.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub(super) enum Reply {
 
 impl Command {
     /// Asks a store that must answer.
-    pub(super) async fn run(self, store: &Observed) -> Reply {
+    pub(super) async fn run(self, store: &InstrumentedStore) -> Reply {
         match self {
             Self::Open(command) => Reply::Open(store.open(command).await.unwrap()),
             Self::Issue(command) => Reply::Issue(store.issue(command).await.unwrap()),

@@ -15,7 +15,7 @@ use callback_ingress::domain::time::Timestamp;
 use callback_ingress::domain::token::KeyId;
 use callback_ingress::domain::work_item::{Kind, WorkItem};
 use callback_ingress::store::memory::MemoryStore;
-use callback_ingress::store::{Backend, DueConversation, Observed, Store};
+use callback_ingress::store::{Backend, DueConversation, InstrumentedStore, Store};
 use futures_util::future::join_all;
 use uuid::Uuid;
 
@@ -40,8 +40,8 @@ pub(super) type Kinds = BTreeMap<String, u64>;
 /// The two stores, and what is known of the story so far.
 pub(super) struct Story<'a> {
     clock: &'a ManualClock,
-    memory: Observed,
-    redis: &'a Observed,
+    memory: InstrumentedStore,
+    redis: &'a InstrumentedStore,
     partitions: u16,
     kinds: &'a mut Kinds,
     step: u128,
@@ -61,7 +61,7 @@ impl<'a> Story<'a> {
     /// A story that begins, on a Redis that is empty.
     pub(super) fn new(
         clock: &'a ManualClock,
-        redis: &'a Observed,
+        redis: &'a InstrumentedStore,
         partitions: u16,
         kinds: &'a mut Kinds,
     ) -> Self {

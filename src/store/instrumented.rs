@@ -56,7 +56,7 @@ macro_rules! backend_async {
 
 /// A backend with its metrics, spans, health and schedule.
 #[derive(Debug)]
-pub struct Observed {
+pub struct InstrumentedStore {
     backend: Backend,
     telemetry: Telemetry,
     schedule: Schedule,
@@ -66,7 +66,7 @@ pub struct Observed {
 }
 
 /// When a partition is looked at in which a conversation was opened.
-const LOOK_LATER: Duration = Duration::from_secs(10);
+const CHECK_AFTER_OPEN: Duration = Duration::from_secs(10);
 
 /// What an operation is for the store.
 #[derive(Clone, Copy)]
@@ -93,7 +93,7 @@ impl StoreError {
     }
 }
 
-impl Observed {
+impl InstrumentedStore {
     /// Wraps a backend.
     pub fn new(backend: Backend, telemetry: Telemetry) -> Self {
         let (server, partitions) = match &backend {
@@ -204,11 +204,11 @@ impl Observed {
     }
 }
 
-impl Store for Observed {
+impl Store for InstrumentedStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
         // By then it is known whether something of it is due.
         let partition = self.partition(command.conversation.reference());
-        self.schedule.arm(partition, Instant::now() + LOOK_LATER);
+        self.schedule.arm(partition, Instant::now() + CHECK_AFTER_OPEN);
         self.call(Operation::Script("open"), backend_async!(self, store => store.open(command))).await
     }
 
@@ -278,8 +278,8 @@ impl Store for Observed {
         self.call(Operation::Script("due"), backend_async!(self, store => store.due(partitions, limit))).await
     }
 
-    async fn put_off(&self, due: &DueConversation, by: Duration) -> Result<(), StoreError> {
-        self.call(Operation::Command("ZADD"), backend_async!(self, store => store.put_off(due, by))).await
+    async fn postpone(&self, due: &DueConversation, by: Duration) -> Result<(), StoreError> {
+        self.call(Operation::Command("ZADD"), backend_async!(self, store => store.postpone(due, by))).await
     }
 
     async fn announce(&self, second: u64, partition: u16) -> Result<(), StoreError> {
