@@ -1,56 +1,64 @@
 //! Time limits of a connection's read side: for a request's head, and for idleness between requests.
 //!
 //! hyper has one timer for both (hyper #3828). Here the limit for a head begins with its first byte and ends with its
-//! last, so a client cannot prolong it by sending slowly. Bytes that arrive before the previous response count from the
-//! next byte after it.
+//! last, so a client cannot prolong it by sending slowly. Over TLS the bytes are those of its records. Bytes that arrive
+//! before the previous response count from the next byte after it.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::response::Response;
 use http_body_util::BodyExt;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// No byte of the next request has arrived.
-const IDLE: u8 = 0;
-/// A part of the next request's head has arrived.
-const READING_HEAD: u8 = 1;
-/// A request is being handled. Its body has a limit of its own.
-const HANDLING: u8 = 2;
-
 /// What a connection is doing.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Phase(Arc<Shared>);
-
-#[derive(Debug, Default)]
-struct Shared {
-    phase: AtomicU8,
-    requests: AtomicU32,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// No byte of the next request has arrived.
+    Idle,
+    /// A part of the next request's head has arrived.
+    ReadingHead,
+    /// A request is being handled. Its body has a limit of its own.
+    Handling,
 }
 
-impl Phase {
-    pub(super) fn request_began(&self) {
-        self.0.requests.fetch_add(1, Ordering::Relaxed);
-        self.set(HANDLING);
+/// The phase of a connection, and when it began. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Activity(Arc<Mutex<(Phase, Instant)>>);
+
+impl Activity {
+    /// An idle connection.
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new((Phase::Idle, Instant::now()))))
     }
 
-    fn request_ended(&self) {
-        self.set(IDLE);
+    fn current(&self) -> MutexGuard<'_, (Phase, Instant)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a phase.
+    pub(super) fn begin(&self, phase: Phase) {
+        *self.current() = (phase, Instant::now());
+    }
+
+    /// Whether the connection has been idle for this long.
+    pub(super) fn is_idle_for(&self, time: Duration) -> bool {
+        let (phase, since) = *self.current();
+        phase == Phase::Idle && since.elapsed() >= time
     }
 
     /// Ends the request at the end of its response: at once, unless the response is a stream.
-    pub(super) fn request_ends_with(&self, response: Response) -> Response {
+    pub(super) fn idle_after(&self, response: Response) -> Response {
         if response.body().size_hint().exact().is_some() {
-            self.request_ended();
+            self.begin(Phase::Idle);
             return response;
         }
-        let end = EndOfRequest(self.clone());
+        let end = IdleOnDrop(self.clone());
         response.map(|body| {
             Body::new(body.map_frame(move |frame| {
                 // Owned by the body, and dropped with it.
@@ -59,31 +67,13 @@ impl Phase {
             }))
         })
     }
-
-    pub(super) fn is_idle(&self) -> bool {
-        self.get() == IDLE
-    }
-
-    /// Number of requests so far.
-    pub(super) fn requests(&self) -> u32 {
-        self.0.requests.load(Ordering::Relaxed)
-    }
-
-    fn get(&self) -> u8 {
-        self.0.phase.load(Ordering::Relaxed)
-    }
-
-    fn set(&self, phase: u8) {
-        self.0.phase.store(phase, Ordering::Relaxed);
-    }
 }
 
-/// Ends a request on drop.
-struct EndOfRequest(Phase);
+struct IdleOnDrop(Activity);
 
-impl Drop for EndOfRequest {
+impl Drop for IdleOnDrop {
     fn drop(&mut self) {
-        self.0.request_ended();
+        self.0.begin(Phase::Idle);
     }
 }
 
@@ -96,97 +86,52 @@ pub(super) struct ReadTimeouts {
     pub(super) idle: Duration,
 }
 
-/// A stream that fails with [`io::ErrorKind::TimedOut`] when a limit is exceeded.
-pub(super) struct TimedRead<S> {
-    stream: S,
-    phase: Phase,
+/// A reader that fails with [`io::ErrorKind::TimedOut`] when a limit is exceeded.
+pub(super) struct TimedRead<R> {
+    reader: R,
+    activity: Activity,
     timeouts: ReadTimeouts,
-    seen: u8,
-    /// When the phase began that was last seen.
-    since: Instant,
-    /// Set late, and to the earliest time that may be needed: a request in one segment costs no timer.
+    /// Created when a read has to wait: a request in one segment costs no timer.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> TimedRead<S> {
-    pub(super) fn new(stream: S, phase: Phase, timeouts: ReadTimeouts) -> Self {
-        Self { stream, phase, timeouts, seen: IDLE, since: Instant::now(), timer: None }
+impl<R> TimedRead<R> {
+    pub(super) fn new(reader: R, activity: Activity, timeouts: ReadTimeouts) -> Self {
+        Self { reader, activity, timeouts, timer: None }
     }
 
     /// When the current phase must have ended. `None` while a request is handled.
-    fn deadline(&mut self, now: Instant, received: bool) -> Option<Instant> {
-        // Explicit: the phase may have gone through a whole request since it was last seen.
-        let head_began = received && self.phase.is_idle();
-        if head_began {
-            self.phase.set(READING_HEAD);
+    fn deadline(&self, received: bool) -> Option<Instant> {
+        let mut current = self.activity.current();
+        if received && current.0 == Phase::Idle {
+            *current = (Phase::ReadingHead, Instant::now());
         }
-        let phase = self.phase.get();
-        if head_began || phase != self.seen {
-            (self.seen, self.since) = (phase, now);
+        match *current {
+            (Phase::Idle, since) => Some(since + self.timeouts.idle),
+            (Phase::ReadingHead, since) => Some(since + self.timeouts.head),
+            (Phase::Handling, _) => None,
         }
-        match phase {
-            HANDLING => None,
-            READING_HEAD => Some(self.since + self.timeouts.head),
-            _ => Some(self.since + self.timeouts.idle),
-        }
-    }
-
-    /// Waits until `deadline`.
-    fn poll_timer(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if timer.deadline() > deadline {
-            timer.as_mut().reset(deadline);
-        }
-        while timer.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for TimedRead<S> {
+impl<R: AsyncRead + Unpin> AsyncRead for TimedRead<R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
         let before = buf.filled().len();
-        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        let now = Instant::now();
-        let Some(deadline) = this.deadline(now, buf.filled().len() > before) else { return polled };
-        if now >= deadline || polled.is_pending() && this.poll_timer(cx, deadline).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        let polled = Pin::new(&mut self.reader).poll_read(cx, buf);
+        let Some(deadline) = self.deadline(buf.filled().len() > before) else { return polled };
+        if polled.is_pending() {
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            if timer.deadline() != deadline {
+                timer.as_mut().reset(deadline);
+            }
+            ready!(timer.as_mut().poll(cx));
+        } else if Instant::now() < deadline {
+            return polled;
         }
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for TimedRead<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }

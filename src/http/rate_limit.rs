@@ -4,7 +4,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderValue, header};
@@ -44,87 +44,79 @@ impl ClientKey {
     }
 }
 
-/// The current windows of all clients, in memory of a fixed size.
-#[derive(Debug)]
-struct Windows {
-    rate: Rate,
-    hasher: RandomState,
-    buckets: Box<[Mutex<[Option<Used>; WAYS]>]>,
-}
-
+/// The current window of a client.
 #[derive(Clone, Copy, Debug)]
-struct Used {
-    by: ClientKey,
+struct Window {
+    client: ClientKey,
     until: Instant,
     count: u64,
 }
 
-impl Windows {
-    /// A limiter without requests.
-    fn new(rate: Rate) -> Self {
-        let buckets = (0..BUCKETS).map(|_| Mutex::default()).collect();
-        Self { rate, hasher: RandomState::new(), buckets }
-    }
-
-    /// Counts a request, or returns the time until the window ends.
-    fn count(&self, by: ClientKey, now: Instant) -> Result<(), Duration> {
-        self.look(by, |used| {
-            let full = Used { by, until: now + self.rate.window, count: 1 };
-            let current = |used: &Option<Used>| used.filter(|used| used.until > now);
-            if let Some(own) = used.iter_mut().flatten().find(|used| used.by == by && used.until > now) {
-                if own.count >= self.rate.max {
-                    return Err(own.until - now);
-                }
-                own.count += 1;
-            } else if let Some(least) =
-                used.iter_mut().min_by_key(|used| current(used).map(|used| used.count))
-            {
-                *least = Some(full);
-            }
-            Ok(())
-        })
-    }
-
-    /// Time until the window ends, if it is used up.
-    fn exceeded(&self, by: ClientKey, now: Instant) -> Option<Duration> {
-        self.look(by, |used| {
-            let own = used.iter().flatten().find(|used| used.by == by && used.until > now)?;
-            (own.count >= self.rate.max).then_some(own.until - now)
-        })
-    }
-
-    fn look<T>(&self, by: ClientKey, see: impl FnOnce(&mut [Option<Used>; WAYS]) -> T) -> T {
-        // Keyed hash: clients cannot choose colliding addresses.
-        let bucket = usize::try_from(self.hasher.hash_one(by) % BUCKETS as u64).unwrap_or_default();
-        see(&mut self.buckets[bucket].lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// A limit per client address.
+/// A limit per client address, in at most 4 MiB of memory.
 #[derive(Debug)]
 pub struct AddressLimit {
-    windows: Option<Windows>,
+    rate: Rate,
     ipv6_prefix: u32,
+    hasher: RandomState,
+    /// Empty if the limit is disabled.
+    buckets: Box<[Mutex<Vec<Window>>]>,
 }
 
 impl AddressLimit {
     /// A maximum of 0 disables it. IPv6 addresses are grouped by `ipv6_prefix` bits.
     pub fn new(rate: Rate, ipv6_prefix: u64) -> Self {
+        let buckets = if rate.max > 0 { BUCKETS } else { 0 };
         Self {
-            windows: (rate.max > 0).then(|| Windows::new(rate)),
+            rate,
             ipv6_prefix: u32::try_from(ipv6_prefix).unwrap_or(u32::MAX),
+            hasher: RandomState::new(),
+            buckets: (0..buckets).map(|_| Mutex::default()).collect(),
         }
     }
 
     /// Counts a request, or returns the time until the window ends.
     pub fn count(&self, address: IpAddr) -> Result<(), Duration> {
-        let Some(windows) = &self.windows else { return Ok(()) };
-        windows.count(ClientKey::new(address, self.ipv6_prefix), Instant::now())
+        self.count_at(address, Instant::now())
     }
 
     /// Time until the window ends, if it is used up.
     pub fn exceeded(&self, address: IpAddr) -> Option<Duration> {
-        self.windows.as_ref()?.exceeded(ClientKey::new(address, self.ipv6_prefix), Instant::now())
+        self.exceeded_at(address, Instant::now())
+    }
+
+    fn count_at(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+        let Some((client, mut windows)) = self.windows(address, now) else { return Ok(()) };
+        if let Some(own) = windows.iter_mut().find(|window| window.client == client) {
+            if own.count >= self.rate.max {
+                return Err(own.until - now);
+            }
+            own.count += 1;
+            return Ok(());
+        }
+        let new = Window { client, until: now + self.rate.window, count: 1 };
+        let is_full = windows.len() >= WAYS;
+        match windows.iter_mut().min_by_key(|window| window.count) {
+            Some(least) if is_full => *least = new,
+            _ => windows.push(new),
+        }
+        Ok(())
+    }
+
+    fn exceeded_at(&self, address: IpAddr, now: Instant) -> Option<Duration> {
+        let (client, windows) = self.windows(address, now)?;
+        let own = windows.iter().find(|window| window.client == client && window.count >= self.rate.max)?;
+        Some(own.until - now)
+    }
+
+    /// The client's key, and the current windows of its bucket. `None`: the limit is disabled.
+    fn windows(&self, address: IpAddr, now: Instant) -> Option<(ClientKey, MutexGuard<'_, Vec<Window>>)> {
+        let client = ClientKey::new(address, self.ipv6_prefix);
+        // Keyed hash: clients cannot choose colliding addresses.
+        let bucket = self.hasher.hash_one(client).checked_rem(self.buckets.len() as u64)?;
+        let bucket = self.buckets.get(usize::try_from(bucket).ok()?)?;
+        let mut windows = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.retain(|window| window.until > now);
+        Some((client, windows))
     }
 }
 
@@ -141,23 +133,23 @@ mod tests {
 
     const RATE: Rate = Rate { max: 3, window: Duration::from_secs(60) };
 
-    fn v4(number: u32) -> ClientKey {
-        ClientKey::new(IpAddr::V4(number.into()), 64)
+    fn v4(number: u32) -> IpAddr {
+        IpAddr::V4(number.into())
     }
 
     #[test]
     fn requests_over_the_limit_are_refused() {
-        let windows = Windows::new(RATE);
+        let limit = AddressLimit::new(RATE, 64);
         let start = Instant::now();
         for second in 0..3 {
-            assert_eq!(windows.exceeded(v4(1), start), None);
-            assert_eq!(windows.count(v4(1), start + Duration::from_secs(second)), Ok(()));
+            assert_eq!(limit.exceeded_at(v4(1), start), None);
+            assert_eq!(limit.count_at(v4(1), start + Duration::from_secs(second)), Ok(()));
         }
         let late = start + Duration::from_secs(50);
-        assert_eq!(windows.count(v4(1), late), Err(Duration::from_secs(10)));
-        assert_eq!(windows.exceeded(v4(1), late), Some(Duration::from_secs(10)));
-        assert_eq!(windows.count(v4(2), late), Ok(()), "another address");
-        assert_eq!(windows.count(v4(1), start + RATE.window), Ok(()), "another window");
+        assert_eq!(limit.count_at(v4(1), late), Err(Duration::from_secs(10)));
+        assert_eq!(limit.exceeded_at(v4(1), late), Some(Duration::from_secs(10)));
+        assert_eq!(limit.count_at(v4(2), late), Ok(()), "another address");
+        assert_eq!(limit.count_at(v4(1), start + RATE.window), Ok(()), "another window");
     }
 
     #[test]
@@ -173,14 +165,14 @@ mod tests {
 
     #[test]
     fn full_bucket_evicts_the_lowest_count() {
-        let windows = Windows::new(RATE);
+        let limit = AddressLimit::new(RATE, 64);
         let now = Instant::now();
         for _ in 0..3 {
-            windows.count(v4(0), now).unwrap();
+            limit.count_at(v4(0), now).unwrap();
         }
         for number in 1..1_000_000 {
-            assert_eq!(windows.count(v4(number), now), Ok(()), "nobody pays for others");
+            assert_eq!(limit.count_at(v4(number), now), Ok(()), "nobody pays for others");
         }
-        assert!(windows.count(v4(0), now).is_err());
+        assert!(limit.count_at(v4(0), now).is_err());
     }
 }

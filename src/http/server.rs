@@ -6,30 +6,30 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
+use axum::serve::Listener;
+use axum::{BoxError, Router};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, join};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tokio_io_timeout::TimeoutWriter;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::client_address::Peer;
-use super::connection::{Phase, ReadTimeouts, TimedRead};
-use super::tls;
+use super::connection::{Activity, Phase, ReadTimeouts, TimedRead};
+use super::tls::Acceptor;
 
 /// Limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Time limit for a request's head, and for the TLS handshake.
+    /// Time limit for a request's head. The TLS handshake has at most 5 s of it.
     pub head_timeout: Duration,
     /// Maximum time without progress while a response is written.
     pub write_timeout: Duration,
@@ -44,66 +44,40 @@ pub struct ConnectionLimits {
 
 /// Maximum size of a request's head, in bytes: Node's limit, and so that of gateways that run on it.
 const MAX_HEAD: usize = 16 * 1024;
-/// Pause after a failed accept, for example without free file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Minimum time between log lines about failed accepts.
-const WARN_INTERVAL: Duration = Duration::from_secs(1);
+/// Time limit for a TLS handshake, if that for a head is longer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection must be idle before it is closed for a new one.
 const MIN_IDLE: Duration = Duration::from_millis(500);
 
 /// Serves until `stop`, then completes the requests in flight.
 pub async fn serve(
-    listener: TcpListener,
+    mut listener: TcpListener,
     router: Router,
     limits: ConnectionLimits,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Acceptor>,
     stop: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(limits.max_connections));
-    let shared = Arc::new(Shared { router, limits, tls, stop: stop.clone(), shortage: Notify::new() });
+    let server = Arc::new(Server { router, limits, tls, stop: stop.clone(), shortage: Notify::new() });
     let connections = TaskTracker::new();
-    let mut warned: Option<Instant> = None;
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                if warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
-                    tracing::warn!(error = %error, "cannot accept connections");
-                    warned = Some(Instant::now());
+    let accept_all = async {
+        loop {
+            // After an error, for example without free file descriptors, this logs, waits for a second and tries again.
+            let (stream, peer) = Listener::accept(&mut listener).await;
+            let Some(permit) = acquire(&permits, &server.shortage).await else { return };
+            let server = Arc::clone(&server);
+            connections.spawn(async move {
+                if let Err(error) = server.serve_connection(stream, peer.ip()).await {
+                    tracing::debug!(error = %error, "connection error");
                 }
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let permit = tokio::select! {
-            () = stop.cancelled() => break,
-            permit = acquire(&permits, &shared.shortage) => permit,
-        };
-        let shared = Arc::clone(&shared);
-        connections.spawn(async move {
-            if let Err(error) = serve_connection(stream, peer.ip(), &shared).await {
-                tracing::debug!(error = %error, "connection error");
-            }
-            drop(permit);
-        });
-    }
+                drop(permit);
+            });
+        }
+    };
+    stop.run_until_cancelled(accept_all).await;
     drop(listener);
     connections.close();
     connections.wait().await;
-}
-
-/// What the connections of a listener share.
-struct Shared {
-    router: Router,
-    limits: ConnectionLimits,
-    tls: Option<TlsAcceptor>,
-    stop: CancellationToken,
-    /// Notifies the connections that idle ones must close.
-    shortage: Notify,
 }
 
 /// A permit for a connection. When there is none, has idle connections closed until there is one.
@@ -120,75 +94,83 @@ async fn acquire(permits: &Arc<Semaphore>, shortage: &Notify) -> Option<OwnedSem
     }
 }
 
-/// Waits until a new connection needs this one's place and this one has been idle.
-async fn superseded(phase: &Phase, shortage: &Notify) {
-    loop {
-        shortage.notified().await;
-        let requests = phase.requests();
-        sleep(MIN_IDLE).await;
-        if phase.is_idle() && phase.requests() == requests {
-            return;
-        }
-    }
+/// What the connections of a listener share.
+struct Server {
+    router: Router,
+    limits: ConnectionLimits,
+    tls: Option<Acceptor>,
+    stop: CancellationToken,
+    /// Notified while a new connection waits: idle ones must close.
+    shortage: Notify,
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    peer: IpAddr,
-    shared: &Shared,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Shared { limits, tls, stop, shortage, .. } = shared;
-    // An error affects latency only.
-    let _ = stream.set_nodelay(true);
-    let phase = Phase::default();
-    // Before any buffer is allocated: thousands of silent connections cost little.
-    let first_byte = if tls.is_some() { limits.head_timeout } else { limits.keep_alive_timeout };
-    let mut first = [0];
-    tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        () = superseded(&phase, shortage) => return Ok(()),
-        // Not `readable`, which may wake without a byte.
-        peeked = timeout(first_byte, stream.peek(&mut first)) => { peeked??; }
+impl Server {
+    /// Waits until the listener stops, or a new connection needs this one's place while this one is idle.
+    async fn must_close(&self, activity: &Activity) {
+        let superseded = async {
+            loop {
+                self.shortage.notified().await;
+                if activity.is_idle_for(MIN_IDLE) {
+                    return;
+                }
+            }
+        };
+        self.stop.run_until_cancelled(superseded).await;
     }
-    let mut stream = Box::pin(TimeoutWriter::new(stream));
-    stream.as_mut().set_timeout_pinned(Some(limits.write_timeout));
-    let Some(tls) = tls else {
-        return Ok(Box::pin(http1(stream, peer, phase, shared)).await?);
-    };
-    let stream = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        accepted = Box::pin(tls::accept(tls, stream, limits.head_timeout)) => accepted?,
-    };
-    Ok(Box::pin(http1(stream, peer, phase, shared)).await?)
-}
 
-async fn http1<S>(stream: S, peer: IpAddr, phase: Phase, shared: &Shared) -> Result<(), hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let Shared { router, limits, stop, shortage, .. } = shared;
-    let timeouts = ReadTimeouts { head: limits.head_timeout, idle: limits.keep_alive_timeout };
-    let io = TokioIo::new(TimedRead::new(stream, phase.clone(), timeouts));
-    let service = service_fn(|mut request: hyper::Request<Incoming>| {
-        phase.request_began();
-        request.extensions_mut().insert(Peer(peer));
-        let response = router.clone().oneshot(request.map(Body::new));
-        let phase = &phase;
-        async move {
-            let Ok(response) = response.await;
-            Ok::<_, Infallible>(phase.request_ends_with(response))
+    async fn serve_connection(&self, stream: TcpStream, peer: IpAddr) -> Result<(), BoxError> {
+        let Self { limits, tls, .. } = self;
+        // An error affects latency only.
+        let _ = stream.set_nodelay(true);
+        let activity = Activity::new();
+        // Before any buffer is allocated: thousands of silent connections cost little.
+        let first_byte = if tls.is_some() { limits.head_timeout } else { limits.keep_alive_timeout };
+        let mut first = [0];
+        tokio::select! {
+            () = self.must_close(&activity) => return Ok(()),
+            // Not `readable`, which may wake without a byte.
+            peeked = timeout(first_byte, stream.peek(&mut first)) => { peeked??; }
         }
-    });
-    let connection = http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .half_close(limits.half_close)
-        .serve_connection(io, service);
-    let mut connection = pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return ended,
-        () = stop.cancelled() => {}
-        () = superseded(&phase, shortage) => {}
+        let (reader, writer) = stream.into_split();
+        let timeouts = ReadTimeouts { head: limits.head_timeout, idle: limits.keep_alive_timeout };
+        let reader = TimedRead::new(reader, activity.clone(), timeouts);
+        let mut writer = TimeoutWriter::new(writer);
+        writer.set_timeout(Some(limits.write_timeout));
+        let stream = Box::pin(join(reader, writer));
+        let Some(tls) = tls else { return Ok(Box::pin(self.http1(stream, peer, activity)).await?) };
+        let limit = limits.head_timeout.min(HANDSHAKE_TIMEOUT);
+        let accepted = self.stop.run_until_cancelled(Box::pin(timeout(limit, tls.accept(stream)))).await;
+        let Some(accepted) = accepted else { return Ok(()) };
+        let stream = accepted??;
+        // A part of the first head may have arrived with the end of the handshake.
+        activity.begin(if stream.get_ref().1.wants_read() { Phase::Idle } else { Phase::ReadingHead });
+        Ok(Box::pin(self.http1(stream, peer, activity)).await?)
     }
-    connection.as_mut().graceful_shutdown();
-    connection.await
+
+    async fn http1<S>(&self, stream: S, peer: IpAddr, activity: Activity) -> Result<(), hyper::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let service = service_fn(|mut request: hyper::Request<Incoming>| {
+            activity.begin(Phase::Handling);
+            request.extensions_mut().insert(Peer(peer));
+            let response = self.router.clone().oneshot(request.map(Body::new));
+            let activity = &activity;
+            async move {
+                let Ok(response) = response.await;
+                Ok::<_, Infallible>(activity.idle_after(response))
+            }
+        });
+        let connection = http1::Builder::new()
+            .max_buf_size(MAX_HEAD)
+            .half_close(self.limits.half_close)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = self.must_close(&activity) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        connection.await
+    }
 }

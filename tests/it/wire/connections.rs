@@ -8,7 +8,8 @@ use tokio::time::{Duration, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::redis_server::RedisServer;
-use crate::service::{Raw, SERVICE_KEY, Service};
+use crate::service::secure::connect;
+use crate::service::{Certificate, Raw, SERVICE_KEY, Service};
 
 const HEALTH: &str = "GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -33,7 +34,7 @@ async fn drain_waits_for_the_store_step_of_a_disconnected_client() {
         () = sleep(Duration::from_millis(500)) => redis.resume(),
     }
     ended.await;
-    assert_eq!(Service::on(&redis).await.state(&item).await, "cancelled");
+    assert_eq!(Service::on(&redis).await.state(&item).await, "released", "with the outcome cancelled");
 }
 
 #[tokio::test]
@@ -63,4 +64,17 @@ async fn platform_keeps_its_share_of_the_connections() {
     assert_eq!(fourth.reply().await.verdict(), (200, "ok".to_owned()));
     stop.cancel();
     running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn unfinished_handshake_releases_its_place_before_the_head_timeout() {
+    let certificate = Certificate::new();
+    let own = certificate.flags();
+    let mut flags: Vec<_> = own.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    flags.extend([("http.max_connections", "1"), ("http.head_timeout_ms", "600000")]);
+    let service = Service::start(&flags).await;
+    let mut unfinished = Raw::connect(service.public).await;
+    unfinished.send([0x16]).await;
+    connect(service.public, certificate.der(), "http/1.1").await.unwrap();
+    assert_eq!(unfinished.closed().await, b"");
 }
