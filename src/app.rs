@@ -41,7 +41,7 @@ use crate::telemetry::Telemetry;
 
 /// Interval of the store's preflight checks, once they have succeeded.
 const PREFLIGHT_INTERVAL: Duration = Duration::from_secs(60);
-/// The same, while the store does not answer.
+/// Interval of the preflight checks while the store does not respond.
 const PREFLIGHT_RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Time limit of the first health check, which delays the start.
 const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);
@@ -81,7 +81,7 @@ pub enum AppError {
         /// Why.
         source: Box<TlsError>,
     },
-    /// No random bytes for keys.
+    /// The system provides no random bytes for keys.
     #[error(transparent)]
     NoEntropy(#[from] NoEntropy),
     /// A generated key is invalid: a bug.
@@ -174,8 +174,8 @@ fn connection_limits(http: &HttpConfig) -> ConnectionLimits {
     }
 }
 
-/// Builds the service and binds its listeners. A store that does not answer yet is retried while the service runs; one
-/// that must not be used is an error.
+/// Builds the service and binds its listeners. A store that does not respond is retried while the service runs; a store
+/// that fails a preflight check is an error.
 pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Result<App, AppError> {
     let http = &config.http;
     let public_tls = tls("http.public", config.public_tls())?;
@@ -277,7 +277,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     Ok(app)
 }
 
-/// Checks that the store may be used. `false`: it does not answer.
+/// Runs the preflight checks of the store. `false`: it does not respond.
 async fn check(store: &InstrumentedStore) -> Result<bool, AppError> {
     let Backend::Redis(redis) = store.backend() else { return Ok(true) };
     match redis.verify().await {
@@ -306,7 +306,7 @@ async fn first_check(store: &InstrumentedStore) -> Result<(), AppError> {
     Ok(())
 }
 
-/// Checks the store at intervals. Returns when it must not be used.
+/// Checks the store at intervals. Returns when it fails a preflight check.
 async fn keep_checking(store: &InstrumentedStore) -> AppError {
     loop {
         match check(store).await {
@@ -369,16 +369,16 @@ impl App {
         self.generated_service_key.as_ref()
     }
 
-    /// Notify it to have the certificates' files checked at once.
+    /// Notify this to check the certificate files immediately.
     pub fn check_certificates(&self) -> Arc<Notify> {
         Arc::clone(&self.check_certificates)
     }
 
-    /// Keeps at most so many connections open, whatever the configuration says. The public listener gets at most three
-    /// quarters of them.
+    /// Limits the connections of both listeners together, such as to the available file descriptors. The public listener
+    /// gets at most three quarters of them.
     #[must_use]
     pub fn with_max_connections(mut self, connections: usize) -> Self {
-        // At least what the public listener may not use.
+        // The platform also gets what `http.max_connections` denies the public listener.
         let rest = connections.saturating_sub(self.public.limits.max_connections);
         let platform = (connections / 4).max(rest).max(1);
         for (bound, most) in
@@ -389,9 +389,9 @@ impl App {
         self
     }
 
-    /// Runs until `shutdown`, then drains: health checks and new requests are answered 503 for a while, those in flight
-    /// are completed, and all of it takes no longer than `http.drain_timeout_ms`. A task that ends before that, or a
-    /// store that must not be used, ends the service with an error.
+    /// Runs until `shutdown`, then drains: for `http.drain_grace_ms`, health checks and new requests get 503; then the
+    /// requests in flight and the shielded calls are completed. Draining takes at most `http.drain_timeout_ms`. Fails if
+    /// a task ends early, or if the store fails a preflight check.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let stop = CancellationToken::new();
         let mut tasks = Tasks::new(stop.clone());
@@ -407,7 +407,7 @@ impl App {
         let store = self.store;
         tasks.spawn("sweeper", sweeper::run(Arc::clone(&store), self.telemetry.clone(), stop.clone()));
         if let Some(watcher) = store.take_watcher() {
-            // That it ended is the error, however it ended.
+            // The watcher must not end, with or without an error.
             tasks.spawn_until_stop("channel watcher", async move { drop(watcher.await) });
         }
         let checked = Arc::clone(&store);

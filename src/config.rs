@@ -90,9 +90,9 @@ pub struct HttpConfig {
     pub max_buffered_bytes: Bounded<65_536, 68_719_476_736>,
     /// Maximum number of open event streams.
     pub max_event_streams: Bounded<1, 1_000_000>,
-    /// Minimum time of draining.
+    /// Minimum duration of the drain.
     pub drain_grace_ms: Bounded<0, 600_000>,
-    /// Maximum time of draining.
+    /// Maximum duration of the drain.
     pub drain_timeout_ms: Bounded<100, 600_000>,
 }
 

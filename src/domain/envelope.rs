@@ -61,7 +61,7 @@ pub fn event_id(opened_at: Timestamp, sequence: Sequence) -> String {
     format!("{}-{sequence}", opened_at.as_millis())
 }
 
-/// What an envelope has besides its payload, in bytes, unless its ids are long.
+/// Typical size of an envelope without its payload, in bytes.
 const REST_BYTES: usize = 512;
 
 /// The members of an item's envelope that are known when it is issued, as JSON without braces.

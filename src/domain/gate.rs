@@ -165,7 +165,7 @@ impl Conversation {
         Ok(Opened { created: self.opened_by == command.attempt })
     }
 
-    /// When the idle timeout ends it, if it is not used before; see [`idle_at`].
+    /// When the idle timeout expires, unless the conversation is used before; see [`idle_at`].
     pub fn idle_at(&self) -> Timestamp {
         idle_at(self.touched_at, self.idle_ttl_ms, self.busy_until)
     }

@@ -24,9 +24,9 @@ pub enum Malformed {
     /// Not a JSON text.
     #[error("the body is not JSON (line {line}, column {column})")]
     NotJson {
-        /// Line of the first mistake, from 1.
+        /// Line of the first error, from 1.
         line: usize,
-        /// Column of the first mistake, from 1.
+        /// Column of the first error, from 1.
         column: usize,
     },
     /// No bytes at all, or only white space.
@@ -35,7 +35,7 @@ pub enum Malformed {
     /// Arrays and objects nested more than [`MAX_DEPTH`] deep.
     #[error("the body is nested more than {MAX_DEPTH} levels deep")]
     TooDeep,
-    /// A `\u` escape that is half of a surrogate pair stands for no character.
+    /// A `\u` escape that is one half of a surrogate pair.
     #[error("the body has a \\u escape that is half of a surrogate pair (offset {0})")]
     LoneSurrogate(usize),
 }
@@ -183,14 +183,14 @@ impl<'de> Visitor<'de> for MemberVisitor<'de, '_> {
 }
 
 impl<'de> MemberVisitor<'de, '_> {
-    /// Where a part of the text is.
+    /// The range of a part of the text.
     fn range(&self, part: &'de RawValue) -> Range<usize> {
         let start = part.get().as_ptr().addr() - self.text.as_ptr().addr();
         start..start + part.get().len()
     }
 }
 
-/// Whether a key, with its quotes, is this name. Only a key with a backslash is decoded.
+/// Whether a quoted key equals this name. Only a key with a backslash is decoded.
 fn is_name(key: &str, name: &str) -> bool {
     let inner = &key[1..key.len() - 1];
     inner == name

@@ -50,7 +50,7 @@ impl fmt::Debug for Payload {
 /// Why a body is not a result. The token is not spent.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ResultRefused {
-    /// Not a JSON text that can be passed on.
+    /// Not JSON, or JSON that cannot be passed on unchanged.
     #[error(transparent)]
     Malformed(#[from] Malformed),
     /// JSON, but not a valid LLM result.
@@ -103,7 +103,7 @@ impl CallbackResult {
     }
 }
 
-/// Of a name that is there twice, the last member counts, as in most parsers.
+/// If a name occurs twice, the last member counts, as in most parsers.
 fn is_error(error: &str) -> bool {
     let Ok(scan) = Scan::new(error.as_bytes(), ["code", "message"]) else { return false };
     let is_string = |name| scan.values(name).last().is_some_and(|value| shape_of(value) == Shape::String);

@@ -1,4 +1,4 @@
-//! Points in time, as the wire and the stores write them.
+//! Timestamps, in the form of the API and of the stores.
 
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
@@ -13,7 +13,7 @@ pub struct Timestamp(u64);
 const LAST_MILLISECOND: u64 = 253_402_300_799_999;
 
 impl Timestamp {
-    /// A timestamp from milliseconds since the Unix epoch, cut off at the end of the year 9999.
+    /// A timestamp from milliseconds since the Unix epoch, clamped to the end of the year 9999.
     pub const fn from_millis(millis: u64) -> Self {
         Self(if millis > LAST_MILLISECOND { LAST_MILLISECOND } else { millis })
     }
@@ -29,7 +29,7 @@ impl Timestamp {
         Self::from_millis(self.0.saturating_add(millis))
     }
 
-    /// How long before `later` this time is, in milliseconds; 0 when it is not before it.
+    /// Milliseconds from this time to `later`; 0 if `later` is not later.
     pub const fn millis_until(self, later: Self) -> u64 {
         later.0.saturating_sub(self.0)
     }

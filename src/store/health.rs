@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(since.elapsed(), MIN_CHECK_INTERVAL);
         monitor.next_check().await;
         assert_eq!(since.elapsed(), MIN_CHECK_INTERVAL + CHECK_INTERVAL);
-        // Failures do not matter while the store is unhealthy anyway.
+        // While the store is unhealthy, failed calls change nothing.
         monitor.record(&Err(StoreError::Unavailable("unreachable".into())));
         monitor.report_failure();
         monitor.next_check().await;

@@ -97,7 +97,7 @@ impl Schedule {
         }
     }
 
-    /// Notes that the partition has a timer at this time. An earlier known time stays.
+    /// Records a timer of the partition. Keeps an earlier one.
     pub fn arm(&self, partition: u16, time: Instant) {
         let mut inner = self.inner();
         if inner.times.get(usize::from(partition)).copied().flatten().is_some_and(|known| known <= time) {

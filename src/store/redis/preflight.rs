@@ -43,7 +43,7 @@ impl From<StoreError> for PreflightError {
     }
 }
 
-/// The message for an error that a later check would meet again.
+/// The message for an error that does not disappear by itself.
 fn permanent_error(error: &RedisError) -> Option<String> {
     let detail = error.detail().unwrap_or_default();
     if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {

@@ -63,7 +63,7 @@ impl<'a> ScriptCall<'a> {
         self.command
     }
 
-    /// The same, with `again` to be sent instead should it have to be repeated.
+    /// Like `send`, but sends `again` when the call is repeated.
     pub(super) fn or(self, again: Self) -> Self {
         Self { again: Some(again.command), ..self }
     }

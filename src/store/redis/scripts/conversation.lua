@@ -30,7 +30,7 @@ local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4c12'
 -- Facts: opened at (ms), opening attempt; then, each after its length, the conversation id and the traceparent.
 local FACTS = '>I6c8Bc0Bc0'
 
--- When the idle timeout ends it, if it is not used before.
+-- When the idle timeout expires, unless the conversation is used before.
 local function idle_at(c)
     return max(c.touched_at + c.idle_ttl, c.busy_until)
 end
@@ -40,7 +40,7 @@ local function ended_at(c)
     if c.ended_at > 0 then
         return c.ended_at
     elseif c.gate_deadline == 1 then
-        -- A step has left items to release, which is done first.
+        -- The items that a bounded step left are released first.
         return false
     end
     local time = idle_at(c)

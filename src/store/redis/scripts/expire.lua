@@ -5,7 +5,7 @@
 -- Reply: gone: the conversation does not exist any more
 --        expired, now, state, facts, ended by this step 0|1, number of items that timed out, then for each of
 --        those: sequence, item; then for each item released in this step: item, was held 0|1
-local look = ARGV[5] == '1'
+local whole = ARGV[5] == '1'
 local named = {}
 for i = 6, #ARGV do
     named[i - 5] = tonumber(ARGV[i])
@@ -17,7 +17,7 @@ if not c then
     for _, sequence in ipairs(named) do
         call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
     end
-    if look and call('ZREM', TIMERS, REFERENCE) == 1 then
+    if whole and call('ZREM', TIMERS, REFERENCE) == 1 then
         call('HINCRBY', TOTALS, 'conversations', -1)
     end
     return { 'gone' }
@@ -47,7 +47,7 @@ if c.ended then
         call('HINCRBY', TOTALS, 'conversations', 0 - call('ZREM', TIMERS, REFERENCE))
         return { 'gone' }
     end
-    look = true
+    whole = true
 else
     local known = {}
     for i, sequence in ipairs(named) do
@@ -74,7 +74,7 @@ else
         save(c)
     end
 end
-if look then
+if whole then
     arm(c)
 end
 local reply = { 'expired', NOW, state_of(c), c.facts, ended, #timed_out / 2 }

@@ -12,7 +12,7 @@ if not c then
     return { 'conversation_not_found' }
 end
 -- A retry after a lost reply returns the item that the first call issued, even if the conversation has ended since.
--- It is among the last: a retry follows at once.
+-- Only the last items are searched, because a retry follows immediately.
 if c.last_issue == ARGV[5] or ARGV[6] == '1' then
     local sequences = {}
     for sequence = c.next - 1, max(c.next - $step_markers, 1), -1 do

@@ -8,7 +8,7 @@ local c = conversation(read[1], read[2])
 local created, former = 1, nil
 if not c then
     former = read[1] and stored(read[1])
-    -- Later than the conversation that had this id before, also if the clock was set back: event ids grow.
+    -- Later than the opening of the previous conversation with this id, even if the clock was set back: event ids grow.
     local opened_at = read[2] and max(NOW, (decode(FACTS, read[2])) + 1) or NOW
     c = {
         touched_at = NOW, idle_ttl = idle_ttl or $default_idle_ttl, busy_until = 0, kept_until = 0, ended_at = 0,

@@ -1,15 +1,15 @@
--- Runs every command that the scripts use, so that a missing permission is found at startup and not halfway through
--- a script. Leaves no key behind. A script of its own.
+-- Runs every command that the scripts use, so that a missing permission is found at startup and not in the middle
+-- of a script. Leaves no key behind. A script of its own.
 -- KEYS: 1 a key that does not exist
 -- ARGV: 1 a pub/sub channel without subscribers
 -- Reply: a flat list: for each command that failed, its name and its error
-local key, met = KEYS[1], {}
+local key, errors = KEYS[1], {}
 local function try(...)
     local answer = redis.pcall(...)
     local failed = type(answer) == 'table' and answer.err
     if failed then
-        met[#met + 1] = (...)
-        met[#met + 1] = failed
+        errors[#errors + 1] = (...)
+        errors[#errors + 1] = failed
     end
     return not failed
 end
@@ -37,4 +37,4 @@ if try('UNLINK', key) then
     try('SMEMBERS', key)
     redis.call('UNLINK', key)
 end
-return met
+return errors

@@ -126,7 +126,7 @@ local function save(c)
     keep(c)
     call('HSET', CONVERSATION, 's', state_of(c), unpack(WRITES))
     if c.gate_deadline == 1 then
-        -- The caller continues at once. The sweeper continues if the caller has failed.
+        -- The caller continues immediately. The sweeper continues if the caller has failed.
         call('ZADD', TIMERS, NOW + $continue_after, REFERENCE)
     end
     if #MARKERS > 0 then
