@@ -374,8 +374,8 @@ impl App {
         Arc::clone(&self.check_certificates)
     }
 
-    /// Limits the connections of both listeners together, such as to the available file descriptors. The public listener
-    /// gets at most three quarters of them.
+    /// Limits the connections of both listeners together, for example to the available file descriptors. The public
+    /// listener gets at most three quarters of them.
     #[must_use]
     pub fn with_max_connections(mut self, connections: usize) -> Self {
         // The platform also gets what `http.max_connections` denies the public listener.
@@ -390,8 +390,8 @@ impl App {
     }
 
     /// Runs until `shutdown`, then drains: for `http.drain_grace_ms`, health checks and new requests get 503; then the
-    /// requests in flight and the shielded calls are completed. Draining takes at most `http.drain_timeout_ms`. Fails if
-    /// a task ends early, or if the store fails a preflight check.
+    /// requests in flight and the shielded calls are completed. Takes at most `http.drain_timeout_ms` after `shutdown`.
+    /// Fails if a task ends early, or if the store fails a preflight check.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let stop = CancellationToken::new();
         let mut tasks = Tasks::new(stop.clone());

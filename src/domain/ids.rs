@@ -17,8 +17,8 @@ pub fn contains_token(text: &str) -> bool {
     text.as_bytes().windows(prefix.len()).any(|part| part.eq_ignore_ascii_case(prefix))
 }
 
-/// Maximum length of an external identifier, in characters.
-pub const MAX_EXTERNAL_ID: usize = 128;
+/// In characters.
+const MAX_EXTERNAL_ID: usize = 128;
 
 /// The text is not a valid identifier.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -325,8 +325,8 @@ impl TraceParent {
 pub struct IdempotencyDigest([u8; 32]);
 
 impl IdempotencyDigest {
-    /// Maximum length of an `Idempotency-Key`, in characters.
-    pub const MAX_KEY: usize = 255;
+    /// In characters.
+    const MAX_KEY: usize = 255;
 
     /// The digest of a key. `None` unless the key is 1–255 visible ASCII characters.
     pub fn of(key: &str) -> Option<Self> {

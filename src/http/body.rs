@@ -12,8 +12,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout, timeout_at};
 
-pub use self::budget::BodyBudget;
-use self::budget::Reservation;
+pub use self::budget::{BodyBudget, Reservation};
 use super::code::Code;
 use super::refusal::Refusal;
 
@@ -41,28 +40,14 @@ const INITIAL_CAPACITY: usize = 4 * 1024;
 /// Minimum that a body counts for: this bounds the number of bodies.
 const MIN_RESERVATION: usize = 4 * 1024;
 
-/// A body that was read, and its part of the budget.
-#[derive(Debug)]
-pub struct BufferedBody {
-    /// The body.
-    pub bytes: Bytes,
-    reservation: Reservation,
-}
-
-impl BufferedBody {
-    /// The body, and a guard that reserves its memory.
-    pub fn into_parts(self) -> (Bytes, impl Send + 'static) {
-        (self.bytes, self.reservation)
-    }
-}
-
-/// Reads a body. The size limit applies to Content-Length and to the bytes received.
+/// Reads a body. Its memory counts in the budget until the reservation is dropped. The size limit applies to
+/// Content-Length and to the bytes received.
 pub async fn read(
     headers: &HeaderMap,
     mut body: Body,
     limits: BodyLimits,
     budget: &BodyBudget,
-) -> Result<BufferedBody, Refusal> {
+) -> Result<(Bytes, Reservation), Refusal> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length: u64| length > limits.max_bytes as u64) {
         discard(headers, body);
@@ -82,7 +67,7 @@ pub async fn read(
             let close = HeaderValue::from_static("close");
             return Err(Refusal::new(Code::RequestTimeout, message).with_header(header::CONNECTION, close));
         };
-        let Some(frame) = frame else { return Ok(BufferedBody { bytes: bytes.into(), reservation }) };
+        let Some(frame) = frame else { return Ok((bytes.into(), reservation)) };
         let Ok(data) = frame.map_err(|error| malformed(&error))?.into_data() else { continue };
         let length = bytes.len() + data.len();
         if length > limits.max_bytes {

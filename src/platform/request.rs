@@ -55,8 +55,7 @@ pub(super) async fn json<T: DeserializeOwned>(
     limits: BodyLimits,
     budget: &BodyBudget,
 ) -> Result<T, Refusal> {
-    let whole = body::read(&parts.headers, body, limits, budget).await?;
-    let bytes = &whole.bytes;
+    let (bytes, _reservation) = body::read(&parts.headers, body, limits, budget).await?;
     if let Some(context) = parts.extensions.get::<RequestContext>() {
         context.record(|log| log.body = Some((bytes.len(), Instant::now())));
     }
@@ -64,7 +63,7 @@ pub(super) async fn json<T: DeserializeOwned>(
         "{}"
     } else {
         body::check_json(&parts.headers)?;
-        std::str::from_utf8(bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
+        std::str::from_utf8(&bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
     };
     // Derived code would also accept an array of the fields' values.
     if !text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok() {

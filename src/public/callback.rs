@@ -96,8 +96,7 @@ impl Callback<'_> {
         }
         let is_authentic = matches!(in_head, InHead::Token(_, Ok(_)));
         let budget = if is_authentic { &public.authenticated } else { &public.anonymous };
-        let body = body::read(&parts.headers, body, public.body, budget).await?;
-        let (body, reservation) = body.into_parts();
+        let (body, reservation) = body::read(&parts.headers, body, public.body, budget).await?;
         context.record(|log| log.body = Some((body.len(), Instant::now())));
         let permit = public.admission.permit()?;
         body::check_json(&parts.headers)?;

@@ -10,7 +10,7 @@ pub struct BodyBudget(Arc<Semaphore>);
 
 /// A body's reservation, released on drop.
 #[derive(Debug)]
-pub(super) struct Reservation {
+pub struct Reservation {
     budget: Arc<Semaphore>,
     reserved: OwnedSemaphorePermit,
 }
