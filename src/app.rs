@@ -284,15 +284,19 @@ async fn check(store: &InstrumentedStore) -> Result<bool, AppError> {
         Ok(()) => {
             for warning in redis.new_warnings().await {
                 match warning {
-                    DurabilityWarning::Risk(text) => tracing::warn!("{text}"),
-                    DurabilityWarning::Unchecked(text) => tracing::info!("{text}"),
+                    DurabilityWarning::Risk(text) => tracing::warn!(name: "store.durability", "{text}"),
+                    DurabilityWarning::Unchecked(text) => tracing::info!(name: "store.durability", "{text}"),
                 }
             }
             Ok(true)
         }
         Err(PreflightError::Refused(why)) => Err(AppError::StoreRefused(why)),
         Err(PreflightError::Unavailable(error)) => {
-            tracing::warn!(error = error.chain(), "the store at store.url does not respond; retrying");
+            tracing::warn!(
+                name: "store.unavailable",
+                error = error.chain(),
+                "the store at store.url does not respond; retrying"
+            );
             Ok(false)
         }
     }
@@ -428,7 +432,7 @@ impl App {
             error = tasks.ended() => Err(error.into()),
         };
         self.lifecycle.drain();
-        tracing::info!("draining");
+        tracing::info!(name: "draining", "draining");
         let drained = timeout(self.drain_timeout, async {
             sleep(self.drain_grace).await;
             stop.cancel();
@@ -436,9 +440,12 @@ impl App {
             self.lifecycle.calls.completed().await;
         });
         if drained.await.is_ok() {
-            tracing::info!("drained");
+            tracing::info!(name: "drained", "drained");
         } else {
-            tracing::warn!("draining took too long; not all requests in flight were completed");
+            tracing::warn!(
+                name: "drain.incomplete",
+                "draining took too long; not all requests in flight were completed"
+            );
         }
         self.repeats.log_all();
         stop.cancel();

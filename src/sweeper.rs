@@ -95,7 +95,7 @@ async fn keep_announcing(store: &InstrumentedStore) {
             store.announce(second.max(next_second), partition)
         });
         if timeout(EXCHANGE_TIMEOUT, join_all(announced)).await.is_err() {
-            tracing::debug!("cannot announce timers to the other instances in time");
+            tracing::debug!(name: "sweeper.announce_failed", "cannot announce timers to the other instances in time");
         }
     }
 }
@@ -108,7 +108,7 @@ async fn keep_sweeping(store: &Arc<InstrumentedStore>, telemetry: Telemetry) {
         match sweeper.round().await {
             Ok(()) => {
                 if failing {
-                    tracing::info!("the sweeper can reach the store again");
+                    tracing::info!(name: "sweeper.recovered", "the sweeper can reach the store again");
                 }
                 failing = false;
                 sleep(MIN_PAUSE).await;
@@ -116,7 +116,11 @@ async fn keep_sweeping(store: &Arc<InstrumentedStore>, telemetry: Telemetry) {
             Err(error) => {
                 // Once, not in every round.
                 if !failing {
-                    tracing::warn!(error = error.chain(), "the sweeper cannot reach the store; retrying");
+                    tracing::warn!(
+                        name: "sweeper.unavailable",
+                        error = error.chain(),
+                        "the sweeper cannot reach the store; retrying"
+                    );
                 }
                 failing = true;
                 sleep(RETRY_DELAY).await;
@@ -212,9 +216,8 @@ impl Sweeper {
             known => {
                 let by = known.map_or(INITIAL_BACKOFF, |(_, by)| (2 * *by).min(MAX_BACKOFF));
                 tracing::error!(
-                    { names::CONVERSATION_REFERENCE } = %due.conversation,
-                    error = %error,
-                    again_in_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
+                    name: "conversation.unreadable",
+                    { { names::CONVERSATION_REFERENCE } = %due.conversation, error = %error, again_in_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX) },
                     "a conversation cannot be swept"
                 );
                 (now + by, by)

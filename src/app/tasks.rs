@@ -63,7 +63,7 @@ impl Tasks {
         while let Some(ended) = self.set.join_next_with_id().await {
             if let Err(error) = ended {
                 let name = self.names.get(&error.id()).copied().unwrap_or("unknown");
-                tracing::error!("the {name} {}", cause(&error));
+                tracing::error!(name: "task.failed", "the {name} {}", cause(&error));
             }
         }
     }

@@ -72,6 +72,7 @@ async fn serve(
     });
     let store = loaded.redacted_store_url();
     tracing::info!(
+        name: "serving",
         version = env!("CARGO_PKG_VERSION"),
         public = %app.public_addr(),
         platform = %app.platform_addr(),
@@ -80,9 +81,12 @@ async fn serve(
         "serving"
     );
     if loaded.config.redis().is_none() {
-        tracing::warn!("store.url is memory: conversations are lost when this process exits");
+        tracing::warn!(name: "store.memory", "store.url is memory: conversations are lost when this process exits");
     } else if loaded.config.token.keys.is_empty() {
-        tracing::warn!("token.keys is empty: tokens are invalid after this run and on other instances");
+        tracing::warn!(
+            name: "token_keys.generated",
+            "token.keys is empty: tokens are invalid after this run and on other instances"
+        );
     }
     if let Some(key) = app.generated_service_key() {
         print(&quick_start(&app, &loaded.config.token, key.expose_secret()))?;
@@ -106,11 +110,12 @@ fn raise_open_files(connections: u64) -> u64 {
     if raised > soft
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit })
     {
-        tracing::warn!(error = %error, "cannot raise the limit on open files");
+        tracing::warn!(name: "open_files.limited", error = %error, "cannot raise the limit on open files");
         return soft;
     }
     if raised < connections.saturating_add(RESERVED_FILES) {
         tracing::warn!(
+            name: "open_files.limited",
             open_files = raised,
             connections,
             "the limit on open files allows fewer connections than http.max_connections"
@@ -134,7 +139,11 @@ impl Signals {
                     _ = interrupt.recv() => "SIGINT",
                 };
                 sender.send_modify(|count| *count += 1);
-                tracing::info!(signal = name, "signal received, draining; a second signal exits immediately");
+                tracing::info!(
+                    name: "signal",
+                    signal = name,
+                    "signal received, draining; a second signal exits immediately"
+                );
             }
         });
         Ok(Self(receiver))

@@ -112,7 +112,7 @@ impl Instrumentation {
             started: Instant::now(),
             response: OnceLock::new(),
             log: Mutex::default(),
-            _active: self.telemetry.metrics.active_request(method, self.scheme),
+            _active: self.telemetry.metrics.active_request(),
         })
     }
 

@@ -68,7 +68,7 @@ pub async fn serve(
             let server = Arc::clone(&server);
             connections.spawn(async move {
                 if let Err(error) = server.serve_connection(stream, peer.ip()).await {
-                    tracing::debug!(error = %error, "connection error");
+                    tracing::debug!(name: "connection.failed", error = %error, "connection error");
                 }
                 drop(permit);
             });

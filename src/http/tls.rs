@@ -140,9 +140,14 @@ impl Tls {
             match self.files.load() {
                 Ok(loaded) => {
                     self.config.send_replace(loaded);
-                    tracing::info!(file = %self.files.chain.display(), "certificate reloaded");
+                    tracing::info!(
+                        name: "certificate.reloaded",
+                        file = %self.files.chain.display(),
+                        "certificate reloaded"
+                    );
                 }
                 Err(error) => tracing::warn!(
+                    name: "certificate.invalid",
                     error = %error,
                     cause = std::error::Error::source(&error).map(tracing::field::display),
                     "the new certificate cannot be used; the previous one is still served"

@@ -112,10 +112,10 @@ impl HealthMonitor {
         match (checked, now.problem()) {
             _ if now == before => {}
             (Err(error), Some(problem)) => {
-                tracing::warn!(error = error.chain(), "cannot accept callbacks: {problem}");
+                tracing::warn!(name: "store.unusable", error = error.chain(), "cannot accept callbacks: {problem}");
             }
             _ if before == StoreHealth::Unchecked => {}
-            _ => tracing::info!("accepting callbacks again"),
+            _ => tracing::info!(name: "store.recovered", "accepting callbacks again"),
         }
     }
 }

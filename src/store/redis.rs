@@ -170,6 +170,7 @@ impl RedisStore {
             Ok(missing) => {
                 if missing.publish {
                     tracing::debug!(
+                        name: "store.no_publish",
                         "the Redis user has no permission to publish; event streams fall back to polling"
                     );
                 }
@@ -335,9 +336,13 @@ impl RedisStore {
             return;
         }
         if let Some(error) = failure {
-            tracing::warn!(error = error.chain(), "some partitions of the store do not respond");
+            tracing::warn!(
+                name: "store.partitions_lost",
+                error = error.chain(),
+                "some partitions of the store do not respond"
+            );
         } else {
-            tracing::info!("all partitions of the store respond again");
+            tracing::info!(name: "store.partitions_recovered", "all partitions of the store respond again");
         }
     }
 }

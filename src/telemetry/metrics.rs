@@ -1,21 +1,21 @@
 //! The metrics. One set of instruments feeds both Prometheus and OTLP.
 
-mod bound_instruments;
+mod bound_histograms;
 mod gauges;
 
+use std::hash::Hash;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{
-    BoundCounter, BoundHistogram, BoundUpDownCounter, Counter, Histogram, Meter, MeterProvider, UpDownCounter,
-};
+use opentelemetry::metrics::{Counter, Meter, MeterProvider};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{MeterProviderBuilder, SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
 
-use self::bound_instruments::BoundInstruments;
+use self::bound_histograms::BoundHistograms;
+pub use self::gauges::ActiveRequest;
 use self::gauges::Gauges;
 pub(super) use self::gauges::Losses;
 use super::names::{self, Metric};
@@ -65,40 +65,21 @@ pub struct ResponseLabels {
     pub failure: Option<&'static str>,
 }
 
-/// A histogram is bound when its first value is recorded: without values, it would be exported with infinite extremes.
-#[derive(Debug)]
-struct LazyHistogram<T>(OnceLock<BoundHistogram<T>>);
-
-impl<T> Default for LazyHistogram<T> {
-    fn default() -> Self {
-        Self(OnceLock::new())
+impl ResponseLabels {
+    fn attributes(&self, route: &str) -> Vec<KeyValue> {
+        let mut attributes = vec![
+            KeyValue::new(names::HTTP_REQUEST_METHOD, self.method),
+            KeyValue::new(names::URL_SCHEME, self.scheme),
+            KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(self.status)),
+        ];
+        attributes.extend((!route.is_empty()).then(|| KeyValue::new(names::HTTP_ROUTE, route.to_owned())));
+        attributes.extend(self.failure.map(|kind| KeyValue::new(names::ERROR_TYPE, kind)));
+        attributes
     }
-}
 
-impl<T> LazyHistogram<T> {
-    fn of(&self, histogram: &Histogram<T>, attributes: impl FnOnce() -> Vec<KeyValue>) -> &BoundHistogram<T> {
-        self.0.get_or_init(|| histogram.bind(&attributes()))
+    fn decision(&self) -> [KeyValue; 2] {
+        [KeyValue::new(names::CODE, self.code), KeyValue::new(names::OUTCOME, self.outcome)]
     }
-}
-
-/// What is recorded for the requests with the same attributes.
-#[derive(Debug)]
-struct RequestInstruments {
-    attributes: Vec<KeyValue>,
-    decision: [KeyValue; 2],
-    duration: LazyHistogram<f64>,
-    body_size: LazyHistogram<u64>,
-    accept_duration: LazyHistogram<f64>,
-}
-
-/// What is recorded for the work items of a kind that have an outcome.
-#[derive(Debug)]
-struct WorkItemInstruments {
-    attributes: [KeyValue; 2],
-    turnaround: LazyHistogram<f64>,
-    hold_time: LazyHistogram<f64>,
-    end_to_end: LazyHistogram<f64>,
-    released: BoundCounter<u64>,
 }
 
 #[derive(Debug)]
@@ -106,26 +87,20 @@ struct Instruments {
     provider: SdkMeterProvider,
     registry: Registry,
     gauges: Arc<Gauges>,
-    request_duration: Histogram<f64>,
-    request_body_size: Histogram<u64>,
-    accept_duration: Histogram<f64>,
-    /// By route, then by response.
-    requests: BoundInstruments<String, BoundInstruments<ResponseLabels, RequestInstruments>>,
-    active_requests: UpDownCounter<i64>,
-    /// By method and scheme.
-    active: BoundInstruments<(&'static str, &'static str), BoundUpDownCounter<i64>>,
+    /// By route and response, as the next one.
+    request_duration: BoundHistograms<ResponseLabels, f64>,
+    request_body_size: BoundHistograms<ResponseLabels, u64>,
+    accept_duration: BoundHistograms<ResponseLabels, f64>,
     refused: Counter<u64>,
-    turnaround: Histogram<f64>,
-    hold_time: Histogram<f64>,
-    end_to_end: Histogram<f64>,
+    turnaround: BoundHistograms<(Kind, Outcome), f64>,
+    hold_time: BoundHistograms<(Kind, Outcome), f64>,
+    end_to_end: BoundHistograms<(Kind, Outcome), f64>,
     released: Counter<u64>,
-    work_items: BoundInstruments<(Kind, Outcome), WorkItemInstruments>,
     issued: Counter<u64>,
     dropped: Counter<u64>,
-    lateness: Histogram<f64>,
-    store_duration: Histogram<f64>,
+    lateness: BoundHistograms<Kind, f64>,
     /// By command and script; successful calls only.
-    store: BoundInstruments<(&'static str, &'static str), BoundHistogram<f64>>,
+    store_duration: BoundHistograms<(&'static str, &'static str), f64>,
     panics: Counter<u64>,
 }
 
@@ -133,13 +108,9 @@ struct Instruments {
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Instruments>);
 
-fn seconds(meter: &Meter, metric: Metric, bounds: &[f64]) -> Histogram<f64> {
-    meter
-        .f64_histogram(metric.name)
-        .with_unit(metric.unit)
-        .with_description(metric.meaning)
-        .with_boundaries(bounds.to_vec())
-        .build()
+fn seconds<K: Copy + Eq + Hash>(meter: &Meter, metric: Metric, bounds: &[f64]) -> BoundHistograms<K, f64> {
+    let histogram = meter.f64_histogram(metric.name).with_unit(metric.unit);
+    BoundHistograms::new(histogram.with_description(metric.meaning).with_boundaries(bounds.to_vec()).build())
 }
 
 fn counter(meter: &Meter, metric: Metric) -> Counter<u64> {
@@ -148,6 +119,10 @@ fn counter(meter: &Meter, metric: Metric) -> Counter<u64> {
 
 fn kind_attribute(kind: Kind) -> KeyValue {
     KeyValue::new(names::WORK_ITEM_KIND, kind.as_str())
+}
+
+fn work_item_attributes((kind, outcome): (Kind, Outcome)) -> Vec<KeyValue> {
+    vec![kind_attribute(kind), KeyValue::new(names::OUTCOME, outcome.as_str())]
 }
 
 /// The attributes of a refusal. `failure`: the code again, if the service is at fault.
@@ -159,34 +134,21 @@ fn refusal_attributes(code: &'static str, failure: Option<&'static str>) -> Vec<
 impl Instruments {
     fn new(provider: SdkMeterProvider, registry: Registry, losses: Losses) -> Self {
         let meter = provider.meter(names::SCOPE);
-        let (size, active) = (names::REQUEST_BODY_SIZE, names::ACTIVE_REQUESTS);
+        let size = names::REQUEST_BODY_SIZE;
+        let body_size = meter.u64_histogram(size.name).with_unit(size.unit).with_description(size.meaning);
         Self {
             request_duration: seconds(&meter, names::REQUEST_DURATION, REQUEST_SECONDS),
-            request_body_size: meter
-                .u64_histogram(size.name)
-                .with_unit(size.unit)
-                .with_description(size.meaning)
-                .with_boundaries(BODY_BYTES.to_vec())
-                .build(),
+            request_body_size: BoundHistograms::new(body_size.with_boundaries(BODY_BYTES.to_vec()).build()),
             accept_duration: seconds(&meter, names::ACCEPT_DURATION, REQUEST_SECONDS),
-            requests: BoundInstruments::default(),
-            active_requests: meter
-                .i64_up_down_counter(active.name)
-                .with_unit(active.unit)
-                .with_description(active.meaning)
-                .build(),
-            active: BoundInstruments::default(),
             refused: counter(&meter, names::REFUSED),
             turnaround: seconds(&meter, names::TURNAROUND, WORK_ITEM_SECONDS),
             hold_time: seconds(&meter, names::HOLD_TIME, WORK_ITEM_SECONDS),
             end_to_end: seconds(&meter, names::END_TO_END, WORK_ITEM_SECONDS),
             released: counter(&meter, names::WORK_ITEM_RELEASED),
-            work_items: BoundInstruments::default(),
             issued: counter(&meter, names::ISSUED),
             dropped: counter(&meter, names::DROPPED),
             lateness: seconds(&meter, names::LATENESS, REQUEST_SECONDS),
             store_duration: seconds(&meter, names::STORE_DURATION, REQUEST_SECONDS),
-            store: BoundInstruments::default(),
             panics: counter(&meter, names::PANICS),
             gauges: Gauges::new(&meter, losses),
             provider,
@@ -204,43 +166,9 @@ impl Instruments {
         for kind in Kind::ALL {
             self.issued.add(0, &[kind_attribute(kind)]);
             for outcome in Outcome::ALL {
-                self.with_work_item(kind, outcome, |instruments| instruments.released.add(0));
+                self.released.add(0, &work_item_attributes((kind, outcome)));
             }
         }
-    }
-
-    fn bind_request(route: &str, labels: &ResponseLabels) -> RequestInstruments {
-        let mut attributes = vec![
-            KeyValue::new(names::HTTP_REQUEST_METHOD, labels.method),
-            KeyValue::new(names::URL_SCHEME, labels.scheme),
-            KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(labels.status)),
-        ];
-        attributes.extend((!route.is_empty()).then(|| KeyValue::new(names::HTTP_ROUTE, route.to_owned())));
-        attributes.extend(labels.failure.map(|kind| KeyValue::new(names::ERROR_TYPE, kind)));
-        RequestInstruments {
-            attributes,
-            decision: [
-                KeyValue::new(names::CODE, labels.code),
-                KeyValue::new(names::OUTCOME, labels.outcome),
-            ],
-            duration: LazyHistogram::default(),
-            body_size: LazyHistogram::default(),
-            accept_duration: LazyHistogram::default(),
-        }
-    }
-
-    fn with_work_item(&self, kind: Kind, outcome: Outcome, record: impl FnOnce(&WorkItemInstruments)) {
-        let bind = || {
-            let attributes = [kind_attribute(kind), KeyValue::new(names::OUTCOME, outcome.as_str())];
-            WorkItemInstruments {
-                released: self.released.bind(&attributes),
-                attributes,
-                turnaround: LazyHistogram::default(),
-                hold_time: LazyHistogram::default(),
-                end_to_end: LazyHistogram::default(),
-            }
-        };
-        self.work_items.with(&(kind, outcome), bind, record);
     }
 }
 
@@ -282,15 +210,8 @@ impl Metrics {
     }
 
     /// Counts a request as active until the guard is dropped.
-    pub fn active_request(&self, method: &'static str, scheme: &'static str) -> ActiveRequest {
-        let bind = || {
-            let attributes =
-                [KeyValue::new(names::HTTP_REQUEST_METHOD, method), KeyValue::new(names::URL_SCHEME, scheme)];
-            self.0.active_requests.bind(&attributes)
-        };
-        let active = self.0.active.with(&(method, scheme), bind, Clone::clone);
-        active.add(1);
-        ActiveRequest(active)
+    pub fn active_request(&self) -> ActiveRequest {
+        ActiveRequest::new(&self.0.gauges)
     }
 
     /// Begins the count of refusals with a code at 0. `failure`: the code again, if the service is at fault.
@@ -309,20 +230,16 @@ impl Metrics {
         decision: Option<Duration>,
     ) {
         let all = &self.0;
-        let record = |bound: &RequestInstruments| {
-            let attributes = || [&bound.attributes[..], &bound.decision].concat();
-            bound.duration.of(&all.request_duration, attributes).record(duration.as_secs_f64());
-            if let Some(bytes) = body {
-                bound.body_size.of(&all.request_body_size, || bound.attributes.clone()).record(bytes as u64);
-            }
-            if let Some(duration) = decision {
-                let decided = bound.accept_duration.of(&all.accept_duration, || bound.decision.to_vec());
-                decided.record(duration.as_secs_f64());
-            }
-        };
-        all.requests.with(route, BoundInstruments::default, |by_response| {
-            by_response.with(&labels, || Instruments::bind_request(route, &labels), record);
+        let attributes = || labels.attributes(route);
+        all.request_duration.record(route, labels, duration.as_secs_f64(), || {
+            [&attributes()[..], &labels.decision()].concat()
         });
+        if let Some(bytes) = body {
+            all.request_body_size.record(route, labels, bytes as u64, attributes);
+        }
+        if let Some(duration) = decision {
+            all.accept_duration.record("", labels, duration.as_secs_f64(), || labels.decision().to_vec());
+        }
         if !labels.code.is_empty() {
             all.refused.add(1, &refusal_attributes(labels.code, labels.failure));
         }
@@ -330,10 +247,8 @@ impl Metrics {
 
     /// Records the time from the issue of a work item to its accepted result.
     pub fn record_turnaround(&self, kind: Kind, outcome: Outcome, turnaround_ms: u64) {
-        let turnaround = Duration::from_millis(turnaround_ms).as_secs_f64();
-        self.0.with_work_item(kind, outcome, |bound| {
-            bound.turnaround.of(&self.0.turnaround, || bound.attributes.to_vec()).record(turnaround);
-        });
+        let (key, turnaround) = ((kind, outcome), Duration::from_millis(turnaround_ms).as_secs_f64());
+        self.0.turnaround.record("", key, turnaround, || work_item_attributes(key));
     }
 
     /// Counts an issued work item.
@@ -354,17 +269,17 @@ impl Metrics {
     pub fn record_released(&self, envelope: &Released) {
         let since =
             |start: Timestamp| Duration::from_millis(start.millis_until(envelope.released_at)).as_secs_f64();
-        self.0.with_work_item(envelope.kind, envelope.outcome, |bound| {
-            let attributes = || bound.attributes.to_vec();
-            bound.released.add(1);
-            bound.hold_time.of(&self.0.hold_time, attributes).record(since(envelope.received_at));
-            bound.end_to_end.of(&self.0.end_to_end, attributes).record(since(envelope.issued_at));
-        });
+        let key = (envelope.kind, envelope.outcome);
+        let attributes = || work_item_attributes(key);
+        self.0.released.add(1, &attributes());
+        self.0.hold_time.record("", key, since(envelope.received_at), attributes);
+        self.0.end_to_end.record("", key, since(envelope.issued_at), attributes);
     }
 
     /// Records how long after its deadline the sweeper timed out a work item.
     pub fn record_timed_out(&self, kind: Kind, late_ms: u64) {
-        self.0.lateness.record(Duration::from_millis(late_ms).as_secs_f64(), &[kind_attribute(kind)]);
+        let late = Duration::from_millis(late_ms).as_secs_f64();
+        self.0.lateness.record("", kind, late, || vec![kind_attribute(kind)]);
     }
 
     /// Records a call of Redis with its command and the name of its script, which is empty for other commands.
@@ -377,12 +292,11 @@ impl Metrics {
         error: &[KeyValue],
     ) {
         let attributes = || [&redis_call_attributes((command, script))[..], server, error].concat();
-        let seconds = duration.as_secs_f64();
+        let (store, seconds) = (&self.0.store_duration, duration.as_secs_f64());
         if error.is_empty() {
-            let bind = || self.0.store_duration.bind(&attributes());
-            self.0.store.with(&(command, script), bind, |bound| bound.record(seconds));
+            store.record("", (command, script), seconds, attributes);
         } else {
-            self.0.store_duration.record(seconds, &attributes());
+            store.histogram().record(seconds, &attributes());
         }
     }
 
@@ -413,14 +327,4 @@ pub fn redis_call_attributes((command, script): (&'static str, &'static str)) ->
         vec![KeyValue::new(names::DB_SYSTEM_NAME, "redis"), KeyValue::new(names::DB_OPERATION_NAME, command)];
     all.extend((!script.is_empty()).then(|| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
     all
-}
-
-/// Counts a request as active until it is dropped.
-#[derive(Debug)]
-pub struct ActiveRequest(BoundUpDownCounter<i64>);
-
-impl Drop for ActiveRequest {
-    fn drop(&mut self) {
-        self.0.add(-1);
-    }
 }

@@ -157,7 +157,7 @@ metrics! {
         "size of request bodies that were read to their end",
         [HTTP_REQUEST_METHOD, HTTP_ROUTE, URL_SCHEME, HTTP_RESPONSE_STATUS_CODE, ERROR_TYPE];
     ACTIVE_REQUESTS = metric::HTTP_SERVER_ACTIVE_REQUESTS, "{request}", "up-down counter",
-        "requests in flight", [HTTP_REQUEST_METHOD, URL_SCHEME];
+        "requests in flight", [];
     ACCEPT_DURATION = "callback_ingress.accept.duration", "s", "histogram",
         "time from a callback's last byte to its acceptance or refusal", [CODE, OUTCOME];
     TURNAROUND = "callback_ingress.result.turnaround", "s", "histogram",

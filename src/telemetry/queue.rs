@@ -79,7 +79,12 @@ impl ExportQueue {
             Err(error) => {
                 self.add_lost(items);
                 if !was_failing {
-                    tracing::warn!(name: "export.failed", signal, %error, "export to the collector failed; telemetry is dropped");
+                    tracing::warn!(
+                        name: "export.failed",
+                        signal,
+                        %error,
+                        "export to the collector failed; telemetry is dropped"
+                    );
                 }
             }
             Ok(()) if was_failing => {
@@ -98,6 +103,28 @@ pub(super) struct Queued<T> {
     pub(super) queue: Arc<ExportQueue>,
 }
 
+/// Methods that only call the inner processor or exporter.
+macro_rules! delegate {
+    ($($method:ident),*) => {
+        $(delegate!(@$method);)*
+    };
+    (@force_flush) => {
+        fn force_flush(&self) -> OTelSdkResult {
+            self.inner.force_flush()
+        }
+    };
+    (@shutdown_with_timeout) => {
+        fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+            self.inner.shutdown_with_timeout(timeout)
+        }
+    };
+    (@set_resource) => {
+        fn set_resource(&mut self, resource: &Resource) {
+            self.inner.set_resource(resource);
+        }
+    };
+}
+
 impl<P: SpanProcessor> SpanProcessor for Queued<P> {
     fn on_start(&self, span: &mut Span, context: &Context) {
         self.inner.on_start(span, context);
@@ -109,17 +136,7 @@ impl<P: SpanProcessor> SpanProcessor for Queued<P> {
         }
     }
 
-    fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
-    }
+    delegate!(force_flush, shutdown_with_timeout, set_resource);
 }
 
 impl<P: LogProcessor> LogProcessor for Queued<P> {
@@ -133,17 +150,7 @@ impl<P: LogProcessor> LogProcessor for Queued<P> {
         self.queue.admits() && self.inner.event_enabled(level, target, name)
     }
 
-    fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
-    }
+    delegate!(force_flush, shutdown_with_timeout, set_resource);
 }
 
 impl<E: SpanExporter> SpanExporter for Queued<E> {
@@ -152,13 +159,7 @@ impl<E: SpanExporter> SpanExporter for Queued<E> {
         self.queue.dequeue(items, self.inner.export(batch).await)
     }
 
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
-    }
+    delegate!(shutdown_with_timeout, set_resource);
 }
 
 impl<E: LogExporter> LogExporter for Queued<E> {
@@ -167,13 +168,7 @@ impl<E: LogExporter> LogExporter for Queued<E> {
         self.queue.dequeue(items, self.inner.export(batch).await)
     }
 
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
-    }
+    delegate!(shutdown_with_timeout, set_resource);
 }
 
 /// Metrics are not queued: each export has all of them.
@@ -182,13 +177,7 @@ impl<E: PushMetricExporter> PushMetricExporter for Queued<E> {
         self.queue.exported(1, self.inner.export(metrics).await)
     }
 
-    fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
+    delegate!(force_flush, shutdown_with_timeout);
 
     fn temporality(&self) -> Temporality {
         self.inner.temporality()

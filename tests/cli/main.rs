@@ -16,6 +16,7 @@ mod draining;
 mod exporters;
 mod filter;
 mod healthcheck;
+mod incidents;
 mod memory;
 mod old_redis;
 mod open_files;

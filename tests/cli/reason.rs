@@ -63,13 +63,13 @@ fn filter(cell: &str, values: &[(&str, &str)]) -> Filter {
 }
 
 /// What the collector was sent.
-struct Exported {
-    spans: Vec<Fields>,
-    logs: Vec<Fields>,
+pub(crate) struct Exported {
+    pub(crate) spans: Vec<Fields>,
+    pub(crate) logs: Vec<Fields>,
 }
 
 impl Exported {
-    fn of(collector: &Collector) -> Self {
+    pub(crate) fn of(collector: &Collector) -> Self {
         let received = collector.received();
         let spans = received.spans.iter().map(|span| {
             let mut fields = attributes(&span.attributes);
@@ -92,6 +92,18 @@ impl Exported {
         Self { spans: spans.collect(), logs: logs.collect() }
     }
 
+    /// The one line and the one span of a request.
+    pub(crate) fn of_request(&self, reply: &Reply) -> (Fields, Fields) {
+        let id = header(reply, "x-request-id");
+        let of = |all: &[Fields]| {
+            let found: Vec<_> =
+                all.iter().filter(|fields| fields.get(names::REQUEST_ID) == Some(&id)).cloned().collect();
+            let [one] = &found[..] else { panic!("{found:?} of {reply:?}") };
+            one.clone()
+        };
+        (of(&self.logs), of(&self.spans))
+    }
+
     fn spans(&self, filter: &Filter) -> Vec<&Fields> {
         self.spans.iter().filter(|fields| filter.holds(fields)).collect()
     }
@@ -102,12 +114,12 @@ impl Exported {
 }
 
 /// A work item: its id and its token.
-struct Item {
-    id: String,
-    token: String,
+pub(crate) struct Item {
+    pub(crate) id: String,
+    pub(crate) token: String,
 }
 
-fn issue(service: &Service, conversation: &str, timeout_ms: u64) -> Item {
+pub(crate) fn issue(service: &Service, conversation: &str, timeout_ms: u64) -> Item {
     let body = json!({"kind": "tool", "timeoutMs": timeout_ms}).to_string();
     let issued = service.platform("POST", &format!("{conversation}/work-items"), &body);
     assert_eq!(issued.status, 201, "{issued:?}");
@@ -126,7 +138,7 @@ fn exporting(protocol: Protocol, store: &str) -> (Collector, Service) {
 }
 
 /// Waits until the line and the span of a reply have come, and so those of what was asked before.
-fn come(collector: &Collector, reply: &Reply) -> Exported {
+pub(crate) fn come(collector: &Collector, reply: &Reply) -> Exported {
     let id = header(reply, "x-request-id");
     let mut exported = Exported::of(collector);
     eventually("the last request is exported", || {
@@ -137,7 +149,7 @@ fn come(collector: &Collector, reply: &Reply) -> Exported {
     exported
 }
 
-fn header(reply: &Reply, name: &str) -> String {
+pub(crate) fn header(reply: &Reply, name: &str) -> String {
     let line = reply.head.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
     line.unwrap_or_else(|| panic!("no {name}: {reply:?}")).to_owned()
 }

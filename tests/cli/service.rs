@@ -146,8 +146,11 @@ impl Service {
         let mut process = Process(child.unwrap());
         let out = Lines::of(process.0.stdout.take().unwrap());
         let log = Lines::of(process.0.stderr.take().unwrap());
-        let serving: Value = serde_json::from_str(&log.wait_for(r#""serving""#)).unwrap();
-        let address = |name: &str| serving[name].as_str().unwrap().to_owned();
+        let line = log.wait_for("serving");
+        let address = |name: &str| match serde_json::from_str::<Value>(&line) {
+            Ok(fields) => fields[name].as_str().unwrap().to_owned(),
+            Err(_) => line.split_once(&format!("{name}=")).unwrap().1.split(' ').next().unwrap().to_owned(),
+        };
         Self { process, public: address("public"), platform: address("platform"), out, log }
     }
 

@@ -67,7 +67,7 @@ impl PartitionQuery for DueQuery {
                 if let Some(marker) = std::str::from_utf8(&member).ok().and_then(keys::parse_timer_member) {
                     markers.push(marker);
                 } else {
-                    tracing::debug!("ignored an invalid member of a timer set");
+                    tracing::debug!(name: "timer.invalid", "ignored an invalid member of a timer set");
                 }
             }
         }

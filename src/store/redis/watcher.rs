@@ -47,7 +47,11 @@ pub(super) async fn listen(
                 Ok(()) => return,
                 // Logged once per lost connection, not per attempt.
                 Err(error) if !logged => {
-                    tracing::warn!(error = %error, "lost the pub/sub connection to Redis; event streams poll until it is back");
+                    tracing::warn!(
+                        name: "store.watch_lost",
+                        error = %error,
+                        "lost the pub/sub connection to Redis; event streams poll until it is back"
+                    );
                     logged = true;
                 }
                 Err(_) => {}

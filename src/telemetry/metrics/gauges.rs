@@ -1,6 +1,6 @@
 //! Instruments whose values are read at each collection of the metrics.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use opentelemetry::KeyValue;
@@ -8,7 +8,7 @@ use opentelemetry::metrics::Meter;
 
 use tracing_appender::non_blocking::ErrorCounter;
 
-use super::names::{self, Metric};
+use super::names;
 use crate::domain::gate::Totals;
 use crate::telemetry::queue::ExportQueue;
 
@@ -20,78 +20,60 @@ pub(in crate::telemetry) struct Losses {
     pub(in crate::telemetry) lines: Option<ErrorCounter>,
 }
 
-/// The latest values of the observable gauges.
-#[derive(Debug)]
+/// The latest values of the observable instruments.
+#[derive(Debug, Default)]
 pub(super) struct Gauges {
+    active_requests: AtomicU64,
     awaiting: AtomicU64,
     held: AtomicU64,
     held_bytes: AtomicU64,
-    /// 1 or 0; -1 before the first check of the store.
-    reachable: AtomicI64,
+    /// 1 or 0. `None` before the first check of the store.
+    reachable: OnceLock<AtomicU64>,
     event_streams: AtomicU64,
     /// Incremented by the store.
     connections: OnceLock<Arc<AtomicU64>>,
 }
 
-/// A gauge without a data point while `value` returns `None`.
-fn observable_gauge(meter: &Meter, metric: Metric, value: impl Fn() -> Option<u64> + Send + Sync + 'static) {
-    meter
-        .u64_observable_gauge(metric.name)
-        .with_unit(metric.unit)
-        .with_description(metric.meaning)
-        .with_callback(move |observer| {
-            if let Some(value) = value() {
-                observer.observe(value, &[]);
-            }
-        })
-        .build();
+fn load(value: &AtomicU64) -> u64 {
+    value.load(Ordering::Relaxed)
+}
+
+/// Registers an instrument whose value is read at each collection. It has no data point while `read` returns `None`.
+macro_rules! observe {
+    ($meter:ident, $instrument:ident, $metric:expr, $gauges:ident, $read:expr) => {{
+        let gauges = Arc::clone(&$gauges);
+        let read: fn(&Gauges) -> Option<u64> = $read;
+        let instrument = $meter.$instrument($metric.name).with_unit($metric.unit);
+        let instrument = instrument.with_description($metric.meaning);
+        instrument
+            .with_callback(move |observer| {
+                if let Some(value) = read(&gauges) {
+                    observer.observe(value.try_into().unwrap_or_default(), &[]);
+                }
+            })
+            .build();
+    }};
 }
 
 impl Gauges {
     /// Registers the instruments. The store's have no data points before [`Gauges::set_store_state`].
     pub(super) fn new(meter: &Meter, losses: Losses) -> Arc<Self> {
-        let gauges = Arc::new(Self {
-            awaiting: AtomicU64::new(0),
-            held: AtomicU64::new(0),
-            held_bytes: AtomicU64::new(0),
-            reachable: AtomicI64::new(-1),
-            event_streams: AtomicU64::new(0),
-            connections: OnceLock::new(),
-        });
-        let store_total = |metric, read: fn(&Self) -> &AtomicU64| {
-            let gauges = Arc::clone(&gauges);
-            let is_reachable = move |gauges: &Self| gauges.reachable.load(Ordering::Relaxed) == 1;
-            observable_gauge(meter, metric, move || {
-                is_reachable(&gauges).then(|| read(&gauges).load(Ordering::Relaxed))
-            });
-        };
-        store_total(names::AWAITING, |gauges| &gauges.awaiting);
-        store_total(names::HELD, |gauges| &gauges.held);
-        store_total(names::HELD_BYTES, |gauges| &gauges.held_bytes);
-        let shared = Arc::clone(&gauges);
-        observable_gauge(meter, names::REACHABLE, move || {
-            u64::try_from(shared.reachable.load(Ordering::Relaxed)).ok()
-        });
-        let shared = Arc::clone(&gauges);
-        observable_gauge(meter, names::EVENT_STREAMS, move || {
-            Some(shared.event_streams.load(Ordering::Relaxed))
-        });
-        gauges.register_counters(meter, losses);
-        gauges
-    }
-
-    fn register_counters(self: &Arc<Self>, meter: &Meter, losses: Losses) {
-        let shared = Arc::clone(self);
-        meter
-            .u64_observable_counter(names::CONNECTIONS.name)
-            .with_unit(names::CONNECTIONS.unit)
-            .with_description(names::CONNECTIONS.meaning)
-            .with_callback(move |observer| {
-                if let Some(connections) = shared.connections.get() {
-                    observer.observe(connections.load(Ordering::Relaxed), &[]);
-                }
-            })
-            .build();
+        let all = Arc::new(Self::default());
+        observe!(meter, i64_observable_up_down_counter, names::ACTIVE_REQUESTS, all, |all| Some(load(
+            &all.active_requests
+        )));
+        observe!(meter, u64_observable_gauge, names::AWAITING, all, |all| all.if_reachable(&all.awaiting));
+        observe!(meter, u64_observable_gauge, names::HELD, all, |all| all.if_reachable(&all.held));
+        observe!(meter, u64_observable_gauge, names::HELD_BYTES, all, |all| all
+            .if_reachable(&all.held_bytes));
+        observe!(meter, u64_observable_gauge, names::REACHABLE, all, |all| all.reachable.get().map(load));
+        observe!(meter, u64_observable_gauge, names::EVENT_STREAMS, all, |all| Some(load(
+            &all.event_streams
+        )));
+        observe!(meter, u64_observable_counter, names::CONNECTIONS, all, |all| all
+            .connections
+            .get()
+            .map(|connections| load(connections)));
         meter
             .u64_observable_counter(names::LOST.name)
             .with_unit(names::LOST.unit)
@@ -112,6 +94,11 @@ impl Gauges {
                 observer.observe(1, &[KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION"))]);
             })
             .build();
+        all
+    }
+
+    fn if_reachable(&self, total: &AtomicU64) -> Option<u64> {
+        self.reachable.get().filter(|reachable| load(reachable) == 1).map(|_| load(total))
     }
 
     pub(super) fn set_store_state(&self, reachable: bool, totals: Option<Totals>) {
@@ -120,7 +107,7 @@ impl Gauges {
             self.held.store(totals.held, Ordering::Relaxed);
             self.held_bytes.store(totals.held_bytes, Ordering::Relaxed);
         }
-        self.reachable.store(i64::from(reachable), Ordering::Relaxed);
+        self.reachable.get_or_init(AtomicU64::default).store(u64::from(reachable), Ordering::Relaxed);
     }
 
     pub(super) fn set_open_event_streams(&self, open: u64) {
@@ -130,5 +117,22 @@ impl Gauges {
     pub(super) fn set_connection_counter(&self, connections: Arc<AtomicU64>) {
         // There is one store per process; the first counter stays.
         let _ = self.connections.set(connections);
+    }
+}
+
+/// Counts a request as active until it is dropped.
+#[derive(Debug)]
+pub struct ActiveRequest(Arc<Gauges>);
+
+impl ActiveRequest {
+    pub(super) fn new(gauges: &Arc<Gauges>) -> Self {
+        gauges.active_requests.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(gauges))
+    }
+}
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        self.0.active_requests.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,39 @@
+//! A histogram that is bound to its attributes, which saves hashing them for each record.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{PoisonError, RwLock};
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{BoundHistogram, Histogram};
+
+/// Bound histograms by a route, which can be empty, and a key. Never evicts: there are few. Binds at the first record:
+/// a bound histogram without values would be exported with infinite extremes.
+#[derive(Debug)]
+pub(super) struct BoundHistograms<K, T> {
+    histogram: Histogram<T>,
+    bound: RwLock<HashMap<String, HashMap<K, BoundHistogram<T>>>>,
+}
+
+impl<K: Copy + Eq + Hash, T> BoundHistograms<K, T> {
+    pub(super) fn new(histogram: Histogram<T>) -> Self {
+        Self { histogram, bound: RwLock::default() }
+    }
+
+    /// For attributes that have no key.
+    pub(super) const fn histogram(&self) -> &Histogram<T> {
+        &self.histogram
+    }
+
+    /// Records a value. `attributes` belong to the route and the key.
+    pub(super) fn record(&self, route: &str, key: K, value: T, attributes: impl FnOnce() -> Vec<KeyValue>) {
+        let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bound) = bound.get(route).and_then(|of_route| of_route.get(&key)) {
+            return bound.record(value);
+        }
+        drop(bound);
+        let mut bound = self.bound.write().unwrap_or_else(PoisonError::into_inner);
+        let of_route = bound.entry(route.to_owned()).or_default();
+        of_route.entry(key).or_insert_with(|| self.histogram.bind(&attributes())).record(value);
+    }
+}

@@ -1,0 +1,362 @@
+//! Incidents, played against a service that exports to a collector. From a request id, a trace id or a conversation
+//! alone, the lines, spans and metrics tell what happened.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use callback_ingress::telemetry::names::{self, REFUSED, REQUEST_DURATION};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, Metric, number_data_point};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::collector::{Collector, Protocol, attributes, hex};
+use crate::reason::{Exported, come, header, issue};
+use crate::redis_server::RedisServer;
+use crate::service::{Service, eventually};
+use crate::wire::{Reply, begin, call};
+
+const CALLBACKS: &str = "/api/v1/webhooks/callbacks";
+
+fn exporting(store: &str, settings: &[&str]) -> (Collector, Service) {
+    let collector = Collector::start(Protocol::Http);
+    let settings: Vec<&str> = ["--store", store].into_iter().chain(settings.iter().copied()).collect();
+    let service = Service::start_with(&collector.variables(), &settings);
+    eventually("it works", || service.platform("PUT", "call-1", "").status <= 201);
+    (collector, service)
+}
+
+fn fingerprint(of: &str) -> String {
+    hex(&Sha256::digest(of)[..4])
+}
+
+/// Every refusal of a request with an authentic token in its head has the same four facts, on line and span.
+fn refusals_name_the_work_item(store: &str) {
+    let settings = ["--set", "http.max_body_bytes=1024", "--set", "http.body_timeout_ms=200"];
+    let (collector, service) = exporting(store, &settings);
+    let item = issue(&service, "call-1", 60_000);
+    let token = format!("x-callback-token: {}", item.token);
+    let json_type = "content-type: application/json";
+    let post = |headers: &[&str], body: &str| {
+        let length = format!("content-length: {}", body.len());
+        let headers = [&[&*token, &*length], headers].concat();
+        begin(&service.public, &format!("POST {CALLBACKS}"), &headers, body).reply()
+    };
+    let other = format!("{CALLBACKS}?callbackToken=cbt_forged");
+    let refusals = [
+        (post(&["content-type: text/plain"], "1"), "CONTENT_TYPE_UNSUPPORTED"),
+        (post(&[json_type], &"1".repeat(2_000)), "BODY_TOO_LARGE"),
+        (post(&[json_type], "{"), "BODY_MALFORMED"),
+        (
+            begin(
+                &service.public,
+                &format!("POST {CALLBACKS}"),
+                &[&token, json_type, "content-length: 9"],
+                "1",
+            )
+            .reply(),
+            "REQUEST_TIMEOUT",
+        ),
+        (
+            begin(
+                &service.public,
+                &format!("POST {CALLBACKS}"),
+                &[&token, json_type, "transfer-encoding: chunked"],
+                "zz\r\n1\r\n0\r\n\r\n",
+            )
+            .reply(),
+            "REQUEST_MALFORMED",
+        ),
+        (call(&service.public, &format!("GET {CALLBACKS}"), &[&token], ""), "METHOD_NOT_ALLOWED"),
+        (call(&service.public, "POST /api/v1/webhooks/nowhere", &[&token], "1"), "NOT_FOUND"),
+        (call(&service.public, &format!("POST {other}"), &[&token], "1"), "TOKEN_CARRIERS_DISAGREE"),
+    ];
+    let accepted = service.callback(&item.token, "1");
+    assert_eq!(accepted.status, 202, "{accepted:?}");
+    let used = service.callback(&item.token, "2");
+    let exported = come(&collector, &used);
+    for (reply, code) in
+        refusals.iter().map(|(reply, code)| (reply, *code)).chain([(&used, "CALLBACK_TOKEN_USED")])
+    {
+        assert_eq!(reply.json()["error"]["code"], code, "{reply:?}");
+        let (line, span) = exported.of_request(reply);
+        for found in [&line, &span] {
+            assert_eq!(found[names::CODE], code, "{found:?}");
+            assert_eq!(found[names::WORK_ITEM_ID], item.id, "{code} {found:?}");
+            assert_eq!(found[names::WORK_ITEM_SEQUENCE], "1", "{code} {found:?}");
+            assert_eq!(found[names::CONVERSATION_REFERENCE], hex(&Sha256::digest("call-1")[..16]), "{code}");
+            assert_eq!(found[names::TOKEN_FINGERPRINT], fingerprint(&item.token), "{code} {found:?}");
+            assert_eq!(found[names::CLIENT_ADDRESS], "127.0.0.1", "{code}");
+        }
+        assert_eq!(line[names::MESSAGE], reply.json()["error"]["message"], "{code}");
+        let head = line["body"].split(' ').collect::<Vec<_>>();
+        let route = line[names::HTTP_ROUTE].as_str();
+        let (status, id) = (reply.status.to_string(), header(reply, "x-request-id"));
+        let route: &[&str] = if route.is_empty() { &[""] } else { &[route] };
+        let expected = [&[line[names::HTTP_REQUEST_METHOD].as_str()], route, &[&status, code, &id]].concat();
+        assert_eq!(head, expected, "the body of a record");
+    }
+    let (line, _) = exported.of_request(&used);
+    assert_eq!(line[names::BODY_DIGEST], fingerprint("2"));
+    let (line, _) = exported.of_request(&accepted);
+    assert_eq!(line[names::BODY_DIGEST], fingerprint("1"));
+    assert!(line[names::TURNAROUND_MS].parse::<u64>().is_ok(), "{line:?}");
+    records_are_well_formed(&collector);
+}
+
+/// Record's names are names, trace ids are where SigNoz looks for them and nowhere else.
+fn records_are_well_formed(collector: &Collector) {
+    for record in &collector.received().logs {
+        assert!(!record.event_name.starts_with("event "), "{record:?}");
+        let fields = attributes(&record.attributes);
+        assert!(!fields.contains_key("trace_id") && !fields.contains_key("span_id"), "{record:?}");
+    }
+}
+
+#[test]
+fn every_refusal_names_the_work_item_on_memory() {
+    refusals_name_the_work_item("memory:");
+}
+
+#[test]
+fn every_refusal_names_the_work_item_on_redis() {
+    refusals_name_the_work_item(&RedisServer::shared().url(6));
+}
+
+#[test]
+fn rate_limited_and_draining_requests_name_the_work_item() {
+    let settings = ["--set", "rate_limit.max=2", "--set", "http.drain_grace_ms=3000"];
+    let (collector, service) = exporting("memory:", &settings);
+    let items: Vec<_> = (0..3).map(|_| issue(&service, "call-1", 60_000)).collect();
+    let replies: Vec<Reply> = items.iter().map(|item| service.callback(&item.token, "1")).collect();
+    replies[2].refuses(429, "RATE_LIMITED");
+    service.process.signal("TERM");
+    eventually("it drains", || call(&service.public, "GET /health", &[], "").status == 503);
+    let draining = service.callback(&items[2].token, "1");
+    draining.refuses(503, "DRAINING");
+    let exported = come(&collector, &draining);
+    for reply in [&replies[2], &draining] {
+        let (line, span) = exported.of_request(reply);
+        for found in [line, span] {
+            assert_eq!(found[names::WORK_ITEM_ID], items[2].id);
+            assert_eq!(found[names::WORK_ITEM_SEQUENCE], "3");
+        }
+    }
+}
+
+#[test]
+fn late_callback_tells_how_late_it_was() {
+    let (collector, service) = exporting("memory:", &[]);
+    let body = json!({"kind": "tool", "timeoutMs": 50, "turnId": "turn-4"}).to_string();
+    let issued = service.platform("POST", "call-1/work-items", &body).json();
+    thread::sleep(Duration::from_millis(150));
+    let late = service.callback(issued["callback"]["token"].as_str().unwrap(), "1");
+    late.refuses(409, "WORK_ITEM_TIMED_OUT");
+    let exported = come(&collector, &late);
+    let (line, span) = exported.of_request(&late);
+    for found in [line, span] {
+        assert!((90..60_000).contains(&found[names::LATE_MS].parse::<u64>().unwrap()), "{found:?}");
+        assert_eq!(found[names::DEADLINE], issued["deadline"].as_str().unwrap());
+        assert_eq!((&*found[names::TIMEOUT_MS], &*found[names::TURN_ID]), ("50", "turn-4"));
+    }
+}
+
+#[test]
+fn trace_of_the_call_leads_to_its_callbacks() {
+    let (collector, service) = exporting("memory:", &[]);
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let traceparent = format!("traceparent: 00-{trace}-b7ad6b7169203331-01");
+    let key = format!("authorization: Bearer {}", service.made_key());
+    let path = "POST /platform/v1/conversations/call-1/work-items";
+    let issued = call(&service.platform, path, &[&key, &traceparent], r#"{"kind":"tool"}"#).json();
+    let reply = service.callback(issued["callback"]["token"].as_str().unwrap(), "1");
+    assert_eq!(reply.status, 202, "{reply:?}");
+    let exported = come(&collector, &reply);
+    let (line, span) = exported.of_request(&reply);
+    assert_eq!((&*line[names::ISSUED_TRACE], &*span[names::ISSUED_TRACE]), (trace, trace));
+    let published = exported.spans.iter().find(|span| span["name"].starts_with("publish ")).unwrap();
+    assert_eq!(published[names::ISSUED_TRACE], trace);
+}
+
+#[test]
+fn flood_of_forged_tokens_is_two_lines_and_loses_nothing_of_others() {
+    const FORGED: usize = 1_000;
+    let (collector, mut service) = exporting("memory:", &["--set", "http.drain_grace_ms=0"]);
+    let forge = || {
+        for _ in 0..FORGED / 4 {
+            let status = service.callback("cbt_forged", "1").status;
+            assert!(matches!(status, 401 | 429), "{status}");
+        }
+    };
+    let genuine: Vec<Reply> = thread::scope(|threads| {
+        let flood: Vec<_> = (0..4).map(|_| threads.spawn(forge)).collect();
+        let genuine =
+            (0..20).map(|_| service.callback(&issue(&service, "call-1", 60_000).token, "1")).collect();
+        for thread in flood {
+            thread.join().unwrap();
+        }
+        genuine
+    });
+    let exported = come(&collector, genuine.last().unwrap());
+    for reply in &genuine {
+        assert_eq!(reply.status, 202, "{reply:?}");
+        exported.of_request(reply);
+    }
+    service.process.signal("TERM");
+    assert_eq!(service.process.exit_code(), Some(0));
+    let exported = Exported::of(&collector);
+    let is_strangers = |fields: &&crate::filter::Fields| {
+        fields.get(names::CODE).is_some_and(|code| code == "CALLBACK_TOKEN_INVALID" || code == "RATE_LIMITED")
+    };
+    let lines: Vec<_> = exported.logs.iter().filter(is_strangers).collect();
+    let spans = exported.spans.iter().filter(is_strangers).count();
+    // Two codes, and a busy machine may take two windows.
+    assert!((2..=16).contains(&lines.len()) && spans <= 8, "{} lines, {spans} spans", lines.len());
+    assert!(lines.iter().all(|line| line[names::CLIENT_ADDRESS] == "127.0.0.1"), "{lines:?}");
+    let told: usize =
+        lines.iter().map(|line| line.get(names::REPEATED).map_or(1, |count| count.parse().unwrap())).sum();
+    assert_eq!(told, FORGED, "each refusal is in a line or in a sum");
+    let log = service.log.text();
+    assert!(log.lines().filter(|line| line.contains("CALLBACK_TOKEN_INVALID")).count() <= 8, "{log}");
+    assert_eq!(counted(&collector, "telemetry.lost", |_| true), 0);
+}
+
+#[test]
+fn end_of_an_event_stream_tells_who_read_how_far_and_why_it_closed() {
+    let (_collector, service) = exporting("memory:", &[]);
+    let item = issue(&service, "call-1", 60_000);
+    assert_eq!(service.callback(&item.token, "1").status, 202);
+    let key = format!("authorization: Bearer {}", service.made_key());
+    let path = "GET /platform/v1/conversations/call-1/events?from=0";
+    let mut stream = begin(&service.platform, path, &[&key, "user-agent: reader/1"], "\r\n");
+    stream.read_until(r#""result":1"#);
+    assert_eq!(service.platform("DELETE", "call-1", "").status, 200);
+    stream.rest();
+    let line = service.log.wait_for("event stream closed");
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line[names::CONVERSATION_ID], "call-1");
+    assert_eq!((&line[names::EVENTS_SENT], &line[names::LAST_SEQUENCE]), (&json!(1), &json!(1)));
+    assert_eq!(line[names::CLOSED_BECAUSE], "the conversation has ended");
+    assert_eq!(
+        (&line[names::CLIENT_ADDRESS], &line[names::USER_AGENT]),
+        (&json!("127.0.0.1"), &json!("reader/1"))
+    );
+}
+
+/// The increase of a counter, or of a histogram's count, as SigNoz computes it: of delta points the sum, of cumulative
+/// ones the difference to the series' first point.
+fn counted(
+    collector: &Collector,
+    name: &str,
+    wanted: impl Fn(&std::collections::BTreeMap<String, String>) -> bool,
+) -> i64 {
+    let mut series = std::collections::BTreeMap::<String, Vec<i64>>::new();
+    let mut is_delta = false;
+    let received = collector.received();
+    for metric in received.metrics.iter().filter(|metric| metric.name.ends_with(name)) {
+        let mut add = |of: &[opentelemetry_proto::tonic::common::v1::KeyValue], value| {
+            let of = attributes(of);
+            if wanted(&of) {
+                series.entry(format!("{of:?}")).or_default().push(value);
+            }
+        };
+        match metric.data.as_ref().unwrap() {
+            Data::Sum(sum) => {
+                is_delta = sum.aggregation_temporality == AggregationTemporality::Delta as i32;
+                for point in &sum.data_points {
+                    let value = match point.value.unwrap() {
+                        number_data_point::Value::AsInt(value) => value,
+                        number_data_point::Value::AsDouble(_) => unreachable!("{metric:?}"),
+                    };
+                    add(&point.attributes, value);
+                }
+            }
+            Data::Histogram(histogram) => {
+                is_delta = histogram.aggregation_temporality == AggregationTemporality::Delta as i32;
+                for point in &histogram.data_points {
+                    add(&point.attributes, i64::try_from(point.count).unwrap());
+                }
+            }
+            other @ (Data::Gauge(_) | Data::ExponentialHistogram(_) | Data::Summary(_)) => {
+                panic!("{other:?}")
+            }
+        }
+    }
+    let increase = |points: &Vec<i64>| {
+        if is_delta { points.iter().sum() } else { points.last().unwrap() - points.first().unwrap() }
+    };
+    series.values().map(increase).sum()
+}
+
+/// No point lacks a start, and none is without values.
+fn points_are_well_formed(metric: &Metric) {
+    match metric.data.as_ref().unwrap() {
+        Data::Sum(sum) => {
+            assert!(sum.data_points.iter().all(|point| point.start_time_unix_nano > 0), "{metric:?}");
+        }
+        Data::Histogram(histogram) => {
+            for point in &histogram.data_points {
+                assert!(point.start_time_unix_nano > 0, "{metric:?}");
+                assert!(point.count > 0 && point.max() < 1e9 && point.min() >= 0.0, "{metric:?}");
+            }
+        }
+        Data::Gauge(gauge) => {
+            assert!(gauge.data_points.iter().all(|point| point.time_unix_nano > 0), "{metric:?}");
+        }
+        other @ (Data::ExponentialHistogram(_) | Data::Summary(_)) => panic!("{other:?}"),
+    }
+}
+
+/// 142 times 503 in one burst after the start.
+fn burst_is_counted(temporality: &str) {
+    const BURST: i64 = 142;
+    let mut redis = RedisServer::start();
+    let collector = Collector::start(Protocol::Http);
+    let preference = ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", temporality.to_owned());
+    let variables: Vec<_> = collector.variables().into_iter().chain([preference]).collect();
+    let service = Service::start_with(&variables, &["--store", &redis.url(0)]);
+    let token = service.token("call-1");
+    redis.kill();
+    for _ in 0..BURST {
+        assert_eq!(service.callback(&token, "1").status, 503);
+    }
+    let failures = |of: &std::collections::BTreeMap<String, String>| of.contains_key(names::ERROR_TYPE);
+    eventually("all are counted", || counted(&collector, REFUSED.name, failures) >= BURST);
+    assert_eq!(counted(&collector, REFUSED.name, failures), BURST);
+    if temporality == "delta" {
+        assert_eq!(counted(&collector, REQUEST_DURATION.name, failures), BURST);
+    }
+    let received = collector.received();
+    received.metrics.iter().for_each(points_are_well_formed);
+    // Every code begins at 0, before anything has happened.
+    let first = received.metrics.iter().find(|metric| metric.name == REFUSED.name).unwrap();
+    let Some(Data::Sum(sum)) = &first.data else { panic!("{first:?}") };
+    let codes: BTreeSet<String> =
+        sum.data_points.iter().map(|point| attributes(&point.attributes)[names::CODE].clone()).collect();
+    assert_eq!(codes.len(), callback_ingress::http::code::Code::ALL.len());
+    assert!(
+        sum.data_points.iter().all(|point| point.value == Some(number_data_point::Value::AsInt(0))),
+        "{sum:?}"
+    );
+}
+
+#[test]
+fn burst_after_the_start_is_counted_with_delta() {
+    burst_is_counted("delta");
+}
+
+#[test]
+fn burst_after_the_start_is_counted_with_cumulative() {
+    burst_is_counted("Cumulative");
+}
+
+#[test]
+fn lines_on_a_terminal_contain_no_control_characters_of_a_client() {
+    let service = Service::start(&["--set", "telemetry.log_format=text"]);
+    let agent = format!("user-agent: \u{9b}31m{}", "x".repeat(300));
+    let reply = call(&service.public, &format!("POST {CALLBACKS}"), &[&agent, "x-request-id: no-uuid"], "1");
+    reply.refuses(401, "CALLBACK_TOKEN_MISSING");
+    let line = service.log.wait_for("401 CALLBACK_TOKEN_MISSING");
+    assert!(!line.contains(char::is_control), "{line:?}");
+}
