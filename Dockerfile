@@ -12,8 +12,11 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 
-# The dependencies, in a layer that only Cargo.toml and Cargo.lock make stale. Sources of nothing stand in for ours.
+# The dependencies, in a layer that only the manifests and Cargo.lock make stale. Empty sources stand in for ours. Cargo
+# reads the manifests of the test crates and builds nothing of them.
 COPY Cargo.toml Cargo.lock ./
+COPY fuzz/checks/Cargo.toml fuzz/checks/
+COPY tests/support/Cargo.toml tests/support/
 RUN mkdir src \
     && touch src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \

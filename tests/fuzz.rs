@@ -8,18 +8,10 @@
     reason = "everything here is a test, and what a test does not expect fails it"
 )]
 
-#[path = "../fuzz/checks/body.rs"]
-mod body;
-#[path = "../fuzz/checks/carriers.rs"]
-mod carriers;
-#[path = "../fuzz/checks/config.rs"]
-mod config;
-#[path = "../fuzz/checks/token.rs"]
-mod token;
-
 use std::fmt;
 use std::path::Path;
 
+use fuzz_checks::{body, carriers, config, token};
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any};
 use proptest::sample::Index;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::field::{Competitor, Program};
+use crate::measured_redis::Aof;
 use crate::options::Options;
 use crate::plan::{ITEMS, Order, Plan};
 use crate::point::{self, Figures};
-use crate::redis_server::Aof;
 
 /// Connections of the standard point.
 pub(crate) const CONNECTIONS: usize = 64;

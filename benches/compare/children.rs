@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use test_support::process::{cpu_time, resident_kib};
 
 /// The children that are running.
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
@@ -46,20 +47,14 @@ impl Process {
         BufReader::new(self.child.stdout.take().unwrap())
     }
 
-    /// Time of processors that it took so far, in its own code and in the kernel.
+    /// Processor time so far, in user and kernel mode.
     pub(crate) fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // The second field is a name in brackets. Times are in hundredths of a second.
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        Duration::from_millis(10 * ticks)
+        cpu_time(self.child.id())
     }
 
     /// Resident memory, in KiB.
     pub(crate) fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
+        resident_kib(self.child.id())
     }
 
     /// Waits until `ready` has a value; where the process ends before, what it said.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use crate::children::{Process, this_program};
 use crate::fastify;
+use crate::measured_redis::{Aof, MeasuredRedis};
 use crate::protocol::{Issuer, Target};
-use crate::redis_server::{Aof, RedisServer};
 use crate::service::Service;
 
 /// One way to take callbacks.
@@ -91,8 +91,8 @@ impl Competitor {
     }
 
     pub(crate) fn start(&self) -> Running {
-        let redis = self.redis.map(RedisServer::start);
-        let port = redis.as_ref().map(|redis| redis.port);
+        let redis = self.redis.map(MeasuredRedis::start);
+        let port = redis.as_ref().map(MeasuredRedis::port);
         let secret = format!("{:032x}", rand::random::<u128>());
         let peer = |(process, public): (Process, SocketAddr)| {
             (process, Target { public, issuer: Issuer::Peer { redis: port, secret: secret.clone() } })
@@ -127,6 +127,6 @@ pub(crate) struct Program {
 /// A started competitor. The server ends before its Redis.
 pub(crate) struct Running {
     pub(crate) process: Process,
-    pub(crate) redis: Option<RedisServer>,
+    pub(crate) redis: Option<MeasuredRedis>,
     pub(crate) target: Target,
 }

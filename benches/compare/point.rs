@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use crate::field::{Competitor, Running};
 use crate::generator::Generator;
+use crate::measured_redis::Commands;
 use crate::plan::Plan;
 use crate::protocol::{Pace, Tally};
-use crate::redis_server::Commands;
 
 /// What a round of a point came to. Times are microseconds of a request.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -38,7 +38,7 @@ struct Used {
 }
 
 fn used(running: &mut Running) -> Used {
-    let redis = running.redis.as_mut().map(|redis| (redis.process.cpu(), redis.commands()));
+    let redis = running.redis.as_mut().map(|redis| (redis.cpu(), redis.commands()));
     Used { server: running.process.cpu(), redis }
 }
 

@@ -5,6 +5,8 @@ use std::io::{Read, Seek};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use test_support::process::resident_kib;
+
 pub(crate) const KEY: &str = "a-service-key-for-the-benchmark";
 
 /// A started program, killed when dropped. Its log goes to a file.
@@ -41,9 +43,7 @@ impl Service {
 
     /// Resident memory, in KiB.
     pub(crate) fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
+        resident_kib(self.child.id())
     }
 }
 

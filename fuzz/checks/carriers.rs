@@ -1,11 +1,8 @@
 //! A whole request at the provider's listener, wherever its token travels: the real router on the embedded store,
 //! without sockets. What it must answer is told by a model of the contract's order of checks.
 
-#[path = "carriers/model.rs"]
 mod model;
-#[path = "carriers/stage.rs"]
 mod stage;
-#[path = "carriers/written.rs"]
 mod written;
 
 use axum::http::{HeaderMap, Method, StatusCode};
@@ -22,7 +19,7 @@ use self::written::Written;
 /// The input is the allowed carriers' first letters, a request line, headers, an empty line and a body. `{T}` and `{L}`
 /// stand for tokens of a tool and of a language model that are awaited, `{E}` for one past its life, `{F}` for a forged
 /// one.
-pub(crate) fn check(input: &[u8]) {
+pub fn check(input: &[u8]) {
     stage::LOGGED.with(|(log, logging)| {
         let _ = log.take();
         let run = || stage::RUNTIME.with(|runtime| runtime.block_on(check_request(input)));

@@ -20,7 +20,7 @@ const SECRET_KEYS: [&str; 4] =
 
 /// The input is a file, then variables without their prefix, then flags, with `---` between them. Where a secret is
 /// expected, `{S}` stands for one.
-pub(crate) fn check(input: &[u8]) {
+pub fn check(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return check_unreadable(input) };
     // A text of several lines could take a secret to where none is expected.
     if TRACES.iter().any(|trace| text.contains(trace)) || text.contains("'''") || text.contains("\"\"\"") {

@@ -1,6 +1,3 @@
 #![no_main]
 
-#[path = "../checks/body.rs"]
-mod body;
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| body::check(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_checks::body::check(input));

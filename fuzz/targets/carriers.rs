@@ -1,6 +1,3 @@
 #![no_main]
 
-#[path = "../checks/carriers.rs"]
-mod carriers;
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| carriers::check(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_checks::carriers::check(input));

@@ -1,6 +1,3 @@
 #![no_main]
 
-#[path = "../checks/config.rs"]
-mod config;
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| config::check(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_checks::config::check(input));

@@ -1,6 +1,3 @@
 #![no_main]
 
-#[path = "../checks/token.rs"]
-mod token;
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| token::check(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_checks::token::check(input));

@@ -2,8 +2,9 @@
 
 use std::process::Command;
 
+use test_support::redis_server::RedisServer;
+
 use crate::program::{PROGRAM, Ran, path, run, run_with};
-use crate::redis_server::RedisServer;
 
 const DONE: &str = "Five work items, five envelopes, in order, each exactly once.";
 

@@ -10,10 +10,10 @@ use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, Metric, number_data_point};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use test_support::redis_server::RedisServer;
 
 use crate::collector::{Collector, Protocol, attributes, hex};
 use crate::reason::{Exported, come, header, issue};
-use crate::redis_server::RedisServer;
 use crate::service::{Service, eventually};
 use crate::wire::{Reply, begin, call};
 

@@ -1,12 +1,12 @@
-//! The real binary: exit codes, signals, output; and the README, whose lines are run as they stand.
+//! The program as a process: exit codes, signals, output, and the README's examples.
 //!
-//! `program` starts it, `service` keeps it running, `wire` speaks HTTP to it.
+//! `program` runs it to its end, `service` starts it as a server, `wire` sends HTTP requests.
 
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "everything here is a test, and what a test does not expect fails it"
+    reason = "an unexpected result fails the test"
 )]
 
 mod collector;
@@ -21,14 +21,8 @@ mod memory;
 mod old_redis;
 mod open_files;
 mod program;
-#[path = "../it/proxy.rs"]
-#[expect(dead_code, reason = "the other test binary uses all of it")]
-mod proxy;
 mod readme;
 mod reason;
-#[path = "../it/redis_server.rs"]
-#[expect(dead_code, reason = "the other test binary uses all of it")]
-mod redis_server;
 mod secrecy;
 mod security;
 mod serve;

@@ -1,12 +1,13 @@
 //! Memory is counted. `cargo bench --bench overload -- memory redis://…` does it for longer, with more, and sees that it is
 //! given back.
 
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::redis_server::RedisServer;
+use test_support::process::resident_kib;
+use test_support::redis_server::RedisServer;
+
 use crate::service::{Service, eventually};
 use crate::wire::{begin, health};
 
@@ -20,9 +21,7 @@ fn start(redis: &RedisServer) -> Service {
 
 /// Resident memory, in MiB.
 fn resident(service: &Service) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", service.process.0.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+    resident_kib(service.process.0.id()) / 1024
 }
 
 /// The most memory while a time passes.

@@ -3,10 +3,10 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
+use test_support::redis_server::RedisServer;
 use tokio::time::Instant;
 
 use crate::program::run;
-use crate::redis_server::RedisServer;
 use crate::service::{Service, eventually};
 use crate::wire::{call, health};
 

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::process::{Command, Stdio};
 
 use callback_ingress::http::code::Code;
+use test_support::redis_server::RedisServer;
 
 use crate::program::path;
-use crate::redis_server::RedisServer;
 use crate::service::{Lines, Process, Service, eventually};
 
 const README: &str = include_str!("../../README.md");

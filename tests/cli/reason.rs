@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use callback_ingress::telemetry::names::{self, ATTRIBUTES, METRICS, RESOURCE};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use test_support::redis_server::RedisServer;
 
 use crate::collector::{Collector, Protocol, attributes, hex, text};
 use crate::filter::{Fields, Filter};
-use crate::redis_server::RedisServer;
 use crate::service::{Service, eventually};
 use crate::wire::{Reply, call};
 

@@ -34,6 +34,7 @@ use std::sync::Arc;
 use callback_ingress::domain::ids::ConversationId;
 use callback_ingress::http::code::Code;
 use serde_json::json;
+use test_support::proxy::Cut;
 use tokio::time::Instant;
 
 use self::in_redis::WatchedRedis;
@@ -44,7 +45,6 @@ use self::session::Session;
 use self::tokens::Known;
 use self::wire::{Wire, request};
 use crate::collector::{Collector, Protocol};
-use crate::proxy::Cut;
 use crate::service::eventually;
 use crate::wire::{UnderWay, begin};
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use test_support::redis_server::RedisServer;
+
 use crate::old_redis;
 use crate::program::run;
-use crate::redis_server::RedisServer;
 use crate::service::{Service, eventually};
 use crate::wire::{call, health};
 

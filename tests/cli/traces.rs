@@ -6,9 +6,9 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use serde_json::{Value, json};
+use test_support::redis_server::RedisServer;
 
 use crate::collector::{Collector, Protocol, attributes, hex};
-use crate::redis_server::RedisServer;
 use crate::service::{Service, eventually};
 use crate::wire::{Reply, call};
 

@@ -3,8 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::proxy::Proxy;
-use crate::redis_server::RedisServer;
+use test_support::proxy::Proxy;
+use test_support::redis_server::RedisServer;
+
 use crate::replica::{Addresses, Replica};
 use crate::servers::Servers;
 

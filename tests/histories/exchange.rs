@@ -2,8 +2,8 @@
 //! asked for.
 
 use callback_ingress::store::redis::scripts::{OPERATIONS, text};
+use test_support::redis_server::RedisServer;
 
-use crate::redis_server::RedisServer;
 use crate::replica;
 
 /// A change of a script: in which file, what, into what.

@@ -30,21 +30,9 @@ mod long;
 mod mutations;
 mod nemesis;
 mod plan;
-#[path = "../it/proxy.rs"]
-#[expect(dead_code, reason = "another test binary uses all of it")]
-mod proxy;
 mod reader;
 mod record;
 mod recorded;
-#[path = "../it/redis_cluster.rs"]
-#[expect(dead_code, reason = "another test binary uses all of it")]
-mod redis_cluster;
-#[path = "../it/redis_sentinels.rs"]
-#[expect(dead_code, reason = "another test binary uses all of it")]
-mod redis_sentinels;
-#[path = "../it/redis_server.rs"]
-#[expect(dead_code, reason = "another test binary uses all of it")]
-mod redis_server;
 mod replica;
 mod run;
 mod servers;

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use test_support::proxy::Cut;
+use test_support::redis_commands::ask;
 
 use crate::deployment::{Deployment, Kind};
 use crate::plan::SPAN_MS;
-use crate::proxy::Cut;
 use crate::record::{Outage, Stopwatch};
-use crate::redis_cluster::ask;
 
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,9 +1,11 @@
 //! The servers of Redis that a deployment keeps its conversations on: one, or some that stand in for each other.
 
+use test_support::redis_cluster::{RedisCluster, wait};
+use test_support::redis_commands::{ask, replication, words};
+use test_support::redis_sentinels::RedisSentinels;
+use test_support::redis_server::RedisServer;
+
 use crate::deployment::Kind;
-use crate::redis_cluster::{RedisCluster, ask, replication, wait, words};
-use crate::redis_sentinels::RedisSentinels;
-use crate::redis_server::RedisServer;
 
 /// After how many milliseconds a master is taken for dead. So long that a busy machine is not.
 const DOWN_AFTER_MS: u32 = 1_500;

@@ -12,11 +12,11 @@ use std::thread;
 
 use callback_ingress::clock::{Clock, Entropy, ManualClock};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
+use test_support::redis_server::RedisServer;
 
 use self::command::EVERY_KIND;
 use self::step::story;
 use self::story::{Kinds, LIMITS, Story};
-use crate::redis_server::RedisServer;
 use crate::stage::{START, redis_store, settings};
 
 /// Stories that are played at least.

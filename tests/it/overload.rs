@@ -1,8 +1,8 @@
 //! More than the service can take, for a moment. `cargo bench --bench overload` does it for longer, and with more.
 
+use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, Instant};
 
-use crate::redis_server::RedisServer;
 use crate::service::{CALLBACKS, Raw, Service, until};
 
 /// Far less than it takes for a request that waits for another, on a machine that is busy with other tests.

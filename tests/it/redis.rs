@@ -11,15 +11,16 @@ mod recovery;
 mod refused;
 mod replicas;
 mod sentinel;
+mod server;
 mod sweeping;
 mod tls;
 
 use std::time::Duration;
 
 use callback_ingress::clock::ManualClock;
+use test_support::redis_server::RedisServer;
 use tokio::time::{Instant, sleep};
 
-use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// How long a condition may take to come true.

@@ -15,6 +15,9 @@ use callback_ingress::app::{self, AppError};
 use callback_ingress::clock::Clock;
 use callback_ingress::config::{self, Sources};
 use callback_ingress::telemetry::Telemetry;
+use test_support::redis_cluster::RedisCluster;
+use test_support::redis_sentinels::RedisSentinels;
+use test_support::redis_server::RedisServer;
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,9 +27,6 @@ pub(crate) use self::client::{Call, Client, Reply};
 pub(crate) use self::event_reader::{Event, EventReader};
 pub(crate) use self::raw::Raw;
 pub(crate) use self::secure::Certificate;
-use crate::redis_cluster::RedisCluster;
-use crate::redis_sentinels::RedisSentinels;
-use crate::redis_server::RedisServer;
 use crate::stage::Backend;
 
 /// The platform's key, the same on every replica.

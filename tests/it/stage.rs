@@ -12,14 +12,13 @@ use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::redis::{RedisSettings, RedisStore, TlsFiles};
 use callback_ingress::store::{self, Due, InstrumentedStore, Store};
 use callback_ingress::telemetry::Telemetry;
-
+use test_support::redis_cluster::RedisCluster;
+use test_support::redis_sentinels::RedisSentinels;
+use test_support::redis_server::{DATABASES, RedisServer};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::task::block_in_place;
 
 use crate::conversation::Conversation;
-use crate::redis_cluster::RedisCluster;
-use crate::redis_sentinels::RedisSentinels;
-use crate::redis_server::{DATABASES, RedisServer};
 
 /// The kinds of store that keep the same promises. A new kind is a variant here and a line in `on_every_store!`.
 #[derive(Clone, Copy, Debug)]

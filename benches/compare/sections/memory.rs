@@ -8,10 +8,10 @@ use super::Outcome;
 use crate::bench::{BYTES, Bench, CONNECTIONS};
 use crate::field::Competitor;
 use crate::generator::Generator;
+use crate::measured_redis::Aof;
 use crate::options::SectionName;
 use crate::plan::{Order, Plan};
 use crate::protocol::Pace;
-use crate::redis_server::Aof;
 use crate::table::{Table, whole};
 
 /// Conversations, and items of each.

@@ -3,10 +3,10 @@
 use super::Outcome;
 use crate::bench::{Bench, Workload};
 use crate::field::Competitor;
+use crate::measured_redis::Aof;
 use crate::options::SectionName;
 use crate::plan::{Order, Plan};
 use crate::point::{self, Figures};
-use crate::redis_server::Aof;
 use crate::summary::Summary;
 use crate::table::Table;
 

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use redis::{Value, cmd};
+use test_support::proxy::Proxy;
+use test_support::redis_commands::{bytes, content};
+use test_support::redis_server::RedisServer;
 
 use super::search::Capture;
-use crate::proxy::Proxy;
-use crate::redis_server::RedisServer;
 use crate::service::eventually;
 
 /// See the module.
@@ -90,48 +91,21 @@ impl WatchedRedis {
     /// All that was said to it, and what it tells of that by itself. Results are in it: they are arguments.
     pub(crate) fn heard(&self) -> Vec<Capture> {
         let slow: Value = cmd("SLOWLOG").arg("GET").arg(-1).query(&mut self.connection()).unwrap();
-        let mut slow_bytes = Vec::new();
-        flatten(slow, &mut slow_bytes);
         let heard = self.heard.iter().map(|heard| heard.lock().unwrap().clone());
         let mut captures: Vec<_> =
             heard.map(|bytes| Capture::with_results("the commands that Redis got", bytes)).collect();
-        captures.push(Capture::with_results("the slow log of Redis", slow_bytes));
+        captures.push(Capture::with_results("the slow log of Redis", bytes(slow)));
         captures
     }
 }
 
-/// Results may be held, and may be on the channel, and nowhere else.
+/// Results are allowed among the held ones and on the channel, nowhere else.
 fn read(connection: &mut redis::Connection, key: &str) -> Capture {
-    let kind: String = cmd("TYPE").arg(key).query(connection).unwrap();
-    let command = match kind.as_str() {
-        "string" => cmd("GET").arg(key).to_owned(),
-        "hash" => cmd("HGETALL").arg(key).to_owned(),
-        "set" => cmd("SMEMBERS").arg(key).to_owned(),
-        "zset" => cmd("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES").to_owned(),
-        "stream" => cmd("XRANGE").arg(key).arg("-").arg("+").to_owned(),
-        other => panic!("{key} is a {other}"),
-    };
-    let mut bytes = format!("{key}\n").into_bytes();
-    flatten(command.query(connection).unwrap(), &mut bytes);
+    let bytes = [key.as_bytes(), b"\n", &content(connection, key)].concat();
     let name = format!("the key {key}");
     if key.contains(":channel:") || key.contains(":held:") {
         Capture::with_results(name, bytes)
     } else {
         Capture::new(name, bytes)
     }
-}
-
-fn flatten(value: Value, into: &mut Vec<u8>) {
-    if let Value::BulkString(bytes) = value {
-        into.extend(bytes);
-    } else if let Value::Int(number) = value {
-        into.extend(number.to_string().into_bytes());
-    } else if let Value::Array(values) = value {
-        for value in values {
-            flatten(value, into);
-        }
-    } else {
-        panic!("{value:?}");
-    }
-    into.push(b'\n');
 }

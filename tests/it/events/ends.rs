@@ -1,8 +1,8 @@
 //! How a stream ends, and how it does not.
 
+use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, Instant};
 
-use crate::redis_server::RedisServer;
 use crate::service::{Event, Kind, Service, on_every_deployment, until};
 
 on_every_deployment!(

@@ -1,9 +1,9 @@
 //! Many readers, and slow ones.
 
 use futures_util::future::{join, join_all};
+use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, Instant};
 
-use crate::redis_server::RedisServer;
 use crate::service::{Call, Event, EventReader, Kind, Raw, SERVICE_KEY, Service, on_every_deployment};
 
 const READERS: usize = 500;

@@ -4,9 +4,9 @@ use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
+use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, Instant};
 
-use crate::redis_server::RedisServer;
 use crate::service::{Event, Kind, Service, on_every_deployment, until};
 
 on_every_deployment!(

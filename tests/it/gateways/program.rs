@@ -14,10 +14,10 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use test_support::redis_server::free_port;
 use tokio::time::Instant;
 
 use super::recorder::plain;
-use crate::redis_server::free_port;
 use crate::service::PATIENCE;
 
 /// `$1` is the directory, the rest is the program.

@@ -3,9 +3,9 @@
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::time::Timestamp;
 use serde_json::{Value, json};
+use test_support::redis_server::{DATABASES, RedisServer};
 
 use super::fields;
-use crate::redis_server::{DATABASES, RedisServer};
 use crate::service::{Item, Service, millis};
 
 const START: u64 = 1_800_000_000_000;

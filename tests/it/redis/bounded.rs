@@ -5,9 +5,9 @@ use callback_ingress::domain::gate::Limits;
 use callback_ingress::domain::work_item::WorkItem;
 use callback_ingress::store::{DueConversation, Store};
 use futures_util::{StreamExt, stream};
+use test_support::redis_server::RedisServer;
 
 use crate::conversation::Conversation;
-use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// The default of `gate.max_held_items` and `gate.max_awaiting_items`.

@@ -7,6 +7,9 @@ use callback_ingress::domain::work_item::{Outcome, WorkItem};
 use callback_ingress::store::redis::Replicas;
 use callback_ingress::store::{CLAIM_MS, Store, StoreError};
 use futures_util::future::join_all;
+use test_support::redis_cluster::RedisCluster;
+use test_support::redis_commands::ask;
+use test_support::redis_server::RedisServer;
 use tokio::task::block_in_place;
 use tokio::time::{Instant, timeout};
 
@@ -14,8 +17,6 @@ use super::admission::{refusal, verify};
 use super::faults::deliver;
 use super::until;
 use crate::conversation::Conversation;
-use crate::redis_cluster::{RedisCluster, ask};
-use crate::redis_server::RedisServer;
 use crate::stage::{Backend, ROOMY, START, Stage, settings};
 
 /// A stage in this cluster.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use callback_ingress::clock::ManualClock;
 use callback_ingress::store::{Backend, ChannelListener, Store, StoreError};
+use test_support::proxy::Proxy;
+use test_support::redis_commands::ask;
+use test_support::redis_server::RedisServer;
 use tokio::time::{Instant, timeout};
 
 use super::{stage_in, until};
-use crate::proxy::Proxy;
-use crate::redis_cluster::ask;
-use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 fn clients(connection: &mut redis::Connection) -> usize {

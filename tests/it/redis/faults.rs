@@ -6,12 +6,12 @@ use callback_ingress::clock::{Entropy, ManualClock};
 use callback_ingress::domain::gate::Receipt;
 use callback_ingress::domain::work_item::{Outcome, WorkItem};
 use callback_ingress::store::{Store, StoreError};
+use test_support::proxy::{Cut, Proxy};
+use test_support::redis_server::RedisServer;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{stage_in, until};
 use crate::conversation::Conversation;
-use crate::proxy::{Cut, Proxy};
-use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// Brings a result, and brings it again as the same attempt until there is an answer.

@@ -4,12 +4,12 @@ use std::fs;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use test_support::redis_commands::ask;
+use test_support::redis_server::RedisServer;
 use tokio::time::{Instant, sleep};
 
 use super::connections::calls;
 use super::replicas::pair;
-use crate::redis_cluster::ask;
-use crate::redis_server::RedisServer;
 use crate::service::{Service, until};
 
 /// The status of `/health`, and what it says when that is not 200.

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};
 use callback_ingress::store::Store;
-use redis::Value;
+use test_support::redis_commands::content;
+use test_support::redis_server::RedisServer;
 
 use super::stage_in;
-use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// A bit of everything: conversations that are live, idle and ended, items in each state.
@@ -52,35 +52,6 @@ async fn workload(stage: &Stage) {
 
 fn all_keys(connection: &mut redis::Connection) -> Vec<String> {
     redis::cmd("KEYS").arg("*").query(connection).unwrap()
-}
-
-/// All that is under a key, as Redis tells it.
-fn content(connection: &mut redis::Connection, key: &str) -> Vec<u8> {
-    let kind: String = redis::cmd("TYPE").arg(key).query(connection).unwrap();
-    let mut read = match kind.as_str() {
-        "string" => redis::cmd("GET").arg(key).to_owned(),
-        "hash" => redis::cmd("HGETALL").arg(key).to_owned(),
-        "zset" => redis::cmd("ZRANGE").arg(key).arg(0).arg(-1).to_owned(),
-        "stream" => redis::cmd("XRANGE").arg(key).arg("-").arg("+").to_owned(),
-        other => panic!("{key} is a {other}"),
-    };
-    let mut bytes = Vec::new();
-    flatten(read.query(connection).unwrap(), &mut bytes);
-    read.clear();
-    bytes
-}
-
-fn flatten(value: Value, into: &mut Vec<u8>) {
-    if let Value::BulkString(bytes) = value {
-        into.extend(bytes);
-    } else if let Value::Array(values) = value {
-        for value in values {
-            flatten(value, into);
-        }
-    } else {
-        panic!("{value:?}");
-    }
-    into.push(b'\n');
 }
 
 #[tokio::test]

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use callback_ingress::store::Store;
+use test_support::proxy::Proxy;
+use test_support::redis_commands::words;
+use test_support::redis_server::RedisServer;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::until;
-use crate::proxy::Proxy;
-use crate::redis_cluster::words;
-use crate::redis_server::RedisServer;
 use crate::service::Service;
 use crate::stage::{ROOMY, START, Stage, settings};
 

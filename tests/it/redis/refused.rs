@@ -9,13 +9,13 @@ use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::gate::Accept;
 use callback_ingress::domain::work_item::Outcome;
 use callback_ingress::store::{Store, StoreError};
+use test_support::redis_commands::{ask, words};
+use test_support::redis_server::RedisServer;
 
 use super::admission::{refusal, verify};
 use super::{stage_in, until};
 use crate::conversation::Conversation;
 use crate::fake_redis;
-use crate::redis_cluster::{ask, words};
-use crate::redis_server::RedisServer;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// A conversation that holds a result, and an attempt to bring the one before it.

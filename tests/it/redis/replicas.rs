@@ -6,10 +6,10 @@ use callback_ingress::clock::{Entropy, ManualClock};
 use callback_ingress::store::redis::Replicas;
 use callback_ingress::store::{Store, StoreError};
 use futures_util::future::join_all;
+use test_support::redis_commands::ask;
+use test_support::redis_server::RedisServer;
 
 use super::until;
-use crate::redis_cluster::ask;
-use crate::redis_server::RedisServer;
 use crate::service::{Service, until as service_until};
 use crate::stage::{ROOMY, START, Stage, settings};
 

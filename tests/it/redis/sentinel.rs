@@ -6,6 +6,9 @@ use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::work_item::WorkItem;
 use callback_ingress::store::Store;
 use callback_ingress::store::redis::Replicas;
+use test_support::proxy::Proxy;
+use test_support::redis_sentinels::RedisSentinels;
+use test_support::redis_server::RedisServer;
 use tokio::task::block_in_place;
 use tokio::time::{Instant, timeout};
 
@@ -13,9 +16,6 @@ use super::admission::{refusal, verify};
 use super::faults::deliver;
 use super::until;
 use crate::fake_redis;
-use crate::proxy::Proxy;
-use crate::redis_sentinels::RedisSentinels;
-use crate::redis_server::RedisServer;
 use crate::stage::{Backend, ROOMY, START, Stage, settings};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

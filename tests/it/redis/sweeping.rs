@@ -6,9 +6,9 @@ use ::redis::cmd;
 use callback_ingress::domain::ids::ConversationId;
 use futures_util::future::join_all;
 use serde_json::json;
+use test_support::redis_server::RedisServer;
 use tokio::time::{Instant, sleep};
 
-use crate::redis_server::RedisServer;
 use crate::service::{Service, millis};
 
 /// Number of commands that Redis has executed, including those of scripts.

@@ -9,11 +9,12 @@ use callback_ingress::store::Store;
 use callback_ingress::store::redis::{InvalidServers, RedisSettings, RedisStore, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
+use test_support::redis_cluster::wait;
+use test_support::redis_commands::ask;
+use test_support::redis_server::{RedisServer, free_port};
 use tokio::task::block_in_place;
 
 use super::admission::verify;
-use crate::redis_cluster::{ask, wait};
-use crate::redis_server::{RedisServer, free_port};
 use crate::service::Service;
 use crate::stage::{ROOMY, START, Stage, settings};
 

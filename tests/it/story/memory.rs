@@ -1,12 +1,12 @@
 //! The service's memory does not grow with what passes through it. Measured on the real program.
 
-use std::fs;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
+use test_support::process::{peak_resident_kib, resident_kib};
+use test_support::redis_server::RedisServer;
 
-use crate::redis_server::RedisServer;
 use crate::service::{Service, until};
 
 const MEBIBYTE: usize = 1024 * 1024;
@@ -51,12 +51,8 @@ impl Program {
 
     /// Its resident memory now and at its largest, in KiB.
     fn resident(&self) -> (u64, u64) {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let of = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-            line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
-        };
-        (of("VmRSS"), of("VmHWM"))
+        let pid = self.process.id();
+        (resident_kib(pid), peak_resident_kib(pid))
     }
 }
 

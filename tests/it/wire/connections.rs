@@ -4,10 +4,10 @@ use callback_ingress::app;
 use callback_ingress::clock::Clock;
 use callback_ingress::config::{self, Sources};
 use callback_ingress::telemetry::Telemetry;
+use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::redis_server::RedisServer;
 use crate::service::secure::connect;
 use crate::service::{Certificate, Raw, SERVICE_KEY, Service};
 

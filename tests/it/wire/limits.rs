@@ -1,9 +1,9 @@
 //! How large, how many, how many at once.
 
+use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, Instant};
 
 use super::check;
-use crate::redis_server::RedisServer;
 use crate::service::{CALLBACKS, Kind, Raw, Service, on_every_deployment, until};
 
 const MEBIBYTE: usize = 1024 * 1024;

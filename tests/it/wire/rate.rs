@@ -1,7 +1,8 @@
 //! Who asks too often.
 
+use test_support::redis_server::RedisServer;
+
 use super::check;
-use crate::redis_server::RedisServer;
 use crate::service::{CALLBACKS, Call, Item, Raw, Reply, Service, until};
 
 const LIMITED: (u16, &str) = (429, "RATE_LIMITED");

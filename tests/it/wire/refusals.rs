@@ -3,6 +3,7 @@
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::time::Timestamp;
 use serde_json::json;
+use test_support::redis_server::RedisServer;
 
 use super::check;
 use crate::service::{CALLBACKS, Kind, Service, on_every_deployment, until};
@@ -162,7 +163,7 @@ async fn a_conversation_left_untouched_takes_no_callback() {
 async fn a_token_of_a_retired_key_is_refused_and_one_of_an_old_key_is_not() {
     let key = |id: &str, letter: &str| format!("{id}:{}=", letter.repeat(43));
     let keys = |keys: &[String]| format!("[\"{}\"]", keys.join("\",\""));
-    let redis = crate::redis_server::RedisServer::start();
+    let redis = RedisServer::start();
     let with = async |ring: &[String]| {
         Service::start(&[("store.url", &redis.url(0)), ("token.keys", &keys(ring))]).await
     };
@@ -182,7 +183,7 @@ async fn a_token_of_a_retired_key_is_refused_and_one_of_an_old_key_is_not() {
 
 #[tokio::test]
 async fn a_data_structure_that_makes_no_sense_is_a_bug_and_shows_nothing() {
-    let redis = crate::redis_server::RedisServer::start();
+    let redis = RedisServer::start();
     let service = Service::on(&redis).await;
     let item = service.fresh_tool().await;
     let mut connection = redis.connection(0);

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use test_support::redis_server::RedisServer;
+
 use super::check;
-use crate::redis_server::RedisServer;
 use crate::service::{Service, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

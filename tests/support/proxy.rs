@@ -1,5 +1,5 @@
-//! A wire to Redis that a test can cut, before a script's call is passed on, after it, or in the middle of its
-//! answer; that can be slow; and that can have other scripts called than those that were asked for.
+//! A TCP proxy in front of Redis that injects faults: it closes the connection before a script call, after it or in the
+//! middle of its reply; it delays or drops data; and it replaces the hashes of called scripts.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,30 +8,30 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// Where the wire is cut.
+/// Where in a script call the connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cut {
-    /// The call does not arrive.
+pub enum Cut {
+    /// Before the call reaches Redis.
     Call,
-    /// The call arrives, and its answer does not.
+    /// After the call has reached Redis, before its reply.
     Answer,
-    /// Of the answer, only the first half arrives.
+    /// In the middle of the reply.
     HalfAnswer,
 }
 
 #[derive(Debug, Default)]
-struct Orders {
-    /// The next cuts, and how many of them are left.
+struct Faults {
+    /// The kind of the next cuts, and how many are left.
     cuts: Mutex<(Option<Cut>, usize)>,
     delay_ms: AtomicU64,
-    /// Whatever comes is lost, and no connection is closed.
+    /// Drops all data and keeps the connections open.
     swallows: AtomicBool,
-    /// Hashes of scripts, and of those that are called in their place.
+    /// Script hashes, each with its replacement.
     exchanged: Vec<(String, String)>,
 }
 
-impl Orders {
-    /// Takes one cut of these kinds, if there is one.
+impl Faults {
+    /// Uses up one cut, if the next one is of these kinds.
     fn take(&self, kinds: &[Cut]) -> Option<Cut> {
         let mut cuts = self.cuts.lock().unwrap();
         let cut = cuts.0.filter(|cut| cuts.1 > 0 && kinds.contains(cut))?;
@@ -51,66 +51,66 @@ impl Orders {
     }
 }
 
-/// Passes everything on, both ways, until it is told otherwise.
+/// A running proxy. Without faults it forwards both directions unchanged.
 #[derive(Debug)]
-pub(crate) struct Proxy {
+pub struct Proxy {
     port: u16,
-    orders: Arc<Orders>,
+    faults: Arc<Faults>,
 }
 
 impl Proxy {
-    /// A wire to this port.
-    pub(crate) fn to(port: u16) -> Self {
+    /// Forwards to this port of loopback.
+    pub fn to(port: u16) -> Self {
         Self::exchanging(port, Vec::new())
     }
 
-    /// A wire to this port that calls other scripts: each hash is exchanged for the one beside it.
-    pub(crate) fn exchanging(port: u16, exchanged: Vec<(String, String)>) -> Self {
+    /// Forwards to this port, with the first script hash of each pair replaced by the second.
+    pub fn exchanging(port: u16, exchanged: Vec<(String, String)>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let orders = Arc::new(Orders { exchanged, ..Orders::default() });
-        let proxy = Self { port: listener.local_addr().unwrap().port(), orders: Arc::clone(&orders) };
+        let faults = Arc::new(Faults { exchanged, ..Faults::default() });
+        let proxy = Self { port: listener.local_addr().unwrap().port(), faults: Arc::clone(&faults) };
         thread::spawn(move || {
             for client in listener.incoming() {
-                // A server that is not there closes its client's connection as well.
+                // Without a server, the client's connection is dropped here.
                 if let Ok(server) = TcpStream::connect(("127.0.0.1", port)) {
-                    pass_on(client.unwrap(), server, &orders);
+                    pass_on(client.unwrap(), server, &faults);
                 }
             }
         });
         proxy
     }
 
-    /// Its own port.
-    pub(crate) const fn port(&self) -> u16 {
+    /// The port that the proxy listens on.
+    pub const fn port(&self) -> u16 {
         self.port
     }
 
-    /// Cuts the wire at the next so many calls of scripts.
-    pub(crate) fn cut(&self, cut: Cut, times: usize) {
-        *self.orders.cuts.lock().unwrap() = (Some(cut), times);
+    /// Closes the connection at each of the next `times` script calls.
+    pub fn cut(&self, cut: Cut, times: usize) {
+        *self.faults.cuts.lock().unwrap() = (Some(cut), times);
     }
 
-    /// How many cuts are left.
-    pub(crate) fn cuts_left(&self) -> usize {
-        self.orders.cuts.lock().unwrap().1
+    /// The number of cuts that have not happened yet.
+    pub fn cuts_left(&self) -> usize {
+        self.faults.cuts.lock().unwrap().1
     }
 
-    /// From now on, or not any more, whatever comes is swallowed, and no connection is closed.
-    pub(crate) fn swallow(&self, everything: bool) {
-        self.orders.swallows.store(everything, Ordering::SeqCst);
+    /// Switches dropping of all data on or off. Connections stay open.
+    pub fn swallow(&self, everything: bool) {
+        self.faults.swallows.store(everything, Ordering::SeqCst);
     }
 
-    /// Whatever is passed on from now on comes so many milliseconds late.
-    pub(crate) fn delay(&self, millis: u64) {
-        self.orders.delay_ms.store(millis, Ordering::SeqCst);
+    /// Delays all data by so many milliseconds from now on.
+    pub fn delay(&self, millis: u64) {
+        self.faults.delay_ms.store(millis, Ordering::SeqCst);
     }
 }
 
-fn pass_on(client: TcpStream, server: TcpStream, orders: &Arc<Orders>) {
+fn pass_on(client: TcpStream, server: TcpStream, faults: &Arc<Faults>) {
     drop((client.set_nodelay(true), server.set_nodelay(true)));
     let called = Arc::new(Mutex::new(false));
     let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-    let (calls, answers) = (Arc::clone(orders), Arc::clone(orders));
+    let (calls, answers) = (Arc::clone(faults), Arc::clone(faults));
     let call_sent = Arc::clone(&called);
     thread::spawn(move || {
         copy(from_client, to_server, |request| {
@@ -146,7 +146,7 @@ fn contains(bytes: &[u8], word: &[u8]) -> bool {
     bytes.windows(word.len()).any(|window| window == word)
 }
 
-/// Writes one word over another of its length.
+/// Replaces a word by another one of the same length, in place.
 fn exchange(bytes: &mut [u8], word: &[u8], other: &[u8]) {
     let mut at = 0;
     while let Some(found) = bytes[at..].windows(word.len()).position(|window| window == word) {
@@ -156,12 +156,12 @@ fn exchange(bytes: &mut [u8], word: &[u8], other: &[u8]) {
     }
 }
 
-/// How much of a piece is passed on; after less than all of it, both connections are closed.
+/// How much of a chunk is forwarded. After `Half` and `Nothing`, both connections are closed.
 enum Pass {
     All,
     Half,
     Nothing,
-    /// Nothing of it, or of what follows, while the connections stay.
+    /// Nothing of this chunk or of later ones; the connections stay open.
     Swallowed,
 }
 
@@ -169,11 +169,11 @@ fn copy(mut from: TcpStream, mut to: TcpStream, mut pass: impl FnMut(&mut [u8]) 
     let mut buffer = [0; 16 * 1024];
     let mut broken = false;
     while let Ok(length) = from.read(&mut buffer) {
-        let piece = &mut buffer[..length];
-        if piece.is_empty() {
+        let chunk = &mut buffer[..length];
+        if chunk.is_empty() {
             break;
         }
-        let passed = match pass(piece) {
+        let passed = match pass(chunk) {
             Pass::All => length,
             Pass::Half => length / 2,
             Pass::Nothing => 0,
@@ -185,10 +185,10 @@ fn copy(mut from: TcpStream, mut to: TcpStream, mut pass: impl FnMut(&mut [u8]) 
         if broken {
             continue;
         }
-        if to.write_all(&piece[..passed]).is_err() || passed < length {
+        if to.write_all(&chunk[..passed]).is_err() || passed < length {
             break;
         }
     }
-    // One that is closed already needs no closing.
+    // Fails where the connection is already closed.
     drop((from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both)));
 }

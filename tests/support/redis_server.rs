@@ -1,7 +1,7 @@
-//! A real `redis-server` of the test's own, on a free port, in a directory of its own.
+//! Starts `redis-server` on a free port, with a temporary directory.
 //!
-//! It cannot outlive the tests: it is the child of a small shell that waits for its standard input to close, and
-//! the kernel closes that however the test process ends.
+//! The server never outlives its test: it is the child of a shell that kills it when its standard input closes, and the
+//! kernel closes that however the test process ends.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// `$1` is the directory, the rest is for the server. Answers with the server's process id, then waits for a word:
-/// `keep` leaves the directory for the next start, the end of the input does not.
+/// `$1` is the directory, the rest are the server's arguments. Prints the server's process id, then waits for a line or
+/// the end of its input, and kills the server. After the line `keep` the directory stays, for a restart.
 const KEEPER: &str = r#"
 trap '' INT TERM
 dir=$1
@@ -29,15 +29,15 @@ wait "$pid" 2>"$dir/kill"
 [ "$word" = keep ] || rm -rf "$dir"
 "#;
 
-/// Conversations of different tests are kept apart by the number of their database.
-pub(crate) const DATABASES: u16 = 4096;
+/// Number of databases. Tests that share a server use different ones.
+pub const DATABASES: u16 = 4096;
 
-/// How long a server may take to start, or to stop.
+/// Longest time for a start or a stop.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A running server. Stops, and takes its directory with it, when it is dropped.
+/// A running server. Dropping it kills the server and deletes its directory.
 #[derive(Debug)]
-pub(crate) struct RedisServer {
+pub struct RedisServer {
     port: u16,
     directory: PathBuf,
     options: Vec<String>,
@@ -51,30 +51,35 @@ struct Running {
 }
 
 impl RedisServer {
-    /// A server that forgets everything when it stops.
-    pub(crate) fn start() -> Self {
+    /// Starts a server without persistence.
+    pub fn start() -> Self {
         Self::with(&[])
     }
 
-    /// A server that has written down whatever it acknowledged.
-    pub(crate) fn durable() -> Self {
+    /// Starts a server that writes each command to disk before it replies.
+    pub fn durable() -> Self {
         Self::with(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
-    /// A server with more options, as on `redis-server`'s command line.
-    pub(crate) fn with(options: &[&str]) -> Self {
-        Self::configured(None, options)
+    /// Starts a server with more options, as on `redis-server`'s command line.
+    pub fn with(options: &[&str]) -> Self {
+        Self::configured(&std::env::temp_dir(), None, options)
     }
 
-    /// A sentinel with this configuration.
-    pub(crate) fn sentinel(configuration: &str) -> Self {
-        Self::configured(Some(configuration), &["--sentinel"])
+    /// The same with its files in a directory below `parent`, for measurements that depend on the file system.
+    pub fn with_files_below(parent: &Path, options: &[&str]) -> Self {
+        Self::configured(parent, None, options)
     }
 
-    fn configured(file: Option<&str>, options: &[&str]) -> Self {
+    /// Starts a sentinel with this configuration file.
+    pub fn sentinel(configuration: &str) -> Self {
+        Self::configured(&std::env::temp_dir(), Some(configuration), &["--sentinel"])
+    }
+
+    fn configured(parent: &Path, file: Option<&str>, options: &[&str]) -> Self {
         check_installed();
         for _ in 0..5 {
-            let directory = tempfile::Builder::new().prefix("redis-").tempdir().unwrap().keep();
+            let directory = tempfile::Builder::new().prefix("redis-").tempdir_in(parent).unwrap().keep();
             let port = free_port();
             let mut all: Vec<String> = Vec::new();
             if let Some(text) = file {
@@ -88,45 +93,55 @@ impl RedisServer {
                 return Self { port, directory, options, running: Some(running) };
             }
         }
-        panic!("no port that looked free was free a moment later, five times in a row");
+        panic!("five free ports in a row were taken before redis-server could bind them");
     }
 
-    /// The one server that all tests share that do not stop it, or look at all of it.
-    pub(crate) fn shared() -> &'static Self {
+    /// The server shared by all tests that neither stop it nor inspect all of its keys.
+    pub fn shared() -> &'static Self {
         static SHARED: OnceLock<RedisServer> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 
-    /// Its URL, for one of its databases.
-    pub(crate) fn url(&self, database: u16) -> String {
+    /// The URL of one of its databases.
+    pub fn url(&self, database: u16) -> String {
         format!("redis://127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Whether it has not been killed.
-    pub(crate) const fn is_running(&self) -> bool {
+    /// False after [`RedisServer::kill`], until the restart.
+    pub const fn is_running(&self) -> bool {
         self.running.is_some()
     }
 
-    /// Its port.
-    pub(crate) const fn port(&self) -> u16 {
+    /// The port that it listens on.
+    pub const fn port(&self) -> u16 {
         self.port
     }
 
-    /// A connection for the test itself.
-    pub(crate) fn connection(&self, database: u16) -> redis::Connection {
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().expect("the server runs").pid
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A new connection to one of its databases.
+    pub fn connection(&self, database: u16) -> redis::Connection {
         redis::Client::open(self.url(database)).unwrap().get_connection().unwrap()
     }
 
-    /// Ends it without warning, as a power cut does. What it wrote to its disk stays.
-    pub(crate) fn kill(&mut self) {
+    /// Sends SIGKILL, as a power cut would. The files stay.
+    pub fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {
             running.signal("KILL");
             running.dismiss("keep\n");
         }
     }
 
-    /// Starts it again after [`RedisServer::kill`], on the same port, with what it had on its disk.
-    pub(crate) fn restart(&mut self) {
+    /// Starts it again after [`RedisServer::kill`], on the same port and with the same files.
+    pub fn restart(&mut self) {
         let since = Instant::now();
         while self.running.is_none() {
             assert!(since.elapsed() < PATIENCE, "port {} does not become free", self.port);
@@ -134,13 +149,13 @@ impl RedisServer {
         }
     }
 
-    /// Lets it do nothing, its connections open, until [`RedisServer::resume`].
-    pub(crate) fn suspend(&self) {
+    /// Sends SIGSTOP: the connections stay open without replies, until [`RedisServer::resume`].
+    pub fn suspend(&self) {
         self.signal("STOP");
     }
 
-    /// Ends [`RedisServer::suspend`].
-    pub(crate) fn resume(&self) {
+    /// Sends SIGCONT.
+    pub fn resume(&self) {
         self.signal("CONT");
     }
 
@@ -166,19 +181,19 @@ impl Running {
 
     fn dismiss(&mut self, word: &str) {
         if let Some(mut input) = self.keeper.stdin.take() {
-            // A keeper that is gone already needs no word.
+            // Fails where the shell has already exited.
             drop(input.write_all(word.as_bytes()));
         }
         drop(self.keeper.wait());
     }
 }
 
-/// Somebody else was faster.
+/// Another process took the port first.
 #[derive(Debug)]
 struct PortTaken;
 
-/// A free port, of which the one that a cluster's nodes speak to each other on is free, too.
-pub(crate) fn free_port() -> u16 {
+/// A free port of loopback whose cluster bus port, 10000 above, is free as well.
+pub fn free_port() -> u16 {
     loop {
         let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let Some(bus) = port.checked_add(10_000) else { continue };
@@ -198,12 +213,12 @@ fn check_installed() {
 }
 
 fn launch(port: u16, directory: &Path, options: &[String]) -> Result<Running, PortTaken> {
-    // So that nothing of an earlier start is read as this one's.
+    // Otherwise the log of an earlier start could be taken for this one's.
     File::create(directory.join("log")).unwrap();
     let mut keeper = Command::new("sh")
         .args(["-c", KEEPER, "keeper"])
         .arg(directory)
-        // A file of configuration comes first.
+        // The configuration file has to be the first argument.
         .args(options)
         .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
         .args(["--databases", &DATABASES.to_string(), "--dir"])
@@ -231,18 +246,4 @@ fn launch(port: u16, directory: &Path, options: &[String]) -> Result<Running, Po
         }
         sleep(Duration::from_millis(2));
     }
-}
-
-#[test]
-fn a_server_keeps_what_it_acknowledged_through_a_kill_and_leaves_nothing_behind() {
-    let mut server = RedisServer::durable();
-    redis::cmd("SET").arg("k").arg("v").exec(&mut server.connection(0)).unwrap();
-    server.kill();
-    assert!(redis::Client::open(server.url(0)).unwrap().get_connection().is_err());
-    server.restart();
-    let kept: String = redis::cmd("GET").arg("k").query(&mut server.connection(0)).unwrap();
-    assert_eq!(kept, "v");
-    let directory = server.directory.clone();
-    drop(server);
-    assert!(!directory.exists());
 }

@@ -1,23 +1,24 @@
-//! A real master with replicas, of the test's own, watched by sentinels.
+//! Starts a master with replicas, monitored by sentinels.
 
 use std::sync::OnceLock;
 
-use crate::redis_cluster::{replication, wait, words};
+use crate::redis_cluster::wait;
+use crate::redis_commands::{replication, words};
 use crate::redis_server::RedisServer;
 
-/// The name under which the sentinels know the master.
+/// The service name in the sentinels' configuration.
 const SERVICE: &str = "calls";
 
-/// The servers, the first of which is the first master, and their sentinels.
+/// Running servers and their sentinels. The first server starts as the master.
 #[derive(Debug)]
-pub(crate) struct RedisSentinels {
+pub struct RedisSentinels {
     servers: Vec<RedisServer>,
     sentinels: Vec<RedisServer>,
 }
 
 impl RedisSentinels {
-    /// A master with as many replicas, whose sentinels take it for dead after this many milliseconds.
-    pub(crate) fn start(replicas: usize, sentinels: usize, down_after_ms: u32) -> Self {
+    /// Starts a master, replicas and sentinels with this `down-after-milliseconds`.
+    pub fn start(replicas: usize, sentinels: usize, down_after_ms: u32) -> Self {
         let durable = ["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"];
         let master = RedisServer::with(&durable);
         let port = master.port().to_string();
@@ -44,49 +45,49 @@ impl RedisSentinels {
         Self { servers, sentinels }
     }
 
-    /// The one service that tests share that do not disturb it, after a failover.
-    pub(crate) fn shared() -> &'static Self {
+    /// The deployment shared by tests that cause no failover. It has failed over once.
+    pub fn shared() -> &'static Self {
         static SHARED: OnceLock<RedisSentinels> = OnceLock::new();
         SHARED.get_or_init(|| {
-            // So long that a busy machine is not taken for a dead one.
+            // Long, so that nothing fails over on a busy machine.
             let service = Self::start(1, 1, 60_000);
             service.fail_over();
             service
         })
     }
 
-    /// Its URL, for one of its databases.
-    pub(crate) fn url(&self, database: u16) -> String {
+    /// The URL of one of its databases.
+    pub fn url(&self, database: u16) -> String {
         let named: Vec<String> =
             self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
         format!("redis+sentinel://{}/{SERVICE}/{database}", named.join(","))
     }
 
-    /// The port of a sentinel.
-    pub(crate) fn sentinel_port(&self) -> u16 {
+    /// The port of the first sentinel.
+    pub fn sentinel_port(&self) -> u16 {
         self.sentinels[0].port()
     }
 
-    /// The place of the master that the sentinels name.
-    pub(crate) fn master(&self) -> usize {
+    /// Index of the master, as the first sentinel reports it.
+    pub fn master(&self) -> usize {
         let (_, port): (String, u16) =
             tell(&self.sentinels[0], &["SENTINEL", "get-master-addr-by-name", SERVICE]);
         self.servers.iter().position(|server| server.port() == port).unwrap()
     }
 
-    /// The port of a server that is not the master.
-    pub(crate) fn replica_port(&self) -> u16 {
+    /// The port of a replica.
+    pub fn replica_port(&self) -> u16 {
         self.servers[(self.master() + 1) % self.servers.len()].port()
     }
 
-    /// The master and its replicas.
-    pub(crate) fn servers(&self) -> &[RedisServer] {
+    /// The master and the replicas.
+    pub fn servers(&self) -> &[RedisServer] {
         &self.servers
     }
 
-    /// Lets the sentinels look and decide as fast as they can, and fail over again soon. Those before Redis 7 know no
-    /// haste: with them it takes longer.
-    pub(crate) fn hurry(&self) {
+    /// Shortens the sentinels' periods and their pause between failovers. Before Redis 7 the periods are fixed, so a
+    /// failover takes longer.
+    pub fn hurry(&self) {
         let haste =
             ["info-period", "200", "ping-period", "300", "ask-period", "100", "publish-period", "300"];
         for sentinel in &self.sentinels {
@@ -95,22 +96,22 @@ impl RedisSentinels {
             let again = ["SENTINEL", "SET", SERVICE, "failover-timeout", "2000"];
             words(&again).exec(&mut connection).unwrap();
         }
-        // Where all stand for election at the same moment, each has its own vote only, again and again. The last one
-        // is late to find the master dead, and has a vote to give.
+        // When all sentinels start an election at the same moment, each votes for itself and none wins. The last one
+        // detects the failure later, so it can vote for another.
         let last = self.sentinels.last().unwrap();
         let late = ["SENTINEL", "SET", SERVICE, "down-after-milliseconds", "10000"];
         words(&late).exec(&mut connection(last)).unwrap();
     }
 
-    /// The server at this place.
-    pub(crate) fn server(&mut self, place: usize) -> &mut RedisServer {
+    /// The server at this index.
+    pub fn server(&mut self, place: usize) -> &mut RedisServer {
         &mut self.servers[place]
     }
 
-    /// Makes a replica the master, without need.
-    pub(crate) fn fail_over(&self) {
+    /// Forces a failover.
+    pub fn fail_over(&self) {
         let before = self.master();
-        // A sentinel that has just begun does not know yet that the replica will do.
+        // A sentinel that has just started does not know yet that the replica is suitable.
         wait("the sentinel fails over", || {
             words(&["SENTINEL", "FAILOVER", SERVICE]).exec(&mut connection(&self.sentinels[0])).is_ok()
         });
@@ -120,8 +121,8 @@ impl RedisSentinels {
         });
     }
 
-    /// Waits until another server than this one is the master.
-    pub(crate) fn wait_for_another_master(&self, before: usize) {
+    /// Waits until the server at this index is no longer the master.
+    pub fn wait_for_another_master(&self, before: usize) {
         wait("there is another master", || {
             let now = self.master();
             let is_master = |place: usize| replication(&self.servers[place]).contains("role:master");
@@ -130,13 +131,13 @@ impl RedisSentinels {
     }
 }
 
-/// A sentinel knows no databases.
+/// Sentinels have no databases, so the URL names none.
 fn connection(sentinel: &RedisServer) -> redis::Connection {
     let client = redis::Client::open(format!("redis://127.0.0.1:{}", sentinel.port())).unwrap();
     client.get_connection().unwrap()
 }
 
-/// What a sentinel answers.
+/// Sends a command to a sentinel and returns the reply.
 fn tell<T: redis::FromRedisValue>(sentinel: &RedisServer, question: &[&str]) -> T {
     words(question).query(&mut connection(sentinel)).unwrap()
 }

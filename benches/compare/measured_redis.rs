@@ -1,13 +1,12 @@
-//! A Redis of the benchmark's own, and what it says of its work.
+//! The benchmark's Redis, and the command statistics and memory that it reports.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::time::Duration;
 
 use redis::Connection;
-use tempfile::TempDir;
-
-use crate::children::{Process, free_port};
+use test_support::process::cpu_time;
+use test_support::redis_server::RedisServer;
 
 /// What Redis writes to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,49 +16,40 @@ pub(crate) enum Aof {
     Always,
 }
 
-pub(crate) struct RedisServer {
-    pub(crate) process: Process,
-    pub(crate) port: u16,
+/// A running server, with a connection for its statistics.
+pub(crate) struct MeasuredRedis {
+    server: RedisServer,
     connection: Connection,
-    _directory: TempDir,
 }
 
 /// Commands and their time since Redis was started.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Commands(BTreeMap<String, (u64, u64)>);
 
-impl RedisServer {
-    /// Starts one without data. It never rewrites its file or saves a snapshot, so that rounds are alike.
+impl MeasuredRedis {
+    /// Starts an empty server, with its files on the disk of the build, since `/tmp` may be in memory. It never
+    /// rewrites its append-only file, so all rounds do the same work.
     pub(crate) fn start(aof: Aof) -> Self {
-        let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let port = free_port();
         let (appendonly, appendfsync) = match aof {
             Aof::Off => ("no", "no"),
             Aof::EverySecond => ("yes", "everysec"),
             Aof::Always => ("yes", "always"),
         };
-        let port_text = port.to_string();
-        let log = directory.path().join("log");
-        let mut command = Command::new("redis-server");
-        command
-            .args(["--bind", "127.0.0.1", "--port", &port_text, "--save", ""])
-            .args(["--appendonly", appendonly, "--appendfsync", appendfsync])
-            .args(["--auto-aof-rewrite-percentage", "0", "--daemonize", "no", "--dir"])
-            .arg(directory.path())
-            .stdin(Stdio::null())
-            .stdout(File::create(&log).unwrap());
-        let mut process = Process::start(&mut command);
-        let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
-        let connection = process.wait_until(
-            "redis-server",
-            || fs::read_to_string(&log).unwrap(),
-            || {
-                let mut connection = client.get_connection().ok()?;
-                redis::cmd("PING").query::<String>(&mut connection).ok()?;
-                Some(connection)
-            },
+        let server = RedisServer::with_files_below(
+            Path::new(env!("CARGO_TARGET_TMPDIR")),
+            &["--appendonly", appendonly, "--appendfsync", appendfsync, "--auto-aof-rewrite-percentage", "0"],
         );
-        Self { process, port, connection, _directory: directory }
+        let connection = server.connection(0);
+        Self { server, connection }
+    }
+
+    pub(crate) const fn port(&self) -> u16 {
+        self.server.port()
+    }
+
+    /// Processor time so far, in user and kernel mode.
+    pub(crate) fn cpu(&self) -> Duration {
+        cpu_time(self.server.pid())
     }
 
     fn info(&mut self, section: &str) -> String {

@@ -1,34 +1,28 @@
-//! A real cluster of the test's own: three masters, each with a replica.
+//! Starts a Redis cluster: three masters, each with a replica.
 
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::Duration;
 
-use redis::{Cmd, FromRedisValue};
+use redis::FromRedisValue;
 use tokio::time::Instant;
 
+use crate::redis_commands::{ask, replication, words};
 use crate::redis_server::RedisServer;
 
-/// How many nodes have slots.
+/// Number of masters.
 const MASTERS: usize = 3;
-/// How long servers may take to agree.
+/// Longest time for the nodes to agree.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The nodes: the masters, as they were at first, and then the replica of each.
+/// A running cluster. The first three nodes start as masters; the others are their replicas, in the same order.
 #[derive(Debug)]
-pub(crate) struct RedisCluster {
+pub struct RedisCluster {
     nodes: Vec<RedisServer>,
 }
 
-/// A command of these words.
-pub(crate) fn words(words: &[&str]) -> Cmd {
-    let mut command = Cmd::new();
-    command.arg(words);
-    command
-}
-
-/// Waits until a condition holds, as servers come to agree.
-pub(crate) fn wait(what: &str, mut holds: impl FnMut() -> bool) {
+/// Polls until the condition holds; panics after a minute.
+pub fn wait(what: &str, mut holds: impl FnMut() -> bool) {
     let since = Instant::now();
     while !holds() {
         assert!(since.elapsed() < PATIENCE, "waited in vain: {what}");
@@ -37,8 +31,8 @@ pub(crate) fn wait(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 impl RedisCluster {
-    /// A cluster that takes a node for dead after this many milliseconds.
-    pub(crate) fn start(node_timeout_ms: u32) -> Self {
+    /// Starts a cluster with this `cluster-node-timeout`.
+    pub fn start(node_timeout_ms: u32) -> Self {
         let timeout = node_timeout_ms.to_string();
         let options = [
             "--cluster-enabled",
@@ -57,10 +51,10 @@ impl RedisCluster {
         cluster
     }
 
-    /// The one cluster that tests share that do not disturb it.
-    pub(crate) fn shared() -> &'static Self {
+    /// The cluster shared by tests that neither kill nodes nor move slots.
+    pub fn shared() -> &'static Self {
         static SHARED: OnceLock<RedisCluster> = OnceLock::new();
-        // So long that a busy machine is not taken for a dead node.
+        // Long, so that no node fails over on a busy machine.
         SHARED.get_or_init(|| Self::start(30_000))
     }
 
@@ -99,8 +93,8 @@ impl RedisCluster {
         self.wait_until_whole();
     }
 
-    /// Waits until every node that runs finds the cluster whole.
-    pub(crate) fn wait_until_whole(&self) {
+    /// Waits until every running node reports all slots as served.
+    pub fn wait_until_whole(&self) {
         wait("the cluster is whole", || {
             self.running().all(|node| {
                 let info: String = ask(node, &["CLUSTER", "INFO"]);
@@ -110,28 +104,28 @@ impl RedisCluster {
     }
 
     /// The nodes that have not been killed.
-    pub(crate) fn running(&self) -> impl Iterator<Item = &RedisServer> {
+    pub fn running(&self) -> impl Iterator<Item = &RedisServer> {
         self.nodes.iter().filter(|node| node.is_running())
     }
 
-    /// Its URL, which names a part of its nodes.
-    pub(crate) fn url(&self) -> String {
+    /// The cluster's URL, which lists the first three nodes.
+    pub fn url(&self) -> String {
         let named: Vec<String> =
             self.nodes[..MASTERS].iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
         format!("redis+cluster://{}", named.join(","))
     }
 
-    /// The nodes that run and have slots.
-    pub(crate) fn masters(&self) -> impl Iterator<Item = &RedisServer> {
+    /// The running masters.
+    pub fn masters(&self) -> impl Iterator<Item = &RedisServer> {
         self.running().filter(|node| replication(node).contains("role:master"))
     }
 
-    /// The place of the master that has a slot.
-    pub(crate) fn owner(&self, slot: u16) -> usize {
+    /// Index of the node that owns a slot.
+    pub fn owner(&self, slot: u16) -> usize {
         self.owner_by(self.running().next().unwrap(), slot)
     }
 
-    /// The same, as this node knows it.
+    /// Index of the slot's owner in the view of this node.
     fn owner_by(&self, node: &RedisServer, slot: u16) -> usize {
         let slots: Vec<redis::Value> = ask(node, &["CLUSTER", "SLOTS"]);
         for range in slots {
@@ -143,16 +137,16 @@ impl RedisCluster {
                 return self.nodes.iter().position(|node| node.port() == port).unwrap();
             }
         }
-        panic!("nobody has slot {slot}");
+        panic!("slot {slot} has no owner");
     }
 
-    /// Waits until a slot has another owner than the node at this place.
-    pub(crate) fn wait_for_another_owner(&self, slot: u16, before: usize) {
+    /// Waits until the node at this index no longer owns the slot.
+    pub fn wait_for_another_owner(&self, slot: u16, before: usize) {
         wait("the slot has another owner", || self.owner(slot) != before);
     }
 
-    /// Moves the keys of a slot to the master at another place. Nobody knows it yet, until [`RedisCluster::give`].
-    pub(crate) fn migrate(&self, slot: u16, to: usize) {
+    /// Moves the keys of a slot to the master at this index. The slot stays in migration until [`RedisCluster::give`].
+    pub fn migrate(&self, slot: u16, to: usize) {
         let (from, to) = (&self.nodes[self.owner(slot)], &self.nodes[to]);
         let slot = slot.to_string();
         let id = |node| ask::<String>(node, &["CLUSTER", "MYID"]);
@@ -169,8 +163,8 @@ impl RedisCluster {
         }
     }
 
-    /// Gives a slot whose keys have moved there to the master at this place, and waits until all know it.
-    pub(crate) fn give(&self, slot: u16, place: usize) {
+    /// Makes the master at this index the owner of a migrated slot, and waits until all nodes know.
+    pub fn give(&self, slot: u16, place: usize) {
         let (from, to) = (&self.nodes[self.owner(slot)], &self.nodes[place]);
         let id: String = ask(to, &["CLUSTER", "MYID"]);
         let is_other = |node: &&RedisServer| ![from.port(), to.port()].contains(&node.port());
@@ -180,30 +174,18 @@ impl RedisCluster {
         wait("all know who has the slot", || self.running().all(|node| self.owner_by(node, slot) == place));
     }
 
-    /// All nodes, by their place.
-    pub(crate) fn nodes(&self) -> &[RedisServer] {
+    /// All nodes.
+    pub fn nodes(&self) -> &[RedisServer] {
         &self.nodes
     }
 
-    /// The node at this place.
-    pub(crate) fn node(&mut self, place: usize) -> &mut RedisServer {
+    /// The node at this index.
+    pub fn node(&mut self, place: usize) -> &mut RedisServer {
         &mut self.nodes[place]
     }
 
-    /// Forgets all that is in it.
-    pub(crate) fn clear(&self) {
+    /// Deletes all keys.
+    pub fn clear(&self) {
         self.masters().for_each(|master| ask::<()>(master, &["FLUSHALL"]));
     }
-}
-
-/// What a server tells of its replication; nothing while it is away, or breaks its connections to change its part.
-pub(crate) fn replication(server: &RedisServer) -> String {
-    let connection = redis::Client::open(server.url(0)).unwrap().get_connection();
-    let told = connection.and_then(|mut connection| words(&["INFO", "replication"]).query(&mut connection));
-    told.unwrap_or_default()
-}
-
-/// What a node answers.
-pub(crate) fn ask<T: FromRedisValue>(node: &RedisServer, question: &[&str]) -> T {
-    words(question).query(&mut node.connection(0)).unwrap()
 }
