@@ -1,12 +1,7 @@
-//! A short form of the fuzz targets under `fuzz/`: the same checks, on every seed and on some thousands of seeds that
-//! were spoilt at random. A failing input is made as small as it can be and shown; as a file in `fuzz/corpus/<target>`
-//! it is tried ever after.
+//! Runs the checks of the fuzz targets on every file of the corpus and on some thousands of random mutations. A failing
+//! input is shrunk and shown; add it to `fuzz/corpus/<target>`, where every run checks it.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "everything here is a test, and what a test does not expect fails it"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "an unexpected result fails the test")]
 
 use std::fmt;
 use std::path::Path;
@@ -18,26 +13,26 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 
 #[test]
-fn only_what_was_signed_is_a_token() {
+fn only_signed_tokens_verify() {
     holds("token", 2000, token::check);
 }
 
 #[test]
-fn a_request_is_taken_for_the_one_token_that_it_carries() {
+fn requests_match_the_model() {
     holds("carriers", 1000, carriers::check);
 }
 
 #[test]
-fn a_body_is_json_and_travels_unchanged_without_its_token() {
+fn bodies_match_serde_json() {
     holds("body", 4000, body::check);
 }
 
 #[test]
-fn a_configuration_is_what_was_laid_last_and_shows_no_secret() {
+fn configurations_are_layered_and_show_no_secret() {
     holds("config", 1000, config::check);
 }
 
-/// An input that is shown as it would be written in source code.
+/// An input whose debug form is a byte string literal.
 struct Input(Vec<u8>);
 
 impl fmt::Debug for Input {
@@ -55,7 +50,7 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-fn holds(target: &str, spoilt: u32, check: fn(&[u8])) {
+fn holds(target: &str, mutations: u32, check: fn(&[u8])) {
     let seeds = seeds(target);
     for (name, seed) in &seeds {
         assert!(std::panic::catch_unwind(|| check(seed)).is_ok(), "{name}: see above");
@@ -73,7 +68,7 @@ fn holds(target: &str, spoilt: u32, check: fn(&[u8])) {
         Input(input)
     });
     let mut runner =
-        TestRunner::new(Config { cases: spoilt, failure_persistence: None, ..Config::default() });
+        TestRunner::new(Config { cases: mutations, failure_persistence: None, ..Config::default() });
     let held = runner.run(&inputs, |input| {
         check(&input.0);
         Ok(())
@@ -83,7 +78,7 @@ fn holds(target: &str, spoilt: u32, check: fn(&[u8])) {
     }
 }
 
-/// What stands in a seed from here on, or a little of it.
+/// The rest of a seed from an offset, or its next 16 bytes.
 fn piece(seed: &[u8], at: Index) -> &[u8] {
     let from = at.index(seed.len() + 1);
     let to = if at.index(2) == 0 { seed.len() } else { (from + 16).min(seed.len()) };

@@ -24,7 +24,7 @@ fn dumped(dump: &str, section: &str, key: &str) -> String {
 }
 
 #[test]
-fn an_unknown_key_is_named_with_its_file() {
+fn unknown_key_is_named_with_its_file() {
     for (text, key) in [("[http]\nport = 80\n", "http.port"), ("[htpp]\n", "htpp"), ("port = 80\n", "port")] {
         let (_directory, name) = file(text);
         let expected = format!("callback-ingress: unknown key {key} in {name}\n");
@@ -33,13 +33,13 @@ fn an_unknown_key_is_named_with_its_file() {
 }
 
 #[test]
-fn an_unknown_key_is_named_with_its_variable() {
+fn unknown_key_is_named_with_its_variable() {
     let name = "CALLBACK_INGRESS__HTTP__PORT";
     run_with(&[(name, "80")], &["config", "check"]).complains(2, &["unknown key http.port in", name]);
 }
 
 #[test]
-fn a_file_that_cannot_be_used_is_named() {
+fn unusable_file_is_named() {
     let (directory, name) = file("[http]\nmax_body_bytes = 1\n[http\n");
     run(&["config", "dump", "--config", &name]).complains(2, &[&name, "is not TOML: line 3"]);
     let missing = Path::new(directory.path()).join("missing.toml");
@@ -49,7 +49,7 @@ fn a_file_that_cannot_be_used_is_named() {
 }
 
 #[test]
-fn a_bad_value_is_named_with_what_it_must_be() {
+fn invalid_value_is_named_with_its_bounds() {
     for (setting, complaint) in [
         ("http.max_body_bytes=0", "http.max_body_bytes (from the command line): "),
         ("http.max_body_bytes=0", "a whole number from 1 to 67108864"),
@@ -80,7 +80,7 @@ fn a_bad_value_is_named_with_what_it_must_be() {
 }
 
 #[test]
-fn a_flag_beats_a_variable_beats_the_file_beats_the_default() {
+fn flag_overrides_variable_overrides_file_overrides_default() {
     let (_directory, name) =
         file("[gate]\nmax_held_items = 11\nmax_held_bytes = 12\nmax_awaiting_items = 13\n");
     let variables =
@@ -95,7 +95,7 @@ fn a_flag_beats_a_variable_beats_the_file_beats_the_default() {
 }
 
 #[test]
-fn a_flag_stands_before_or_after_its_command() {
+fn flags_work_before_and_after_the_command() {
     let address = "127.0.0.1:18080";
     for arguments in [
         ["--public-addr", address, "config", "dump"],
@@ -108,7 +108,7 @@ fn a_flag_stands_before_or_after_its_command() {
 }
 
 #[test]
-fn no_secret_is_ever_shown() {
+fn dump_shows_no_secret() {
     let url = format!("redis://operator:{PASSWORD}@127.0.0.1:1/0");
     let mut variables = keys().to_vec();
     variables.push(("CALLBACK_INGRESS__STORE__URL", url));
@@ -132,7 +132,7 @@ fn no_secret_is_ever_shown() {
 }
 
 #[test]
-fn a_bad_secret_is_named_and_not_shown() {
+fn invalid_secret_is_named_and_not_shown() {
     for (name, value, complaint) in [
         ("TOKEN__KEYS", "k1:hunter2", "token.keys (from CALLBACK_INGRESS__TOKEN__KEYS): must be a list"),
         ("TOKEN__KEYS", r#"["k1:hunter2"]"#, "token.keys (from CALLBACK_INGRESS__TOKEN__KEYS): entry 1"),
@@ -149,7 +149,7 @@ fn a_bad_secret_is_named_and_not_shown() {
 }
 
 #[test]
-fn a_dump_without_secrets_is_a_configuration_that_dumps_the_same() {
+fn dump_without_secrets_can_be_read_back() {
     let arguments =
         ["config", "dump", "--store", "redis://127.0.0.1:6379/3", "--set", "gate.max_held_items=5"];
     let dump = run(&arguments).exits(0).out;
@@ -158,7 +158,7 @@ fn a_dump_without_secrets_is_a_configuration_that_dumps_the_same() {
 }
 
 #[test]
-fn a_dump_of_secrets_is_refused_until_they_are_put_back() {
+fn dump_with_redacted_secrets_is_refused() {
     let dump = run_with(&keys(), &["config", "dump"]).exits(0).out;
     let (_directory, name) = file(&dump);
     let check = ["config", "check", "--config", &name];
@@ -173,7 +173,7 @@ fn a_dump_of_secrets_is_refused_until_they_are_put_back() {
 }
 
 #[test]
-fn a_check_says_what_an_operator_should_know() {
+fn config_check_warns_the_operator() {
     let check = run(&["config", "check"]).exits(0);
     for remark in ["store.url is memory", "token.keys is empty", "platform.service_keys is empty"] {
         assert!(check.out.contains(&format!("note: {remark}")), "{check:?}");
@@ -191,7 +191,7 @@ fn a_check_says_what_an_operator_should_know() {
 }
 
 #[test]
-fn an_open_listener_without_keys_is_refused() {
+fn open_listener_without_keys_is_refused() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:8080"] {
         for flag in ["--public-addr", "--platform-addr"] {
             let complaint = [

@@ -21,7 +21,7 @@ fn is_coloured(text: &str) -> bool {
 }
 
 #[test]
-fn the_demo_tells_its_story_on_the_embedded_store() {
+fn demo_runs_on_the_embedded_store() {
     let demo = run(&["demo"]).exits(0);
     assert!(demo.out.ends_with(&format!("{DONE}\n")), "{demo:?}");
     assert!(demo.out.starts_with("callback-ingress ") && demo.out.contains(" on memory:\n"), "{demo:?}");
@@ -33,7 +33,7 @@ fn the_demo_tells_its_story_on_the_embedded_store() {
 }
 
 #[test]
-fn the_demo_tells_its_story_on_redis_as_often_as_one_likes() {
+fn demo_runs_repeatedly_on_redis() {
     let redis = RedisServer::shared();
     for _ in 0..2 {
         let demo = run(&["demo", "--store", &redis.url(1)]).exits(0);
@@ -42,14 +42,14 @@ fn the_demo_tells_its_story_on_redis_as_often_as_one_likes() {
 }
 
 #[test]
-fn the_demo_fails_clearly_without_its_store() {
+fn demo_without_a_store_fails() {
     let demo = run(&["demo", "--store", "redis://127.0.0.1:1"]).exits(1);
     assert!(demo.out.contains("STORE_UNAVAILABLE"), "{demo:?}");
     assert!(demo.err.contains("the demo failed"), "{demo:?}");
 }
 
 #[test]
-fn a_terminal_gets_colour() {
+fn terminal_output_is_coloured() {
     let demo = on_a_terminal(&[], "demo --log-level info").exits(0);
     assert!(is_coloured(&demo.out) && demo.out.contains(DONE), "{demo:?}");
     assert!(demo.out.contains("INFO") && !demo.out.contains(r#"{"timestamp""#), "{demo:?}");
@@ -65,7 +65,7 @@ fn no_color_is_honoured_on_a_terminal() {
 }
 
 #[test]
-fn a_pipe_gets_plain_text_and_json() {
+fn piped_output_is_plain() {
     for arguments in [&["demo", "--log-level", "info"][..], &["--help"], &["--brew"], &["config", "check"]] {
         let ran = run_with(&[("TERM", "xterm")], arguments);
         assert!(!is_coloured(&ran.out) && !is_coloured(&ran.err), "{ran:?}");

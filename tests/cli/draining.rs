@@ -61,17 +61,17 @@ fn a_signal_drains(signal: &str) {
 }
 
 #[test]
-fn sigterm_answers_what_is_under_way_and_refuses_the_rest() {
+fn sigterm_finishes_requests_and_refuses_new_ones() {
     a_signal_drains("TERM");
 }
 
 #[test]
-fn sigint_does_the_same() {
+fn sigint_drains_too() {
     a_signal_drains("INT");
 }
 
 #[test]
-fn a_request_that_does_not_finish_is_cut_off_in_time() {
+fn unfinished_request_is_aborted_after_the_drain_time() {
     let mut service =
         Service::start(&["--set", "http.drain_grace_ms=0", "--set", "http.drain_timeout_ms=300"]);
     let token = service.token("call-1");
@@ -85,7 +85,7 @@ fn a_request_that_does_not_finish_is_cut_off_in_time() {
 }
 
 #[test]
-fn an_idle_connection_and_an_event_stream_hold_nothing_back() {
+fn idle_connections_and_streams_do_not_delay_the_drain() {
     let mut service = Service::start(&["--set", "http.drain_grace_ms=0"]);
     service.token("call-1");
     let _events = events(&service, "call-1");
@@ -96,7 +96,7 @@ fn an_idle_connection_and_an_event_stream_hold_nothing_back() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_exits_immediately() {
     for second in ["TERM", "INT"] {
         let mut service =
             Service::start(&["--set", "http.drain_grace_ms=600000", "--set", "http.drain_timeout_ms=600000"]);
@@ -109,7 +109,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_delays_neither_requests_nor_the_end() {
+fn unread_log_does_not_block() {
     let mut child = std::process::Command::new(crate::program::PROGRAM)
         .args(["serve", "--set", "telemetry.log_level=trace"])
         .env_clear()

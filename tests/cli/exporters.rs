@@ -67,12 +67,12 @@ fn a_collector_that_is_not_there(protocol: &str) {
 }
 
 #[test]
-fn one_that_is_not_there_costs_no_request_over_grpc() {
+fn unreachable_grpc_collector_affects_no_request() {
     a_collector_that_is_not_there("grpc");
 }
 
 #[test]
-fn one_that_is_not_there_costs_no_request_over_http() {
+fn unreachable_http_collector_affects_no_request() {
     a_collector_that_is_not_there("http/protobuf");
 }
 
@@ -91,11 +91,11 @@ fn a_collector_that_never_answers(protocol: &str) {
 }
 
 #[test]
-fn one_that_never_answers_costs_no_request_over_grpc() {
+fn silent_grpc_collector_affects_no_request() {
     a_collector_that_never_answers("grpc");
 }
 
 #[test]
-fn one_that_never_answers_costs_no_request_over_http() {
+fn silent_http_collector_affects_no_request() {
     a_collector_that_never_answers("http/protobuf");
 }

@@ -94,7 +94,7 @@ impl Filter {
 }
 
 #[test]
-fn a_filter_means_what_it_says() {
+fn signoz_filters_are_evaluated() {
     let fields =
         Fields::from([("name".to_owned(), "hold".to_owned()), ("work_item.id".to_owned(), "7".to_owned())]);
     for (text, holds) in [

@@ -4,7 +4,7 @@ use crate::program::{keys, run, run_with};
 use crate::service::{Service, eventually};
 
 #[test]
-fn a_healthy_service_is_0_and_one_that_drains_or_is_gone_is_1() {
+fn exit_code_is_0_if_healthy_and_1_otherwise() {
     let mut service =
         Service::start(&["--set", "http.drain_grace_ms=600000", "--set", "http.drain_timeout_ms=600000"]);
     let address = service.public.clone();
@@ -23,7 +23,7 @@ fn a_healthy_service_is_0_and_one_that_drains_or_is_gone_is_1() {
 }
 
 #[test]
-fn a_service_on_every_address_is_asked_on_loopback() {
+fn wildcard_address_is_checked_on_loopback() {
     let service = Service::start_with(&keys(), &["--public-addr", "0.0.0.0:0"]);
     let (_, port) = service.public.rsplit_once(':').unwrap();
     let everywhere = format!("0.0.0.0:{port}");
@@ -32,7 +32,7 @@ fn a_service_on_every_address_is_asked_on_loopback() {
 }
 
 #[test]
-fn a_service_that_does_not_answer_in_time_is_1() {
+fn health_check_timeout_is_1() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let arguments = ["healthcheck", "--public-addr", &address, "--timeout-ms", "50"];
@@ -40,7 +40,7 @@ fn a_service_that_does_not_answer_in_time_is_1() {
 }
 
 #[test]
-fn what_is_no_url_is_a_failure_that_says_so() {
+fn invalid_url_is_named() {
     run(&["healthcheck", "--url", "not a url"]).complains(1, &["not a url"]);
     let service = Service::start(&[]);
     let elsewhere = format!("http://{}/elsewhere", service.public);

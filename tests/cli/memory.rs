@@ -35,7 +35,7 @@ fn most_memory(service: &Service, during: Duration) -> u64 {
 }
 
 #[test]
-fn callbacks_that_wait_for_a_silent_redis_stay_within_the_budget() {
+fn callbacks_stay_within_the_memory_budget() {
     let redis = RedisServer::start();
     let service = start(&redis);
     let tokens: Vec<String> = (0..48).map(|_| service.token("call-1")).collect();
@@ -61,7 +61,7 @@ fn callbacks_that_wait_for_a_silent_redis_stay_within_the_budget() {
 }
 
 #[test]
-fn streams_that_never_read_stay_within_the_budget() {
+fn unread_streams_stay_within_the_memory_budget() {
     let redis = RedisServer::start();
     let service = start(&redis);
     let large = format!("\"{}\"", "x".repeat(1024 * 1024 - 2));

@@ -14,7 +14,7 @@ use crate::wire::{call, health};
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 #[test]
-fn idle_clients_leave_connections_to_the_platform_to_health_checks_and_to_redis() {
+fn idle_clients_leave_file_descriptors_for_others() {
     let redis = RedisServer::start();
     let service = Service::start_with_open_files(256, &["--store", &redis.url(0)]);
     let token = service.token("call-1");
@@ -40,7 +40,7 @@ fn idle_clients_leave_connections_to_the_platform_to_health_checks_and_to_redis(
 }
 
 #[test]
-fn with_hardly_any_files_it_serves_both_listeners_in_turn() {
+fn both_listeners_work_with_few_file_descriptors() {
     let service = Service::start_with_open_files(40, &[]);
     let idle: Vec<_> = (0..60).map(|_| TcpStream::connect(&service.public).unwrap()).collect();
     run(&["healthcheck", "--public-addr", &service.public, "--timeout-ms", "20000"]).exits(0);

@@ -17,7 +17,7 @@ fn blocks() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 #[test]
-fn the_table_of_refusals_is_the_codes() {
+fn table_of_refusals_matches_the_code() {
     let (_, section) = README.split_once("\n## Every refusal\n").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     let rows = section.lines().filter_map(|line| {
@@ -53,7 +53,7 @@ fn script(service: &Service, python: &str) -> String {
 }
 
 #[test]
-fn the_examples_run_as_they_stand() {
+fn readme_examples_run() {
     let redis = RedisServer::shared();
     let service = Service::start(&["--store", &redis.url(4)]);
     eventually("it works", || service.platform("PUT", "call-1", "").status <= 201);

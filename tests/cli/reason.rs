@@ -159,7 +159,7 @@ fn ids(fields: &[&Fields], name: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_request_id_of_an_error_reply_leads_to_its_line_its_span_and_its_code() {
+fn request_id_finds_log_record_and_span() {
     let (collector, service) = exporting(Protocol::Grpc, "memory:");
     let item = issue(&service, "call-1", 60_000);
     let (start, last) = item.token.split_at(item.token.len() - 1);
@@ -198,7 +198,7 @@ fn the_request_id_of_an_error_reply_leads_to_its_line_its_span_and_its_code() {
 }
 
 #[test]
-fn a_conversation_a_work_item_and_a_token_lead_to_what_became_of_them() {
+fn ids_find_log_records_and_spans() {
     let redis = RedisServer::shared();
     let (collector, service) = exporting(Protocol::Http, &redis.url(5));
     let first = issue(&service, "call-1", 60_000);
@@ -329,7 +329,7 @@ fn documented(exported: &Exported, collector: &Collector) {
 }
 
 #[test]
-fn the_page_names_what_is_exported() {
+fn documentation_matches_exported_names() {
     let known: BTreeSet<_> =
         ATTRIBUTES.iter().chain(RESOURCE).map(|(name, _)| *name).chain(COLUMNS).collect();
     let mut filters = 0;
@@ -361,7 +361,7 @@ fn for_prometheus(metric: &names::Metric) -> String {
 }
 
 #[test]
-fn prometheus_is_shown_the_same_metrics_by_the_names_that_the_rule_gives() {
+fn prometheus_names_follow_the_naming_rule() {
     let service = Service::start(&[]);
     let token = service.token("call-1");
     assert_eq!(service.callback(&token, "1").status, 202);

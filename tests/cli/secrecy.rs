@@ -189,7 +189,7 @@ fn nothing_leaks_on_the_embedded_store() {
 }
 
 #[test]
-fn nothing_leaks_on_a_redis_that_fails_in_between() {
+fn nothing_leaks_on_a_failing_redis() {
     let known = Arc::new(Known::new());
     let mut redis = WatchedRedis::start(&known.credential("the password of Redis"));
     let mut watched = Watched::start(Arc::clone(&known), &redis.url(), Protocol::Grpc, "json");

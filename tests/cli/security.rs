@@ -13,7 +13,7 @@ fn has_test(text: &str, name: &str) -> bool {
 }
 
 #[test]
-fn every_threat_names_a_test_that_exists() {
+fn every_threat_names_an_existing_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = fs::read_to_string(root.join("SECURITY.md")).unwrap();
     let is_threat = |line: &&str| line.matches('|').count() == 4 && !line.starts_with("| threat |");

@@ -30,7 +30,7 @@ fn paste(service: &Service, lines: &str) -> String {
 }
 
 #[test]
-fn with_nothing_configured_it_prints_lines_that_work_as_they_are() {
+fn first_start_prints_working_commands() {
     let service = Service::start(&[]);
     let lines = printed(&service);
     let shown = paste(&service, &lines);
@@ -49,7 +49,7 @@ fn with_nothing_configured_it_prints_lines_that_work_as_they_are() {
 }
 
 #[test]
-fn the_lines_put_the_token_where_the_configuration_wants_it() {
+fn printed_commands_use_the_configured_carrier() {
     for carrier in ["header", "query", "body", "path"] {
         let service = Service::start(&[
             "--set",
@@ -69,7 +69,7 @@ fn the_lines_put_the_token_where_the_configuration_wants_it() {
 }
 
 #[test]
-fn with_keys_configured_it_prints_nothing() {
+fn configured_keys_print_no_commands() {
     let mut service = Service::start_with(&keys(), &["--set", "http.drain_grace_ms=0"]);
     service.process.signal("TERM");
     assert_eq!(service.process.exit_code(), Some(0));
@@ -77,13 +77,13 @@ fn with_keys_configured_it_prints_nothing() {
 }
 
 #[test]
-fn it_says_that_the_embedded_store_is_gone_with_it() {
+fn embedded_store_causes_a_warning() {
     let service = Service::start(&[]);
     service.log.wait_for("store.url is memory: conversations are lost when this process exits");
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     for (flag, other) in [("--public-addr", "--platform-addr"), ("--platform-addr", "--public-addr")] {
@@ -93,7 +93,7 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
-fn a_log_line_is_json_and_bears_no_token() {
+fn log_line_is_json_without_the_token() {
     let service = Service::start(&["--log-level", "debug"]);
     let token = service.token("call-1");
     assert_eq!(service.callback(&token, "1").status, 202);
@@ -111,7 +111,7 @@ fn a_log_line_is_json_and_bears_no_token() {
 }
 
 #[test]
-fn the_line_of_a_client_that_asks_too_often_says_which_and_other_lines_do_not() {
+fn rate_limit_log_line_has_the_client_address() {
     let service = Service::start(&[
         "--set",
         "rate_limit.max=1",

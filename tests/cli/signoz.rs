@@ -108,7 +108,7 @@ fn fit_together(composite: &[Value]) {
 }
 
 #[test]
-fn the_dashboard_shows_what_is_exported() {
+fn dashboard_uses_exported_names() {
     let dashboard = dashboard();
     assert_eq!(dashboard["schemaVersion"], "v6");
     let spec = &dashboard["spec"];
@@ -160,7 +160,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn the_alerts_are_about_what_is_exported_and_say_what_to_do() {
+fn alerts_use_exported_names_and_say_what_to_do() {
     let anchors: BTreeSet<_> = README
         .lines()
         .filter_map(|line| Some(anchor(line.trim_start_matches('#').strip_prefix(' ')?)))
@@ -199,7 +199,7 @@ fn the_alerts_are_about_what_is_exported_and_say_what_to_do() {
 }
 
 #[test]
-fn the_collectors_example_fits_together_and_names_what_is_exported() {
+fn collector_example_is_consistent() {
     let config: Value = serde_saphyr::from_str(COLLECTOR).unwrap();
     let mut used = BTreeSet::new();
     for (name, pipeline) in config["service"]["pipelines"].as_object().unwrap() {
@@ -250,7 +250,7 @@ fn table(head: &str, rows: impl Iterator<Item = Vec<String>>) -> String {
 }
 
 #[test]
-fn the_tables_of_names_are_the_codes() {
+fn documented_names_match_the_code() {
     let named = |table: &'static [(&str, &str)]| {
         table.iter().map(|(name, meaning)| vec![code(name), (*meaning).to_owned()])
     };

@@ -10,7 +10,7 @@ use crate::service::{Service, eventually};
 use crate::wire::{call, health};
 
 #[test]
-fn a_check_reaches_the_store() {
+fn config_check_connects_to_the_store() {
     let url = RedisServer::shared().url(2);
     let check = run(&["config", "check", "--store", &url]).exits(0);
     assert!(
@@ -21,7 +21,7 @@ fn a_check_reaches_the_store() {
 }
 
 #[test]
-fn a_check_and_a_start_say_which_settings_of_redis_weaken_a_promise() {
+fn weak_redis_settings_cause_warnings() {
     let redis = RedisServer::with(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
     let url = redis.url(0);
     let check = run(&["config", "check", "--store", &url]).exits(0);
@@ -43,7 +43,7 @@ fn a_check_and_a_start_say_which_settings_of_redis_weaken_a_promise() {
 }
 
 #[test]
-fn a_user_without_a_right_that_is_needed_is_refused() {
+fn missing_redis_permission_is_refused() {
     let redis = RedisServer::start();
     let user = ["ACL", "SETUSER", "ingress", "on", ">word", "~*", "&*", "+@all", "-xadd"];
     redis::cmd(user[0]).arg(&user[1..]).exec(&mut redis.connection(0)).unwrap();
@@ -54,14 +54,14 @@ fn a_user_without_a_right_that_is_needed_is_refused() {
 }
 
 #[test]
-fn a_store_that_is_not_there_fails_the_check() {
+fn unreachable_store_fails_the_check() {
     let check = run(&["config", "check", "--store", "redis://127.0.0.1:1"]).exits(1);
     assert!(check.err.contains("Connection refused"), "{check:?}");
     assert!(!check.out.contains("is good"), "{check:?}");
 }
 
 #[test]
-fn a_store_with_another_number_of_partitions_is_refused() {
+fn store_with_other_partition_count_is_refused() {
     let url = RedisServer::shared().url(3);
     run(&["config", "check", "--store", &url]).exits(0);
     let other = ["--store", &url, "--set", "store.partitions=32"];
@@ -74,7 +74,7 @@ fn a_store_with_another_number_of_partitions_is_refused() {
 }
 
 #[test]
-fn a_redis_that_is_too_old_is_refused() {
+fn old_redis_is_refused() {
     for (version, named) in [("6.0.16", "Redis 6.0"), ("5.0.7", "older than 6")] {
         let url = old_redis::serve(version);
         let check = run(&["config", "check", "--store", &url]).exits(2);
@@ -85,7 +85,7 @@ fn a_redis_that_is_too_old_is_refused() {
 }
 
 #[test]
-fn a_store_that_is_late_is_waited_for() {
+fn startup_waits_for_the_store() {
     let mut redis = RedisServer::start();
     redis.kill();
     let service = Service::start(&["--store", &redis.url(0)]);
@@ -104,7 +104,7 @@ fn a_store_that_is_late_is_waited_for() {
 }
 
 #[test]
-fn a_late_store_that_must_not_be_used_ends_it() {
+fn unusable_late_store_stops_the_service() {
     let mut redis = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]);
     run(&["config", "check", "--store", &redis.url(0)]).exits(0);
     redis.kill();
@@ -115,7 +115,7 @@ fn a_late_store_that_must_not_be_used_ends_it() {
 }
 
 #[test]
-fn an_outage_is_survived_and_nothing_acknowledged_is_lost() {
+fn store_outage_loses_nothing_acknowledged() {
     let mut redis = RedisServer::durable();
     let service = Service::start(&["--store", &redis.url(0)]);
     let token = service.token("call-1");
@@ -134,7 +134,7 @@ fn an_outage_is_survived_and_nothing_acknowledged_is_lost() {
 }
 
 #[test]
-fn a_conversation_that_cannot_be_swept_is_told_of_less_and_less_often() {
+fn sweep_failures_are_logged_with_backoff() {
     let redis = RedisServer::start();
     let service = Service::start(&["--store", &redis.url(0), "--set", "store.partitions=1"]);
     assert_eq!(service.platform("PUT", "call-1", "").status, 201);

@@ -20,7 +20,7 @@ fn flags([chain, key]: &[String; 2]) -> [String; 4] {
 }
 
 #[test]
-fn a_certificate_is_replaced_on_a_signal_and_the_health_check_knows_it() {
+fn sighup_reloads_the_certificate() {
     let directory = tempfile::tempdir().unwrap();
     let files = write(directory.path());
     let flags = flags(&files);
@@ -44,7 +44,7 @@ fn a_certificate_is_replaced_on_a_signal_and_the_health_check_knows_it() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_is_wrong_configuration() {
+fn unusable_certificate_is_a_configuration_error() {
     let directory = tempfile::tempdir().unwrap();
     let files = write(directory.path());
     let good = flags(&files);

@@ -221,22 +221,22 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
 }
 
 #[test]
-fn three_results_out_of_order_are_shown_over_grpc() {
+fn out_of_order_results_are_traced_over_grpc() {
     shows_three_results_that_come_out_of_order(Protocol::Grpc, None);
 }
 
 #[test]
-fn three_results_out_of_order_are_shown_over_http() {
+fn out_of_order_results_are_traced_over_http() {
     shows_three_results_that_come_out_of_order(Protocol::Http, None);
 }
 
 #[test]
-fn three_results_out_of_order_are_shown_on_redis() {
+fn out_of_order_results_are_traced_on_redis() {
     shows_three_results_that_come_out_of_order(Protocol::Grpc, Some(&RedisServer::start()));
 }
 
 #[test]
-fn a_timeout_and_a_cancellation_have_their_spans_and_links() {
+fn timeout_and_cancellation_have_spans_and_links() {
     let collector = Collector::start(Protocol::Http);
     let service = Service::start_with(&collector.variables(), &AT_ONCE);
     let late = issue(&service, "call-1", 1, &json!({"kind": "llm", "timeoutMs": 50}));
@@ -300,7 +300,7 @@ fn a_timeout_and_a_cancellation_have_their_spans_and_links() {
 }
 
 #[test]
-fn a_refusal_of_an_authentic_token_tells_what_it_was_about_and_is_no_error() {
+fn refused_authentic_token_is_traced_without_error() {
     let collector = Collector::start(Protocol::Http);
     let service = Service::start_with(&collector.variables(), &AT_ONCE);
     let issued = issue(&service, "call-1", 1, &json!({"kind": "tool"}));
@@ -331,7 +331,7 @@ fn a_refusal_of_an_authentic_token_tells_what_it_was_about_and_is_no_error() {
 }
 
 #[test]
-fn a_failure_of_the_store_is_an_error_of_the_request_and_of_the_call() {
+fn store_failure_is_an_error_in_both_spans() {
     let redis = RedisServer::start();
     let collector = Collector::start(Protocol::Http);
     let url = redis.url(0);
@@ -386,7 +386,7 @@ fn every_request_has_one_log_record_in_its_trace() {
 }
 
 #[test]
-fn the_sampler_and_the_resource_are_what_opentelemetrys_variables_say() {
+fn opentelemetry_variables_set_sampler_and_resource() {
     let collector = Collector::start(Protocol::Http);
     let mut variables = collector.variables();
     variables.extend([
@@ -411,7 +411,7 @@ fn the_sampler_and_the_resource_are_what_opentelemetrys_variables_say() {
 }
 
 #[test]
-fn an_unknown_protocol_is_refused_by_the_variables_name() {
+fn unknown_otlp_protocol_is_refused() {
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
     let ran = crate::program::run_with(&[endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")], &["serve"]);
     ran.complains(2, &["OTEL_EXPORTER_OTLP_PROTOCOL", "grpc or http/protobuf"]);
@@ -422,7 +422,7 @@ fn an_unknown_protocol_is_refused_by_the_variables_name() {
 }
 
 #[test]
-fn what_an_end_releases_and_drops_is_told() {
+fn ending_logs_released_and_dropped_items() {
     let collector = Collector::start(Protocol::Http);
     let service = Service::start_with(&collector.variables(), &AT_ONCE);
     let key = format!("authorization: Bearer {}", service.made_key());
@@ -452,7 +452,7 @@ fn what_an_end_releases_and_drops_is_told() {
 }
 
 #[test]
-fn a_callback_whose_client_has_gone_is_taken_and_logged_with_its_outcome() {
+fn callback_of_a_disconnected_client_is_completed() {
     let redis = RedisServer::start();
     let url = redis.url(0);
     let service = Service::start_with::<&str>(&[], &[AT_ONCE.as_slice(), &["--store", &url]].concat());
@@ -474,7 +474,7 @@ fn a_callback_whose_client_has_gone_is_taken_and_logged_with_its_outcome() {
 }
 
 #[test]
-fn a_request_whose_client_has_gone_is_completed_and_logged() {
+fn request_of_a_disconnected_client_is_completed() {
     let redis = RedisServer::start();
     let url = redis.url(0);
     let service = Service::start_with::<&str>(&[], &[AT_ONCE.as_slice(), &["--store", &url]].concat());

@@ -9,7 +9,7 @@ const LEVELS: [&[&str]; 7] =
     [&[], &["serve"], &["demo"], &["config"], &["config", "check"], &["config", "dump"], &["healthcheck"]];
 
 #[test]
-fn every_level_has_help_and_a_version() {
+fn every_command_has_help_and_version() {
     for level in LEVELS {
         for flag in ["--help", "-h"] {
             let help = run(&[level, &[flag]].concat()).exits(0);
@@ -28,7 +28,7 @@ fn every_level_has_help_and_a_version() {
 }
 
 #[test]
-fn wrong_usage_is_2_and_says_what_is_wrong() {
+fn wrong_usage_exits_2_with_a_message() {
     let wrong: [(&[&str], &str); 11] = [
         (&[], "Usage: callback-ingress"),
         (&["config"], "Usage: callback-ingress config"),
@@ -48,7 +48,7 @@ fn wrong_usage_is_2_and_says_what_is_wrong() {
 }
 
 #[test]
-fn a_wrong_setting_stops_every_command() {
+fn invalid_setting_stops_every_command() {
     for command in &LEVELS[1..] {
         if *command != ["config"] {
             let arguments = [command, &["--set", "http.port=1"][..]].concat();
@@ -58,7 +58,7 @@ fn a_wrong_setting_stops_every_command() {
 }
 
 #[test]
-fn a_malformed_set_is_not_repeated_to_the_terminal() {
+fn malformed_set_flag_is_not_echoed() {
     for set in ["token.keys:hunter2", r#"token.keys:["k1:hunter2="]"#] {
         let ran = run(&["config", "dump", "--set", set]).complains(2, &["--set", "SECTION.KEY=VALUE"]);
         assert!(!ran.err.contains("hunter2"), "{ran:?}");
@@ -66,7 +66,7 @@ fn a_malformed_set_is_not_repeated_to_the_terminal() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_a_failure() {
+fn failed_output_is_a_failure() {
     for command in [&["config", "dump"], &["config", "check"]] {
         let full = File::create("/dev/full").unwrap();
         let output =

@@ -41,7 +41,7 @@ macro_rules! caught {
 }
 
 caught! {
-    a_token_that_is_spent_before_the_work_is_done_is_caught: [
+    token_spent_too_early_is_caught: [
         ("accept", "if not call('SET', USED", "
             if NOW % 4 == 0 then
                 call('SET', USED, FINGERPRINT, 'NX', 'PX', 60000)
@@ -50,7 +50,7 @@ caught! {
             if not call('SET', USED"),
     ] => [Rule::Reply];
 
-    a_result_that_overtakes_another_is_caught: [
+    overtaking_result_is_caught: [
         ("accept", "    call('HSET', HELD, sequence, PAYLOAD)\n", "
             append(c, sequence, item, PAYLOAD)
             call('HSET', HELD, sequence, 'sent')\n"),
@@ -60,22 +60,22 @@ caught! {
         ("release", "c.opened_at .. '-' .. sequence\n", "c.opened_at .. '-' .. (call('XLEN', CHANNEL) + 1)\n"),
     ] => [Rule::Order];
 
-    a_gap_that_is_skipped_is_caught: [
+    skipped_gap_is_caught: [
         ("accept", "touch(c)\n", "touch(c)
             c.gate = max(c.gate, sequence)\n"),
     ] => [Rule::Order];
 
-    a_result_that_is_taken_after_its_deadline_is_caught: [
+    result_accepted_after_its_deadline_is_caught: [
         ("item", "now >= deadline then", "now >= deadline + 100 then"),
         ("release", "if outcome == AWAITING and NOW < deadline then", "
             if outcome == AWAITING and NOW < deadline + 100 then"),
     ] => [Rule::Deadline];
 
-    a_deadline_that_nobody_remembers_is_caught: [
+    lost_deadline_is_caught: [
         ("issue", "call('ZADD', TIMERS, deadline,", "call('ZREM', TIMERS,"),
     ] => [Rule::Deadline];
 
-    a_cancellation_that_overturns_a_result_is_caught: [
+    cancellation_of_a_settled_item_is_caught: [
         ("cancel", "local outcome = outcome_at(item, NOW)\n", "
             local outcome = decode('>B', item)
             if outcome ~= AWAITING and outcome ~= CANCELLED then
@@ -85,7 +85,7 @@ caught! {
             end\n"),
     ] => [Rule::Reply];
 
-    a_repetition_that_counts_again_is_caught: [
+    repetition_delivered_again_is_caught: [
         ("accept", "    local replayed = settled_by", "
             item = char(AWAITING) .. sub(item, 2, select(10, decode(ITEM, item)) - 1)
             c.awaiting = c.awaiting + 1
@@ -94,28 +94,28 @@ caught! {
             local replayed = settled_by"),
     ] => [Rule::OneWinner];
 
-    a_repetition_that_is_answered_as_the_first_is_caught: [
+    repetition_reported_as_first_is_caught: [
         ("accept", "settled_by(item) == ARGV[13] and 0 or 1", "0"),
     ] => [Rule::OneWinner];
 
-    another_body_that_is_taken_for_the_same_is_caught: [
+    other_body_taken_for_a_repetition_is_caught: [
         ("accept", "elseif first ~= FINGERPRINT then", "elseif false then"),
     ] => [Rule::OneWinner];
 
-    a_held_result_that_is_not_written_down_is_caught: [
+    lost_held_result_is_caught: [
         ("accept", "call('HSET', HELD, sequence, PAYLOAD)", "call('HSET', HELD, sequence, 'null')"),
     ] => [Rule::Bytes];
 
-    a_result_that_is_written_anew_is_caught: [
+    rewritten_result_is_caught: [
         ("accept", "local sequence, expires_at", "PAYLOAD = string.gsub(PAYLOAD, ' ', '')
             local sequence, expires_at"),
     ] => [Rule::Bytes];
 
-    an_idempotency_key_that_is_ignored_is_caught: [
+    ignored_idempotency_key_is_caught: [
         ("issue", "conversation(read[1], read[2]), read[3]", "conversation(read[1], read[2]), nil"),
     ] => [Rule::Idempotency];
 
-    a_result_that_is_acknowledged_before_it_is_written_is_caught: [
+    acknowledgement_before_the_write_is_caught: [
         ("accept", "touch(c)\n", "
             if NOW % 4 == 0 then
                 call('HSET', CONVERSATION, sequence, item)
@@ -125,27 +125,27 @@ caught! {
             touch(c)\n"),
     ] => [Rule::Lost, Rule::Bytes, Rule::Deadline];
 
-    a_result_that_counts_and_is_refused_is_caught: [
+    refused_result_that_is_delivered_is_caught: [
         ("accept", "return { 'taken', 0, NOW, c.gate", "
             if NOW % 4 == 0 then return redis.error_reply('BUSY later') end
             return { 'taken', 0, NOW, c.gate"),
     ] => [Rule::Uncalled];
 
-    an_envelope_in_another_conversation_is_caught: [
+    envelope_in_another_conversation_is_caught: [
         ("release", "'XADD', CHANNEL,", "'XADD', call('GETSET', 'last', CHANNEL) or CHANNEL,"),
         ("release", "if added.err then", "if false then"),
     ] => [Rule::Order, Rule::Crossed];
 
-    an_end_that_does_not_end_is_caught: [
+    end_without_effect_is_caught: [
         ("end", "    finish(c, c.ended or NOW)\n    append_end(c)\n    arm(c)\n", "    save(c)\n    c.ended_at = NOW\n"),
     ] => [Rule::Ending];
 
-    an_end_that_drops_what_had_timed_out_is_caught: [
+    end_that_drops_a_timeout_is_caught: [
         ("issue", "call('ZADD', TIMERS, deadline,", "call('ZADD', TIMERS, deadline + 1000,"),
         ("end", "if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then", "if false then"),
     ] => [Rule::Ending];
 
-    an_end_that_drops_what_was_cancelled_is_caught: [
+    end_that_drops_a_cancellation_is_caught: [
         // It is due at once for whatever comes next, and for the sweeper later.
         ("cancel", "        release(c, { [sequence] = item, [sequence + 1] = read[4] or nil }, sequence)\n", "
             c.gate_deadline = NOW\n"),
@@ -154,7 +154,7 @@ caught! {
         ("end", "if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then", "if false then"),
     ] => [Rule::Ending];
 
-    a_cancellation_after_the_end_is_caught: [
+    cancellation_after_the_end_is_caught: [
         ("cancel", "if c.ended and not repeated then", "if false then"),
         ("cancel", "    touch(c)\n", "
             if c.ended then
@@ -164,32 +164,32 @@ caught! {
             touch(c)\n"),
     ] => [Rule::Ending];
 
-    a_result_that_is_held_and_called_delivered_is_caught: [
+    held_result_reported_as_delivered_is_caught: [
         ("accept", "replayed, NOW, c.gate,", "replayed, NOW, c.next,"),
         ("accept", "'taken', 0, NOW, c.gate,", "'taken', 0, NOW, c.next,"),
     ] => [Rule::Agreement];
 
-    a_result_that_is_held_for_what_is_long_there_is_caught: [
+    needlessly_held_result_is_caught: [
         ("accept", "replayed, NOW, c.gate,", "replayed, NOW, sequence > 1 and 1 or c.gate,"),
         ("accept", "'taken', 0, NOW, c.gate,", "'taken', 0, NOW, sequence > 1 and 1 or c.gate,"),
     ] => [Rule::Agreement];
 
-    a_repetition_that_calls_a_delivered_result_held_is_caught: [
+    delivered_result_reported_as_held_is_caught: [
         ("accept", "replayed, NOW, c.gate,", "replayed, NOW, 1,"),
     ] => [Rule::Agreement];
 
-    a_reader_that_is_given_less_is_caught: [
+    incomplete_stream_is_caught: [
         ("read", "return { 'page'", "
             if NOW % 4 == 0 then table.remove(envelopes, 1) end
             return { 'page'"),
     ] => [Rule::Reading, Rule::Order];
 
-    a_bounded_step_whose_next_one_skips_an_item_is_caught: [
+    bounded_release_that_skips_an_item_is_caught: [
         ("release", "sequence - first >= $step_items or bytes >= $step_bytes then\n", "sequence - first >= 1 then
             c.gate = sequence + 1\n"),
     ] => [Rule::Order];
 
-    a_bounded_step_whose_next_one_releases_an_item_again_is_caught: [
+    bounded_release_that_repeats_an_item_is_caught: [
         ("release", "$step_items", "1"),
         ("expire", "    if c.gate_deadline > 0 and", "    if c.gate_deadline == 1 then c.gate = c.gate - 1 end
             if c.gate_deadline > 0 and"),

@@ -196,7 +196,7 @@ fn reader(random: &mut StdRng) -> ReaderPlan {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_plan_and_another_seed_another() {
+fn plan_depends_only_on_the_seed() {
     let shown = |seed| format!("{:?}", Plan::of(seed));
     assert_eq!(shown(7), shown(7));
     assert_ne!(shown(7), shown(8));

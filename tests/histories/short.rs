@@ -45,22 +45,22 @@ async fn holds_on(deployment: &Arc<Deployment>, seeds: &[u64], faults: &[&[Fault
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_broken_and_everything_holds_on_the_embedded_store() {
+async fn embedded_store_holds_without_faults() {
     holds(Kind::Memory, &[&[], &[Fault::PauseReplica]]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_broken_and_everything_holds_on_redis_with_two_replicas() {
+async fn redis_with_two_instances_holds_without_faults() {
     holds(Kind::Durable(2), &[&[]]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_holds_when_redis_stands_still() {
+async fn paused_redis_breaks_nothing() {
     holds(Kind::Durable(1), &[&[Fault::PauseRedis]]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_kills_of_a_redis_that_writes_everything_down_lose_nothing_and_double_nothing() {
+async fn killed_durable_redis_loses_and_doubles_nothing() {
     let kind = Kind::Durable(2);
     let deployment = Arc::new(Deployment::start(kind));
     let (mut kills, mut acknowledged, first) = (0, 0, fresh_seed());
@@ -80,18 +80,18 @@ async fn ten_kills_of_a_redis_that_writes_everything_down_lose_nothing_and_doubl
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_holds_when_replicas_are_killed_stand_still_and_have_wrong_clocks() {
+async fn instance_faults_break_nothing() {
     holds(Kind::Durable(3), &[&[Fault::KillReplica, Fault::PauseReplica], &[Fault::StepClock]]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_holds_when_wires_are_cut_and_slow_and_scripts_forgotten() {
+async fn connection_faults_break_nothing() {
     let cuts = [Fault::CutCall, Fault::CutAnswer, Fault::CutHalfAnswer];
     holds(Kind::Durable(2), &[&cuts, &[Fault::Delay, Fault::FlushScripts]]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_holds_when_a_step_releases_one_item_and_leaves_the_rest_to_the_next() {
+async fn release_in_several_steps_breaks_nothing() {
     // No history has as many items as the real bound. Who is killed between two steps leaves the next to the sweeper.
     let change = ("release", "$step_items", "1");
     let deployment = Deployment::exchanging(Kind::Forgetful(2), |redis| exchanged(redis, &[change]));
@@ -99,32 +99,32 @@ async fn everything_holds_when_a_step_releases_one_item_and_leaves_the_rest_to_t
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_holds_when_everything_is_broken_in_turn() {
+async fn mixed_faults_break_nothing() {
     let kind = Kind::Durable(3);
     let all: Vec<Fault> = Fault::ALL.into_iter().filter(|fault| fault.fits(kind)).collect();
     holds(kind, &[&all]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_of_sentinels_loses_nothing_and_doubles_nothing_that_a_replica_of_redis_confirmed() {
+async fn sentinel_failover_loses_nothing_replicated() {
     let kind = Kind::Sentinels { replicas: 2, waits: true };
     holds_from(&[fresh_seed()], kind, &[&[Fault::FailOver], &[Fault::FailOverBehind]]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_whose_nodes_die_and_whose_slots_move_loses_nothing_that_a_replica_of_redis_confirmed() {
+async fn cluster_faults_lose_nothing_replicated() {
     let kind = Kind::Cluster { replicas: 2, waits: true };
     holds_from(&[fresh_seed()], kind, &[&[Fault::MoveSlot], &[Fault::FailOver]]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_failover_loses_that_waits_for_no_replica_of_redis_is_counted() {
+async fn failover_without_replication_wait_counts_losses() {
     let kind = Kind::Sentinels { replicas: 1, waits: false };
     loses(kind, AT_ONCE, Fault::FailOverBehind).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_redis_without_an_append_only_file_loses_is_counted() {
+async fn redis_without_aof_counts_losses() {
     loses(Kind::Forgetful(2), 2 * AT_ONCE, Fault::KillRedis).await;
 }
 

@@ -176,13 +176,13 @@ fn living() -> Conversation {
 }
 
 #[test]
-fn the_recorded_history_holds() {
+fn recorded_history_has_no_violation() {
     let found = checker::check(&recorded::history()).violations;
     assert!(found.is_empty(), "{found:?}");
 }
 
 #[test]
-fn a_history_that_is_changed_in_one_place_is_caught() {
+fn every_tampering_is_caught() {
     for (name, tamper, rule) in TAMPERINGS {
         let mut tampered = recorded::history()
             .conversations
@@ -196,7 +196,7 @@ fn a_history_that_is_changed_in_one_place_is_caught() {
 }
 
 #[test]
-fn a_failover_explains_only_what_was_written_shortly_before_it() {
+fn failover_excuses_only_recent_writes() {
     let intact = living();
     assert_eq!(found_with_a_failover(&intact, 0), [], "nothing is lost");
     // A result of long ago, whatever the failover is blamed for.
@@ -221,7 +221,7 @@ fn a_failover_explains_only_what_was_written_shortly_before_it() {
 }
 
 #[test]
-fn a_store_that_is_not_there_is_caught_where_nothing_is_broken_and_the_machine_is_not_too_busy() {
+fn unavailability_without_a_fault_is_caught() {
     let mut history = recorded::history();
     let unfounded = |history: &History| checker::unfounded(std::slice::from_ref(history));
     assert_eq!(unfounded(&history).len(), 0, "nobody was refused");

@@ -25,18 +25,18 @@ use crate::service::{Item, PATIENCE, Raw, Service, until};
 const AT_ONCE: usize = 48;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nginx_and_the_service_agree_on_every_request() {
-    agree_on_every_request(Kind::Nginx).await;
+async fn nginx_and_service_agree_on_request_boundaries() {
+    agree_on_request_boundaries(Kind::Nginx).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nginx_that_streams_bodies_and_the_service_agree_on_every_request() {
-    agree_on_every_request(Kind::StreamingNginx).await;
+async fn streaming_nginx_and_service_agree_on_request_boundaries() {
+    agree_on_request_boundaries(Kind::StreamingNginx).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fastify_and_the_service_agree_on_every_request() {
-    agree_on_every_request(Kind::Fastify).await;
+async fn fastify_and_service_agree_on_request_boundaries() {
+    agree_on_request_boundaries(Kind::Fastify).await;
 }
 
 /// An attack under way.
@@ -76,7 +76,7 @@ impl Attempt {
     }
 }
 
-async fn agree_on_every_request(kind: Kind) {
+async fn agree_on_request_boundaries(kind: Kind) {
     let service = Service::start(&[("http.trusted_proxies", "[\"127.0.0.1/32\"]")]).await;
     let attempts = Attempt::all(&service).await;
     let recorder = Recorder::to(service.public).await;
@@ -162,7 +162,7 @@ fn disagreement(forwarded: &[Forwarded], answers: &[Answer]) -> Option<String> {
 }
 
 #[test]
-fn each_kind_of_disagreement_is_noticed() {
+fn every_disagreement_is_detected() {
     let answer = |status: &str, id: Option<&str>| Answer {
         status: status.to_owned(),
         request_id: id.map(str::to_owned),
@@ -194,7 +194,7 @@ fn each_kind_of_disagreement_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_gateway_a_request_that_hides_in_another_is_not_heard() {
+async fn smuggled_request_is_ignored_without_a_gateway() {
     // Longer than the test waits: a connection that ends is one that the service closes.
     let service = Service::start(&[("http.keep_alive_timeout_ms", "600000")]).await;
     let attempts = Attempt::all(&service).await;

@@ -27,7 +27,7 @@ const STEPS: usize = 50;
 const PARTITIONS: [u16; 4] = [1, 4, 1, 4];
 
 #[test]
-fn both_stores_give_the_same_answers_and_show_the_same_state_after_every_step() {
+fn stores_agree_after_every_random_step() {
     let server = RedisServer::start();
     let config = Config::default();
     let seed = match config.rng_seed {

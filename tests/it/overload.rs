@@ -9,7 +9,7 @@ use crate::service::{CALLBACKS, Raw, Service, until};
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_too_much_is_refused_at_once_and_nothing_of_it_lasts() {
+async fn overload_is_refused_quickly_and_recovers() {
     let redis = RedisServer::start();
     let flags = [("store.url", redis.url(0)), ("http.max_requests_in_flight", "8".to_owned())];
     let service = Service::start(&flags.each_ref().map(|(key, value)| (*key, value.as_str()))).await;
@@ -53,7 +53,7 @@ async fn what_is_too_much_is_refused_at_once_and_nothing_of_it_lasts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_and_slow_connections_delay_nobody() {
+async fn idle_and_slow_connections_delay_no_other() {
     let service = Service::on_memory().await;
     let mut crowd = Vec::new();
     for number in 0..600 {

@@ -13,11 +13,11 @@ use crate::conversation::Envelope;
 use crate::stage::{Backend, Stage, on_every_store};
 
 on_every_store!(
-    of_many_bodies_with_one_token_exactly_one_is_taken,
-    of_many_repetitions_of_one_body_one_is_the_first,
-    of_callback_cancellation_timer_and_end_exactly_one_settles_an_item,
-    callbacks_from_every_side_are_all_on_the_channel_in_order,
-    one_idempotency_key_used_by_many_at_once_issues_one_item,
+    one_of_many_concurrent_results_is_accepted,
+    one_of_many_concurrent_repetitions_is_first,
+    concurrent_settlements_have_one_winner,
+    concurrent_callbacks_are_delivered_in_order,
+    concurrent_issues_with_one_key_issue_one_item,
 );
 
 /// The stage as this process sees it, and as another does.
@@ -28,7 +28,7 @@ async fn sides(backend: Backend) -> (Stage, [Arc<callback_ingress::store::Instru
     (stage, stores)
 }
 
-async fn of_many_bodies_with_one_token_exactly_one_is_taken(backend: Backend) {
+async fn one_of_many_concurrent_results_is_accepted(backend: Backend) {
     const BODIES: usize = 64;
     let (stage, stores) = sides(backend).await;
     for round in 0..200 {
@@ -58,7 +58,7 @@ async fn of_many_bodies_with_one_token_exactly_one_is_taken(backend: Backend) {
     }
 }
 
-async fn of_many_repetitions_of_one_body_one_is_the_first(backend: Backend) {
+async fn one_of_many_concurrent_repetitions_is_first(backend: Backend) {
     let (stage, stores) = sides(backend).await;
     for _ in 0..20 {
         let conversation = stage.conversation().await;
@@ -76,7 +76,7 @@ async fn of_many_repetitions_of_one_body_one_is_the_first(backend: Backend) {
     }
 }
 
-async fn of_callback_cancellation_timer_and_end_exactly_one_settles_an_item(backend: Backend) {
+async fn concurrent_settlements_have_one_winner(backend: Backend) {
     let (stage, stores) = sides(backend).await;
     let mut winners = HashSet::new();
     for round in 0..400 {
@@ -152,7 +152,7 @@ async fn of_callback_cancellation_timer_and_end_exactly_one_settles_an_item(back
     assert!(winners.len() > 1, "{winners:?} won every time: this was no race");
 }
 
-async fn callbacks_from_every_side_are_all_on_the_channel_in_order(backend: Backend) {
+async fn concurrent_callbacks_are_delivered_in_order(backend: Backend) {
     let (stage, stores) = sides(backend).await;
     let conversation = stage.conversation().await;
     let items: [_; 300] = conversation.issue_many(1_000).await;
@@ -182,7 +182,7 @@ async fn callbacks_from_every_side_are_all_on_the_channel_in_order(backend: Back
     }
 }
 
-async fn one_idempotency_key_used_by_many_at_once_issues_one_item(backend: Backend) {
+async fn concurrent_issues_with_one_key_issue_one_item(backend: Backend) {
     use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};
     let (stage, stores) = sides(backend).await;
     for round in 0..20 {

@@ -56,7 +56,7 @@ fn no_command_prints_a_secret() {
 }
 
 #[test]
-fn a_wrong_setting_is_told_without_the_secret_in_it() {
+fn invalid_setting_is_reported_without_its_secret() {
     let known = Known::new();
     let key = known.signing_key("k1");
     let text = known.credential("the service key");
@@ -111,7 +111,7 @@ fn a_wrong_setting_is_told_without_the_secret_in_it() {
 }
 
 #[test]
-fn a_collector_that_is_not_there_is_told_of_without_its_credentials() {
+fn unreachable_collector_is_reported_without_credentials() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let known = Arc::new(Known::new());
     let mut captures = Vec::new();

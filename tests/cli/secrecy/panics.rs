@@ -28,7 +28,7 @@ const SAID: &str = "WHAT_THE_PANICS_SAY";
 const WAYS: [&str; 5] = ["text", "value", "unwrap", "task", "drop"];
 
 #[test]
-fn what_a_panic_says_is_told_nowhere() {
+fn panic_messages_are_not_logged_or_sent() {
     let known = Known::new();
     let token = signed(&known.signing_key("k1"), "call-1", 4_000_000_000_000);
     known.token("a work item", &token);
@@ -80,7 +80,7 @@ async fn panicking(way: &str, said: String) -> &'static str {
 /// Panics as a handler of the service would, behind all that stands around its handlers.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "what it is to do is told to the process by variables")]
-#[ignore = "the process in which `what_a_panic_says_is_told_nowhere` lets handlers panic"]
+#[ignore = "the process in which `panic_messages_are_not_logged_or_sent` lets handlers panic"]
 fn a_process_that_panics() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {

@@ -18,7 +18,7 @@ fn found(secrets: &[Secret], captured: &[u8]) -> Vec<&'static str> {
 }
 
 #[test]
-fn twelve_characters_of_a_text_are_found_and_eleven_are_not() {
+fn twelve_characters_of_a_secret_are_found() {
     let text = "s3cr3t-k3y-0f-th3-t3sts";
     let secret = [Secret::text("a key", Kind::Credential, text)];
     for at in 0..=text.len() - 12 {
@@ -32,7 +32,7 @@ fn twelve_characters_of_a_text_are_found_and_eleven_are_not() {
 }
 
 #[test]
-fn nine_bytes_are_found_in_every_spelling() {
+fn nine_bytes_are_found_in_every_encoding() {
     let bytes = bytes();
     let secret = [Secret::bytes("a code", &bytes)];
     for at in 0..=bytes.len() - 9 {
@@ -51,7 +51,7 @@ fn nine_bytes_are_found_in_every_spelling() {
 }
 
 #[test]
-fn base64_is_found_in_both_alphabets_and_wherever_its_groups_begin() {
+fn base64_is_found_at_every_offset() {
     let bytes = bytes();
     let secret = [Secret::bytes("a code", &bytes)];
     for before in 0..6 {
@@ -66,7 +66,7 @@ fn base64_is_found_in_both_alphabets_and_wherever_its_groups_begin() {
 }
 
 #[test]
-fn what_is_escaped_as_in_a_url_is_read() {
+fn percent_encoding_is_decoded() {
     let secret = [Secret::text("a key", Kind::Credential, "s3cr3t-k3y-0f-th3-t3sts")];
     let escaped = escaped("s3cr3t-k3y-0");
     assert_eq!(found(&secret, format!("GET /{escaped} 100%").as_bytes()), ["text"]);
@@ -74,7 +74,7 @@ fn what_is_escaped_as_in_a_url_is_read() {
 }
 
 #[test]
-fn a_result_may_be_where_results_may_be_and_a_credential_may_not() {
+fn results_are_allowed_where_credentials_are_not() {
     let secrets = [
         Secret::text("a result", Kind::Result, "r3sult-0f-th3-t3sts"),
         Secret::text("a key", Kind::Credential, "s3cr3t-k3y-0f-th3-t3sts"),
@@ -90,7 +90,7 @@ fn a_result_may_be_where_results_may_be_and_a_credential_may_not() {
 }
 
 #[test]
-fn a_log_line_with_the_path_is_found_out() {
+fn path_in_a_log_line_is_found() {
     let known = Known::new();
     let token = signed(&known.signing_key("k1"), "call-1", 4_000_000_000_000);
     known.token("a work item", &token);
@@ -108,7 +108,7 @@ fn a_log_line_with_the_path_is_found_out() {
 }
 
 #[test]
-fn a_leak_says_where_it_is() {
+fn leak_report_names_the_place() {
     let secrets = [Secret::exactly("a token's beginning", "cbt_Ag")];
     let leaks = Searcher::new(&secrets).find(&Capture::new("standard error", "path=/cbt_Agx\n"));
     assert_eq!(

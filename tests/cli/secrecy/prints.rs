@@ -29,7 +29,7 @@ fn print(captures: &mut Vec<Capture>, name: &str, value: &dyn Debug) {
 }
 
 #[tokio::test]
-async fn what_debug_prints_shows_no_secret() {
+async fn debug_output_shows_no_secret() {
     let known = Known::new();
     let key = known.signing_key("k1");
     let password = known.credential("the password of Redis");

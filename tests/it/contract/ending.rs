@@ -10,22 +10,22 @@ use callback_ingress::store::Store;
 use crate::stage::{Backend, ROOMY, on_every_store};
 
 on_every_store!(
-    opening_tells_whether_this_attempt_made_it,
-    a_repeated_attempt_is_told_what_it_did_before_the_end,
-    an_end_drops_what_is_held_or_awaited_and_counts_it,
-    an_end_releases_what_was_due_by_then,
-    ending_twice_is_the_same_as_once,
-    an_ended_conversation_takes_nothing_more,
-    an_ended_conversation_is_readable_until_its_retention_is_over,
-    a_conversation_that_is_gone_can_be_opened_as_a_new_one,
-    a_conversation_left_untouched_counts_as_ended,
-    a_conversation_is_not_left_untouched_before_the_last_deadline_of_what_it_awaits,
-    a_conversation_is_touched_by_what_changes_it_and_not_by_looking,
-    a_conversation_is_as_patient_as_it_was_opened,
-    what_was_never_opened_is_not_found,
+    opening_reports_whether_it_created_the_conversation,
+    repeated_attempt_after_the_end_reports_its_success,
+    ending_drops_and_counts_held_and_awaiting_items,
+    ending_releases_overdue_items,
+    ending_is_idempotent,
+    ended_conversation_accepts_nothing,
+    ended_conversation_is_readable_during_retention,
+    deleted_conversation_can_be_opened_anew,
+    idle_conversation_counts_as_ended,
+    conversation_is_not_idle_before_its_last_deadline,
+    changes_extend_the_idle_time_and_reads_do_not,
+    idle_time_is_set_at_opening,
+    unknown_conversation_is_not_found,
 );
 
-async fn opening_tells_whether_this_attempt_made_it(backend: Backend) {
+async fn opening_reports_whether_it_created_the_conversation(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.unopened();
     let attempt = callback_ingress::clock::Entropy.attempt_id();
@@ -43,7 +43,7 @@ async fn opening_tells_whether_this_attempt_made_it(backend: Backend) {
     assert_eq!((&view.conversation_id, view.ended), (&conversation.id, None));
 }
 
-async fn an_end_drops_what_is_held_or_awaited_and_counts_it(backend: Backend) {
+async fn ending_drops_and_counts_held_and_awaiting_items(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second, third, fourth] = conversation.issue_many(1_000).await;
@@ -64,7 +64,7 @@ async fn an_end_drops_what_is_held_or_awaited_and_counts_it(backend: Backend) {
     }
 }
 
-async fn an_end_releases_what_was_due_by_then(backend: Backend) {
+async fn ending_releases_overdue_items(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let first = conversation.issue(10).await;
@@ -76,7 +76,7 @@ async fn an_end_releases_what_was_due_by_then(backend: Backend) {
     assert_eq!(conversation.channel().await, [(1, Outcome::TimedOut), (2, Outcome::Succeeded)]);
 }
 
-async fn ending_twice_is_the_same_as_once(backend: Backend) {
+async fn ending_is_idempotent(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(10).await;
@@ -87,7 +87,7 @@ async fn ending_twice_is_the_same_as_once(backend: Backend) {
     assert_eq!((conversation.work_item(&item).await, conversation.channel().await), before);
 }
 
-async fn an_ended_conversation_takes_nothing_more(backend: Backend) {
+async fn ended_conversation_accepts_nothing(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -102,7 +102,7 @@ async fn an_ended_conversation_takes_nothing_more(backend: Backend) {
     assert_eq!(conversation.seen(&[&first, &second]).await, before);
 }
 
-async fn a_repeated_attempt_is_told_what_it_did_before_the_end(backend: Backend) {
+async fn repeated_attempt_after_the_end_reports_its_success(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, _, held] = conversation.issue_many(1_000).await;
@@ -124,7 +124,7 @@ async fn a_repeated_attempt_is_told_what_it_did_before_the_end(backend: Backend)
     assert_eq!(conversation.cancel(&held).await, Err(CancelRefused::ConversationEnded), "another attempt");
 }
 
-async fn an_ended_conversation_is_readable_until_its_retention_is_over(backend: Backend) {
+async fn ended_conversation_is_readable_during_retention(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
@@ -147,7 +147,7 @@ async fn an_ended_conversation_is_readable_until_its_retention_is_over(backend: 
     assert_eq!(conversation.accept_with(bringing).await, Err(AcceptRefused::ConversationEnded));
 }
 
-async fn a_conversation_that_is_gone_can_be_opened_as_a_new_one(backend: Backend) {
+async fn deleted_conversation_can_be_opened_anew(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(10_000_000).await;
@@ -165,7 +165,7 @@ async fn a_conversation_that_is_gone_can_be_opened_as_a_new_one(backend: Backend
     assert_eq!(conversation.results().await, [Some("new".into())]);
 }
 
-async fn a_conversation_left_untouched_counts_as_ended(backend: Backend) {
+async fn idle_conversation_counts_as_ended(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.unopened();
     conversation.open(|open| open.idle_ttl_ms = Some(1_000)).await.unwrap();
@@ -193,7 +193,7 @@ async fn a_conversation_left_untouched_counts_as_ended(backend: Backend) {
     assert_eq!(conversation.inspect().await, Err(ConversationNotFound));
 }
 
-async fn a_conversation_is_not_left_untouched_before_the_last_deadline_of_what_it_awaits(backend: Backend) {
+async fn conversation_is_not_idle_before_its_last_deadline(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.unopened();
     conversation.open(|open| open.idle_ttl_ms = Some(50)).await.unwrap();
@@ -209,7 +209,7 @@ async fn a_conversation_is_not_left_untouched_before_the_last_deadline_of_what_i
     assert!(conversation.inspect().await.unwrap().ended.is_some(), "and not for ever after");
 }
 
-async fn a_conversation_is_touched_by_what_changes_it_and_not_by_looking(backend: Backend) {
+async fn changes_extend_the_idle_time_and_reads_do_not(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -238,7 +238,7 @@ async fn a_conversation_is_touched_by_what_changes_it_and_not_by_looking(backend
     assert!(!touched_now().await, "timed out");
 }
 
-async fn a_conversation_is_as_patient_as_it_was_opened(backend: Backend) {
+async fn idle_time_is_set_at_opening(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.unopened();
     let idle_in = async || conversation.read(0, 1).await.unwrap().idle_in_ms;
@@ -252,7 +252,7 @@ async fn a_conversation_is_as_patient_as_it_was_opened(backend: Backend) {
     assert_eq!(idle_in().await, 70);
 }
 
-async fn what_was_never_opened_is_not_found(backend: Backend) {
+async fn unknown_conversation_is_not_found(backend: Backend) {
     let stage = backend.stage().await;
     let known = stage.conversation().await;
     let item = known.issue(1_000).await;

@@ -8,14 +8,14 @@ use crate::conversation::{Conversation, REPLAY_WINDOW_MS};
 use crate::stage::{Backend, on_every_store};
 
 on_every_store!(
-    items_are_numbered_in_the_order_of_issue,
-    an_item_inherits_the_conversations_trace_unless_it_brings_its_own,
-    an_item_that_nobody_gave_a_trace_has_that_of_its_request,
-    the_same_idempotency_key_is_answered_with_the_same_item,
-    the_same_idempotency_key_with_another_body_is_refused,
-    an_idempotency_key_is_one_conversations_own,
-    a_repeated_attempt_issues_nothing_more,
-    issues_at_the_same_time_get_a_sequence_each,
+    items_are_numbered_in_order_of_issue,
+    item_inherits_the_conversations_trace,
+    item_without_a_trace_gets_its_requests,
+    repeated_idempotency_key_returns_the_same_item,
+    idempotency_key_with_another_body_is_refused,
+    idempotency_keys_are_per_conversation,
+    repeated_attempt_issues_no_second_item,
+    concurrent_issues_get_distinct_sequences,
 );
 
 fn keyed(conversation: &Conversation<'_>, key: &str, body: &str) -> Issue {
@@ -24,7 +24,7 @@ fn keyed(conversation: &Conversation<'_>, key: &str, body: &str) -> Issue {
     issue
 }
 
-async fn items_are_numbered_in_the_order_of_issue(backend: Backend) {
+async fn items_are_numbered_in_order_of_issue(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     for number in 1..=5 {
@@ -43,7 +43,7 @@ async fn items_are_numbered_in_the_order_of_issue(backend: Backend) {
     }
 }
 
-async fn an_item_inherits_the_conversations_trace_unless_it_brings_its_own(backend: Backend) {
+async fn item_inherits_the_conversations_trace(backend: Backend) {
     let stage = backend.stage().await;
     let trace = |digit: &str| TraceParent::parse(&format!("00-{}-{}-01", digit.repeat(32), "1".repeat(16)));
     let (first, second, own) = (trace("a").unwrap(), trace("b").unwrap(), trace("c").unwrap());
@@ -62,7 +62,7 @@ async fn an_item_inherits_the_conversations_trace_unless_it_brings_its_own(backe
     assert_eq!(conversation.issue_with(issue).await.unwrap().item.traceparent, Some(own));
 }
 
-async fn an_item_that_nobody_gave_a_trace_has_that_of_its_request(backend: Backend) {
+async fn item_without_a_trace_gets_its_requests(backend: Backend) {
     let stage = backend.stage().await;
     let trace = |digit: &str| TraceParent::parse(&format!("00-{}-{}-01", digit.repeat(32), "1".repeat(16)));
     let (request, whole) = (trace("a").unwrap(), trace("b").unwrap());
@@ -79,7 +79,7 @@ async fn an_item_that_nobody_gave_a_trace_has_that_of_its_request(backend: Backe
     assert_eq!(issued.traceparent, Some(whole), "the conversation's comes first");
 }
 
-async fn the_same_idempotency_key_is_answered_with_the_same_item(backend: Backend) {
+async fn repeated_idempotency_key_returns_the_same_item(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let first = conversation.issue_with(keyed(&conversation, "key", "body")).await.unwrap();
@@ -95,7 +95,7 @@ async fn the_same_idempotency_key_is_answered_with_the_same_item(backend: Backen
     assert_eq!((other.repeated, other.item.sequence), (false, Sequence::new(2)));
 }
 
-async fn the_same_idempotency_key_with_another_body_is_refused(backend: Backend) {
+async fn idempotency_key_with_another_body_is_refused(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let first = conversation.issue_with(keyed(&conversation, "key", "body")).await.unwrap().item;
@@ -105,7 +105,7 @@ async fn the_same_idempotency_key_with_another_body_is_refused(backend: Backend)
     assert_eq!(conversation.seen(&[&first]).await, before);
 }
 
-async fn an_idempotency_key_is_one_conversations_own(backend: Backend) {
+async fn idempotency_keys_are_per_conversation(backend: Backend) {
     let stage = backend.stage().await;
     let (ours, theirs) = (stage.conversation().await, stage.conversation().await);
     let first = ours.issue_with(keyed(&ours, "key", "body")).await.unwrap();
@@ -113,7 +113,7 @@ async fn an_idempotency_key_is_one_conversations_own(backend: Backend) {
     assert!(!first.repeated && !second.repeated);
 }
 
-async fn a_repeated_attempt_issues_nothing_more(backend: Backend) {
+async fn repeated_attempt_issues_no_second_item(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     for attempt in [conversation.issuing(1_000), keyed(&conversation, "key", "body")] {
@@ -125,7 +125,7 @@ async fn a_repeated_attempt_issues_nothing_more(backend: Backend) {
     }
 }
 
-async fn issues_at_the_same_time_get_a_sequence_each(backend: Backend) {
+async fn concurrent_issues_get_distinct_sequences(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let issues = (0..50).map(|_| conversation.issue(1_000));

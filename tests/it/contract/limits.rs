@@ -6,16 +6,16 @@ use callback_ingress::domain::work_item::Outcome;
 use crate::stage::{Backend, ROOMY, on_every_store};
 
 on_every_store!(
-    as_many_results_are_held_as_allowed,
-    as_many_bytes_are_held_as_allowed,
-    a_result_that_would_be_released_at_once_is_never_too_much,
-    a_timeout_or_a_cancellation_is_never_too_much,
-    as_many_items_are_awaited_as_allowed,
-    a_channel_is_as_long_as_allowed,
-    an_idempotent_repetition_is_answered_at_the_limit,
+    held_item_limit_is_exact,
+    held_byte_limit_is_exact,
+    released_result_is_exempt_from_held_limits,
+    timeouts_and_cancellations_are_exempt_from_held_limits,
+    awaiting_item_limit_is_exact,
+    channel_length_limit_is_exact,
+    idempotent_repetition_succeeds_at_the_limit,
 );
 
-async fn as_many_results_are_held_as_allowed(backend: Backend) {
+async fn held_item_limit_is_exact(backend: Backend) {
     let stage = backend.limited(Limits { max_held_items: 2, ..ROOMY }).await;
     let conversation = stage.conversation().await;
     let [first, second, third, fourth] = conversation.issue_many(1_000).await;
@@ -34,7 +34,7 @@ async fn as_many_results_are_held_as_allowed(backend: Backend) {
     );
 }
 
-async fn as_many_bytes_are_held_as_allowed(backend: Backend) {
+async fn held_byte_limit_is_exact(backend: Backend) {
     let stage = backend.limited(Limits { max_held_bytes: 10, ..ROOMY }).await;
     let conversation = stage.conversation().await;
     let [first, second, third, fourth] = conversation.issue_many(1_000).await;
@@ -56,7 +56,7 @@ async fn as_many_bytes_are_held_as_allowed(backend: Backend) {
     assert_eq!(conversation.channel().await.len(), 7);
 }
 
-async fn a_result_that_would_be_released_at_once_is_never_too_much(backend: Backend) {
+async fn released_result_is_exempt_from_held_limits(backend: Backend) {
     let stage = backend.limited(Limits { max_held_items: 1, max_held_bytes: 4, ..ROOMY }).await;
     let conversation = stage.conversation().await;
     let soon = conversation.issue(10).await;
@@ -68,7 +68,7 @@ async fn a_result_that_would_be_released_at_once_is_never_too_much(backend: Back
     assert_eq!(conversation.channel().await.len(), 3, "nobody had swept the first, and it was no obstacle");
 }
 
-async fn a_timeout_or_a_cancellation_is_never_too_much(backend: Backend) {
+async fn timeouts_and_cancellations_are_exempt_from_held_limits(backend: Backend) {
     let stage = backend.limited(Limits { max_held_items: 1, max_held_bytes: 4, ..ROOMY }).await;
     let conversation = stage.conversation().await;
     let first = conversation.issue(1_000).await;
@@ -82,7 +82,7 @@ async fn a_timeout_or_a_cancellation_is_never_too_much(backend: Backend) {
     conversation.accept(&fourth, "4").await.unwrap();
 }
 
-async fn as_many_items_are_awaited_as_allowed(backend: Backend) {
+async fn awaiting_item_limit_is_exact(backend: Backend) {
     let stage = backend.limited(Limits { max_awaiting_items: 2, ..ROOMY }).await;
     let conversation = stage.conversation().await;
     let [_, second] = conversation.issue_many(1_000).await;
@@ -94,7 +94,7 @@ async fn as_many_items_are_awaited_as_allowed(backend: Backend) {
     assert_eq!(conversation.issue(1_000).await.sequence.get(), 3, "a held one is not awaited any more");
 }
 
-async fn a_channel_is_as_long_as_allowed(backend: Backend) {
+async fn channel_length_limit_is_exact(backend: Backend) {
     let stage = backend.limited(Limits { max_channel_length: 2, ..ROOMY }).await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -106,7 +106,7 @@ async fn a_channel_is_as_long_as_allowed(backend: Backend) {
     assert_eq!(conversation.channel().await.len(), 2, "all that was issued has its place");
 }
 
-async fn an_idempotent_repetition_is_answered_at_the_limit(backend: Backend) {
+async fn idempotent_repetition_succeeds_at_the_limit(backend: Backend) {
     let stage = backend.limited(Limits { max_awaiting_items: 1, max_channel_length: 1, ..ROOMY }).await;
     let conversation = stage.conversation().await;
     let issue = conversation.issuing(1_000);

@@ -11,18 +11,18 @@ use crate::conversation::Envelope;
 use crate::stage::{Backend, on_every_store};
 
 on_every_store!(
-    a_channel_is_read_in_pages,
-    a_page_is_bounded_in_bytes,
-    a_reader_that_waits_for_its_wake_sees_every_change,
-    a_wake_fires_for_what_another_instance_did,
-    a_wake_is_for_its_own_channel_only,
-    every_watcher_of_a_channel_is_woken,
+    channel_is_read_in_pages,
+    page_is_bounded_in_bytes,
+    notified_reader_sees_every_change,
+    changes_of_another_instance_notify,
+    notification_is_for_one_channel,
+    every_listener_of_a_channel_is_notified,
 );
 
 /// Far longer than any wake takes that was not lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-async fn a_channel_is_read_in_pages(backend: Backend) {
+async fn channel_is_read_in_pages(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let items: [_; 7] = conversation.issue_many(1_000).await;
@@ -50,7 +50,7 @@ async fn a_channel_is_read_in_pages(backend: Backend) {
     );
 }
 
-async fn a_page_is_bounded_in_bytes(backend: Backend) {
+async fn page_is_bounded_in_bytes(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let items: [_; 5] = conversation.issue_many(1_000).await;
@@ -62,7 +62,7 @@ async fn a_page_is_bounded_in_bytes(backend: Backend) {
     assert_eq!([read(0).await, read(2).await, read(3).await, read(4).await], [2, 1, 1, 1]);
 }
 
-async fn a_reader_that_waits_for_its_wake_sees_every_change(backend: Backend) {
+async fn notified_reader_sees_every_change(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let soon = conversation.issue(10).await;
@@ -102,7 +102,7 @@ async fn a_reader_that_waits_for_its_wake_sees_every_change(backend: Backend) {
     tokio::join!(reader, changes);
 }
 
-async fn a_wake_fires_for_what_another_instance_did(backend: Backend) {
+async fn changes_of_another_instance_notify(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let elsewhere = stage.seen_from_elsewhere().await;
@@ -120,7 +120,7 @@ async fn a_wake_fires_for_what_another_instance_did(backend: Backend) {
     }
 }
 
-async fn a_wake_is_for_its_own_channel_only(backend: Backend) {
+async fn notification_is_for_one_channel(backend: Backend) {
     let stage = backend.stage().await;
     let (ours, theirs) = (stage.conversation().await, stage.conversation().await);
     let (our_item, their_item) = (ours.issue(1_000).await, theirs.issue(1_000).await);
@@ -138,7 +138,7 @@ async fn a_wake_is_for_its_own_channel_only(backend: Backend) {
     assert_eq!(ours.channel().await, [(1, Outcome::Succeeded)]);
 }
 
-async fn every_watcher_of_a_channel_is_woken(backend: Backend) {
+async fn every_listener_of_a_channel_is_notified(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;

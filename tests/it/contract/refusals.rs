@@ -9,12 +9,12 @@ use crate::conversation::succeeded;
 use crate::stage::{Backend, ROOMY, on_every_store};
 
 on_every_store!(
-    no_refusal_changes_anything,
-    whoever_is_refused_keeps_no_conversation_alive,
-    a_refused_callback_tells_what_it_was_about,
+    refusals_change_nothing,
+    refusals_do_not_extend_the_idle_time,
+    refused_callback_names_its_item,
 );
 
-async fn a_refused_callback_tells_what_it_was_about(backend: Backend) {
+async fn refused_callback_names_its_item(backend: Backend) {
     let stage = backend.stage().await;
     let (conversation, other) = (stage.conversation().await, stage.conversation().await);
     let [used, cancelled] = conversation.issue_many(1_000).await;
@@ -43,7 +43,7 @@ async fn a_refused_callback_tells_what_it_was_about(backend: Backend) {
 }
 
 /// A conversation with something of everything in it, and no refusal that leaves a trace.
-async fn no_refusal_changes_anything(backend: Backend) {
+async fn refusals_change_nothing(backend: Backend) {
     let limits = Limits { max_held_items: 4, max_awaiting_items: 3, max_channel_length: 8, ..ROOMY };
     let stage = backend.alone(limits).await;
     let conversation = stage.conversation().await;
@@ -114,7 +114,7 @@ async fn no_refusal_changes_anything(backend: Backend) {
     assert_eq!(sequences, (1..=8).collect::<Vec<u64>>());
 }
 
-async fn whoever_is_refused_keeps_no_conversation_alive(backend: Backend) {
+async fn refusals_do_not_extend_the_idle_time(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.unopened();
     conversation.open(|open| open.idle_ttl_ms = Some(100)).await.unwrap();

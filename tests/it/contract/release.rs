@@ -8,24 +8,24 @@ use crate::conversation::{Envelope, failed};
 use crate::stage::{Backend, on_every_store};
 
 on_every_store!(
-    a_result_that_is_awaited_is_on_the_channel_when_it_is_acknowledged,
-    a_result_that_came_early_is_held_when_it_is_acknowledged,
-    a_held_result_is_released_when_the_gap_is_filled,
-    a_held_result_is_released_when_the_gap_times_out,
-    a_held_result_is_released_when_the_gap_is_cancelled,
-    whatever_the_order_of_settlement_the_channel_is_in_the_order_of_issue,
-    the_bytes_on_the_channel_are_those_that_were_posted,
-    an_envelope_tells_where_it_came_from,
-    a_step_that_releases_many_is_seen_as_a_whole_or_not_at_all,
-    conversations_do_not_wait_for_each_other,
-    a_step_tells_which_envelopes_had_waited,
+    next_result_is_released_when_acknowledged,
+    early_result_is_held_when_acknowledged,
+    held_result_is_released_when_the_gap_is_filled,
+    held_result_is_released_when_the_gap_times_out,
+    held_result_is_released_when_the_gap_is_cancelled,
+    channel_is_in_order_of_issue,
+    results_are_delivered_byte_for_byte,
+    envelope_names_its_origin,
+    release_of_many_items_is_atomic,
+    conversations_are_independent,
+    release_reports_which_envelopes_were_held,
 );
 
 const fn held_for(sequence: u64) -> Delivery {
     Delivery::Held { waiting_for: Sequence::new(sequence) }
 }
 
-async fn a_result_that_is_awaited_is_on_the_channel_when_it_is_acknowledged(backend: Backend) {
+async fn next_result_is_released_when_acknowledged(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
@@ -37,7 +37,7 @@ async fn a_result_that_is_awaited_is_on_the_channel_when_it_is_acknowledged(back
     assert_eq!(elsewhere.named(conversation.id.clone()).channel().await, [(1, Outcome::Succeeded)]);
 }
 
-async fn a_result_that_came_early_is_held_when_it_is_acknowledged(backend: Backend) {
+async fn early_result_is_held_when_acknowledged(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [_, second] = conversation.issue_many(1_000).await;
@@ -53,7 +53,7 @@ async fn a_result_that_came_early_is_held_when_it_is_acknowledged(backend: Backe
     assert_eq!(held.settled, Some((Outcome::Succeeded, stage.clock.now())));
 }
 
-async fn a_held_result_is_released_when_the_gap_is_filled(backend: Backend) {
+async fn held_result_is_released_when_the_gap_is_filled(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second, third] = conversation.issue_many(1_000).await;
@@ -65,7 +65,7 @@ async fn a_held_result_is_released_when_the_gap_is_filled(backend: Backend) {
     assert_eq!((view.unreleased.len(), view.waiting_for), (0, Sequence::new(4)));
 }
 
-async fn a_held_result_is_released_when_the_gap_times_out(backend: Backend) {
+async fn held_result_is_released_when_the_gap_times_out(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let first = conversation.issue(10).await;
@@ -76,7 +76,7 @@ async fn a_held_result_is_released_when_the_gap_times_out(backend: Backend) {
     assert_eq!(conversation.channel().await, [(1, Outcome::TimedOut), (2, Outcome::Succeeded)]);
 }
 
-async fn a_held_result_is_released_when_the_gap_is_cancelled(backend: Backend) {
+async fn held_result_is_released_when_the_gap_is_cancelled(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -85,7 +85,7 @@ async fn a_held_result_is_released_when_the_gap_is_cancelled(backend: Backend) {
     assert_eq!(conversation.channel().await, [(1, Outcome::Cancelled), (2, Outcome::Succeeded)]);
 }
 
-async fn whatever_the_order_of_settlement_the_channel_is_in_the_order_of_issue(backend: Backend) {
+async fn channel_is_in_order_of_issue(backend: Backend) {
     let stage = backend.stage().await;
     let orders = (0..4).flat_map(|a| (0..4).flat_map(move |b| (0..4).map(move |c| (a, b, c))));
     for (a, b, c) in orders.filter(|(a, b, c)| a != b && b != c && a != c) {
@@ -117,7 +117,7 @@ async fn whatever_the_order_of_settlement_the_channel_is_in_the_order_of_issue(b
     }
 }
 
-async fn the_bytes_on_the_channel_are_those_that_were_posted(backend: Backend) {
+async fn results_are_delivered_byte_for_byte(backend: Backend) {
     let stage = backend.stage().await;
     let megabyte: Vec<u8> = (0..1024 * 1024).map(|n: u32| u8::try_from(n % 251).unwrap()).collect();
     let bodies: [&[u8]; 8] = [
@@ -147,7 +147,7 @@ async fn the_bytes_on_the_channel_are_those_that_were_posted(backend: Backend) {
     }
 }
 
-async fn an_envelope_tells_where_it_came_from(backend: Backend) {
+async fn envelope_names_its_origin(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.unopened();
     let [whole, own] = ["a", "b"]
@@ -203,7 +203,7 @@ async fn an_envelope_tells_where_it_came_from(backend: Backend) {
     assert_eq!(timeout.released_at, third.deadline.plus_millis(3).to_string());
 }
 
-async fn a_step_that_releases_many_is_seen_as_a_whole_or_not_at_all(backend: Backend) {
+async fn release_of_many_items_is_atomic(backend: Backend) {
     let stage = backend.stage().await;
     for _ in 0..20 {
         let conversation = stage.conversation().await;
@@ -230,7 +230,7 @@ async fn a_step_that_releases_many_is_seen_as_a_whole_or_not_at_all(backend: Bac
     }
 }
 
-async fn conversations_do_not_wait_for_each_other(backend: Backend) {
+async fn conversations_are_independent(backend: Backend) {
     let stage = backend.stage().await;
     let (slow, quick) = (stage.conversation().await, stage.conversation().await);
     slow.issue(1_000).await;
@@ -239,7 +239,7 @@ async fn conversations_do_not_wait_for_each_other(backend: Backend) {
     assert_eq!(slow.channel().await, []);
 }
 
-async fn a_step_tells_which_envelopes_had_waited(backend: Backend) {
+async fn release_reports_which_envelopes_were_held(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let told = |receipt: Receipt| {

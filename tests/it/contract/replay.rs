@@ -8,15 +8,15 @@ use crate::conversation::{REPLAY_WINDOW_MS, failed, succeeded};
 use crate::stage::{Backend, on_every_store};
 
 on_every_store!(
-    the_same_body_again_is_told_the_first_receipts_facts_and_todays_status,
-    a_repeated_attempt_is_told_that_it_was_the_first,
-    another_body_with_a_used_token_is_refused_and_the_first_result_stands,
-    the_same_body_is_recognised_until_the_token_expires_and_not_after,
-    a_token_expires_by_the_stores_clock,
-    a_released_result_is_recognised_after_the_end_and_a_dropped_one_is_not,
+    repetition_returns_the_first_receipt_and_current_status,
+    repeated_attempt_is_reported_as_the_first,
+    used_token_with_another_body_is_refused,
+    repetition_is_recognised_until_the_token_expires,
+    token_expires_by_the_stores_clock,
+    released_result_is_recognised_after_the_end,
 );
 
-async fn the_same_body_again_is_told_the_first_receipts_facts_and_todays_status(backend: Backend) {
+async fn repetition_returns_the_first_receipt_and_current_status(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -40,7 +40,7 @@ async fn the_same_body_again_is_told_the_first_receipts_facts_and_todays_status(
     assert_eq!((again.outcome, again.replayed), (Outcome::Failed, true));
 }
 
-async fn a_repeated_attempt_is_told_that_it_was_the_first(backend: Backend) {
+async fn repeated_attempt_is_reported_as_the_first(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
@@ -53,7 +53,7 @@ async fn a_repeated_attempt_is_told_that_it_was_the_first(backend: Backend) {
     assert_eq!(conversation.channel().await.len(), 1);
 }
 
-async fn another_body_with_a_used_token_is_refused_and_the_first_result_stands(backend: Backend) {
+async fn used_token_with_another_body_is_refused(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -68,7 +68,7 @@ async fn another_body_with_a_used_token_is_refused_and_the_first_result_stands(b
     assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
 }
 
-async fn the_same_body_is_recognised_until_the_token_expires_and_not_after(backend: Backend) {
+async fn repetition_is_recognised_until_the_token_expires(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
@@ -82,7 +82,7 @@ async fn the_same_body_is_recognised_until_the_token_expires_and_not_after(backe
     assert_eq!(conversation.accept(&item, "2").await, Err(AcceptRefused::TokenExpired));
 }
 
-async fn a_token_expires_by_the_stores_clock(backend: Backend) {
+async fn token_expires_by_the_stores_clock(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
@@ -97,7 +97,7 @@ async fn a_token_expires_by_the_stores_clock(backend: Backend) {
     assert_eq!(unopened.accept_with(bringing).await, Err(AcceptRefused::TokenExpired), "before all else");
 }
 
-async fn a_released_result_is_recognised_after_the_end_and_a_dropped_one_is_not(backend: Backend) {
+async fn released_result_is_recognised_after_the_end(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second, _, fourth] = conversation.issue_many(1_000).await;

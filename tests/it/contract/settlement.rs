@@ -8,10 +8,10 @@ use crate::conversation::Conversation;
 use crate::stage::{Backend, on_every_store};
 
 on_every_store!(
-    whoever_settles_an_item_second_changes_nothing,
-    an_item_that_a_callback_settled_cannot_be_withdrawn,
-    an_item_that_was_withdrawn_takes_no_callback,
-    withdrawing_again_is_the_same_attempt_or_too_late,
+    second_settlement_changes_nothing,
+    settled_item_cannot_be_cancelled,
+    cancelled_item_refuses_callbacks,
+    second_cancellation_is_a_repetition_or_refused,
 );
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Settler {
     }
 }
 
-async fn whoever_settles_an_item_second_changes_nothing(backend: Backend) {
+async fn second_settlement_changes_nothing(backend: Backend) {
     let stage = backend.stage().await;
     for first in Settler::ALL {
         for second in Settler::ALL {
@@ -64,7 +64,7 @@ async fn whoever_settles_an_item_second_changes_nothing(backend: Backend) {
     }
 }
 
-async fn an_item_that_a_callback_settled_cannot_be_withdrawn(backend: Backend) {
+async fn settled_item_cannot_be_cancelled(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -75,7 +75,7 @@ async fn an_item_that_a_callback_settled_cannot_be_withdrawn(backend: Backend) {
     assert_eq!(conversation.cancel(&second).await, Err(refused), "released");
 }
 
-async fn an_item_that_was_withdrawn_takes_no_callback(backend: Backend) {
+async fn cancelled_item_refuses_callbacks(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -93,7 +93,7 @@ async fn an_item_that_was_withdrawn_takes_no_callback(backend: Backend) {
     );
 }
 
-async fn withdrawing_again_is_the_same_attempt_or_too_late(backend: Backend) {
+async fn second_cancellation_is_a_repetition_or_refused(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;

@@ -7,10 +7,10 @@ use callback_ingress::store::{DueConversation, Store};
 use crate::stage::{Backend, ROOMY, Stage, on_every_store};
 
 on_every_store!(
-    totals_follow_every_step_of_every_conversation,
-    what_an_end_drops_is_not_counted_any_more,
-    looking_at_an_ended_conversation_changes_no_totals,
-    what_was_left_untouched_is_not_counted_after_its_last_deadline,
+    totals_follow_every_change,
+    ending_removes_dropped_items_from_totals,
+    reading_an_ended_conversation_keeps_totals,
+    idle_conversation_is_not_counted,
 );
 
 /// Awaiting, held, and bytes of what is held.
@@ -19,7 +19,7 @@ async fn totals(stage: &Stage) -> (u64, u64, u64) {
     (awaiting, held, held_bytes)
 }
 
-async fn totals_follow_every_step_of_every_conversation(backend: Backend) {
+async fn totals_follow_every_change(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
     assert_eq!(totals(&stage).await, (0, 0, 0));
     let (one, other) = (stage.conversation().await, stage.conversation().await);
@@ -40,7 +40,7 @@ async fn totals_follow_every_step_of_every_conversation(backend: Backend) {
     assert_eq!(totals(&stage).await, (0, 0, 0));
 }
 
-async fn what_an_end_drops_is_not_counted_any_more(backend: Backend) {
+async fn ending_removes_dropped_items_from_totals(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
     let (one, other) = (stage.conversation().await, stage.conversation().await);
     let [_, second] = one.issue_many(1_000).await;
@@ -53,7 +53,7 @@ async fn what_an_end_drops_is_not_counted_any_more(backend: Backend) {
     assert_eq!(totals(&stage).await, (1, 1, 1), "an end is counted once");
 }
 
-async fn what_was_left_untouched_is_not_counted_after_its_last_deadline(backend: Backend) {
+async fn idle_conversation_is_not_counted(backend: Backend) {
     let stage = backend.alone(Limits { conversation_idle_ttl_ms: 100, ..ROOMY }).await;
     let conversation = stage.conversation().await;
     let [first, second, third] = conversation.issue_many(500).await;
@@ -66,7 +66,7 @@ async fn what_was_left_untouched_is_not_counted_after_its_last_deadline(backend:
     assert_eq!(totals(&stage).await, (0, 0, 0), "not once more");
 }
 
-async fn looking_at_an_ended_conversation_changes_no_totals(backend: Backend) {
+async fn reading_an_ended_conversation_keeps_totals(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
     let (ending, other) = (stage.conversation().await, stage.conversation().await);
     for conversation in [&ending, &other] {

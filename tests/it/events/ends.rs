@@ -5,10 +5,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::service::{Event, Kind, Service, on_every_deployment, until};
 
-on_every_deployment!(
-    the_end_of_a_conversation_is_the_last_event,
-    an_ended_conversation_can_be_replayed_and_ends_again,
-);
+on_every_deployment!(end_is_the_last_event, ended_conversation_can_be_read_again,);
 
 fn end(conversation: &str) -> Event {
     Event {
@@ -18,7 +15,7 @@ fn end(conversation: &str) -> Event {
     }
 }
 
-async fn the_end_of_a_conversation_is_the_last_event(kind: Kind) {
+async fn end_is_the_last_event(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let mut readers = Vec::new();
@@ -40,7 +37,7 @@ async fn the_end_of_a_conversation_is_the_last_event(kind: Kind) {
     assert!(took < Duration::from_secs(3), "a reader was not woken by the end, but looked again: {took:?}");
 }
 
-async fn an_ended_conversation_can_be_replayed_and_ends_again(kind: Kind) {
+async fn ended_conversation_can_be_read_again(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let (first, _) = (deployment.any().tool(&conversation).await, deployment.any().tool(&conversation).await);
@@ -60,7 +57,7 @@ async fn an_ended_conversation_can_be_replayed_and_ends_again(kind: Kind) {
 }
 
 #[tokio::test]
-async fn a_conversation_that_is_left_untouched_ends_its_readers_too() {
+async fn idle_conversation_ends_its_streams() {
     let service = Service::on_memory().await;
     let path = "/conversations/idle";
     assert_eq!(service.platform("PUT", path).json("{\"idleTtlMs\":50}").send().await.status, 201);
@@ -69,7 +66,7 @@ async fn a_conversation_that_is_left_untouched_ends_its_readers_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn draining_ends_a_stream_without_the_end_and_another_replica_goes_on() {
+async fn drained_stream_resumes_on_another_instance() {
     let redis = RedisServer::start();
     let (leaving, staying) = (Service::on(&redis).await, Service::on(&redis).await);
     let conversation = leaving.open().await;
@@ -92,7 +89,7 @@ async fn draining_ends_a_stream_without_the_end_and_another_replica_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_outlives_its_store_and_misses_nothing() {
+async fn stream_survives_a_store_outage() {
     let mut redis = RedisServer::durable();
     let service = Service::on(&redis).await;
     let conversation = service.open().await;

@@ -9,12 +9,12 @@ use crate::service::{Call, Event, EventReader, Kind, Raw, SERVICE_KEY, Service, 
 const READERS: usize = 500;
 
 on_every_deployment!(
-    many_readers_of_one_conversation_all_see_all_of_it,
-    many_conversations_are_read_at_once,
-    a_reader_that_does_not_read_delays_nobody,
+    all_readers_of_a_conversation_see_every_event,
+    many_conversations_can_be_streamed_at_once,
+    unread_stream_delays_no_other,
 );
 
-async fn many_readers_of_one_conversation_all_see_all_of_it(kind: Kind) {
+async fn all_readers_of_a_conversation_see_every_event(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let mut readers: Vec<EventReader> =
@@ -32,7 +32,7 @@ async fn many_readers_of_one_conversation_all_see_all_of_it(kind: Kind) {
     assert!(since.elapsed() < Duration::from_secs(4), "they were woken: {:?}", since.elapsed());
 }
 
-async fn many_conversations_are_read_at_once(kind: Kind) {
+async fn many_conversations_can_be_streamed_at_once(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let read = join_all((0..READERS).map(|_| async {
         let conversation = deployment.any().open().await;
@@ -52,7 +52,7 @@ async fn many_conversations_are_read_at_once(kind: Kind) {
     drop(read);
 }
 
-async fn a_reader_that_does_not_read_delays_nobody(kind: Kind) {
+async fn unread_stream_delays_no_other(kind: Kind) {
     const RESULTS: usize = 30;
     let deployment = kind.deploy(&[]).await;
     let service = deployment.any();
@@ -89,7 +89,7 @@ async fn a_reader_that_does_not_read_delays_nobody(kind: Kind) {
 
 /// A short form of `cargo bench --bench overload -- readers redis://…`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_that_start_over_refuse_no_callback_and_fill_no_output_buffer() {
+async fn restarting_readers_do_not_overload_redis() {
     const RESULTS: usize = 4;
     let redis = RedisServer::start();
     let service = Service::on(&redis).await;
@@ -132,7 +132,7 @@ async fn reads(service: &Service) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_is_read_once() {
+async fn streams_share_one_read_of_a_change() {
     const CHANGES: u64 = 20;
     let redis = RedisServer::start();
     let service = Service::on(&redis).await;
@@ -151,7 +151,7 @@ async fn a_change_is_read_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_does_not_read_holds_up_no_drain_for_ever() {
+async fn unread_stream_does_not_block_the_drain() {
     let redis = RedisServer::start();
     let service = Service::start(&[("store.url", &redis.url(0)), ("http.drain_timeout_ms", "500")]).await;
     let conversation = service.open().await;

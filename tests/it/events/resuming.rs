@@ -10,9 +10,9 @@ use tokio::time::{Duration, Instant};
 use crate::service::{Event, Kind, Service, on_every_deployment, until};
 
 on_every_deployment!(
-    a_reader_begins_where_it_asks_to,
-    a_reader_that_is_cut_off_anywhere_misses_nothing_and_reads_nothing_twice,
-    a_reader_that_reads_while_results_come_sees_each_once_in_order,
+    stream_starts_at_the_requested_event,
+    resuming_neither_skips_nor_repeats_events,
+    live_stream_delivers_each_result_once_in_order,
 );
 
 /// A conversation with so many results on its channel: 1, 2, 3 …
@@ -40,7 +40,7 @@ fn sequences(events: &[Event]) -> Vec<u64> {
     events.iter().map(Event::sequence).collect()
 }
 
-async fn a_reader_begins_where_it_asks_to(kind: Kind) {
+async fn stream_starts_at_the_requested_event(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = delivered(deployment.any(), 5).await;
     let read = async |query: &str, count| {
@@ -88,7 +88,7 @@ async fn a_reader_begins_where_it_asks_to(kind: Kind) {
     }
 }
 
-async fn a_reader_that_is_cut_off_anywhere_misses_nothing_and_reads_nothing_twice(kind: Kind) {
+async fn resuming_neither_skips_nor_repeats_events(kind: Kind) {
     const RESULTS: u64 = 40;
     let deployment = kind.deploy(&[]).await;
     let conversation = delivered(deployment.any(), RESULTS).await;
@@ -112,7 +112,7 @@ async fn a_reader_that_is_cut_off_anywhere_misses_nothing_and_reads_nothing_twic
     }
 }
 
-async fn a_reader_that_reads_while_results_come_sees_each_once_in_order(kind: Kind) {
+async fn live_stream_delivers_each_result_once_in_order(kind: Kind) {
     const RESULTS: u64 = 60;
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
@@ -153,7 +153,7 @@ async fn a_reader_that_reads_while_results_come_sees_each_once_in_order(kind: Ki
 }
 
 #[tokio::test]
-async fn a_timeout_wakes_a_reader_as_a_result_does() {
+async fn timeout_reaches_an_open_stream() {
     let service = Service::on_memory().await;
     let conversation = service.open().await;
     let mut reader = service.events(&conversation, "").await;
@@ -165,7 +165,7 @@ async fn a_timeout_wakes_a_reader_as_a_result_does() {
 }
 
 #[tokio::test]
-async fn more_streams_than_allowed_are_refused_and_one_that_is_gone_makes_room() {
+async fn stream_limit_is_enforced_and_closed_streams_free_it() {
     let service = Service::start(&[("http.max_event_streams", "2")]).await;
     let conversation = service.open().await;
     let (first, second) = (service.events(&conversation, "").await, service.events(&conversation, "").await);
@@ -179,7 +179,7 @@ async fn more_streams_than_allowed_are_refused_and_one_that_is_gone_makes_room()
 }
 
 #[tokio::test]
-async fn a_reader_is_not_led_past_what_takes_the_place_of_what_redis_lost() {
+async fn resuming_past_lost_events_is_refused() {
     let mut redis = RedisServer::start();
     let service = Service::start(&[("store.url", &redis.url(0))]).await;
     let conversation = delivered(&service, 1).await;
@@ -197,7 +197,7 @@ async fn a_reader_is_not_led_past_what_takes_the_place_of_what_redis_lost() {
 }
 
 #[tokio::test]
-async fn a_reader_is_not_led_past_what_a_conversation_of_the_same_name_has() {
+async fn resuming_in_a_recreated_conversation_starts_over() {
     let redis = RedisServer::start();
     let service = Service::start(&[("store.url", &redis.url(0))]).await;
     let conversation = delivered(&service, 3).await;

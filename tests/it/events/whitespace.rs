@@ -5,9 +5,9 @@ use serde_json::Value;
 
 use crate::service::{Kind, on_every_deployment};
 
-on_every_deployment!(a_line_break_in_a_result_is_one_line_feed_to_a_reader);
+on_every_deployment!(line_break_in_a_result_becomes_a_line_feed);
 
-async fn a_line_break_in_a_result_is_one_line_feed_to_a_reader(kind: Kind) {
+async fn line_break_in_a_result_becomes_a_line_feed(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let bodies = [

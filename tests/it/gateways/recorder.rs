@@ -120,7 +120,7 @@ pub(super) fn plain(id: &str) -> String {
 }
 
 #[test]
-fn an_answer_is_told_from_a_refusal_that_names_no_request() {
+fn responses_are_matched_to_requests() {
     let said = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 Accepted\r\nx-request-id: a-b\r\n\r\n{}\
                 HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
     let expected = [("202", Some("ab")), ("400", None)];

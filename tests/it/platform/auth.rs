@@ -6,7 +6,7 @@ use super::check;
 use crate::service::{SERVICE_KEY, Service};
 
 #[tokio::test]
-async fn nobody_without_a_key_learns_anything() {
+async fn request_without_a_key_reveals_nothing() {
     let service = Service::on_memory().await;
     let conversation = service.open().await;
     let item = service.tool(&conversation).await;
@@ -45,7 +45,7 @@ async fn nobody_without_a_key_learns_anything() {
 }
 
 #[tokio::test]
-async fn every_configured_key_opens_and_the_scheme_may_be_written_in_any_case() {
+async fn every_configured_key_is_accepted() {
     let keys = "[\"first-key-of-three\",\"second-key-of-three\",\"third-key-of-three\"]";
     let service = Service::start(&[("platform.service_keys", keys)]).await;
     for key in ["first-key-of-three", "second-key-of-three", "third-key-of-three"] {
@@ -60,7 +60,7 @@ async fn every_configured_key_opens_and_the_scheme_may_be_written_in_any_case() 
 }
 
 #[tokio::test]
-async fn health_needs_no_key_and_an_unknown_path_needs_one() {
+async fn health_needs_no_key_and_unknown_paths_do() {
     let service = Service::on_memory().await;
     check([
         ("health", service.health(), (200, "ok")),
@@ -76,7 +76,7 @@ async fn health_needs_no_key_and_an_unknown_path_needs_one() {
 }
 
 #[tokio::test]
-async fn wrong_service_keys_are_limited_by_address_and_a_valid_one_is_always_accepted() {
+async fn wrong_keys_are_rate_limited_and_valid_keys_pass() {
     let service = Service::start(&[("rate_limit.failed_max", "3")]).await;
     let guess =
         || service.stranger("GET", "/conversations/a").header("authorization", "Bearer guessed-key-16-chars");

@@ -7,12 +7,9 @@ use serde_json::json;
 use super::{check, fields};
 use crate::service::{Kind, Service, millis, on_every_deployment};
 
-on_every_deployment!(
-    a_conversation_is_created_once_and_opened_again_until_it_ends,
-    ending_drops_and_counts_what_is_not_delivered_and_ending_twice_is_the_same_as_once,
-);
+on_every_deployment!(conversation_is_created_once, ending_counts_dropped_items_and_is_idempotent,);
 
-async fn a_conversation_is_created_once_and_opened_again_until_it_ends(kind: Kind) {
+async fn conversation_is_created_once(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let path = "/conversations/A.b_c:d-9";
     let put = || deployment.any().platform("PUT", path);
@@ -30,7 +27,7 @@ async fn a_conversation_is_created_once_and_opened_again_until_it_ends(kind: Kin
     check([("ended", put(), (409, "CONVERSATION_ENDED"))]).await;
 }
 
-async fn ending_drops_and_counts_what_is_not_delivered_and_ending_twice_is_the_same_as_once(kind: Kind) {
+async fn ending_counts_dropped_items_and_is_idempotent(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let mut items = Vec::new();
@@ -70,7 +67,7 @@ async fn ending_drops_and_counts_what_is_not_delivered_and_ending_twice_is_the_s
 }
 
 #[tokio::test]
-async fn what_was_never_opened_is_not_found() {
+async fn unknown_conversation_is_not_found() {
     let service = Service::on_memory().await;
     let not_found = (404, "CONVERSATION_NOT_FOUND");
     let item = "/conversations/nobody/work-items/0190163d-8694-739b-aea5-966c26f8ad91";
@@ -86,7 +83,7 @@ async fn what_was_never_opened_is_not_found() {
 }
 
 #[tokio::test]
-async fn a_conversation_left_untouched_ends_by_itself_and_whatever_touches_it_keeps_it() {
+async fn idle_conversation_ends_and_activity_keeps_it() {
     let clock = ManualClock::at(Timestamp::from_millis(1_800_000_000_000));
     let service = Service::with_clock(&[], Clock::Manual(clock.clone())).await;
     let path = "/conversations/idle";

@@ -88,14 +88,14 @@ async fn shows_what_is_awaiting_and_what_is_held(service: &Service, clock: &Manu
 }
 
 #[tokio::test]
-async fn memory_shows_what_is_awaiting_and_what_is_held_with_ages_and_sizes() {
+async fn inspection_on_memory_shows_awaiting_and_held_items() {
     let clock = ManualClock::at(Timestamp::from_millis(START));
     let service = Service::with_clock(&[], Clock::Manual(clock.clone())).await;
     shows_what_is_awaiting_and_what_is_held(&service, &clock).await;
 }
 
 #[tokio::test]
-async fn redis_shows_what_is_awaiting_and_what_is_held_with_ages_and_sizes() {
+async fn inspection_on_redis_shows_awaiting_and_held_items() {
     // The last database of the shared server: whoever numbers them begins with the first.
     let url = RedisServer::shared().url(DATABASES - 1);
     let clock = ManualClock::at(Timestamp::from_millis(START));

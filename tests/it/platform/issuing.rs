@@ -7,13 +7,13 @@ use super::{check, fields};
 use crate::service::{Kind, Service, issued, millis, on_every_deployment};
 
 on_every_deployment!(
-    an_item_is_issued_with_all_that_a_provider_needs,
-    the_same_idempotency_key_gives_the_same_item_and_another_body_is_refused,
-    of_many_requests_with_one_idempotency_key_at_once_one_item_comes,
-    limits_are_told_and_nothing_is_issued,
+    issued_item_has_all_that_a_provider_needs,
+    idempotency_key_returns_the_same_item,
+    concurrent_idempotent_requests_issue_one_item,
+    requests_over_a_limit_issue_nothing,
 );
 
-async fn an_item_is_issued_with_all_that_a_provider_needs(kind: Kind) {
+async fn issued_item_has_all_that_a_provider_needs(kind: Kind) {
     let flags =
         [("http.public_base_url", "https://api.example.com/hooks/"), ("token.replay_window_ms", "5000")];
     let deployment = kind.deploy(&flags).await;
@@ -51,7 +51,7 @@ async fn an_item_is_issued_with_all_that_a_provider_needs(kind: Kind) {
     }
 }
 
-async fn the_same_idempotency_key_gives_the_same_item_and_another_body_is_refused(kind: Kind) {
+async fn idempotency_key_returns_the_same_item(kind: Kind) {
     let deployment = kind.deploy(&[("http.public_base_url", "https://api.example.com")]).await;
     let conversation = deployment.any().open().await;
     let asked = json!({"kind": "tool", "timeoutMs": 5_000});
@@ -87,7 +87,7 @@ async fn the_same_idempotency_key_gives_the_same_item_and_another_body_is_refuse
     check([("after the end", issue("one", &asked), (409, "CONVERSATION_ENDED"))]).await;
 }
 
-async fn of_many_requests_with_one_idempotency_key_at_once_one_item_comes(kind: Kind) {
+async fn concurrent_idempotent_requests_issue_one_item(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let asked = json!({"kind": "tool"});
@@ -105,7 +105,7 @@ async fn of_many_requests_with_one_idempotency_key_at_once_one_item_comes(kind: 
     assert_eq!(shown["nextSequence"], 2);
 }
 
-async fn limits_are_told_and_nothing_is_issued(kind: Kind) {
+async fn requests_over_a_limit_issue_nothing(kind: Kind) {
     let deployment = kind.deploy(&[("gate.max_awaiting_items", "2"), ("gate.max_channel_length", "3")]).await;
     let conversation = deployment.any().open().await;
     let asked = json!({"kind": "tool"});
@@ -137,7 +137,7 @@ async fn limits_are_told_and_nothing_is_issued(kind: Kind) {
 }
 
 #[tokio::test]
-async fn a_request_that_asks_for_what_cannot_be_is_refused_and_the_field_is_named() {
+async fn invalid_issue_request_names_the_field() {
     let service = Service::start(&[("token.carriers", "[\"header\",\"body\"]")]).await;
     let conversation = service.open().await;
     for (asked, named) in [

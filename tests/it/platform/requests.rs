@@ -4,7 +4,7 @@ use super::check;
 use crate::service::{SERVICE_KEY, Service};
 
 #[tokio::test]
-async fn an_id_holds_no_character_that_means_something_in_a_key() {
+async fn id_with_key_syntax_is_refused() {
     let service = Service::on_memory().await;
     let invalid = (400, "REQUEST_INVALID");
     let put = |id: &str| service.platform("PUT", &format!("/conversations/{id}"));
@@ -39,7 +39,7 @@ async fn an_id_holds_no_character_that_means_something_in_a_key() {
 }
 
 #[tokio::test]
-async fn a_body_must_be_json_and_hold_known_fields_only() {
+async fn body_must_be_json_with_known_fields() {
     let service = Service::on_memory().await;
     let put = || service.platform("PUT", "/conversations/strict");
     for (body, named) in [
@@ -81,7 +81,7 @@ async fn a_body_must_be_json_and_hold_known_fields_only() {
 }
 
 #[tokio::test]
-async fn the_platforms_key_is_never_said_back() {
+async fn service_key_is_never_echoed() {
     let service = Service::on_memory().await;
     for call in [
         service.platform("PUT", "/conversations/%7B%7D"),
@@ -94,7 +94,7 @@ async fn the_platforms_key_is_never_said_back() {
 }
 
 #[tokio::test]
-async fn a_word_is_a_string_and_nothing_else() {
+async fn enum_fields_must_be_strings() {
     let service = Service::on_memory().await;
     let conversation = service.open().await;
     let issue = |body: &str| {

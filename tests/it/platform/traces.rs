@@ -4,13 +4,13 @@ use serde_json::{Value, json};
 
 use crate::service::{Kind, on_every_deployment};
 
-on_every_deployment!(an_item_is_part_of_the_trace_that_stands_nearest);
+on_every_deployment!(item_joins_the_nearest_trace);
 
 fn trace(letter: &str) -> String {
     format!("00-{}-{}-01", letter.repeat(32), letter.repeat(16))
 }
 
-async fn an_item_is_part_of_the_trace_that_stands_nearest(kind: Kind) {
+async fn item_joins_the_nearest_trace(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let (opened, in_header, in_body) = (trace("a"), trace("b"), trace("c"));
     for (nth, (of_conversation, header, body, expected)) in [

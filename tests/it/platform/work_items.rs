@@ -6,12 +6,12 @@ use super::{check, fields};
 use crate::service::{Kind, millis, on_every_deployment, until};
 
 on_every_deployment!(
-    a_cancelled_item_leaves_the_way_to_those_behind_it,
-    what_is_settled_cannot_be_cancelled_and_its_outcome_is_told,
-    an_item_is_its_conversations_own,
+    cancellation_releases_held_results,
+    cancelling_a_settled_item_returns_its_outcome,
+    item_belongs_to_one_conversation,
 );
 
-async fn a_cancelled_item_leaves_the_way_to_those_behind_it(kind: Kind) {
+async fn cancellation_releases_held_results(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let mut items = Vec::new();
@@ -53,7 +53,7 @@ async fn a_cancelled_item_leaves_the_way_to_those_behind_it(kind: Kind) {
     assert_eq!((&cancelled["state"], &cancelled["outcome"]), (&json!("held"), &json!("cancelled")));
 }
 
-async fn what_is_settled_cannot_be_cancelled_and_its_outcome_is_told(kind: Kind) {
+async fn cancelling_a_settled_item_returns_its_outcome(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let succeeded = deployment.any().tool(&conversation).await;
@@ -81,7 +81,7 @@ async fn what_is_settled_cannot_be_cancelled_and_its_outcome_is_told(kind: Kind)
     assert_eq!(deployment.any().events(&conversation, "?from=0").await.rest().await.len(), 6);
 }
 
-async fn an_item_is_its_conversations_own(kind: Kind) {
+async fn item_belongs_to_one_conversation(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let item = deployment.any().fresh_tool().await;
     let other = deployment.any().open().await;

@@ -10,7 +10,7 @@ use crate::service::{Deployment, Item, Kind, on_every_topology};
 const DOCUMENTS: usize = 1_000;
 const AT_ONCE: usize = 16;
 
-on_every_topology!(any_json_text_is_on_the_channel_as_it_was_posted);
+on_every_topology!(random_json_is_delivered_unchanged);
 
 /// White space of any kind.
 fn space(random: &mut StdRng) -> String {
@@ -101,7 +101,7 @@ fn in_redis(deployment: &Deployment, channel: &str) -> Option<Vec<Vec<u8>>> {
     Some(entries.ids.iter().map(|entry| result(&entry.get::<String>("envelope").unwrap()).into()).collect())
 }
 
-async fn any_json_text_is_on_the_channel_as_it_was_posted(kind: Kind) {
+async fn random_json_is_delivered_unchanged(kind: Kind) {
     let _turn = super::turn().await;
     let deployment = kind.deploy(&[]).await;
     let opened = deployment.any().platform("PUT", "/conversations/verbatim").send().await.json();

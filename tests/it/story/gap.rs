@@ -16,7 +16,7 @@ const LATEST_MS: u64 = 100;
 /// Requests at once while the stage is set.
 const AT_ONCE: usize = 32;
 
-on_every_topology!(what_never_comes_times_out_on_time_and_lets_pass_what_is_behind_it);
+on_every_topology!(missing_result_times_out_and_releases_the_rest);
 
 async fn add_pending(deployment: &Deployment) {
     let conversations: Vec<String> =
@@ -61,7 +61,7 @@ async fn lateness(deployment: &Deployment, timeout_ms: u64) -> u64 {
     released.checked_sub(deadline).expect("nothing times out before its deadline")
 }
 
-async fn what_never_comes_times_out_on_time_and_lets_pass_what_is_behind_it(kind: Kind) {
+async fn missing_result_times_out_and_releases_the_rest(kind: Kind) {
     let _turn = super::turn().await;
     let deployment = kind.deploy(&[]).await;
     add_pending(&deployment).await;

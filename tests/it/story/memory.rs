@@ -62,7 +62,7 @@ fn large() -> Bytes {
 }
 
 #[tokio::test]
-async fn large_results_on_their_way_to_redis_leave_nothing_behind() {
+async fn accepted_large_results_do_not_grow_memory() {
     let _turn = super::turn().await;
     let redis = RedisServer::start();
     let program = Program::start(&redis.url(0)).await;
@@ -84,7 +84,7 @@ async fn large_results_on_their_way_to_redis_leave_nothing_behind() {
 }
 
 #[tokio::test]
-async fn large_bodies_that_are_refused_or_known_leave_nothing_behind() {
+async fn refused_large_bodies_do_not_grow_memory() {
     let _turn = super::turn().await;
     let program = Program::start("memory:").await;
     let service = &program.service;

@@ -14,7 +14,7 @@ use crate::service::{Event, Item, Kind, Reply, on_every_topology};
 const ITEMS: u64 = 200;
 const CLIENTS: usize = 32;
 
-on_every_topology!(two_conversations_in_random_order_with_repetitions_come_out_whole_and_in_order);
+on_every_topology!(conversations_are_complete_and_in_order);
 
 /// What the result of an item is.
 fn result(item: &Item) -> String {
@@ -30,7 +30,7 @@ fn facts(reply: &Reply) -> Value {
     facts
 }
 
-async fn two_conversations_in_random_order_with_repetitions_come_out_whole_and_in_order(kind: Kind) {
+async fn conversations_are_complete_and_in_order(kind: Kind) {
     let _turn = super::turn().await;
     let deployment = kind.deploy(&[]).await;
     let conversations = [deployment.any().open().await, deployment.any().open().await];

@@ -14,9 +14,9 @@ const CLIENTS: usize = 64;
 /// Who was told what, of one token: the bodies by the verdict on them.
 type Told = BTreeMap<(u16, String), Vec<String>>;
 
-on_every_topology!(of_many_callers_with_one_token_exactly_one_is_first);
+on_every_topology!(one_of_many_concurrent_callbacks_is_first);
 
-async fn of_many_callers_with_one_token_exactly_one_is_first(kind: Kind) {
+async fn one_of_many_concurrent_callbacks_is_first(kind: Kind) {
     let _turn = super::turn().await;
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;

@@ -3,9 +3,9 @@
 use super::check;
 use crate::service::{CALLBACKS, Kind, Service, on_every_deployment};
 
-on_every_deployment!(what_is_json_is_passed_on_as_it_is);
+on_every_deployment!(json_body_is_delivered_unchanged);
 
-async fn what_is_json_is_passed_on_as_it_is(kind: Kind) {
+async fn json_body_is_delivered_unchanged(kind: Kind) {
     let deployment = kind.deploy(&[("http.max_body_bytes", "16777216")]).await;
     let conversation = deployment.any().open().await;
     let digits = "7".repeat(10 * 1024 * 1024);
@@ -39,7 +39,7 @@ async fn what_is_json_is_passed_on_as_it_is(kind: Kind) {
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_refused_and_spends_nothing() {
+async fn invalid_json_is_refused_and_spends_nothing() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth)).into_bytes();
@@ -69,7 +69,7 @@ async fn what_is_not_json_is_refused_and_spends_nothing() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_announced_as_json_is_refused_and_spends_nothing() {
+async fn other_content_type_is_refused_and_spends_nothing() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let post = || service.provider("POST", CALLBACKS).header("x-callback-token", &item.token).body("1");
@@ -98,7 +98,7 @@ async fn a_body_that_is_not_announced_as_json_is_refused_and_spends_nothing() {
 }
 
 #[tokio::test]
-async fn a_path_with_escapes_is_a_token_or_nothing() {
+async fn escaped_path_is_a_token_or_not_found() {
     let service = Service::on_memory().await;
     let post = |rest: &str| service.provider("POST", &format!("{CALLBACKS}{rest}")).json("1");
     check([

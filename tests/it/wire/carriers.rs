@@ -16,7 +16,7 @@ const ALL: [(&str, Sending); 4] =
     [("header", IN_HEADER), ("query", IN_QUERY), ("body", IN_BODY), ("path", IN_PATH)];
 
 #[tokio::test]
-async fn a_token_may_travel_in_each_carrier_and_the_result_is_the_same() {
+async fn every_carrier_delivers_the_same_result() {
     let service = Service::on_memory().await;
     for (name, sending) in ALL {
         let item = service.fresh_tool().await;
@@ -27,7 +27,7 @@ async fn a_token_may_travel_in_each_carrier_and_the_result_is_the_same() {
 }
 
 #[tokio::test]
-async fn the_same_result_through_another_carrier_is_the_same_callback() {
+async fn repetition_through_another_carrier_is_recognised() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     check([("the first", IN_HEADER(&service, &item.token), (202, "delivered"))]).await;
@@ -37,7 +37,7 @@ async fn the_same_result_through_another_carrier_is_the_same_callback() {
 }
 
 #[tokio::test]
-async fn the_field_with_the_token_is_taken_out_and_every_other_byte_stays() {
+async fn token_field_is_removed_from_the_result() {
     let service = Service::on_memory().await;
     for (sent, result) in [
         ("{\"callbackToken\":\"$\"}", "{}"),
@@ -61,7 +61,7 @@ async fn the_field_with_the_token_is_taken_out_and_every_other_byte_stays() {
 }
 
 #[tokio::test]
-async fn a_carrier_that_is_switched_off_carries_nothing() {
+async fn disabled_carrier_is_ignored() {
     for (on, allowed) in ALL {
         let carriers = format!("[\"{on}\"]");
         let service =
@@ -77,7 +77,7 @@ async fn a_carrier_that_is_switched_off_carries_nothing() {
 }
 
 #[tokio::test]
-async fn a_switched_off_field_is_a_part_of_the_result() {
+async fn disabled_body_carrier_keeps_the_field() {
     let service = Service::start(&[("token.carriers", "[\"header\"]")]).await;
     let item = service.fresh_tool().await;
     let call = service.callback(&item.token, "{\"callbackToken\":\"mine\"}");
@@ -87,7 +87,7 @@ async fn a_switched_off_field_is_a_part_of_the_result() {
 }
 
 #[tokio::test]
-async fn carriers_have_the_names_that_the_operator_gave_them() {
+async fn carrier_names_are_configurable() {
     let service = Service::start(&[
         ("token.header_name", "X-Delphi-Token"),
         ("token.query_name", "delphi.token"),
@@ -120,7 +120,7 @@ async fn carriers_have_the_names_that_the_operator_gave_them() {
 }
 
 #[tokio::test]
-async fn carriers_that_agree_are_one_and_carriers_that_disagree_are_refused_and_spend_nothing() {
+async fn different_tokens_in_one_request_are_refused() {
     let service = Service::on_memory().await;
     let conversation = service.open().await;
     let (one, other) = (service.tool(&conversation).await, service.tool(&conversation).await);
@@ -174,7 +174,7 @@ async fn carriers_that_agree_are_one_and_carriers_that_disagree_are_refused_and_
 }
 
 #[tokio::test]
-async fn a_token_as_it_is_given_out_is_taken_where_it_is_told_to_be_put() {
+async fn issued_callback_instructions_work() {
     let service = Service::start(&[("http.public_base_url", "")]).await;
     for (name, _) in ALL {
         let conversation = service.open().await;

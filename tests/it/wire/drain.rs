@@ -5,7 +5,7 @@ use tokio::time::{Duration, Instant};
 use super::check;
 use crate::service::{CALLBACKS, Kind, Raw, Service, on_every_deployment, until};
 
-on_every_deployment!(while_draining_new_requests_are_refused_and_those_under_way_are_answered);
+on_every_deployment!(draining_refuses_new_requests_and_finishes_others);
 
 fn slow_head(token: &str) -> String {
     format!(
@@ -13,7 +13,7 @@ fn slow_head(token: &str) -> String {
     )
 }
 
-async fn while_draining_new_requests_are_refused_and_those_under_way_are_answered(kind: Kind) {
+async fn draining_refuses_new_requests_and_finishes_others(kind: Kind) {
     let deployment =
         kind.deploy(&[("http.drain_grace_ms", "60000"), ("http.drain_timeout_ms", "60000")]).await;
     let service = deployment.any();
@@ -49,7 +49,7 @@ async fn while_draining_new_requests_are_refused_and_those_under_way_are_answere
 }
 
 #[tokio::test]
-async fn draining_ends_when_the_last_request_is_answered() {
+async fn drain_ends_after_the_last_response() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let mut under_way = Raw::connect(service.public).await;
@@ -66,7 +66,7 @@ async fn draining_ends_when_the_last_request_is_answered() {
 }
 
 #[tokio::test]
-async fn draining_waits_for_nobody_for_ever() {
+async fn drain_has_a_time_limit() {
     let service = Service::start(&[("http.drain_timeout_ms", "200")]).await;
     let item = service.fresh_tool().await;
     let mut stuck = Raw::connect(service.public).await;

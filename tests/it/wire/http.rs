@@ -11,7 +11,7 @@ fn head(token: &str) -> String {
 
 /// hyper answers these by itself, without a body and without ids, and closes the connection.
 #[tokio::test]
-async fn a_malformed_head_is_refused_and_closes_the_connection() {
+async fn malformed_head_is_refused_and_closes_the_connection() {
     let service = Service::on_memory().await;
     let head = head("cbt_x");
     for (sentence, bytes) in [
@@ -50,7 +50,7 @@ async fn a_malformed_head_is_refused_and_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn http2_is_not_spoken() {
+async fn http2_is_not_supported() {
     let service = Service::on_memory().await;
     let mut raw = Raw::connect(service.public).await;
     raw.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0").await;
@@ -58,7 +58,7 @@ async fn http2_is_not_spoken() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused() {
+async fn oversized_head_is_refused() {
     let service = Service::on_memory().await;
     for (sentence, bytes) in [
         ("one header", format!("GET /health HTTP/1.1\r\nx-a: {}\r\n\r\n", "x".repeat(200_000))),
@@ -82,7 +82,7 @@ async fn a_head_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_what_its_head_announces_is_never_taken() {
+async fn body_with_wrong_framing_is_never_accepted() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let head = head(&item.token);
@@ -149,7 +149,7 @@ async fn a_body_that_is_not_what_its_head_announces_is_never_taken() {
 }
 
 #[tokio::test]
-async fn a_request_that_hides_in_another_is_not_heard() {
+async fn smuggled_request_is_ignored() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let hidden = format!("{}content-length: 1\r\n\r\n1", head(&item.token));
@@ -180,7 +180,7 @@ async fn a_request_that_hides_in_another_is_not_heard() {
 }
 
 #[tokio::test]
-async fn requests_follow_each_other_on_one_connection_whatever_was_said_before() {
+async fn connection_survives_refused_requests() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let mut raw = Raw::connect(service.public).await;
@@ -200,7 +200,7 @@ async fn requests_follow_each_other_on_one_connection_whatever_was_said_before()
 }
 
 #[tokio::test]
-async fn a_target_that_is_no_path_is_a_path_or_nothing() {
+async fn request_targets_of_other_forms_are_handled() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let absolute = head(&item.token).replacen(CALLBACKS, &format!("http://elsewhere{CALLBACKS}"), 1);
@@ -215,7 +215,7 @@ async fn a_target_that_is_no_path_is_a_path_or_nothing() {
 }
 
 #[tokio::test]
-async fn the_first_version_of_http_is_answered_too() {
+async fn http_1_0_is_supported() {
     let service = Service::on_memory().await;
     let mut raw = Raw::connect(service.public).await;
     raw.send("GET /health HTTP/1.0\r\n\r\n").await;
@@ -224,7 +224,7 @@ async fn the_first_version_of_http_is_answered_too() {
 }
 
 #[tokio::test]
-async fn the_platforms_listener_refuses_what_is_not_http_just_so() {
+async fn platform_listener_refuses_malformed_http() {
     let service = Service::on_memory().await;
     let mut raw = Raw::connect(service.platform).await;
     raw.send("hello\r\n\r\n").await;

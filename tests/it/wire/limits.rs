@@ -8,7 +8,7 @@ use crate::service::{CALLBACKS, Kind, Raw, Service, on_every_deployment, until};
 
 const MEBIBYTE: usize = 1024 * 1024;
 
-on_every_deployment!(a_body_of_exactly_the_limit_is_taken_and_one_byte_more_is_not);
+on_every_deployment!(body_limit_is_exact);
 
 /// A JSON string of so many bytes.
 fn text_of(bytes: usize) -> String {
@@ -27,7 +27,7 @@ fn chunked(token: &str, body: &str) -> String {
     format!("{head}{:x}\r\n{one}\r\n{:X}\r\n{two}\r\n0\r\n\r\n", one.len(), two.len())
 }
 
-async fn a_body_of_exactly_the_limit_is_taken_and_one_byte_more_is_not(kind: Kind) {
+async fn body_limit_is_exact(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let (exact, more) = (text_of(MEBIBYTE), text_of(MEBIBYTE + 1));
@@ -62,7 +62,7 @@ async fn a_body_of_exactly_the_limit_is_taken_and_one_byte_more_is_not(kind: Kin
 }
 
 #[tokio::test]
-async fn a_client_that_waits_to_be_told_to_go_on_is_told() {
+async fn expect_100_continue_is_answered() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let mut raw = Raw::connect(service.public).await;
@@ -79,7 +79,7 @@ async fn narrow(redis: &RedisServer, at_once: &str) -> Service {
 }
 
 #[tokio::test]
-async fn more_requests_than_allowed_at_once_are_refused_before_they_spend_anything() {
+async fn requests_over_the_in_flight_limit_are_refused() {
     let redis = RedisServer::start();
     let service = narrow(&redis, "2").await;
     let conversation = service.open().await;
@@ -112,7 +112,7 @@ async fn more_requests_than_allowed_at_once_are_refused_before_they_spend_anythi
 }
 
 #[tokio::test]
-async fn a_refusal_for_overload_is_held_back_and_delays_nobody_else() {
+async fn overload_refusal_is_delayed_and_delays_no_other() {
     let redis = RedisServer::start();
     let service = narrow(&redis, "1").await;
     let item = service.fresh_tool().await;
@@ -141,7 +141,7 @@ async fn slow(service: &Service, token: &str) -> Raw {
 }
 
 #[tokio::test]
-async fn bodies_that_do_not_end_hold_no_place_among_the_requests_under_way() {
+async fn unfinished_bodies_hold_no_in_flight_permit() {
     let service = Service::start(&[("http.max_requests_in_flight", "1")]).await;
     let item = service.fresh_tool().await;
     let mut others = Vec::new();
@@ -154,7 +154,7 @@ async fn bodies_that_do_not_end_hold_no_place_among_the_requests_under_way() {
 }
 
 #[tokio::test]
-async fn anonymous_bodies_have_a_budget_of_their_own_and_slow_ones_are_cut() {
+async fn anonymous_bodies_have_a_separate_budget() {
     let flags = [("http.max_body_bytes", "8192"), ("http.max_buffered_bytes", "98304")];
     let service = Service::start(&flags).await;
     let (item, other) = (service.fresh_tool().await, service.fresh_tool().await);
@@ -179,7 +179,7 @@ async fn anonymous_bodies_have_a_budget_of_their_own_and_slow_ones_are_cut() {
 }
 
 #[tokio::test]
-async fn many_large_bodies_at_once_are_refused_beyond_the_memory_for_them() {
+async fn large_bodies_over_the_budget_are_refused() {
     let flags = [("http.max_body_bytes", "32768"), ("http.max_buffered_bytes", "393216")];
     let service = Service::start(&flags).await;
     let item = service.fresh_tool().await;
@@ -197,7 +197,7 @@ async fn many_large_bodies_at_once_are_refused_beyond_the_memory_for_them() {
 }
 
 #[tokio::test]
-async fn when_all_connections_are_taken_an_idle_one_is_closed_for_a_new_one() {
+async fn idle_connection_is_closed_for_a_new_one() {
     let service = Service::start(&[("http.max_connections", "3")]).await;
     let get = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
     let item = service.fresh_tool().await;
@@ -217,7 +217,7 @@ async fn when_all_connections_are_taken_an_idle_one_is_closed_for_a_new_one() {
 }
 
 #[tokio::test]
-async fn busy_connections_keep_their_places_and_new_ones_wait() {
+async fn busy_connections_stay_and_new_ones_wait() {
     let service = Service::start(&[("http.max_connections", "1")]).await;
     let item = service.fresh_tool().await;
     let mut busy = slow(&service, &item.token).await;

@@ -13,7 +13,7 @@ async fn service() -> Service {
 }
 
 #[tokio::test]
-async fn what_is_wrong_first_is_told_first_and_nothing_is_spent() {
+async fn checks_run_in_documented_order_and_spend_nothing() {
     let service = service().await;
     let conversation = service.open().await;
     let item = service.issue(&conversation, &json!({"kind": "llm"})).await;
@@ -48,7 +48,7 @@ async fn what_is_wrong_first_is_told_first_and_nothing_is_spent() {
 }
 
 #[tokio::test]
-async fn a_forged_token_is_refused_before_its_body_is_looked_at_for_a_shape() {
+async fn forged_token_is_refused_before_the_result_is_validated() {
     let service = service().await;
     check([
         ("not an llm result", service.callback("cbt_x", "7"), (401, "CALLBACK_TOKEN_INVALID")),
@@ -58,7 +58,7 @@ async fn a_forged_token_is_refused_before_its_body_is_looked_at_for_a_shape() {
 }
 
 #[tokio::test]
-async fn a_refused_callback_leaves_its_item_awaiting_until_a_good_one_comes() {
+async fn refused_callback_leaves_its_item_awaiting() {
     let service = service().await;
     let item = service.fresh_tool().await;
     for bad in ["", "{", "nul", "[1,]", "{\"a\":\"\\udc00\"}"] {
@@ -70,7 +70,7 @@ async fn a_refused_callback_leaves_its_item_awaiting_until_a_good_one_comes() {
 }
 
 #[tokio::test]
-async fn the_shape_is_checked_before_the_store_is_asked() {
+async fn result_is_validated_before_the_store_is_called() {
     let service = service().await;
     let conversation = service.open().await;
     let item = service.issue(&conversation, &json!({"kind": "llm"})).await;

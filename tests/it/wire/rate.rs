@@ -25,7 +25,7 @@ fn wait(reply: &Reply) -> u64 {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_requests_in_a_window_and_a_refusal_asks_the_store_nothing() {
+async fn request_limit_applies_per_address_before_the_store() {
     let redis = RedisServer::start();
     let service = Service::start(&[("store.url", &redis.url(0)), ("rate_limit.max", "3")]).await;
     let item = service.fresh_tool().await;
@@ -51,7 +51,7 @@ async fn an_address_has_so_many_requests_in_a_window_and_a_refusal_asks_the_stor
 }
 
 #[tokio::test]
-async fn a_window_ends_and_another_begins() {
+async fn rate_limit_resets_after_the_window() {
     let service = Service::start(&[("rate_limit.max", "1"), ("rate_limit.window_ms", "1000")]).await;
     let item = service.fresh_tool().await;
     check([("the first", service.callback("cbt_x", "1"), (401, "CALLBACK_TOKEN_INVALID"))]).await;
@@ -61,7 +61,7 @@ async fn a_window_ends_and_another_begins() {
 }
 
 #[tokio::test]
-async fn who_fails_too_often_is_no_longer_told_why_and_locks_out_nobody_with_a_good_token() {
+async fn failed_attempts_are_limited_and_valid_tokens_pass() {
     let service = Service::start(&[("rate_limit.failed_max", "3")]).await;
     let conversation = service.open().await;
     let (in_header, in_body) = (service.tool(&conversation).await, service.tool(&conversation).await);
@@ -94,7 +94,7 @@ async fn who_fails_too_often_is_no_longer_told_why_and_locks_out_nobody_with_a_g
 }
 
 #[tokio::test]
-async fn a_client_behind_a_trusted_proxy_is_the_one_that_the_proxy_saw() {
+async fn trusted_proxy_reports_the_client_address() {
     let service = behind_proxies(&[("rate_limit.max", "1")]).await;
     let item = service.fresh_tool().await;
     check([
@@ -119,7 +119,7 @@ async fn a_client_behind_a_trusted_proxy_is_the_one_that_the_proxy_saw() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_no_trusted_proxy_cannot_say_who_it_is() {
+async fn untrusted_client_cannot_set_its_address() {
     let flags = [("rate_limit.max", "1"), ("http.trusted_proxies", r#"["10.0.0.0/8"]"#)];
     let service = Service::start(&flags).await;
     let item = service.fresh_tool().await;
@@ -131,7 +131,7 @@ async fn a_client_that_is_no_trusted_proxy_cannot_say_who_it_is() {
 }
 
 #[tokio::test]
-async fn the_standard_header_is_read_where_the_operator_says_so() {
+async fn forwarded_header_is_used_if_configured() {
     let service = behind_proxies(&[("rate_limit.max", "1"), ("http.forwarded_header", "Forwarded")]).await;
     let item = service.fresh_tool().await;
     let of = |value: &str| service.callback(&item.token, "1").header("forwarded", value);

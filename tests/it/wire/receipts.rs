@@ -6,10 +6,10 @@ use super::check;
 use crate::service::{Kind, Reply, on_every_deployment};
 
 on_every_deployment!(
-    a_receipt_says_what_was_taken_and_a_repetition_gets_the_same_facts,
-    a_held_receipt_names_what_it_waits_for_and_its_repetition_tells_todays_status,
-    an_error_envelope_is_a_failure_of_either_kind_and_its_bytes_travel,
-    each_kind_takes_the_shapes_of_its_results,
+    repetition_returns_the_first_receipt,
+    repeated_held_receipt_has_the_current_status,
+    error_body_is_delivered_as_a_failure,
+    each_kind_accepts_its_result_formats,
 );
 
 fn keys(reply: &Reply) -> Vec<String> {
@@ -27,7 +27,7 @@ fn facts(reply: &Reply) -> Value {
     facts
 }
 
-async fn a_receipt_says_what_was_taken_and_a_repetition_gets_the_same_facts(kind: Kind) {
+async fn repetition_returns_the_first_receipt(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let item = deployment.any().tool(&conversation).await;
@@ -59,7 +59,7 @@ async fn a_receipt_says_what_was_taken_and_a_repetition_gets_the_same_facts(kind
     assert_eq!(events.len(), 2, "one envelope and the end: {events:?}");
 }
 
-async fn a_held_receipt_names_what_it_waits_for_and_its_repetition_tells_todays_status(kind: Kind) {
+async fn repeated_held_receipt_has_the_current_status(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let mut items = Vec::new();
@@ -91,7 +91,7 @@ async fn a_held_receipt_names_what_it_waits_for_and_its_repetition_tells_todays_
     }
 }
 
-async fn an_error_envelope_is_a_failure_of_either_kind_and_its_bytes_travel(kind: Kind) {
+async fn error_body_is_delivered_as_a_failure(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     for work in ["llm", "tool"] {
         let conversation = deployment.any().open().await;
@@ -107,7 +107,7 @@ async fn an_error_envelope_is_a_failure_of_either_kind_and_its_bytes_travel(kind
     }
 }
 
-async fn each_kind_takes_the_shapes_of_its_results(kind: Kind) {
+async fn each_kind_accepts_its_result_formats(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     for (work, body, status) in [

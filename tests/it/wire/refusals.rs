@@ -9,16 +9,16 @@ use super::check;
 use crate::service::{CALLBACKS, Kind, Service, on_every_deployment, until};
 
 on_every_deployment!(
-    a_cancelled_item_takes_no_callback,
-    an_item_past_its_deadline_takes_no_callback_and_an_expired_token_is_told_so,
-    an_ended_conversation_takes_no_callback_but_knows_what_it_delivered,
-    too_much_held_is_told_and_can_be_sent_again,
-    a_token_that_differs_in_any_character_is_refused,
+    cancelled_item_accepts_no_callback,
+    timed_out_item_and_expired_token_are_refused,
+    ended_conversation_accepts_only_repetitions,
+    result_over_the_held_limit_can_be_retried,
+    token_changed_in_any_character_is_refused,
 );
 
 const SOON: &str = "{\"kind\":\"tool\",\"timeoutMs\":1}";
 
-async fn a_cancelled_item_takes_no_callback(kind: Kind) {
+async fn cancelled_item_accepts_no_callback(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let item = deployment.any().tool(&conversation).await;
@@ -30,7 +30,7 @@ async fn a_cancelled_item_takes_no_callback(kind: Kind) {
     .await;
 }
 
-async fn an_item_past_its_deadline_takes_no_callback_and_an_expired_token_is_told_so(kind: Kind) {
+async fn timed_out_item_and_expired_token_are_refused(kind: Kind) {
     let deployment = kind.deploy(&[("token.replay_window_ms", "2000")]).await;
     let conversation = deployment.any().open().await;
     let item = deployment.any().issue(&conversation, &serde_json::from_str(SOON).unwrap()).await;
@@ -41,7 +41,7 @@ async fn an_item_past_its_deadline_takes_no_callback_and_an_expired_token_is_tol
     check([("expired", late, (401, "CALLBACK_TOKEN_EXPIRED"))]).await;
 }
 
-async fn an_ended_conversation_takes_no_callback_but_knows_what_it_delivered(kind: Kind) {
+async fn ended_conversation_accepts_only_repetitions(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let mut items = Vec::new();
@@ -67,7 +67,7 @@ async fn an_ended_conversation_takes_no_callback_but_knows_what_it_delivered(kin
     .await;
 }
 
-async fn too_much_held_is_told_and_can_be_sent_again(kind: Kind) {
+async fn result_over_the_held_limit_can_be_retried(kind: Kind) {
     for (limit, value) in [("gate.max_held_items", "1"), ("gate.max_held_bytes", "10")] {
         let deployment = kind.deploy(&[(limit, value)]).await;
         let conversation = deployment.any().open().await;
@@ -100,7 +100,7 @@ async fn too_much_held_is_told_and_can_be_sent_again(kind: Kind) {
     }
 }
 
-async fn a_token_that_differs_in_any_character_is_refused(kind: Kind) {
+async fn token_changed_in_any_character_is_refused(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let item = deployment.any().tool(&conversation).await;
@@ -137,7 +137,7 @@ async fn a_token_that_differs_in_any_character_is_refused(kind: Kind) {
 }
 
 #[tokio::test]
-async fn a_store_that_lost_writes_knows_no_item() {
+async fn token_without_a_stored_item_is_refused() {
     // Two services that share their keys, and no memory.
     let (issuer, other) = (Service::on_memory().await, Service::on_memory().await);
     let item = issuer.fresh_tool().await;
@@ -147,7 +147,7 @@ async fn a_store_that_lost_writes_knows_no_item() {
 }
 
 #[tokio::test]
-async fn a_conversation_left_untouched_takes_no_callback() {
+async fn idle_conversation_accepts_no_callback() {
     let clock = ManualClock::at(Timestamp::from_millis(1_800_000_000_000));
     let service = Service::with_clock(&[], Clock::Manual(clock.clone())).await;
     let call = service.platform("PUT", "/conversations/idle").json("{\"idleTtlMs\":1000}");
@@ -160,7 +160,7 @@ async fn a_conversation_left_untouched_takes_no_callback() {
 }
 
 #[tokio::test]
-async fn a_token_of_a_retired_key_is_refused_and_one_of_an_old_key_is_not() {
+async fn token_of_a_retired_key_is_refused() {
     let key = |id: &str, letter: &str| format!("{id}:{}=", letter.repeat(43));
     let keys = |keys: &[String]| format!("[\"{}\"]", keys.join("\",\""));
     let redis = RedisServer::start();
@@ -182,7 +182,7 @@ async fn a_token_of_a_retired_key_is_refused_and_one_of_an_old_key_is_not() {
 }
 
 #[tokio::test]
-async fn a_data_structure_that_makes_no_sense_is_a_bug_and_shows_nothing() {
+async fn corrupt_data_is_an_internal_error_without_details() {
     let redis = RedisServer::start();
     let service = Service::on(&redis).await;
     let item = service.fresh_tool().await;

@@ -4,7 +4,7 @@ use super::check;
 use crate::service::{CALLBACKS, Service};
 
 #[tokio::test]
-async fn only_a_post_changes_anything() {
+async fn only_post_changes_state() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     for method in ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"] {
@@ -27,7 +27,7 @@ async fn only_a_post_changes_anything() {
 }
 
 #[tokio::test]
-async fn the_public_listener_knows_callbacks_and_health_and_nothing_else() {
+async fn public_listener_routes_only_callbacks_and_health() {
     let service = Service::on_memory().await;
     let get = |path: &str| service.provider("GET", path);
     check([
@@ -56,7 +56,7 @@ async fn the_public_listener_knows_callbacks_and_health_and_nothing_else() {
 const PROXIES: (&str, &str) = ("http.trusted_proxies", r#"["127.0.0.0/8"]"#);
 
 #[tokio::test]
-async fn a_request_id_of_a_trusted_proxy_is_kept_when_it_is_a_uuid() {
+async fn request_id_of_a_trusted_proxy_is_kept() {
     let service = Service::start(&[PROXIES]).await;
     let id = "0190163d-8694-739b-aea5-966c26f8ad91";
     let echoed = service.provider("GET", "/health").header("x-request-id", id).send().await;
@@ -72,7 +72,7 @@ async fn a_request_id_of_a_trusted_proxy_is_kept_when_it_is_a_uuid() {
 }
 
 #[tokio::test]
-async fn a_request_id_of_anybody_else_is_replaced_on_the_public_listener_alone() {
+async fn request_id_of_an_untrusted_client_is_replaced() {
     let service = Service::on_memory().await;
     let id = "0190163d-8694-739b-aea5-966c26f8ad91";
     let item = service.fresh_tool().await;
@@ -90,7 +90,7 @@ async fn a_request_id_of_anybody_else_is_replaced_on_the_public_listener_alone()
 }
 
 #[tokio::test]
-async fn a_callbacks_request_id_travels_on_with_its_result() {
+async fn request_id_is_in_the_envelope() {
     let service = Service::start(&[PROXIES]).await;
     let item = service.fresh_tool().await;
     let id = "0190163d-8694-739b-aea5-966c26f8ad91";
@@ -100,7 +100,7 @@ async fn a_callbacks_request_id_travels_on_with_its_result() {
 }
 
 #[tokio::test]
-async fn a_receipt_and_an_issued_token_are_not_to_be_kept_by_a_cache() {
+async fn receipts_and_tokens_are_not_cacheable() {
     let service = Service::on_memory().await;
     let conversation = service.open().await;
     let reply = service.issuing(&conversation, &serde_json::json!({"kind": "tool"})).send().await;

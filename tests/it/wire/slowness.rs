@@ -12,7 +12,7 @@ async fn impatient() -> Service {
 }
 
 #[tokio::test]
-async fn a_body_that_takes_too_long_is_told_and_spends_nothing() {
+async fn slow_callback_body_times_out_and_spends_nothing() {
     let service = impatient().await;
     let item = service.fresh_tool().await;
     for length in ["content-length: 5", "transfer-encoding: chunked"] {
@@ -34,7 +34,7 @@ async fn a_body_that_takes_too_long_is_told_and_spends_nothing() {
 }
 
 #[tokio::test]
-async fn the_body_of_a_platforms_request_must_not_take_too_long_either() {
+async fn slow_platform_body_times_out() {
     let service = impatient().await;
     let mut raw = Raw::connect(service.platform).await;
     raw.send(format!(
@@ -46,7 +46,7 @@ async fn the_body_of_a_platforms_request_must_not_take_too_long_either() {
 }
 
 #[tokio::test]
-async fn a_head_that_never_ends_costs_its_connection_however_steadily_it_drips() {
+async fn slow_head_closes_the_connection() {
     let service = impatient().await;
     let mut raw = Raw::connect(service.public).await;
     let since = Instant::now();
@@ -60,7 +60,7 @@ async fn a_head_that_never_ends_costs_its_connection_however_steadily_it_drips()
 }
 
 #[tokio::test]
-async fn a_connection_that_is_idle_too_long_is_let_go() {
+async fn idle_connection_is_closed() {
     let service = Service::start(&[("http.keep_alive_timeout_ms", "1000")]).await;
     let mut raw = Raw::connect(service.public).await;
     raw.send("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
@@ -71,7 +71,7 @@ async fn a_connection_that_is_idle_too_long_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_between_requests_is_not_slow() {
+async fn pause_between_requests_is_not_a_slow_head() {
     let service = impatient().await;
     let mut raw = Raw::connect(service.public).await;
     for _ in 0..2 {
@@ -83,7 +83,7 @@ async fn a_connection_that_says_nothing_between_requests_is_not_slow() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_its_replies_loses_its_connection() {
+async fn unread_responses_close_the_connection() {
     let service = Service::start(&[("http.write_timeout_ms", "150"), ("http.max_connections", "1")]).await;
     let mut greedy = tokio::net::TcpStream::connect(service.public).await.unwrap();
     let requests = "GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000);
@@ -97,7 +97,7 @@ async fn a_client_that_does_not_read_its_replies_loses_its_connection() {
 }
 
 #[tokio::test]
-async fn an_event_stream_outlives_the_keep_alive_timeout() {
+async fn event_stream_outlives_the_keep_alive_timeout() {
     let service = Service::start(&[("http.keep_alive_timeout_ms", "1000")]).await;
     let item = service.fresh_tool().await;
     let mut stream = Raw::connect(service.platform).await;
@@ -115,7 +115,7 @@ async fn an_event_stream_outlives_the_keep_alive_timeout() {
 }
 
 #[tokio::test]
-async fn a_client_that_pipelines_is_not_slow() {
+async fn pipelining_is_not_a_slow_head() {
     let service = impatient().await;
     let mut raw = Raw::connect(service.public).await;
     let requests = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n".repeat(3);

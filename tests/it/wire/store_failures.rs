@@ -8,7 +8,7 @@ use super::check;
 use crate::service::{Service, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_is_gone_spends_nothing_and_when_it_is_back_the_same_post_is_taken() {
+async fn callback_succeeds_after_a_store_outage() {
     let mut redis = RedisServer::durable();
     let service = Service::on(&redis).await;
     let conversation = service.open().await;
@@ -56,7 +56,7 @@ async fn a_store_that_is_gone_spends_nothing_and_when_it_is_back_the_same_post_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_the_stores_reply_is_lost_the_same_post_tells_the_truth() {
+async fn retry_resolves_a_lost_store_reply() {
     let redis = RedisServer::start();
     let timeout = ("store.response_timeout_ms", "500");
     let service = Service::start(&[("store.url", &redis.url(0)), timeout]).await;
@@ -75,7 +75,7 @@ async fn when_the_stores_reply_is_lost_the_same_post_tells_the_truth() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_under_load_the_store_loses_nothing_that_was_acknowledged_and_nothing_comes_twice() {
+async fn store_killed_under_load_loses_and_doubles_nothing() {
     const ITEMS: usize = 60;
     let mut redis = RedisServer::durable();
     let service = Service::on(&redis).await;
@@ -119,7 +119,7 @@ async fn killed_under_load_the_store_loses_nothing_that_was_acknowledged_and_not
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_whose_store_is_not_there_yet_starts_and_waits_for_it() {
+async fn service_starts_before_its_store() {
     let mut redis = RedisServer::durable();
     redis.kill();
     let service = Service::on(&redis).await;

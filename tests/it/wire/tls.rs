@@ -33,7 +33,7 @@ async fn issue(service: &Service, certificate: &Certificate, call: &str) -> serd
 }
 
 #[tokio::test]
-async fn both_listeners_speak_tls() {
+async fn both_listeners_support_tls() {
     let certificate = Certificate::new();
     let service = start(&certificate, &[]).await;
     let told = issue(&service, &certificate, "call-1").await;
@@ -63,7 +63,7 @@ async fn both_listeners_speak_tls() {
 }
 
 #[tokio::test]
-async fn a_client_without_tls_is_disconnected() {
+async fn client_without_tls_is_disconnected() {
     let service = start(&Certificate::new(), &[("http.head_timeout_ms", "150")]).await;
     let mut clear = Raw::connect(service.public).await;
     clear.send("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
@@ -76,7 +76,7 @@ async fn a_client_without_tls_is_disconnected() {
 }
 
 #[tokio::test]
-async fn certificates_are_reloaded_unless_they_are_broken() {
+async fn certificates_are_reloaded_if_valid() {
     let certificate = Certificate::new();
     let service = start(&certificate, &[]).await;
     let mut before = http1(service.public, certificate.der()).await;
@@ -114,7 +114,7 @@ async fn certificates_are_reloaded_unless_they_are_broken() {
 }
 
 #[tokio::test]
-async fn slow_clients_are_disconnected_over_tls_too() {
+async fn slow_clients_are_disconnected_over_tls() {
     let certificate = Certificate::new();
     let flags = [
         ("http.head_timeout_ms", "150"),
