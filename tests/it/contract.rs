@@ -1,4 +1,4 @@
-//! What every store promises, on every store. The numbers are those of [`callback_ingress::store::Store`].
+//! The promises of [`callback_ingress::store::Store`], by number, on every store.
 //!
 //! | promise | tests |
 //! |---|---|

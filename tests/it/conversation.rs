@@ -1,4 +1,4 @@
-//! One conversation, as a test tells its story.
+//! Operations on one conversation of a stage.
 
 use bytes::Bytes;
 use callback_ingress::clock::Entropy;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::stage::Stage;
 
-/// Time from a deadline to the end of the token, unless a test says otherwise.
+/// Default time from an item's deadline to the expiry of its token.
 pub(crate) const REPLAY_WINDOW_MS: u64 = 5_000;
 
 /// A conversation of a [`Stage`].
@@ -28,7 +28,7 @@ pub(crate) struct Conversation<'a> {
     pub(crate) id: ConversationId,
 }
 
-/// All that can be seen of a conversation.
+/// Everything that a store reports about a conversation.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Seen {
     view: Result<ConversationView, ConversationNotFound>,
@@ -55,7 +55,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Opens it, with whatever the test changes in the command.
+    /// Opens it, after the test has changed the command.
     pub(crate) async fn open(&self, change: impl FnOnce(&mut Open)) -> Result<Opened, OpenRefused> {
         let mut command = self.opening();
         change(&mut command);
@@ -82,12 +82,12 @@ impl<'a> Conversation<'a> {
         self.stage.store.issue(command).await.unwrap()
     }
 
-    /// Issues an item that must be issued.
+    /// Issues an item; a refusal fails the test.
     pub(crate) async fn issue(&self, timeout_ms: u64) -> WorkItem {
         self.issue_with(self.issuing(timeout_ms)).await.unwrap().item
     }
 
-    /// Issues as many items.
+    /// Issues `N` items.
     pub(crate) async fn issue_many<const N: usize>(&self, timeout_ms: u64) -> [WorkItem; N] {
         let mut items = Vec::new();
         for _ in 0..N {
@@ -96,7 +96,7 @@ impl<'a> Conversation<'a> {
         items.try_into().unwrap()
     }
 
-    /// A command that brings a result.
+    /// A command that accepts a result.
     pub(crate) fn bringing(&self, item: &WorkItem, body: &[u8]) -> Accept {
         Accept {
             conversation: self.reference(),
@@ -114,12 +114,12 @@ impl<'a> Conversation<'a> {
         self.stage.store.accept(command).await.unwrap().map_err(|refused| refused.why)
     }
 
-    /// Brings a result.
+    /// Accepts a result.
     pub(crate) async fn accept(&self, item: &WorkItem, body: &str) -> Result<Receipt, AcceptRefused> {
         self.accept_with(self.bringing(item, body.as_bytes())).await
     }
 
-    /// A command that withdraws an item.
+    /// A command that cancels an item.
     pub(crate) fn withdrawing(&self, item: &WorkItem) -> Cancel {
         Cancel {
             conversation: self.reference(),
@@ -138,7 +138,7 @@ impl<'a> Conversation<'a> {
         self.stage.store.end(self.reference(), None).await.unwrap().map(|receipt| receipt.ended)
     }
 
-    /// Lets the timers of these items fire: what timed out, and how late.
+    /// Fires the timers of these items.
     pub(crate) async fn expire(&self, items: &[&WorkItem]) -> Vec<(WorkItemId, u64)> {
         let sequences = items.iter().map(|item| item.sequence).collect();
         let due = DueConversation { conversation: self.reference(), sequences, whole: false };
@@ -159,7 +159,7 @@ impl<'a> Conversation<'a> {
         self.stage.store.read(self.reference(), after, count).await.unwrap()
     }
 
-    /// Sequence and outcome of all that is on the channel.
+    /// Sequence and outcome of each envelope on the channel.
     pub(crate) async fn channel(&self) -> Vec<(u64, Outcome)> {
         let page = self.read(0, 100_000).await.unwrap();
         page.envelopes
@@ -169,7 +169,7 @@ impl<'a> Conversation<'a> {
             .collect()
     }
 
-    /// What a channel's results say.
+    /// The payloads on the channel.
     pub(crate) async fn results(&self) -> Vec<Option<Bytes>> {
         let page = self.read(0, 100_000).await.unwrap();
         let payload =
@@ -177,7 +177,7 @@ impl<'a> Conversation<'a> {
         page.envelopes.iter().map(payload).collect()
     }
 
-    /// All that can be seen of it, and of these items.
+    /// Everything that the store reports about it and these items.
     pub(crate) async fn seen(&self, items: &[&WorkItem]) -> Seen {
         let mut views = Vec::new();
         for item in items {
@@ -187,17 +187,17 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// An envelope as a reader of the channel sees it.
+/// A parsed envelope.
 #[derive(Debug)]
 pub(crate) struct Envelope {
     pub(crate) sequence: u64,
     pub(crate) outcome: Outcome,
     pub(crate) payload: Option<Payload>,
-    /// All but the payload.
+    /// The members other than the payload.
     pub(crate) members: Members,
 }
 
-/// The members of an envelope that are not the provider's.
+/// The members that the service writes.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Members {
@@ -221,7 +221,7 @@ fn outcome<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Outcome, D::Err
 }
 
 impl Envelope {
-    /// Cuts the payload out, whatever it is: these tests bring results that are no JSON.
+    /// Cuts the payload out before parsing, because these tests use results that are not JSON.
     pub(crate) fn read(json: &EnvelopeJson) -> Self {
         let json = json.bytes();
         let find = |what: &str| json.windows(what.len()).position(|part| part == what.as_bytes());
@@ -239,13 +239,13 @@ impl Envelope {
     }
 }
 
-/// A result as a provider's body brings it.
+/// A result, as parsed from a provider's body.
 pub(crate) fn succeeded(body: &[u8]) -> CallbackResult {
     let body = Bytes::copy_from_slice(body);
     CallbackResult { fingerprint: Fingerprint::of(&body), payload: Payload::Succeeded(body) }
 }
 
-/// An error as a provider's body brings it.
+/// An error, as parsed from a provider's body.
 pub(crate) fn failed(error: &[u8]) -> CallbackResult {
     let body = Bytes::copy_from_slice(error);
     CallbackResult { fingerprint: Fingerprint::of(&body), payload: Payload::Failed(body) }

@@ -1,11 +1,11 @@
-//! Something that speaks Redis' protocol, and answers as a test says.
+//! A fake Redis with scripted replies.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
-/// Answers each question, its words in upper case, until the test ends; its port.
+/// Starts a server that passes each command, in upper case, to `answer`; returns its port.
 pub(crate) fn serve(answer: impl Fn(&[String]) -> String + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -13,7 +13,7 @@ pub(crate) fn serve(answer: impl Fn(&[String]) -> String + Send + Sync + 'static
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
             let answer = Arc::clone(&answer);
-            // A client that goes away ends its thread.
+            // Fails when the client disconnects.
             thread::spawn(move || drop(converse(&client, &*answer)));
         }
     });
@@ -34,14 +34,14 @@ fn converse(client: &TcpStream, answer: &dyn Fn(&[String]) -> String) -> std::io
     Ok(())
 }
 
-/// A line of protocol: a sign and a number. Nothing when the client has gone.
+/// Reads a protocol line: a sign and a number. `None` when the client has disconnected.
 fn number(requests: &mut impl BufRead) -> std::io::Result<Option<usize>> {
     let mut line = String::new();
     requests.read_line(&mut line)?;
     Ok(line.trim_end().get(1..).and_then(|number| number.parse().ok()))
 }
 
-/// What a server of this version answers to the questions that come before the first step.
+/// Replies of a server of this version to the commands of the checks before its use.
 pub(crate) fn greeting(version: &str, question: &[String]) -> Option<String> {
     let text = |text: &str| format!("${}\r\n{text}\r\n", text.len());
     match question[0].as_str() {

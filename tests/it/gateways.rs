@@ -21,7 +21,7 @@ use self::program::{Forwarded, Gateway, Kind};
 use self::recorder::{Answer, Recorder};
 use crate::service::{Item, PATIENCE, Raw, Service, until};
 
-/// How many attacks are under way at once: more than the gateways keep connections, so that each is used again.
+/// Concurrent attacks: more than the gateways' connections, so that each connection is reused.
 const AT_ONCE: usize = 48;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -39,19 +39,19 @@ async fn fastify_and_service_agree_on_request_boundaries() {
     agree_on_request_boundaries(Kind::Fastify).await;
 }
 
-/// An attack under way.
+/// A sent attack.
 #[derive(Debug)]
 struct Attempt {
     number: usize,
     attack: Attack,
-    /// What the outer request is for, if it is a callback.
+    /// The work item of the outer request, if it is a callback.
     outer: Option<Item>,
-    /// What the hidden request is for.
+    /// The work item of the hidden request.
     hidden: Item,
 }
 
 impl Attempt {
-    /// Each attack, with each kind of outer request.
+    /// Each attack with each kind of outer request.
     async fn all(service: &Service) -> Vec<Self> {
         let mut all = Vec::new();
         for attack in attacks::all() {
@@ -70,7 +70,7 @@ impl Attempt {
         self.attack.bytes(self.number, outer, &self.hidden.token)
     }
 
-    /// For who reads why a test fails.
+    /// Shown when the test fails.
     fn name(&self) -> String {
         format!("{} ({}, {})", self.attack.name, self.number, self.outer.is_some())
     }
@@ -85,10 +85,10 @@ async fn agree_on_request_boundaries(kind: Kind) {
         .for_each_concurrent(AT_ONCE, async |attempt| {
             let mut raw = Raw::connect(gateway.address).await;
             raw.send(attempt.bytes()).await;
-            // A gateway that does not end it is left alone.
+            // A gateway may keep the connection open.
             drop(timeout(Duration::from_secs(4), raw.closed()).await);
             drop(raw);
-            // Somebody else, whose request may follow on the same connection to the service.
+            // Another client, whose request may reuse the connection to the service.
             let mut raw = Raw::connect(gateway.address).await;
             raw.send(format!(
                 "GET /innocent-{} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n",
@@ -106,7 +106,7 @@ async fn agree_on_request_boundaries(kind: Kind) {
     let forwarded = loop {
         let forwarded = block_in_place(|| gateway.forwarded());
         let Some(disagreement) = disagreement(&forwarded, &answers) else { break forwarded };
-        // The gateway may write the last lines of its record late.
+        // The gateway may write its last log lines late.
         assert!(since.elapsed() < PATIENCE, "{disagreement}\n{}", gateway.log());
         sleep(Duration::from_millis(50)).await;
     };
@@ -126,13 +126,13 @@ async fn agree_on_request_boundaries(kind: Kind) {
             let expected = spent.contains(target.as_str());
             let is_spent = service.state(item).await != "awaiting";
             assert_eq!(is_spent, expected, "{target} of {}", attempt.name());
-            // Or nothing would be tried here.
+            // Otherwise the test would check nothing.
             assert!(is_spent || attempt.attack.name != NO_TRICK, "{target}");
         }
     }
 }
 
-/// What is on one of the two records alone: the first such thing, if there is any.
+/// The first entry that only one of the two records has.
 fn disagreement(forwarded: &[Forwarded], answers: &[Answer]) -> Option<String> {
     let meant: HashSet<&str> = forwarded.iter().map(|request| request.id.as_str()).collect();
     let mut answered: HashMap<&str, &str> = HashMap::new();
@@ -153,7 +153,7 @@ fn disagreement(forwarded: &[Forwarded], answers: &[Answer]) -> Option<String> {
     if malformed.len() != refused {
         return Some(format!("the service refused {refused} that are no HTTP, and not {malformed:?}"));
     }
-    // The service may still answer a request that the gateway has given up.
+    // The service may answer a request that the gateway has aborted.
     let mut answered_requests = forwarded.iter().filter(|request| !request.answered.is_empty());
     let others = answered_requests.find(|request| {
         request.answered != request.id || answered.get(request.id.as_str()) != Some(&request.status.as_str())
@@ -195,7 +195,7 @@ fn every_disagreement_is_detected() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn smuggled_request_is_ignored_without_a_gateway() {
-    // Longer than the test waits: a connection that ends is one that the service closes.
+    // Longer than the test waits, so only the service closes connections.
     let service = Service::start(&[("http.keep_alive_timeout_ms", "600000")]).await;
     let attempts = Attempt::all(&service).await;
     stream::iter(&attempts)
@@ -207,7 +207,7 @@ async fn smuggled_request_is_ignored_without_a_gateway() {
             }
             let answers = recorder::answers(&raw.closed().await);
             let is_heard = service.state(&attempt.hidden).await != "awaiting";
-            // The outer request, the hidden callback, and the request behind that.
+            // The outer request, the hidden callback, and the request after it.
             let (expected, count) = match attempt.attack.direct {
                 Direct::Hears(_) => (true, answers.len() == 3),
                 Direct::HearsRest(_) => (false, answers.len() == 2),

@@ -1,8 +1,8 @@
-//! The memory store is a model of Redis: random stories of all operations, with time moved between them, are played
-//! on both, and after every step the answers are compared, and all that can be seen of every conversation.
+//! The memory store is a model of the Redis store: random sequences of all operations, with time moved between them, run
+//! on both. After every step the answers and the visible state of every conversation are compared.
 //!
-//! A failure tells the shortest story that fails, and the seed. `PROPTEST_RNG_SEED` plays a seed again,
-//! `PROPTEST_CASES` plays more stories than usual.
+//! A failure reports the seed and a shrunk sequence. `PROPTEST_RNG_SEED` repeats a seed, `PROPTEST_CASES` sets the number
+//! of sequences.
 
 mod command;
 mod step;
@@ -19,11 +19,11 @@ use self::step::story;
 use self::story::{Kinds, LIMITS, Story};
 use crate::stage::{START, redis_store, settings};
 
-/// Stories that are played at least.
+/// Minimum number of stories.
 const STORIES: u32 = 1_000;
 /// Steps of a story.
 const STEPS: usize = 50;
-/// Stories that are played at the same time, each in a Redis database of its own with as many partitions.
+/// Concurrent stories, each in its own Redis database.
 const PARTITIONS: [u16; 4] = [1, 4, 1, 4];
 
 #[test]
@@ -63,7 +63,7 @@ fn stores_agree_after_every_random_step() {
     }
 }
 
-/// Plays stories on a database of their own, and tells how often each kind of answer came.
+/// Runs stories on one database; returns how often each kind of answer occurred.
 fn play_stories(url: String, partitions: u16, stories: u32, seed: u64) -> Result<Kinds, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let clock = ManualClock::at(START);

@@ -1,11 +1,11 @@
-//! More than the service can take, for a moment. `cargo bench --bench overload` does it for longer, and with more.
+//! A short overload. `cargo bench --bench overload` runs longer and with more clients.
 
 use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, Instant};
 
 use crate::service::{CALLBACKS, Raw, Service, until};
 
-/// Far less than it takes for a request that waits for another, on a machine that is busy with other tests.
+/// Far less than a request takes that waits for another one, even on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

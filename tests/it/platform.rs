@@ -1,4 +1,4 @@
-//! The platform's side of the wire: every call, and every status of it.
+//! The platform listener: every call with every status.
 
 mod auth;
 mod conversations;
@@ -17,7 +17,7 @@ fn fields(value: &Value) -> Vec<&str> {
     names
 }
 
-/// Sends each request and checks what is said to it.
+/// Sends each request and checks the reply.
 async fn check<'a>(
     rows: impl IntoIterator<Item = (&'static str, crate::service::Call<'a>, (u16, &'static str))>,
 ) {

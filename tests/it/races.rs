@@ -1,4 +1,4 @@
-//! Who settles an item first, when many try at once: exactly one does, and the channel agrees with whoever was told so.
+//! Concurrent settlements: exactly one succeeds, and the channel has its result.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ on_every_store!(
     concurrent_issues_with_one_key_issue_one_item,
 );
 
-/// The stage as this process sees it, and as another does.
+/// A stage, with its store as seen by two instances.
 async fn sides(backend: Backend) -> (Stage, [Arc<callback_ingress::store::InstrumentedStore>; 2]) {
     let stage = backend.stage().await;
     let elsewhere = stage.seen_from_elsewhere().await;
@@ -34,7 +34,7 @@ async fn one_of_many_concurrent_results_is_accepted(backend: Backend) {
     for round in 0..200 {
         let conversation = stage.conversation().await;
         let items = [conversation.issue(1_000).await, conversation.issue(1_000).await];
-        // In every other round the winner is held and not released.
+        // In every other round the accepted result is held.
         let item = &items[round % 2];
         let mut attempts = JoinSet::new();
         for body in 0..BODIES {
@@ -123,7 +123,7 @@ async fn concurrent_settlements_have_one_winner(backend: Backend) {
                         let timed_out = store.expire(due, None).await.unwrap().timed_out;
                         (!timed_out.is_empty()).then_some(Outcome::TimedOut)
                     }
-                    // Late in most rounds, so that it does not win them all.
+                    // Delayed in most rounds; otherwise the end would always win.
                     _ => {
                         for _ in 0..round % 16 {
                             tokio::task::yield_now().await;
@@ -140,9 +140,9 @@ async fn concurrent_settlements_have_one_winner(backend: Backend) {
         let view = conversation.work_item(&item).await.unwrap();
         let ended = conversation.end().await.unwrap();
         match (&told[..], &channel[..]) {
-            // Whoever was told that it settled the item is on the channel, alone.
+            // The channel has exactly the settlement that was reported as successful.
             ([winner], [on_channel]) => assert_eq!(winner, on_channel),
-            // The end came first and left nothing, or came past the deadline and released the timeout.
+            // The end came first and dropped the item, or came after the deadline and released the timeout.
             ([], []) => assert_eq!((view.state, ended.dropped_awaiting), (State::Dropped, 1)),
             ([], [Outcome::TimedOut]) => {}
             _ => panic!("{told:?} were told so, and the channel has {channel:?}"),

@@ -1,4 +1,4 @@
-//! What only Redis can do wrong: its keys, its connections, its failures, and servers that must not be used.
+//! What is specific to Redis: keys, connections, failures, and servers that are refused.
 
 mod admission;
 mod bounded;
@@ -23,10 +23,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::stage::{ROOMY, START, Stage, settings};
 
-/// How long a condition may take to come true.
+/// Longest wait for a condition.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A stage in this server.
+/// A stage on this server.
 async fn stage_in(server: &RedisServer) -> Stage {
     Stage::in_redis(settings(server.url(0), ROOMY), ManualClock::at(START)).await
 }

@@ -1,4 +1,4 @@
-//! The real service, started in this process on free ports, as providers and the platform reach it.
+//! The service, started in this process on free ports.
 
 mod calls;
 mod client;
@@ -29,29 +29,29 @@ pub(crate) use self::raw::Raw;
 pub(crate) use self::secure::Certificate;
 use crate::stage::Backend;
 
-/// The platform's key, the same on every replica.
+/// The service key of all instances.
 pub(crate) const SERVICE_KEY: &str = "the-platforms-key-of-the-tests";
 
-/// What every service of the tests is started with. What a test says comes later, and wins.
+/// Settings of every service in the tests. A test's own flags override them.
 const FLAGS: [(&str, &str); 8] = [
     ("http.public_addr", "127.0.0.1:0"),
     ("http.platform_addr", "127.0.0.1:0"),
     ("http.drain_grace_ms", "0"),
-    // All tests have one address.
+    // All tests share one client address.
     ("rate_limit.failed_max", "0"),
-    // A machine that is busy with other tests is slow, and no store that is gone.
+    // Long, so that a busy machine does not look like an unavailable store.
     ("store.connect_timeout_ms", "10000"),
     ("store.response_timeout_ms", "10000"),
     ("token.keys", r#"["k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="]"#),
     ("platform.service_keys", r#"["the-platforms-key-of-the-tests"]"#),
 ];
 
-/// How long a test waits for what must happen.
+/// Longest wait for a condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a test waits before it asks again whether it has happened.
+/// Pause between two checks of a condition.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A running service. Ends with the test.
+/// A running service, stopped when dropped.
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) public: SocketAddr,
@@ -62,22 +62,22 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// On the embedded store, nothing configured but ports and keys.
+    /// Starts on the embedded store with default settings.
     pub(crate) async fn on_memory() -> Self {
         Self::start(&[]).await
     }
 
-    /// On this Redis.
+    /// Starts on this Redis.
     pub(crate) async fn on(redis: &RedisServer) -> Self {
         Self::start(&[("store.url", &redis.url(0))]).await
     }
 
-    /// With these flags.
+    /// Starts with these flags.
     pub(crate) async fn start(flags: &[(&str, &str)]) -> Self {
         Self::with_clock(flags, Clock::System).await
     }
 
-    /// With these flags, in a time that the test may move.
+    /// Starts with these flags and this clock.
     pub(crate) async fn with_clock(flags: &[(&str, &str)], clock: Clock) -> Self {
         let flags = FLAGS.iter().chain(flags).map(|&(key, value)| (key.to_owned(), value.to_owned()));
         let sources = Sources { flags: flags.collect(), ..Sources::default() };
@@ -89,13 +89,13 @@ impl Service {
         Self { public, platform, client: Client::default(), stop, running }
     }
 
-    /// A service that runs elsewhere, with the keys of the tests.
+    /// A service in another process, with the tests' keys.
     pub(crate) fn elsewhere(public: SocketAddr, platform: SocketAddr) -> Self {
         let running = tokio::spawn(async { Ok(()) });
         Self { public, platform, client: Client::default(), stop: CancellationToken::new(), running }
     }
 
-    /// The variables that a service elsewhere is to be started with.
+    /// The environment variables for a service in another process.
     pub(crate) fn variables(public: SocketAddr, platform: SocketAddr) -> Vec<(String, String)> {
         let addresses = [("http.public_addr", public), ("http.platform_addr", platform)];
         let addresses = addresses.into_iter().map(|(key, address)| (key, address.to_string()));
@@ -104,35 +104,35 @@ impl Service {
         settings.map(|(key, value)| (name(key), value)).collect()
     }
 
-    /// What SIGTERM does.
+    /// Drains it, as SIGTERM does.
     pub(crate) fn drain(&self) {
         self.stop.cancel();
     }
 
-    /// Waits for the end of a service that drains.
+    /// Waits until the drain is complete.
     pub(crate) async fn ended(self) {
         timeout(PATIENCE, self.running).await.expect("draining ends").unwrap().unwrap();
     }
 }
 
-/// One or several replicas of the service, and the store they share.
+/// One or several instances of the service on one store.
 #[derive(Debug)]
 pub(crate) struct Deployment {
     replicas: Vec<Service>,
     next: AtomicUsize,
-    /// Ends after its users.
+    /// Dropped after the services.
     pub(crate) redis: Option<RedisServer>,
 }
 
-/// The ways in which the service is deployed: whatever is promised is promised of each.
+/// The kinds of deployments with the same contract.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
     Memory,
     Redis,
     TwoReplicas,
-    /// Two replicas on the master after a failover, found through a sentinel.
+    /// Two instances on the master after a failover, found through a sentinel.
     Sentinel,
-    /// Two replicas on a cluster.
+    /// Two instances on a cluster.
     Cluster,
 }
 
@@ -159,14 +159,14 @@ impl Kind {
     }
 }
 
-/// A cluster of their own: their time is the real one, in which the store's own tests do not play.
+/// A cluster for these tests alone, because they use real time and the store's tests a manual clock.
 fn cluster_of_services() -> &'static RedisCluster {
     static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
     CLUSTER.get_or_init(|| RedisCluster::start(30_000))
 }
 
 impl Deployment {
-    /// The next replica's turn, as a balancer would have it.
+    /// The next instance, round-robin.
     pub(crate) fn any(&self) -> &Service {
         &self.replicas[self.next.fetch_add(1, Ordering::Relaxed) % self.replicas.len()]
     }
@@ -191,7 +191,7 @@ macro_rules! on_every_deployment {
 }
 pub(crate) use on_every_deployment;
 
-/// As `on_every_deployment`, and on several servers of Redis as well.
+/// As `on_every_deployment`, and with sentinels and a cluster.
 macro_rules! on_every_topology {
     ($($test:ident),+ $(,)?) => {
         $crate::service::on_every_deployment!($($test),+);
@@ -207,7 +207,7 @@ macro_rules! on_every_topology {
 }
 pub(crate) use on_every_topology;
 
-/// Asks again and again, until it is so.
+/// Polls until the condition holds.
 pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let asked = async {
         while !is_so().await {

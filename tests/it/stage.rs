@@ -1,4 +1,4 @@
-//! Where a test plays: a store of each kind, with a clock that the test moves.
+//! A store of each kind, with a clock that the test moves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use tokio::task::block_in_place;
 
 use crate::conversation::Conversation;
 
-/// The kinds of store that keep the same promises. A new kind is a variant here and a line in `on_every_store!`.
+/// The kinds of stores with the same contract. A new kind is a variant here and a line in `on_every_store!`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Backend {
     Memory,
@@ -53,7 +53,7 @@ macro_rules! on_every_store {
 }
 pub(crate) use on_every_store;
 
-/// Limits that no test reaches unless it means to.
+/// Limits that tests do not reach by accident.
 pub(crate) const ROOMY: Limits = Limits {
     max_held_items: 1_000,
     max_held_bytes: 16 * 1024 * 1024,
@@ -64,7 +64,7 @@ pub(crate) const ROOMY: Limits = Limits {
     ended_retention_ms: 10 * 60 * 1_000,
 };
 
-/// The time at which every test begins.
+/// The time at the start of every test.
 pub(crate) const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
 /// A store and its clock.
@@ -73,11 +73,11 @@ pub(crate) struct Stage {
     pub(crate) store: Arc<InstrumentedStore>,
     pub(crate) clock: ManualClock,
     settings: Option<RedisSettings>,
-    /// Ends last.
+    /// Dropped last.
     _turn: Option<Turn>,
 }
 
-/// A cluster has no databases: most stages share one with others that have other conversations, some want it alone.
+/// A cluster has no databases: most stages share it and use different conversations; some need it alone.
 #[derive(Debug)]
 enum Turn {
     Shared(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
@@ -87,7 +87,7 @@ enum Turn {
 static CLUSTER: RwLock<()> = RwLock::const_new(());
 
 impl Backend {
-    /// A store with room for everything.
+    /// A store with large limits.
     pub(crate) async fn stage(self) -> Stage {
         self.limited(ROOMY).await
     }
@@ -97,7 +97,7 @@ impl Backend {
         self.set(limits, false).await
     }
 
-    /// A store with these limits and nothing else in it, not even what the test does not know of.
+    /// An empty store with these limits that no other test uses.
     pub(crate) async fn alone(self, limits: Limits) -> Stage {
         self.set(limits, true).await
     }
@@ -147,7 +147,7 @@ fn unused_database() -> u16 {
     database
 }
 
-/// How a Redis under this URL is used.
+/// Settings for a Redis at this URL.
 pub(crate) fn settings(url: String, limits: Limits) -> RedisSettings {
     RedisSettings {
         url: url.into(),
@@ -164,13 +164,13 @@ pub(crate) fn settings(url: String, limits: Limits) -> RedisSettings {
 }
 
 impl Stage {
-    /// A stage in a Redis of the test's own.
+    /// A stage on a Redis that the test started.
     pub(crate) async fn in_redis(settings: RedisSettings, clock: ManualClock) -> Self {
         let store = redis_store(&settings, Clock::Manual(clock.clone())).await;
         Self { store, clock, settings: Some(settings), _turn: None }
     }
 
-    /// What another process sees that uses the same store. Memory is shared by nobody else: there it is the same.
+    /// The same store as seen by another instance. For the memory store, which is not shared, it is the same object.
     pub(crate) async fn seen_from_elsewhere(&self) -> Self {
         match &self.settings {
             Some(settings) => Self::in_redis(settings.clone(), self.clock.clone()).await,
@@ -183,12 +183,12 @@ impl Stage {
         }
     }
 
-    /// What is due in any partition, at most so many timers of each; it is the caller's then.
+    /// Claims the due timers of all partitions, at most `limit` of each.
     pub(crate) async fn due(&self, limit: usize) -> Due {
         self.store.due(&self.partitions(), limit).await.unwrap()
     }
 
-    /// What all conversations hold.
+    /// Totals over all conversations.
     pub(crate) async fn totals(&self) -> Totals {
         self.store.totals(&self.partitions()).await.unwrap()
     }
@@ -197,14 +197,14 @@ impl Stage {
         (0..self.store.partitions()).collect()
     }
 
-    /// A conversation that is open.
+    /// An open conversation.
     pub(crate) async fn conversation(&self) -> Conversation<'_> {
         let conversation = self.unopened();
         conversation.open(|_| ()).await.unwrap();
         conversation
     }
 
-    /// A conversation that is not.
+    /// A conversation that is not open.
     pub(crate) fn unopened(&self) -> Conversation<'_> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

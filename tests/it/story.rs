@@ -1,4 +1,4 @@
-//! The service's promises, told as stories, on every kind of deployment.
+//! Longer scenarios on every kind of deployment.
 
 mod documents;
 mod gap;
@@ -8,7 +8,7 @@ mod race;
 
 use tokio::sync::{Mutex, MutexGuard};
 
-/// Stories are long and loud: one at a time, so that none is measured by another's noise.
+/// Scenarios run one at a time, because they measure time and memory.
 async fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::const_new(());
     TURN.lock().await

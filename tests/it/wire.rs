@@ -1,4 +1,4 @@
-//! The provider's side of the wire: every reply of the contract's table, and what else a stranger may send.
+//! The public listener: every reply of the contract's table, and hostile input.
 
 mod bad_input;
 mod carriers;
@@ -20,10 +20,10 @@ use crate::service::{Call, Service};
 /// A way to send a token.
 type Sending = for<'a> fn(&'a Service, &str) -> Call<'a>;
 
-/// A sentence, what is sent, and what is said to it.
+/// A description, the request, and the expected status and word of the reply.
 type Row<'a> = (&'static str, Call<'a>, (u16, &'static str));
 
-/// Sends each request and checks what is said to it.
+/// Sends each request and checks the reply.
 async fn check(rows: impl IntoIterator<Item = Row<'_>>) {
     for (sentence, call, (status, word)) in rows {
         assert_eq!(call.verdict().await, (status, word.to_owned()), "{sentence}");

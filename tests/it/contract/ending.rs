@@ -1,4 +1,4 @@
-//! Promise 11: an ended conversation takes nothing more, and is readable until its retention is over.
+//! Promise 11: an ended conversation accepts nothing more and is readable until its retention ends.
 
 use callback_ingress::domain::gate::{
     AcceptRefused, CancelRefused, ConversationNotFound, Ended, IssueRefused, LookupRefused, OpenRefused,
@@ -182,7 +182,7 @@ async fn idle_conversation_counts_as_ended(backend: Backend) {
     assert_eq!((page.ended, page.idle_in_ms), (true, 0));
     assert_eq!(conversation.accept(&late, "4").await, Err(AcceptRefused::ConversationEnded));
     assert_eq!(conversation.expire(&[&second, &late]).await, [], "an ended conversation has no timers");
-    // What timed out without anybody sweeping it no step has settled.
+    // Items that timed out without a sweep were settled by no step.
     let expected = Ended { ended_at: idle_at, dropped_held: 1, dropped_awaiting: 3 };
     stage.clock.advance(10_000);
     assert_eq!(conversation.end().await, Ok(expected), "late, and the same");

@@ -1,4 +1,4 @@
-//! Promise 9: an item is issued once for an idempotency key, whatever is repeated. And how items are issued.
+//! Promise 9: an idempotency key issues one item. Also the properties of issued items.
 
 use callback_ingress::domain::gate::{Issue, IssueRefused};
 use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest, Sequence, TraceParent};

@@ -1,4 +1,4 @@
-//! Promise 12: a wake fires after every change of its channel. And how a channel is read.
+//! Promise 12: every change of a channel notifies its listeners. Also paged reads of a channel.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ on_every_store!(
     every_listener_of_a_channel_is_notified,
 );
 
-/// Far longer than any wake takes that was not lost.
+/// Far longer than a notification takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn channel_is_read_in_pages(backend: Backend) {
@@ -126,7 +126,7 @@ async fn notification_is_for_one_channel(backend: Backend) {
     let (our_item, their_item) = (ours.issue(1_000).await, theirs.issue(1_000).await);
     let mut our_wake = stage.store.watch(ours.reference());
     let mut their_wake = stage.store.watch(theirs.reference());
-    // A watcher is woken once when it begins to be heard of; memory hears at once.
+    // A new subscription notifies its listener once; the memory store has no subscriptions.
     if !matches!(backend, Backend::Memory) {
         timeout(PATIENCE, async { tokio::join!(our_wake.changed(), their_wake.changed()) }).await.unwrap();
     }

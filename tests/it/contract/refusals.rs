@@ -42,7 +42,7 @@ async fn refused_callback_names_its_item(backend: Backend) {
     assert_eq!(refusal(conversation.bringing(&late, b"2")).await.target, about(Some(&late)));
 }
 
-/// A conversation with something of everything in it, and no refusal that leaves a trace.
+/// Every refusal on a conversation with items in every state.
 async fn refusals_change_nothing(backend: Backend) {
     let limits = Limits { max_held_items: 4, max_awaiting_items: 3, max_channel_length: 8, ..ROOMY };
     let stage = backend.alone(limits).await;
@@ -96,14 +96,14 @@ async fn refusals_change_nothing(backend: Backend) {
     assert_eq!(conversation.seen(&items).await, before);
     assert_eq!(stage.totals().await, totals_before);
 
-    // Four are held now: a result, a cancellation, a timeout, and another result.
+    // Four items are held now: a result, a cancellation, a timeout, and another result.
     conversation.accept(&more, "7").await.unwrap();
     let last = conversation.issue(1_000).await;
     let before = conversation.seen(&items).await;
     assert_eq!(format!("{:?}", conversation.accept(&last, "8").await.unwrap_err()), "HeldLimit");
     assert_eq!(conversation.seen(&items).await, before);
 
-    // Had a refusal spent a token, the right result would not be taken now.
+    // The result is accepted, so no refusal has spent its token.
     conversation.accept(&awaiting, "2").await.unwrap();
     conversation.accept(&last, "8").await.unwrap();
     let before = conversation.seen(&items).await;

@@ -1,4 +1,4 @@
-//! Promises 1, 5, 6 and 7: what is acknowledged is there, what is released is in order, whole and unchanged.
+//! Promises 1, 5, 6 and 7: acknowledged results are stored; released results are in order, complete and unchanged.
 
 use callback_ingress::domain::gate::{Delivery, Receipt, Released};
 use callback_ingress::domain::ids::Sequence;
@@ -130,7 +130,7 @@ async fn results_are_delivered_byte_for_byte(backend: Backend) {
         b"-0",
         &megabyte,
     ];
-    // Once straight through the gate, once held behind it.
+    // Once released at once, once held.
     for held in [false, true] {
         let conversation = stage.conversation().await;
         let items: [_; 8] = conversation.issue_many(1_000).await;

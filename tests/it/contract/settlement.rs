@@ -1,4 +1,4 @@
-//! Promise 3: the first settlement of an item wins, whatever comes second.
+//! Promise 3: the first settlement of an item wins.
 
 use callback_ingress::domain::gate::{AcceptRefused, CancelRefused};
 use callback_ingress::domain::work_item::{Outcome, State, WorkItem};
@@ -25,7 +25,7 @@ enum Settler {
 impl Settler {
     const ALL: [Self; 4] = [Self::Callback, Self::Platform, Self::Timer, Self::End];
 
-    /// Settles the item, or is too late. Says whether it did.
+    /// Tries to settle the item; true if it was the first.
     async fn settle(self, conversation: &Conversation<'_>, item: &WorkItem) -> bool {
         match self {
             Self::Callback => conversation.accept(item, "1").await.is_ok_and(|receipt| !receipt.replayed),

@@ -1,4 +1,4 @@
-//! Promise 13: totals are what the live conversations add up to.
+//! Promise 13: totals are the sums over all live conversations.
 
 use callback_ingress::domain::gate::{Limits, Totals};
 
@@ -13,7 +13,7 @@ on_every_store!(
     idle_conversation_is_not_counted,
 );
 
-/// Awaiting, held, and bytes of what is held.
+/// Awaiting items, held items, and bytes of held results.
 async fn totals(stage: &Stage) -> (u64, u64, u64) {
     let Totals { awaiting, held, held_bytes } = stage.totals().await;
     (awaiting, held, held_bytes)

@@ -1,4 +1,4 @@
-//! How a stream ends, and how it does not.
+//! The end of event streams.
 
 use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Many readers, and slow ones.
+//! Many readers and slow readers.
 
 use futures_util::future::{join, join_all};
 use test_support::redis_server::RedisServer;
@@ -75,7 +75,7 @@ async fn unread_stream_delays_no_other(kind: Kind) {
         assert_eq!(reader.next().await.unwrap().sequence(), item.sequence);
         assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
     }
-    // Who was slow, and reads now, has missed nothing.
+    // The slow reader has missed nothing.
     let mut late = slow.pop().unwrap();
     service.end(&conversation).await;
     drop(slow);
@@ -121,7 +121,7 @@ async fn restarting_readers_do_not_overload_redis() {
     assert!(most < 16 << 20, "Redis has held {most} bytes");
 }
 
-/// How many pages a service has asked Redis for, and how often it has looked where a channel ends.
+/// Number of reads of pages and of channel ends that a service has sent to Redis.
 async fn reads(service: &Service) -> u64 {
     let url = format!("http://{}/metrics", service.platform);
     let metrics = Call::new(&service.client, "GET", url).send().await;
@@ -145,7 +145,7 @@ async fn streams_share_one_read_of_a_change() {
         service.callback(&item.token, "1").send().await;
         assert_eq!(reader.next().await.unwrap().sequence(), item.sequence);
     }
-    // A few more: a stream looks again when it is subscribed, and from time to time.
+    // A few more, because a stream reads once after subscribing and polls now and then.
     let more = reads(&service).await - before;
     assert!((CHANGES..CHANGES + 5).contains(&more), "{more} reads of {CHANGES} changes");
 }

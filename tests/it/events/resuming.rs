@@ -1,4 +1,4 @@
-//! Where a reader begins, and how one that was cut off goes on.
+//! The start of a stream, and resuming after a disconnection.
 
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
@@ -15,7 +15,7 @@ on_every_deployment!(
     live_stream_delivers_each_result_once_in_order,
 );
 
-/// A conversation with so many results on its channel: 1, 2, 3 …
+/// A conversation with `count` results on its channel: 1, 2, 3 …
 async fn delivered(service: &Service, count: u64) -> String {
     let conversation = service.open().await;
     for _ in 0..count {
@@ -24,7 +24,7 @@ async fn delivered(service: &Service, count: u64) -> String {
     conversation
 }
 
-/// Delivers one result more: its own sequence.
+/// Delivers one more result, whose value is its sequence.
 async fn deliver(service: &Service, conversation: &str) {
     let item = service.tool(conversation).await;
     let reply = service.callback(&item.token, item.sequence.to_string()).send().await;
@@ -102,7 +102,7 @@ async fn resuming_neither_skips_nor_repeats_events(kind: Kind) {
                 None => deployment.any().events(&conversation, "?from=0").await,
                 Some(last) => deployment.any().events_after(&conversation, &last.id).await,
             };
-            // In the middle of an event, or of a line, or behind it.
+            // In the middle of an event or a line, or after it.
             let events = reader.cut_after(random.random_range(1..8_000)).await;
             read.extend(events.into_iter().filter(|event| event.name.is_empty()));
             cuts += 1;

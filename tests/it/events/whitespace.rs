@@ -1,5 +1,5 @@
-//! Line breaks in a result. An event's data has none, so that each becomes the end of a line of the data, which a
-//! reader joins with line feeds: JSON's meaning is the same.
+//! Line breaks in a result. An event's data is sent line by line, and a reader joins the lines with line feeds, which
+//! leaves the JSON value unchanged.
 
 use serde_json::Value;
 

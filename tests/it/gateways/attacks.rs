@@ -10,31 +10,31 @@
 
 use crate::service::CALLBACKS;
 
-/// What the service does with an attack that comes to it without a gateway.
+/// The service's reaction to an attack without a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direct {
-    /// It refuses, and closes the connection: what is hidden is not heard.
+    /// It refuses and closes the connection; the hidden request is not parsed.
     Closes,
-    /// All of it is one request, which the service answers or still waits for: what is hidden is in the body.
+    /// It treats everything as one request with the hidden one in its body, and answers it or waits for more.
     InBody,
-    /// It takes what is hidden for the next request. The sentence tells why that is harmless.
+    /// It parses the hidden request as the next one. The text says why that is harmless.
     Hears(&'static str),
-    /// It takes the rest of what is hidden for the next request, and the callback for a part of the first.
+    /// It parses the hidden callback as a part of the first request, and the rest as the next one.
     HearsRest(&'static str),
 }
 use Direct::{Closes, Hears, HearsRest, InBody};
 
-/// No parser of HTTP/1.1 sees anything else.
+/// Every HTTP/1.1 parser agrees.
 const PLAIN: Direct = Hears("every parser ends the first request here");
 
-/// The attack that is none.
+/// A request without an attack.
 pub(super) const NO_TRICK: &str = "no trick at all";
 
-/// The service refuses it as any other method.
+/// Refused like any other method.
 const TUNNEL: Direct =
     Hears("a refused tunnel leaves the connection as it was, and neither gateway forwards any");
 
-/// The callback's head is read as more lines of the trailer.
+/// The callback's head is parsed as trailer fields.
 const TRAILER: Direct = HearsRest("each gateway ends the body in its own way, and forwards no trailer");
 
 /// Attacks that a gateway forwards as they are, and that the service's HTTP library refuses: one request, one answer,
@@ -42,7 +42,7 @@ const TRAILER: Direct = HearsRest("each gateway ends the body in its own way, an
 pub(super) const FORWARDED_THOUGH_MALFORMED: [&str; 3] =
     ["a control character in a value", "a delete in a value", "a length of nearly 64 bits"];
 
-/// Name, what the service does by itself, and the text.
+/// Name, reaction without a gateway, and text.
 type Row = (&'static str, Direct, &'static str);
 
 const LENGTHS: &[Row] = &[
@@ -726,7 +726,7 @@ const CONNECTIONS: &[Row] = &[
     ),
 ];
 
-/// An attack with its places filled.
+/// An attack with its placeholders replaced.
 #[derive(Clone, Debug)]
 pub(super) struct Attack {
     pub(super) name: &'static str,
@@ -741,13 +741,13 @@ pub(super) fn all() -> Vec<Attack> {
 }
 
 impl Attack {
-    /// Whether the two kinds of [`Attack::bytes`] differ.
+    /// Whether the two forms of [`Attack::bytes`] differ.
     pub(super) fn has_post(&self) -> bool {
         self.text.contains("<post>")
     }
 
-    /// Its bytes. The outer request is a callback with a good token, whose body the service reads, or one to nowhere,
-    /// which it answers without.
+    /// Its bytes. The outer request is a callback with a valid token, whose body the service reads, or one to an unknown
+    /// path, which is answered without reading the body.
     pub(super) fn bytes(&self, number: usize, outer_token: Option<&str>, hidden_token: &str) -> Vec<u8> {
         let head = |target: &str| {
             format!("POST {target} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n")
@@ -769,12 +769,12 @@ impl Attack {
     }
 }
 
-/// Where the hidden callback of an attack goes.
+/// The target of an attack's hidden callback.
 pub(super) fn hidden_target(number: usize) -> String {
     format!("{CALLBACKS}?hidden={number}")
 }
 
-/// Where the outer request of an attack goes, if it is a callback.
+/// The target of an attack's outer request, if it is a callback.
 pub(super) fn outer_target(number: usize) -> String {
     format!("{CALLBACKS}?outer={number}")
 }

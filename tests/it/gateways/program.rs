@@ -1,7 +1,7 @@
-//! The gateways' programs: each a process of the test's own, on a free port, in a directory of its own.
+//! Starts gateways, each on a free port with a temporary directory.
 //!
-//! They cannot outlive the tests: each is the child of a small shell that waits for its standard input to close, and
-//! the kernel closes that however the test process ends.
+//! A gateway never outlives its test: it is the child of a shell that kills it when its standard input closes, and the
+//! kernel closes that however the test process ends.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::recorder::plain;
 use crate::service::PATIENCE;
 
-/// `$1` is the directory, the rest is the program.
+/// `$1` is the directory, the rest is the command.
 const KEEPER: &str = r#"
 trap '' INT TERM
 dir=$1
@@ -32,26 +32,26 @@ kill -9 "$pid" 2>"$dir/kill"
 wait "$pid" 2>"$dir/kill"
 "#;
 
-/// The files of the gateway on Node.
+/// The source files of the Node gateway.
 const FILES: [(&str, &str); 3] = [
     ("package.json", include_str!("package.json")),
     ("package-lock.json", include_str!("package-lock.json")),
     ("gateway.js", include_str!("gateway.js")),
 ];
-/// Written once all is installed: the lock file that it was installed from.
+/// The lock file of a complete installation, written last.
 const INSTALLED: &str = "installed-from.json";
 
-/// A gateway of some kind.
+/// The kinds of gateways.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     /// Reads a whole body before it forwards the request.
     Nginx,
-    /// Forwards a body while it comes.
+    /// Forwards a body while it arrives.
     StreamingNginx,
     Fastify,
 }
 
-/// A running gateway. Stops, and takes its directory with it, when it is dropped.
+/// A running gateway. Dropping it kills the process and deletes its directory.
 #[derive(Debug)]
 pub(super) struct Gateway {
     pub(super) address: SocketAddr,
@@ -59,20 +59,20 @@ pub(super) struct Gateway {
     directory: TempDir,
 }
 
-/// A request that the gateway means the service to have, by the gateway's own record.
+/// A request that the gateway forwarded, from its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Forwarded {
     pub(super) id: String,
-    /// The status of the answer that the gateway took for this request's, `-` if it got none.
+    /// The status of the response that the gateway matched to this request; `-` without one.
     pub(super) status: String,
-    /// The id in that answer, empty if it had none.
+    /// The request id in that response; empty without one.
     pub(super) answered: String,
     pub(super) method: String,
     pub(super) target: String,
 }
 
 impl Gateway {
-    /// One before the service at this address.
+    /// Starts a gateway in front of this address.
     pub(super) fn start(kind: Kind, upstream: SocketAddr) -> Self {
         for _ in 0..5 {
             let directory = tempfile::Builder::new().prefix("gateway-").tempdir().unwrap();
@@ -90,30 +90,30 @@ impl Gateway {
         panic!("no port that looked free was free a moment later, five times in a row");
     }
 
-    /// What it has forwarded up to now.
+    /// The requests forwarded so far.
     pub(super) fn forwarded(&self) -> Vec<Forwarded> {
         let text = fs::read(self.directory.path().join("forwarded.log")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        // A later line of a request tells more. One that is still being written has no end.
+        // Later log lines of a request replace earlier ones. An incomplete last line is ignored.
         let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
         let all: HashMap<String, Forwarded> =
             whole.map(Forwarded::read).map(|forwarded| (forwarded.id.clone(), forwarded)).collect();
         all.into_values().collect()
     }
 
-    /// What it says about itself.
+    /// Its error log.
     pub(super) fn log(&self) -> String {
         log(self.directory.path())
     }
 }
 
 impl Forwarded {
-    /// Whether the HTTP library refused it, before it had an id there.
+    /// Whether the service's HTTP library refused it, without a request id.
     pub(super) fn is_refused(&self) -> bool {
         self.status == "400" && self.answered.is_empty()
     }
 
-    /// Its target, if it has spent a token.
+    /// Its target, if it was accepted as a callback.
     pub(super) fn spends(&self) -> Option<&str> {
         (self.status == "202" && self.method == "POST").then_some(self.target.as_str())
     }
@@ -138,7 +138,7 @@ fn log(directory: &Path) -> String {
     String::from_utf8_lossy(&texts.concat()).into_owned()
 }
 
-/// `None`: somebody else was faster to take the port.
+/// `None` if another process took the port first.
 fn launch(program: &[String], directory: TempDir, address: SocketAddr) -> Option<Gateway> {
     let keeper = Command::new("sh")
         .args(["-c", KEEPER, "keeper"])
@@ -162,7 +162,7 @@ fn launch(program: &[String], directory: TempDir, address: SocketAddr) -> Option
 }
 
 fn nginx(directory: &Path, port: u16, upstream: SocketAddr, buffering: &str) -> Vec<String> {
-    // Debian has it where only root looks.
+    // Debian installs it in a directory that only root has in PATH.
     let places = ["nginx", "/usr/sbin/nginx"];
     let program = places.into_iter().find(|place| runs(place, "-v"));
     let program = program.expect("these tests need the program nginx: install the package nginx");
@@ -186,7 +186,7 @@ fn fastify(directory: &Path, port: u16, upstream: SocketAddr) -> Vec<String> {
         .to_vec()
 }
 
-/// Installs the gateway on Node unless it is there already; its folder.
+/// Installs the Node gateway unless it is already installed; returns its directory.
 fn install() -> PathBuf {
     for program in ["node", "npm"] {
         assert!(
@@ -205,7 +205,7 @@ fn install() -> PathBuf {
     if is_installed() {
         return folder;
     }
-    // Under another name, so that nobody finds it half installed.
+    // Installed under a temporary name first, so that no other run uses it half installed.
     let fresh = tempfile::Builder::new().prefix("gateway-").tempdir_in(parent).unwrap();
     for (name, text) in FILES {
         fs::write(fresh.path().join(name), text).unwrap();
@@ -226,7 +226,7 @@ fn install() -> PathBuf {
         Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", folder.display()),
         _ => {}
     }
-    // Another run may have been faster, with the same files.
+    // Another run may have installed the same files meanwhile.
     let renamed = fs::rename(fresh.path(), &folder);
     assert!(renamed.is_ok() || is_installed(), "{}: {renamed:?}", folder.display());
     folder

@@ -1,4 +1,4 @@
-//! A wire between a gateway and the service that writes down what the service says on it.
+//! A TCP proxy between a gateway and the service that records the service's responses.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,15 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// An answer of the service, as it stands on the wire.
+/// A response of the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) status: String,
-    /// Without it the service has not handled a request: the HTTP library refuses by itself.
+    /// Missing when the HTTP library refused the request itself.
     pub(super) request_id: Option<String>,
 }
 
-/// See the module.
+/// A running recorder.
 #[derive(Debug)]
 pub(super) struct Recorder {
     pub(super) address: SocketAddr,
@@ -25,13 +25,13 @@ pub(super) struct Recorder {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// What the service has said, for each connection.
+    /// The bytes received from the service, for each connection.
     said: Mutex<Vec<Vec<u8>>>,
     open: AtomicUsize,
 }
 
 impl Recorder {
-    /// A wire to this address.
+    /// Starts a recorder in front of this address.
     pub(super) async fn to(service: SocketAddr) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -53,17 +53,17 @@ impl Recorder {
         recorder
     }
 
-    /// How many connections the gateway has not ended.
+    /// Number of connections that the gateway has not closed.
     pub(super) fn open(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
     }
 
-    /// How many connections there have been.
+    /// Number of connections so far.
     pub(super) fn connections(&self) -> usize {
         self.shared.said.lock().unwrap().len()
     }
 
-    /// All answers up to now.
+    /// All responses so far.
     pub(super) fn answers(&self) -> Vec<Answer> {
         self.shared.said.lock().unwrap().iter().flat_map(|said| answers(said)).collect()
     }
@@ -86,7 +86,7 @@ impl Shared {
     }
 }
 
-/// Passes on what comes, and the end of it. Reads on when nobody takes it any more.
+/// Forwards data and the end of the stream. Continues to read after the receiver has closed.
 async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut record: impl FnMut(&[u8])) {
     let mut piece = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut piece).await {
@@ -96,14 +96,14 @@ async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut record: impl 
     drop(to.shutdown().await);
 }
 
-/// The answers on one connection. No body of the service has a status line in it, and if one had, it would count as
-/// an answer too many.
+/// The responses on one connection. A status line within a body would count as a response too many; the service sends
+/// none.
 pub(super) fn answers(said: &[u8]) -> Vec<Answer> {
     let said = String::from_utf8_lossy(said);
     let mut answers = Vec::new();
     for answer in said.split("HTTP/1.").skip(1) {
         let status = answer.get(2..5).unwrap_or_default().to_owned();
-        // `100 Continue` comes before an answer, and a body may name the version.
+        // `100 Continue` precedes a response, and a body may contain the version.
         if status.is_empty() || status == "100" || !status.bytes().all(|byte| byte.is_ascii_digit()) {
             continue;
         }
@@ -114,7 +114,7 @@ pub(super) fn answers(said: &[u8]) -> Vec<Answer> {
     answers
 }
 
-/// An id without the lines between its parts, which nginx does not write.
+/// An id without hyphens, because nginx logs it so.
 pub(super) fn plain(id: &str) -> String {
     id.replace('-', "")
 }

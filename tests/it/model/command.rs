@@ -1,4 +1,4 @@
-//! Every operation of a store as a value, and every answer.
+//! The operations of a store and their answers, as values.
 
 use callback_ingress::domain::gate::{
     Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Delivery, EndReceipt,
@@ -23,7 +23,7 @@ pub(super) enum Command {
     Read(ConversationRef, Option<Sequence>, usize),
 }
 
-/// What a store answers.
+/// An answer of a store.
 #[derive(Debug, PartialEq)]
 pub(super) enum Reply {
     Open(Result<Opened, OpenRefused>),
@@ -39,7 +39,7 @@ pub(super) enum Reply {
 }
 
 impl Command {
-    /// Asks a store that must answer.
+    /// Runs the command; an unavailable store fails the test.
     pub(super) async fn run(self, store: &InstrumentedStore) -> Reply {
         match self {
             Self::Open(command) => Reply::Open(store.open(command).await.unwrap()),
@@ -51,7 +51,7 @@ impl Command {
             Self::Due(limit) => {
                 let partitions: Vec<u16> = (0..store.partitions()).collect();
                 let mut due = store.due(&partitions, limit).await.unwrap();
-                // How timers are spread over partitions is nobody's business.
+                // The spread over partitions is not part of the contract.
                 due.conversations.sort_by_key(|of| of.conversation);
                 let next = due.next_in_ms.iter().filter_map(|(_, next)| *next).min();
                 due.next_in_ms = vec![(0, next)];
@@ -80,7 +80,7 @@ fn or_refused<T, R: std::fmt::Debug>(
 }
 
 impl Reply {
-    /// What kind of answer it is, one of [`EVERY_KIND`].
+    /// The kind of the answer, one of [`EVERY_KIND`].
     pub(super) fn kind(&self) -> String {
         let live = |ended| if ended { "ended" } else { "live" }.to_owned();
         let some = |none| if none { "none" } else { "some" };
@@ -126,7 +126,7 @@ impl Reply {
     }
 }
 
-/// Every kind of answer there is. A run in which one of them never came tested less than it says.
+/// Every kind of answer. A run must produce each at least once.
 pub(super) const EVERY_KIND: &[&str] = &[
     "open: made",
     "open: touched",

@@ -1,4 +1,4 @@
-//! One step of a random story. Small numbers stand for ids, so that steps of one story meet each other.
+//! One step of a random story. Ids are small numbers, so that steps often concern the same item.
 
 use std::iter;
 
@@ -10,9 +10,9 @@ pub(super) type Who = usize;
 /// A work item of the story.
 pub(super) type What = u8;
 
-/// Conversations in a story. The one of this number, after them, is never opened.
+/// Conversations in a story. One more, with this number, is never opened.
 pub(super) const CONVERSATIONS: Who = 2;
-/// Work items in a story, of which conversations have some in common.
+/// Work items in a story; conversations share some ids.
 pub(super) const ITEMS: What = 12;
 
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub(super) enum Step {
     Due {
         limit: usize,
     },
-    /// Looks for what is due, and times it out.
+    /// Claims the due timers and fires them.
     Sweep,
     Inspect {
         who: Who,
@@ -66,44 +66,44 @@ pub(super) enum Step {
         after: u64,
         count: usize,
     },
-    /// The last command once more: as it was, or by somebody else.
+    /// Repeats the last command, as the same attempt or a new one.
     Repeat {
         as_new: bool,
     },
     Wait(Wait),
 }
 
-/// Which work item a step is about.
+/// The work item of a step.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Item {
-    /// One that the conversation has, if it has any: this one in the order of issue, counted round and round.
+    /// An item of the conversation, if it has any: its index in order of issue, modulo their number.
     Issued(usize),
-    /// One that it may not have.
+    /// An item that may belong to no or another conversation.
     Any(What),
-    /// One of the conversation's life before it was gone and opened again.
+    /// An item from before the conversation was deleted and opened again.
     Former(What),
 }
 
-/// How far time moves on.
+/// How far to advance the clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Wait {
     Millis(u64),
-    /// To this long before the next deadline.
+    /// To this many milliseconds before the next deadline.
     Deadline {
         before: u64,
     },
-    /// To this long before the end of an item's token.
+    /// To this many milliseconds before the expiry of an item's token.
     Expiry {
         who: Who,
         item: Item,
         before: u64,
     },
-    /// To this long before the conversation counts as ended.
+    /// To this many milliseconds before the conversation is idle for too long.
     Idle {
         who: Who,
         before: u64,
     },
-    /// To this long before nobody can ask for the conversation any more.
+    /// To this many milliseconds before the conversation is deleted.
     Gone {
         who: Who,
         before: u64,
@@ -137,7 +137,7 @@ fn wait() -> impl Strategy<Value = Wait> {
     ]
 }
 
-/// A step, the likelier the more it does.
+/// A random step; steps with more effect are more likely.
 fn step() -> impl Strategy<Value = Step> {
     let attempt = || 0..4u64;
     let idle = prop::option::weighted(0.2, select(vec![300, 5_000, 30_000]));
@@ -165,9 +165,9 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A story of so many steps. It begins with a conversation. A failing story is shortened by leaving steps out.
+/// A random story, which starts by opening a conversation. A failing story is shrunk by removing steps.
 pub(super) fn story(steps: usize) -> impl Strategy<Value = Vec<Step>> {
-    // Always true, until a failure is looked into.
+    // Always true, except while a failure is shrunk.
     let told = prop::bool::weighted(1.0);
     prop::collection::vec((told, step()), steps - 1).prop_map(|steps| {
         let opened = Step::Open { who: 0, idle_ttl_ms: None, trace: None, attempt: 0 };

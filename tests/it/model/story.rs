@@ -1,4 +1,4 @@
-//! A random story, played on the memory store and on Redis at once.
+//! A random story, run on the memory store and on Redis side by side.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
@@ -23,7 +23,7 @@ use super::command::{Command, Reply};
 use super::step::{CONVERSATIONS, ITEMS, Item, Step, Wait, What, Who};
 use crate::stage::observed;
 
-/// Limits that a story of a few dozen steps reaches.
+/// Small limits, which a story of a few dozen steps reaches.
 pub(super) const LIMITS: Limits = Limits {
     max_held_items: 3,
     max_held_bytes: 40,
@@ -34,10 +34,10 @@ pub(super) const LIMITS: Limits = Limits {
     ended_retention_ms: 2_000,
 };
 
-/// How often each kind of answer came.
+/// How often each kind of answer occurred.
 pub(super) type Kinds = BTreeMap<String, u64>;
 
-/// The two stores, and what is known of the story so far.
+/// The two stores and the state of the story.
 pub(super) struct Story<'a> {
     clock: &'a ManualClock,
     memory: InstrumentedStore,
@@ -46,19 +46,19 @@ pub(super) struct Story<'a> {
     kinds: &'a mut Kinds,
     step: u128,
     last: Option<Command>,
-    /// How many times each conversation was opened after it was not there.
+    /// How often each conversation was created.
     lives: [u64; CONVERSATIONS + 1],
     views: [Option<ConversationView>; CONVERSATIONS + 1],
     issued: HashMap<(Who, WorkItemId), WorkItem>,
-    /// Which conversations a command has ended.
+    /// The conversations that a command has ended.
     ended: [bool; CONVERSATIONS + 1],
-    /// Whether one has ended by being left untouched: what it held is counted until its last deadline, or for as long
-    /// as its partition's totals are kept.
+    /// Whether a conversation has ended by being idle: its held items stay in the totals until its last deadline, or as
+    /// long as the totals of its partition are kept.
     some_left_untouched: bool,
 }
 
 impl<'a> Story<'a> {
-    /// A story that begins, on a Redis that is empty.
+    /// Starts a story on an empty Redis.
     pub(super) fn new(
         clock: &'a ManualClock,
         redis: &'a InstrumentedStore,
@@ -81,7 +81,7 @@ impl<'a> Story<'a> {
         }
     }
 
-    /// Plays it. Tells the first answer in which the stores do not agree.
+    /// Runs the story; the error is the first difference between the stores.
     pub(super) async fn play(&mut self, steps: &[Step]) -> Result<(), String> {
         for (number, step) in steps.iter().enumerate() {
             self.step += 1;
@@ -114,7 +114,7 @@ impl<'a> Story<'a> {
         self.compare_state().await
     }
 
-    /// The same command, as another attempt of another request.
+    /// The same command as a new attempt.
     fn by_another(&self, mut command: Command) -> Command {
         let other = AttemptId::from_random(u64::MAX);
         match &mut command {
@@ -134,7 +134,7 @@ impl<'a> Story<'a> {
         command
     }
 
-    /// Asks both stores the same.
+    /// Runs a command on both stores and compares the answers.
     async fn both(&mut self, command: Command) -> Result<Reply, String> {
         let in_memory = command.clone().run(&self.memory).await;
         let in_redis = command.run(self.redis).await;
@@ -149,7 +149,7 @@ impl<'a> Story<'a> {
         Ok(in_memory)
     }
 
-    /// Compares all that can be seen of every conversation, of each item too.
+    /// Compares the visible state of every conversation and item.
     async fn compare_state(&mut self) -> Result<(), String> {
         let mut questions = Vec::new();
         for who in 0..CONVERSATIONS {
@@ -159,7 +159,7 @@ impl<'a> Story<'a> {
             let items = self.issued.keys().filter(|(of, _)| *of == who).map(|(_, item)| *item);
             questions.extend(items.map(|item| Command::WorkItem(conversation, item)));
         }
-        // All questions are on their way to Redis at once.
+        // Sent to Redis concurrently.
         let in_redis = join_all(questions.iter().cloned().map(|question| question.run(self.redis))).await;
         for (question, in_redis) in questions.into_iter().zip(in_redis) {
             let in_memory = question.clone().run(&self.memory).await;
@@ -233,7 +233,7 @@ impl<'a> Story<'a> {
         Some(Timestamp::from_millis(time.as_millis() - before))
     }
 
-    /// Ids of two conversations are the same while their lives have the same number; those of two lives never are.
+    /// Two conversations share ids while they were created equally often; a recreated conversation never reuses its ids.
     fn item_id(&self, who: Who, item: Item) -> WorkItemId {
         let of_life = |life: u64, item: What| {
             let attempt =
@@ -255,7 +255,7 @@ impl<'a> Story<'a> {
         }
     }
 
-    /// A new attempt to issue an item. Only what is repeated at once is found again by the attempt.
+    /// A new attempt to issue an item. Only an immediate repetition has the same attempt.
     fn attempt(&self, item: What) -> WorkItemId {
         WorkItemId::from_uuid(Uuid::from_u128(self.step << 48 | u128::from(item) << 32))
     }
@@ -264,7 +264,7 @@ impl<'a> Story<'a> {
         RequestId::from_uuid(Uuid::from_u128(self.step))
     }
 
-    /// The trace of a step that may settle something; some have none.
+    /// The trace context of a step that may settle an item; some steps have none.
     fn trace(&self) -> Option<TraceParent> {
         (!self.step.is_multiple_of(3)).then(|| traceparent(u8::try_from(self.step % 7 + 2).unwrap()))
     }
@@ -320,7 +320,7 @@ impl<'a> Story<'a> {
                 let due = DueConversation { conversation: reference(*who), sequences, whole };
                 Command::Expire(due, self.trace())
             }
-            // The limit is for each partition, and the memory store has one.
+            // The limit applies to each partition, and the memory store has only one.
             Step::Due { limit } => Command::Due(if self.partitions == 1 { *limit } else { 100 }),
             Step::Inspect { who } => Command::Inspect(reference(*who)),
             Step::WorkItem { who, item } => Command::WorkItem(reference(*who), self.item_id(*who, *item)),
@@ -337,7 +337,7 @@ impl<'a> Story<'a> {
     }
 }
 
-/// Every conversation's id and reference, so that nobody works them out at each step.
+/// Cached ids and references of the conversations.
 static IDS: LazyLock<[(ConversationId, ConversationRef); CONVERSATIONS + 1]> = LazyLock::new(|| {
     std::array::from_fn(|who| {
         let id = ConversationId::parse(&format!("conversation-{who}")).unwrap();
@@ -362,7 +362,7 @@ fn traceparent(number: u8) -> TraceParent {
     TraceParent::parse(&format!("00-{}-{}-01", number.to_string().repeat(32), "1".repeat(16))).unwrap()
 }
 
-/// Results and errors, small ones and such as fill what may be held.
+/// Small results and errors, and some that reach the held-byte limit.
 fn result(body: u8) -> CallbackResult {
     let bytes = match body {
         0 => Bytes::from_static(b"1"),

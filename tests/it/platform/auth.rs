@@ -1,4 +1,4 @@
-//! Who may ask.
+//! Service keys.
 
 use tokio::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Opening and ending.
+//! Opening and ending conversations.
 
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::time::Timestamp;

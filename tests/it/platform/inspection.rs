@@ -1,4 +1,4 @@
-//! What the platform is shown of a conversation.
+//! The view of a conversation and its items.
 
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::time::Timestamp;

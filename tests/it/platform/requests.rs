@@ -1,4 +1,4 @@
-//! Ids and bodies of the platform's requests.
+//! Validation of ids and bodies.
 
 use super::check;
 use crate::service::{SERVICE_KEY, Service};

@@ -1,4 +1,4 @@
-//! The trace that an item is issued in.
+//! The trace context of an issued item.
 
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ async fn item_joins_the_nearest_trace(kind: Kind) {
         let conversation = format!("traced-{nth}");
         let path = format!("/conversations/{conversation}");
         let mut open = deployment.any().platform("PUT", &path);
-        // On opening, header and body count the same.
+        // On opening, the header and the body have the same effect.
         match of_conversation {
             Some(parent) if nth % 2 == 0 => open = open.header("traceparent", parent),
             Some(parent) => open = open.json(json!({"traceparent": parent}).to_string()),

@@ -1,4 +1,4 @@
-//! Looking at an item, and cancelling it.
+//! Reading and cancelling work items.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! Which Redis is used, and as whom.
+//! Checks before a Redis is used: layout, version, permissions, clock.
 
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::work_item::Outcome;
@@ -85,10 +85,10 @@ async fn permission_revoked_mid_script_loses_no_result() {
         conversation.accept(&second, "2").await.unwrap();
         rights(&[&format!("-{right}")]);
         let broken = stage.store.accept(conversation.bringing(&first, b"1")).await;
-        // A marker that stays harms nobody.
+        // A leftover marker is harmless.
         assert!(matches!(broken, Err(StoreError::Broken(_))) || right == "zrem", "{right}: {broken:?}");
         rights(&[&format!("+{right}")]);
-        // Not the same attempt: a provider who sends it again.
+        // A new attempt, as when the provider retries.
         conversation.accept(&first, "1").await.unwrap();
         assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())), "{right}");
         let totals = stage.totals().await;

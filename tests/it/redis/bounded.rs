@@ -20,7 +20,7 @@ const TRIES: usize = 4;
 /// Id, time, microseconds, arguments (can be binary), client address, client name.
 type Entry = (u64, u64, u64, Vec<Vec<u8>>, String, String);
 
-/// The commands since the last call that took too long.
+/// The slow commands since the last call.
 fn slow(connection: &mut redis::Connection) -> Vec<String> {
     let entries: Vec<Entry> = cmd("SLOWLOG").arg("GET").arg(-1).query(connection).unwrap();
     cmd("SLOWLOG").arg("RESET").exec(connection).unwrap();

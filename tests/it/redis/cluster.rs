@@ -1,4 +1,4 @@
-//! A cluster: keys on several nodes, slots that move, nodes that die.
+//! A cluster: keys on several nodes, migrating slots, failing nodes.
 
 use std::time::Duration;
 
@@ -19,20 +19,20 @@ use super::until;
 use crate::conversation::Conversation;
 use crate::stage::{Backend, ROOMY, START, Stage, settings};
 
-/// A stage in this cluster.
+/// A stage on this cluster.
 async fn stage_in(cluster: &RedisCluster, replicas: Option<Replicas>) -> Stage {
     let mut settings = settings(cluster.url(), ROOMY);
     settings.replicas = replicas;
     Stage::in_redis(settings, ManualClock::at(START)).await
 }
 
-/// The slot that a conversation's keys are in, as Redis counts it.
+/// The hash slot of a conversation's keys, as Redis computes it.
 fn slot(cluster: &RedisCluster, conversation: &Conversation<'_>) -> u16 {
     let tag = format!("cb:{}", conversation.reference().partition(64));
     ask(cluster.masters().next().unwrap(), &["CLUSTER", "KEYSLOT", &tag])
 }
 
-/// Conversations that are open, one on each of so many slots at least.
+/// Open conversations in at least this many different slots.
 async fn conversations(stage: &Stage, count: usize) -> Vec<Conversation<'_>> {
     join_all((0..count).map(|_| stage.conversation())).await
 }
@@ -46,7 +46,7 @@ async fn conversations_are_spread_over_the_nodes() {
     }
     let counts: Vec<u64> = RedisCluster::shared().masters().map(|master| ask(master, &["DBSIZE"])).collect();
     assert_eq!(counts.len(), 3);
-    // Conversation, channel, used, of 90 conversations; timers and totals of as many partitions as they are in; the layout.
+    // Three keys for each of 90 conversations; timers and totals of their partitions; the layout key.
     let (least, most) = (3 * 90 + 1, 3 * 90 + 2 * 64 + 1);
     assert!((least..=most).contains(&counts.iter().sum::<u64>()), "{counts:?}");
     assert!(counts.iter().all(|&count| count > least / 10), "{counts:?}");
@@ -97,16 +97,16 @@ async fn conversations_move_with_their_slot() {
     let attempt = conversation.bringing(&second, b"2");
     let to = (cluster.owner(slot) + 1) % 3;
     cluster.migrate(slot, to);
-    // Asked for at the new place, where all of its keys are.
+    // The target node has all keys and answers with ASK.
     assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
-    // It would make a key in a slot that is on its way: refused, and not by halves.
+    // This step would create a key in a migrating slot: Redis rejects all of it.
     let answer = stage.store.accept(attempt.clone()).await;
     assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
     assert_eq!(conversation.seen(&[&first, &second, &third]).await, before);
     cluster.give(slot, to);
     assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "its token was not spent");
     assert_eq!(conversation.results().await, ["1", "2", "3"].map(|body| Some(body.into())));
-    // Somebody else, who asks the wrong nodes first.
+    // Another client, whose slot map is outdated.
     let elsewhere = stage.seen_from_elsewhere().await;
     assert_eq!(elsewhere.named(conversation.id.clone()).results().await.len(), 3);
 }
@@ -126,19 +126,19 @@ async fn node_killed_under_load_loses_nothing() {
         join_all(conversations.iter().map(|conversation| conversation.issue_many(60_000))).await;
     let mut wake = stage.store.watch(conversations[there[0]].reference());
     let killed = async {
-        // Some are acknowledged by then.
+        // Some results are acknowledged by then.
         until("results are released", async || {
             conversations[here[0]].read(0, 100).await.unwrap().released >= 3
         })
         .await;
         block_in_place(|| cluster.node(victim).kill());
-        // Conversations on the other nodes do not wait for the failover.
+        // Conversations on the other nodes continue during the failover.
         let other = &conversations[there[0]];
         let item = other.issue(60_000).await;
         deliver(other, &item, "21").await;
         block_in_place(|| {
             cluster.wait_for_another_owner(slots[0], victim);
-            // Until there is a replica again, nothing is acknowledged.
+            // Nothing is acknowledged until there is a replica again.
             cluster.node(victim).restart();
         });
     };
@@ -154,7 +154,7 @@ async fn node_killed_under_load_loses_nothing() {
         until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
         assert_eq!(conversation.results().await, expected);
     }
-    // Whichever node the watcher was connected to.
+    // The listener may have been connected to any node.
     timeout(Duration::from_secs(30), wake.changed()).await.unwrap();
     let other = &conversations[there[0]];
     let item = other.issue(60_000).await;
@@ -195,9 +195,9 @@ async fn silent_node_is_replaced_by_its_replica() {
     impatient.response_timeout = Duration::from_secs(1);
     let clock = ManualClock::at(START);
     let taking = Stage::in_redis(impatient.clone(), clock.clone()).await;
-    // With connections of its own, so that neither finds out for the other.
+    // Separate connections, so that each store detects the failure itself.
     let sweeping = taking.seen_from_elsewhere().await;
-    // What the replica does not have, it does not have as a master either.
+    // The replica is promoted without the data that it has not received.
     impatient.replicas = Some(Replicas { count: 1, timeout: Duration::from_secs(5) });
     let issuing = Stage::in_redis(impatient, clock).await;
     let conversations = conversations(&issuing, 20).await;
@@ -218,7 +218,7 @@ async fn silent_node_is_replaced_by_its_replica() {
     let since = Instant::now();
     let attempt = conversation.bringing(&item, b"1");
     until("the callback is taken", async || taking.store.accept(attempt.clone()).await.is_ok()).await;
-    // It waits for one answer that does not come.
+    // One request waits for a reply that never comes.
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     let since = Instant::now();
     sweeping.clock.advance(CLAIM_MS);
@@ -240,7 +240,7 @@ async fn unavailable_node_does_not_delay_timers_of_others() {
     let victim = cluster.owner(slots[0]);
     let there = slots.iter().filter(|&&slot| cluster.owner(slot) != victim).count();
     assert!((1..30).contains(&there));
-    // Dead to us, and not yet to the others.
+    // Unreachable for this store, not yet failed for the cluster.
     block_in_place(|| cluster.node(victim).suspend());
     for _ in 0..5 {
         let since = Instant::now();
@@ -249,7 +249,7 @@ async fn unavailable_node_does_not_delay_timers_of_others() {
         assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
     }
     stage.store.ping().await.unwrap();
-    // A sum without a part of it is none.
+    // No totals without all of their parts.
     let totals = stage.store.totals(&stage.partitions()).await;
     assert!(totals.is_err(), "{totals:?}");
     block_in_place(|| cluster.node(victim).resume());
@@ -259,7 +259,7 @@ async fn unavailable_node_does_not_delay_timers_of_others() {
     })
     .await;
     assert_eq!(stage.totals().await.awaiting, 30);
-    // While one node takes callbacks, there is work to do.
+    // The service stays healthy while one node accepts callbacks.
     let full = |node: &RedisServer| ask::<()>(node, &["CONFIG", "SET", "maxmemory", "1"]);
     cluster.masters().skip(1).for_each(full);
     stage.store.ping().await.unwrap();

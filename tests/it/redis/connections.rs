@@ -15,7 +15,7 @@ use crate::stage::{ROOMY, START, Stage, settings};
 
 fn clients(connection: &mut redis::Connection) -> usize {
     let list: String = redis::cmd("CLIENT").arg("LIST").query(connection).unwrap();
-    // Without the one that asks.
+    // Without the test's own connection.
     list.lines().count() - 1
 }
 
@@ -46,7 +46,7 @@ async fn listeners_share_one_connection() {
     assert_eq!(clients(&mut connection), 4);
 }
 
-/// How often a command was called since the statistics were last reset.
+/// Calls of a command since the last reset of the statistics.
 pub(crate) fn calls(connection: &mut redis::Connection, command: &str) -> usize {
     let statistics: String = redis::cmd("INFO").arg("commandstats").query(connection).unwrap();
     let line = statistics.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
@@ -69,7 +69,7 @@ async fn channels_are_subscribed_in_batches() {
     redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").exec(&mut connection).unwrap();
     until("all are subscribed to again", async || watched(&mut connection) == 2_500).await;
     assert_eq!(calls(&mut connection, "subscribe"), 3, "a thousand channels with each");
-    // Nothing falls between channels that come and go.
+    // No notification is lost while channels are subscribed and unsubscribed.
     drop(wakes);
     let conversation = stage.conversation().await;
     let mut again = stage.store.watch(conversation.reference());
@@ -109,7 +109,7 @@ async fn cancelled_request_does_not_cancel_connecting() {
     let before = made.load(Ordering::Relaxed);
     let conversation = stage.unopened();
     proxy.delay(100);
-    // Reads have a connection of their own, and there was nothing to read so far.
+    // Reads use a separate connection, which has not been needed so far.
     for _ in 0..3 {
         let impatient = timeout(Duration::from_millis(20), conversation.inspect()).await;
         assert!(impatient.is_err());

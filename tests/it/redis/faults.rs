@@ -1,4 +1,4 @@
-//! When Redis is killed, stopped, full, or forgets: what was acknowledged stays, what is not known is said so.
+//! Redis is killed, suspended, full, or loses its scripts: acknowledged results stay, and an unknown outcome is reported.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::{stage_in, until};
 use crate::conversation::Conversation;
 use crate::stage::{ROOMY, START, Stage, settings};
 
-/// Brings a result, and brings it again as the same attempt until there is an answer.
+/// Accepts a result, and repeats the same attempt until the store answers.
 pub(crate) async fn deliver(conversation: &Conversation<'_>, item: &WorkItem, body: &str) -> Receipt {
     let accept = conversation.bringing(item, body.as_bytes());
     loop {
@@ -128,7 +128,7 @@ async fn connections_cut_under_load_lose_nothing() {
     assert_eq!(conversation.results().await, expected);
 }
 
-/// Lets the server know every script that changes something, so that the next call of one does.
+/// Loads every script that writes, so that the next call executes at once.
 async fn teach_scripts(stage: &Stage) {
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -188,7 +188,7 @@ async fn reply_lost_with_the_server_has_an_unknown_outcome() {
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
     let attempt = conversation.bringing(&item, b"1");
-    // The request is on its way to a server that stands still, and then is no more.
+    // The request is sent to a suspended server, which is then killed.
     server.suspend();
     let mut answer = Box::pin(stage.store.accept(attempt.clone()));
     assert!(timeout(Duration::from_millis(200), &mut answer).await.is_err());
@@ -215,7 +215,7 @@ async fn timed_out_reply_is_unknown_and_a_retry_resolves_it() {
     let attempt = conversation.bringing(&first, b"1");
     let answer = stage.store.accept(attempt.clone()).await;
     assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
-    // After some silence the connection is given up, and then nothing can have happened.
+    // The idle connection is closed after a while, so the next request is never executed.
     let other = conversation.bringing(&second, b"2");
     until("the connection is given up", async || {
         matches!(stage.store.accept(other.clone()).await, Err(StoreError::Unavailable(_)))
@@ -260,7 +260,7 @@ async fn large_page_arrives_over_a_slow_connection() {
     let item = conversation.issue(60_000).await;
     let result = format!("\"{}\"", "x".repeat(1024 * 1024));
     conversation.accept(&item, &result).await.unwrap();
-    // A wait for each of at least 64 pieces: nearly a second.
+    // A delay for each of at least 64 chunks: nearly a second.
     proxy.delay(15);
     let since = Instant::now();
     let page = stage.store.read(conversation.reference(), None, 1).await.unwrap().unwrap();
@@ -326,7 +326,7 @@ async fn full_redis_is_unavailable_and_changes_nothing() {
     assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "its token was not spent");
     assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
     memory("1");
-    // What settles items or gives memory back is done nevertheless.
+    // Steps that settle items or free memory still work.
     overdue.cancel(&withdrawn).await.unwrap();
     stage.wait_until(late.deadline);
     for of in stage.due(10).await.conversations {

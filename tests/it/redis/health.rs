@@ -1,4 +1,4 @@
-//! `/health` tells whether callbacks can be taken, and costs Redis nothing.
+//! `/health` reports whether callbacks can be accepted, without a request to Redis.
 
 use std::fs;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::connections::calls;
 use super::replicas::pair;
 use crate::service::{Service, until};
 
-/// The status of `/health`, and what it says when that is not 200.
+/// The status of `/health`, with the body unless it is 200.
 async fn health(service: &Service) -> (u16, String) {
     let reply = service.provider("GET", "/health").send().await;
     let status = reply.status.as_u16();
@@ -41,11 +41,11 @@ async fn health_requests_do_not_reach_redis() {
         let flood = join_all((0..40).map(|_| health(&service))).await;
         assert!(flood.iter().all(|(status, _)| *status == 200), "{flood:?}");
     }
-    // Idle for a while as well: a check each second.
+    // Includes idle time, with a check each second.
     sleep(Duration::from_secs(2).saturating_sub(since.elapsed())).await;
     let mut connection = redis.connection(0);
     let asked = calls(&mut connection, "ping") + calls(&mut connection, "set");
-    // The check of the whole store that a start begins with sets something, too.
+    // The full check at startup writes as well.
     let most = usize::try_from(since.elapsed().as_secs()).unwrap() + 8;
     assert!((1..=most).contains(&asked), "{asked} of at most {most}");
     assert_eq!(ask::<Vec<String>>(&redis, &["KEYS", "*probe*"]), [""; 0], "nothing is left behind");
@@ -80,7 +80,7 @@ async fn health_is_503_while_redis_rejects_writes() {
     set("min-replicas-to-write", "0");
     is_healthy(&service).await;
 
-    // A snapshot cannot take the place of a directory.
+    // Saving a snapshot fails, because a directory has its name.
     let (_, directory): (String, String) = ask(&redis, &["CONFIG", "GET", "dir"]);
     fs::create_dir_all(format!("{directory}/dump.rdb/x")).unwrap();
     set("save", "3600 1");

@@ -1,4 +1,4 @@
-//! What is in Redis, under which keys, for how long.
+//! Keys in Redis, their content and lifetime.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use test_support::redis_server::RedisServer;
 use super::stage_in;
 use crate::stage::{ROOMY, START, Stage, settings};
 
-/// A bit of everything: conversations that are live, idle and ended, items in each state.
+/// Live, idle and ended conversations with items in each state.
 async fn workload(stage: &Stage) {
     for end in [false, true, true] {
         let conversation = stage.conversation().await;
@@ -31,7 +31,7 @@ async fn workload(stage: &Stage) {
             conversation.accept(&fifth, "\"payload-5\"").await.unwrap();
         }
     }
-    // Something without a result is held before the first result is.
+    // An item without a result is held first.
     let cancelled_first = stage.conversation().await;
     let [_, withdrawn, third] = cancelled_first.issue_many(1_000).await;
     cancelled_first.cancel(&withdrawn).await.unwrap();
@@ -130,8 +130,8 @@ async fn results_are_stored_only_on_the_channel_or_held() {
             assert!(!holds(secret) && !key.contains(secret), "{key} holds {secret}");
         }
     }
-    // The channel of those that were released, and what is held in the conversations that live and wait. What
-    // was released is held no more, and what an end dropped is gone.
+    // The channels with released results, and the held results of live conversations. Released and dropped results are
+    // no longer held.
     assert_eq!(found, 3);
 }
 
@@ -205,7 +205,7 @@ async fn timers_live_as_long_as_their_conversation() {
     let left: i64 = redis::cmd("PTTL").arg(&keys).query(&mut connection).unwrap();
     let idle_ttl = i64::try_from(ROOMY.conversation_idle_ttl_ms).unwrap();
     assert!(left > idle_ttl, "{left} of {idle_ttl}");
-    // A short-lived one beside it takes nothing away.
+    // A conversation with a shorter lifetime in the same partition has no effect.
     let other = stage.conversation().await;
     other.open(|open| open.idle_ttl_ms = Some(1_000)).await.unwrap();
     other.issue(10).await;

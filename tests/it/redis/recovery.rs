@@ -1,4 +1,4 @@
-//! How soon the store is used again, once it can be.
+//! Time until a recovered Redis is used again.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use super::until;
 use crate::service::Service;
 use crate::stage::{ROOMY, START, Stage, settings};
 
-/// Longest time from a server that answers to the first callback that is taken.
+/// Longest time from Redis' first reply to the first accepted callback.
 const RECOVERY: Duration = Duration::from_secs(2);
 
-/// Kills Redis, starts it again, and posts as providers do that never give up: the times from a Redis that answers to
-/// the first 202.
+/// Kills and restarts Redis while a provider retries. Returns the time from Redis' first reply to the first 202, for each
+/// round.
 async fn recoveries(rounds: usize) -> Vec<Duration> {
     let mut redis = RedisServer::durable();
     let url = redis.url(0);
-    // As by default, and not as patient as the tests.
+    // The defaults, since the tests use longer timeouts.
     let flags = [
         ("store.url", url.as_str()),
         ("store.connect_timeout_ms", "1000"),
@@ -41,7 +41,7 @@ async fn recoveries(rounds: usize) -> Vec<Duration> {
             }
         };
         let restart = async {
-            // So long that nobody expects it any more.
+            // Longer than the backoff of the reconnection.
             sleep(Duration::from_millis(700)).await;
             tokio::task::block_in_place(|| redis.restart());
             until("Redis answers", async || words(&["PING"]).exec(&mut redis.connection(0)).is_ok()).await;
@@ -68,7 +68,7 @@ async fn dead_connection_does_not_block_requests() {
     impatient.response_timeout = Duration::from_millis(300);
     let stage = Stage::in_redis(impatient, callback_ingress::clock::ManualClock::at(START)).await;
     let conversation = stage.conversation().await;
-    // As behind a firewall that forgot the connection: nothing comes back, and nobody says so.
+    // As with a firewall that drops the packets of a connection silently.
     proxy.swallow(true);
     let since = Instant::now();
     for _ in 0..10 {

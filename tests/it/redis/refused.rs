@@ -1,4 +1,4 @@
-//! What Redis refuses is told as it is: not executed, and nothing spent; or executed by halves, and then never silently.
+//! Commands that Redis rejects: either nothing was executed and no token is spent, or the partial execution is reported.
 
 use std::fs;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::conversation::Conversation;
 use crate::fake_redis;
 use crate::stage::{ROOMY, START, Stage, settings};
 
-/// A conversation that holds a result, and an attempt to bring the one before it.
+/// A conversation with a held result, and an attempt to accept the result before it.
 async fn setting(stage: &Stage) -> (Conversation<'_>, Accept) {
     let conversation = stage.conversation().await;
     let [first, second] = conversation.issue_many(1_000).await;
@@ -27,7 +27,7 @@ async fn setting(stage: &Stage) -> (Conversation<'_>, Accept) {
     (conversation, attempt)
 }
 
-/// The attempt is refused as a store that is away does; nothing has changed.
+/// The attempt fails as unavailable and changes nothing.
 async fn is_refused(stage: &Stage, attempt: &Accept, word: &str) {
     for _ in 0..2 {
         match stage.store.accept(attempt.clone()).await {
@@ -39,7 +39,7 @@ async fn is_refused(stage: &Stage, attempt: &Accept, word: &str) {
     }
 }
 
-/// The attempt is the first that is taken, and all is on the channel.
+/// The attempt succeeds as the first, and both results are on the channel.
 async fn is_taken(conversation: &Conversation<'_>, attempt: Accept) {
     assert!(!conversation.accept_with(attempt).await.unwrap().replayed, "its token was not spent");
     assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
@@ -66,7 +66,7 @@ async fn redis_that_cannot_save_spends_no_token() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let (conversation, attempt) = setting(&stage).await;
-    // A snapshot cannot take the place of a directory.
+    // Saving a snapshot fails, because a directory has its name.
     let (_, directory): (String, String) = ask(&server, &["CONFIG", "GET", "dir"]);
     let in_the_way = format!("{directory}/dump.rdb/x");
     fs::create_dir_all(&in_the_way).unwrap();
@@ -87,7 +87,7 @@ async fn replica_spends_no_token() {
     let stage = stage_in(&server).await;
     let (conversation, attempt) = setting(&stage).await;
     let follow = |port: u16| ask::<()>(&server, &["REPLICAOF", "127.0.0.1", &port.to_string()]);
-    // Nobody is there: it keeps what it has, and takes nothing.
+    // Without a primary, the replica keeps its data and rejects writes.
     follow(1);
     is_refused(&stage, &attempt, "ReadOnly").await;
     ask::<()>(&server, &["CONFIG", "SET", "replica-serve-stale-data", "no"]);
@@ -108,7 +108,7 @@ async fn redis_without_enough_replicas_spends_no_token() {
     is_taken(&conversation, attempt).await;
 }
 
-/// A server that passes the checks, and refuses every step with this.
+/// A server that passes the checks and rejects every other script with this error.
 fn refusing(reply: &'static str) -> (u16, Arc<AtomicUsize>) {
     let refused = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&refused);
@@ -172,7 +172,7 @@ async fn missing_permission_is_named_before_use() {
         verify(&settings(server.url(0).replace("://", "://ingress:word@"), ROOMY)).await
     };
     verdict(&[]).await.unwrap();
-    // Readers look again by themselves.
+    // Without notifications, readers poll.
     verdict(&["-publish"]).await.unwrap();
     verdict(&["resetchannels"]).await.unwrap();
     for command in [
@@ -223,7 +223,7 @@ async fn corrupt_key_failure_is_completed_by_a_retry() {
         if there {
             words(&["RENAME", &key, &kept]).exec(&mut connection).unwrap();
         }
-        // The wrong type for each: one is a string, others are hashes, a stream, a sorted set.
+        // A list, which is the wrong type for each key.
         words(&["RPUSH", &key, "spoilt"]).exec(&mut connection).unwrap();
         let accepts = [conversation.bringing(&second, b"2"), conversation.bringing(&first, b"1")];
         let cancel = conversation.withdrawing(&third);

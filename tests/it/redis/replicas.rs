@@ -1,4 +1,4 @@
-//! Acknowledged is what enough replicas have: `store.wait_replicas`.
+//! `store.wait_replicas`: a write is acknowledged once enough replicas have it.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::until;
 use crate::service::{Service, until as service_until};
 use crate::stage::{ROOMY, START, Stage, settings};
 
-/// A master with a replica that follows it.
+/// A master with a replica.
 pub(crate) async fn pair() -> (RedisServer, RedisServer) {
     let master = RedisServer::with(&["--repl-diskless-sync-delay", "0"]);
     let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &master.port().to_string()]);
@@ -54,7 +54,7 @@ async fn nothing_is_acknowledged_without_the_replica() {
     replica.suspend();
     let attempt = conversation.bringing(&second, b"2");
     assert!(is_unknown(stage.store.accept(attempt.clone()).await));
-    // It is there, and may be lost: to say so would be a promise. A refusal would be one, too.
+    // The result is stored and may still be lost, so neither a receipt nor a refusal is correct.
     assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
     for _ in 0..2 {
         assert!(is_unknown(stage.store.accept(attempt.clone()).await));
@@ -67,7 +67,7 @@ async fn nothing_is_acknowledged_without_the_replica() {
     assert!(is_unknown(stage.store.cancel(withdrawing.clone()).await));
     assert!(is_unknown(stage.store.issue(conversation.issuing(1_000)).await));
     assert!(is_unknown(stage.store.end(conversation.reference(), None).await));
-    // Another instance, whose connection has never written, does not know better.
+    // WAIT covers only the writes of its own connection; another instance's connection has none.
     let elsewhere = stage.seen_from_elsewhere().await;
     assert!(is_unknown(elsewhere.store.accept(attempt.clone()).await));
     replica.resume();
@@ -92,7 +92,7 @@ async fn acknowledged_results_are_on_the_replica() {
         }
     });
     join_all(taken).await;
-    // At once, and with whatever was on its way to the replica.
+    // Immediately, with the data that the replica has not received.
     master.kill();
     ask::<()>(&replica, &["REPLICAOF", "NO", "ONE"]);
     let after = Stage::in_redis(settings(replica.url(0), ROOMY), ManualClock::at(START)).await;
@@ -110,7 +110,7 @@ async fn one_wait_serves_many_callers() {
     let waiting =
         join_all(items.iter().map(|item| conversation.stage.store.accept(conversation.bringing(item, b"1"))));
     let reading = async {
-        // What waits for nobody is answered meanwhile: on both connections.
+        // Requests without a wait are answered meanwhile, on both connections.
         until("all are there", async || conversation.read(0, 100).await.unwrap().released == 64).await;
         stage.store.due(&[0], 1).await.unwrap();
         replica.resume();
@@ -120,7 +120,7 @@ async fn one_wait_serves_many_callers() {
     let statistics: String = ask(&master, &["INFO", "commandstats"]);
     let waits = statistics.lines().find_map(|line| line.strip_prefix("cmdstat_wait:calls=")).unwrap();
     let waits: u32 = waits.split(',').next().unwrap().parse().unwrap();
-    // One for each of the steps that set the scene, which came one after the other, and the one that tries the right.
+    // One for each setup step, which run in sequence, and one for the permission check.
     assert!((66..66 + 32).contains(&waits), "{waits}");
 }
 

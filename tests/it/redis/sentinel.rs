@@ -1,4 +1,4 @@
-//! A master that the sentinels name, and another one after a failover.
+//! A master that sentinels report, before and after a failover.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ async fn primary_killed_under_load_loses_nothing() {
     until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
     let expected: Vec<_> = (1..=200).map(|number| Some(number.to_string().into())).collect();
     assert_eq!(conversation.results().await, expected);
-    // The watcher found the new master as well.
+    // The listener uses the new master as well.
     timeout(Duration::from_secs(30), wake.changed()).await.unwrap();
     let item = conversation.issue(60_000).await;
     deliver(&conversation, &item, "201").await;
@@ -72,7 +72,7 @@ async fn primary_killed_under_load_loses_nothing() {
 async fn demoted_primary_is_replaced() {
     let service = block_in_place(|| RedisSentinels::start(1, 1, 60_000));
     let mut settings = settings(service.url(3), ROOMY);
-    // What the replica does not have yet, it does not have as a master either.
+    // The replica is promoted without the data that it has not received.
     settings.replicas = Some(Replicas { count: 1, timeout: Duration::from_secs(10) });
     let stage = Stage::in_redis(settings, ManualClock::at(START)).await;
     let conversation = stage.conversation().await;
@@ -84,7 +84,7 @@ async fn demoted_primary_is_replaced() {
     assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
 }
 
-/// The port of a sentinel that knows nothing but a server, of an epoch of long ago.
+/// A fake sentinel that reports this server with an old epoch; returns its port.
 fn sentinel_that_names(server: u16) -> u16 {
     fake_redis::serve(move |question| match (question[0].as_str(), question.get(1).map(String::as_str)) {
         ("HELLO", _) => "%1\r\n$5\r\nproto\r\n:3\r\n".to_owned(),
@@ -103,7 +103,7 @@ async fn former_primary_is_not_used() {
     let replaced = RedisServer::start();
     let late = sentinel_that_names(replaced.port());
     let sentinel = Proxy::to(service.sentinel_port());
-    // The one that is late to know answers first.
+    // The outdated sentinel is asked first.
     sentinel.delay(1);
     let database = Backend::unused_database();
     let url = format!("redis+sentinel://127.0.0.1:{late},127.0.0.1:{}/calls/{database}", sentinel.port());
@@ -119,7 +119,7 @@ async fn former_primary_is_not_used() {
 async fn outdated_sentinel_is_ignored() {
     let service = block_in_place(RedisSentinels::shared);
     let replica = service.replica_port();
-    // It names a replica, and answers first.
+    // The sentinel that names a replica is asked first.
     let late = sentinel_that_names(replica);
     let database = Backend::unused_database();
     let url = service.url(database).replace("://", &format!("://127.0.0.1:{late},"));
@@ -127,7 +127,7 @@ async fn outdated_sentinel_is_ignored() {
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
     conversation.accept(&item, "1").await.unwrap();
-    // Nobody who says so is the master: nobody is used.
+    // The reported server is not a master, so no server is used.
     let only_late = format!("redis+sentinel://127.0.0.1:{late}/calls/{database}");
     let error = verify(&settings(only_late, ROOMY)).await.unwrap_err();
     assert!(format!("{error:?}").contains("not the primary"), "{error:?}");

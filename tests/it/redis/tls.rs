@@ -1,4 +1,4 @@
-//! Redis over TLS: authorities, certificates of clients, and what is refused.
+//! Redis over TLS: certificate authorities, client certificates, refusals.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use super::admission::verify;
 use crate::service::Service;
 use crate::stage::{ROOMY, START, Stage, settings};
 
-/// An authority, and certificates that it signed.
+/// A certificate authority and certificates that it signed.
 struct Authority {
     directory: TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -28,7 +28,7 @@ impl Authority {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
-        // A name that no other has.
+        // Unique, so that one authority does not verify another's certificates.
         params.distinguished_name.push(DnType::CommonName, directory.path().display().to_string());
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -56,7 +56,7 @@ impl Authority {
         self.path(what).to_str().unwrap().to_owned()
     }
 
-    /// A server with a certificate of this authority and these options, and its port for TLS.
+    /// Starts a server with a certificate of this authority; returns it with its TLS port.
     fn server(&self, asks_clients: bool, options: &[&str]) -> (RedisServer, u16) {
         let port = free_port();
         let mut all = options.to_vec();
@@ -76,7 +76,7 @@ impl Authority {
         .map(|(option, value)| (format!("--tls-{option}"), value))
     }
 
-    /// How a server of this port is reached by who trusts this authority.
+    /// Settings for a server that trust this authority.
     fn settings(&self, url: &str, with_certificate: bool) -> RedisSettings {
         let mut settings = settings(url.to_owned(), ROOMY);
         settings.tls = TlsFiles {
@@ -94,7 +94,7 @@ async fn server_certificate_must_be_from_a_trusted_ca() {
     let url = format!("rediss://127.0.0.1:{port}/5");
     let stage = Stage::in_redis(ours.settings(&url, false), ManualClock::at(START)).await;
     let conversation = stage.conversation().await;
-    // The watcher's connection, too.
+    // The listener's connection as well.
     let mut wake = stage.store.watch(conversation.reference());
     wake.changed().await;
     let item = conversation.issue(1_000).await;
@@ -138,7 +138,7 @@ async fn client_certificate_is_sent() {
     assert_eq!(service.callback(&item.token, "1").send().await.status, 202);
 }
 
-/// One conversation after another on this stage, each of which gets a result.
+/// Delivers a result in one conversation after another.
 async fn converse(stage: &Stage, count: usize) {
     for _ in 0..count {
         let conversation = stage.conversation().await;

@@ -1,4 +1,4 @@
-//! What providers and the platform say to the service.
+//! Requests of providers and of the platform.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Call, EventReader, Reply, SERVICE_KEY, Service};
 
-/// Where providers post.
+/// The path of callbacks.
 pub(crate) const CALLBACKS: &str = "/api/v1/webhooks/callbacks";
 
 /// An issued work item.
@@ -18,12 +18,12 @@ pub(crate) struct Item {
     pub(crate) id: String,
     pub(crate) sequence: u64,
     pub(crate) token: String,
-    /// All that the platform was told.
+    /// The whole reply.
     pub(crate) issued: Value,
 }
 
 impl Item {
-    /// Its place under the platform's paths.
+    /// Its path on the platform listener.
     pub(crate) fn path(&self) -> String {
         format!("/conversations/{}/work-items/{}", self.conversation, self.id)
     }
@@ -35,27 +35,27 @@ impl Service {
         Call::new(&self.client, method, format!("http://{}{path}", self.public))
     }
 
-    /// A callback as most providers send it, its token in the header.
+    /// A callback with its token in the header.
     pub(crate) fn callback(&self, token: &str, body: impl Into<Bytes>) -> Call<'_> {
         self.provider("POST", CALLBACKS).header("x-callback-token", token).json(body)
     }
 
-    /// A request of the platform, with its key. The path goes on from `/platform/v1`.
+    /// A request to the platform listener with the service key. The path is below `/platform/v1`.
     pub(crate) fn platform(&self, method: &str, path: &str) -> Call<'_> {
         self.stranger(method, path).header("authorization", format!("Bearer {SERVICE_KEY}"))
     }
 
-    /// A request on the platform's listener without a key.
+    /// A request to the platform listener without a key.
     pub(crate) fn stranger(&self, method: &str, path: &str) -> Call<'_> {
         Call::new(&self.client, method, format!("http://{}/platform/v1{path}", self.platform))
     }
 
-    /// The health that the platform's listener tells.
+    /// `/health` of the platform listener.
     pub(crate) fn health(&self) -> Call<'_> {
         Call::new(&self.client, "GET", format!("http://{}/health", self.platform))
     }
 
-    /// Opens a conversation of a name that nobody else has.
+    /// Opens a conversation with a unique id.
     pub(crate) async fn open(&self) -> String {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let conversation = format!("call-{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -64,7 +64,7 @@ impl Service {
         conversation
     }
 
-    /// Asks for a work item.
+    /// A request that issues a work item.
     pub(crate) fn issuing(&self, conversation: &str, asked: &Value) -> Call<'_> {
         self.platform("POST", &format!("/conversations/{conversation}/work-items")).json(asked.to_string())
     }
@@ -81,12 +81,12 @@ impl Service {
         self.issue(conversation, &json!({"kind": "tool"})).await
     }
 
-    /// A tool's work item in a conversation of its own.
+    /// Issues a tool's work item in a new conversation.
     pub(crate) async fn fresh_tool(&self) -> Item {
         self.tool(&self.open().await).await
     }
 
-    /// What the platform is shown under a path.
+    /// The JSON reply to a GET request.
     pub(crate) async fn shown(&self, path: &str) -> Value {
         let reply = self.platform("GET", path).send().await;
         assert_eq!(reply.status, 200, "{}", reply.text());
@@ -105,18 +105,18 @@ impl Service {
         reply.json()
     }
 
-    /// Begins to read a channel, with a query or none.
+    /// Opens an event stream, with a query string or an empty one.
     pub(crate) async fn events(&self, conversation: &str, query: &str) -> EventReader {
         EventReader::of(self.platform("GET", &format!("/conversations/{conversation}/events{query}"))).await
     }
 
-    /// Goes on reading a channel.
+    /// Opens an event stream after this event.
     pub(crate) async fn events_after(&self, conversation: &str, id: &str) -> EventReader {
         let call = self.platform("GET", &format!("/conversations/{conversation}/events"));
         EventReader::of(call.header("last-event-id", id)).await
     }
 
-    /// The first envelopes on a channel, as they are written.
+    /// The first envelopes of a channel, as JSON.
     pub(crate) async fn channel(&self, conversation: &str, count: usize) -> Vec<String> {
         let mut reader = self.events(conversation, "?from=0").await;
         let events = reader.take(count).await;
@@ -124,7 +124,7 @@ impl Service {
     }
 }
 
-/// The item that a reply of the platform's listener tells of.
+/// The item in a reply of the platform listener.
 pub(crate) fn issued(reply: &Reply) -> Item {
     let issued = reply.json();
     let text = |value: &Value| value.as_str().unwrap().to_owned();

@@ -1,4 +1,4 @@
-//! Requests as a test writes them down, and replies as it judges them.
+//! An HTTP client whose replies are checked against the contract.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -14,7 +14,7 @@ use super::PATIENCE;
 
 type Pool = hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>;
 
-/// Connections of one test.
+/// A client with its own connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Client(Pool);
 
@@ -26,7 +26,7 @@ impl Default for Client {
     }
 }
 
-/// A request that is not sent yet.
+/// A request that has not been sent yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Call<'a> {
     client: &'a Client,
@@ -41,24 +41,24 @@ impl<'a> Call<'a> {
         Self { client, method: method.to_owned(), url, headers: Vec::new(), body: Bytes::new() }
     }
 
-    /// One header more; a name may stand twice.
+    /// Adds a header; names may repeat.
     pub(crate) fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.headers.push((name.to_owned(), value.as_ref().to_vec()));
         self
     }
 
-    /// A body of no particular type.
+    /// Sets a body without a content type.
     pub(crate) fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self
     }
 
-    /// A body announced as JSON, whether it is or not.
+    /// Sets a body with the content type of JSON.
     pub(crate) fn json(self, body: impl Into<Bytes>) -> Self {
         self.header("content-type", "application/json").body(body)
     }
 
-    /// Sends it, and gives the reply with its body still to be read.
+    /// Sends it and returns the reply before its body is read.
     pub(crate) async fn begin(self) -> Response<Incoming> {
         let mut request = Request::builder().method(self.method.as_str()).uri(&self.url);
         for (name, value) in &self.headers {
@@ -75,13 +75,13 @@ impl<'a> Call<'a> {
         Reply { status: head.status, headers: head.headers, body: body.to_bytes() }
     }
 
-    /// Sends it and judges the reply.
+    /// Sends it and returns the reply's verdict.
     pub(crate) async fn verdict(self) -> (u16, String) {
         self.send().await.verdict()
     }
 }
 
-/// A reply, whole.
+/// A complete reply.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
@@ -98,7 +98,7 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 
-    /// A header that is there at most once.
+    /// A header that occurs at most once.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.get_all(name).iter();
         let value = values.next().map(|value| value.to_str().unwrap());
@@ -106,8 +106,8 @@ impl Reply {
         value
     }
 
-    /// The status, and the one word that says the most: a refusal's code, or what a receipt says of its item. What
-    /// holds for every reply is checked on the way.
+    /// The status, with the code of a refusal or the status in a receipt. Also checks what the contract demands of every
+    /// reply.
     pub(crate) fn verdict(&self) -> (u16, String) {
         let status = self.status.as_u16();
         let request_id = self.header("x-request-id").expect("every reply has a request id");
@@ -140,12 +140,12 @@ impl Reply {
         (status, error["code"].as_str().unwrap().to_owned())
     }
 
-    /// What people are told, of a refusal.
+    /// The message of a refusal.
     pub(crate) fn message(&self) -> String {
         self.json()["error"]["message"].as_str().unwrap().to_owned()
     }
 
-    /// What may be asked instead.
+    /// The methods in `Allow`.
     pub(crate) fn allowed_methods(&self) -> Vec<&str> {
         let mut methods: Vec<&str> =
             self.header(header::ALLOW.as_str()).unwrap_or_default().split(',').map(str::trim).collect();

@@ -1,4 +1,4 @@
-//! Server-sent events, read as the HTML standard says.
+//! A reader of server-sent events, by the HTML standard.
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -39,7 +39,7 @@ const ENDLESS: usize = 10_000;
 pub(crate) struct EventReader {
     body: Incoming,
     read: Vec<u8>,
-    /// How much of it has no event's end, as is known.
+    /// Length of the buffer's start that is known to contain no end of an event.
     looked_at: usize,
 }
 
@@ -53,7 +53,7 @@ impl EventReader {
         Self { body: reply.into_body(), read: Vec::new(), looked_at: 0 }
     }
 
-    /// The next event; `None` when the stream has ended. What began and was not finished counts for nothing.
+    /// The next event; `None` after the end of the stream. An unfinished event is discarded.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.take_event() {
@@ -65,7 +65,7 @@ impl EventReader {
         }
     }
 
-    /// So many events.
+    /// The next `count` events.
     pub(crate) async fn take(&mut self, count: usize) -> Vec<Event> {
         let mut events = Vec::with_capacity(count);
         while events.len() < count {
@@ -74,7 +74,7 @@ impl EventReader {
         events
     }
 
-    /// All events up to the end of the stream.
+    /// All events until the end of the stream.
     pub(crate) async fn rest(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
@@ -84,14 +84,14 @@ impl EventReader {
         events
     }
 
-    /// The whole events among the next so many bytes: after them the connection is cut.
+    /// Reads this many bytes, closes the connection and returns the complete events.
     pub(crate) async fn cut_after(mut self, bytes: usize) -> Vec<Event> {
         while self.read.len() < bytes && self.fill().await {}
         self.read.truncate(bytes);
         std::iter::from_fn(|| self.take_event()).collect()
     }
 
-    /// Reads what is there next; tells whether there was anything.
+    /// Reads more bytes; false at the end.
     async fn fill(&mut self) -> bool {
         let frame = timeout(PATIENCE, self.body.frame()).await.expect("an event in time");
         let Some(Ok(frame)) = frame else { return false };
@@ -99,7 +99,7 @@ impl EventReader {
         true
     }
 
-    /// Takes the first whole event out of what was read. Comments are none.
+    /// Removes the first complete event from the buffer, skipping comments.
     fn take_event(&mut self) -> Option<Event> {
         loop {
             let from = self.looked_at.saturating_sub(1).min(self.read.len());

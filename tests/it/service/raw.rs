@@ -1,4 +1,4 @@
-//! A connection on which a test says exactly what it wants, well-formed or not, as slowly as it wants.
+//! A raw connection, for malformed and slow requests.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{PATIENCE, Reply};
 
-/// See the module.
+/// An open connection.
 #[derive(Debug)]
 pub(crate) struct Raw {
     stream: TcpStream,
@@ -26,20 +26,20 @@ impl Raw {
         Self { stream, read: Vec::new() }
     }
 
-    /// Sends all of it on a new connection, and reads the reply.
+    /// Sends bytes on a new connection and reads the reply.
     pub(crate) async fn say(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Reply {
         let mut raw = Self::connect(address).await;
         raw.send(bytes).await;
         raw.reply().await
     }
 
-    /// A service that has refused may not listen to all of it.
+    /// Sends bytes. Errors are ignored, because a service that has refused may close the connection.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let sent = self.stream.write_all(bytes.as_ref());
         drop(timeout(PATIENCE, sent).await.expect("the service reads, or ends the connection"));
     }
 
-    /// Ends what this side has to say.
+    /// Closes the sending side.
     pub(crate) async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
@@ -70,7 +70,7 @@ impl Raw {
         Reply { status: StatusCode::from_bytes(status.as_bytes()).unwrap(), headers, body: Bytes::from(body) }
     }
 
-    /// Reads exactly this, which is no reply yet.
+    /// Reads exactly these bytes, such as an interim response.
     pub(crate) async fn interim(&mut self, expected: &str) {
         while self.read.len() < expected.len() {
             assert!(self.fill().await, "the connection ended");
@@ -79,7 +79,7 @@ impl Raw {
         assert_eq!(read, expected.as_bytes());
     }
 
-    /// Reads up to and including this.
+    /// Reads until this text has been received.
     pub(crate) async fn until(&mut self, expected: &str) -> Vec<u8> {
         let mut looked_at = 0_usize;
         loop {
@@ -92,24 +92,24 @@ impl Raw {
         }
     }
 
-    /// Whether nothing has come, up to now.
+    /// Whether nothing has been received so far.
     pub(crate) fn is_silent(&self) -> bool {
         let peeked = self.stream.try_read(&mut [0]);
         self.read.is_empty() && peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
-    /// Whether the other side has ended the connection, up to now.
+    /// Whether the peer has closed the connection.
     pub(crate) fn is_closed(&self) -> bool {
         matches!(self.stream.try_read(&mut [0]), Ok(0)) || self.stream.peer_addr().is_err()
     }
 
-    /// Waits until the other side has ended the connection, and gives what it still said.
+    /// Waits until the peer closes the connection; returns the remaining bytes.
     pub(crate) async fn closed(&mut self) -> Vec<u8> {
         while self.fill().await {}
         std::mem::take(&mut self.read)
     }
 
-    /// Reads what is there next; tells whether there was anything.
+    /// Reads more bytes; false at the end.
     async fn fill(&mut self) -> bool {
         let read = timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await;
         matches!(read.expect("a reply, or the end of the connection, in time"), Ok(count) if count > 0)

@@ -1,4 +1,4 @@
-//! Certificates of the tests' own, and clients that trust nothing else.
+//! Self-signed certificates, and TLS clients that trust only them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use super::{PATIENCE, Reply};
 
 /// A connection over TLS.
 pub(crate) type Secure = TlsStream<TcpStream>;
-/// Sends requests of HTTP/1.1 over it.
+/// Sends HTTP/1.1 requests over it.
 pub(crate) type Http1 = http1::SendRequest<Full<Bytes>>;
 
 /// A certificate for 127.0.0.1, in files that can be replaced.
@@ -38,12 +38,12 @@ impl Certificate {
         Self { directory, der }
     }
 
-    /// Puts another one in its files; this one still knows the one before.
+    /// Replaces the files' content by a new certificate, which is returned.
     pub(crate) fn replace(&self) -> CertificateDer<'static> {
         write(&self.directory)
     }
 
-    /// What is in its files, unless it was replaced.
+    /// The first certificate.
     pub(crate) fn der(&self) -> CertificateDer<'static> {
         self.der.clone()
     }
@@ -58,7 +58,7 @@ impl Certificate {
         self.directory.path().join("key.pem")
     }
 
-    /// Settings that have both listeners use it.
+    /// Settings for both listeners.
     pub(crate) fn flags(&self) -> Vec<(&'static str, String)> {
         let (chain, key) = (self.chain().display().to_string(), self.key().display().to_string());
         vec![
@@ -77,7 +77,7 @@ fn write(directory: &TempDir) -> CertificateDer<'static> {
     made.cert.into()
 }
 
-/// Shakes hands with whoever has this certificate, to speak this protocol.
+/// Connects, trusting this certificate and offering this ALPN protocol.
 pub(crate) async fn connect(
     address: SocketAddr,
     trusted: CertificateDer<'static>,
@@ -95,7 +95,7 @@ pub(crate) async fn connect(
     timeout(PATIENCE, shaken).await.expect("a handshake in time")
 }
 
-/// A client of HTTP/1.1 that trusts this certificate.
+/// An HTTP/1.1 client that trusts this certificate.
 pub(crate) async fn http1(address: SocketAddr, trusted: CertificateDer<'static>) -> Http1 {
     let stream = connect(address, trusted, "http/1.1").await.unwrap();
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -109,7 +109,7 @@ pub(crate) fn callback(target: &str, token: &str, body: &'static str) -> Request
     request.header("x-callback-token", token).body(body.into()).unwrap()
 }
 
-/// Reads the whole of a reply.
+/// Reads a whole reply.
 pub(crate) async fn whole(response: Response<hyper::body::Incoming>) -> Reply {
     let (head, body) = response.into_parts();
     let body = timeout(PATIENCE, body.collect()).await.expect("a whole reply in time").unwrap();

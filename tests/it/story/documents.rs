@@ -1,4 +1,4 @@
-//! What is posted is what is on the channel, byte for byte.
+//! Random JSON is delivered byte for byte.
 
 use futures_util::stream::{self, StreamExt};
 use rand::rngs::StdRng;
@@ -90,7 +90,7 @@ fn result(envelope: &str) -> &str {
     result.rsplit_once(",\"issuedAt\":").unwrap().0
 }
 
-/// What a reader of Redis' own stream sees.
+/// The entries of the channel's stream in Redis.
 fn in_redis(deployment: &Deployment, channel: &str) -> Option<Vec<Vec<u8>>> {
     let mut connection = deployment.redis.as_ref()?.connection(0);
     let entries: ::redis::streams::StreamRangeReply =
@@ -128,7 +128,7 @@ async fn random_json_is_delivered_unchanged(kind: Kind) {
             assert_eq!(found, document.as_bytes(), "{document:?}");
         }
     }
-    // An event has no carriage returns: they stand between values only, where a line feed means the same.
+    // Events contain line feeds in place of carriage returns, which occur only between JSON values.
     for (envelope, (_, document)) in deployment.any().channel("verbatim", DOCUMENTS).await.iter().zip(&posts)
     {
         let document = document.replace("\r\n", "\n").replace('\r', "\n");

@@ -1,19 +1,19 @@
-//! An item in the middle never comes.
+//! A missing result times out.
 
 use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
 use crate::service::{Deployment, Kind, millis, on_every_topology};
 
-/// Awaiting markers that are not due, while others are.
+/// Awaiting items in the store that are not due.
 const PENDING: usize = 10_000;
-/// Conversations over which they are spread.
+/// Conversations that they belong to.
 const CONVERSATIONS: usize = 100;
-/// Conversations with an item that never comes.
+/// Conversations with a missing result.
 const GAPS: u64 = 100;
-/// How late the 99th of a hundred may be.
+/// Bound on the 99th percentile of the lateness.
 const LATEST_MS: u64 = 100;
-/// Requests at once while the stage is set.
+/// Concurrent requests during the setup.
 const AT_ONCE: usize = 32;
 
 on_every_topology!(missing_result_times_out_and_releases_the_rest);
@@ -31,7 +31,7 @@ async fn add_pending(deployment: &Deployment) {
         .await;
 }
 
-/// Lives through one gap; tells how late it was closed, in milliseconds.
+/// Waits for one missing result to time out; returns the lateness in milliseconds.
 async fn lateness(deployment: &Deployment, timeout_ms: u64) -> u64 {
     let conversation = deployment.any().open().await;
     let mut reader = deployment.any().events(&conversation, "").await;
@@ -65,7 +65,7 @@ async fn missing_result_times_out_and_releases_the_rest(kind: Kind) {
     let _turn = super::turn().await;
     let deployment = kind.deploy(&[]).await;
     add_pending(&deployment).await;
-    // Their deadlines are spread over a second and a half, some of them together.
+    // Deadlines are spread over 1.5 seconds; some coincide.
     let mut late: Vec<u64> = stream::iter(0..GAPS)
         .map(|n| lateness(&deployment, 1_000 + n / 2 * 30))
         .buffer_unordered(usize::try_from(GAPS).unwrap())

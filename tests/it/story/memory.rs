@@ -1,4 +1,4 @@
-//! The service's memory does not grow with what passes through it. Measured on the real program.
+//! The memory of the program does not grow with the number of requests.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -12,10 +12,10 @@ use crate::service::{Service, until};
 const MEBIBYTE: usize = 1024 * 1024;
 const WARM_UP: usize = 40;
 const POSTS: usize = 200;
-/// What the allocator may keep.
+/// Memory that the allocator may keep.
 const SLACK_KIB: u64 = 32 * 1024;
 
-/// The program as a process of its own, which ends with the test.
+/// The program as a process, killed when dropped.
 struct Program {
     process: Child,
     service: Service,
@@ -49,14 +49,14 @@ impl Program {
         program
     }
 
-    /// Its resident memory now and at its largest, in KiB.
+    /// Current and largest resident memory, in KiB.
     fn resident(&self) -> (u64, u64) {
         let pid = self.process.id();
         (resident_kib(pid), peak_resident_kib(pid))
     }
 }
 
-/// A JSON string of exactly a MiB.
+/// A JSON string of exactly 1 MiB.
 fn large() -> Bytes {
     format!("\"{}\"", "x".repeat(MEBIBYTE - 2)).into()
 }

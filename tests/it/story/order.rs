@@ -1,4 +1,4 @@
-//! Results come in any order, and twice; the channel holds each once, in the order of issue.
+//! Results arrive in any order, and twice; the channel has each once, in order of issue.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -16,12 +16,12 @@ const CLIENTS: usize = 32;
 
 on_every_topology!(conversations_are_complete_and_in_order);
 
-/// What the result of an item is.
+/// The result of an item.
 fn result(item: &Item) -> String {
     format!("{{\"of\":\"{}\",\"n\":{}}}", item.conversation, item.sequence)
 }
 
-/// A receipt without what may have changed since.
+/// A receipt without the fields that a repetition may change.
 fn facts(reply: &Reply) -> Value {
     let mut facts = reply.json();
     for changing in ["status", "waitingFor", "replayed"] {

@@ -1,4 +1,4 @@
-//! Many callers have one token.
+//! Many clients use one token.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -11,7 +11,7 @@ use crate::service::{Item, Kind, on_every_topology};
 const ROUNDS: usize = 200;
 const CLIENTS: usize = 64;
 
-/// Who was told what, of one token: the bodies by the verdict on them.
+/// The bodies sent with one token, by verdict.
 type Told = BTreeMap<(u16, String), Vec<String>>;
 
 on_every_topology!(one_of_many_concurrent_callbacks_is_first);

@@ -1,4 +1,4 @@
-//! Bodies and paths that a stranger may send, and what becomes of them.
+//! Malformed bodies and paths.
 
 use super::check;
 use crate::service::{CALLBACKS, Kind, Service, on_every_deployment};

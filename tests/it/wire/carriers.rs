@@ -1,4 +1,4 @@
-//! Where a token may travel.
+//! The carriers of a token: header, query, body and path.
 
 use super::{Row, Sending, check};
 use crate::service::{CALLBACKS, Service};
@@ -68,7 +68,7 @@ async fn disabled_carrier_is_ignored() {
             Service::start(&[("token.carriers", carriers.as_str()), ("token.default_carrier", on)]).await;
         let item = service.fresh_tool().await;
         for (name, sending) in ALL.into_iter().filter(|(name, _)| *name != on) {
-            // A path that carries nothing is no path.
+            // Without the path carrier, the route does not exist.
             let refused = if name == "path" { (404, "NOT_FOUND") } else { (401, "CALLBACK_TOKEN_MISSING") };
             check([(name, sending(&service, &item.token), refused)]).await;
         }

@@ -1,4 +1,4 @@
-//! What is said while the service ends.
+//! Replies while the service drains.
 
 use tokio::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ async fn draining_refuses_new_requests_and_finishes_others(kind: Kind) {
     let item = service.fresh_tool().await;
     let mut under_way = Raw::connect(service.public).await;
     under_way.send(slow_head(&item.token)).await;
-    // Whatever comes after it on the listener is answered: it has been read by then.
+    // Once a later request is answered, this one has been read.
     check([("still running", service.provider("GET", "/health"), (200, "ok"))]).await;
     until("the slow one is under way", async || {
         let other = service.fresh_tool().await;

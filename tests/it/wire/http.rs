@@ -1,15 +1,15 @@
-//! Requests that are not HTTP as it should be, byte for byte.
+//! Malformed and unusual HTTP, byte for byte.
 
 use crate::service::{CALLBACKS, Raw, Service};
 
-/// A callback's head without its last empty line.
+/// The head of a callback, without the final empty line.
 fn head(token: &str) -> String {
     format!(
         "POST {CALLBACKS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-callback-token: {token}\r\n"
     )
 }
 
-/// hyper answers these by itself, without a body and without ids, and closes the connection.
+/// hyper replies without a body and without ids, and closes the connection.
 #[tokio::test]
 async fn malformed_head_is_refused_and_closes_the_connection() {
     let service = Service::on_memory().await;
@@ -139,7 +139,7 @@ async fn body_with_wrong_framing_is_never_accepted() {
         assert_eq!(reply.verdict(), (400, code.to_owned()), "{sentence}");
         assert_eq!(service.state(&item).await, "awaiting", "{sentence}");
     }
-    // Longer than its length: the rest is another request, and not a good one.
+    // Bytes after the announced length are parsed as the next request, which is malformed.
     let mut raw = Raw::connect(service.public).await;
     raw.send(format!("{head}content-length: 1\r\n\r\n12")).await;
     assert_eq!(raw.reply().await.verdict(), (202, "delivered".to_owned()));

@@ -1,4 +1,4 @@
-//! How large, how many, how many at once.
+//! Limits on size, number and concurrency.
 
 use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, Instant};
@@ -72,7 +72,7 @@ async fn expect_100_continue_is_answered() {
     assert_eq!(raw.reply().await.verdict(), (202, "delivered".to_owned()));
 }
 
-/// A service that lets so many requests be under way.
+/// A service with this `http.max_in_flight`.
 async fn narrow(redis: &RedisServer, at_once: &str) -> Service {
     let url = redis.url(0);
     Service::start(&[("store.url", &url), ("http.max_requests_in_flight", at_once)]).await
@@ -95,7 +95,7 @@ async fn requests_over_the_in_flight_limit_are_refused() {
     };
     let refused = async {
         until("two are under way", async || {
-            // Sent without a good token, it asks nothing of the store.
+            // Without a valid token, the store is not called.
             service.callback("cbt_x", "3").verdict().await == (503, "OVERLOADED".to_owned())
         })
         .await;
@@ -133,7 +133,7 @@ async fn overload_refusal_is_delayed_and_delays_no_other() {
     assert_eq!(first.reply().await.verdict(), (202, "delivered".to_owned()));
 }
 
-/// A callback whose body has begun, and does not end.
+/// Starts a callback and leaves its body unfinished.
 async fn slow(service: &Service, token: &str) -> Raw {
     let mut raw = Raw::connect(service.public).await;
     raw.send(head(token, "content-length: 10") + "[").await;

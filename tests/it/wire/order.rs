@@ -5,7 +5,7 @@ use serde_json::json;
 use super::check;
 use crate::service::{CALLBACKS, Service};
 
-/// Larger than this service takes.
+/// More than the service's body limit.
 const TOO_LARGE: usize = 1_025;
 
 async fn service() -> Service {

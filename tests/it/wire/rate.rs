@@ -1,4 +1,4 @@
-//! Who asks too often.
+//! Rate limits per client address.
 
 use test_support::redis_server::RedisServer;
 
@@ -12,12 +12,12 @@ async fn behind_proxies(flags: &[(&str, &str)]) -> Service {
     Service::start(&[&[proxies], flags].concat()).await
 }
 
-/// A good callback, said to be sent for this address.
+/// A valid callback with this `X-Forwarded-For`.
 fn from<'a>(service: &'a Service, item: &Item, address: &str) -> Call<'a> {
     service.callback(&item.token, "1").header("x-forwarded-for", address)
 }
 
-/// Seconds to wait, which are those of a window of a minute that has begun.
+/// `Retry-After` in seconds: the rest of a window of one minute.
 fn wait(reply: &Reply) -> u64 {
     let seconds = reply.header("retry-after").expect("a time to wait").parse().unwrap();
     assert!((1..=60).contains(&seconds), "{seconds}");
@@ -77,7 +77,7 @@ async fn failed_attempts_are_limited_and_valid_tokens_pass() {
     ])
     .await;
     wait(&none().send().await);
-    // What cannot succeed is refused before its body has come.
+    // The refusal does not wait for the body.
     let mut raw = Raw::connect(service.public).await;
     raw.send(format!(
         "POST {CALLBACKS} HTTP/1.1\r\nhost: x\r\nx-callback-token: cbt_x\r\ncontent-length: 10\r\n\r\n"

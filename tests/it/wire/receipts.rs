@@ -1,4 +1,4 @@
-//! What a provider is told of a callback that was taken.
+//! Receipts of accepted callbacks.
 
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ fn keys(reply: &Reply) -> Vec<String> {
     keys
 }
 
-/// A receipt without what a repetition may tell differently.
+/// A receipt without the fields that a repetition may change.
 fn facts(reply: &Reply) -> Value {
     let mut facts = reply.json();
     for changing in ["status", "waitingFor", "replayed"] {

@@ -1,4 +1,4 @@
-//! Each row of the contract's table in which the token, the item or the conversation is the reason.
+//! Each refusal of the contract's table whose reason is the token, the item or the conversation.
 
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::time::Timestamp;
@@ -111,7 +111,7 @@ async fn token_changed_in_any_character_is_refused(kind: Kind) {
         forged.replace_range(at..=at, other);
         check([("one character", deployment.any().callback(&forged, "1"), refused)]).await;
     }
-    // The last character's spare bits must be zero: base64 has no second spelling of a token.
+    // The last character's unused bits must be zero, so that a token has one base64 form.
     let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=";
     for last in alphabet.chars().filter(|&last| !item.token.ends_with(last)) {
         let forged = format!("{}{last}", &item.token[..item.token.len() - 1]);
@@ -138,7 +138,7 @@ async fn token_changed_in_any_character_is_refused(kind: Kind) {
 
 #[tokio::test]
 async fn token_without_a_stored_item_is_refused() {
-    // Two services that share their keys, and no memory.
+    // Two services with the same keys and separate memory stores.
     let (issuer, other) = (Service::on_memory().await, Service::on_memory().await);
     let item = issuer.fresh_tool().await;
     check([("no conversation", other.callback(&item.token, "1"), (409, "CONVERSATION_ENDED"))]).await;

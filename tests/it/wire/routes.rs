@@ -1,4 +1,4 @@
-//! Paths, methods, and the ids that every reply bears.
+//! Paths, methods, and the ids in every reply.
 
 use super::check;
 use crate::service::{CALLBACKS, Service};
@@ -52,7 +52,7 @@ async fn public_listener_routes_only_callbacks_and_health() {
     assert_eq!(get("/health").send().await.text(), "{\"status\":\"ok\"}");
 }
 
-/// Trusts the clients of the tests as proxies.
+/// Makes the test client a trusted proxy.
 const PROXIES: (&str, &str) = ("http.trusted_proxies", r#"["127.0.0.0/8"]"#);
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Who takes too long.
+//! Timeouts for slow clients.
 
 use tokio::time::{Duration, Instant};
 
@@ -75,7 +75,7 @@ async fn pause_between_requests_is_not_a_slow_head() {
     let service = impatient().await;
     let mut raw = Raw::connect(service.public).await;
     for _ in 0..2 {
-        // Longer than a head may take: the time runs from its first byte.
+        // Longer than the head timeout, which starts at the first byte.
         tokio::time::sleep(Duration::from_millis(HEAD_MS * 2)).await;
         raw.send("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
         assert_eq!(raw.reply().await.verdict(), (200, "ok".to_owned()));
@@ -87,7 +87,7 @@ async fn unread_responses_close_the_connection() {
     let service = Service::start(&[("http.write_timeout_ms", "150"), ("http.max_connections", "1")]).await;
     let mut greedy = tokio::net::TcpStream::connect(service.public).await.unwrap();
     let requests = "GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1_000);
-    // Ends when the service has had enough of it, and not before.
+    // Ends when the service closes the connection.
     let sending = async {
         while tokio::io::AsyncWriteExt::write_all(&mut greedy, requests.as_bytes()).await.is_ok() {}
     };
@@ -122,7 +122,7 @@ async fn pipelining_is_not_a_slow_head() {
     raw.send(&requests).await;
     let since = Instant::now();
     while since.elapsed() < Duration::from_millis(HEAD_MS * 5) {
-        // The next ones are there before the first ones are answered.
+        // The next requests arrive before the first replies.
         raw.send(&requests).await;
         for _ in 0..3 {
             assert_eq!(raw.reply().await.verdict(), (200, "ok".to_owned()));

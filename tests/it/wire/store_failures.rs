@@ -1,4 +1,4 @@
-//! A store that goes away, and comes back.
+//! Outages of the store, and recovery.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! TLS on the listeners, and the replacement of certificates.
+//! TLS on both listeners, and reloaded certificates.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -15,14 +15,14 @@ async fn start(certificate: &Certificate, flags: &[(&str, &str)]) -> Service {
     Service::start(&[&own[..], flags].concat()).await
 }
 
-/// A request of the platform.
+/// A request to the platform listener.
 fn platform(method: &str, path: &str, body: &'static str) -> Request<Full<Bytes>> {
     let request = Request::builder().method(method).uri(format!("/platform/v1/conversations/{path}"));
     let request = request.header("host", "x").header("authorization", format!("Bearer {SERVICE_KEY}"));
     request.header("content-type", "application/json").body(body.into()).unwrap()
 }
 
-/// Issues a work item; its `callback`.
+/// Issues a work item and returns the reply's `callback`.
 async fn issue(service: &Service, certificate: &Certificate, call: &str) -> serde_json::Value {
     let mut client = http1(service.platform, certificate.der()).await;
     client.send_request(platform("PUT", call, "")).await.unwrap();
@@ -127,7 +127,7 @@ async fn slow_clients_are_disconnected_over_tls() {
     let mut idle = connect(service.public, certificate.der(), "http/1.1").await.unwrap();
     let since = Instant::now();
     let mut rest = Vec::new();
-    // However it is let go, nothing is said to it.
+    // The connection may end in either way, but without a reply.
     drop(slow.read_to_end(&mut rest).await);
     assert_eq!(rest, b"");
     assert!(since.elapsed() < Duration::from_secs(1), "a head has its time: {:?}", since.elapsed());
