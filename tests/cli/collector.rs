@@ -1,4 +1,4 @@
-//! A collector that keeps what it is sent, over gRPC or HTTP.
+//! An OTLP collector, over gRPC or HTTP, that keeps what it receives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -35,23 +35,23 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-/// All that came, and the resource it came with.
+/// Received telemetry with its resource.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     pub(crate) resource: BTreeMap<String, String>,
     pub(crate) spans: Vec<Span>,
     pub(crate) logs: Vec<LogRecord>,
     pub(crate) metrics: Vec<Metric>,
-    /// Every request as it came, for who searches all of it.
+    /// Every request body, unparsed.
     pub(crate) raw: Vec<Vec<u8>>,
-    /// What `authorization` said.
+    /// The value of the header `authorization`.
     pub(crate) credentials: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Shared(Arc<Mutex<Received>>);
 
-/// See the module. Ends when it is dropped.
+/// A running collector, stopped when dropped.
 #[derive(Debug)]
 pub(crate) struct Collector {
     shared: Shared,
@@ -60,14 +60,14 @@ pub(crate) struct Collector {
     _runtime: Runtime,
 }
 
-/// How it is reached.
+/// Its endpoint.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Protocol {
     Grpc,
     Http,
 }
 
-/// A value's text.
+/// An attribute value as text.
 pub(crate) fn text(value: Option<&AnyValue>) -> String {
     match value.and_then(|value| value.value.as_ref()) {
         Some(Value::StringValue(text)) => text.clone(),
@@ -83,7 +83,7 @@ pub(crate) fn attributes(of: &[KeyValue]) -> BTreeMap<String, String> {
     of.iter().map(|pair| (pair.key.clone(), text(pair.value.as_ref()))).collect()
 }
 
-/// Hexadecimal digits of an id.
+/// An id in hexadecimal.
 pub(crate) fn hex(id: &[u8]) -> String {
     id.iter()
         .flat_map(|byte| [byte >> 4, byte & 15])
@@ -167,7 +167,7 @@ impl MetricsService for Shared {
     }
 }
 
-/// One route of OTLP over HTTP.
+/// A path of OTLP over HTTP.
 fn over_http<M: Message + Default + 'static>(keep: fn(&Shared, M)) -> axum::routing::MethodRouter<Shared> {
     post(move |State(shared): State<Shared>, headers: HeaderMap, body: Bytes| async move {
         shared.credential(&headers);
@@ -207,7 +207,7 @@ impl Collector {
         Self { shared, address, protocol, _runtime: runtime }
     }
 
-    /// Variables with which a service exports here, soon.
+    /// Environment variables that make a service export here with a short delay.
     pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
         let protocol = match self.protocol {
             Protocol::Grpc => "grpc",
@@ -222,7 +222,7 @@ impl Collector {
         ]
     }
 
-    /// What has come so far.
+    /// Everything received so far.
     pub(crate) fn received(&self) -> MutexGuard<'_, Received> {
         self.shared.0.lock().unwrap()
     }

@@ -1,4 +1,4 @@
-//! Where settings come from, what is wrong with them, and what is shown of them.
+//! Sources of settings, error messages, and `config dump`.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::program::{SERVICE_KEY, TOKEN_KEY, keys, run, run_with};
 
 const PASSWORD: &str = "password-of-the-tests-alone";
 
-/// A file with this text, in a directory that is gone with the test.
+/// A configuration file in a temporary directory.
 fn file(text: &str) -> (TempDir, String) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("settings.toml");

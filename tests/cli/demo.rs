@@ -1,4 +1,4 @@
-//! `demo`, and colour: who gets it and who does not.
+//! `demo`, and when output is coloured.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use crate::program::{PROGRAM, Ran, path, run, run_with};
 
 const DONE: &str = "Five work items, five envelopes, in order, each exactly once.";
 
-/// On a terminal of its own.
+/// Runs the program on a pseudo-terminal.
 fn on_a_terminal(variables: &[(&str, &str)], arguments: &str) -> Ran {
     let mut script = Command::new("script");
     script.args(["-q", "-e", "-c", &format!("'{PROGRAM}' {arguments}"), "/dev/null"]);

@@ -1,4 +1,4 @@
-//! Signals: draining, and ending at once.
+//! Signals: draining, and immediate exit.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use crate::wire::{UnderWay, begin, health};
 
 const BODY: &str = r#"{"answer":42}"#;
 
-/// A callback of which half the body is sent.
+/// Starts a callback and sends half of its body.
 fn half_a_callback(service: &Service, token: &str) -> UnderWay {
     let length = format!("content-length: {}", BODY.len());
     let token = format!("x-callback-token: {token}");
     let headers = ["content-type: application/json", "expect: 100-continue", &length, &token];
     let mut callback = begin(&service.public, "POST /api/v1/webhooks/callbacks", &headers, "");
-    // The service asks for the body: the request is under way.
+    // The service has sent `100 Continue`, so the request is in flight.
     callback.read_until("HTTP/1.1 100 Continue\r\n\r\n");
     callback.send(&BODY[..5]);
     callback
 }
 
-/// An event stream that has begun.
+/// An open event stream.
 fn events(service: &Service, conversation: &str) -> UnderWay {
     let key = format!("authorization: Bearer {}", service.made_key());
     let path = format!("GET /platform/v1/conversations/{conversation}/events?from=0");
@@ -49,7 +49,7 @@ fn a_signal_drains(signal: &str) {
     service.platform("PUT", "call-2", "").refuses(503, "DRAINING");
     assert!(!events.rest().contains("event: end"), "the conversation goes on elsewhere");
 
-    // The last request holds the end back, and is answered.
+    // The drain waits for the last request, which is answered.
     eventually("the listener closes", || std::net::TcpStream::connect(&service.public).is_err());
     assert!(service.process.0.try_wait().unwrap().is_none());
     callback.send(&BODY[5..]);
@@ -120,7 +120,7 @@ fn unread_log_does_not_block() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    // Until the addresses are known.
+    // Up to the line with the addresses.
     let mut log = std::io::BufReader::new(child.stderr.take().unwrap());
     let serving = loop {
         let mut line = String::new();
@@ -131,7 +131,7 @@ fn unread_log_does_not_block() {
     };
     let mut process = crate::service::Process(child);
     let public = serving["public"].as_str().unwrap();
-    // Far more than the pipe takes.
+    // Far more than the pipe's capacity.
     for _ in 0..2_000 {
         let answered = Instant::now();
         crate::wire::call(public, "GET /nowhere", &[], "").refuses(404, "NOT_FOUND");

@@ -1,4 +1,4 @@
-//! A collector that is not there, or never answers: callers do not feel it, and what is lost is counted.
+//! A collector that is unreachable or never answers affects no request, and lost telemetry is counted.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::service::{Service, eventually};
 use crate::wire::call;
 
-/// Telemetry goes out soon, and little of it is kept.
+/// Short export delays and small queues.
 const SOON: [(&str, &str); 7] = [
     ("OTEL_BSP_SCHEDULE_DELAY", "20"),
     ("OTEL_BLRP_SCHEDULE_DELAY", "20"),
@@ -21,12 +21,12 @@ const SOON: [(&str, &str); 7] = [
 
 fn start(url: &str, protocol: &str, more: &[(&'static str, &str)]) -> Service {
     let endpoint = [("OTEL_EXPORTER_OTLP_ENDPOINT", url), ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)];
-    // Forged tokens are what is asked with, again and again.
+    // No rate limit, because the test sends many forged tokens.
     let settings = ["--set", "http.drain_grace_ms=0", "--set", "rate_limit.failed_max=0"];
     Service::start_with(&[&endpoint, &SOON[..], more].concat(), &settings)
 }
 
-/// The sum of the samples of a metric whose labels hold all of this.
+/// The sum of a metric's samples that have all of these labels.
 fn sample(service: &Service, metric: &str, labels: &[&str]) -> f64 {
     let shown = call(&service.platform, "GET /metrics", &[], "").body;
     let ours = shown.lines().filter(|line| {
@@ -77,7 +77,7 @@ fn unreachable_http_collector_affects_no_request() {
 }
 
 fn a_collector_that_never_answers(protocol: &str) {
-    // The system takes the connections, and nobody reads them.
+    // The kernel accepts the connections, and nothing reads them.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let service = start(&format!("http://{}", mute.local_addr().unwrap()), protocol, &[]);
     for signal in ["traces", "logs"] {

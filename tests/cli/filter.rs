@@ -1,16 +1,16 @@
-//! Filters as SigNoz's explorers take them, as far as the README writes them: `name = 'value'`, `name != 'value'`,
-//! `name IN $variable`, `name IN ('a', 'b')`, `name EXISTS`, their negations, and `AND`.
+//! The subset of SigNoz's filter syntax that the README uses: `name = 'value'`, `name != 'value'`, `name IN $variable`,
+//! `name IN ('a', 'b')`, `name EXISTS`, their negations, and `AND`.
 
 use std::collections::BTreeMap;
 
-/// What is known of a span or of a log record, by name.
+/// Attributes and columns of a span or a log record.
 pub(crate) type Fields = BTreeMap<String, String>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Test {
     Exists,
     In(Vec<String>),
-    /// A dashboard's variable stands for any values.
+    /// A dashboard variable matches any value.
     InVariable(String),
 }
 
@@ -69,17 +69,17 @@ impl Condition {
 }
 
 impl Filter {
-    /// Reads it, if it is one.
+    /// Parses a filter.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         text.split(" AND ").map(Condition::parse).collect::<Option<_>>().map(Self)
     }
 
-    /// The names that it looks at.
+    /// The names in it.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|condition| &*condition.name)
     }
 
-    /// The dashboard's variables that it looks at.
+    /// The dashboard variables in it.
     pub(crate) fn variables(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|condition| match &condition.test {
             Test::InVariable(variable) => Some(&**variable),
@@ -87,7 +87,7 @@ impl Filter {
         })
     }
 
-    /// Whether all of it holds.
+    /// Whether all conditions hold.
     pub(crate) fn holds(&self, fields: &Fields) -> bool {
         self.0.iter().all(|condition| condition.holds(fields))
     }

@@ -1,4 +1,4 @@
-//! `healthcheck`, as a container runs it.
+//! `healthcheck`, the command for containers.
 
 use crate::program::{keys, run, run_with};
 use crate::service::{Service, eventually};

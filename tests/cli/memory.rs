@@ -24,7 +24,7 @@ fn resident(service: &Service) -> u64 {
     resident_kib(service.process.0.id()) / 1024
 }
 
-/// The most memory while a time passes.
+/// The largest resident memory during this time, in MiB.
 fn most_memory(service: &Service, during: Duration) -> u64 {
     let looks = during.as_millis() / 20;
     let look = |_| {
@@ -74,9 +74,9 @@ fn unread_streams_stay_within_the_memory_budget() {
     let path = "GET /platform/v1/conversations/call-1/events?from=0";
     let streams: Vec<_> = (0..300).map(|_| begin(&service.platform, path, &[&key], "")).collect();
     let most = most_memory(&service, Duration::from_secs(4));
-    // Each that has a connection has its buffers.
+    // Each connection has buffers of its own.
     assert!(most <= before + BUDGET + 64, "{before} MiB before, {most} MiB at most");
-    // Others of the platform are served meanwhile.
+    // Other requests of the platform are served meanwhile.
     assert_eq!(service.platform("PUT", "call-2", "").status, 201);
     drop(streams);
 }

@@ -1,10 +1,10 @@
-//! Something that speaks as much of Redis' protocol as it takes to say how old it is.
+//! A fake Redis that only reports its version.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
-/// Serves on a free port as this version, until the test ends; its URL.
+/// Starts a server of this version; returns its URL.
 pub(crate) fn serve(version: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
@@ -41,7 +41,7 @@ fn answer(mut stream: TcpStream, version: &str) -> Option<()> {
     }
 }
 
-/// A line of protocol: a sign and a number.
+/// Reads a protocol line: a sign and a number.
 fn number(requests: &mut impl BufRead, sign: char) -> Option<usize> {
     let mut line = String::new();
     requests.read_line(&mut line).ok()?;

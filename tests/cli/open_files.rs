@@ -1,4 +1,4 @@
-//! A low limit of open files, and a client that uses up all connections it gets.
+//! A low limit on open files, and a client that opens as many connections as possible.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::program::run;
 use crate::service::{Service, eventually};
 use crate::wire::{call, health};
 
-/// Far less than the keep-alive timeout, on a machine that is busy with other tests.
+/// Far less than the keep-alive timeout, even on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 #[test]
@@ -23,7 +23,7 @@ fn idle_clients_leave_file_descriptors_for_others() {
     assert_eq!(health(&service.platform).status, 200);
     assert_eq!(service.platform("PUT", "call-2", "").status, 201);
     assert_eq!(health(&service.public).status, 200);
-    // The service must connect anew.
+    // Forces the service to reconnect.
     let killed: u32 = redis::cmd("CLIENT")
         .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
         .query(&mut redis.connection(0))

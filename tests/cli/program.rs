@@ -4,16 +4,16 @@ use std::ffi::OsString;
 use std::process::Output;
 use std::time::Duration;
 
-/// Where it is.
+/// Path of the program.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_callback-ingress");
-/// How long anything may take that a test waits for: far longer than it does take.
+/// Longest wait for a condition or an exit.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A token key and a service key: made up, and known to nothing else.
+/// A token key and a service key for the tests.
 pub(crate) const TOKEN_KEY: &str = "k1:dG9rZW4tc2lnbmluZy1rZXktb2YtdGhlLXRlc3RzLWFsb25l";
 pub(crate) const SERVICE_KEY: &str = "service-key-of-the-tests-alone";
 
-/// Variables that configure both keys.
+/// Environment variables with both keys.
 pub(crate) fn keys() -> [(&'static str, String); 2] {
     [
         ("CALLBACK_INGRESS__TOKEN__KEYS", format!("[{TOKEN_KEY:?}]")),
@@ -21,12 +21,12 @@ pub(crate) fn keys() -> [(&'static str, String); 2] {
     ]
 }
 
-/// The only variable that is passed on: the rest of the environment must not change what a test sees.
+/// `PATH`, the only variable that the program inherits.
 pub(crate) fn path() -> OsString {
     std::env::var_os("PATH").unwrap_or_default()
 }
 
-/// How it ended.
+/// Exit code and output.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -35,14 +35,14 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// That it ended with this code.
+    /// Asserts the exit code.
     #[track_caller]
     pub(crate) fn exits(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self:?}");
         self
     }
 
-    /// That it complains of all of this, on standard error alone.
+    /// Asserts the exit code and that all of these texts are on standard error and nothing is on standard output.
     #[track_caller]
     pub(crate) fn complains(self, code: i32, of: &[&str]) -> Self {
         let ran = self.exits(code);
@@ -61,12 +61,12 @@ impl From<Output> for Ran {
     }
 }
 
-/// Runs it with these arguments.
+/// Runs the program with these arguments.
 pub(crate) fn run(arguments: &[&str]) -> Ran {
     run_with::<&str>(&[], arguments)
 }
 
-/// Runs it with these variables and arguments.
+/// Runs the program with these environment variables and arguments.
 pub(crate) fn run_with<V: AsRef<str>>(variables: &[(&str, V)], arguments: &[&str]) -> Ran {
     let variables = variables.iter().map(|(name, value)| (*name, value.as_ref()));
     let mut command = assert_cmd::Command::new(PROGRAM);

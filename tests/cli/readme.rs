@@ -1,4 +1,4 @@
-//! The README: its examples run as they stand, and its table of refusals is the code's.
+//! The README's examples run, and its table of refusals matches the code.
 
 use std::fmt::Write as _;
 use std::process::{Command, Stdio};
@@ -35,8 +35,8 @@ fn table_of_refusals_matches_the_code() {
     }
 }
 
-/// One script of all blocks of the shell, in order, and of the Python program. What follows an event stream is not
-/// waited for: the last block ends the conversation, and with it the stream.
+/// One script of all shell blocks, in order, and of the Python program. Event streams run in the background; the last
+/// block ends the conversation, which ends them.
 fn script(service: &Service, python: &str) -> String {
     let mut script = String::new();
     for (language, text) in blocks() {
@@ -73,16 +73,16 @@ fn readme_examples_run() {
     assert_eq!(err.whole(), "", "{shown}");
     assert!(!shown.contains(r#""error":{"#), "{shown}");
     for (text, times) in [
-        // From curl and from Python.
+        // One from curl, one from Python.
         (r#""status":"delivered""#, 2),
         ("'status': 'delivered'", 1),
         (r#""status":"held""#, 1),
-        // Once on each event stream, and on the Redis stream.
+        // Once on each event stream and once on the Redis stream.
         (r#""result":{"kilometres":12}"#, 3),
         (r#""result":{"temperature":21.5}"#, 2),
         ("event: end", 2),
         ("\nenvelope\n", 2),
-        // In the call's reply, and on each event stream.
+        // Once in the reply and once on each event stream.
         (r#""outcome":"cancelled""#, 3),
         (r#""state":"ended""#, 3),
     ] {

@@ -1,4 +1,4 @@
-//! "From a requestId to the reason": the README's filters, on what the program exports, find what they are said to find.
+//! "From a requestId to the reason": evaluates the README's filters on exported telemetry.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,9 +14,9 @@ use crate::wire::{Reply, call};
 
 const README: &str = include_str!("../../README.md");
 
-/// Names of spans and log records that are not attributes: SigNoz has a column for each.
+/// Fields of spans and log records that are columns in SigNoz, not attributes.
 const COLUMNS: [&str; 4] = ["name", "trace_id", "span_id", "severity_text"];
-/// What log records have beside attributes: times, causes, and where the process is.
+/// Fields of log lines that are not exported as attributes.
 const LOG_FIELDS: [&str; 11] = [
     "trace_id",
     "span_id",
@@ -31,28 +31,28 @@ const LOG_FIELDS: [&str; 11] = [
     "location",
 ];
 
-/// The page of the README, and no more.
+/// The README's section.
 fn page() -> &'static str {
     let start = README.find("### From a requestId to the reason\n").unwrap();
     let length = README[start + 4..].find("\n### ").unwrap();
     &README[start..start + 4 + length]
 }
 
-/// Cells of the page's table rows.
+/// Cells of the section's table rows.
 fn rows() -> impl Iterator<Item = Vec<&'static str>> {
     page()
         .lines()
         .filter_map(|line| Some(line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ").collect()))
 }
 
-/// The row that begins so.
+/// The row with this first cell.
 fn row(beginning: &str) -> Vec<&'static str> {
     rows()
         .find(|cells| cells[0].starts_with(beginning))
         .unwrap_or_else(|| panic!("no row begins with {beginning:?}"))
 }
 
-/// A cell's filter, with these values filled in: the first code there.
+/// The first filter in a cell, with these values inserted.
 fn filter(cell: &str, values: &[(&str, &str)]) -> Filter {
     let code = cell.split('`').nth(1);
     let mut code = code.unwrap_or_else(|| panic!("no code: {cell}")).to_owned();
@@ -62,7 +62,7 @@ fn filter(cell: &str, values: &[(&str, &str)]) -> Filter {
     Filter::parse(&code).unwrap_or_else(|| panic!("no filter: {code}"))
 }
 
-/// What the collector was sent.
+/// The exported telemetry.
 pub(crate) struct Exported {
     pub(crate) spans: Vec<Fields>,
     pub(crate) logs: Vec<Fields>,
@@ -82,7 +82,7 @@ impl Exported {
             let mut fields = attributes(&record.attributes);
             fields.insert("body".to_owned(), text(record.body.as_ref()));
             fields.insert("severity_text".to_owned(), record.severity_text.clone());
-            // SigNoz' column; what the line itself says must be the same.
+            // SigNoz' column, which must agree with the line's own field.
             if !record.trace_id.is_empty() {
                 let said = fields.insert("trace_id".to_owned(), hex(&record.trace_id));
                 assert!(said.is_none_or(|said| said == hex(&record.trace_id)), "{record:?}");
@@ -127,7 +127,7 @@ pub(crate) fn issue(service: &Service, conversation: &str, timeout_ms: u64) -> I
     Item { id: of(&issued.json()["workItemId"]), token: of(&issued.json()["callback"]["token"]) }
 }
 
-/// A service on this store that exports, with two conversations.
+/// A service with a collector and two conversations.
 fn exporting(protocol: Protocol, store: &str) -> (Collector, Service) {
     let collector = Collector::start(protocol);
     let service = Service::start_with(&collector.variables(), &["--store", store]);
@@ -137,7 +137,7 @@ fn exporting(protocol: Protocol, store: &str) -> (Collector, Service) {
     (collector, service)
 }
 
-/// Waits until the line and the span of a reply have come, and so those of what was asked before.
+/// Waits until the log record and span of a reply are exported, and so those of earlier requests.
 pub(crate) fn come(collector: &Collector, reply: &Reply) -> Exported {
     let id = header(reply, "x-request-id");
     let mut exported = Exported::of(collector);
@@ -262,7 +262,7 @@ fn ids_find_log_records_and_spans() {
         assert_eq!(found[names::WORK_ITEM_ID], second.id);
     }
 
-    // How often each question is answered with yes, and with what.
+    // Number of matches for each filter, with the matched values.
     let answer = |question: &str, item: &Item| {
         let cells = row(question);
         let filter = filter(cells[2], &[("workItemId", &item.id)]);
@@ -296,7 +296,7 @@ fn ids_find_log_records_and_spans() {
     documented(&exported, &collector);
 }
 
-/// Every name that was exported is in a table.
+/// Every exported name is in a table.
 fn documented(exported: &Exported, collector: &Collector) {
     let known: BTreeSet<_> = ATTRIBUTES.iter().chain(RESOURCE).map(|(name, _)| *name).collect();
     for span in &exported.spans {
@@ -346,7 +346,7 @@ fn documentation_matches_exported_names() {
     assert_eq!(maps, BTreeSet::from([names::CONVERSATION_ID, names::HELD_BEHIND, names::HELD_MS]));
 }
 
-/// A metric's name as Prometheus has it, by the rule that `config/signoz/README.md` gives.
+/// The Prometheus name of a metric, by the rule in `config/signoz/README.md`.
 fn for_prometheus(metric: &names::Metric) -> String {
     let mut name = metric.name.replace('.', "_");
     match metric.unit {

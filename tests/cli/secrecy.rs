@@ -1,18 +1,15 @@
-//! No credential and no result leaves the process but where the contract says so.
+//! Credentials and results leave the process only where the contract says so.
 //!
-//! Every request of the contract, good and bad, is sent to the real program at log level `trace`, with tokens, and what
-//! is nearly one, in every place of a request (`places`). Everything that comes out is captured: both outputs, all that
-//! is exported by OTLP, every reply, every key and value of Redis and every command that it got, `/metrics`, what the
-//! other commands print, what `Debug` prints. `search` then looks for every token, key, password and result of the
-//! run, any 12 characters of it, in several spellings.
+//! The program runs at log level `trace` and gets every request of the contract, valid and invalid, with tokens and
+//! near-tokens in every part of a request (`places`). All output is captured: standard output and error, OTLP, replies,
+//! Redis' keys, values and commands, `/metrics`, the output of the other commands, and `Debug`. `search` then looks for
+//! any 12 characters of each token, key, password and result, in several encodings.
 //!
-//! That the suite can fail is shown by `planted`, and end to end by `tests/secrecy-mutations`, which puts leaks into a
-//! copy of the source and demands that this suite finds them.
+//! `planted` tests the search. `tests/secrecy-mutations` puts leaks into a copy of the source, which this suite must find.
 //!
-//! What the contract lets out is not looked for there: a token in the reply to the issue of its work item; results in
-//! event streams, on the channel, where they are held, and in what Redis tells of commands (`MONITOR`, `SLOWLOG`): they
-//! are arguments of its scripts. A provider that writes its token into its result, elsewhere than in the field that is
-//! removed, has published it itself.
+//! Allowed are a token in the reply that issues its work item, and results in event streams, on the channel, among held
+//! results, and in Redis' records of commands (`MONITOR`, `SLOWLOG`), whose arguments they are. A token that a provider
+//! writes into its result, outside the removed field, is part of the result.
 
 mod commands;
 mod in_redis;
@@ -48,7 +45,7 @@ use crate::collector::{Collector, Protocol};
 use crate::service::eventually;
 use crate::wire::{UnderWay, begin};
 
-/// Looks for every known secret in all of it.
+/// Searches all captures for every known secret.
 #[track_caller]
 #[expect(clippy::print_stdout, reason = "with --nocapture: how much was searched, for how much")]
 pub(crate) fn nothing_leaks(known: &Known, captures: &[Capture]) {
@@ -68,7 +65,7 @@ pub(crate) fn nothing_leaks(known: &Known, captures: &[Capture]) {
     assert!(leaks.is_empty(), "{} leaks, of which the first are:{shown:?}", leaks.len());
 }
 
-/// A service with secrets of its own everywhere, watched from all sides.
+/// A service with fresh secrets in every setting, and everything that captures its output.
 struct Watched {
     known: Arc<Known>,
     signing_key: String,
@@ -107,10 +104,10 @@ impl Watched {
         watched
     }
 
-    /// Everything that is wrong, or right, on any store.
+    /// Requests that run on any store.
     fn every_request(&mut self) {
         let (_, item) = self.session.tool();
-        // First: the others exceed the limit of requests without a service key.
+        // First, because the others exceed the rate limit for requests without a service key.
         self.session.refuse_the_platform(&item.token);
         self.session.every_text_in_every_place();
         self.session.say_nonsense();
@@ -118,7 +115,7 @@ impl Watched {
         self.session.refuse_what_is_late_or_too_much();
     }
 
-    /// Event streams up to their limit, which stay open.
+    /// Opens event streams up to their limit.
     fn follow(&mut self, conversation: &str) -> [UnderWay; 2] {
         let line = format!("GET /platform/v1/conversations/{conversation}/events?from=0");
         let key = format!("authorization: Bearer {}", self.session.service_key);
@@ -133,7 +130,7 @@ impl Watched {
     }
 
     #[expect(clippy::print_stdout, reason = "with --nocapture: how much was captured")]
-    /// Ends it: what is asked meanwhile is refused. Everything that came out of it.
+    /// Drains it, with refused requests meanwhile; returns all captures.
     fn end(mut self, streams: [UnderWay; 2]) -> (Arc<Known>, Vec<Capture>, BTreeSet<String>) {
         let metrics = request("GET /metrics\n\n", &[]);
         let address = self.running.platform.clone();
@@ -154,7 +151,7 @@ impl Watched {
     }
 }
 
-/// Names of what may hold results, and does: that it would be noticed elsewhere.
+/// Captures that contain results, as they may, which shows that the search finds them.
 fn holding_results(known: &Known, captures: &[Capture]) -> BTreeSet<String> {
     let secrets = known.all();
     let searcher = Searcher::new(&secrets);
@@ -171,7 +168,7 @@ fn kind_of(name: &str) -> String {
     name.split(':').nth(2).unwrap_or(name).to_owned()
 }
 
-/// The codes that were not provoked.
+/// Codes that no request provoked.
 fn missing(codes: &BTreeSet<String>) -> Vec<&'static str> {
     Code::ALL.iter().map(|code| code.as_str()).filter(|code| !codes.contains(*code)).collect()
 }
@@ -183,7 +180,7 @@ fn nothing_leaks_on_the_embedded_store() {
     let conversation = watched.session.open();
     let streams = watched.follow(&conversation);
     let (known, captures, codes) = watched.end(streams);
-    // It has no connection to lose, and nothing that another program could spoil.
+    // The embedded store has no connection and no data that another program could corrupt.
     assert_eq!(missing(&codes), ["STORE_UNAVAILABLE", "OUTCOME_UNKNOWN", "INTERNAL"]);
     nothing_leaks(&known, &captures);
 }
@@ -195,7 +192,7 @@ fn nothing_leaks_on_a_failing_redis() {
     let mut watched = Watched::start(Arc::clone(&known), &redis.url(), Protocol::Grpc, "json");
     watched.every_request();
 
-    // Followed, with an item that is held, through all that comes.
+    // An event stream with a held item, open during all failures.
     let (conversation, first) = watched.session.tool();
     let [second, third] = [(); 2].map(|()| watched.session.issue(&conversation, &json!({"kind": "tool"})));
     assert_eq!(watched.session.callback(&second.token).status, 202);
@@ -226,14 +223,14 @@ fn nothing_leaks_on_a_failing_redis() {
         answer = watched.session.callback(&first.token);
         answer.status < 500
     });
-    // Taken now, or with a try whose answer was lost.
+    // Accepted now, or by an attempt whose reply was lost.
     assert!([200, 202].contains(&answer.status), "{answer:?}");
     for stream in &mut streams {
-        // The first event has begun: its result is still to be read.
+        // The first event has started; its result has not been read.
         stream.read_until("\nid: ");
     }
 
-    // Each key of a conversation, spoilt.
+    // Each key of a conversation, corrupted.
     for what in ["conversation", "held", "channel", "used"] {
         let (conversation, released) = watched.session.tool();
         let [item, held] = [(); 2].map(|()| watched.session.issue(&conversation, &json!({"kind": "tool"})));
@@ -256,7 +253,7 @@ fn nothing_leaks_on_a_failing_redis() {
             watched.session.platform("DELETE", &conversation, ""),
         ];
         let codes: Vec<_> = answers.iter().map(|answer| (answer.status, answer.code())).collect();
-        // A mark that a token was used is a text in any case.
+        // The marker of a used token is a string anyway.
         assert!(what == "used" || codes.iter().any(|(_, code)| *code == "INTERNAL"), "{what}: {codes:?}");
     }
     captures.extend(redis.content());

@@ -1,4 +1,4 @@
-//! `serve`: what it prints, and why it does not start.
+//! `serve`: its output, and failures at startup.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::program::{keys, path, run};
 use crate::service::{Lines, Process, Service, eventually};
 
-/// The lines that a person would copy from the terminal.
+/// The commands that it prints.
 fn printed(service: &Service) -> String {
     service.out.wait_for("curl -sSN");
     let text = service.out.text();
@@ -15,7 +15,7 @@ fn printed(service: &Service) -> String {
     lines.to_owned()
 }
 
-/// Pastes the lines into a shell, ends the conversation that they follow, and returns what the shell showed.
+/// Runs the commands in a shell, ends their conversation, and returns the shell's output.
 fn paste(service: &Service, lines: &str) -> String {
     let mut shell = Command::new("bash");
     shell.env_clear().env("PATH", path()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,4 +1,4 @@
-//! `serve`, running. Killed when it is dropped.
+//! A running `serve`, killed when dropped.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::program::{PATIENCE, PROGRAM, path};
 use crate::wire::{Reply, call};
 
-/// Lines that a process has written so far.
+/// The lines that a process has written so far.
 #[derive(Clone, Debug)]
 pub(crate) struct Lines(Arc<(Mutex<Written>, Condvar)>);
 
@@ -45,7 +45,7 @@ impl Lines {
         found(&written).unwrap_or_else(|| panic!("{text:?} does not come:\n{}", written.lines.join("\n")))
     }
 
-    /// Waits until no more can come, and returns all of it.
+    /// Waits for the end of the output and returns all of it.
     pub(crate) fn whole(&self) -> String {
         let written = self.wait_while(|written| !written.whole);
         assert!(written.whole, "the output does not end");
@@ -58,13 +58,13 @@ impl Lines {
         more.wait_timeout_while(written, PATIENCE, |written| condition(written)).unwrap().0
     }
 
-    /// What has come so far.
+    /// Everything so far.
     pub(crate) fn text(&self) -> String {
         self.0.0.lock().unwrap().lines.join("\n")
     }
 }
 
-/// Waits until it holds.
+/// Polls until the condition holds.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let since = Instant::now();
@@ -74,7 +74,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A process of the test. Killed when it is dropped.
+/// A child process, killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Process(pub(crate) Child);
 
@@ -85,7 +85,7 @@ impl Process {
         assert!(Command::new("sh").args(script).status().unwrap().success(), "SIG{name} could not be sent");
     }
 
-    /// Waits for its end; `None` stands for a signal's.
+    /// Waits for its exit code; `None` after a signal.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         eventually("the process ends", || self.0.try_wait().unwrap().is_some());
         self.0.wait().unwrap().code()
@@ -94,7 +94,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // Fails where it has already exited.
         drop(self.0.kill());
         drop(self.0.wait());
     }
@@ -104,26 +104,26 @@ impl Drop for Process {
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) process: Process,
-    /// Where providers post.
+    /// Address of the public listener.
     pub(crate) public: String,
-    /// Where the platform works.
+    /// Address of the platform listener.
     pub(crate) platform: String,
     pub(crate) out: Lines,
     pub(crate) log: Lines,
 }
 
 impl Service {
-    /// Starts it with these arguments, and nothing else configured.
+    /// Starts it with these arguments.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_with::<&str>(&[], arguments)
     }
 
-    /// Starts it with these variables and arguments.
+    /// Starts it with these environment variables and arguments.
     pub(crate) fn start_with<V: AsRef<str>>(variables: &[(&str, V)], arguments: &[&str]) -> Self {
         Self::spawn(Command::new(PROGRAM), variables, arguments)
     }
 
-    /// Starts it with so many open files at most.
+    /// Starts it with this limit on open files.
     pub(crate) fn start_with_open_files(limit: u32, arguments: &[&str]) -> Self {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {limit}; exec {PROGRAM} \"$@\""), "sh"]);
@@ -154,18 +154,18 @@ impl Service {
         Self { process, public: address("public"), platform: address("platform"), out, log }
     }
 
-    /// The service key that was made for the run.
+    /// The service key that it generated.
     pub(crate) fn made_key(&self) -> String {
         self.out.wait_for("KEY=").split_once("KEY=").unwrap().1.to_owned()
     }
 
-    /// One call of the platform; the path is what follows `/platform/v1/conversations/`.
+    /// A request to the platform listener; the path is below `/platform/v1/conversations/`.
     pub(crate) fn platform(&self, method: &str, path: &str, body: &str) -> Reply {
         let key = format!("authorization: Bearer {}", self.made_key());
         call(&self.platform, &format!("{method} /platform/v1/conversations/{path}"), &[&key], body)
     }
 
-    /// Opens a conversation and issues a work item; its token.
+    /// Opens a conversation and issues a work item; returns its token.
     pub(crate) fn token(&self, conversation: &str) -> String {
         assert!(self.platform("PUT", conversation, "").status <= 201);
         let body = json!({"kind": "tool"}).to_string();

@@ -1,5 +1,5 @@
-//! What operators load into SigNoz and into a collector: it parses, its parts fit together, and every name in it is one
-//! that the service exports.
+//! The dashboards, alerts and the collector's configuration: they parse, are consistent, and use only names that the
+//! service exports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +34,7 @@ fn is_in(table: &[(&str, &str)], name: &str) -> bool {
     table.iter().any(|(known, _)| *known == name)
 }
 
-/// All builder queries below a value, wherever they are.
+/// All builder queries within a value.
 fn queries(value: &Value) -> Vec<&Value> {
     match value {
         Value::Object(members) if members.contains_key("aggregations") => vec![value],
@@ -44,7 +44,7 @@ fn queries(value: &Value) -> Vec<&Value> {
     }
 }
 
-/// The metric that SigNoz stores under this name. Of a histogram it makes several, and dots stay.
+/// The exported metric behind a SigNoz name. SigNoz splits histograms into several and keeps dots.
 fn stored(name: &str) -> (Metric, &str) {
     let found = METRICS.iter().find_map(|metric| {
         let suffix = name.strip_prefix(metric.name)?;
@@ -58,7 +58,7 @@ fn stored(name: &str) -> (Metric, &str) {
     found.unwrap_or_else(|| panic!("SigNoz gets no {name} from us"))
 }
 
-/// A query's metric exists, has the attributes that the query names, and is aggregated as its kind can be.
+/// A query's metric exists, has the named attributes, and its aggregation fits its kind.
 fn check(query: &Value) {
     assert_eq!(query["signal"], "metrics", "{query}");
     let [aggregation] = list(&query["aggregations"]) else { panic!("not one aggregation: {query}") };
@@ -68,7 +68,7 @@ fn check(query: &Value) {
     let fits = match (metric.instrument, suffix) {
         ("histogram", ".bucket") => time.is_empty() && matches!(space, "p50" | "p75" | "p90" | "p95" | "p99"),
         ("histogram" | "counter", _) => matches!(time, "rate" | "increase") && space == "sum",
-        // Of the whole store, each instance tells the same: a sum would count it once an instance.
+        // Every instance reports the same store totals, so a sum would count them several times.
         ("gauge", _) if metric.meaning.starts_with("in the whole store") => {
             matches!(time, "latest" | "min" | "max") && space == "max"
         }
@@ -90,7 +90,7 @@ fn check(query: &Value) {
     }
 }
 
-/// Queries of one panel or rule have names of their own, formulas are of these, and something is shown.
+/// Queries of a panel or rule have unique names, formulas refer to them, and at least one is shown.
 fn fit_together(composite: &[Value]) {
     let specs: Vec<_> = composite.iter().map(|query| &query["spec"]).collect();
     let names: BTreeSet<_> = specs.iter().map(|spec| string(&spec["name"])).collect();
@@ -152,7 +152,7 @@ fn dashboard_uses_exported_names() {
     assert_eq!(placed, panels.keys().cloned().collect::<Vec<_>>(), "every panel is placed once");
 }
 
-/// How a heading is linked to.
+/// The anchor of a heading.
 fn anchor(heading: &str) -> String {
     let text = heading.to_lowercase();
     let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
@@ -209,7 +209,7 @@ fn collector_example_is_consistent() {
                 used.insert((kind, string(component).to_owned()));
             }
         }
-        // What may refuse comes first, and what packs comes last.
+        // The memory limiter is first and the batch processor last.
         let processors = list(&pipeline["processors"]);
         assert_eq!(processors.first().unwrap(), "memory_limiter", "{name}");
         assert_eq!(processors.last().unwrap(), "batch", "{name}");
@@ -229,7 +229,7 @@ fn collector_example_is_consistent() {
         assert!(is_in(ATTRIBUTES, name), "no span has {name}");
     }
 
-    // Addresses and secrets come from the environment.
+    // Addresses and secrets are environment variables.
     for exporter in config["exporters"].as_object().unwrap().values() {
         assert!(string(&exporter["endpoint"]).starts_with("${env:"), "{exporter}");
         for header in exporter["headers"].as_object().unwrap().values() {

@@ -1,4 +1,4 @@
-//! A store that is not there, and one that must not be used.
+//! Unreachable stores, and stores that must not be used.
 
 use std::time::Duration;
 
@@ -149,7 +149,7 @@ fn sweep_failures_are_logged_with_backoff() {
     let line = service.log.wait_for("a conversation cannot be swept");
     assert!(line.contains("ERROR") && line.contains("again_in_ms"), "{line}");
     std::thread::sleep(Duration::from_secs(8));
-    // After 1, 2 and 4 seconds; in a minute there are six.
+    // After 1, 2 and 4 seconds; six in a minute.
     let lines = service.log.text().matches("a conversation cannot be swept").count();
     assert!((2..=5).contains(&lines), "{}", service.log.text());
 }

@@ -1,4 +1,4 @@
-//! Certificates, as an operator configures and replaces them.
+//! Configuration and reload of certificates.
 
 use std::fs;
 use std::path::Path;

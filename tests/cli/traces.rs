@@ -1,4 +1,4 @@
-//! What a collector is shown of a conversation, over gRPC and over HTTP.
+//! Traces of a conversation, exported over gRPC and HTTP.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use crate::wire::{Reply, call};
 
 const CALLBACK: &str = "POST /api/v1/webhooks/callbacks";
 const PUBLISH: &str = "publish channel:{conversation}";
-/// A service that ends without delay.
+/// A service with a short drain time.
 const AT_ONCE: [&str; 2] = ["--set", "http.drain_grace_ms=0"];
 
-/// A span, in words.
+/// A span as text.
 #[derive(Clone, Debug)]
 struct Seen {
     name: String,
@@ -25,7 +25,7 @@ struct Seen {
     trace: String,
     id: String,
     parent: String,
-    /// What each is for, and where it leads: a trace and a span of it.
+    /// Its links: the purpose, the trace and the span.
     links: Vec<(String, String, String)>,
     attributes: BTreeMap<String, String>,
     failed: bool,
@@ -61,7 +61,7 @@ impl Seen {
     }
 }
 
-/// Waits until a collector was shown spans that are enough, and gives all of them.
+/// Waits until the collected spans satisfy the condition; returns all of them.
 fn seen(collector: &Collector, enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
     let mut spans = Vec::new();
     eventually("the collector is shown enough", || {
@@ -87,12 +87,12 @@ fn header(reply: &Reply, name: &str) -> String {
     line.unwrap_or_else(|| panic!("no {name}: {reply:?}")).to_owned()
 }
 
-/// The platform's trace in which a work item is issued, and the span within.
+/// The trace and span in which the platform issues a work item.
 fn platforms_trace(number: usize) -> (String, String) {
     (format!("{:032x}", 0xa000 + number), format!("{:016x}", 0xb000 + number))
 }
 
-/// Opens a conversation and issues a work item, in a trace of the platform's.
+/// Opens a conversation and issues a work item in the platform's trace.
 fn issue(service: &Service, conversation: &str, number: usize, body: &Value) -> Value {
     let key = format!("authorization: Bearer {}", service.made_key());
     let (trace, span) = platforms_trace(number);
@@ -143,7 +143,7 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
         let waits = number != 1;
         assert_eq!(own.len(), if waits { 4 } else { 3 }, "{own:#?}");
 
-        // The request: a trace of its own, linked to where the work was issued.
+        // The request has its own trace, linked to the span that issued the work item.
         let server = named(&own, CALLBACK);
         let (issuing_trace, issuing_span) = platforms_trace(number);
         let issued_in = ("issued_in".to_owned(), issuing_trace, issuing_span);
@@ -188,7 +188,7 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
             assert_eq!(store.kind, SpanKind::Internal);
         }
 
-        // The way to the channel, and what it was held by.
+        // The release to the channel, linked to the item that it waited for.
         let publish = named(&own, PUBLISH);
         assert_eq!((publish.kind, &publish.parent), (SpanKind::Producer, &server.id));
         publish.has(&about);
@@ -213,7 +213,7 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
     }
     first_server.has(&[("callback.released", "3")]);
 
-    // A consumer continues where the callback was taken.
+    // A consumer continues the trace of the callback.
     for (sequence, envelope) in channel(&service, "call-1") {
         let server = header(&replies[&usize::try_from(sequence).unwrap()], "traceresponse");
         assert_eq!(envelope["traceparent"], server, "{envelope}");
@@ -488,7 +488,7 @@ fn request_of_a_disconnected_client_is_completed() {
     let length = format!("content-length: {}", body.len());
     let headers = [key, id, &length, "content-type: application/json"];
     let under_way = crate::wire::begin(&service.platform, path, &headers, body);
-    // Long enough to be with Redis, and then to be noticed as gone.
+    // Long enough for the request to reach Redis and for the disconnection to be noticed.
     std::thread::sleep(std::time::Duration::from_millis(200));
     drop(under_way);
     std::thread::sleep(std::time::Duration::from_millis(200));

@@ -1,4 +1,4 @@
-//! What is typed.
+//! Command-line usage.
 
 use std::fs::File;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! Plain HTTP/1.1, one request a connection.
+//! Plain HTTP/1.1, one request per connection.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::program::PATIENCE;
 
-/// A reply, read whole.
+/// A complete reply.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -30,7 +30,7 @@ impl Reply {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// That it is a refusal with this status and code.
+    /// Asserts a refusal with this status and code.
     #[track_caller]
     pub(crate) fn refuses(&self, status: u16, code: &str) {
         assert_eq!(self.status, status, "{self:?}");
@@ -38,7 +38,7 @@ impl Reply {
     }
 }
 
-/// A request under way.
+/// A request in flight.
 #[derive(Debug)]
 pub(crate) struct UnderWay(TcpStream);
 
@@ -48,7 +48,7 @@ impl UnderWay {
         self.0.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Reads until all of it has come, or the text.
+    /// Reads until this text or the end.
     pub(crate) fn read_until(&mut self, wanted: &str) -> String {
         let mut read = Vec::new();
         let mut byte = [0];
@@ -59,7 +59,7 @@ impl UnderWay {
         String::from_utf8(read).unwrap()
     }
 
-    /// Reads what comes until the connection ends.
+    /// Reads until the connection closes.
     pub(crate) fn rest(mut self) -> String {
         let mut read = String::new();
         self.0.read_to_string(&mut read).unwrap();
@@ -72,7 +72,7 @@ impl UnderWay {
     }
 }
 
-/// Begins a request with these lines of head, and what is sent of its body; the connection's end is the reply's.
+/// Starts a request with these header lines and the first part of its body. The reply ends with the connection.
 pub(crate) fn begin(address: &str, request: &str, headers: &[&str], body: &str) -> UnderWay {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -83,14 +83,14 @@ pub(crate) fn begin(address: &str, request: &str, headers: &[&str], body: &str) 
     under_way
 }
 
-/// Sends a request whole and reads the reply whole.
+/// Sends a request and reads the reply.
 pub(crate) fn call(address: &str, request: &str, headers: &[&str], body: &str) -> Reply {
     let length = format!("content-length: {}", body.len());
     let headers = [headers, &[&length, "content-type: application/json"]].concat();
     begin(address, request, &headers, body).reply()
 }
 
-/// Asks for health.
+/// `GET /health`.
 pub(crate) fn health(address: &str) -> Reply {
     call(address, "GET /health", &[], "")
 }

@@ -1,4 +1,4 @@
-//! What the other commands print, and what is said of settings that are wrong.
+//! Output of the other commands, and messages about invalid settings.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -12,7 +12,7 @@ use super::tokens::Known;
 use crate::program::run_with;
 use crate::service::eventually;
 
-/// Runs the program, and keeps what it prints.
+/// Runs the program and captures its output.
 fn printed(captures: &mut Vec<Capture>, code: i32, variables: &[(&str, &str)], arguments: &[&str]) {
     let ran = run_with(variables, arguments).exits(code);
     captures.push(Capture::new(format!("what {arguments:?} prints"), ran.out + &ran.err));

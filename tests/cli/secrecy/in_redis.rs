@@ -1,4 +1,4 @@
-//! A Redis with a password, behind a wire that can be cut, and all that is in it or said to it.
+//! A Redis with a password behind a proxy, and captures of its data and commands.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use test_support::redis_server::RedisServer;
 use super::search::Capture;
 use crate::service::eventually;
 
-/// See the module.
+/// A running server with its proxy.
 #[derive(Debug)]
 pub(crate) struct WatchedRedis {
     pub(crate) server: RedisServer,
@@ -32,7 +32,7 @@ impl WatchedRedis {
         redis
     }
 
-    /// The store's URL: by way of the wire.
+    /// The store's URL, through the proxy.
     pub(crate) fn url(&self) -> String {
         format!("redis://default:{}@127.0.0.1:{}/0", self.password, self.proxy.port())
     }
@@ -42,7 +42,7 @@ impl WatchedRedis {
         redis::Client::open(url).unwrap().get_connection().unwrap()
     }
 
-    /// Hears every command from now on, scripts' own included, until the server ends.
+    /// Captures every command from now on, including those of scripts.
     fn listen(&mut self) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.server.port())).unwrap();
         write!(stream, "AUTH {}\r\nMONITOR\r\n", self.password).unwrap();
@@ -70,25 +70,25 @@ impl WatchedRedis {
         self.listen();
     }
 
-    /// Puts a text under each key of a conversation in whose place another kind of value is wanted.
+    /// Replaces each value of a conversation that is not a string by a string.
     pub(crate) fn spoil(&self, key: &str) {
         let mut connection = self.connection();
         cmd("DEL").arg(key).exec(&mut connection).unwrap();
         cmd("SET").arg(key).arg("x").arg("EX").arg(600).exec(&mut connection).unwrap();
     }
 
-    /// All keys that match.
+    /// All keys with this pattern.
     pub(crate) fn keys(&self, pattern: &str) -> Vec<String> {
         cmd("KEYS").arg(pattern).query(&mut self.connection()).unwrap()
     }
 
-    /// Every key, with all that is under it.
+    /// Every key with its value.
     pub(crate) fn content(&self) -> Vec<Capture> {
         let mut connection = self.connection();
         self.keys("*").into_iter().map(|key| read(&mut connection, &key)).collect()
     }
 
-    /// All that was said to it, and what it tells of that by itself. Results are in it: they are arguments.
+    /// The received commands and the slow log. Both may contain results, which are arguments.
     pub(crate) fn heard(&self) -> Vec<Capture> {
         let slow: Value = cmd("SLOWLOG").arg("GET").arg(-1).query(&mut self.connection()).unwrap();
         let heard = self.heard.iter().map(|heard| heard.lock().unwrap().clone());

@@ -1,4 +1,4 @@
-//! The same over TLS, whose library logs every key at its lowest level.
+//! The same over TLS, whose library logs keys at level trace.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ use super::wire::Wire;
 
 type Request = hyper::Request<Full<Bytes>>;
 
-/// Where a token can stand: a method, what follows the listener's address, and a header with its value.
+/// Places for a token: method, target, and a header.
 const PLACES: &[(&str, &str, &str, &str)] = &[
     ("POST", "/api/v1/webhooks/callbacks", "x-callback-token", "{T}"),
     ("POST", "/api/v1/webhooks/callbacks/{T}", "accept", "*/*"),
@@ -62,7 +62,7 @@ async fn connect(address: &str, trusted: CertificateDer<'static>) -> SendRequest
     sender
 }
 
-/// Sends it; head and body of the reply, and its status.
+/// Sends a request; returns head and body of the reply, and its status.
 async fn say(client: &mut SendRequest<Full<Bytes>>, request: Request) -> Option<(u16, Vec<u8>)> {
     let (head, body) = client.send_request(request).await.ok()?.into_parts();
     let body = body.collect().await.ok()?.to_bytes();
@@ -100,7 +100,7 @@ fn nothing_leaks_over_tls() {
                 .header("content-type", "application/json")
                 .header(*name, filled(value));
             let request = request.body(session.result.clone().into()).unwrap();
-            // A refused body may end its connection.
+            // A refusal may close the connection.
             let mut client = runtime.block_on(connect(&running.public, trusted.clone()));
             if let Some((status, reply)) = runtime.block_on(say(&mut client, request)) {
                 statuses.insert(status);

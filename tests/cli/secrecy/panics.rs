@@ -1,4 +1,4 @@
-//! A panic may say anything. Where it happened is told, and nothing of what it said.
+//! The log has the location of a panic, never its message.
 
 use std::io::Write;
 use std::panic::panic_any;
@@ -22,9 +22,9 @@ use super::tokens::{Known, signed};
 use super::{nothing_leaks, wire};
 use crate::collector::{Collector, Protocol};
 
-/// What the panics say.
+/// The messages of the panics.
 const SAID: &str = "WHAT_THE_PANICS_SAY";
-/// How handlers panic.
+/// Ways in which a handler panics.
 const WAYS: [&str; 5] = ["text", "value", "unwrap", "task", "drop"];
 
 #[test]
@@ -34,7 +34,7 @@ fn panic_messages_are_not_logged_or_sent() {
     known.token("a work item", &token);
     let said = format!("{token} {} {}", known.credential("the service key"), known.result());
     let collector = Collector::start(Protocol::Http);
-    // A process of its own: what is said of panics is set for the whole of one.
+    // In a process of its own, because the panic hook is global.
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "secrecy::panics::a_process_that_panics", "--nocapture"])
         .env_clear()
@@ -46,7 +46,7 @@ fn panic_messages_are_not_logged_or_sent() {
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{out}\n{err}");
     assert_eq!(out.matches(r#""code":"INTERNAL""#).count(), WAYS.len(), "{out}");
-    // A task's is one, and whoever waited for it had another.
+    // One panic in the task and one in the code that awaits it.
     assert_eq!(err.matches("a bug: panic").count(), WAYS.len() + 1, "{err}");
     assert!(err.contains(file!()), "where it happened is told: {err}");
     let received = collector.received();
@@ -77,7 +77,7 @@ async fn panicking(way: &str, said: String) -> &'static str {
     }
 }
 
-/// Panics as a handler of the service would, behind all that stands around its handlers.
+/// Panics in a handler, within the service's middleware.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "what it is to do is told to the process by variables")]
 #[ignore = "the process in which `panic_messages_are_not_logged_or_sent` lets handlers panic"]

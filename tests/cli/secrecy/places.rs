@@ -1,13 +1,12 @@
-//! Where a text can stand in a request. `{T}` is the text, `{R}` a result, `{C}` a conversation, `{I}` a work item,
-//! `{K}` a service key; the first line has its version added.
+//! Templates of requests with a text in every possible place. `{T}` is the text, `{R}` a result, `{C}` a conversation,
+//! `{I}` a work item, `{K}` a service key. The HTTP version is added to the first line.
 //!
-//! An id and a `tracestate` are words of the platform's own, which the service passes on: it knows a token among them
-//! by its beginning alone. So `{M}` stands for a text that has it once it is decoded, `{L}` for one that has it as it
-//! stands; texts that have not are left out there.
+//! The service passes on ids and `tracestate` and recognises a token among them only by its prefix. So `{M}` takes only
+//! texts with the prefix after decoding, `{L}` only texts with the prefix as written.
 
-/// What a provider, or a stranger, may send to the public listener.
+/// Requests to the public listener.
 pub(crate) const PUBLIC: &[&str] = &[
-    // Where a token belongs.
+    // In its carriers.
     "POST /api/v1/webhooks/callbacks\nx-callback-token: {T}\n\n{R}",
     "POST /api/v1/webhooks/callbacks?callbackToken={T}\n\n{R}",
     "POST /api/v1/webhooks/callbacks/{T}\n\n{R}",
@@ -17,7 +16,7 @@ pub(crate) const PUBLIC: &[&str] = &[
     "POST /api/v1/webhooks/callbacks\nx-callback-token: {T}\nx-callback-token: {T}x\n\n{R}",
     "POST /api/v1/webhooks/callbacks?callbackToken={T}&callbackToken=x{T}\n\n{R}",
     "POST /api/v1/webhooks/callbacks\n\n{\"callbackToken\":\"{T}\",\"callbackToken\":\"{T}x\",\"result\":{R}}",
-    // With a body that is refused.
+    // With a refused body.
     "POST /api/v1/webhooks/callbacks\nx-callback-token: {T}\n\n{\"{T}\":{R}",
     "POST /api/v1/webhooks/callbacks/{T}\ncontent-type: text/plain\n\n{R}",
     "POST /api/v1/webhooks/callbacks?callbackToken={T}\ncontent-type: application/json; charset={T}\n\n{R}",
@@ -46,7 +45,7 @@ pub(crate) const PUBLIC: &[&str] = &[
     "GET /health/live/{T}\n\n",
     "{T} /api/v1/webhooks/callbacks\n\n{R}",
     "{T}\n\n{R}",
-    // In headers that mean something to somebody.
+    // In well-known headers.
     "POST /api/v1/webhooks/callbacks\nx-request-id: {T}\ntraceparent: {T}\ntracestate: {T}\n\n{R}",
     "POST /api/v1/webhooks/callbacks\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\ntracestate: vendor={T}\nbaggage: {T}={T}\n\n{R}",
     "POST /api/v1/webhooks/callbacks\nauthorization: Bearer {T}\ncookie: callbackToken={T}\nproxy-authorization: {T}\n\n{R}",
@@ -60,12 +59,12 @@ pub(crate) const PUBLIC: &[&str] = &[
     "POST /api/v1/webhooks/callbacks\nexpect: {T}\nx-callback-token: {T}\n\n{R}",
     "POST /api/v1/webhooks/callbacks\nidempotency-key: {T}\nlast-event-id: {T}\nx-callback-tokens: {T}\n\n{R}",
     "POST /api/v1/webhooks/callbacks\n{T}: {T}\n\n{R}",
-    // The platform's paths are not here.
+    // On the platform's paths.
     "PUT /platform/v1/conversations/{T}\nauthorization: Bearer {K}\n\n",
     "GET /metrics?{T}\nauthorization: Bearer {K}\n\n",
 ];
 
-/// What the platform, or who has got that far, may send to the platform's listener.
+/// Requests to the platform listener.
 pub(crate) const PLATFORM: &[&str] = &[
     // Ids.
     "PUT /platform/v1/conversations/{M}\nauthorization: Bearer {K}\n\n",
@@ -119,7 +118,7 @@ pub(crate) const PLATFORM: &[&str] = &[
     "GET /metrics?{T}\nx-callback-token: {T}\n\n",
     "GET /metrics/{T}\n\n",
     "GET /health?{T}\nauthorization: Bearer {T}\n\n",
-    // The service key where it does not belong.
+    // The service key in wrong places.
     "PUT /platform/v1/conversations/{C}?key={K}\ncookie: {K}\nx-request-id: {K}\n\n",
     "GET /platform/v1/{K}\nauthorization: {K}\n\n",
     "PUT /platform/v1/conversations/{C}\nauthorization: Basic {K}\n\n{\"traceparent\":\"{K}\"}",

@@ -1,4 +1,4 @@
-//! The search itself: it finds what is there, in each spelling, and nothing else.
+//! The search finds planted secrets in each encoding, and nothing else.
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -7,7 +7,7 @@ use super::search::{Capture, Kind, Leak, Searcher, Secret};
 use super::tokens::{Known, changed, escaped, signed};
 use crate::collector::hex;
 
-/// 32 bytes that look like nothing else.
+/// 32 bytes without a pattern.
 fn bytes() -> Vec<u8> {
     (0..32_u8).map(|n| n.wrapping_mul(167).wrapping_add(251)).collect()
 }

@@ -1,4 +1,4 @@
-//! What `Debug` makes of everything that holds a secret.
+//! `Debug` output of the types that contain secrets.
 
 use std::fmt::Debug;
 
@@ -23,7 +23,7 @@ use super::nothing_leaks;
 use super::search::Capture;
 use super::tokens::Known;
 
-/// Both ways in which it prints.
+/// Compact and pretty output.
 fn print(captures: &mut Vec<Capture>, name: &str, value: &dyn Debug) {
     captures.push(Capture::new(format!("the Debug of {name}"), format!("{value:?}\n{value:#?}")));
 }

@@ -1,4 +1,4 @@
-//! Every refusal that there is, provoked with what must not be told.
+//! Provokes every refusal, with secrets in the request.
 
 use serde_json::json;
 
@@ -6,14 +6,14 @@ use super::session::{Item, Session};
 use super::tokens::{changed, signed};
 use super::wire::{Answer, request};
 
-/// The limits with which the service runs, so that they can be reached.
+/// Small limits, so that the tests reach them.
 pub(crate) const LIMITS: [(&str, &str); 11] = [
     ("CALLBACK_INGRESS__HTTP__MAX_BODY_BYTES", "4096"),
     ("CALLBACK_INGRESS__HTTP__HEAD_TIMEOUT_MS", "1000"),
     ("CALLBACK_INGRESS__HTTP__BODY_TIMEOUT_MS", "500"),
     ("CALLBACK_INGRESS__HTTP__MAX_EVENT_STREAMS", "2"),
     ("CALLBACK_INGRESS__HTTP__DRAIN_GRACE_MS", "1500"),
-    // Each request names an address of its own: see `request`.
+    // Each request has its own client address: see `request`.
     ("CALLBACK_INGRESS__HTTP__TRUSTED_PROXIES", r#"["127.0.0.1"]"#),
     ("CALLBACK_INGRESS__RATE_LIMIT__FAILED_MAX", "3"),
     ("CALLBACK_INGRESS__GATE__MAX_HELD_ITEMS", "2"),
@@ -31,7 +31,7 @@ fn refused(answer: &Answer, code: &str) {
 }
 
 impl Session {
-    /// What a provider does wrong.
+    /// Invalid callbacks.
     pub(crate) fn refuse_providers(&mut self, signing_key: &str) {
         let (conversation, item) = self.tool();
         let token = item.token.as_str();
@@ -72,7 +72,7 @@ impl Session {
         let llm = self.issue(&conversation, &json!({"kind": "llm"}));
         refused(&self.callback(&llm.token), "RESULT_SHAPE_INVALID");
 
-        // Taken, again, and with another body. A failure is a result, too.
+        // Accepted, repeated, and with another body; also with a failure.
         for token in [token, token] {
             assert!(self.callback(token).status <= 202);
         }
@@ -82,7 +82,7 @@ impl Session {
         assert_eq!(self.public(&failure, &llm.token).status, 202);
     }
 
-    /// What is no HTTP, or not all of it.
+    /// Malformed and incomplete HTTP.
     pub(crate) fn say_nonsense(&mut self) {
         let (_, Item { token, .. }) = self.tool();
         let (key, result) = (self.service_key.clone(), self.result.clone());
@@ -118,7 +118,7 @@ impl Session {
         }
     }
 
-    /// What comes too late, or is too much.
+    /// Timeouts and limits.
     pub(crate) fn refuse_what_is_late_or_too_much(&mut self) {
         let conversation = self.open();
         let late = self.issue(&conversation, &json!({"kind": "tool", "timeoutMs": 1}));
@@ -138,13 +138,13 @@ impl Session {
         }
         refused(&self.callback(&items[3].token), "HELD_LIMIT");
         assert_eq!(self.platform("GET", &conversation, "").status, 200);
-        // Released, in order; then the rest is dropped.
+        // Releases the results in order; ending drops the rest.
         assert_eq!(self.callback(&items[0].token).status, 202);
         assert_eq!(self.callback(&items[5].token).status, 202);
         assert_eq!(self.platform("DELETE", &conversation, "").status, 200);
         refused(&self.callback(&items[4].token), "CONVERSATION_ENDED");
         refused(&self.platform("PUT", &conversation, ""), "CONVERSATION_ENDED");
-        // All of the channel: it ends by itself.
+        // The whole channel; the stream ends with the conversation.
         assert_eq!(self.platform("GET", &format!("{conversation}/events?from=0"), "").status, 200);
 
         let other = self.open();
@@ -157,7 +157,7 @@ impl Session {
         );
     }
 
-    /// What the platform does wrong, or somebody in its place.
+    /// Invalid requests to the platform listener.
     pub(crate) fn refuse_the_platform(&mut self, token: &str) {
         let conversation = self.open();
         let address = self.wire.platform.clone();

@@ -1,4 +1,4 @@
-//! The program, running, with everything kept that it writes.
+//! The running program with its captured output.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use super::search::Capture;
 use crate::program::{PROGRAM, path};
 use crate::service::{Process, eventually};
 
-/// `serve`, its output going to files: byte for byte, whatever it is.
+/// `serve` with its output in files.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) process: Process,
@@ -39,12 +39,12 @@ impl Running {
         Self { process, out, err, public, platform }
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.err.path()).unwrap()).into_owned()
     }
 
-    /// Waits for its end, and gives all that it wrote.
+    /// Waits for its exit; returns all output.
     pub(crate) fn ended(mut self, code: i32) -> [Capture; 2] {
         assert_eq!(self.process.exit_code(), Some(code), "{}", self.log());
         [("standard output", &self.out), ("standard error", &self.err)]
@@ -52,7 +52,7 @@ impl Running {
     }
 }
 
-/// In the order in which they are told: the public listener's, the platform's.
+/// The addresses of the public and the platform listener.
 fn addresses_in(line: &str) -> Vec<String> {
     let addresses = line.match_indices("127.0.0.1:").map(|(at, _)| {
         let port = line[at + 10..].chars().take_while(char::is_ascii_digit);

@@ -1,4 +1,4 @@
-//! Looks for secrets, in whatever spelling they may stand, in whatever was captured. A pure function of both.
+//! Searches captures for secrets in several encodings.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,23 +8,23 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
 use crate::collector::hex;
 
-/// So many characters in a row of a secret's text are as bad as all of it.
+/// Number of consecutive characters of a secret that count as a leak.
 const WINDOW_CHARS: usize = 12;
-/// And so many of its bytes, whatever they are written as: 12 characters of base64 stand for 9 bytes.
+/// The same in bytes: 12 characters of base64 encode 9 bytes.
 const WINDOW_BYTES: usize = 9;
-/// Bytes by which needles are told apart.
+/// Length of the prefix by which needles are indexed.
 const HEAD: usize = 8;
-/// So many bytes are looked at first: if they stand in no needle, none of the places before them begins one.
+/// Length of a block. If a block occurs in no needle, no needle starts at the positions before it.
 const BLOCK: usize = 4;
-/// How many places are passed by then.
+/// Positions skipped then.
 const STEP: usize = WINDOW_BYTES - BLOCK + 1;
 
-/// What is done with a secret decides where it may be.
+/// The kind of a secret decides where it is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// May be nowhere.
+    /// Allowed nowhere.
     Credential,
-    /// May be on the channel and where results are held.
+    /// Allowed on the channel and among held results.
     Result,
 }
 
@@ -33,7 +33,7 @@ pub(crate) enum Kind {
 pub(crate) struct Secret {
     name: String,
     kind: Kind,
-    /// What is looked for, and what form of the secret it is.
+    /// The needles, each with the form of the secret.
     needles: Vec<(Vec<u8>, &'static str)>,
 }
 
@@ -48,7 +48,7 @@ impl Secret {
         Self { name: name.to_owned(), kind: Kind::Credential, needles }
     }
 
-    /// A text: any 12 characters of it in a row, and its bytes in other spellings.
+    /// A text: any 12 consecutive characters, and its bytes in other encodings.
     pub(crate) fn text(name: &str, kind: Kind, text: &str) -> Self {
         let mut secret = Self::bytes(name, text.as_bytes());
         secret.kind = kind;
@@ -57,8 +57,8 @@ impl Secret {
         secret
     }
 
-    /// Bytes: any 9 of them in a row, raw, in hexadecimal, in base64 wherever a group of it begins, or as the list of
-    /// numbers that `Debug` makes of them.
+    /// Bytes: any 9 consecutive ones, raw, in hexadecimal, in base64 at any alignment, or as the list of numbers that
+    /// `Debug` prints.
     pub(crate) fn bytes(name: &str, bytes: &[u8]) -> Self {
         let mut needles = windows(bytes, WINDOW_BYTES, "bytes");
         for window in bytes.windows(WINDOW_BYTES) {
@@ -72,7 +72,7 @@ impl Secret {
             let mut shifted = vec![0; before];
             shifted.extend(bytes);
             for text in [URL_SAFE_NO_PAD.encode(&shifted), STANDARD_NO_PAD.encode(&shifted)] {
-                // Characters at the ends may also hold bits of what stands beside the secret.
+                // The outer characters may also encode bits of neighbouring bytes.
                 let whole = &text.as_bytes()[(before * 8).div_ceil(6)..shifted.len() * 8 / 6];
                 needles.extend(windows(whole, WINDOW_CHARS, "base64"));
             }
@@ -80,40 +80,40 @@ impl Secret {
         Self { name: name.to_owned(), kind: Kind::Credential, needles }
     }
 
-    /// How many things are looked for.
+    /// Number of needles.
     pub(crate) fn needles(&self) -> usize {
         self.needles.len()
     }
 }
 
-/// Something that was captured.
+/// A captured output.
 #[derive(Clone, Debug)]
 pub(crate) struct Capture {
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
-    /// Whether results may be in it.
+    /// Whether it may contain results.
     pub(crate) may_hold_results: bool,
 }
 
 impl Capture {
-    /// What may hold nothing at all.
+    /// A capture that may contain no secret.
     pub(crate) fn new(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
         Self { name: name.into(), bytes: bytes.into(), may_hold_results: false }
     }
 
-    /// What may hold results.
+    /// A capture that may contain results.
     pub(crate) fn with_results(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
         Self { may_hold_results: true, ..Self::new(name, bytes) }
     }
 }
 
-/// A secret where it must not be.
+/// A secret in a forbidden place.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Leak {
     pub(crate) secret: String,
     pub(crate) form: &'static str,
     pub(crate) capture: String,
-    /// What stands around it.
+    /// The text around it.
     context: String,
 }
 
@@ -123,13 +123,13 @@ impl fmt::Debug for Leak {
     }
 }
 
-/// What is looked for, whose it is, and in what form.
+/// The needles with their secret and form.
 type Needle<'a> = (&'a [u8], &'a Secret, &'static str);
 
-/// Knows the secrets of a run.
+/// The secrets of a run, indexed.
 pub(crate) struct Searcher<'a> {
     by_head: HashMap<[u8; HEAD], Vec<Needle<'a>>>,
-    /// Which blocks stand in the beginning of a needle: most places are passed by with one look.
+    /// The blocks in the prefixes of needles; most positions are skipped after one lookup.
     blocks: Vec<bool>,
     short: Vec<Needle<'a>>,
 }
@@ -151,11 +151,11 @@ impl<'a> Searcher<'a> {
         Self { by_head, blocks, short }
     }
 
-    /// Every secret in a capture that may not be there, once for each form of it.
+    /// Every forbidden secret in a capture, once for each form.
     pub(crate) fn find(&self, capture: &Capture) -> Vec<Leak> {
         let mut leaks = Vec::new();
         self.find_in(capture, &capture.bytes, &mut leaks);
-        // What is escaped as in a URL is read, too.
+        // Percent-encoding is decoded as well.
         if capture.bytes.contains(&b'%') {
             self.find_in(capture, &unescaped(&capture.bytes), &mut leaks);
         }

@@ -1,4 +1,4 @@
-//! What providers and the platform do, each request known by a sentence.
+//! Requests of providers and of the platform.
 
 use serde_json::{Value, json};
 
@@ -7,21 +7,21 @@ use super::wire::{Answer, Wire, request};
 use super::{places, tokens::Known};
 use crate::service::eventually;
 
-/// Item ids and tokens, as they are issued.
+/// Item ids and tokens of issued work items.
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
     pub(crate) id: String,
     pub(crate) token: String,
 }
 
-/// A run: the service, spoken to, and what it is spoken to with.
+/// A running service with its client and secrets.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) wire: Wire,
     pub(crate) service_key: String,
-    /// A text that must not be found.
+    /// A new secret text.
     pub(crate) canary: String,
-    /// A result: JSON, with that text.
+    /// A new result: JSON with a secret text.
     pub(crate) result: String,
     conversations: usize,
 }
@@ -39,7 +39,7 @@ impl Session {
         &self.wire.known
     }
 
-    /// The platform's call; the template's path is what follows `/platform/v1/conversations/`.
+    /// A request to the platform listener. The path is below `/platform/v1/conversations/`.
     pub(crate) fn platform(&mut self, method: &str, path: &str, body: &str) -> Answer {
         let template =
             format!("{method} /platform/v1/conversations/{path}\nauthorization: Bearer {{K}}\n\n{{B}}");
@@ -55,17 +55,17 @@ impl Session {
         self.wire.say(template, &address, &bytes)
     }
 
-    /// The result, under this token.
+    /// Sends a new result with this token.
     pub(crate) fn callback(&mut self, token: &str) -> Answer {
         self.public(CALLBACK, token)
     }
 
-    /// Another result, under this token.
+    /// Sends another result with this token.
     pub(crate) fn another(&mut self, token: &str) -> Answer {
         self.public(&CALLBACK.replace("{R}", "[{R}]"), token)
     }
 
-    /// A conversation of its own.
+    /// Opens a new conversation.
     pub(crate) fn open(&mut self) -> String {
         self.conversations += 1;
         let conversation = format!("call-{}", self.conversations);
@@ -73,7 +73,7 @@ impl Session {
         conversation
     }
 
-    /// The next work item of a conversation.
+    /// Issues the next work item of a conversation.
     pub(crate) fn issue(&mut self, conversation: &str, asked: &Value) -> Item {
         let issued = self.platform("POST", &format!("{conversation}/work-items"), &asked.to_string());
         assert_eq!(issued.status, 201, "{issued:?}");
@@ -81,7 +81,7 @@ impl Session {
         Item { id: text(&issued.json["workItemId"]), token: text(&issued.json["callback"]["token"]) }
     }
 
-    /// A work item of a conversation of its own.
+    /// Issues a work item in a new conversation.
     pub(crate) fn tool(&mut self) -> (String, Item) {
         let conversation = self.open();
         let item = self.issue(&conversation, &json!({"kind": "tool"}));
@@ -94,7 +94,7 @@ impl Session {
         eventually(state, || self.platform("GET", &path, "").json["state"] == state);
     }
 
-    /// Every text that is no token, or is one, in every place where a text can stand.
+    /// Sends tokens and near-tokens in every place of a request.
     pub(crate) fn every_text_in_every_place(&mut self) {
         let (public, platform) = (self.wire.public.clone(), self.wire.platform.clone());
         for (address, templates) in [(public, places::PUBLIC), (platform, places::PLATFORM)] {
@@ -129,7 +129,7 @@ impl Session {
     }
 }
 
-/// Whether it has a token's beginning once it is decoded.
+/// Whether it has a token's prefix after decoding.
 fn is_marked(text: &[u8]) -> bool {
     let text = text.to_ascii_lowercase();
     let has = |mark: &[u8]| text.windows(mark.len()).any(|window| window == mark);

@@ -1,4 +1,4 @@
-//! Tokens, good and bad, and what a stranger may send in the place of one.
+//! Valid and invalid tokens, and near-tokens.
 
 use std::sync::Mutex;
 
@@ -13,18 +13,18 @@ use callback_ingress::domain::work_item::{Kind as WorkKind, WorkItem};
 use super::search::{Kind, Secret};
 use crate::collector::hex;
 
-/// The code that makes a token a secret: the last 32 of its 84 bytes.
+/// Offset of the HMAC, the last 32 of a token's 84 bytes.
 pub(crate) fn code(token: &str) -> Vec<u8> {
     let bytes = URL_SAFE_NO_PAD.decode(token.strip_prefix(TOKEN_PREFIX).unwrap()).unwrap();
     bytes[49..].to_vec()
 }
 
-/// All secrets that a run knows of.
+/// All secrets of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Known(Mutex<Vec<Secret>>);
 
 impl Known {
-    /// Whatever else there is: no token may show even how it begins.
+    /// The prefix of a token is forbidden as well.
     pub(crate) fn new() -> Self {
         let known = Self::default();
         known.add(Secret::exactly("a token's beginning", "cbt_Ag"));
@@ -35,7 +35,7 @@ impl Known {
         self.0.lock().unwrap().push(secret);
     }
 
-    /// A token, from now on a secret.
+    /// Registers a token as a secret.
     pub(crate) fn token(&self, name: &str, token: &str) {
         self.add(Secret::bytes(&format!("the code of the token of {name}"), &code(token)));
     }
@@ -47,7 +47,7 @@ impl Known {
         text
     }
 
-    /// A new signing key, as the configuration has it.
+    /// A new signing key in the form of the configuration.
     pub(crate) fn signing_key(&self, id: &str) -> String {
         let bytes = random_bytes(48);
         let text = STANDARD.encode(&bytes);
@@ -56,7 +56,7 @@ impl Known {
         format!("{id}:{text}")
     }
 
-    /// A text that stands in every result.
+    /// A new secret text for a result.
     pub(crate) fn result(&self) -> String {
         let text = random_text(18);
         self.add(Secret::text("a result", Kind::Result, &text));
@@ -76,7 +76,7 @@ fn random_text(bytes: usize) -> String {
     URL_SAFE_NO_PAD.encode(random_bytes(bytes))
 }
 
-/// Signs what the service did not issue, with its own key.
+/// Signs a token for an item that was never issued, with the service's key.
 pub(crate) fn signed(key: &str, conversation: &str, expires_at: u64) -> String {
     let (id, secret) = key.split_once(':').unwrap();
     let key_id = KeyId::parse(id).unwrap();
@@ -96,7 +96,7 @@ pub(crate) fn signed(key: &str, conversation: &str, expires_at: u64) -> String {
     ring.sign(reference, &item).expose().to_owned()
 }
 
-/// The same token with another character at this place.
+/// The token with another character at this index.
 pub(crate) fn changed(token: &str, at: usize) -> String {
     let other = if token.as_bytes()[at] == b'A' { "B" } else { "A" };
     let mut changed = token.to_owned();
@@ -104,14 +104,14 @@ pub(crate) fn changed(token: &str, at: usize) -> String {
     changed
 }
 
-/// Each character escaped as in a URL.
+/// Percent-encodes every character.
 pub(crate) fn escaped(text: &str) -> String {
     let digits = hex(text.as_bytes());
     let pairs: Vec<&str> = (0..digits.len()).step_by(2).map(|at| &digits[at..at + 2]).collect();
     format!("%{}", pairs.join("%"))
 }
 
-/// What a stranger may send in the place of a token, all of it with at least 20 characters of its code.
+/// Near-tokens, each with at least 20 characters of the token's HMAC.
 pub(crate) fn texts(token: &str) -> Vec<Vec<u8>> {
     let last = token.len() - 1;
     let texts = [
@@ -140,7 +140,7 @@ pub(crate) fn texts(token: &str) -> Vec<Vec<u8>> {
     let mut texts: Vec<Vec<u8>> = texts.into_iter().map(String::into_bytes).collect();
     texts.push([token.as_bytes(), b"\xff"].concat());
     texts.push([token.as_bytes(), b"\0"].concat());
-    // Last, since it may spend the token: twice, since it may come again.
+    // Last, because it spends the token; twice, to include a repetition.
     texts.extend([token.as_bytes().to_vec(), token.as_bytes().to_vec()]);
     texts
 }

@@ -1,4 +1,4 @@
-//! Requests as a stranger would write them, byte for byte, and every reply kept.
+//! Sends raw requests and captures every reply.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -13,13 +13,13 @@ use super::running::Running;
 use super::search::Capture;
 use super::tokens::Known;
 
-/// How many clients there were so far: whoever fails often is told less, so each request is that of another one.
+/// Number of client addresses used. Each request has a new one, because failures are rate limited per address.
 static CLIENTS: AtomicU32 = AtomicU32::new(0);
 
-/// A reply that has not ended after so long does not end by itself.
+/// Longest wait for the end of a reply.
 const ENDLESS: Duration = Duration::from_secs(3);
 
-/// A reply, as far as it can be read.
+/// A reply, as far as it was received.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -33,7 +33,7 @@ impl Answer {
     }
 }
 
-/// Says things, and keeps what is answered.
+/// Sends requests and captures replies.
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) public: String,
@@ -45,7 +45,7 @@ pub(crate) struct Wire {
     pub(crate) sent: usize,
 }
 
-/// A placeholder of a template, and what stands there.
+/// A placeholder of a template and its value.
 pub(crate) type Filling<'a> = (&'a str, &'a [u8]);
 
 fn replaced(template: &[u8], what: &[u8], by: &[u8]) -> Vec<u8> {
@@ -60,7 +60,7 @@ fn replaced(template: &[u8], what: &[u8], by: &[u8]) -> Vec<u8> {
     read
 }
 
-/// The request that a template and its fillings make. What every request needs is added where it says nothing of it.
+/// Fills in a template and adds the required headers that it lacks.
 pub(crate) fn request(template: &str, fillings: &[Filling<'_>]) -> Vec<u8> {
     let filled = |part: &str| {
         fillings
@@ -100,7 +100,7 @@ fn head_end(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// Whether nothing more of a reply is to come.
+/// Whether the reply is complete.
 fn is_whole(reply: &[u8]) -> bool {
     let Some(end) = head_end(reply) else { return false };
     let head = String::from_utf8_lossy(&reply[..end]).to_ascii_lowercase();
@@ -114,7 +114,7 @@ fn is_whole(reply: &[u8]) -> bool {
 fn exchange(address: &str, request: &[u8], then: impl FnOnce(&TcpStream)) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(ENDLESS)).unwrap();
-    // A service that has refused may not listen to all of it.
+    // Fails where the service has refused and closed the connection.
     drop(stream.write_all(request));
     then(&stream);
     let mut reply = Vec::new();
@@ -140,20 +140,20 @@ impl Wire {
         }
     }
 
-    /// Says this to a listener.
+    /// Sends a request to a listener.
     pub(crate) fn say(&mut self, name: &str, address: &str, request: &[u8]) -> Answer {
         let reply = exchange(address, request, |_| ());
         self.keep(name, &reply)
     }
 
-    /// Says this, and that there is no more.
+    /// Sends a request and closes the sending side.
     pub(crate) fn cut_off(&mut self, name: &str, address: &str, request: &[u8]) {
-        // The service may have closed it already.
+        // Fails where the service has closed the connection.
         let reply = exchange(address, request, |stream| drop(stream.shutdown(Shutdown::Write)));
         self.keep(name, &reply);
     }
 
-    /// Keeps a reply, but for what a reply to an issue may hold: that is a secret from now on.
+    /// Captures a reply. A token in the reply to an issue is removed and registered as a secret.
     pub(crate) fn keep(&mut self, name: &str, reply: &[u8]) -> Answer {
         self.sent += 1;
         let end = head_end(reply).unwrap_or(reply.len());
