@@ -1,4 +1,4 @@
-//! What providers post.
+//! Bodies of callbacks.
 
 use crate::client::Call;
 use crate::plan::Carrier;
@@ -6,8 +6,8 @@ use crate::record::Says;
 
 const CALLBACKS: &str = "/api/v1/webhooks/callbacks";
 
-/// A body, and what of it must travel on. Each is like no other, and white space and spellings are such that whatever
-/// reads and writes it again changes it.
+/// A body and the part of it that must be delivered. Each body is unique, and its white space and escapes change when a
+/// parser writes it again.
 pub(crate) fn body(kind: &str, says: Says, label: &str, variant: u8) -> (String, String) {
     let of = format!("{label}/{variant}");
     match (says, kind) {
@@ -27,7 +27,7 @@ pub(crate) fn body(kind: &str, says: Says, label: &str, variant: u8) -> (String,
     }
 }
 
-/// A callback whose token travels this way.
+/// A callback with its token in this carrier.
 pub(crate) fn callback(carrier: Carrier, token: &str, body: String) -> Call {
     let (mut path, mut body, mut headers) = (CALLBACKS.to_owned(), body, Vec::new());
     match carrier {

@@ -1,9 +1,8 @@
-//! Judges a history: a pure function of what was asked, answered and found in the end.
+//! Checks a history: a pure function of the requests, the replies and the final state.
 //!
-//! What happened inside is not known; it is only asked whether it can have happened. Each attempt bears an id of its
-//! own, which what it settled bears as well, so that a settlement is known to be some attempt's. For each work item
-//! there is then one order that explains all answers, or there is none: everything before its settlement says that it
-//! is awaiting, everything after it tells of the same settlement.
+//! The checker decides whether some order of events explains all replies. Each attempt has a request id, which its
+//! settlement carries, so the settling attempt is known. For each work item, every reply before its settlement must
+//! report it as awaiting, and every reply after it must report that settlement.
 //!
 //! | rule | in |
 //! |---|---|
@@ -29,45 +28,45 @@ pub(crate) use unbroken::unfounded;
 
 use crate::record::{Action, Asked, Conversation, Envelope, History, Operation, Post, Reply, Time, millis};
 
-/// By how much the clocks of two processes of one machine may seem to differ.
+/// Largest apparent difference between the clocks of two processes on one machine.
 const SAME_MOMENT: Time = 5_000;
 
-/// What must hold.
+/// The rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Rule {
     /// The channel is 1, 2, 3 …
     Order,
-    /// Both forms of the channel, and whatever is told of an item, are the same.
+    /// Both forms of the channel and all reports about an item agree.
     Agreement,
-    /// What is in a conversation belongs there.
+    /// A conversation contains only its own items.
     Crossed,
-    /// A result travels as it was posted.
+    /// A result is delivered byte for byte.
     Bytes,
-    /// What was acknowledged is there.
+    /// Acknowledged results are stored.
     Lost,
-    /// What replicas of Redis had long had is there, whatever else a failover lost.
+    /// A failover loses nothing that was replicated long before.
     Replicated,
-    /// What was refused, or never asked, is not there.
+    /// Refused results and results that nobody sent are not stored.
     Uncalled,
-    /// A token has one winner, taken once.
+    /// A token accepts one result, once.
     OneWinner,
-    /// A reply fits what happened before it.
+    /// A reply is consistent with earlier events.
     Reply,
-    /// A key has one item.
+    /// An idempotency key has one item.
     Idempotency,
-    /// Nothing is accepted without its token.
+    /// No result is accepted without its token.
     Forged,
-    /// Nothing counts after its deadline, and at its deadline it is settled.
+    /// Nothing is accepted after its deadline, and items time out at their deadline.
     Deadline,
-    /// An end ends, and drops what it says.
+    /// After an end nothing is accepted, and the counts of dropped items are correct.
     Ending,
-    /// Readers see the channel, and only that.
+    /// Readers receive exactly the channel.
     Reading,
-    /// A store that nobody broke is there.
+    /// The store is available unless a fault was injected.
     Available,
 }
 
-/// Something that cannot have happened if the service keeps its promises.
+/// A violation of a rule.
 #[derive(Clone, Debug)]
 pub(crate) struct Violation {
     pub(crate) rule: Rule,
@@ -75,29 +74,29 @@ pub(crate) struct Violation {
     pub(crate) what: String,
 }
 
-/// What was found.
+/// The result of a check.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) violations: Vec<Violation>,
-    /// Acknowledged results that are nowhere.
+    /// Number of acknowledged results that are missing.
     pub(crate) lost: usize,
-    /// How many milliseconds before a failover those were acknowledged that it lost.
+    /// For each lost result, milliseconds from its acknowledgement to the failover.
     pub(crate) lost_before: Vec<u64>,
-    /// By how many milliseconds time-outs were late; while something was broken, counted from its end.
+    /// Lateness of timeouts in milliseconds; during a fault, counted from its end.
     pub(crate) lateness: Vec<u64>,
 }
 
-/// One conversation under judgement.
+/// A conversation that is being checked.
 struct Case<'a> {
     history: &'a History,
     conversation: &'a Conversation,
-    /// The channel, as the event stream gave it.
+    /// The channel, from the event stream.
     envelopes: Vec<Envelope>,
     items: BTreeMap<&'a str, Item<'a>>,
     verdict: Verdict,
 }
 
-/// A work item that somebody was told of.
+/// A work item that a reply has named.
 struct Item<'a> {
     id: &'a str,
     sequence: u64,
@@ -106,11 +105,11 @@ struct Item<'a> {
     posts: Vec<(&'a Operation, &'a Post)>,
     cancels: Vec<&'a Operation>,
     shows: Vec<&'a Operation>,
-    /// Its place on the channel.
+    /// Its index on the channel.
     envelope: Option<usize>,
 }
 
-/// Judges a history.
+/// Checks a history.
 pub(crate) fn check(history: &History) -> Verdict {
     let mut verdict = Verdict::default();
     for conversation in &history.conversations {
@@ -203,12 +202,12 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Whether an end may have happened before this time.
+    /// Whether an end may have taken effect before this time.
     fn may_have_ended_before(&self, time: Time) -> bool {
         self.operations().any(|other| matches!(other.action, Action::End) && other.may_count_before(time))
     }
 
-    /// When an end was first acknowledged.
+    /// Time of the first acknowledged end.
     fn ended_by(&self) -> Option<Time> {
         let ends = self.operations().filter(|other| matches!(other.action, Action::End));
         ends.flat_map(Operation::answers)
@@ -221,13 +220,13 @@ impl<'a> Case<'a> {
         self.conversation.truth.view.as_ref().is_some_and(|view| view["state"] == "ended")
     }
 
-    /// When it ended, by the store's clock in milliseconds.
+    /// Time of the end by the store's clock, in milliseconds.
     fn ended_at(&self) -> Option<u64> {
         let view = self.conversation.truth.view.as_ref()?;
         view["endedAt"].as_str().and_then(millis)
     }
 
-    /// The store does not know it. That is right if nobody was told that it is there.
+    /// The store does not know the conversation: correct only if no reply has confirmed it.
     fn check_gone(&mut self) {
         let opened = self.operations().any(|operation| {
             matches!(operation.action, Action::Open)
@@ -244,7 +243,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// What has no item of its own: forgeries, strangers, and the opening.
+    /// Requests without an item: forged tokens, items of other conversations, and the opening.
     fn check_rest(&mut self) {
         for operation in self.operations() {
             let bugs = operation.attempts.iter().filter_map(|attempt| attempt.reply.as_ref());
@@ -289,7 +288,7 @@ impl<'a> Case<'a> {
 }
 
 impl Rule {
-    /// Whether a store that lost what it had acknowledged can be the whole reason.
+    /// Whether lost writes of the store explain this violation.
     pub(crate) const fn is_explained_by_loss(self) -> bool {
         match self {
             Self::Order

@@ -1,5 +1,5 @@
-//! A client as the README wants it: what is not answered, or answered by a status that may be repeated, is sent again,
-//! byte for byte. Only its patience is scaled down to the deadlines of the histories.
+//! A client that retries as the README says: after a missing reply or a retryable status it repeats the request byte for
+//! byte. Its times are scaled down to the deadlines of the histories.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,20 +20,20 @@ use crate::replica::SERVICE_KEY;
 
 type Pool = hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>;
 
-/// Most attempts at one request.
+/// Maximum number of attempts of a request.
 const TRIES: usize = 9;
-/// The same, where it takes its time until another server has taken over.
+/// The same where a failover takes longer.
 const TRIES_ELSEWHERE: usize = 16;
 const FIRST_DELAY: Duration = Duration::from_millis(25);
 const LONGEST_DELAY: Duration = Duration::from_millis(800);
-/// After this an attempt counts as not answered.
+/// Timeout of an attempt.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1_500);
 
-/// A request, to be sent to any replica.
+/// A request that any instance can answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) method: &'static str,
-    /// To the provider's listener, or to the platform's.
+    /// Whether it goes to the public listener.
     pub(crate) public: bool,
     pub(crate) path: String,
     pub(crate) headers: Vec<(&'static str, String)>,
@@ -41,7 +41,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// A request of the platform; the path goes on from its conversations.
+    /// A request to the platform listener; the path is below its conversations.
     pub(crate) fn platform(method: &'static str, path: &str) -> Self {
         let headers = vec![("authorization", format!("Bearer {SERVICE_KEY}"))];
         let path = format!("/platform/v1/conversations/{path}");
@@ -59,7 +59,7 @@ impl Call {
     }
 }
 
-/// Sends requests to a deployment, and writes down what comes of them.
+/// Sends requests to a deployment and records the replies.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) deployment: Arc<Deployment>,
@@ -72,12 +72,12 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let mut pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
-        // Each attempt is to be one request on the wire, or none.
+        // No retries in the HTTP client: each attempt is at most one request.
         let pool = pool.retry_canceled_requests(false).build(connector);
         Self { deployment, stopwatch: Stopwatch::start(), pool }
     }
 
-    /// Repeats a request until it is answered, or patience is at its end.
+    /// Repeats a request until it is answered or the attempts are used up.
     pub(crate) async fn perform(&self, action: Action, call: &Call) -> Operation {
         let tries = if self.deployment.kind.fails_over() { TRIES_ELSEWHERE } else { TRIES };
         let mut attempts = Vec::new();
@@ -112,7 +112,7 @@ impl Client {
         Attempt { replica, request_id, invoked, returned: self.stopwatch.now(), reply }
     }
 
-    /// Sends a request to the replica whose turn it is.
+    /// Sends a request to the next instance.
     pub(crate) fn send(
         &self,
         call: &Call,

@@ -1,4 +1,4 @@
-//! The clock of one process, to be stepped while it runs.
+//! A process's clock that can be stepped.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -8,30 +8,30 @@ use std::sync::OnceLock;
 
 use tempfile::{NamedTempFile, TempDir};
 
-/// A step away from the true time. Goes with its file.
+/// The offset from the true time, in a file.
 #[derive(Debug)]
 pub(crate) struct SteppedClock(NamedTempFile);
 
 impl SteppedClock {
-    /// A clock that is right.
+    /// A clock without an offset.
     pub(crate) fn new() -> Self {
         let clock = Self(NamedTempFile::new().unwrap());
         clock.step(0);
         clock
     }
 
-    /// From now on it is this wrong.
+    /// Sets the offset.
     pub(crate) fn step(&self, seconds: i64) {
         self.0.as_file().write_all_at(&(seconds * 1_000).to_ne_bytes(), 0).unwrap();
     }
 
-    /// The variables under which a process lives by this clock.
+    /// Environment variables that make a process use this clock.
     pub(crate) fn variables(&self) -> [(&'static str, PathBuf); 2] {
         [("LD_PRELOAD", library().to_owned()), ("CLOCK_OFFSET_FILE", self.0.path().to_owned())]
     }
 }
 
-/// `clock.c`, built once a run.
+/// The library `clock.c`, built once per run.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = LIBRARY.get_or_init(|| {

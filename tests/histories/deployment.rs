@@ -1,4 +1,4 @@
-//! What is driven and broken: one to three replicas of the service, the store that they share, and the wires to it.
+//! One to three instances of the service with their store and the proxies to it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,23 +9,23 @@ use test_support::redis_server::RedisServer;
 use crate::replica::{Addresses, Replica};
 use crate::servers::Servers;
 
-/// The ways to deploy the service. What is to be promised of another one is another line here.
+/// The kinds of deployments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// One replica on its embedded store.
+    /// One instance on its embedded store.
     Memory,
-    /// So many replicas on one Redis that has on its disk what it acknowledged.
+    /// This many instances on a Redis that writes to disk before it replies.
     Durable(usize),
-    /// So many replicas on one Redis that forgets everything when it is killed.
+    /// This many instances on a Redis without persistence.
     Forgetful(usize),
-    /// So many replicas on a master of Redis with two replicas of its own, under sentinels.
+    /// This many instances on a Redis master with two replicas and sentinels.
     Sentinels { replicas: usize, waits: bool },
-    /// So many replicas on a cluster of Redis: three masters, and a replica of each.
+    /// This many instances on a Redis cluster of three masters with a replica each.
     Cluster { replicas: usize, waits: bool },
 }
 
 impl Kind {
-    /// How many replicas of the service there are.
+    /// Number of instances of the service.
     pub(crate) const fn replicas(self) -> usize {
         match self {
             Self::Memory => 1,
@@ -36,26 +36,26 @@ impl Kind {
         }
     }
 
-    /// Whether a server of Redis takes over for another.
+    /// Whether the deployment has failovers.
     pub(crate) const fn fails_over(self) -> bool {
         matches!(self, Self::Sentinels { .. } | Self::Cluster { .. })
     }
 
-    /// Whether a result is acknowledged only when a replica of Redis has it.
+    /// Whether results are acknowledged only once a Redis replica has them.
     pub(crate) const fn waits(self) -> bool {
         matches!(self, Self::Sentinels { waits: true, .. } | Self::Cluster { waits: true, .. })
     }
 }
 
-/// See the module. Ends when it is dropped.
+/// A running deployment, stopped when dropped.
 #[derive(Debug)]
 pub(crate) struct Deployment {
     pub(crate) kind: Kind,
     pub(crate) replicas: Vec<Replica>,
-    /// Each replica's wire to the store, where that is a single Redis.
+    /// Each instance's proxy to a single Redis.
     pub(crate) wires: Vec<Proxy>,
     servers: Option<Mutex<Servers>>,
-    /// Where a Redis stream is to be looked for, without a wire.
+    /// URLs for reading Redis streams without a proxy.
     stream_urls: Mutex<Vec<String>>,
     next: AtomicUsize,
 }
@@ -65,7 +65,7 @@ impl Deployment {
         Self::exchanging(kind, |_| Vec::new())
     }
 
-    /// One whose store calls other scripts than the service asks for: pairs of hashes, once the server is there.
+    /// A deployment with replaced scripts: pairs of hashes, computed once the server runs.
     pub(crate) fn exchanging(
         kind: Kind,
         scripts: impl FnOnce(&RedisServer) -> Vec<(String, String)>,
@@ -96,23 +96,23 @@ impl Deployment {
         }
     }
 
-    /// The replica whose turn it is, and where it is now. One that is gone has its turn like the others.
+    /// The next instance, round-robin and including stopped ones, with its current addresses.
     pub(crate) fn turn(&self) -> (usize, Addresses) {
         let replica = self.next.fetch_add(1, Ordering::Relaxed) % self.replicas.len();
         (replica, self.replicas[replica].addresses())
     }
 
-    /// The store, where it is in Redis.
+    /// The Redis servers of the store, if any.
     pub(crate) fn servers<T>(&self, act: impl FnOnce(&mut Servers) -> T) -> Option<T> {
         self.servers.as_ref().map(|servers| act(&mut servers.lock().unwrap()))
     }
 
-    /// The URLs of the servers on one of which a Redis stream is; none, where the store has none.
+    /// The URLs of the servers that may have a Redis stream; empty for the embedded store.
     pub(crate) fn stream_urls(&self) -> Vec<String> {
         self.stream_urls.lock().unwrap().clone()
     }
 
-    /// From now on Redis streams are looked for elsewhere.
+    /// Updates the URLs for reading Redis streams.
     pub(crate) fn look_for_streams_at(&self, urls: Vec<String>) {
         *self.stream_urls.lock().unwrap() = urls;
     }

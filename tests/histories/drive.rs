@@ -1,4 +1,4 @@
-//! Clients at work: carries out a plan on a deployment, and sees what is there in the end.
+//! Runs a plan's clients on a deployment and reads the final state.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,16 +14,16 @@ use crate::reader;
 use crate::record::{Action, Asked, Conversation, Operation, Post, Session, Truth};
 use crate::servers::Servers;
 
-/// How long after the last of the plan's beginnings the readers go on.
+/// How long the readers continue after the last planned start.
 const READ_ON: Duration = Duration::from_secs(1);
-/// The same, where it takes its time until another server has taken over.
+/// The same where a failover takes longer.
 const READ_ON_ELSEWHERE: Duration = Duration::from_secs(4);
-/// How long it may take at most until everything has come to rest: far longer than is allowed.
+/// Longest wait until all items are settled.
 const REST_WITHIN: Duration = Duration::from_secs(10);
-/// How often a channel is read again whose end does not come.
+/// Number of repeated reads of a channel whose end is missing.
 const READINGS: usize = 4;
 
-/// What somebody was given: a conversation's number, a work item and its token.
+/// An issued work item: the conversation's number, the id and the token.
 type Given = Arc<Mutex<Vec<(usize, String, String)>>>;
 
 struct Actor {
@@ -35,7 +35,7 @@ struct Actor {
     log: Mutex<Vec<Operation>>,
 }
 
-/// Carries out a plan in conversations whose names begin with `name`. Their truth is not known yet.
+/// Runs a plan in conversations whose ids start with `name`. The final state is added later.
 pub(crate) async fn drive(client: &Client, name: &str, plan: &Plan) -> Vec<Conversation> {
     let (begun, given) = (Instant::now(), Given::default());
     let driven = plan.conversations.iter().enumerate().map(|(number, plan)| {
@@ -104,7 +104,7 @@ impl Actor {
     async fn item(&self, number: usize, plan: &ItemPlan) {
         sleep_until(self.begun + Duration::from_millis(plan.at)).await;
         let asked = Asked { turn: format!("t{number}"), kind: plan.kind, timeout_ms: plan.timeout_ms };
-        // The same key in each conversation: keys are a conversation's own.
+        // The same key in each conversation, because keys are per conversation.
         let key = plan.keyed.then(|| format!("k{number}"));
         let body = json!({"kind": asked.kind, "turnId": asked.turn, "timeoutMs": asked.timeout_ms});
         let call = Call::platform("POST", &format!("{}/work-items", self.id));
@@ -125,7 +125,7 @@ impl Actor {
         join(first, join(again, reused)).await;
     }
 
-    /// What happens to an item once it is issued.
+    /// The requests about an issued item.
     async fn work(&self, issued: &Operation, plan: &ItemPlan, number: usize) {
         let Some((_, issued)) = issued.answers().find(|(_, reply)| reply.status == 201) else { return };
         let work_item = issued.text("workItemId").to_owned();
@@ -155,7 +155,7 @@ impl Actor {
         join(join(join_all(posts), join_all(cancels)), join(join_all(shows), join_all(stranger))).await;
     }
 
-    /// What another conversation was given.
+    /// An item of another conversation.
     fn foreign(&self) -> Option<(usize, String, String)> {
         self.given.lock().unwrap().iter().find(|(number, ..)| *number != self.number).cloned()
     }
@@ -204,7 +204,7 @@ fn change(token: &str, at: usize) -> String {
     format!("{}{other}{}", &token[..at], &token[at + 1..])
 }
 
-/// Waits until a conversation has come to rest, and looks at all of it.
+/// Waits until all items of a conversation are settled, and reads its final state.
 pub(crate) async fn truth(client: &Client, conversation: &str) -> Truth {
     let deadline = Instant::now() + REST_WITHIN;
     let empty = |view: &serde_json::Value, list: &str| view[list].as_array().is_some_and(Vec::is_empty);

@@ -1,12 +1,11 @@
-//! Stores whose scripts are changed: the real service runs, and the wire to Redis calls another script than the one it
-//! asked for.
+//! Stores with changed scripts: the proxy to Redis replaces the hashes of the service's scripts.
 
 use callback_ingress::store::redis::scripts::{OPERATIONS, text};
 use test_support::redis_server::RedisServer;
 
 use crate::replica;
 
-/// A change of a script: in which file, what, into what.
+/// A change of a script: file, text, replacement.
 pub(crate) type Change = (&'static str, &'static str, &'static str);
 
 fn changed(name: &str, text: &str, changes: &[Change]) -> String {
@@ -17,7 +16,7 @@ fn changed(name: &str, text: &str, changes: &[Change]) -> String {
     })
 }
 
-/// The scripts that change: the hash that the service asks for, and the one that is called.
+/// Loads the changed scripts; returns pairs of the original and the new hash.
 pub(crate) fn exchanged(redis: &RedisServer, changes: &[Change]) -> Vec<(String, String)> {
     for (file, ..) in changes {
         assert!(OPERATIONS.iter().any(|files| files.contains(file)), "there is no {file}.lua");

@@ -1,4 +1,4 @@
-//! Counts what many histories came to, by the fault under which they ran.
+//! Totals over many histories.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,18 +6,18 @@ use std::fmt::Write;
 use crate::record::{Action, Operation};
 use crate::run::Done;
 
-/// See the module.
+/// The totals.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) histories: usize,
     /// Attempts at callbacks.
     pub(crate) callbacks: usize,
     pub(crate) faults: usize,
-    /// Results that were taken.
+    /// Accepted results.
     pub(crate) acknowledged: usize,
-    /// Callbacks whose repetition was recognised.
+    /// Recognised repetitions.
     replayed: usize,
-    /// Callbacks that nobody ever answered.
+    /// Callbacks without any reply.
     unknown: usize,
     pub(crate) violations: usize,
     pub(crate) lost: usize,
@@ -71,7 +71,7 @@ impl Figures {
         }
     }
 
-    /// One paragraph.
+    /// A summary of one paragraph.
     pub(crate) fn told(&self, name: &str) -> String {
         let mut late = self.lateness.clone();
         late.sort_unstable();

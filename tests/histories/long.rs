@@ -1,9 +1,14 @@
-//! The long form: as many histories as it is told to, under each fault in turn, and figures.
+//! The long form: a chosen number of histories under each fault in turn, with totals.
 //!
-//! The variable `HISTORIES` says what to run, in words with a space between: `count` of histories, `seed` of the first
-//! batch, `batch` histories at once, `store` (`durable`, `forgetful`, `memory`; `sentinels` or `cluster`, with
-//! `-waiting` behind it where a replica of Redis must confirm), `replicas` of the service (0: 1, 2 and 3 in turn),
-//! `faults` (`each` alone and all of them together in turn; `none`; or names with a comma between).
+//! The variable `HISTORIES` has space-separated settings `NAME=VALUE`:
+//!
+//! - `count`: the number of histories
+//! - `seed`: the seed of the first batch
+//! - `batch`: the number of concurrent histories
+//! - `store`: `durable`, `forgetful`, `memory`, `sentinels` or `cluster`; the last two with `-waiting` if a Redis replica
+//!   must confirm writes
+//! - `replicas`: the number of instances of the service; 0 for 1, 2 and 3 in turn
+//! - `faults`: `each` for every fault alone and all together in turn, `none`, or names separated by commas
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,10 +20,10 @@ use crate::figures::Figures;
 use crate::nemesis::Fault;
 use crate::run::Batch;
 
-/// After so many batches a fresh deployment takes over: one that is restarted reads all that it ever wrote.
+/// Number of batches per deployment. A restarted Redis reads everything that it ever wrote.
 const BATCHES_OF_A_DEPLOYMENT: usize = 12;
 
-/// What to run.
+/// The settings.
 #[derive(Clone, Debug)]
 struct Order {
     count: usize,
@@ -70,7 +75,7 @@ impl Order {
         }
     }
 
-    /// The faults of each batch, with the name under which it is counted.
+    /// The faults of each batch, with the name for its totals.
     fn faults(&self, kind: Kind) -> Vec<(String, Vec<Fault>)> {
         let known: Vec<Fault> = Fault::ALL.into_iter().filter(|fault| fault.fits(kind)).collect();
         match self.faults.as_str() {

@@ -1,9 +1,8 @@
-//! Histories: many clients at random, a nemesis, and a checker that proves afterwards that every promise was kept.
+//! Histories: random clients, injected faults, and a checker of everything that was recorded.
 //!
-//! `plan` says from a seed what clients do, `drive` does it over HTTP with a `client` and writes a `record`; meanwhile
-//! `nemesis` breaks the `deployment`. `checker` judges the record. `run` puts one batch of them together; `short`,
-//! `long`, `mutations` and `tampering` are the tests. `story` tells of a history that fails, `figures` counts those that
-//! do not.
+//! `plan` derives the clients' actions from a seed. `drive` runs them over HTTP with a `client` and writes a `record`,
+//! while `nemesis` injects faults into the `deployment`. `checker` checks the record. `run` runs one batch. The tests are
+//! in `short`, `long`, `mutations` and `tampering`. `story` prints a failed history, `figures` the totals.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Proof of the checker: stores that break a promise, each of which it must catch. The real service runs; only the
-//! wire to Redis calls another script than the one it asked for.
+//! Tests of the checker: it must detect each of these broken stores. The proxy to Redis replaces scripts of the
+//! unchanged service.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use crate::deployment::{Deployment, Kind};
 use crate::exchange::{Change, exchanged};
 use crate::run::Batch;
 
-/// How many histories run at once, and how often at most: within these it must be caught. Most are in the first batch;
-/// one that shows only in what happens just before an end may take some.
+/// Histories per batch, and the maximum number of batches. Most violations are found in the first batch; some occur
+/// only just before an end.
 const AT_ONCE: usize = 12;
 const BATCHES: u64 = 8;
 
-/// Runs histories on a store that is changed like this, until one breaks one of these rules.
+/// Runs histories on a store with these changes until one violates one of these rules.
 async fn is_caught(changes: &[Change], rules: &[Rule]) {
     let deployment = Deployment::exchanging(Kind::Forgetful(2), |redis| exchanged(redis, changes));
     let deployment = Arc::new(deployment);

@@ -1,4 +1,4 @@
-//! Breaks a deployment, and makes it whole again.
+//! Injects faults into a deployment and repairs it.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -12,34 +12,34 @@ use crate::deployment::{Deployment, Kind};
 use crate::plan::SPAN_MS;
 use crate::record::{Outage, Stopwatch};
 
-/// What can be broken.
+/// The faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
-    /// A replica ends without warning, and is started again.
+    /// An instance is killed and restarted.
     KillReplica,
-    /// So does Redis.
+    /// Redis is killed and restarted.
     KillRedis,
-    /// A replica stands still.
+    /// An instance is suspended.
     PauseReplica,
-    /// Redis stands still.
+    /// Redis is suspended.
     PauseRedis,
-    /// Connections to Redis break before a call has arrived.
+    /// Connections to Redis close before a script call.
     CutCall,
-    /// Connections to Redis break when the call has arrived and its answer has not.
+    /// Connections to Redis close after a script call, before its reply.
     CutAnswer,
-    /// Connections to Redis break in the middle of an answer.
+    /// Connections to Redis close in the middle of a reply.
     CutHalfAnswer,
-    /// The wires to Redis are slow.
+    /// Connections to Redis are slow.
     Delay,
-    /// Redis forgets the scripts.
+    /// Redis' script cache is flushed.
     FlushScripts,
-    /// A replica's system clock is wrong.
+    /// An instance's system clock is stepped.
     StepClock,
-    /// A master of Redis ends without warning. When a replica has taken over for it, it is started again.
+    /// A Redis master is killed, and restarted after the failover.
     FailOver,
-    /// The same, after a while in which its replicas got nothing of what it wrote.
+    /// The same, after its replicas have received no writes for a while.
     FailOverBehind,
-    /// Slots that hold conversations move from one node of a cluster to another.
+    /// Hash slots with conversations migrate between nodes of a cluster.
     MoveSlot,
 }
 
@@ -60,8 +60,7 @@ impl Fault {
         Self::MoveSlot,
     ];
 
-    /// Whether a deployment of this kind must bear it. What is in a process's memory ends with the process, and goes
-    /// by its clock.
+    /// Whether a deployment of this kind must survive it. The embedded store is lost with its process and uses its clock.
     pub(crate) const fn fits(self, kind: Kind) -> bool {
         match kind {
             Kind::Memory => matches!(self, Self::PauseReplica),
@@ -82,24 +81,24 @@ impl Fault {
         matches!(self, Self::FailOver | Self::FailOverBehind)
     }
 
-    /// Whether anything may be late while it lasts.
+    /// Whether replies and timeouts may be late during the fault.
     const fn excuses(self) -> bool {
         !matches!(self, Self::FlushScripts | Self::StepClock)
     }
 }
 
-/// One thing that is broken for a while.
+/// A planned fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Strike {
-    /// Milliseconds after the last one was over.
+    /// Milliseconds after the end of the previous one.
     pub(crate) after: u64,
     pub(crate) fault: Fault,
     pub(crate) lasts: u64,
-    /// Which replica, how often, how much: whatever the fault needs.
+    /// A random number for the fault's parameters.
     pub(crate) number: u64,
 }
 
-/// What will be broken, out of these faults.
+/// A random sequence of these faults.
 pub(crate) fn strikes(seed: u64, faults: &[Fault]) -> Vec<Strike> {
     if faults.is_empty() {
         return Vec::new();
@@ -111,14 +110,14 @@ pub(crate) fn strikes(seed: u64, faults: &[Fault]) -> Vec<Strike> {
         let fault = faults[random.random_range(0..faults.len())];
         let lasts = match fault {
             Fault::KillReplica | Fault::KillRedis => random.random_range(0..400),
-            // Now and again for longer than anybody waits for an answer.
+            // Sometimes longer than the clients' timeout.
             Fault::PauseReplica | Fault::PauseRedis if random.random_bool(0.25) => 1_900,
             Fault::PauseReplica | Fault::PauseRedis => random.random_range(50..900),
-            // For each of some slots.
+            // For each migrated slot.
             Fault::MoveSlot => random.random_range(10..150),
             _ => random.random_range(100..500),
         };
-        // A failover takes long, and something is to be there by then.
+        // A failover takes long, so data is written before it.
         let after =
             if fault.fails_over() { random.random_range(250..800) } else { random.random_range(20..350) };
         at += if fault.fails_over() { SPAN_MS } else { after + lasts };
@@ -127,7 +126,7 @@ pub(crate) fn strikes(seed: u64, faults: &[Fault]) -> Vec<Strike> {
     strikes
 }
 
-/// Strikes, waits, and makes everything whole again.
+/// Injects the fault, waits, and repairs everything.
 pub(crate) fn strike(deployment: &Deployment, strike: Strike, stopwatch: Stopwatch) -> Outage {
     let Strike { fault, lasts, number, .. } = strike;
     let chosen = usize::try_from(number).unwrap() % deployment.replicas.len();

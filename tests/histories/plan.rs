@@ -1,28 +1,28 @@
-//! From a seed, what clients will do: the same seed, the same plan.
+//! The clients' actions, derived from a seed.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::record::Says;
 
-/// In how many milliseconds the clients of a history begin everything that they do.
+/// Milliseconds within which all actions of a history start.
 pub(crate) const SPAN_MS: u64 = 1_200;
-/// Who has so much time is timed out only when things go wrong.
+/// A timeout that expires only after a fault.
 const AMPLE_MS: u64 = 1_000;
 
-/// What the clients of one history do.
+/// The actions of one history.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) conversations: Vec<ConversationPlan>,
 }
 
-/// One conversation. All times are milliseconds from the history's start, or from what they follow.
+/// One conversation. Times are milliseconds from the start of the history or of the preceding action.
 #[derive(Debug)]
 pub(crate) struct ConversationPlan {
     pub(crate) items: Vec<ItemPlan>,
     pub(crate) readers: Vec<ReaderPlan>,
     pub(crate) inspections: Vec<u64>,
-    /// When it is ended, by whom is no matter; twice, if there are two.
+    /// Times of ends, at most two.
     pub(crate) ends: Vec<u64>,
 }
 
@@ -32,16 +32,16 @@ pub(crate) struct ItemPlan {
     pub(crate) kind: &'static str,
     pub(crate) timeout_ms: u64,
     pub(crate) keyed: bool,
-    /// The same request again, after so long; only with a key.
+    /// Repeats the request after this time; only with an idempotency key.
     pub(crate) again: Option<u64>,
-    /// Another request with its key, after so long.
+    /// Sends another request with the same key after this time.
     pub(crate) key_reused: Option<u64>,
     pub(crate) posts: Vec<PostPlan>,
-    /// Each cancels it, so long after its issue.
+    /// Cancellations, at these times after the issue.
     pub(crate) cancels: Vec<u64>,
-    /// So long after its issue, another conversation tries to cancel it.
+    /// A cancellation through another conversation, at this time after the issue.
     pub(crate) cancelled_by_stranger: Option<u64>,
-    /// So long after its issue, it is looked at.
+    /// Reads of the item, at these times after the issue.
     pub(crate) shown: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct PostPlan {
     pub(crate) what: PostKind,
 }
 
-/// Where the token travels.
+/// The carrier of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carrier {
     Header,
@@ -63,9 +63,9 @@ pub(crate) enum Carrier {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PostKind {
-    /// A body by its number: the same number, the same bytes.
+    /// The body's number; equal numbers have equal bytes.
     Body(u8, Says),
-    /// A token that is not one.
+    /// A forged token.
     Forged(Forgery),
 }
 
@@ -74,17 +74,17 @@ pub(crate) enum PostKind {
 pub(crate) enum Forgery {
     /// One character changed.
     Changed(usize),
-    /// This token's claims under another conversation's signature.
+    /// This token's claims with the signature of another conversation's token.
     Spliced,
-    /// Cut short.
+    /// Truncated.
     Short,
 }
 
-/// One that follows the event stream, and is cut off now and again.
+/// A reader of the event stream whose connections are closed now and then.
 #[derive(Debug)]
 pub(crate) struct ReaderPlan {
     pub(crate) at: u64,
-    /// How long each of its connections lasts; after the last it reads on to the end.
+    /// Duration of each connection; the last one lasts until the end.
     pub(crate) cuts: Vec<u64>,
 }
 
@@ -95,7 +95,7 @@ impl Plan {
         Self { conversations }
     }
 
-    /// The same, but whoever has ample time has so many times as much.
+    /// The same plan with the long timeouts multiplied.
     pub(crate) fn patient(mut self, times: u64) -> Self {
         for item in self.conversations.iter_mut().flat_map(|conversation| &mut conversation.items) {
             if item.timeout_ms >= AMPLE_MS {
@@ -110,7 +110,7 @@ fn conversation(random: &mut StdRng) -> ConversationPlan {
     let items = (0..random.random_range(4..=8)).map(|_| item(random)).collect();
     let readers = (0..random.random_range(1..=2)).map(|_| reader(random)).collect();
     let inspections = times(random, 0..=2, SPAN_MS);
-    // An end while something goes on, at times two of them at once.
+    // An end during other actions, sometimes two at once.
     let ends = if random.random_bool(0.35) { times(random, 1..=2, SPAN_MS) } else { Vec::new() };
     ConversationPlan { items, readers, inspections, ends }
 }
@@ -120,7 +120,7 @@ fn times(random: &mut StdRng, count: std::ops::RangeInclusive<usize>, before: u6
 }
 
 fn item(random: &mut StdRng) -> ItemPlan {
-    // Short ones time out, or nearly; ample ones do so only when things go wrong.
+    // Short timeouts expire or nearly do; long ones expire only after a fault.
     let timeout_ms = match random.random_range(0..10) {
         0..=2 => random.random_range(20..120),
         3..=5 => random.random_range(120..500),
@@ -134,7 +134,7 @@ fn item(random: &mut StdRng) -> ItemPlan {
     if answered {
         let within = timeout_ms.min(500);
         let says = if random.random_bool(0.15) { Says::Failed } else { Says::Succeeded };
-        // Near the deadline, before it and after it, is where a race is.
+        // Just before or after the deadline, where races occur.
         let first = random.random_range(0..within + within / 10);
         posts.push(post(random, first, PostKind::Body(0, says)));
         for _ in 0..random.random_range(0..=2) {
@@ -179,7 +179,7 @@ fn item(random: &mut StdRng) -> ItemPlan {
 }
 
 fn post(random: &mut StdRng, after: u64, what: PostKind) -> PostPlan {
-    // In a body that is no JSON, nobody finds a token.
+    // A token is never found in a body that is not JSON.
     let readable = !matches!(what, PostKind::Body(_, Says::Nonsense));
     let carrier = match random.random_range(0..10) {
         0 => Carrier::Query,

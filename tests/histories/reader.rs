@@ -1,4 +1,4 @@
-//! Those who read a channel: event streams that are cut off and resumed, and the Redis stream.
+//! Readers of a channel: resumed event streams, and the Redis stream.
 
 use std::time::Duration;
 
@@ -11,14 +11,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::client::{Call, Client};
 use crate::record::{Reply, Session, StreamEntry, Time};
 
-/// How long a reader waits before it connects again.
+/// Pause before a reader reconnects.
 const PAUSE: Duration = Duration::from_millis(40);
-/// How long a reader waits for the head of a stream.
+/// Timeout for the head of a stream.
 const OPENED_WITHIN: Duration = Duration::from_millis(1_500);
 
-/// Reads a conversation's event stream from after an event, which is told by its sequence and its id, or from its start;
-/// until the time is over, the stream ends, or it has given the event of `last`. A reply other than a stream is written
-/// down where it is final.
+/// Reads a conversation's event stream from its start or after an event, given by sequence and id, until the time is
+/// over, the stream ends, or the event `last` is received. A final reply other than a stream is recorded.
 pub(crate) async fn read(
     client: &Client,
     conversation: &str,
@@ -60,7 +59,7 @@ async fn next_piece(body: &mut Incoming) -> Option<bytes::Bytes> {
     body.frame().await?.ok()?.into_data().ok()
 }
 
-/// Takes the whole events from what was read so far.
+/// Removes the complete events from the buffer.
 fn take_events(read: &mut Vec<u8>, client: &Client, session: &mut Session) {
     while let Some(end) = read.windows(2).position(|pair| pair == b"\n\n") {
         let block: Vec<u8> = read.drain(..end + 2).collect();
@@ -77,8 +76,8 @@ fn take_events(read: &mut Vec<u8>, client: &Client, session: &mut Session) {
     }
 }
 
-/// Follows a channel as the platform does: again after each cut, from the last event on, until `until`. Each cut is so
-/// many milliseconds after the connection.
+/// Follows a channel as the platform does: resumes after the last event, until `until`. Connections close after these
+/// times in milliseconds.
 pub(crate) async fn follow(
     client: &Client,
     conversation: &str,
@@ -107,14 +106,14 @@ pub(crate) async fn follow(
     sessions
 }
 
-/// Follows a Redis stream as the platform does: connected again after each failure, from the last entry on, until `until`.
+/// Follows a Redis stream as the platform does: reconnects after failures and resumes after the last entry, until `until`.
 pub(crate) async fn follow_stream(client: &Client, key: &str, until: Instant) -> Vec<(Time, StreamEntry)> {
     let mut seen: Vec<(Time, StreamEntry)> = Vec::new();
     let follow = async {
         loop {
             for url in client.deployment.stream_urls() {
-                // A server that is gone, or has not the stream, is left for another one; if there is no other, it is
-                // waited for like one that has nothing new.
+                // A server that is down or does not have the stream is replaced by the next one, if any; otherwise the reader
+                // waits as for new entries.
                 let server = redis::Client::open(url).unwrap();
                 if let Ok(mut connection) = server.get_multiplexed_async_connection().await {
                     loop {
@@ -132,7 +131,7 @@ pub(crate) async fn follow_stream(client: &Client, key: &str, until: Instant) ->
             }
         }
     };
-    // It has no end of its own.
+    // The Redis stream does not end by itself.
     let _: Result<(), _> = timeout_at(until, follow).await;
     seen
 }

@@ -1,4 +1,4 @@
-//! A history: what was asked and answered, when, and what the channels held in the end.
+//! A history: requests and replies with their times, and the final content of the channels.
 
 use bytes::Bytes;
 use callback_ingress::clock::Clock;
@@ -8,10 +8,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-/// Microseconds since the Unix epoch, on a clock that never steps back.
+/// Microseconds since the Unix epoch, on a monotonic clock.
 pub(crate) type Time = u64;
 
-/// Tells the time of a run: the store's clock as it was at its start, and from there on what has elapsed.
+/// The clock of a run: the store's time at its start plus the elapsed time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stopwatch {
     started: Instant,
@@ -28,7 +28,7 @@ impl Stopwatch {
     }
 }
 
-/// What a client asked for. Repeated as it is until it is answered.
+/// A client's request, repeated until it is answered.
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
     Open,
@@ -37,14 +37,14 @@ pub(crate) enum Action {
         key: Option<String>,
     },
     Post(Post),
-    /// A token that was never given out.
+    /// A callback with a forged token.
     Forged {
         how: &'static str,
     },
     Cancel {
         work_item: String,
     },
-    /// Another conversation's work item.
+    /// A cancellation of another conversation's item.
     CancelForeign,
     End,
     Inspect,
@@ -53,7 +53,7 @@ pub(crate) enum Action {
     },
 }
 
-/// A work item as it was asked for. The turn is the request's own, so an envelope leads back to it.
+/// A requested work item. The turn id is unique, so an envelope identifies its request.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) turn: String,
@@ -61,23 +61,23 @@ pub(crate) struct Asked {
     pub(crate) timeout_ms: u64,
 }
 
-/// A callback with a token that was given out.
+/// A callback with an issued token.
 #[derive(Clone, Debug)]
 pub(crate) struct Post {
     pub(crate) work_item: String,
-    /// The result as it must travel on: without the field of the token.
+    /// The result as it must be delivered, without the token's field.
     pub(crate) result: Bytes,
     pub(crate) says: Says,
 }
 
-/// What a body is.
+/// The kind of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Says {
     Succeeded,
     Failed,
-    /// No JSON.
+    /// Not JSON.
     Nonsense,
-    /// Its token, and another one beside it.
+    /// JSON with a second, different token.
     TwoTokens,
 }
 
@@ -88,19 +88,19 @@ impl Says {
     }
 }
 
-/// One request on the wire.
+/// One HTTP request.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
     pub(crate) replica: usize,
-    /// The id that its client gave it: what it settled bears it.
+    /// Its request id, which its settlement carries.
     pub(crate) request_id: String,
     pub(crate) invoked: Time,
     pub(crate) returned: Time,
-    /// `None`: the connection broke, or nobody answered in time.
+    /// `None` after a closed connection or a timeout.
     pub(crate) reply: Option<Reply>,
 }
 
-/// An answer.
+/// A reply.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -129,7 +129,7 @@ impl Reply {
         millis(self.text(member))
     }
 
-    /// Whether the same request may be sent again, by the README's rule.
+    /// Whether the README allows a repetition.
     pub(crate) const fn may_be_repeated(&self) -> bool {
         matches!(self.status, 408 | 429 | 500 | 502 | 503 | 504)
     }
@@ -141,19 +141,19 @@ pub(crate) fn millis(text: &str) -> Option<u64> {
 }
 
 impl Attempt {
-    /// Its reply, if that says what became of the request.
+    /// Its reply, if that is conclusive.
     pub(crate) fn answer(&self) -> Option<&Reply> {
         self.reply.as_ref().filter(|reply| !reply.may_be_repeated())
     }
 
-    /// Whether it may have settled an item that an end then dropped: it is told of the end alone, when the first answer
-    /// to it was lost on the way from the store.
+    /// Whether it may have settled an item that an end then dropped. If the store's first reply was lost, the repetition
+    /// reports only the end.
     pub(crate) fn may_be_dropped(&self) -> bool {
         self.may_count() || self.reply.as_ref().is_some_and(|reply| reply.code() == "CONVERSATION_ENDED")
     }
 
-    /// Whether it may have done something, for all that its client knows. `STORE_UNAVAILABLE`, `DRAINING` and
-    /// `OVERLOADED` promise that it has not.
+    /// Whether it may have had an effect, as far as the client knows. `STORE_UNAVAILABLE`, `DRAINING` and `OVERLOADED`
+    /// exclude it.
     pub(crate) fn may_count(&self) -> bool {
         match &self.reply {
             None => true,
@@ -164,7 +164,7 @@ impl Attempt {
     }
 }
 
-/// A request and all its attempts: the last one is answered, or nobody knows.
+/// A request with its attempts. The outcome is unknown if the last one has no reply.
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
     pub(crate) action: Action,
@@ -177,18 +177,18 @@ impl Operation {
         self.attempts.first().map_or(Time::MAX, |attempt| attempt.invoked)
     }
 
-    /// The answers that say what became of it, with their attempts.
+    /// The conclusive replies with their attempts.
     pub(crate) fn answers(&self) -> impl Iterator<Item = (&Attempt, &Reply)> {
         self.attempts.iter().filter_map(|attempt| Some((attempt, attempt.answer()?)))
     }
 
-    /// Whether it may have done something by this time.
+    /// Whether it may have had an effect by this time.
     pub(crate) fn may_count_before(&self, time: Time) -> bool {
         self.attempts.iter().any(|attempt| attempt.may_count() && attempt.invoked < time)
     }
 }
 
-/// An envelope, as an event and an entry of the Redis stream have it.
+/// An envelope of an event or of an entry in the Redis stream.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Envelope {
@@ -222,22 +222,22 @@ impl Envelope {
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     pub(crate) replica: usize,
-    /// After which sequence it was asked to begin.
+    /// The requested start: after this sequence.
     pub(crate) after: u64,
-    /// Each event's id and data, and when it came.
+    /// Time, id and data of each event.
     pub(crate) events: Vec<(Time, String, String)>,
-    /// Whether the event `end` came.
+    /// Whether the event `end` was received.
     pub(crate) ended: bool,
-    /// What it was refused with.
+    /// The refusal, if any.
     pub(crate) refused: Option<Reply>,
-    /// When it was over.
+    /// Time of its end.
     pub(crate) over: Time,
 }
 
 /// An entry of a Redis stream: its id, and its fields as names and bytes.
 pub(crate) type StreamEntry = (String, Vec<(String, Vec<u8>)>);
 
-/// What is there when everything has come to rest.
+/// The final state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Truth {
     /// `GET` of the conversation; `None` when the store does not know it.
@@ -249,20 +249,20 @@ pub(crate) struct Truth {
 }
 
 impl Truth {
-    /// The id of the event and of the stream's entry with this sequence.
+    /// The id of this sequence's event and stream entry.
     pub(crate) fn event_id(&self, sequence: u64) -> String {
         let opened_at = self.view.as_ref().and_then(|view| millis(view["openedAt"].as_str()?));
         format!("{}-{sequence}", opened_at.unwrap_or_default())
     }
 }
 
-/// All that happened to one conversation.
+/// Everything recorded about one conversation.
 #[derive(Clone, Debug)]
 pub(crate) struct Conversation {
     pub(crate) id: String,
     pub(crate) operations: Vec<Operation>,
     pub(crate) sessions: Vec<Session>,
-    /// What a reader of the Redis stream saw, and when, on a store that has one.
+    /// The entries that a reader of the Redis stream received, with times.
     pub(crate) stream_seen: Vec<(Time, StreamEntry)>,
     pub(crate) truth: Truth,
 }
@@ -271,18 +271,18 @@ pub(crate) struct Conversation {
 #[derive(Clone, Debug)]
 pub(crate) struct History {
     pub(crate) conversations: Vec<Conversation>,
-    /// When something was broken, and what.
+    /// The injected faults.
     pub(crate) outages: Vec<Outage>,
 }
 
-/// The nemesis at work, from the first moment to the one at which everything was whole again.
+/// An injected fault, until everything is repaired.
 #[derive(Clone, Debug)]
 pub(crate) struct Outage {
     pub(crate) what: String,
-    /// Whether anything may be late because of it.
+    /// Whether it excuses lateness.
     pub(crate) excuses: bool,
     pub(crate) from: Time,
-    /// Until when there was a server of Redis that wrote what is lost with it; `None`: nothing is.
+    /// Time until which writes of a lost Redis server may be missing; `None` without loss.
     pub(crate) loses_until: Option<Time>,
     pub(crate) until: Time,
 }

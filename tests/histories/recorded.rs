@@ -1,5 +1,5 @@
-//! A recorded history in which everything held: one conversation that lives and one that was ended. It has every kind of
-//! answer that `tampering` changes.
+//! A recorded history without violations: a live and an ended conversation, with every kind of reply that `tampering`
+//! changes.
 
 use serde_json::{Value, json};
 
@@ -10,12 +10,12 @@ use crate::record::{
     Truth,
 };
 
-/// When both were opened, in milliseconds.
+/// Time of both openings, in milliseconds.
 const OPENED_AT: u64 = 1_800_000_000_000;
-/// When the last of their readers went, in milliseconds after that.
+/// End of the last reader, in milliseconds after the opening.
 const OVER: u64 = 1_000;
 
-/// A time, so many milliseconds after the opening.
+/// A time in milliseconds after the opening.
 const fn micros(after: u64) -> Time {
     (OPENED_AT + after) * 1_000
 }
@@ -36,23 +36,23 @@ fn result(sequence: u64) -> String {
     format!("{{\"of\" : {sequence},\n \"value\":1.50}}")
 }
 
-/// A conversation while it is written down.
+/// A builder for a conversation.
 struct Recording {
     id: &'static str,
     operations: Vec<Operation>,
-    /// Each envelope, and when it came.
+    /// The envelopes with their times.
     released: Vec<(u64, String, &'static str)>,
 }
 
 impl Recording {
-    /// One that is opened.
+    /// An open conversation.
     fn begin(id: &'static str) -> Self {
         let mut recording = Self { id, operations: Vec::new(), released: Vec::new() };
         recording.perform(0, Action::Open, 201, json!({"conversationId": id, "state": "live"}));
         recording
     }
 
-    /// A request, answered after two milliseconds. Tells its id.
+    /// Adds a request that is answered after two milliseconds; returns its id.
     fn perform(&mut self, at: u64, action: Action, status: u16, body: Value) -> String {
         let request_id = format!("{}-request-{:02}", self.id, self.operations.len());
         let reply = Reply { status, request_id: request_id.clone(), idempotent_replay: false, body };
@@ -81,12 +81,12 @@ impl Recording {
         self.perform(at, Action::Issue { asked, key: None }, 201, issued);
     }
 
-    /// Posts an item's result, which is taken. Tells the request's id.
+    /// Adds an accepted callback; returns its request id.
     fn take(&mut self, at: u64, sequence: u64, waiting_for: Option<u64>) -> String {
         self.perform(at, post(sequence), 202, self.receipt(at, sequence, waiting_for, false))
     }
 
-    /// What a provider is told of a result that was taken by a request of this time.
+    /// The receipt of a result that was accepted at this time.
     fn receipt(&self, at: u64, sequence: u64, waiting_for: Option<u64>, replayed: bool) -> Value {
         let mut receipt = json!({
             "status": if waiting_for.is_some() { "held" } else { "delivered" }, "workItemId": work_item(sequence),
@@ -99,7 +99,7 @@ impl Recording {
         receipt
     }
 
-    /// The next envelope: its outcome and whatever it has besides; when it was issued, received and released.
+    /// Adds the next envelope: outcome, further members, and the times of issue, receipt and release.
     fn release(&mut self, outcome: &'static str, besides: &str, [issued, received, released]: [u64; 3]) {
         let sequence = self.released.len() as u64 + 1;
         let ids = format!(
@@ -118,7 +118,7 @@ impl Recording {
         self.released.push((released, envelope, outcome));
     }
 
-    /// All of it, shown as this in the end, besides what every conversation is shown as.
+    /// Builds the conversation, with these members in its final view.
     fn finish(self, state: &str, view: Value) -> Conversation {
         let ended = state == "ended";
         let mut shown = json!({
@@ -167,11 +167,11 @@ fn post(sequence: u64) -> Action {
 }
 
 fn result_of(sequence: u64, request_id: &str) -> String {
-    // The place of a member says nothing.
+    // The order of members has no meaning.
     format!(r#","result":{},"requestId":"{request_id}""#, result(sequence))
 }
 
-/// Four items: a result, one that waited for it, a time-out and a cancellation.
+/// Four items: a result, a held result behind it, a timeout and a cancellation.
 fn living() -> Conversation {
     let mut it = Recording::begin("living");
     it.issue(10, 1, 900);
@@ -197,7 +197,7 @@ fn living() -> Conversation {
     it.finish("live", json!({"nextSequence": 5, "waitingFor": 5}))
 }
 
-/// Three items: a result, one that was awaited at the end, and a held one.
+/// Three items: a result, one awaiting at the end, and a held one.
 fn ended() -> Conversation {
     let mut it = Recording::begin("ended");
     it.issue(10, 1, 900);
@@ -215,7 +215,7 @@ fn ended() -> Conversation {
     it.finish("ended", view)
 }
 
-/// See the module.
+/// The recorded history.
 pub(crate) fn history() -> History {
     History { conversations: vec![living(), ended()], outages: Vec::new() }
 }

@@ -1,4 +1,4 @@
-//! One replica of the service: the real program, in a process of its own.
+//! One instance of the service: the program as a process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -12,45 +12,45 @@ use serde_json::Value;
 use crate::clock::SteppedClock;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_callback-ingress");
-/// The platform's key, the same on every replica.
+/// The service key of all instances.
 pub(crate) const SERVICE_KEY: &str = "the-platforms-key-of-the-histories";
 
-/// What every replica is started with, besides its store.
+/// Settings of every instance, except its store.
 const SETTINGS: [(&str, &str); 9] = [
     ("http.public_addr", "127.0.0.1:0"),
     ("http.platform_addr", "127.0.0.1:0"),
-    // The same on every replica, as what it gives out must be.
+    // The same on every instance, because it is part of issued URLs.
     ("http.public_base_url", "http://callbacks.test"),
     ("token.keys", r#"["k1:MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="]"#),
     ("platform.service_keys", r#"["the-platforms-key-of-the-histories"]"#),
-    // The clients name their requests, as a gateway does.
+    // The clients set request ids, as a gateway does.
     ("http.trusted_proxies", r#"["127.0.0.0/8"]"#),
-    // Half of what is usual: more answers are too late, and more is unknown.
+    // Half of the default, so that more outcomes are unknown.
     ("store.response_timeout_ms", "500"),
-    // Forged tokens come from everywhere, and all from one address.
+    // All clients share one address, and many tokens are forged.
     ("rate_limit.failed_max", "0"),
-    // Only the line that tells the addresses.
+    // Only the line with the addresses.
     ("telemetry.log_level", "callback_ingress::cli::serve=info,error"),
 ];
 
-/// Where Redis has replicas, each of which is waited for as long as for an answer.
+/// With Redis replicas: wait for them as long as for a reply.
 const WAITING: [(&str, &str); 2] = [("store.wait_replicas", "1"), ("store.wait_timeout_ms", "500")];
 
-/// The limits that every replica is started with.
+/// The limits of every instance.
 pub(crate) fn limits() -> Limits {
     let flags = SETTINGS.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     config::load(Sources { flags, ..Sources::default() }).unwrap().config.limits()
 }
 
-/// Where a replica is reached. Another one after each start.
+/// The addresses of an instance, new after each start.
 #[derive(Clone, Debug)]
 pub(crate) struct Addresses {
     pub(crate) public: String,
     pub(crate) platform: String,
 }
 
-/// `$@` is the program. Answers with its process id, then ends it when its own input ends: nothing outlives the tests,
-/// however they end.
+/// `$@` is the command. Prints its process id, and kills it when standard input closes, so that it never outlives the
+/// tests.
 const KEEPER: &str = r#"
 trap '' INT TERM
 "$@" >/dev/null &
@@ -60,7 +60,7 @@ kill -9 "$!" 2>/dev/null
 wait "$!" 2>/dev/null
 "#;
 
-/// A replica, running or killed. Ends when it is dropped.
+/// An instance, running or killed; stopped when dropped.
 #[derive(Debug)]
 pub(crate) struct Replica {
     store_url: String,
@@ -77,7 +77,7 @@ struct Running {
 }
 
 impl Running {
-    /// Ends it, if it has not ended already.
+    /// Kills it, unless it has exited.
     fn end(&mut self) {
         drop(self.keeper.stdin.take());
         drop(self.keeper.wait());
@@ -95,7 +95,7 @@ impl Replica {
         self.running.lock().unwrap().addresses.clone()
     }
 
-    /// Ends it without warning.
+    /// Sends SIGKILL.
     pub(crate) fn kill(&self) {
         self.signal("KILL");
         self.running.lock().unwrap().end();
@@ -106,17 +106,17 @@ impl Replica {
         *self.running.lock().unwrap() = launch(&self.store_url, self.waits, &self.clock);
     }
 
-    /// Lets it do nothing, its connections open, until [`Replica::resume`].
+    /// Sends SIGSTOP: its connections stay open, until [`Replica::resume`].
     pub(crate) fn suspend(&self) {
         self.signal("STOP");
     }
 
-    /// Ends [`Replica::suspend`].
+    /// Sends SIGCONT.
     pub(crate) fn resume(&self) {
         self.signal("CONT");
     }
 
-    /// Its system clock is this wrong from now on.
+    /// Sets the offset of its system clock.
     pub(crate) fn step_clock(&self, seconds: i64) {
         self.clock.step(seconds);
     }
@@ -153,7 +153,7 @@ fn launch(store_url: &str, waits: bool, clock: &SteppedClock) -> Running {
     let mut log = BufReader::new(keeper.stderr.take().unwrap()).lines().map_while(Result::ok);
     let line = log.find(|line| line.contains(r#""serving""#)).expect("the program serves");
     let line: Value = serde_json::from_str(&line).unwrap();
-    // What goes wrong in there is worth a line here; and a log that nobody reads would stop the program.
+    // Prints the instance's log; an unread pipe would also block it.
     thread::spawn(move || log.for_each(|line| eprintln!("{line}")));
     let address = |name: &str| line[name].as_str().unwrap().to_owned();
     let addresses = Addresses { public: address("public"), platform: address("platform") };

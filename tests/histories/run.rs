@@ -1,4 +1,4 @@
-//! One batch: several histories at once on one deployment, the nemesis at work on it, and the verdict.
+//! One batch: concurrent histories on one deployment with injected faults, and their check.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use crate::plan::Plan;
 use crate::record::{History, Outage};
 use crate::story;
 
-/// What is run. The same batch on the same kind of deployment is the same plan.
+/// A batch. Equal batches on the same kind of deployment have equal plans.
 #[derive(Clone, Debug)]
 pub(crate) struct Batch {
     pub(crate) seed: u64,
@@ -25,7 +25,7 @@ pub(crate) struct Batch {
     pub(crate) faults: Vec<Fault>,
 }
 
-/// What came of it.
+/// The result of a batch.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) histories: Vec<History>,
@@ -34,20 +34,20 @@ pub(crate) struct Done {
 }
 
 impl Batch {
-    /// The seed of one of its histories.
+    /// The seed of one history.
     fn seed_of(&self, history: usize) -> u64 {
         self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(history as u64)
     }
 
     pub(crate) async fn run(&self, deployment: &Arc<Deployment>) -> Done {
-        // Conversations of one deployment have names of their own, whatever is repeated.
+        // Unique ids, even for a repeated batch on the same deployment.
         static RUN: AtomicU64 = AtomicU64::new(1);
         let run = RUN.fetch_add(1, Ordering::Relaxed);
         let client = Client::new(Arc::clone(deployment));
         let driven = join_all((0..self.histories).map(|number| {
             let client = client.clone();
             let plan = Plan::of(self.seed_of(number));
-            // A failover is survived, too.
+            // The clients retry long enough for a failover.
             let plan = if deployment.kind.fails_over() { plan.patient(3) } else { plan };
             tokio::spawn(async move { drive::drive(&client, &format!("r{run}.h{number}"), &plan).await })
         }));
@@ -68,7 +68,7 @@ impl Batch {
             verdict.lost += one.lost;
             verdict.lost_before.extend(one.lost_before);
         }
-        // Where servers take over for others, the one before may still be asked after an earlier batch.
+        // After a failover in an earlier batch, clients may still use the former master.
         if self.faults.is_empty() && !deployment.kind.fails_over() {
             verdict.violations.extend(checker::unfounded(&histories));
         }
@@ -86,7 +86,7 @@ impl Batch {
         outages
     }
 
-    /// How to run it again.
+    /// The command that repeats it.
     pub(crate) fn command(&self, kind: Kind) -> String {
         let (store, replicas) = match kind {
             Kind::Memory => ("memory", 1),
@@ -108,7 +108,7 @@ impl Batch {
 }
 
 impl Done {
-    /// The violations that count on a deployment of this kind.
+    /// The violations that fail this kind of deployment.
     pub(crate) fn violations(&self, kind: Kind) -> Vec<&Violation> {
         let may_lose = match kind {
             Kind::Memory | Kind::Durable(_) => false,
@@ -120,12 +120,12 @@ impl Done {
         if may_lose { self.beyond_loss() } else { self.verdict.violations.iter().collect() }
     }
 
-    /// The violations that loss does not explain.
+    /// The violations that are not explained by lost writes.
     pub(crate) fn beyond_loss(&self) -> Vec<&Violation> {
         self.verdict.violations.iter().filter(|violation| !violation.rule.is_explained_by_loss()).collect()
     }
 
-    /// The story of some violations: of the first conversation that has one.
+    /// The story of the first conversation with one of these violations.
     pub(crate) fn story(&self, violations: &[&Violation]) -> String {
         let Some(first) = violations.first() else { return String::new() };
         let mut all = self.histories.iter().flat_map(|history| &history.conversations);

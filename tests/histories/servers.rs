@@ -1,4 +1,4 @@
-//! The servers of Redis that a deployment keeps its conversations on: one, or some that stand in for each other.
+//! The Redis servers of a deployment: a single one, sentinels, or a cluster.
 
 use test_support::redis_cluster::{RedisCluster, wait};
 use test_support::redis_commands::{ask, replication, words};
@@ -7,16 +7,16 @@ use test_support::redis_server::RedisServer;
 
 use crate::deployment::Kind;
 
-/// After how many milliseconds a master is taken for dead. So long that a busy machine is not.
+/// Milliseconds until a master counts as failed; long, so that no busy server does.
 const DOWN_AFTER_MS: u32 = 1_500;
-/// How many replicas the master under the sentinels has: one to take over, and one that then confirms.
+/// Replicas of the master under sentinels: one is promoted, and the other acknowledges its writes.
 const REPLICAS: usize = 2;
-/// How many nodes of a cluster have slots, and each a replica.
+/// Masters of a cluster, each with a replica.
 const MASTERS: usize = 3;
-/// How many slots are moved at once.
+/// Number of slots that migrate together.
 const SLOTS_MOVED: usize = 10;
 
-/// See the module. End when they are dropped.
+/// Running servers, stopped when dropped.
 #[derive(Debug)]
 pub(crate) enum Servers {
     One(RedisServer),
@@ -55,7 +55,7 @@ impl Servers {
         }
     }
 
-    /// The service's URL of them.
+    /// The store URL.
     pub(crate) fn url(&self) -> String {
         match self {
             Self::One(server) => server.url(0),
@@ -64,17 +64,17 @@ impl Servers {
         }
     }
 
-    /// The URLs of those on one of which a stream is.
+    /// The URLs of the servers that may have a stream.
     pub(crate) fn stream_urls(&self) -> Vec<String> {
         match self {
             Self::One(server) => vec![server.url(0)],
             Self::Sentinels(service) => vec![service.servers()[service.master()].url(0)],
-            // Those that do not have it refuse to be asked.
+            // The other nodes reply with a redirection.
             Self::Cluster(cluster) => cluster.running().map(|node| node.url(0)).collect(),
         }
     }
 
-    /// Those that run.
+    /// The running servers.
     pub(crate) fn running(&self) -> Vec<&RedisServer> {
         match self {
             Self::One(server) => vec![server],
@@ -83,7 +83,7 @@ impl Servers {
         }
     }
 
-    /// The one that has a key.
+    /// The server that has a key.
     pub(crate) fn with(&mut self, key: &str) -> &RedisServer {
         match self {
             Self::One(server) => server,
@@ -96,7 +96,7 @@ impl Servers {
         }
     }
 
-    /// A master, by a number up to a thousand.
+    /// A master, chosen by a number up to 1000.
     fn master(&self, number: u64) -> Killed {
         match self {
             Self::One(_) => panic!("nobody stands in for a single server"),
@@ -116,7 +116,7 @@ impl Servers {
         }
     }
 
-    /// Kills a master. If its replicas are to be behind, they get nothing of what it writes until `meanwhile` is done.
+    /// Kills a master. If its replicas are to lag, they receive no writes until `meanwhile` is done.
     pub(crate) fn kill_master(&mut self, number: u64, behind: bool, meanwhile: impl FnOnce()) -> Killed {
         let killed = self.master(number);
         if behind {
@@ -132,7 +132,7 @@ impl Servers {
         killed
     }
 
-    /// Whether the replicas of the master at this port know how to come in again, when they are cut off.
+    /// Lets the replicas of the master at this port connect to it again, or prevents it.
     fn let_in(&self, master: u16, known: bool) {
         let followed = format!("master_port:{master}\r");
         let follow = |server: &&RedisServer| replication(server).contains(&followed);
@@ -143,7 +143,7 @@ impl Servers {
         }
     }
 
-    /// Waits until a replica has taken over for this one.
+    /// Waits until a replica is promoted in place of this server.
     pub(crate) fn wait_for_another(&self, killed: &Killed) {
         match self {
             Self::One(_) => {}
@@ -152,13 +152,13 @@ impl Servers {
         }
     }
 
-    /// Starts it again, and waits until all is as it was, but for who is the master.
+    /// Restarts it and waits until all servers are connected again, with the roles after the failover.
     pub(crate) fn bring_back(&mut self, killed: &Killed) {
         self.at(killed.place).restart();
         self.wait_until_whole();
     }
 
-    /// Waits until every replica has what its master had when this began.
+    /// Waits until every replica has its master's data as of the call.
     pub(crate) fn wait_until_whole(&self) {
         let masters = match self {
             Self::One(_) => return,
@@ -192,7 +192,7 @@ impl Servers {
         }
     }
 
-    /// Moves some slots that hold conversations to other masters, one after the other; each waits halfway.
+    /// Migrates some slots with conversations to other masters, one by one, with a pause during each migration.
     pub(crate) fn move_slots(&self, number: u64, halfway: impl Fn()) {
         let Self::Cluster(cluster) = self else { panic!("only a cluster has slots") };
         let tags = (0..64).map(|partition| format!("cb:{}", (partition + number) % 64));
@@ -211,7 +211,7 @@ impl Servers {
             halfway();
             cluster.give(slot, to);
         }
-        // What moved is on the replicas of where it is now: Redis does not wait for that.
+        // Redis does not wait until the new master's replicas have the migrated keys.
         self.wait_until_whole();
     }
 }

@@ -1,4 +1,4 @@
-//! The short form: in the suite, within two minutes.
+//! The short form, within two minutes.
 
 use std::sync::Arc;
 
@@ -8,25 +8,25 @@ use crate::figures::Figures;
 use crate::nemesis::Fault;
 use crate::run::Batch;
 
-/// How many histories run at once.
+/// Concurrent histories.
 const AT_ONCE: usize = 12;
 
-/// A seed that no run had before.
+/// A random seed.
 fn fresh_seed() -> u64 {
     rand::random::<u32>().into()
 }
 
-/// Runs batches of these faults on one deployment, of a fixed seed and of a fresh one each, and expects no violation.
+/// Runs batches with these faults on one deployment, with a fixed and a random seed, and expects no violation.
 async fn holds(kind: Kind, faults: &[&[Fault]]) {
     holds_from(&[1, fresh_seed()], kind, faults).await;
 }
 
-/// The same, of these seeds each.
+/// The same with these seeds.
 async fn holds_from(seeds: &[u64], kind: Kind, faults: &[&[Fault]]) {
     holds_on(&Arc::new(Deployment::start(kind)), seeds, faults).await;
 }
 
-/// The same, on this deployment.
+/// The same on this deployment.
 async fn holds_on(deployment: &Arc<Deployment>, seeds: &[u64], faults: &[&[Fault]]) {
     let kind = deployment.kind;
     let mut figures = Figures::default();
@@ -92,7 +92,8 @@ async fn connection_faults_break_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn release_in_several_steps_breaks_nothing() {
-    // No history has as many items as the real bound. Who is killed between two steps leaves the next to the sweeper.
+    // A history has fewer items than the real limit of a step. If an instance is killed between two steps, the sweeper
+    // continues.
     let change = ("release", "$step_items", "1");
     let deployment = Deployment::exchanging(Kind::Forgetful(2), |redis| exchanged(redis, &[change]));
     holds_on(&Arc::new(deployment), &[1, fresh_seed()], &[&[], &[Fault::KillReplica]]).await;
@@ -128,10 +129,10 @@ async fn redis_without_aof_counts_losses() {
     loses(Kind::Forgetful(2), 2 * AT_ONCE, Fault::KillRedis).await;
 }
 
-/// Runs batches of a fault until something is lost, and expects no violation but of that.
+/// Runs batches with a fault until a result is lost, and expects only violations that the loss explains.
 async fn loses(kind: Kind, histories: usize, fault: Fault) {
     let deployment = Arc::new(Deployment::start(kind));
-    // What was acknowledged before the fault is lost; now and again that is nothing.
+    // A fault loses recently acknowledged results; sometimes there are none.
     for seed in 1..=10 {
         let batch = Batch { seed, histories, faults: vec![fault] };
         let done = batch.run(&deployment).await;

@@ -1,14 +1,14 @@
-//! What happened to one conversation, for people.
+//! A readable report about one conversation.
 
 use std::fmt::Write;
 
 use crate::checker::Violation;
 use crate::record::{Action, Conversation, Outage, Reply, Time};
 
-/// Most violations that are told of one conversation.
+/// Maximum number of reported violations.
 const TOLD: usize = 8;
 
-/// Tells it in the order of time, in milliseconds from its beginning.
+/// Lists all events by time, in milliseconds from the start.
 pub(crate) fn tell(conversation: &Conversation, outages: &[Outage], violations: &[&Violation]) -> String {
     let begun =
         conversation.operations.iter().map(crate::record::Operation::invoked).min().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Proof of the checker, where no store can be broken so: a recorded history in which everything held, changed in one
-//! place into one that cannot have happened.
+//! Tests of the checker for violations that no changed script produces: a recorded valid history is changed in one place
+//! into an impossible one.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::checker::{self, Rule};
 use crate::record::{Action, Attempt, Conversation, History, Operation, Outage, Reply, StreamEntry};
 use crate::recorded;
 
-/// Changes a conversation, if it has the place for it.
+/// Changes a conversation; false if it has nothing to change.
 type Tampering = fn(&mut Conversation) -> bool;
 
 const TAMPERINGS: [(&str, Tampering, Rule); 16] = [
@@ -37,7 +37,7 @@ fn is_post(action: &Action) -> bool {
     matches!(action, Action::Post(_))
 }
 
-/// The first attempt that was answered with this code.
+/// The first attempt with this status.
 fn answered<'c>(
     conversation: &'c mut Conversation,
     of: fn(&Action) -> bool,
@@ -70,7 +70,7 @@ fn a_time_out_is_too_early(conversation: &mut Conversation) -> bool {
     timed_out.map(|attempt| attempt.returned = 0).is_some()
 }
 
-/// Takes away the requests that explain an answer.
+/// Removes the requests that explain a reply.
 fn without(conversation: &mut Conversation, code: &str, explains: fn(&Operation) -> bool) -> bool {
     let told = answered(conversation, is_post, code).is_some();
     conversation.operations.retain(|operation| !told || !explains(operation));
@@ -117,7 +117,7 @@ fn the_stream_does_not_end(conversation: &mut Conversation) -> bool {
     let stream = conversation.truth.stream.as_mut();
     let ends = |(_, fields): &mut StreamEntry| fields[0].0 == "end";
     let ended = stream.and_then(|stream| stream.pop_if(ends)).is_some();
-    // Nor was anybody told of it.
+    // No reply reports it either.
     ended && conversation.stream_seen.pop().is_some()
 }
 
@@ -158,7 +158,7 @@ fn everything_is_gone(conversation: &mut Conversation) -> bool {
     conversation.truth.view.take().is_some()
 }
 
-/// What is found in a history of one conversation, in which a master was lost this long after it was over.
+/// The violations in a history with one conversation and the loss of a master this long after its end.
 fn found_with_a_failover(conversation: &Conversation, after: u64) -> Vec<Rule> {
     let attempts = conversation.operations.iter().flat_map(|operation| &operation.attempts);
     let sessions = conversation.sessions.iter().map(|session| session.over);
@@ -170,7 +170,7 @@ fn found_with_a_failover(conversation: &Conversation, after: u64) -> Vec<Rule> {
     checker::check(&history).violations.iter().map(|violation| violation.rule).collect()
 }
 
-/// The recorded conversation that lives.
+/// The recorded live conversation.
 fn living() -> Conversation {
     recorded::history().conversations.swap_remove(0)
 }
@@ -199,11 +199,11 @@ fn every_tampering_is_caught() {
 fn failover_excuses_only_recent_writes() {
     let intact = living();
     assert_eq!(found_with_a_failover(&intact, 0), [], "nothing is lost");
-    // A result of long ago, whatever the failover is blamed for.
+    // A result acknowledged long before the failover.
     let mut lost = intact.clone();
     everything_is_gone(&mut lost);
     assert!(found_with_a_failover(&lost, 5_000_000).contains(&Rule::Replicated));
-    // What a reader saw last, when nobody had asked for anything since.
+    // The last event that a reader received, with no later request.
     let mut read_on = intact;
     let session = read_on.sessions.last_mut().unwrap();
     let (other, over) = (session.events[0].clone(), session.over);

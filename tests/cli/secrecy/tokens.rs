@@ -13,7 +13,7 @@ use callback_ingress::domain::work_item::{Kind as WorkKind, WorkItem};
 use super::search::{Kind, Secret};
 use crate::collector::hex;
 
-/// Offset of the HMAC, the last 32 of a token's 84 bytes.
+/// The HMAC, the last 32 of a token's 84 bytes.
 pub(crate) fn code(token: &str) -> Vec<u8> {
     let bytes = URL_SAFE_NO_PAD.decode(token.strip_prefix(TOKEN_PREFIX).unwrap()).unwrap();
     bytes[49..].to_vec()

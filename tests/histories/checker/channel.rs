@@ -1,16 +1,15 @@
-//! The channel: its order, its two forms, where its envelopes come from, and when they came.
+//! The channel: order, both forms, origin of the envelopes, and lateness.
 
 use std::collections::BTreeMap;
 
 use super::{Case, Rule};
 use crate::record::{Action, Envelope, StreamEntry, Time, millis};
 
-/// By how much a time-out may be late at most, in milliseconds: on a machine that also runs its clients, its nemesis and
-/// other tests, and after a fault until everything is connected again. What is promised at the 99th percentile is far
-/// less, and the figures tell it.
+/// Largest lateness of a timeout, in milliseconds, on a machine that also runs the clients and other tests, including
+/// the reconnection after a fault. The promised 99th percentile is far less and part of the figures.
 pub(crate) const ALLOWED_LATENESS_MS: u64 = 3_000;
 
-/// Within which a request is answered on a machine that is not too busy.
+/// Longest response time on a machine that is not too busy.
 pub(super) const ANSWERED_IN_TIME: Time = 300_000;
 
 impl Case<'_> {
@@ -66,7 +65,7 @@ impl Case<'_> {
         }
     }
 
-    /// An item that nobody was told of: its issue was answered by nothing, so nobody has its token.
+    /// An item whose issue was never answered, so nobody has its token.
     fn check_stray(&mut self, envelope: &Envelope, told: &str) {
         let others = self.history.conversations.iter().filter(|other| other.id != self.conversation.id);
         let mut theirs = others.flat_map(|other| &other.truth.events);
@@ -79,7 +78,7 @@ impl Case<'_> {
         }
     }
 
-    /// How many items there can be for a turn: one, or as many as the request without a key was repeated.
+    /// Largest number of items of a turn: one, or the number of attempts of a request without an idempotency key.
     fn most_items(&self, turn: &str) -> usize {
         let issues = self.operations().filter_map(|operation| match &operation.action {
             Action::Issue { asked, key } if asked.turn == turn => Some((operation, key)),
@@ -92,7 +91,7 @@ impl Case<'_> {
         counts.max().unwrap_or_default()
     }
 
-    /// The Redis stream holds what the event stream gives, and a last entry once the conversation has ended.
+    /// The Redis stream has the events of the event stream, and a last entry after the end.
     fn check_forms(&mut self) {
         let truth = &self.conversation.truth;
         let Some(stream) = &truth.stream else { return };
@@ -124,7 +123,7 @@ impl Case<'_> {
         }
     }
 
-    /// Each time-out is released when its turn comes and its deadline has passed.
+    /// A timeout is released once its deadline has passed and all earlier items are released.
     pub(super) fn check_lateness(&mut self) {
         let mut turn = 0;
         for envelope in self.envelopes.clone() {
@@ -149,8 +148,8 @@ impl Case<'_> {
         }
     }
 
-    /// From when on something that was due then, and came at `came`, is late: not while anything is broken, nor while
-    /// clients are not answered in time either, such as on a machine that is too busy or whose disk is.
+    /// The time from which lateness counts for an item due at `due` that arrived at `came`. Faults do not count, nor
+    /// periods in which replies to clients are slow, as on a busy machine or disk.
     fn excused(&self, due: u64, came: u64) -> u64 {
         let outages = self.history.outages.iter().filter(|outage| outage.excuses);
         let broken = outages.map(|outage| (outage.from, outage.until));

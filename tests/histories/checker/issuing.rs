@@ -1,11 +1,11 @@
-//! Issuing: one item a key, one sequence an item, in the order of issue.
+//! Issuing: one item per key, one sequence per item, in order of issue.
 
 use std::collections::BTreeMap;
 
 use super::{Case, Rule};
 use crate::record::{Action, Asked, Attempt, Operation, Reply};
 
-/// An answer that gives an item.
+/// A reply with an item.
 struct Given<'a> {
     operation: &'a Operation,
     asked: &'a Asked,
@@ -51,7 +51,7 @@ impl<'a> Case<'a> {
                 self.violated(Rule::Order, format!("sequence {} was issued twice", pair[0].0));
             }
         }
-        // One that was answered before another was asked for comes before it.
+        // An item whose reply came before the request for another one precedes it.
         let mut asked_latest = 0;
         for (sequence, invoked, returned) in fresh {
             if returned < asked_latest {
@@ -93,7 +93,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// All that a key was given is one item.
+    /// All replies for a key have the same item.
     fn check_key(&mut self, key: &str, given: &[Given<'a>]) {
         let told = |reply: &Reply| (reply.text("workItemId").to_owned(), reply.body["callback"].clone());
         let mut all = given.iter().map(|given| told(given.reply));

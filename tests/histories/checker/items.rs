@@ -1,9 +1,9 @@
-//! One work item: who settled it, and whether every answer fits that.
+//! One work item: its settlement, and whether every reply is consistent with it.
 
 use super::{Case, Item, Rule, SAME_MOMENT};
 use crate::record::{Attempt, Envelope, Operation, Post, Reply, Says, Time, millis};
 
-/// An answer to a callback, with all that stands around it.
+/// A reply to a callback, with its request.
 pub(super) struct Answered<'a> {
     post: &'a Post,
     pub(super) attempt: &'a Attempt,
@@ -64,7 +64,7 @@ impl<'a> Case<'a> {
         self.violated(rule, format!("{} ({}): {what}", item.sequence, item.id));
     }
 
-    /// What is on the channel was brought about by somebody.
+    /// An envelope on the channel was caused by an attempt.
     fn check_envelope(&mut self, item: &Item<'a>, envelope: &Envelope) {
         let request = envelope.request_id.as_deref().unwrap_or_default();
         let of = |operation: &Operation| {
@@ -107,7 +107,7 @@ impl<'a> Case<'a> {
                 if received >= item.deadline {
                     self.told(item, Rule::Deadline, "settled after its deadline");
                 }
-                // Who got no answer cannot know when it was taken.
+                // Without a reply, the time of acceptance is unknown.
                 let until = if attempt.answer().is_some() { attempt.returned } else { Time::MAX };
                 if !is_between(received, attempt.invoked, until) {
                     self.told(item, Rule::Agreement, "received at another time than that of its request");
@@ -116,8 +116,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Something else is on the channel than what was acknowledged. Other rules say that it must not be; here it counts
-    /// as lost.
+    /// The channel has another envelope than the acknowledged one. Other rules report that; here the result counts as
+    /// lost.
     fn check_undone(&mut self, answered: &[Answered<'a>], envelope: &Envelope) {
         let mut acknowledged = answered.iter().filter(|one| one.acknowledges()).peekable();
         let Some(first) = acknowledged.peek().map(|one| one.attempt.returned) else { return };
@@ -127,12 +127,12 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// It is not on the channel: right only if the conversation ended before its turn came.
+    /// The item is not on the channel: correct only if the conversation ended before its release.
     fn check_missing(&mut self, item: &Item<'a>, answered: &[Answered<'a>]) {
         let first = answered.iter().find(|one| one.acknowledges()).map(|one| one.attempt.returned);
         let acknowledged = first.is_some();
         if self.has_ended() {
-            // What the gate was waiting for at the end cannot have been settled: it would have been released.
+            // The item that the gate was waiting for at the end cannot have been settled; it would have been released.
             let was_next = item.sequence == self.envelopes.len() as u64 + 1;
             let delivered = answered.iter().any(|one| one.reply.text("status") == "delivered");
             if (acknowledged && was_next) || delivered || item.sequence <= self.envelopes.len() as u64 {
@@ -152,7 +152,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Why it was settled without a result before the conversation ended, if it was.
+    /// The outcome without a result that settled it before the end, if any.
     fn over_at_the_end(&self, item: &Item<'a>) -> Option<&'static str> {
         let mut cancels = item.cancels.iter().flat_map(|cancel| cancel.answers());
         if cancels.any(|(attempt, reply)| reply.status == 200 && !self.is_after_the_end(attempt)) {
@@ -162,12 +162,12 @@ impl<'a> Case<'a> {
         timed_out.then_some("past its deadline")
     }
 
-    /// Whether it was made when an end had been acknowledged.
+    /// Whether it was sent after an acknowledged end.
     fn is_after_the_end(&self, attempt: &Attempt) -> bool {
         self.ended_by().is_some_and(|ended| ended < attempt.invoked)
     }
 
-    /// One body is acknowledged, and one attempt took it.
+    /// One body is acknowledged, by one attempt.
     fn check_winner(&mut self, item: &Item<'a>, answered: &[Answered<'a>]) {
         let mut acknowledged = answered.iter().filter(|one| one.acknowledges());
         if let Some(first) = acknowledged.next()
@@ -182,7 +182,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Whether an answer fits what can have happened before it, and what there is in the end.
+    /// Whether a reply is consistent with earlier events and the final state.
     fn check_answer(&mut self, item: &Item<'a>, envelope: Option<&Envelope>, one: &Answered<'a>) {
         let Answered { post, attempt, reply } = *one;
         let outcome = envelope.map(|envelope| envelope.outcome.as_str());
@@ -234,7 +234,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// When somebody first knew that it was settled.
+    /// Time of the first reply that reports it as settled.
     fn settled_by(&self, item: &Item<'a>, answered: &[Answered<'a>]) -> Time {
         let told = |one: &&Answered<'a>| {
             one.acknowledges()
@@ -254,7 +254,7 @@ impl<'a> Case<'a> {
         posts.chain(platform).chain(self.seen_by_readers(item.id)).min().unwrap_or(Time::MAX)
     }
 
-    /// Whether what somebody saw who only looked may have been lost since.
+    /// Whether a state that was only read may have been lost since.
     fn may_be_undone(&self, look: &Attempt) -> bool {
         self.may_be_forgotten(look.invoked, look.returned)
     }
@@ -303,14 +303,14 @@ impl<'a> Case<'a> {
                 );
                 self.told(item, Rule::Reply, what);
             }
-            // One that succeeded is told so again only by the attempt itself.
+            // Only the same attempt is told again that it succeeded.
             if reply.status == 200 && self.is_after_the_end(attempt) {
                 self.told(item, Rule::Ending, "cancelled after an end was acknowledged");
             }
         }
     }
 
-    /// Whoever looked saw it awaiting before it was settled, and settled after.
+    /// Reads report the item as awaiting before its settlement and as settled after it.
     fn check_looks(&mut self, item: &Item<'a>, envelope: Option<&Envelope>, settled: Time) {
         let outcome = envelope.map(|envelope| envelope.outcome.as_str());
         let shows: Vec<_> = item.shows.iter().flat_map(|show| show.answers()).collect();
@@ -345,13 +345,13 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Whether one attempt may have brought about what another was told. `gone`: the item is not on the channel.
+/// Whether one attempt explains the reply to another. `gone`: the item is not on the channel.
 fn explains(one: &Attempt, other: &Attempt, gone: bool) -> bool {
     let counts = if gone { one.may_be_dropped() } else { one.may_count() };
     one.request_id != other.request_id && counts && one.invoked < other.returned
 }
 
-/// Whether a time of the store, in milliseconds, lies in an interval.
+/// Whether a store time, in milliseconds, is within an interval.
 pub(super) fn is_between(millis: u64, from: Time, until: Time) -> bool {
     (millis + 1) * 1_000 + SAME_MOMENT >= from && millis * 1_000 <= until.saturating_add(SAME_MOMENT)
 }

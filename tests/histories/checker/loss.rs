@@ -1,20 +1,20 @@
-//! What a failover may lose: what had not reached the replica that took over.
+//! Permitted losses of a failover: writes that had not reached the promoted replica.
 
 use super::{Case, Rule};
 use crate::record::{Action, Operation, Time};
 
-/// Within which a replica that is connected has what its master wrote, on a machine that also runs everything else.
+/// Longest replication delay of a connected replica on a busy machine.
 const REPLICATED_WITHIN: Time = 500_000;
 
 impl Case<'_> {
-    /// Failovers: from when on something may have been written that is lost, until when.
+    /// Intervals of writes that failovers may have lost.
     fn losing(&self) -> impl Iterator<Item = (Time, Time)> {
         self.history.outages.iter().filter_map(|outage| Some((outage.from, outage.loses_until?)))
     }
 
-    /// Whether what somebody saw in this interval may be gone, although results wait for replicas: who reads does not
-    /// wait, so it may have been seen on a master that was lost then. Not if a request of later on was answered before
-    /// that: a replica has whatever was there before it.
+    /// Whether data that was read in this interval may be lost although writes wait for replicas. Reads do not wait, so the
+    /// data may have been only on the lost master. A later request that was answered before the loss rules it out, because
+    /// a replica then has all earlier writes.
     pub(super) fn may_be_forgotten(&self, from: Time, until: Time) -> bool {
         let in_danger = |(began, over): &(Time, Time)| from <= *over && until + REPLICATED_WITHIN >= *began;
         self.losing().filter(in_danger).any(|(began, _)| {
@@ -28,7 +28,7 @@ impl Case<'_> {
         })
     }
 
-    /// Counts a result that is nowhere, and was acknowledged at this time.
+    /// Counts a missing result that was acknowledged at this time.
     pub(super) fn lose(&mut self, acknowledged: Time) {
         self.verdict.lost += 1;
         if self.losing().next().is_none() {

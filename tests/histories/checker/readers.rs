@@ -1,10 +1,10 @@
-//! Ends, and what readers saw.
+//! Ends, and what readers received.
 
 use super::{Case, Rule};
 use crate::record::{Action, Time, millis};
 
 impl Case<'_> {
-    /// What an end says is what is there, and nothing follows it.
+    /// An end reports the final state, and no event follows it.
     pub(super) fn check_ending(&mut self) {
         let Some(view) = self.conversation.truth.view.clone() else { return };
         let ends: Vec<_> = self.operations().filter(|end| matches!(end.action, Action::End)).collect();
@@ -65,7 +65,7 @@ impl Case<'_> {
         }
     }
 
-    /// Each reading is a part of the channel, from where it was asked to begin.
+    /// Each reading is a contiguous part of the channel from its requested start.
     pub(super) fn check_readers(&mut self) {
         let (seen, stream) = (&self.conversation.stream_seen, self.conversation.truth.stream.as_ref());
         let there = stream.into_iter().flatten().map(Some).chain(std::iter::repeat(None));
@@ -106,7 +106,7 @@ impl Case<'_> {
         }
     }
 
-    /// Whether somebody may have read up to here on a channel that a failover then cut short.
+    /// Whether a failover may have removed events that were read up to here.
     fn was_cut_short(&self, after: u64) -> bool {
         let read = self.conversation.sessions.iter().filter_map(|session| {
             let place = usize::try_from(after.checked_sub(session.after + 1)?).unwrap();
@@ -115,7 +115,7 @@ impl Case<'_> {
         read.map(|(time, ..)| *time).any(|time| self.may_be_forgotten(time, time))
     }
 
-    /// When readers saw an item settled for good.
+    /// When readers received an item's settlement.
     pub(super) fn seen_by_readers(&self, work_item: &str) -> impl Iterator<Item = Time> {
         let events = self.conversation.sessions.iter().flat_map(|session| &session.events);
         let named = format!("\"workItemId\":\"{work_item}\"");

@@ -1,11 +1,11 @@
-//! The receipt of a result: what it tells is what the channel tells.
+//! Receipts agree with the channel.
 
 use super::items::{Answered, is_between};
 use super::{Case, Item, Rule};
 use crate::record::{Attempt, Envelope, Time, millis};
 
 impl<'a> Case<'a> {
-    /// Of the attempt that took it: who settled it, and when.
+    /// For the accepted attempt: request id and times.
     pub(super) fn check_receipt(&mut self, item: &Item<'a>, envelope: Option<&Envelope>, one: &Answered<'a>) {
         let received = one.reply.millis("receivedAt").unwrap_or_default();
         if received >= item.deadline {
@@ -22,8 +22,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Of any attempt: `delivered` says that it was on the channel then, `held` that it was not, and what the gate was
-    /// waiting for; a repetition is told how it stands by then.
+    /// For any attempt: `delivered` means on the channel at that time, `held` means not yet, with the item that the gate
+    /// waits for. A repetition gets the current status.
     pub(super) fn check_delivery(
         &mut self,
         item: &Item<'a>,
@@ -33,7 +33,7 @@ impl<'a> Case<'a> {
         let waiting_for = one.reply.number("waitingFor");
         match (one.reply.text("status"), waiting_for) {
             ("delivered", None) => {
-                // Without an envelope, it is missing, which has rules of its own.
+                // A missing envelope is checked by other rules.
                 if envelope.is_some_and(|envelope| released_after(envelope, one.attempt.returned)) {
                     self.told(item, Rule::Agreement, "it was called delivered, and was released later");
                 }
@@ -50,7 +50,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// The gate was waiting for this one: all that is before it was released, and it was not settled.
+    /// The gate was waiting for this item: all earlier ones were released and it was not settled.
     fn check_waiting(&mut self, item: &Item<'a>, waiting_for: u64, one: &Answered<'a>) {
         let at = |sequence: u64| {
             let place = usize::try_from(sequence.checked_sub(1)?).ok()?;
@@ -72,7 +72,7 @@ fn released_after(envelope: &Envelope, time: Time) -> bool {
     millis(&envelope.released_at).is_none_or(|released| !is_between(released, 0, time))
 }
 
-/// Whether a time on the channel was over when the request was made.
+/// Whether a time on the channel is before the request.
 fn over_before(time: &str, attempt: &Attempt) -> bool {
     millis(time).is_none_or(|time| !is_between(time, attempt.invoked, Time::MAX))
 }

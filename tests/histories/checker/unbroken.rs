@@ -1,11 +1,11 @@
-//! Where nothing is broken, nobody is told that the store is not there.
+//! Without a fault, no reply reports the store as unavailable.
 
 use super::channel::ANSWERED_IN_TIME;
 use super::{Rule, Violation};
 use crate::record::{Attempt, History};
 
-/// Refusals for want of a store, in histories that ran together while nothing was broken. On a machine that is too busy
-/// the store is late, and then so is some answer: nothing is said of such a run.
+/// Replies that report an unavailable store although no fault was injected. If any reply was slow, the machine was too
+/// busy, and nothing is reported.
 pub(crate) fn unfounded(histories: &[History]) -> Vec<Violation> {
     let conversations = || histories.iter().flat_map(|history| &history.conversations);
     let in_time = |attempt: &Attempt| {

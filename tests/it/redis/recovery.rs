@@ -41,7 +41,7 @@ async fn recoveries(rounds: usize) -> Vec<Duration> {
             }
         };
         let restart = async {
-            // Longer than the backoff of the reconnection.
+            // Long enough for several failed reconnections.
             sleep(Duration::from_millis(700)).await;
             tokio::task::block_in_place(|| redis.restart());
             until("Redis answers", async || words(&["PING"]).exec(&mut redis.connection(0)).is_ok()).await;

@@ -67,7 +67,7 @@ async fn nothing_is_acknowledged_without_the_replica() {
     assert!(is_unknown(stage.store.cancel(withdrawing.clone()).await));
     assert!(is_unknown(stage.store.issue(conversation.issuing(1_000)).await));
     assert!(is_unknown(stage.store.end(conversation.reference(), None).await));
-    // WAIT covers only the writes of its own connection; another instance's connection has none.
+    // Another instance, whose connection has written nothing, must not confirm it either.
     let elsewhere = stage.seen_from_elsewhere().await;
     assert!(is_unknown(elsewhere.store.accept(attempt.clone()).await));
     replica.resume();
