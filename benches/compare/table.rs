@@ -71,20 +71,9 @@ impl Table {
                 table.group(group);
             }
             let ratio = if row.ratio.median < 0.095 { 3 } else { 2 };
-            table.row(
-                &row.competitor,
-                vec![
-                    whole(row.rate.median),
-                    format!("{}–{}", whole(row.rate.min), whole(row.rate.max)),
-                    format!("{:.ratio$}", row.ratio.median),
-                    format!("{:.2}", row.p50_ms.median),
-                    format!("{:.2}", row.p99_ms.median),
-                    format!("{:.1}", row.server_us),
-                    optional(row.redis_us),
-                    optional(row.script_us),
-                    optional(row.commands),
-                ],
-            );
+            let mut cells = rates(row, ratio);
+            cells.extend([row.redis_us, row.script_us, row.commands].map(optional));
+            table.row(&row.competitor, cells);
             if row.unexpected > 0 {
                 let replies: u64 = row.rounds.iter().map(|figures| figures.tally.requests).sum();
                 table.notes.push(format!(
@@ -95,6 +84,18 @@ impl Table {
         }
         table
     }
+}
+
+/// The cells of a row's rate, ratio, latencies and processor time of the server.
+pub(crate) fn rates(row: &Summary, ratio_decimals: usize) -> Vec<String> {
+    vec![
+        whole(row.rate.median),
+        format!("{}–{}", whole(row.rate.min), whole(row.rate.max)),
+        format!("{:.ratio_decimals$}", row.ratio.median),
+        format!("{:.2}", row.p50_ms.median),
+        format!("{:.2}", row.p99_ms.median),
+        format!("{:.1}", row.server_us),
+    ]
 }
 
 fn optional(value: Option<f64>) -> String {

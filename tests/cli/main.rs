@@ -18,7 +18,6 @@ mod filter;
 mod healthcheck;
 mod incidents;
 mod memory;
-mod old_redis;
 mod open_files;
 mod program;
 mod readme;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use test_support::fake_redis;
 use test_support::redis_server::RedisServer;
 
-use crate::old_redis;
 use crate::program::run;
 use crate::service::{Service, eventually};
 use crate::wire::{call, health};
@@ -76,7 +76,12 @@ fn store_with_other_partition_count_is_refused() {
 #[test]
 fn old_redis_is_refused() {
     for (version, named) in [("6.0.16", "Redis 6.0"), ("5.0.7", "older than 6")] {
-        let url = old_redis::serve(version);
+        let port = fake_redis::serve(move |command| match command[0].as_str() {
+            "HELLO" if version < "6" => "-ERR unknown command `HELLO`\r\n".to_owned(),
+            _ => fake_redis::greeting(version, command)
+                .unwrap_or_else(|| "-ERR unknown command\r\n".to_owned()),
+        });
+        let url = format!("redis://127.0.0.1:{port}");
         let check = run(&["config", "check", "--store", &url]).exits(2);
         assert!(check.err.contains(named) && check.err.contains("6.2 or newer"), "{check:?}");
         let free = ["--public-addr", "127.0.0.1:0", "--platform-addr", "127.0.0.1:0"];

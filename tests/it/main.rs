@@ -13,7 +13,6 @@
 mod contract;
 mod conversation;
 mod events;
-mod fake_redis;
 mod gateways;
 mod model;
 mod overload;

@@ -9,6 +9,7 @@
 )]
 #![expect(clippy::missing_panics_doc, reason = "as above: every function panics when it fails")]
 
+pub mod fake_redis;
 pub mod process;
 pub mod proxy;
 pub mod redis_cluster;

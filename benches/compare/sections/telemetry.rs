@@ -8,7 +8,7 @@ use crate::field::Competitor;
 use crate::options::SectionName;
 use crate::point::Figures;
 use crate::summary::{Spread, Summary};
-use crate::table::{Table, whole};
+use crate::table::{Table, rates, whole};
 
 /// Metrics are sent often enough to be seen in a short round.
 const SOON: (&str, &str) = ("OTEL_METRIC_EXPORT_INTERVAL", "1000");
@@ -93,15 +93,8 @@ fn compare(bench: &mut Bench, name: SectionName, title: &str, field: &[Competito
     for (competitor, of) in field.iter().zip(&rounds) {
         let row = Summary::of("", &competitor.name, of.clone());
         let resident = Spread::of(of.iter().map(|figures| figures.resident_kib as f64 / 1024.0));
-        let cells = vec![
-            whole(row.rate.median),
-            format!("{}–{}", whole(row.rate.min), whole(row.rate.max)),
-            format!("{:.3}", row.ratio.median),
-            format!("{:.2}", row.p50_ms.median),
-            format!("{:.2}", row.p99_ms.median),
-            format!("{:.1}", row.server_us),
-            whole(resident.median),
-        ];
+        let mut cells = rates(&row, 3);
+        cells.push(whole(resident.median));
         table.row(&competitor.name, cells);
         rows.push(row);
     }

@@ -4,10 +4,11 @@ use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::work_item::Outcome;
 use callback_ingress::store::redis::{PreflightError, RedisSettings, RedisStore};
 use callback_ingress::store::{Backend, Store, StoreError};
+use test_support::fake_redis;
 use test_support::redis_server::RedisServer;
 
-use super::{stage_in, until};
-use crate::fake_redis;
+use super::stage_in;
+use crate::service::until;
 use crate::stage::{ROOMY, START, Stage, observed, redis_store, settings};
 
 pub(crate) async fn verify(settings: &RedisSettings) -> Result<(), PreflightError> {

@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout};
 
 use super::admission::{refusal, verify};
 use super::faults::deliver;
-use super::until;
 use crate::conversation::Conversation;
+use crate::service::until;
 use crate::stage::{Backend, ROOMY, START, Stage, settings};
 
 /// A stage on this cluster.

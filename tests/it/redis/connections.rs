@@ -10,7 +10,8 @@ use test_support::redis_commands::ask;
 use test_support::redis_server::RedisServer;
 use tokio::time::{Instant, timeout};
 
-use super::{stage_in, until};
+use super::stage_in;
+use crate::service::until;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 fn clients(connection: &mut redis::Connection) -> usize {

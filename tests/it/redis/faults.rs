@@ -10,8 +10,9 @@ use test_support::proxy::{Cut, Proxy};
 use test_support::redis_server::RedisServer;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{stage_in, until};
+use super::stage_in;
 use crate::conversation::Conversation;
+use crate::service::until;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// Accepts a result, and repeats the same attempt until the store answers.

@@ -8,8 +8,7 @@ use test_support::redis_commands::words;
 use test_support::redis_server::RedisServer;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::until;
-use crate::service::Service;
+use crate::service::{Service, until};
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// Longest time from Redis' first reply to the first accepted callback.

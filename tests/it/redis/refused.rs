@@ -9,13 +9,14 @@ use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::gate::Accept;
 use callback_ingress::domain::work_item::Outcome;
 use callback_ingress::store::{Store, StoreError};
+use test_support::fake_redis;
 use test_support::redis_commands::{ask, words};
 use test_support::redis_server::RedisServer;
 
 use super::admission::{refusal, verify};
-use super::{stage_in, until};
+use super::stage_in;
 use crate::conversation::Conversation;
-use crate::fake_redis;
+use crate::service::until;
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// A conversation with a held result, and an attempt to accept the result before it.

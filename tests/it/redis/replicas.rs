@@ -9,8 +9,7 @@ use futures_util::future::join_all;
 use test_support::redis_commands::ask;
 use test_support::redis_server::RedisServer;
 
-use super::until;
-use crate::service::{Service, until as service_until};
+use crate::service::{Service, until};
 use crate::stage::{ROOMY, START, Stage, settings};
 
 /// A master with a replica.
@@ -155,7 +154,7 @@ async fn provider_retry_resolves_an_unknown_outcome() {
         assert_eq!(reply.verdict(), (503, "OUTCOME_UNKNOWN".to_owned()));
     }
     replica.resume();
-    service_until("it is told", async || service.callback(&item.token, "1").send().await.status != 503).await;
+    until("it is told", async || service.callback(&item.token, "1").send().await.status != 503).await;
     let reply = service.callback(&item.token, "1").send().await;
     assert_eq!((reply.verdict(), &reply.json()["replayed"]), ((200, "delivered".to_owned()), &true.into()));
 }

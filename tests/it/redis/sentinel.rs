@@ -6,6 +6,7 @@ use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::work_item::WorkItem;
 use callback_ingress::store::Store;
 use callback_ingress::store::redis::Replicas;
+use test_support::fake_redis;
 use test_support::proxy::Proxy;
 use test_support::redis_sentinels::RedisSentinels;
 use test_support::redis_server::RedisServer;
@@ -14,8 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::admission::{refusal, verify};
 use super::faults::deliver;
-use super::until;
-use crate::fake_redis;
+use crate::service::until;
 use crate::stage::{Backend, ROOMY, START, Stage, settings};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

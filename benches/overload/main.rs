@@ -8,13 +8,9 @@
 //! With a word before the URL, one of the others: `readers` and `memory`.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
-#[path = "overload/connection.rs"]
 mod connection;
-#[path = "overload/memory.rs"]
 mod memory;
-#[path = "overload/readers.rs"]
 mod readers;
-#[path = "overload/service.rs"]
 mod service;
 
 use std::collections::BTreeMap;

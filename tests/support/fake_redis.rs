@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 
 /// Starts a server that passes each command, in upper case, to `answer`; returns its port.
-pub(crate) fn serve(answer: impl Fn(&[String]) -> String + Send + Sync + 'static) -> u16 {
+pub fn serve(answer: impl Fn(&[String]) -> String + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let answer = Arc::new(answer);
@@ -42,7 +42,7 @@ fn number(requests: &mut impl BufRead) -> std::io::Result<Option<usize>> {
 }
 
 /// Replies of a server of this version to the commands of the checks before its use.
-pub(crate) fn greeting(version: &str, question: &[String]) -> Option<String> {
+pub fn greeting(version: &str, question: &[String]) -> Option<String> {
     let text = |text: &str| format!("${}\r\n{text}\r\n", text.len());
     match question[0].as_str() {
         "HELLO" => Some("%1\r\n$5\r\nproto\r\n:3\r\n".to_owned()),
