@@ -1,11 +1,11 @@
-//! Plain HTTP/1.1, without a client library's own cost.
+//! Plain HTTP/1.1, without the cost of a client library.
 
 use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A connection that sends one request after the other.
+/// A keep-alive connection.
 pub(crate) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -18,12 +18,12 @@ impl Connection {
         Self { stream, buffer: Vec::with_capacity(4096) }
     }
 
-    /// Sends a request, and gives the status and the body of the reply.
+    /// Sends a request; returns status and body of the reply.
     pub(crate) async fn ask(&mut self, request: &[u8]) -> (u16, String) {
         self.try_ask(request).await.unwrap()
     }
 
-    /// The same; an error when the connection is closed.
+    /// The same; an error if the connection is closed.
     pub(crate) async fn try_ask(&mut self, request: &[u8]) -> io::Result<(u16, String)> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
@@ -51,7 +51,7 @@ impl Connection {
     }
 }
 
-/// A request as it is sent.
+/// The bytes of a request.
 pub(crate) fn request(method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!(

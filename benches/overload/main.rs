@@ -1,11 +1,11 @@
-//! What others feel when the real program gets more than it can take:
-//! `cargo bench --bench overload -- [seconds] [redis://…]`. Loopback only. Fails when a promise is not kept.
+//! The program under overload, and what other clients notice of it:
+//! `cargo bench --bench overload -- [seconds] [redis://…]`. Loopback only. Fails if a bound is exceeded.
 //!
-//! In this order: 10,000 idle and 2,000 slow connections; 2,000 connections that post as fast as they can, for 60
-//! seconds unless told otherwise; the time after; and one conversation with 10,000 held results, another with results
-//! of 1 MiB, and readers of both that never read.
+//! In this order: 10,000 idle and 2,000 slow connections; 2,000 connections that post as fast as they can, by default for
+//! 60 seconds; recovery; one conversation with 10,000 held results and one with results of 1 MiB, each with a stream that
+//! is never read.
 //!
-//! With a word before the URL, one of the others: `readers` and `memory`.
+//! With `readers` or `memory` before the URL, that module runs instead.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
 mod connection;
@@ -32,7 +32,7 @@ const SLOW: u32 = 2_000;
 const GREEDY: usize = 2_000;
 const HELD: usize = 10_000;
 
-/// What posting came to: how long each status took.
+/// Response times by status.
 #[derive(Default)]
 struct Tally(BTreeMap<u16, Vec<Duration>>);
 
@@ -43,7 +43,7 @@ impl Tally {
         }
     }
 
-    /// Shows it; the 99th percentile of what was taken.
+    /// Prints them; returns the 99th percentile of successful responses.
     fn show(&mut self, name: &str) -> Duration {
         let mut taken = Duration::ZERO;
         for (status, durations) in &mut self.0 {
@@ -67,7 +67,7 @@ fn authorization() -> String {
     format!("Authorization: Bearer {KEY}\r\n")
 }
 
-/// Opens a conversation and issues so many items of it.
+/// Opens a conversation and issues `count` items; returns their tokens.
 async fn tokens(service: &Service, name: &str, count: usize) -> Vec<String> {
     let mut platform = Connection::open(&service.platform).await;
     let path = format!("/platform/v1/conversations/{name}");
@@ -88,7 +88,7 @@ fn callback(token: &str, body: &str) -> Vec<u8> {
     request("POST", "/api/v1/webhooks/callbacks", &format!("X-Callback-Token: {token}\r\n"), body)
 }
 
-/// Posts again and again, with pauses, until it is told to stop.
+/// Posts with pauses until `stop` is set.
 async fn post(address: String, token: String, pause: Duration, stop: Arc<AtomicBool>) -> Tally {
     let mut connection = Connection::open(&address).await;
     let request = callback(&token, r#"{"answer":42}"#);
@@ -102,7 +102,7 @@ async fn post(address: String, token: String, pause: Duration, stop: Arc<AtomicB
     tally
 }
 
-/// What somebody else feels in the meantime, who posts every 5 ms.
+/// Response times of another client that posts every 5 ms meanwhile.
 async fn felt<T>(service: &Service, token: &str, meanwhile: impl Future<Output = T>) -> (T, Tally) {
     let stop = Arc::new(AtomicBool::new(false));
     let pause = Duration::from_millis(5);
@@ -112,14 +112,14 @@ async fn felt<T>(service: &Service, token: &str, meanwhile: impl Future<Output =
     (result, other.await.unwrap())
 }
 
-/// A connection from one of several addresses of loopback, so that ports do not run out.
+/// A connection from one of several loopback addresses, so that ports do not run out.
 async fn connect(address: &str, number: u32) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("127.0.0.{}:0", 2 + number % 8).parse().unwrap()).unwrap();
     socket.connect(address.parse().unwrap()).await.unwrap()
 }
 
-/// Connections that say nothing, and others that say a byte of their body now and then; what they cost.
+/// Opens idle connections, and others that send a body slowly; returns the memory that they cost, in MiB.
 async fn crowd(service: &Service) -> u64 {
     let before = memory_of(service);
     let mut idle = Vec::new();
@@ -135,7 +135,7 @@ async fn crowd(service: &Service) -> u64 {
                 let head =
                     b"POST /api/v1/webhooks/callbacks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n";
                 let mut bytes = head.to_vec();
-                // Until it is closed for being so slow.
+                // Until the service closes the slow connection.
                 while stream.write_all(&bytes).await.is_ok() {
                     bytes = b" ".to_vec();
                     sleep(Duration::from_secs(1)).await;
@@ -147,7 +147,7 @@ async fn crowd(service: &Service) -> u64 {
     memory_of(service) - before
 }
 
-/// Posts as fast as many connections can; the tally, and the most memory.
+/// Posts as fast as possible over many connections; returns response times and the largest memory.
 async fn flood(service: &Service, tokens: &[String], seconds: u64) -> (Tally, u64) {
     let stop = Arc::new(AtomicBool::new(false));
     let mut posting = JoinSet::new();
@@ -168,7 +168,7 @@ async fn flood(service: &Service, tokens: &[String], seconds: u64) -> (Tally, u6
     (tally, memory)
 }
 
-/// Fills a conversation behind its first item, which is answered last; a reader takes nothing of it.
+/// Sends the results of a conversation with the first one last, while an event stream of it is not read.
 async fn hold(service: &Service, name: &str, count: usize, bytes: usize) -> Tally {
     let mut tokens = tokens(service, name, count + 1).await;
     let mut greedy = TcpStream::connect(&service.platform).await.unwrap();

@@ -1,7 +1,7 @@
-//! Memory that is counted, and given back: `cargo bench --bench overload -- memory redis://…`.
+//! Bounds on memory, and its release: `cargo bench --bench overload -- memory redis://…`.
 //!
-//! 400 clients that post 1 MiB each, again and again, while Redis is stopped for 15 seconds, and a minute after it goes
-//! on; and 1,000 event streams that never read, on a channel of four results of 1 MiB.
+//! 400 clients retry posts of 1 MiB while Redis is suspended for 15 seconds and for a minute after it resumes. Then 1,000
+//! event streams on a channel of four results of 1 MiB are not read.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use super::{Tally, authorization, callback, memory_of, tokens};
 const CLIENTS: usize = 400;
 const SILENCE: Duration = Duration::from_secs(15);
 const STREAMS: usize = 1_000;
-/// `http.max_buffered_bytes`, unless it is configured, in MiB.
+/// The default of `http.max_buffered_bytes`, in MiB.
 const BUDGET: u64 = 256;
 
-/// The most memory while `meanwhile` takes, in MiB.
+/// The largest memory during `meanwhile`, in MiB.
 async fn most_memory<T>(service: &Service, meanwhile: impl Future<Output = T>) -> (T, u64) {
     let most = AtomicU64::new(0);
     let looking = async {
@@ -39,7 +39,7 @@ async fn most_memory<T>(service: &Service, meanwhile: impl Future<Output = T>) -
     }
 }
 
-/// Posts until it is taken.
+/// Retries a post until it succeeds.
 async fn insist(address: String, token: String) -> Tally {
     let body = format!("\"{}\"", "x".repeat(RESULT_BYTES - 2));
     let request = callback(&token, &body);
@@ -47,7 +47,7 @@ async fn insist(address: String, token: String) -> Tally {
     let mut connection = Connection::open(&address).await;
     loop {
         let sent = Instant::now();
-        // A refusal may close the connection before it has taken all of the body.
+        // A refusal may close the connection before the whole body is read.
         let Ok((status, _)) = connection.try_ask(&request).await else {
             connection = Connection::open(&address).await;
             continue;

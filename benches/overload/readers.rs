@@ -1,7 +1,7 @@
-//! Readers that start over, all at once: `cargo bench --bench overload -- readers redis://…`.
+//! Many readers that start from the beginning at once: `cargo bench --bench overload -- readers redis://…`.
 //!
-//! 200 event streams with `?from=0`, first on 200 conversations, then on one, each of four results of 1 MiB, beside 50
-//! callbacks a second; and one reader over a line to Redis of 3 MB/s.
+//! 200 event streams with `?from=0`, first on 200 conversations, then on one, each with four results of 1 MiB, during 50
+//! callbacks per second. Then one reader with a connection to Redis of 3 MB/s.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,16 +21,16 @@ const READERS: usize = 200;
 pub(crate) const RESULTS: usize = 4;
 pub(crate) const RESULT_BYTES: usize = 1 << 20;
 const POSTERS: usize = 10;
-/// So that there are 50 callbacks a second.
+/// Makes 50 callbacks per second.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Bytes of a second on the slow line.
+/// Bytes per second of the slow connection.
 const SLOW_LINE: usize = 3_000_000;
 
 pub(crate) fn redis(url: &str) -> redis::Connection {
     redis::Client::open(url).unwrap().get_connection().unwrap()
 }
 
-/// A conversation with results on its channel, and ended.
+/// Creates an ended conversation with results on its channel.
 pub(crate) async fn filled(service: &Service, name: &str) {
     let body = format!("\"{}\"", "x".repeat(RESULT_BYTES - 2));
     let mut connection = Connection::open(&service.public).await;
@@ -50,7 +50,7 @@ pub(crate) async fn follow(service: &Service, name: &str) -> TcpStream {
     stream
 }
 
-/// Reads a stream to its end; how many bytes it had.
+/// Reads a stream to its end; returns its length in bytes.
 async fn read_all(mut stream: TcpStream) -> usize {
     let (mut length, mut buffer) = (0, vec![0; 64 * 1024]);
     let mut end = Vec::new();
@@ -66,7 +66,7 @@ async fn read_all(mut stream: TcpStream) -> usize {
     }
 }
 
-/// Posts one token after the other, at fixed times.
+/// Posts the tokens' results at fixed times.
 async fn post(address: String, tokens: Vec<String>, delay: Duration, stop: Arc<AtomicBool>) -> Tally {
     let mut connection = Connection::open(&address).await;
     let mut tally = Tally::default();
@@ -83,7 +83,7 @@ async fn post(address: String, tokens: Vec<String>, delay: Duration, stop: Arc<A
     tally
 }
 
-/// The most bytes that Redis holds for its clients at once, in MiB, as long as `meanwhile` takes.
+/// The largest total of Redis' client output buffers during `meanwhile`, in MiB.
 async fn output_buffers<T>(url: &str, meanwhile: impl Future<Output = T>) -> (T, u64) {
     let stop = Arc::new(AtomicBool::new(false));
     let most = Arc::new(AtomicU64::new(0));
@@ -103,7 +103,7 @@ async fn output_buffers<T>(url: &str, meanwhile: impl Future<Output = T>) -> (T,
     (result, most.load(Ordering::Relaxed) >> 20)
 }
 
-/// Readers of these conversations, beside callbacks: how long it took all of them, and what became of the callbacks.
+/// Reads these conversations during callbacks; returns the total time and the callbacks' response times.
 async fn start_over(service: &Service, names: &[String], beside: Vec<String>) -> (Duration, Tally) {
     let stop = Arc::new(AtomicBool::new(false));
     let mut posting = JoinSet::new();
@@ -130,7 +130,7 @@ async fn start_over(service: &Service, names: &[String], beside: Vec<String>) ->
     (took, tally)
 }
 
-/// A line to a server that passes on only so much in a second.
+/// A proxy to a server with limited throughput.
 async fn slow_line(server: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

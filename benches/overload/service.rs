@@ -1,4 +1,4 @@
-//! The real program, started anew for each round.
+//! The program, restarted for each round.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -9,7 +9,7 @@ use test_support::process::resident_kib;
 
 pub(crate) const KEY: &str = "a-service-key-for-the-benchmark";
 
-/// A started program, killed when dropped. Its log goes to a file.
+/// A running program, killed when dropped, with its log in a file.
 pub(crate) struct Service {
     child: Child,
     pub(crate) public: String,
@@ -47,7 +47,7 @@ impl Service {
     }
 }
 
-/// The line that tells the addresses.
+/// The log line with the addresses.
 fn serving(log: &mut File) -> serde_json::Value {
     loop {
         let mut text = String::new();

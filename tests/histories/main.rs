@@ -10,12 +10,9 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "everything here is a test, and what a test does not expect fails it; what it found is for people"
+    reason = "an unexpected result fails the test; histories print their figures"
 )]
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a rule is about some of what can be asked for, and no more"
-)]
+#![expect(clippy::wildcard_enum_match_arm, reason = "a rule concerns some kinds of requests")]
 
 mod bodies;
 mod checker;
