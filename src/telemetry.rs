@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 pub use exports::{ExportError, Exports};
 pub use metrics::{ActiveRequest, Metrics, ResponseLabels, redis_call_attributes};
-use opentelemetry::trace::{SpanKind, TraceContextExt, TracerProvider};
+use opentelemetry::trace::{SpanBuilder, SpanKind, TraceContextExt, TracerProvider};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
@@ -225,19 +225,21 @@ impl Telemetry {
         SpanRef::random(parent)
     }
 
-    /// Exports a span for a call that the current span has made and that has ended. `start`: when it began. `error`:
+    /// Exports a span for a call to the store that the current span has made and that has ended. `start`: when it began. `error`:
     /// the kind of its failure.
     pub fn export_call(
         &self,
         name: impl FnOnce() -> Cow<'static, str>,
-        kind: SpanKind,
         start: SystemTime,
         attributes: impl FnOnce() -> Vec<KeyValue>,
         error: Option<&'static str>,
     ) {
         let parent = Context::current();
         if let Some(tracer) = self.tracer.as_ref().filter(|_| parent.span().is_recording()) {
-            let span = trace::call_span(name(), kind, start).with_attributes(attributes());
+            let span = SpanBuilder::from_name(name())
+                .with_kind(SpanKind::Client)
+                .with_start_time(start)
+                .with_attributes(attributes());
             tracer.export(span, &parent, error);
         }
     }

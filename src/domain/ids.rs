@@ -336,7 +336,7 @@ impl IdempotencyDigest {
 
     /// The first 8 hexadecimal digits.
     pub fn short(&self) -> String {
-        self.to_string()[..8].to_owned()
+        format!("{:08x}", u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]]))
     }
 
     /// The digest's 32 bytes.
@@ -369,7 +369,7 @@ impl Fingerprint {
 
     /// The first 8 hexadecimal digits.
     pub fn short(&self) -> String {
-        self.to_string()[..8].to_owned()
+        format!("{:08x}", u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]]))
     }
 
     /// The digest's 32 bytes.

@@ -197,8 +197,9 @@ impl RequestLog {
         add(&mut all, names::WORK_ITEM_SEQUENCE, self.sequence.map(|sequence| integer(sequence.get())));
         add(&mut all, names::WORK_ITEM_KIND, self.kind.map(Kind::as_str));
         add(&mut all, names::TURN_ID, self.turn_id.as_ref().map(ToString::to_string));
-        add(&mut all, names::DEADLINE, self.deadline().map(|(deadline, _)| deadline.to_string()));
-        add(&mut all, names::TIMEOUT_MS, self.deadline().map(|(_, timeout)| integer(timeout)));
+        let deadline = self.deadline().filter(|_| self.delivery.is_none());
+        add(&mut all, names::DEADLINE, deadline.map(|(deadline, _)| deadline.to_string()));
+        add(&mut all, names::TIMEOUT_MS, deadline.map(|(_, timeout)| integer(timeout)));
         add(&mut all, names::LATE_MS, self.late_ms.map(integer));
         add(&mut all, names::TURNAROUND_MS, self.turnaround_ms.map(integer));
         add(&mut all, names::ISSUED_TRACE, self.issued_trace().map(ToOwned::to_owned));

@@ -26,7 +26,8 @@ use super::repeats::{Repeatable, RepeatedRefusals};
 use crate::clock::Entropy;
 use crate::domain::ids::{RequestId, Sequence, contains_token};
 use crate::domain::work_item::{Kind, Outcome};
-use crate::telemetry::{self, ResponseLabels, Telemetry, names, trace};
+use crate::telemetry::trace::{self, SpanRef};
+use crate::telemetry::{self, ResponseLabels, Telemetry, names};
 
 /// Response header with the trace id.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
@@ -144,13 +145,14 @@ fn standard_method(method: &Method) -> &'static str {
 }
 
 fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
+    let (request_id, trace) = (context.request_id.to_string(), context.span.header());
     let ids = [
-        (REQUEST_ID, context.request_id.to_string()),
-        (TRACE_ID, context.span.trace_id()),
-        (TRACE_RESPONSE, context.span.header()),
+        (REQUEST_ID, HeaderValue::try_from(request_id)),
+        (TRACE_ID, HeaderValue::from_str(&trace[SpanRef::TRACE_ID])),
+        (TRACE_RESPONSE, HeaderValue::try_from(trace)),
     ];
     for (name, value) in ids {
-        if let Ok(value) = HeaderValue::try_from(value) {
+        if let Ok(value) = value {
             headers.insert(name, value);
         }
     }

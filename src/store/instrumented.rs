@@ -5,7 +5,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry::trace::SpanKind;
 use opentelemetry::{KeyValue, time};
 use redis::RedisError;
 use tokio::task::JoinHandle;
@@ -167,18 +166,14 @@ impl InstrumentedStore {
         operation: Operation,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let start = time::now();
         if matches!(self.backend, Backend::Memory(_)) {
-            let Operation::Script(name) = operation else { return call.await };
-            let result = call.await;
-            self.telemetry.export_call(|| name.into(), SpanKind::Internal, start, Vec::new, None);
-            return result;
+            return call.await;
         }
         let operation_names = match operation {
             Operation::Script(script) => ("EVALSHA", script),
             Operation::Command(command) => (command, ""),
         };
-        let began = Instant::now();
+        let (start, began) = (time::now(), Instant::now());
         let result = call.await;
         let failure = result.as_ref().err().map(StoreError::kind);
         let mut error = Vec::new();
@@ -195,7 +190,6 @@ impl InstrumentedStore {
         let (command, script) = operation_names;
         self.telemetry.export_call(
             || format!("{command} {script}").trim_end().to_owned().into(),
-            SpanKind::Client,
             start,
             || [redis_call_attributes(operation_names), self.server.clone(), error].concat(),
             failure,

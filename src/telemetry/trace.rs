@@ -1,8 +1,9 @@
 //! Trace context of requests and responses, and the exported spans.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::http::HeaderMap;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
@@ -206,10 +207,15 @@ impl SpanRef {
         self.context.clone().attach()
     }
 
+    /// Where the trace id is in [`SpanRef::header`].
+    pub const TRACE_ID: Range<usize> = 3..35;
+
     /// The value of a `traceresponse` header (W3C Trace Context).
     pub fn header(&self) -> String {
         let own = self.span_context();
-        format!("00-{}-{}-{:02x}", own.trace_id(), own.span_id(), own.trace_flags())
+        let (trace, span) = (own.trace_id().to_bytes(), own.span_id().to_bytes());
+        let (trace, span) = (u128::from_be_bytes(trace), u64::from_be_bytes(span));
+        format!("00-{trace:032x}-{span:016x}-{:02x}", own.trace_flags())
     }
 
     /// The trace context to pass on. `None` if spans are not exported.
@@ -248,11 +254,6 @@ impl SpanRef {
             self.context.span().add_link(other, vec![KeyValue::new(names::LINK, relation)]);
         }
     }
-}
-
-/// A span for a call that has ended and began at `start`.
-pub(super) fn call_span(name: Cow<'static, str>, kind: SpanKind, start: SystemTime) -> SpanBuilder {
-    SpanBuilder::from_name(name).with_kind(kind).with_start_time(start)
 }
 
 /// The messaging attributes of a channel.

@@ -141,7 +141,8 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
         let reply = &replies[&number];
         let own = of_trace(&spans, &trace_of(number));
         let waits = number != 1;
-        assert_eq!(own.len(), if waits { 4 } else { 3 }, "{own:#?}");
+        // The request and its publish span; a held result has a hold span, and Redis a span for the script.
+        assert_eq!(own.len(), 2 + usize::from(waits) + usize::from(redis.is_some()), "{own:#?}");
 
         // The request has its own trace, linked to the span that issued the work item.
         let server = named(&own, CALLBACK);
@@ -173,10 +174,9 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
         assert_eq!(server.attributes["callback.token_fingerprint"].len(), 8);
 
         // The store's step.
-        let store = named(&own, if redis.is_some() { "EVALSHA accept" } else { "accept" });
-        assert_eq!(store.parent, server.id);
         if redis.is_some() {
-            assert_eq!(store.kind, SpanKind::Client);
+            let store = named(&own, "EVALSHA accept");
+            assert_eq!((store.kind, &store.parent), (SpanKind::Client, &server.id));
             store.has(&[
                 ("db.system.name", "redis"),
                 ("db.operation.name", "EVALSHA"),
@@ -184,8 +184,6 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
                 ("db.namespace", "3"),
                 ("server.address", "127.0.0.1"),
             ]);
-        } else {
-            assert_eq!(store.kind, SpanKind::Internal);
         }
 
         // The release to the channel, linked to the item that it waited for.
@@ -269,7 +267,6 @@ fn timeout_and_cancellation_have_spans_and_links() {
     assert_eq!(timeout.links, [issued_in(1)]);
     let sweep = named(&of_trace(&spans, &timeout.trace), "sweep");
     assert_eq!((&timeout.parent, sweep.parent.as_str()), (&sweep.id, ""));
-    assert_eq!(named(&of_trace(&spans, &timeout.trace), "expire").parent, sweep.id);
     let published = publish_of(&late);
     assert_eq!((&published.trace, &published.parent), (&sweep.trace, &sweep.id));
     published.has(&[("callback.outcome", "timed_out")]);
@@ -434,7 +431,7 @@ fn ending_logs_released_and_dropped_items() {
     let again = call(&service.platform, "DELETE /platform/v1/conversations/call-1", &[&key], "");
     let trace = |reply: &Reply| header(reply, "x-trace-id");
     let spans = seen(&collector, |spans| {
-        [&ended, &again].into_iter().all(|reply| of_trace(spans, &trace(reply)).len() == 2)
+        [&ended, &again].into_iter().all(|reply| of_trace(spans, &trace(reply)).len() == 1)
     });
     let name = "DELETE /platform/v1/conversations/{conversationId}";
     let dropped = [("conversation.dropped_held", "1"), ("conversation.dropped_awaiting", "1")];

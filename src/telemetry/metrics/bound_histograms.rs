@@ -1,18 +1,18 @@
 //! A histogram that is bound to its attributes, which saves hashing them for each record.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{PoisonError, RwLock};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{BoundHistogram, Histogram};
+use rustc_hash::FxHashMap;
 
 /// Bound histograms by a route, which can be empty, and a key. Never evicts: there are few. Binds at the first record:
 /// a bound histogram without values would be exported with infinite extremes.
 #[derive(Debug)]
 pub(super) struct BoundHistograms<K, T> {
     histogram: Histogram<T>,
-    bound: RwLock<HashMap<String, HashMap<K, BoundHistogram<T>>>>,
+    bound: RwLock<FxHashMap<String, FxHashMap<K, BoundHistogram<T>>>>,
 }
 
 impl<K: Copy + Eq + Hash, T> BoundHistograms<K, T> {

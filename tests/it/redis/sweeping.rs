@@ -34,11 +34,14 @@ async fn idle_instance_sends_few_commands() {
             Service::start(&[("store.url", &server.url(0)), ("store.partitions", partitions)]).await;
         // One item that is not due yet.
         service.fresh_tool().await;
-        sleep(Duration::from_secs(3)).await;
-        let before = commands(&server);
-        sleep(Duration::from_secs(SECONDS)).await;
-        let asked = commands(&server) - before;
-        assert!(asked < 20 * SECONDS, "{asked} commands in {SECONDS} s with {partitions} partitions");
+        let mut asked = Vec::new();
+        // The first look at all partitions takes longer on a busy machine.
+        while asked.last().is_none_or(|asked| *asked >= 20 * SECONDS) {
+            assert!(asked.len() < 6, "{asked:?} commands, each in {SECONDS} s, with {partitions} partitions");
+            let before = commands(&server);
+            sleep(Duration::from_secs(SECONDS)).await;
+            asked.push(commands(&server) - before);
+        }
     }
 }
 
