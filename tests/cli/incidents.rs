@@ -8,6 +8,8 @@ use std::time::Duration;
 use callback_ingress::telemetry::names::{self, REFUSED, REQUEST_DURATION};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, Metric, number_data_point};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use test_support::redis_server::RedisServer;
@@ -359,4 +361,85 @@ fn lines_on_a_terminal_contain_no_control_characters_of_a_client() {
     reply.refuses(401, "CALLBACK_TOKEN_MISSING");
     let line = service.log.wait_for("401 CALLBACK_TOKEN_MISSING");
     assert!(!line.contains(char::is_control), "{line:?}");
+}
+
+/// Whether a span satisfies a condition of the collector's file: comparisons of attributes and of the status, joined by
+/// `and` and `or`, of which `and` binds more tightly.
+fn satisfies(span: &Span, condition: &str) -> bool {
+    let fields = attributes(&span.attributes);
+    let is_true = |comparison: &str| {
+        let [left, operator, right] = comparison.split_whitespace().collect::<Vec<_>>()[..] else {
+            panic!("{comparison}")
+        };
+        let name = left.strip_prefix("attributes[\"").and_then(|rest| rest.strip_suffix("\"]"));
+        let value = match name {
+            Some(name) => fields.get(name).map(String::as_str),
+            None => {
+                assert_eq!((left, operator, right), ("status.code", "==", "STATUS_CODE_ERROR"));
+                return span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error);
+            }
+        };
+        let wanted = (right != "nil").then(|| right.trim_matches('"'));
+        match operator {
+            "==" => value == wanted,
+            "!=" => value != wanted,
+            ">" => {
+                value.is_some_and(|value| value.parse::<i64>().unwrap() > wanted.unwrap().parse().unwrap())
+            }
+            _ => panic!("{comparison}"),
+        }
+    };
+    condition.split(" or ").any(|all| all.split(" and ").all(is_true))
+}
+
+#[test]
+fn collector_keeps_each_span_that_explains_something_and_exports_none_twice() {
+    const LATE: usize = 40;
+    let config: serde_json::Value = serde_saphyr::from_str(crate::signoz::COLLECTOR).unwrap();
+    let filter = |name: &str| {
+        let [condition] = &config["processors"][name]["traces"]["span"].as_array().unwrap()[..] else {
+            panic!("{name}")
+        };
+        condition.as_str().unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let (kept, others) = (filter("filter/kept"), filter("filter/others"));
+    assert_eq!(kept, format!("not ({others})"), "each span passes exactly one of the filters");
+    let pipeline = |name: &str| config["service"]["pipelines"][name]["processors"].to_string();
+    assert!(pipeline("traces/kept").contains("filter/kept") && !pipeline("traces/kept").contains("sampling"));
+    assert!(pipeline("traces/sampled").contains(r#""tail_sampling","filter/others""#));
+
+    // Refusals late in the platform's trace, a hold, a release of two, a timeout, and requests that explain nothing.
+    let (collector, service) = exporting("memory:", &[]);
+    let traceparent = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let key = format!("authorization: Bearer {}", service.made_key());
+    let (first, second) = (issue(&service, "call-1", 60_000), issue(&service, "call-1", 60_000));
+    let held = service.callback(&second.token, "2");
+    let releasing = service.callback(&first.token, "1");
+    let plain = service.callback(&issue(&service, "call-1", 60_000).token, "3");
+    let forged = service.callback("cbt_forged", "1");
+    issue(&service, "call-1", 1);
+    let refused: Vec<Reply> = (0..LATE)
+        .map(|_| {
+            let path = "GET /platform/v1/conversations/nobody";
+            call(&service.platform, path, &[&key, traceparent], "")
+        })
+        .collect();
+    eventually("the timeout is exported", || {
+        come(&collector, refused.last().unwrap());
+        collector.received().spans.iter().any(|span| span.name == "time out")
+    });
+    let received = collector.received();
+    let is_kept = |reply: &Reply| {
+        let id = header(reply, "x-request-id");
+        let of_request = |span: &&Span| attributes(&span.attributes).get(names::REQUEST_ID) == Some(&id);
+        let [span] = received.spans.iter().filter(of_request).collect::<Vec<_>>()[..] else { panic!("{id}") };
+        satisfies(span, &others)
+    };
+    assert_eq!(refused.iter().filter(|reply| is_kept(reply)).count(), LATE);
+    assert!(is_kept(&held) && is_kept(&releasing));
+    assert!(!is_kept(&plain) && !is_kept(&forged));
+    for name in ["hold", "time out"] {
+        let mut spans = received.spans.iter().filter(|span| span.name == name).peekable();
+        assert!(spans.peek().is_some() && spans.all(|span| satisfies(span, &others)), "{name}");
+    }
 }
