@@ -197,7 +197,7 @@ impl RequestLog {
         add(&mut all, names::WORK_ITEM_SEQUENCE, self.sequence.map(|sequence| integer(sequence.get())));
         add(&mut all, names::WORK_ITEM_KIND, self.kind.map(Kind::as_str));
         add(&mut all, names::TURN_ID, self.turn_id.as_ref().map(ToString::to_string));
-        let deadline = self.deadline().filter(|_| self.delivery.is_none());
+        let deadline = self.deadline().filter(|_| self.late_ms.is_some());
         add(&mut all, names::DEADLINE, deadline.map(|(deadline, _)| deadline.to_string()));
         add(&mut all, names::TIMEOUT_MS, deadline.map(|(_, timeout)| integer(timeout)));
         add(&mut all, names::LATE_MS, self.late_ms.map(integer));

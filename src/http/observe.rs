@@ -248,6 +248,7 @@ impl RequestState {
     fn log_failure(&self, status: u16, refusal: Option<&Refusal>, log: &RequestLog) {
         let code = refusal.map(|refusal| refusal.code);
         let (method, route, id) = (self.line.method, self.route(), self.request_id);
+        let late = log.deadline().filter(|_| log.late_ms.is_some());
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -267,8 +268,8 @@ impl RequestState {
                     { names::WORK_ITEM_SEQUENCE } = log.sequence.map(Sequence::get),
                     { names::WORK_ITEM_KIND } = log.kind.map(Kind::as_str),
                     { names::TURN_ID } = log.turn_id.as_ref().map(tracing::field::display),
-                    { names::DEADLINE } = log.deadline().map(|(deadline, _)| tracing::field::display(deadline)),
-                    { names::TIMEOUT_MS } = log.deadline().map(|(_, timeout_ms)| timeout_ms),
+                    { names::DEADLINE } = late.map(|(deadline, _)| tracing::field::display(deadline)),
+                    { names::TIMEOUT_MS } = late.map(|(_, timeout_ms)| timeout_ms),
                     { names::LATE_MS } = log.late_ms,
                     { names::OUTCOME } = log.outcome.map(Outcome::as_str),
                     { names::TOKEN_FINGERPRINT } = log.token.map(tracing::field::display),

@@ -8,8 +8,8 @@ use opentelemetry::metrics::Meter;
 
 use tracing_appender::non_blocking::ErrorCounter;
 
-use super::names;
 use crate::domain::gate::Totals;
+use crate::telemetry::names;
 use crate::telemetry::queue::ExportQueue;
 
 /// Where telemetry is lost.
