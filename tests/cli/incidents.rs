@@ -443,3 +443,73 @@ fn collector_keeps_each_span_that_explains_something_and_exports_none_twice() {
         assert!(spans.peek().is_some() && spans.all(|span| satisfies(span, &others)), "{name}");
     }
 }
+
+#[test]
+fn failures_of_redis_are_told_with_their_cause_and_counted() {
+    let mut redis = RedisServer::start();
+    let (collector, service) = exporting(&redis.url(0), &["--set", "store.response_timeout_ms=300"]);
+    let items: Vec<_> = (0..2).map(|_| issue(&service, "call-1", 60_000)).collect();
+    // Slow: the reply is lost, and the retry tells what became of it.
+    redis.suspend();
+    let slow = service.callback(&items[0].token, "1");
+    slow.refuses(503, "OUTCOME_UNKNOWN");
+    redis.resume();
+    eventually("the retry is answered", || service.callback(&items[0].token, "1").status < 300);
+    // Down: nothing was changed.
+    redis.kill();
+    let mut down = service.callback(&items[1].token, "1");
+    eventually("the loss is noticed", || {
+        down = service.callback(&items[1].token, "1");
+        down.json()["error"]["code"] == "STORE_UNAVAILABLE"
+    });
+    let exported = come(&collector, &down);
+    for (reply, item, code) in
+        [(&slow, &items[0], "OUTCOME_UNKNOWN"), (&down, &items[1], "STORE_UNAVAILABLE")]
+    {
+        let (line, span) = exported.of_request(reply);
+        assert_eq!((&*line["severity_text"], &*line[names::CODE]), ("WARN", code));
+        assert!(!line["error"].is_empty() && line[names::WORK_ITEM_ID] == item.id, "{line:?}");
+        assert_eq!((&*span[names::ERROR_TYPE], &span[names::WORK_ITEM_ID]), (code, &item.id));
+        let script = |span: &&crate::filter::Fields| {
+            span["name"] == "EVALSHA accept" && span["trace_id"] == line["trace_id"]
+        };
+        let step = exported.spans.iter().find(script).unwrap_or_else(|| panic!("{code}: no step"));
+        assert!(step.contains_key(names::ERROR_TYPE), "{step:?}");
+    }
+    let told = |code: &str| {
+        exported.logs.iter().filter(|line| line.get(names::CODE).is_some_and(|told| told == code)).count()
+    };
+    for code in ["OUTCOME_UNKNOWN", "STORE_UNAVAILABLE"] {
+        let of_code = |of: &std::collections::BTreeMap<String, String>| of[names::CODE] == code;
+        let expected = i64::try_from(told(code)).unwrap();
+        eventually("all are counted", || counted(&collector, REFUSED.name, of_code) >= expected);
+        assert_eq!(counted(&collector, REFUSED.name, of_code), expected, "{code}");
+    }
+}
+
+#[test]
+fn result_that_was_held_for_long_is_explained_by_its_conversation() {
+    let (collector, service) = exporting("memory:", &[]);
+    let (first, second) = (issue(&service, "call-1", 60_000), issue(&service, "call-1", 60_000));
+    let held = service.callback(&second.token, "2");
+    thread::sleep(Duration::from_millis(1_200));
+    let slow = service.callback(&first.token, "1");
+    let exported = come(&collector, &slow);
+    let (line, _) = exported.of_request(&held);
+    assert_eq!((&*line[names::DELIVERY], &*line[names::HELD_BEHIND]), ("held", "1"));
+    let (line, _) = exported.of_request(&slow);
+    assert!(line[names::TURNAROUND_MS].parse::<u64>().unwrap() >= 1_200, "a slow provider: {line:?}");
+    for found in [&exported.logs, &exported.spans] {
+        let released = found
+            .iter()
+            .find(|fields| fields.contains_key(names::HELD_MS) && fields[names::WORK_ITEM_ID] == second.id);
+        let released = released.unwrap_or_else(|| panic!("{found:?}"));
+        assert_eq!((&*released[names::CONVERSATION_ID], &*released[names::HELD_BEHIND]), ("call-1", "1"));
+        assert!(released[names::HELD_MS].parse::<u64>().unwrap() >= 1_200, "{released:?}");
+    }
+    let published = exported
+        .spans
+        .iter()
+        .find(|span| span["name"].starts_with("publish ") && span[names::WORK_ITEM_ID] == second.id);
+    assert_eq!(published.unwrap()[names::RELEASED_TRACE], header(&slow, "x-trace-id"));
+}

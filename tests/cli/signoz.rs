@@ -152,6 +152,24 @@ fn dashboard_uses_exported_names() {
     assert_eq!(placed, panels.keys().cloned().collect::<Vec<_>>(), "every panel is placed once");
 }
 
+/// A summary as SigNoz shows it: with the value in its unit. Nothing is left to fill in, and no unit is there twice.
+fn rendered(name: &str, summary: &str, condition: &Value) {
+    let value = match condition["compositeQuery"]["unit"].as_str() {
+        Some("percent") => "12.5%",
+        Some("s") => "0.3 s",
+        Some(other) => panic!("{name}: {other}"),
+        None => "42",
+    };
+    let mut text = summary.replace("{{$value}}", value);
+    while let Some((before, after)) = text.clone().split_once("{{$") {
+        text = format!("{before}label{}", after.split_once("}}").unwrap().1);
+    }
+    assert!(!text.contains("{{"), "{name}: {text}");
+    for twice in ["% %", "%%", "s s ", " s s", "percent"] {
+        assert!(!format!("{text} ").contains(twice), "{name}: {text}");
+    }
+}
+
 /// The anchor of a heading.
 fn anchor(heading: &str) -> String {
     let text = heading.to_lowercase();
@@ -190,6 +208,7 @@ fn alerts_use_exported_names_and_say_what_to_do() {
                 assert!(matches!(label, "value" | "threshold") || grouped, "{name}: {label}");
             }
         }
+        rendered(&name, string(&annotations["summary"]), condition);
         let runbook = string(&annotations["runbook"]);
         let found = runbook.strip_prefix("RUNBOOK_URL#").is_some_and(|at| anchors.contains(at));
         assert!(found, "{name}: {runbook} leads nowhere");
