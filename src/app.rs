@@ -273,7 +273,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
         repeats: Arc::clone(&repeats),
     };
-    app.telemetry.export_zeros();
+    app.telemetry.export_initial_counters();
     Ok(app)
 }
 

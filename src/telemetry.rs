@@ -1,6 +1,7 @@
 //! Log lines, spans and metrics.
 //!
-//! Log lines go to standard error. All three signals go to an OTLP collector if OpenTelemetry's variables name one.
+//! Log lines go to standard error. All three signals are exported to an OTLP collector if the OpenTelemetry environment
+//! variables configure one.
 //! Telemetry never delays or fails a request: what cannot be written or exported in time is dropped and counted.
 
 mod exports;
@@ -94,8 +95,8 @@ impl TelemetryGuard {
     }
 }
 
-/// Whether an event may become a log line. Not `debug` and `trace` events of libraries, which can contain headers with
-/// credentials, and bodies. Not the SDK's event for each failed export: [`queue`] logs outages instead.
+/// Whether an event may become a log line. Excludes `debug` and `trace` events of libraries, which can contain
+/// credentials and bodies, and the SDK's event for each failed export: [`queue`] logs outages instead.
 fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     let is_own = metadata.target().starts_with(OWN_TARGETS);
     let is_export_failure = metadata.target().starts_with("opentelemetry")
@@ -175,11 +176,11 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     // The configuration contains only valid directives.
     let filter = || EnvFilter::try_new(&config.log_level).unwrap_or_default();
     let record_layer = logs.as_ref().map(|provider| {
-        // Not the events of libraries: an export would create events, and these another export.
+        // Excludes library events: an export emits events, which would cause further exports.
         let is_own = filter_fn(|metadata| metadata.is_event() && metadata.target().starts_with(OWN_TARGETS));
         OpenTelemetryTracingBridge::new(provider).with_filter(filter().and(is_own))
     });
-    // Fails if a subscriber is set, which then stays.
+    // An error means that a subscriber is already set; it is kept.
     let _ = tracing_subscriber::registry()
         .with(log_layer(config, writer, filter()))
         .with(record_layer)
@@ -189,7 +190,7 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
         // Without the message, which can contain user data.
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         panics.record_panic();
-        tracing::error!(name: "panic", location, "a bug: panic");
+        tracing::error!(name: "panic", location, "panic (this is a bug)");
         LAST_PANIC.set(location);
     }));
     let guard =
@@ -203,8 +204,8 @@ impl Telemetry {
         Self { metrics: Metrics::local(), tracer: None }
     }
 
-    /// Exports the known series of counters at 0, in the background. Call it once all of them are known.
-    pub fn export_zeros(&self) {
+    /// Exports the counters, which are 0, in the background. Call it once all of them are initialised.
+    pub fn export_initial_counters(&self) {
         let provider = self.metrics.provider().clone();
         // A failure is counted and logged like that of any export.
         std::thread::spawn(move || provider.force_flush());
@@ -225,8 +226,8 @@ impl Telemetry {
         SpanRef::random(parent)
     }
 
-    /// Exports a span for a call to the store that the current span has made and that has ended. `start`: when it began. `error`:
-    /// the kind of its failure.
+    /// Exports the span of a completed call to the store, as a child of the current span. `error`: the kind of its
+    /// failure.
     pub fn export_call(
         &self,
         name: impl FnOnce() -> Cow<'static, str>,

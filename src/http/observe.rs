@@ -59,7 +59,7 @@ pub struct Instrumentation {
 pub fn instrument(instrumentation: Instrumentation, routes: Router) -> Router {
     // The layer is cloned for each request.
     for code in Code::ALL {
-        instrumentation.telemetry.metrics.begin_refused_at_zero(code.as_str(), server_error(*code));
+        instrumentation.telemetry.metrics.init_refused_counter(code.as_str(), server_error(*code));
     }
     // The layer is cloned for each request.
     let instrumentation = Arc::new(instrumentation);

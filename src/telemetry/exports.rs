@@ -37,7 +37,7 @@ impl Default for Exports {
     fn default() -> Self {
         let (traces, metrics, logs) = (None, None, None);
         let (span_queue, log_queue) = (DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_SIZE);
-        // Not OpenTelemetry's default: a series that begins with a burst has no earlier point to subtract from.
+        // Unlike OpenTelemetry's default: of cumulative values, the first one of a series does not count as an increase.
         Self { traces, metrics, logs, span_queue, log_queue, temporality: Temporality::Delta }
     }
 }
@@ -81,7 +81,7 @@ impl Exports {
             let selected = match variable(&exporter).as_deref() {
                 None => false,
                 Some("otlp") => true,
-                // The endpoint for Prometheus is always on.
+                // The Prometheus endpoint is always enabled.
                 Some("none") => return Ok(None),
                 Some("prometheus") if signal == "METRICS" => return Ok(None),
                 Some(_) => return Err(refused(&exporter, "otlp or none")),

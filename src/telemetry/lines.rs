@@ -19,7 +19,7 @@ use super::names;
 /// In a single write, which halves the time per line of `tracing-subscriber`'s own format.
 pub(super) struct JsonLine;
 
-/// Writes what matters first: time, level, and for a request its status, code and duration. Ids come last.
+/// Text for people: time and level, then for a request its status, code and duration. Ids come last.
 pub(super) struct TextLine;
 
 impl<S, N> FormatEvent<S, N> for JsonLine
@@ -173,7 +173,7 @@ impl Fields {
                 write!(line, " {name}={value}")
             };
         }
-        // No value may move the cursor or end the line.
+        // So that no value can move the cursor or start a new line.
         if line.contains(char::is_control) { line.escape_debug().to_string() } else { line }
     }
 }

@@ -23,7 +23,7 @@ use crate::domain::gate::{Released, Totals};
 use crate::domain::time::Timestamp;
 use crate::domain::work_item::{Kind, Outcome};
 
-/// Histogram boundaries in seconds for requests and calls of the store.
+/// Histogram boundaries in seconds for requests and store calls.
 const REQUEST_SECONDS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
     10.0, 60.0,
@@ -87,7 +87,7 @@ struct Instruments {
     provider: SdkMeterProvider,
     registry: Registry,
     gauges: Arc<Gauges>,
-    /// By route and response, as the next one.
+    /// Keyed by route and response labels, like the next two.
     request_duration: BoundHistograms<ResponseLabels, f64>,
     request_body_size: BoundHistograms<ResponseLabels, u64>,
     accept_duration: BoundHistograms<ResponseLabels, f64>,
@@ -99,7 +99,7 @@ struct Instruments {
     issued: Counter<u64>,
     dropped: Counter<u64>,
     lateness: BoundHistograms<Kind, f64>,
-    /// By command and script; successful calls only.
+    /// Keyed by command and script. Successful calls only.
     store_duration: BoundHistograms<(&'static str, &'static str), f64>,
     panics: Counter<u64>,
 }
@@ -125,7 +125,7 @@ fn work_item_attributes((kind, outcome): (Kind, Outcome)) -> Vec<KeyValue> {
     vec![kind_attribute(kind), KeyValue::new(names::OUTCOME, outcome.as_str())]
 }
 
-/// The attributes of a refusal. `failure`: the code again, if the service is at fault.
+/// The attributes of a refusal. `failure`: `error.type`, for 5xx codes.
 fn refusal_attributes(code: &'static str, failure: Option<&'static str>) -> Vec<KeyValue> {
     let failure = failure.map(|code| KeyValue::new(names::ERROR_TYPE, code));
     [KeyValue::new(names::CODE, code)].into_iter().chain(failure).collect()
@@ -156,9 +156,9 @@ impl Instruments {
         }
     }
 
-    /// Begins the known series at 0. The first increment would otherwise be a series' first value, which does not count
-    /// as an increase.
-    fn begin_at_zero(&self) {
+    /// Initialises the known series to 0. Otherwise the first increment would be the first value of its series, which
+    /// does not count as an increase.
+    fn init_counters(&self) {
         self.panics.add(0, &[]);
         for state in ["held", "awaiting"] {
             self.dropped.add(0, &[KeyValue::new(names::STATE, state)]);
@@ -186,11 +186,11 @@ impl Metrics {
         match exporter {
             Ok(exporter) => builder = builder.with_reader(exporter),
             Err(error) => {
-                tracing::error!(name: "bug", %error, "a bug: cannot create the exporter for Prometheus");
+                tracing::error!(name: "bug", %error, "cannot create the Prometheus exporter (this is a bug)");
             }
         }
         let instruments = Instruments::new(with_readers(builder).build(), registry, losses);
-        instruments.begin_at_zero();
+        instruments.init_counters();
         Self(Arc::new(instruments))
     }
 
@@ -214,8 +214,8 @@ impl Metrics {
         ActiveRequest::new(&self.0.gauges)
     }
 
-    /// Begins the count of refusals with a code at 0. `failure`: the code again, if the service is at fault.
-    pub fn begin_refused_at_zero(&self, code: &'static str, failure: Option<&'static str>) {
+    /// Initialises the count of refusals with a code to 0. `failure`: `error.type`, for 5xx codes.
+    pub fn init_refused_counter(&self, code: &'static str, failure: Option<&'static str>) {
         self.0.refused.add(0, &refusal_attributes(code, failure));
     }
 
@@ -282,7 +282,7 @@ impl Metrics {
         self.0.lateness.record("", kind, late, || vec![kind_attribute(kind)]);
     }
 
-    /// Records a call of Redis with its command and the name of its script, which is empty for other commands.
+    /// Records a call to Redis with its command and the name of its script, which is empty for other commands.
     /// `error`: the additional attributes of a failed call.
     pub fn record_redis_call(
         &self,
@@ -321,7 +321,7 @@ impl Metrics {
     }
 }
 
-/// The attributes of a call of Redis. `script` is empty for other commands than `EVALSHA`.
+/// The attributes of a call to Redis. `script` is empty for commands other than `EVALSHA`.
 pub fn redis_call_attributes((command, script): (&'static str, &'static str)) -> Vec<KeyValue> {
     let mut all =
         vec![KeyValue::new(names::DB_SYSTEM_NAME, "redis"), KeyValue::new(names::DB_OPERATION_NAME, command)];

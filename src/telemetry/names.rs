@@ -38,7 +38,7 @@ macro_rules! attributes {
 }
 
 attributes! {
-    REQUEST_ID = "request.id", "`requestId` of the response";
+    REQUEST_ID = "request.id", "the request id, `requestId` in responses";
     CONVERSATION_ID = "conversation.id", "the platform's id of the conversation";
     CONVERSATION_REFERENCE = "conversation.reference",
         "the first 32 hex digits of the SHA-256 of that id, which is what a token contains";
@@ -46,15 +46,15 @@ attributes! {
     WORK_ITEM_SEQUENCE = "work_item.sequence", "its position in the order of issue, from 1";
     WORK_ITEM_KIND = "work_item.kind", "`llm` or `tool`";
     TURN_ID = "conversation.turn_id", "the platform's `turnId` of the work item";
-    DEADLINE = "work_item.deadline", "when the item times out, where that explains a refusal";
-    TIMEOUT_MS = "work_item.timeout_ms", "time from issue to deadline, where that explains a refusal";
+    DEADLINE = "work_item.deadline", "deadline of the work item; on successful platform requests and on callbacks that came too late";
+    TIMEOUT_MS = "work_item.timeout_ms", "time from issue to deadline in milliseconds; on the same records as `work_item.deadline`";
     LATE_MS = "work_item.late_ms",
         "time from the deadline to the sweep that timed the item out, or to the callback that came too late";
     CODE = "callback.code", "the code of a refusal; missing on success, in metrics empty";
     OUTCOME = "callback.outcome", "`succeeded`, `failed`, `timed_out` or `cancelled`";
     DELIVERY = "callback.delivery", "`delivered`, or `held` until an earlier work item has an outcome";
     REPLAYED = "callback.replayed", "whether this was a repeated callback";
-    HELD_BEHIND = "callback.held_behind", "the sequence for which an envelope was held";
+    HELD_BEHIND = "callback.held_behind", "the sequence that the envelope waited for";
     HELD_MS = "callback.held_ms", "time from the acceptance of the result to its release";
     TURNAROUND_MS = "callback.turnaround_ms", "time from the issue of the work item to its accepted result";
     RELEASED = "callback.released", "number of envelopes that the operation released, at most 256";
@@ -68,13 +68,13 @@ attributes! {
         "the first 8 hex digits of the SHA-256 of the body without the token";
     ISSUED_TRACE = "callback.issued_trace_id", "the trace in which the work item was issued";
     RELEASED_TRACE = "callback.released_trace_id",
-        "the trace of the operation that released the envelope, if another one";
-    REPEATED = "callback.repeated", "number of refusals that a summary line stands for";
+        "the trace of the operation that released the envelope, if it is a different one";
+    REPEATED = "callback.repeated", "number of refusals that a summary line covers";
     LINK = "callback.link",
         "type of a span link: `issued_in` to the issuing request, `released_in` to the releasing operation";
-    CLIENT_ADDRESS = attribute::CLIENT_ADDRESS, "the client's address, on refusals";
+    CLIENT_ADDRESS = attribute::CLIENT_ADDRESS, "the client's address; on refusals, client disconnects and closed event streams";
     USER_AGENT = attribute::USER_AGENT_ORIGINAL,
-        "the `User-Agent` header, on refusals; its first 120 characters";
+        "the `User-Agent` header, at most 120 characters; on the same records as `client.address`";
     EVENTS_SENT = "event_stream.sent", "number of envelopes that an event stream has sent";
     LAST_SEQUENCE = "event_stream.last_sequence", "sequence of the last envelope that an event stream has sent";
     CLOSED_BECAUSE = "event_stream.closed_because", "why an event stream has ended";
@@ -82,24 +82,24 @@ attributes! {
     HTTP_ROUTE = attribute::HTTP_ROUTE, "the route's template";
     URL_PATH = attribute::URL_PATH, "the route's template as well, because a path can contain a token";
     URL_SCHEME = attribute::URL_SCHEME, "`http`, or `https` if the listener serves TLS";
-    HTTP_REQUEST_BODY_SIZE = attribute::HTTP_REQUEST_BODY_SIZE, "bytes of the body";
+    HTTP_REQUEST_BODY_SIZE = attribute::HTTP_REQUEST_BODY_SIZE, "size of the body in bytes";
     HTTP_RESPONSE_STATUS_CODE = attribute::HTTP_RESPONSE_STATUS_CODE,
         "the status; 499 when the client closed the connection before the response";
     ERROR_TYPE = attribute::ERROR_TYPE,
         "failures of the service only: the code of a 5xx response, or the kind of a store failure";
     MESSAGE = "callback.message", "the message of a refusal";
     DB_SYSTEM_NAME = attribute::DB_SYSTEM_NAME, "`redis`";
-    DB_NAMESPACE = attribute::DB_NAMESPACE, "number of the Redis database";
+    DB_NAMESPACE = attribute::DB_NAMESPACE, "the number of the Redis database";
     DB_OPERATION_NAME = attribute::DB_OPERATION_NAME, "`EVALSHA` or another command";
     DB_STORED_PROCEDURE_NAME = attribute::DB_STORED_PROCEDURE_NAME, "the script";
-    DB_RESPONSE_STATUS_CODE = attribute::DB_RESPONSE_STATUS_CODE, "the first word of Redis' error reply";
+    DB_RESPONSE_STATUS_CODE = attribute::DB_RESPONSE_STATUS_CODE, "the error code of Redis, such as `OOM`";
     SERVER_ADDRESS = attribute::SERVER_ADDRESS,
         "host of Redis; for a cluster that of the first configured node, with Sentinel the service's name";
     SERVER_PORT = attribute::SERVER_PORT, "port of Redis; missing with Sentinel";
-    MESSAGING_SYSTEM = attribute::MESSAGING_SYSTEM, "`redis`, or `callback_ingress` on the embedded store";
+    MESSAGING_SYSTEM = attribute::MESSAGING_SYSTEM, "`redis`, or `callback_ingress` in the memory store";
     MESSAGING_OPERATION_NAME = attribute::MESSAGING_OPERATION_NAME, "`publish`";
     MESSAGING_OPERATION_TYPE = attribute::MESSAGING_OPERATION_TYPE, "`send`";
-    MESSAGING_DESTINATION_NAME = attribute::MESSAGING_DESTINATION_NAME, "the channel: its key in Redis";
+    MESSAGING_DESTINATION_NAME = attribute::MESSAGING_DESTINATION_NAME, "key of the channel's Redis stream; `channel:<conversation id>` in the memory store";
     MESSAGING_DESTINATION_TEMPLATE = attribute::MESSAGING_DESTINATION_TEMPLATE, "`channel:{conversation}`";
     MESSAGING_MESSAGE_ID = attribute::MESSAGING_MESSAGE_ID, "the envelope's id on the channel";
     MESSAGING_MESSAGE_CONVERSATION_ID = attribute::MESSAGING_MESSAGE_CONVERSATION_ID, "the conversation's id";
@@ -111,8 +111,8 @@ pub const RESOURCE: &[(&str, &str)] = &[
     (SERVICE_NAME, "`OTEL_SERVICE_NAME`, or `callback-ingress`"),
     (SERVICE_VERSION, "the version; also an attribute of `callback_ingress.build`"),
     (SERVICE_INSTANCE_ID, "random for each run, unless set in `OTEL_RESOURCE_ATTRIBUTES`"),
-    (DEPLOYMENT_ENVIRONMENT, "unset, unless set in `OTEL_RESOURCE_ATTRIBUTES`"),
-    (DEPLOYMENT_ENVIRONMENT_OLD, "the same; SigNoz's own pages filter by this name"),
+    (DEPLOYMENT_ENVIRONMENT, "set only if `OTEL_RESOURCE_ATTRIBUTES` sets it or the older name"),
+    (DEPLOYMENT_ENVIRONMENT_OLD, "the older name of the same attribute; SigNoz's own pages filter by it"),
 ];
 
 /// A metric.
@@ -169,25 +169,25 @@ metrics! {
     ISSUED = "callback_ingress.work_item.issued", "{work_item}", "counter",
         "issued work items", [WORK_ITEM_KIND];
     WORK_ITEM_RELEASED = "callback_ingress.work_item.released", "{work_item}", "counter",
-        "released envelopes; of one operation at most 256 are counted", [WORK_ITEM_KIND, OUTCOME];
+        "released envelopes; at most 256 per operation are counted", [WORK_ITEM_KIND, OUTCOME];
     DROPPED = "callback_ingress.work_item.dropped", "{work_item}", "counter",
         "work items that the end of their conversation dropped", [STATE];
     AWAITING = "callback_ingress.work_item.awaiting", "{work_item}", "gauge",
-        "in the whole store, work items without an outcome", [];
+        "work items without an outcome, in the whole store", [];
     HELD = "callback_ingress.result.held", "{result}", "gauge",
-        "in the whole store, results held until an earlier work item has an outcome", [];
+        "results held until an earlier work item has an outcome, in the whole store", [];
     HELD_BYTES = "callback_ingress.result.held.size", "By", "gauge",
-        "in the whole store, bytes of held results", [];
+        "bytes of held results, in the whole store", [];
     LATENESS = "callback_ingress.sweeper.lateness", "s", "histogram",
         "time from deadline to sweep, for each work item that the sweeper timed out", [WORK_ITEM_KIND];
     STORE_DURATION = metric::DB_CLIENT_OPERATION_DURATION, "s", "histogram",
-        "duration of calls of Redis, retries included",
+        "duration of calls to Redis, including retries",
         [DB_SYSTEM_NAME, DB_OPERATION_NAME, DB_STORED_PROCEDURE_NAME, DB_NAMESPACE, SERVER_ADDRESS, SERVER_PORT,
         ERROR_TYPE, DB_RESPONSE_STATUS_CODE];
     CONNECTIONS = "callback_ingress.store.connections", "{connection}", "counter",
-        "connections made to Redis, reconnections included", [];
+        "connections made to Redis, including reconnections", [];
     REACHABLE = "callback_ingress.store.reachable", "", "gauge",
-        "1 if the whole store responded to the last check, otherwise 0", [];
+        "1 if the store (in a cluster: at least one node) responded to the last check, otherwise 0", [];
     REFUSED = "callback_ingress.request.refused", "{request}", "counter",
         "refused requests; starts at 0 for each code", [CODE, ERROR_TYPE];
     EVENT_STREAMS = "callback_ingress.event_stream.open", "{stream}", "gauge",

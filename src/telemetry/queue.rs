@@ -19,8 +19,8 @@ pub(super) const DISCARDED: &str = "";
 
 /// The items of one signal that wait for their export.
 ///
-/// The SDK counts lost items only in its own log. And it drops an item after it was created, which costs as much as
-/// exporting it: while this queue is full, no items are created.
+/// Exists because the SDK reports lost items only in its own log, and drops an item only after it was created, which
+/// costs as much as exporting it. While this queue is full, no items are created.
 #[derive(Debug)]
 pub(super) struct ExportQueue {
     /// `traces`, `metrics` or `logs`.

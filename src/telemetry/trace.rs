@@ -23,11 +23,12 @@ use crate::domain::gate::{Released, TimedOut};
 use crate::domain::ids::{TraceParent, contains_token};
 use crate::domain::work_item::Outcome;
 
-/// A span of this process with its context. Clones share it. The span ends when it is told to, or with its last clone.
+/// A span of this process and its context. Clones share it. It ends with [`SpanRef::end`] or [`SpanRef::discard`],
+/// otherwise when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct SpanRef {
     context: Context,
-    /// Whether the ids are those of an SDK's span. If not, they are random: responses and log lines always have ids.
+    /// Whether this is an SDK span. Otherwise the ids are random: responses and log lines always have ids.
     is_span: bool,
 }
 
@@ -98,7 +99,7 @@ impl Tracer {
             return;
         }
         let issued_in = (timed_out.issued_in.as_ref(), names::ISSUED_IN, names::ISSUED_TRACE);
-        let (links, traces) = related(&[issued_in], sweep.span_context().trace_id());
+        let (links, traces) = links_and_trace_ids(&[issued_in], sweep.span_context().trace_id());
         let attributes = [
             KeyValue::new(names::CONVERSATION_ID, conversation.to_owned()),
             KeyValue::new(names::WORK_ITEM_ID, timed_out.work_item.to_string()),
@@ -133,7 +134,7 @@ impl Tracer {
             .and_then(remote_context)
             .map_or_else(|| step.context.clone(), |settled| Context::new().with_remote_span_context(settled));
         let releasing = step.traceparent();
-        let (links, traces) = related(
+        let (links, traces) = links_and_trace_ids(
             &[
                 (envelope.issued_in.as_ref(), names::ISSUED_IN, names::ISSUED_TRACE),
                 (releasing.as_ref(), names::RELEASED_IN, names::RELEASED_TRACE),
@@ -197,7 +198,7 @@ impl SpanRef {
         self.span_context().trace_id().to_string()
     }
 
-    /// The context of the span. A future with this context has its log lines and its store calls in the span.
+    /// The context of the span. Log lines and store calls of a future that runs in it belong to the span.
     pub const fn context(&self) -> &Context {
         &self.context
     }
@@ -207,7 +208,7 @@ impl SpanRef {
         self.context.clone().attach()
     }
 
-    /// Where the trace id is in [`SpanRef::header`].
+    /// Range of the trace id in [`SpanRef::header`].
     pub const TRACE_ID: Range<usize> = 3..35;
 
     /// The value of a `traceresponse` header (W3C Trace Context).
@@ -269,7 +270,7 @@ pub(super) struct ChannelAttributes<'a> {
 
 /// Links to the spans of other traces than `own`, and their trace ids as attributes, because `SigNoz` does not store the
 /// attributes of links.
-fn related(
+fn links_and_trace_ids(
     spans: &[(Option<&TraceParent>, &'static str, &'static str)],
     own: TraceId,
 ) -> (Vec<Link>, Vec<KeyValue>) {

@@ -372,13 +372,11 @@ fn satisfies(span: &Span, condition: &str) -> bool {
             panic!("{comparison}")
         };
         let name = left.strip_prefix("attributes[\"").and_then(|rest| rest.strip_suffix("\"]"));
-        let value = match name {
-            Some(name) => fields.get(name).map(String::as_str),
-            None => {
-                assert_eq!((left, operator, right), ("status.code", "==", "STATUS_CODE_ERROR"));
-                return span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error);
-            }
+        let Some(name) = name else {
+            assert_eq!((left, operator, right), ("status.code", "==", "STATUS_CODE_ERROR"));
+            return span.status.as_ref().is_some_and(|status| status.code() == StatusCode::Error);
         };
+        let value = fields.get(name).map(String::as_str);
         let wanted = (right != "nil").then(|| right.trim_matches('"'));
         match operator {
             "==" => value == wanted,

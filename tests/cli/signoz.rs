@@ -69,7 +69,7 @@ fn check(query: &Value) {
         ("histogram", ".bucket") => time.is_empty() && matches!(space, "p50" | "p75" | "p90" | "p95" | "p99"),
         ("histogram" | "counter", _) => matches!(time, "rate" | "increase") && space == "sum",
         // Every instance reports the same store totals, so a sum would count them several times.
-        ("gauge", _) if metric.meaning.starts_with("in the whole store") => {
+        ("gauge", _) if metric.meaning.ends_with("in the whole store") => {
             matches!(time, "latest" | "min" | "max") && space == "max"
         }
         ("gauge" | "up-down counter", _) => matches!(time, "latest" | "avg" | "min" | "max"),

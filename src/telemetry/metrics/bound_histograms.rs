@@ -7,8 +7,8 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{BoundHistogram, Histogram};
 use rustc_hash::FxHashMap;
 
-/// Bound histograms by a route, which can be empty, and a key. Never evicts: there are few. Binds at the first record:
-/// a bound histogram without values would be exported with infinite extremes.
+/// Histograms bound to their attributes, by route (can be empty) and key. Entries are never evicted, because there are
+/// few. Binds at the first record: a bound histogram without values would be exported with infinite extremes.
 #[derive(Debug)]
 pub(super) struct BoundHistograms<K, T> {
     histogram: Histogram<T>,
@@ -20,7 +20,7 @@ impl<K: Copy + Eq + Hash, T> BoundHistograms<K, T> {
         Self { histogram, bound: RwLock::default() }
     }
 
-    /// For attributes that have no key.
+    /// The unbound histogram, for other attributes.
     pub(super) const fn histogram(&self) -> &Histogram<T> {
         &self.histogram
     }

@@ -12,7 +12,7 @@ use crate::domain::gate::Totals;
 use crate::telemetry::names;
 use crate::telemetry::queue::ExportQueue;
 
-/// Where telemetry is lost.
+/// Sources of the counter [`names::LOST`].
 #[derive(Debug, Default)]
 pub(in crate::telemetry) struct Losses {
     pub(in crate::telemetry) queues: Vec<Arc<ExportQueue>>,

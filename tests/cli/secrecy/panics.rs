@@ -47,7 +47,7 @@ fn panic_messages_are_not_logged_or_sent() {
     assert!(output.status.success(), "{out}\n{err}");
     assert_eq!(out.matches(r#""code":"INTERNAL""#).count(), WAYS.len(), "{out}");
     // One panic in the task and one in the code that awaits it.
-    assert_eq!(err.matches("a bug: panic").count(), WAYS.len() + 1, "{err}");
+    assert_eq!(err.matches("panic (this is a bug)").count(), WAYS.len() + 1, "{err}");
     assert!(err.contains(file!()), "where it happened is told: {err}");
     let received = collector.received();
     assert!(received.logs.len() >= 2 * WAYS.len() && received.spans.len() >= WAYS.len(), "{received:?}");
