@@ -99,8 +99,6 @@ pub struct App {
     platform: Bound,
     store: Arc<InstrumentedStore>,
     telemetry: Telemetry,
-    event_streams: Arc<Semaphore>,
-    max_event_streams: usize,
     lifecycle: Lifecycle,
     generated_service_key: Option<SecretString>,
     check_certificates: Arc<Notify>,
@@ -197,7 +195,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let health = Health { store: Arc::clone(&store), lifecycle: lifecycle.clone() };
     let body = body_limits(http);
     let admission = || Admission::new(lifecycle.clone(), http.max_requests_in_flight.size());
-    let repeats = Arc::<RepeatedRefusals>::default();
+    let repeats = Arc::new(RepeatedRefusals::new(config.rate_limit.ipv6_prefix.get()));
     let instrumentation = |listener, scheme| Instrumentation {
         listener,
         scheme,
@@ -264,15 +262,15 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         },
         store,
         telemetry,
-        event_streams,
-        max_event_streams: http.max_event_streams.size(),
         lifecycle,
         generated_service_key,
         check_certificates: Arc::default(),
         drain_grace: http.drain_grace_ms.duration(),
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
-        repeats: Arc::clone(&repeats),
+        repeats,
     };
+    let (permits, max) = (event_streams, http.max_event_streams.size());
+    app.telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
     app.telemetry.export_initial_counters();
     Ok(app)
 }
@@ -325,15 +323,8 @@ async fn keep_checking(store: &InstrumentedStore) -> AppError {
 }
 
 /// Computes the totals of the store at intervals, for the metrics.
-async fn keep_computing_totals(
-    store: Arc<InstrumentedStore>,
-    telemetry: Telemetry,
-    (event_streams, max_event_streams): (Arc<Semaphore>, usize),
-) {
+async fn keep_computing_totals(store: Arc<InstrumentedStore>, telemetry: Telemetry) {
     loop {
-        telemetry
-            .metrics
-            .set_open_event_streams(max_event_streams.saturating_sub(event_streams.available_permits()));
         let partitions = store.schedule().known();
         let totals = store.totals(&partitions).await.ok();
         let reachable = !matches!(store.health(), StoreHealth::Unreachable | StoreHealth::Unchecked);
@@ -418,8 +409,7 @@ impl App {
         tasks.spawn_until_stop("health check", async move { checked.keep_checking_health().await });
         let repeats = Arc::clone(&self.repeats);
         tasks.spawn_until_stop("refusal summaries", async move { repeats.keep_logging().await });
-        let streams = (self.event_streams, self.max_event_streams);
-        tasks.spawn_until_stop("totals", keep_computing_totals(Arc::clone(&store), self.telemetry, streams));
+        tasks.spawn_until_stop("totals", keep_computing_totals(Arc::clone(&store), self.telemetry));
         let (refused, refusal) = oneshot::channel();
         tasks.spawn_until_stop("store check", async move {
             // The receiver lives as long as the service.

@@ -238,7 +238,8 @@ async fn sweep(
 ) -> Result<bool, StoreError> {
     let conversation = due.conversation;
     let span = telemetry.start_span(|| "sweep".into(), SpanKind::Internal, &Context::new());
-    let expired = store.expire(due, span.traceparent()).with_context(span.context().clone()).await?;
+    let expired = store.expire(due, span.traceparent()).with_context(span.context().clone()).await;
+    let expired = expired.inspect_err(|error| span.end(Vec::new(), Some(error.kind())))?;
     record_expired(telemetry, &span, conversation, &expired);
     let channel = || store.channel(conversation);
     let whose = (conversation, expired.conversation_id.as_ref());

@@ -71,27 +71,35 @@ pub struct TelemetryGuard {
     traces: Option<SdkTracerProvider>,
     logs: Option<SdkLoggerProvider>,
     metrics: SdkMeterProvider,
+    queues: Vec<Arc<ExportQueue>>,
 }
 
 impl TelemetryGuard {
     /// Exports the queued spans, log records and metrics, for at most `limit`, and stops the exporters.
     pub async fn flush(&self, limit: Duration) {
         let (traces, logs, metrics) = (self.traces.clone(), self.logs.clone(), self.metrics.clone());
-        // In parallel: `shutdown_with_timeout` blocks, and can exceed its timeout.
-        let shutdowns = [
-            tokio::task::spawn_blocking(move || {
-                traces.map_or(Ok(()), |provider| provider.shutdown_with_timeout(limit))
-            }),
-            tokio::task::spawn_blocking(move || {
-                logs.map_or(Ok(()), |provider| provider.shutdown_with_timeout(limit))
-            }),
-            tokio::task::spawn_blocking(move || metrics.shutdown_with_timeout(limit)),
-        ];
-        let all = tokio::time::timeout(limit, futures_util::future::join_all(shutdowns)).await;
-        let failed = |result: &Result<_, _>| !matches!(result, Ok(Ok(())));
-        if all.map_or(true, |results| results.iter().any(failed)) {
+        let lost_before = self.lost();
+        // `shutdown_with_timeout` blocks, and can exceed its timeout.
+        let traces = tokio::task::spawn_blocking(move || {
+            traces.map_or(Ok(()), |provider| provider.shutdown_with_timeout(limit))
+        });
+        let logs = tokio::task::spawn_blocking(move || {
+            logs.map_or(Ok(()), |provider| provider.shutdown_with_timeout(limit))
+        });
+        let all = tokio::time::timeout(limit, async {
+            let queued = tokio::join!(traces, logs);
+            // Last: the metrics count what the other two lost.
+            let metrics = tokio::task::spawn_blocking(move || metrics.shutdown_with_timeout(limit)).await;
+            matches!((queued, metrics), ((Ok(Ok(())), Ok(Ok(()))), Ok(Ok(()))))
+        });
+        // The SDK reports success even if the last batch was lost.
+        if !all.await.unwrap_or_default() || self.lost() > lost_before {
             tracing::warn!(name: "telemetry.incomplete", "some telemetry could not be exported before shutdown");
         }
+    }
+
+    fn lost(&self) -> u64 {
+        self.queues.iter().map(|queue| queue.lost()).sum()
     }
 }
 
@@ -144,7 +152,7 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     let records = ExportQueue::new("logs", exports.log_queue);
     let points = ExportQueue::new("metrics", usize::MAX);
     let queues = vec![Arc::clone(&spans), Arc::clone(&points), Arc::clone(&records)];
-    let losses = Losses { queues, lines: Some(writer.error_counter()) };
+    let losses = Losses { queues: queues.clone(), lines: Some(writer.error_counter()) };
 
     let exporter = exports.metrics.map(|protocol| exports.metric_exporter(protocol)).transpose()?;
     let exporter = exporter.map(|inner| Queued { inner, queue: points });
@@ -193,8 +201,13 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
         tracing::error!(name: "panic", location, "panic (this is a bug)");
         LAST_PANIC.set(location);
     }));
-    let guard =
-        TelemetryGuard { _log: log, traces: span_provider, logs, metrics: metrics.provider().clone() };
+    let guard = TelemetryGuard {
+        _log: log,
+        traces: span_provider,
+        logs,
+        metrics: metrics.provider().clone(),
+        queues,
+    };
     Ok((Telemetry { metrics, tracer }, guard))
 }
 

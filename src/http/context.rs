@@ -108,6 +108,8 @@ pub struct RequestLog {
     pub dropped: Option<(u64, u64)>,
     /// Fingerprint of the token.
     pub token: Option<TokenFingerprint>,
+    /// When a callback was accepted or refused.
+    pub decided_at: Option<Instant>,
     /// Fingerprint of the body without the token.
     pub digest: Option<Fingerprint>,
     /// Size of the body in bytes, and when it was completely read.

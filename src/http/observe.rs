@@ -38,7 +38,7 @@ pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 const USER_AGENT_CHARS: usize = 120;
 
 /// Status in logs, spans and metrics if the client disconnects before the response, as in nginx.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
+pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// How the requests of a listener are instrumented.
 #[derive(Clone, Debug)]
@@ -57,7 +57,6 @@ pub struct Instrumentation {
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
 pub fn instrument(instrumentation: Instrumentation, routes: Router) -> Router {
-    // The layer is cloned for each request.
     for code in Code::ALL {
         instrumentation.telemetry.metrics.init_refused_counter(code.as_str(), server_error(*code));
     }
@@ -120,7 +119,7 @@ impl Instrumentation {
     fn client(&self, request: &Request, peer: Peer) -> IpAddr {
         match self.listener {
             Listener::Public => self.proxies.client(peer, request.headers()),
-            Listener::Platform => peer.0,
+            Listener::Platform => peer.0.to_canonical(),
         }
     }
 
@@ -167,7 +166,7 @@ impl Drop for RequestState {
             None => (CLIENT_CLOSED_REQUEST, None),
         };
         let code = refusal.as_ref().map(|refusal| refusal.code);
-        if code.is_none_or(|code| self.has_own_line(code, &log)) {
+        if status < 400 || self.has_own_line(code, &log) {
             let _in_span = self.span.enter();
             match &refusal {
                 None if status < 400 => self.log_success(status, &log),
@@ -182,13 +181,14 @@ impl Drop for RequestState {
 }
 
 impl RequestState {
-    /// Whether a refusal has a log line and a span. Repeated refusals of strangers are summed up.
-    fn has_own_line(&self, code: Code, log: &RequestLog) -> bool {
-        let is_strangers = match self.instrumentation.listener {
+    /// Whether a refusal has a log line and a span. Repeated refusals of unauthenticated clients are summed up.
+    fn has_own_line(&self, code: Option<Code>, log: &RequestLog) -> bool {
+        let is_unauthenticated = match self.instrumentation.listener {
             Listener::Public => log.reference.is_none(),
-            Listener::Platform => matches!(code, Code::ServiceKeyMissing | Code::ServiceKeyInvalid),
+            Listener::Platform => matches!(code, Some(Code::ServiceKeyMissing | Code::ServiceKeyInvalid)),
         };
-        let is_repeatable = code == Code::RateLimited || is_strangers && code != Code::Internal;
+        let is_repeatable =
+            code == Some(Code::RateLimited) || is_unauthenticated && code != Some(Code::Internal);
         let refusal = Repeatable { client: Some(self.client), code, work_item: log.work_item };
         !is_repeatable || self.instrumentation.repeats.is_first(refusal)
     }
@@ -337,7 +337,8 @@ impl RequestState {
         };
         let body = log.body.map(|(bytes, _)| bytes);
         let on_public = self.instrumentation.listener == Listener::Public;
-        let decided = log.body.filter(|_| on_public).map(|(_, read_at)| read_at.elapsed());
+        let decided_at = log.decided_at.unwrap_or_else(Instant::now);
+        let decided = log.body.filter(|_| on_public).map(|(_, read_at)| decided_at - read_at);
         let metrics = &self.instrumentation.telemetry.metrics;
         metrics.record_request(self.route(), answered, self.started.elapsed(), body, decided);
     }

@@ -27,19 +27,14 @@ pub struct Rate {
     pub window: Duration,
 }
 
-/// The unit of counting: an IPv4 address or an IPv6 prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct ClientKey(u128);
-
-impl ClientKey {
-    /// IPv6 addresses are reduced to `prefix` bits: one client usually controls a whole network.
-    fn new(address: IpAddr, prefix: u32) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => Self(v4.to_ipv6_mapped().to_bits()),
-            IpAddr::V6(v6) => {
-                let mask = u128::MAX.checked_shl(Ipv6Addr::BITS.saturating_sub(prefix)).unwrap_or_default();
-                Self(v6.to_bits() & mask)
-            }
+/// The unit of counting: an IPv4 address, or the first `ipv6_prefix` bits of an IPv6 address. One client usually
+/// controls a whole IPv6 network.
+pub(super) fn network(address: IpAddr, ipv6_prefix: u32) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(Ipv6Addr::BITS.saturating_sub(ipv6_prefix)).unwrap_or_default();
+            Ipv6Addr::from_bits(v6.to_bits() & mask).into()
         }
     }
 }
@@ -47,7 +42,7 @@ impl ClientKey {
 /// The current window of a client.
 #[derive(Clone, Copy, Debug)]
 struct Window {
-    client: ClientKey,
+    client: IpAddr,
     until: Instant,
     count: u64,
 }
@@ -109,8 +104,8 @@ impl AddressLimit {
     }
 
     /// The client's key, and the current windows of its bucket. `None`: the limit is disabled.
-    fn windows(&self, address: IpAddr, now: Instant) -> Option<(ClientKey, MutexGuard<'_, Vec<Window>>)> {
-        let client = ClientKey::new(address, self.ipv6_prefix);
+    fn windows(&self, address: IpAddr, now: Instant) -> Option<(IpAddr, MutexGuard<'_, Vec<Window>>)> {
+        let client = network(address, self.ipv6_prefix);
         // Keyed hash: clients cannot choose colliding addresses.
         let bucket = self.hasher.hash_one(client).checked_rem(self.buckets.len() as u64)?;
         let bucket = self.buckets.get(usize::try_from(bucket).ok()?)?;
@@ -154,7 +149,7 @@ mod tests {
 
     #[test]
     fn ipv6_is_grouped_by_prefix_and_mapped_ipv4_is_ipv4() {
-        let of = |text: &str, prefix| ClientKey::new(text.parse().unwrap(), prefix);
+        let of = |text: &str, prefix| network(text.parse().unwrap(), prefix);
         assert_eq!(of("2001:db8::1", 64), of("2001:db8::ffff:0:0:1", 64));
         assert_ne!(of("2001:db8::1", 64), of("2001:db8:0:1::1", 64));
         assert_eq!(of("2001:db8::1", 48), of("2001:db8:0:1::1", 48));

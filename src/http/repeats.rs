@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::code::Code;
+use super::observe::CLIENT_CLOSED_REQUEST;
+use super::rate_limit::network;
 use crate::domain::ids::WorkItemId;
 use crate::telemetry::names;
 
@@ -18,13 +20,16 @@ const WINDOW: Duration = Duration::from_secs(10);
 const CHECK: Duration = Duration::from_secs(1);
 /// Maximum number of windows. Further clients share one window for each code.
 const MAX_WINDOWS: usize = 256;
+/// Maximum number of windows of a client. Its further work items share one window for each code.
+const MAX_CLIENT_WINDOWS: usize = 16;
 
 /// Which refusals are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Repeatable {
-    /// The client. `None`: one of many.
+    /// The client, or its IPv6 network. `None`: one of many.
     pub(super) client: Option<IpAddr>,
-    pub(super) code: Code,
+    /// `None`: the client disconnected.
+    pub(super) code: Option<Code>,
     /// The work item of an authentic token.
     pub(super) work_item: Option<WorkItemId>,
 }
@@ -36,16 +41,29 @@ struct Window {
 }
 
 /// The current windows.
-#[derive(Debug, Default)]
-pub struct RepeatedRefusals(Mutex<HashMap<Repeatable, Window>>);
+#[derive(Debug)]
+pub struct RepeatedRefusals {
+    ipv6_prefix: u32,
+    windows: Mutex<HashMap<Repeatable, Window>>,
+}
 
 impl RepeatedRefusals {
+    /// IPv6 addresses are grouped by `ipv6_prefix` bits: one client usually controls a whole network.
+    pub fn new(ipv6_prefix: u64) -> Self {
+        Self { ipv6_prefix: u32::try_from(ipv6_prefix).unwrap_or(u32::MAX), windows: Mutex::default() }
+    }
+
     /// Counts a refusal. Returns whether it is the first in its window.
-    pub(super) fn is_first(&self, refusal: Repeatable) -> bool {
-        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = windows.len() < MAX_WINDOWS || windows.contains_key(&refusal);
-        let refusal =
-            if fits { refusal } else { Repeatable { client: None, work_item: None, code: refusal.code } };
+    pub(super) fn is_first(&self, mut refusal: Repeatable) -> bool {
+        refusal.client = refusal.client.map(|client| network(client, self.ipv6_prefix));
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_client = || windows.keys().filter(|known| known.client == refusal.client).count();
+        if !windows.contains_key(&refusal) && of_client() >= MAX_CLIENT_WINDOWS {
+            refusal.work_item = None;
+        }
+        if !windows.contains_key(&refusal) && windows.len() >= MAX_WINDOWS {
+            refusal = Repeatable { client: None, work_item: None, code: refusal.code };
+        }
         match windows.entry(refusal) {
             Entry::Vacant(new) => {
                 new.insert(Window { began: Instant::now(), repeated: 0 });
@@ -60,7 +78,7 @@ impl RepeatedRefusals {
 
     /// Removes the windows that began before `began`. Returns those with repeated refusals.
     fn take(&self, began: Instant) -> Vec<(Repeatable, Window)> {
-        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         windows
             .extract_if(|_, window| window.began <= began)
             .filter(|(_, window)| window.repeated > 0)
@@ -69,18 +87,18 @@ impl RepeatedRefusals {
 
     fn log(&self, began: Instant) {
         for (Repeatable { client, code, work_item }, window) in self.take(began) {
+            let status = code.map_or(CLIENT_CLOSED_REQUEST, |code| code.status().as_u16());
+            let code = code.map_or("", Code::as_str);
             tracing::info!(
                 name: "request.repeated",
                 {
-                { names::HTTP_RESPONSE_STATUS_CODE } = code.status().as_u16(),
-                { names::CODE } = code.as_str(),
-                { names::REPEATED } = window.repeated,
-                { names::CLIENT_ADDRESS } = client.map(tracing::field::display),
-                { names::WORK_ITEM_ID } = work_item.map(tracing::field::display),
+                    { names::HTTP_RESPONSE_STATUS_CODE } = status,
+                    { names::CODE } = code,
+                    { names::REPEATED } = window.repeated,
+                    { names::CLIENT_ADDRESS } = client.map(tracing::field::display),
+                    { names::WORK_ITEM_ID } = work_item.map(tracing::field::display),
                 },
-                "{} {} refused {} more times in {} s",
-                code.status().as_u16(),
-                code.as_str(),
+                "{status} {code} {} more times in {} s",
                 window.repeated,
                 window.began.elapsed().as_secs()
             );
@@ -105,18 +123,18 @@ impl RepeatedRefusals {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
 
     fn refusal(client: u32) -> Repeatable {
         let client = Some(IpAddr::V4(Ipv4Addr::from_bits(client)));
-        Repeatable { client, code: Code::CallbackTokenInvalid, work_item: None }
+        Repeatable { client, code: Some(Code::CallbackTokenInvalid), work_item: None }
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_the_first_refusal_in_a_window_has_a_line_of_its_own() {
-        let repeats = RepeatedRefusals::default();
+        let repeats = RepeatedRefusals::new(64);
         assert!(repeats.is_first(refusal(1)) && repeats.is_first(refusal(2)));
         assert!(!repeats.is_first(refusal(1)) && !repeats.is_first(refusal(1)));
         let began = Instant::now();
@@ -131,10 +149,24 @@ mod tests {
 
     #[tokio::test]
     async fn number_of_windows_is_bounded() {
-        let repeats = RepeatedRefusals::default();
+        let repeats = RepeatedRefusals::new(64);
         let first = (0..2000).filter(|client| repeats.is_first(refusal(*client))).count();
         assert_eq!(first, MAX_WINDOWS + 1);
         let repeated: u64 = repeats.take(Instant::now()).iter().map(|(_, window)| window.repeated).sum();
         assert_eq!(repeated, 2000 - 1 - MAX_WINDOWS as u64);
+    }
+
+    #[tokio::test]
+    async fn one_client_cannot_take_the_windows_of_others() {
+        let repeats = RepeatedRefusals::new(64);
+        let of = |host: u128, item: u128| {
+            let client = Some(IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) + host)));
+            let work_item = (item > 0).then(|| WorkItemId::from_uuid(uuid::Uuid::from_u128(item)));
+            Repeatable { client, code: Some(Code::RateLimited), work_item }
+        };
+        assert_eq!((1..2000).filter(|host| repeats.is_first(of(*host, 0))).count(), 1);
+        let first = (1..2000).filter(|item| repeats.is_first(of(1, *item))).count();
+        assert_eq!(first, MAX_CLIENT_WINDOWS - 1);
+        assert!(repeats.is_first(refusal(1)), "another client");
     }
 }

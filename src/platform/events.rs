@@ -342,6 +342,7 @@ impl Reader {
 
     fn last_event(&mut self) -> Event {
         self.finished = true;
+        self.stream.closed = Closed::Ended;
         let data = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation);
         Event::default().event("end").data(data)
     }

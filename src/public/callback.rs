@@ -38,6 +38,8 @@ pub(super) async fn take(
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
     let taken = Callback { public: &public, context: &context, parts: &parts }.take(body).await;
+    // Before the delay of a refusal.
+    context.record(|log| log.decided_at = Some(Instant::now()));
     match taken {
         Err(refusal) if refusal.code == Code::Overloaded => {
             sleep(OVERLOAD_DELAY).await;

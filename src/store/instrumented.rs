@@ -78,7 +78,7 @@ enum Operation {
 
 impl StoreError {
     /// What kind of failure it is, for `error.type`.
-    fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "unavailable",
             Self::OutcomeUnknown(_) => "outcome_unknown",

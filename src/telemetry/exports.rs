@@ -37,8 +37,9 @@ impl Default for Exports {
     fn default() -> Self {
         let (traces, metrics, logs) = (None, None, None);
         let (span_queue, log_queue) = (DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_SIZE);
-        // Unlike OpenTelemetry's default: of cumulative values, the first one of a series does not count as an increase.
-        Self { traces, metrics, logs, span_queue, log_queue, temporality: Temporality::Delta }
+        // Delta values, unlike OpenTelemetry's default: of cumulative values, the first one of a series does not count as
+        // an increase. Except for observable counters, of which a failed export would otherwise lose the increase.
+        Self { traces, metrics, logs, span_queue, log_queue, temporality: Temporality::LowMemory }
     }
 }
 
@@ -248,7 +249,7 @@ mod tests {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318");
         let read = exports(&[endpoint, ("OTEL_BSP_MAX_QUEUE_SIZE", "8")]).unwrap();
         assert_eq!((read.span_queue, read.log_queue), (8, DEFAULT_QUEUE_SIZE));
-        assert_eq!(read.temporality, Temporality::Delta);
+        assert_eq!(read.temporality, Temporality::LowMemory);
         for (value, expected) in [
             ("cumulative", Temporality::Cumulative),
             ("Delta", Temporality::Delta),

@@ -310,9 +310,9 @@ impl Metrics {
         self.0.gauges.set_store_state(reachable, totals);
     }
 
-    /// Sets the number of open event streams.
-    pub fn set_open_event_streams(&self, open: usize) {
-        self.0.gauges.set_open_event_streams(open as u64);
+    /// Sets how the number of open event streams is read.
+    pub fn set_event_streams(&self, open: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.0.gauges.set_event_streams(Box::new(open));
     }
 
     /// Sets the counter of connections to the store, which is read at each collection.

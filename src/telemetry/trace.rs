@@ -74,8 +74,7 @@ impl Tracer {
         kind: SpanKind,
         parent: &Context,
     ) -> SpanRef {
-        if let Some(Self { sdk, queue }) = tracer.filter(|tracer| tracer.queue.admits()) {
-            debug_assert_eq!(queue.signal, "traces");
+        if let Some(Self { sdk, .. }) = tracer.filter(|tracer| tracer.queue.admits()) {
             let span = sdk.build_with_context(SpanBuilder::from_name(name()).with_kind(kind), parent);
             if span.span_context().is_valid() {
                 return SpanRef { context: Context::new().with_span(span), is_span: true };

@@ -21,6 +21,7 @@ use callback_ingress::http::client_address::Peer;
 use callback_ingress::http::context::Listener;
 use callback_ingress::http::health::Health;
 use callback_ingress::http::observe::Instrumentation;
+use callback_ingress::http::repeats::RepeatedRefusals;
 use callback_ingress::public::{self, Carriers, ClientLimits, Public};
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::{Backend, InstrumentedStore, Store};
@@ -166,7 +167,7 @@ impl Stage {
             scheme: "http",
             proxies,
             telemetry,
-            repeats: Arc::default(),
+            repeats: Arc::new(RepeatedRefusals::new(64)),
         };
         self.router = public::router(Arc::new(public), observation, health);
     }

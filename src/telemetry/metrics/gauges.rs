@@ -1,6 +1,7 @@
 //! Instruments whose values are read at each collection of the metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use opentelemetry::KeyValue;
@@ -20,8 +21,11 @@ pub(in crate::telemetry) struct Losses {
     pub(in crate::telemetry) lines: Option<ErrorCounter>,
 }
 
+/// Reads the current value of a gauge.
+type ReadGauge = Box<dyn Fn() -> u64 + Send + Sync>;
+
 /// The latest values of the observable instruments.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Gauges {
     active_requests: AtomicU64,
     awaiting: AtomicU64,
@@ -29,9 +33,17 @@ pub(super) struct Gauges {
     held_bytes: AtomicU64,
     /// 1 or 0. `None` before the first check of the store.
     reachable: OnceLock<AtomicU64>,
-    event_streams: AtomicU64,
+    /// Whether the last attempt to read the totals succeeded.
+    has_totals: AtomicBool,
+    event_streams: OnceLock<ReadGauge>,
     /// Incremented by the store.
     connections: OnceLock<Arc<AtomicU64>>,
+}
+
+impl fmt::Debug for Gauges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gauges")
+    }
 }
 
 fn load(value: &AtomicU64) -> u64 {
@@ -67,9 +79,10 @@ impl Gauges {
         observe!(meter, u64_observable_gauge, names::HELD_BYTES, all, |all| all
             .if_reachable(&all.held_bytes));
         observe!(meter, u64_observable_gauge, names::REACHABLE, all, |all| all.reachable.get().map(load));
-        observe!(meter, u64_observable_gauge, names::EVENT_STREAMS, all, |all| Some(load(
-            &all.event_streams
-        )));
+        observe!(meter, u64_observable_gauge, names::EVENT_STREAMS, all, |all| all
+            .event_streams
+            .get()
+            .map(|read| read()));
         observe!(meter, u64_observable_counter, names::CONNECTIONS, all, |all| all
             .connections
             .get()
@@ -97,11 +110,16 @@ impl Gauges {
         all
     }
 
+    fn is_reachable(&self) -> bool {
+        self.reachable.get().is_some_and(|reachable| load(reachable) == 1)
+    }
+
     fn if_reachable(&self, total: &AtomicU64) -> Option<u64> {
-        self.reachable.get().filter(|reachable| load(reachable) == 1).map(|_| load(total))
+        (self.is_reachable() && self.has_totals.load(Ordering::Relaxed)).then(|| load(total))
     }
 
     pub(super) fn set_store_state(&self, reachable: bool, totals: Option<Totals>) {
+        self.has_totals.store(totals.is_some(), Ordering::Relaxed);
         if let Some(totals) = totals {
             self.awaiting.store(totals.awaiting, Ordering::Relaxed);
             self.held.store(totals.held, Ordering::Relaxed);
@@ -110,8 +128,9 @@ impl Gauges {
         self.reachable.get_or_init(AtomicU64::default).store(u64::from(reachable), Ordering::Relaxed);
     }
 
-    pub(super) fn set_open_event_streams(&self, open: u64) {
-        self.event_streams.store(open, Ordering::Relaxed);
+    pub(super) fn set_event_streams(&self, open: ReadGauge) {
+        // There is one service per process; the first one stays.
+        let _ = self.event_streams.set(open);
     }
 
     pub(super) fn set_connection_counter(&self, connections: Arc<AtomicU64>) {

@@ -11,6 +11,7 @@ use axum::routing::post;
 use callback_ingress::config::{Sources, load};
 use callback_ingress::http::context::Listener;
 use callback_ingress::http::observe::{Instrumentation, instrument};
+use callback_ingress::http::repeats::RepeatedRefusals;
 use callback_ingress::http::server::{self, ConnectionLimits};
 use callback_ingress::telemetry::{self, Exports};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -105,7 +106,7 @@ fn a_process_that_panics() {
         };
         let stop = CancellationToken::new();
         let proxies = config.proxies();
-        let repeats = Arc::default();
+        let repeats = Arc::new(RepeatedRefusals::new(64));
         let instrumentation =
             Instrumentation { listener: Listener::Public, scheme: "http", proxies, telemetry, repeats };
         let routes = instrument(instrumentation, routes);
