@@ -33,6 +33,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use self::lines::LineFormat;
 use self::metrics::Losses;
 use self::queue::{ExportQueue, Queued};
 use self::trace::{ChannelAttributes, SpanRef, Tracer};
@@ -129,10 +130,10 @@ where
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let filter = filter.and(filter_fn(may_be_logged));
     if json {
-        lines.event_format(lines::JsonLine).with_filter(filter).boxed()
+        lines.event_format(LineFormat::Json).with_filter(filter).boxed()
     } else {
         let colour = anstream::AutoStream::choice(&stderr()) != anstream::ColorChoice::Never;
-        lines.with_ansi(colour).event_format(lines::TextLine).with_filter(filter).boxed()
+        lines.with_ansi(colour).event_format(LineFormat::Text).with_filter(filter).boxed()
     }
 }
 
@@ -308,15 +309,15 @@ impl Telemetry {
                 tracing::info!(
                     name: "released",
                     {
-                    { names::CONVERSATION_ID } = id.map(tracing::field::display),
-                    { names::CONVERSATION_REFERENCE } = %reference,
-                    { names::WORK_ITEM_ID } = %envelope.work_item,
-                    { names::WORK_ITEM_SEQUENCE } = envelope.sequence.get(),
-                    { names::WORK_ITEM_KIND } = envelope.kind.as_str(),
-                    { names::OUTCOME } = envelope.outcome.as_str(),
-                    { names::HELD_MS } = envelope.received_at.millis_until(envelope.released_at),
-                    { names::HELD_BEHIND } = held_behind,
-                    { names::ISSUED_TRACE } = envelope.issued_in.as_ref().map(TraceParent::trace_id),
+                        { names::CONVERSATION_ID } = id.map(tracing::field::display),
+                        { names::CONVERSATION_REFERENCE } = %reference,
+                        { names::WORK_ITEM_ID } = %envelope.work_item,
+                        { names::WORK_ITEM_SEQUENCE } = envelope.sequence.get(),
+                        { names::WORK_ITEM_KIND } = envelope.kind.as_str(),
+                        { names::OUTCOME } = envelope.outcome.as_str(),
+                        { names::HELD_MS } = envelope.received_at.millis_until(envelope.released_at),
+                        { names::HELD_BEHIND } = held_behind,
+                        { names::ISSUED_TRACE } = envelope.issued_in.as_ref().map(TraceParent::trace_id),
                     },
                     "released"
                 );

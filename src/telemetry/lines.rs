@@ -15,14 +15,16 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::names;
 
-/// Writes `timestamp`, `level`, the event's fields, including `message`, and the ids of the span as one object a line.
-/// In a single write, which halves the time per line of `tracing-subscriber`'s own format.
-pub(super) struct JsonLine;
+/// The format of a line.
+pub(super) enum LineFormat {
+    /// `timestamp`, `level`, the ids of the span and the event's fields, including `message`, as one object. In a
+    /// single write, which halves the time per line of `tracing-subscriber`'s own format.
+    Json,
+    /// Text for people: time and level, then for a request its status, code and duration. Ids come last.
+    Text,
+}
 
-/// Text for people: time and level, then for a request its status, code and duration. Ids come last.
-pub(super) struct TextLine;
-
-impl<S, N> FormatEvent<S, N> for JsonLine
+impl<S, N> FormatEvent<S, N> for LineFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -33,8 +35,25 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let line = json(event).map_err(|_| fmt::Error)?;
-        writer.write_str(&line)
+        match self {
+            Self::Json => writer.write_str(&json(event).map_err(|_| fmt::Error)?),
+            Self::Text => {
+                let mut fields = Fields::default();
+                event.record(&mut fields);
+                let is_request = event.metadata().name() == names::REQUEST_EVENT;
+                let text = if is_request { fields.request() } else { fields.other() };
+                let (level, colour) = match *event.metadata().level() {
+                    level @ Level::ERROR => (level, 31),
+                    level @ Level::WARN => (level, 33),
+                    level => (level, 32),
+                };
+                if writer.has_ansi_escapes() {
+                    writeln!(writer, "{} \x1b[{colour}m{level}\x1b[0m {text}", now()?)
+                } else {
+                    writeln!(writer, "{} {level} {text}", now()?)
+                }
+            }
+        }
     }
 }
 
@@ -66,40 +85,6 @@ fn json(event: &Event<'_>) -> Result<String, Box<dyn std::error::Error>> {
     fields.finish()?;
     line.push(b'\n');
     Ok(String::from_utf8(line)?)
-}
-
-impl<S, N> FormatEvent<S, N> for TextLine
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let level = *event.metadata().level();
-        write!(writer, "{} ", now()?)?;
-        if writer.has_ansi_escapes() {
-            write!(writer, "\x1b[{}m{level}\x1b[0m ", colour(level))?;
-        } else {
-            write!(writer, "{level} ")?;
-        }
-        let is_request = event.metadata().name() == names::REQUEST_EVENT;
-        writeln!(writer, "{}", if is_request { fields.request() } else { fields.other() })
-    }
-}
-
-const fn colour(level: Level) -> u8 {
-    match level {
-        Level::ERROR => 31,
-        Level::WARN => 33,
-        Level::INFO => 32,
-        Level::DEBUG | Level::TRACE => 34,
-    }
 }
 
 /// The fields of an event as text.
