@@ -26,7 +26,9 @@ async fn is_caught(changes: &[Change], rules: &[Rule]) {
             assert!(done.story(&violations).contains("VIOLATION"));
             return;
         }
-        let others: Vec<_> = done.verdict.violations.iter().collect();
+        // A reply that the store was unavailable does not count: Redis can be too slow on a busy machine.
+        let others: Vec<_> =
+            done.verdict.violations.iter().filter(|violation| violation.rule != Rule::Available).collect();
         assert!(others.is_empty(), "it was caught for another reason:\n{}", done.story(&others));
     }
     panic!("{} histories, and nothing was seen of {changes:?}", BATCHES * AT_ONCE as u64);
