@@ -1,8 +1,8 @@
-//! The program: see [`callback_ingress::cli`].
+//! The executable. The subcommands are in [`callback_ingress::cli`].
 
 use std::process::ExitCode;
 
-/// Unlike the C library's, it gives the memory of large bodies back once a burst is over.
+/// Unlike the C library's allocator, mimalloc returns the memory of large bodies to the system after a burst.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

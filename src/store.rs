@@ -1,4 +1,4 @@
-//! Storage of conversations: one trait, a closed set of implementations, one contract test suite for all.
+//! Stores conversations: one trait, two implementations, and one contract test suite for both.
 
 mod health;
 mod instrumented;
@@ -31,19 +31,20 @@ use crate::domain::time::Timestamp;
 /// A failure of the store. Refusals are not errors of this type; see [`Answer`].
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// The store cannot be reached or refuses all work. The operation was not executed.
+    /// The store cannot be reached, or rejects the operation. The operation was not executed.
     #[error("the store is unavailable")]
     Unavailable(#[source] Cause),
-    /// The reply was lost: the operation was executed or not. It is safe to repeat, and then returns the outcome.
-    #[error("the store's reply was lost")]
+    /// The operation may or may not have been executed: the reply was lost, or too few replicas confirmed the write.
+    /// Repeating it is safe and returns the outcome.
+    #[error("the outcome of the operation is unknown")]
     OutcomeUnknown(#[source] Cause),
-    /// A reply or stored value does not have a form that this version can read.
-    #[error("the store returned invalid data: {0}")]
+    /// A script failed, or a reply or stored value has a form that this version cannot read.
+    #[error("a script failed or the store returned invalid data: {0}")]
     Broken(String),
 }
 
 impl StoreError {
-    /// The error and its direct source, for a log line.
+    /// The message of the error and of its source, for a log line.
     pub fn chain(&self) -> String {
         match std::error::Error::source(self) {
             Some(cause) => format!("{self}: {cause}"),
@@ -55,22 +56,22 @@ impl StoreError {
 /// The source of a [`StoreError`].
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// The result of an operation: success or refusal, or a failure of the store.
+/// The result of an operation: `Ok(Ok)` for success, `Ok(Err)` for a refusal, `Err` for a failure of the store.
 pub type Answer<T, R> = Result<Result<T, R>, StoreError>;
 
-/// Maximum size of a page of envelopes in bytes. A first envelope that is larger is a page of its own.
+/// Maximum size of a page of envelopes in bytes. A larger envelope is returned alone.
 pub const PAGE_BYTES: usize = 256 * 1024;
 
 /// A page of a channel's envelopes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// When the conversation was opened. Part of the event ids, which distinguishes conversations with the same id.
+    /// When the conversation was opened. Event ids contain it, to distinguish conversations that reuse an id.
     pub opened_at: Timestamp,
     /// The requested envelopes, in order.
     pub envelopes: Vec<EnvelopeJson>,
-    /// Number of envelopes on the channel: the sequence of the last one.
+    /// Number of envelopes on the channel, which is also the sequence of the last one.
     pub released: u64,
-    /// Whether the conversation has ended: no further envelopes will follow.
+    /// Whether the conversation has ended. No further envelopes follow.
     pub ended: bool,
     /// Time in milliseconds until the idle timeout.
     pub idle_in_ms: u64,
@@ -83,34 +84,35 @@ pub struct DueConversation {
     pub conversation: ConversationRef,
     /// The items whose timers are due.
     pub sequences: Vec<Sequence>,
-    /// Whether the timer of the conversation as a whole is due: its idle timeout may have passed, a bounded step
-    /// may have left work, or its retention may be over.
+    /// Whether the timer of the conversation as a whole is due. It is set for the idle timeout, for the end of the
+    /// retention, and for work that a bounded step has left.
     pub whole: bool,
 }
 
-/// The due timers of some partitions.
+/// The reply to [`Store::due`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Due {
     /// The time of the store's clock.
     pub now: Timestamp,
-    /// The due timers, claimed for the caller: no other caller gets them for [`CLAIM_MS`].
+    /// The due timers. They are claimed for the caller: no other caller gets them for [`CLAIM_MS`].
     pub conversations: Vec<DueConversation>,
-    /// For each queried partition the time in milliseconds to its next timer, if any. 0: further timers are due.
+    /// The time in milliseconds until the next timer of each queried partition. `None`: it has no further timer. 0:
+    /// further timers are due.
     pub next_in_ms: Vec<(u16, Option<u64>)>,
 }
 
 /// Duration of a claim on due timers, in milliseconds.
 pub const CLAIM_MS: u64 = 500;
 
-/// Time in milliseconds after which the sweeper continues a release that its caller has left unfinished.
+/// Delay in milliseconds before the sweeper continues a release that was left unfinished.
 pub const CONTINUE_MS: u64 = 1_000;
 
 /// Groups timers by conversation.
 pub(crate) fn gather(
-    markers: impl IntoIterator<Item = (ConversationRef, Option<Sequence>)>,
+    timers: impl IntoIterator<Item = (ConversationRef, Option<Sequence>)>,
 ) -> Vec<DueConversation> {
     let mut found: BTreeMap<ConversationRef, (Vec<Sequence>, bool)> = BTreeMap::new();
-    for (conversation, sequence) in markers {
+    for (conversation, sequence) in timers {
         let (sequences, whole) = found.entry(conversation).or_default();
         match sequence {
             Some(sequence) => sequences.push(sequence),
@@ -121,26 +123,29 @@ pub(crate) fn gather(
     found.into_iter().map(due).collect()
 }
 
-/// What every store promises. The contract test suite has a test for each number and runs on every implementation.
+/// The guarantees of every store. The contract test suite covers each number, for each implementation.
 ///
-/// 1. Each step is atomic. A release that exceeds one step is continued by the caller or the sweeper.
+/// 1. Each step is atomic. If a release needs more than one step, the caller or the sweeper continues it.
 /// 2. A refusal changes nothing.
-/// 3. The first settlement of an item wins, by a callback, a timeout, a cancellation or the end.
-/// 4. The same token with the same body gets the first receipt again until the token expires. The same token with
-///    another body is refused. Neither releases anything twice.
+/// 3. An item is settled once, by the first of callback, timeout, cancellation and end of the conversation.
+/// 4. Until a token expires, a repeated callback with the same body gets the first receipt again, and one with another
+///    body is refused. Neither releases anything twice.
 /// 5. A result that `accept` acknowledges is on the channel or held before `accept` returns.
-/// 6. Settling the item at the gate releases it and all settled items directly behind it, before the call returns.
+/// 6. Settling the next item in the order of issue releases it and all settled items that directly follow it, before
+///    the call returns.
 /// 7. A channel contains each sequence at most once, in order, without gaps, with exactly the bytes of the result.
-/// 8. Every operation treats an item as timed out from its deadline on, before the sweeper has seen it. A late or
-///    repeated timer settles nothing else.
-/// 9. Retries with the same idempotency key issue one item.
-/// 10. A reached limit is a refusal, never a silent drop.
-/// 11. An ended conversation accepts nothing more. Its channel stays readable until its retention is over.
-/// 12. A [`ChannelListener`] fires after every change of its channel. A lost notification is made up for by polling within seconds.
-/// 13. Totals are the sums over the live conversations. A conversation whose idle timeout has passed counts until
-///     the sweeper has ended it.
+/// 8. From its deadline on, every operation treats an awaiting item as timed out, even before the sweeper has processed
+///    it. A late or repeated timer has no further effect.
+/// 9. Repeated requests with the same idempotency key issue one item.
+/// 10. An operation that would exceed a limit is refused. Nothing is dropped silently.
+/// 11. An ended conversation accepts no new results. Repeated callbacks for delivered results still get their receipts,
+///     and the channel stays readable until the retention is over.
+/// 12. A [`ChannelListener`] fires after every change of its channel. If a notification is lost, event streams find the
+///     change by polling within seconds.
+/// 13. Totals cover the live conversations. A conversation whose idle timeout has passed is included until the sweeper
+///     has ended it.
 pub trait Store {
-    /// Opens or touches a conversation.
+    /// Opens a conversation, or restarts the idle timeout of an open one.
     fn open(&self, command: Open) -> impl Future<Output = Answer<Opened, OpenRefused>> + Send;
     /// Issues the next work item.
     fn issue(&self, command: Issue) -> impl Future<Output = Answer<Issued, IssueRefused>> + Send;
@@ -169,11 +174,11 @@ pub trait Store {
         due: &DueConversation,
         by: Duration,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Tells other instances that this partition has a timer in this second of the store's clock.
+    /// Announces to the other instances that this partition has a timer in this second of the store's clock.
     fn announce(&self, second: u64, partition: u16) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// The partitions that instances have announced for this second.
     fn announced(&self, second: u64) -> impl Future<Output = Result<Vec<u16>, StoreError>> + Send;
-    /// Number of partitions.
+    /// Number of partitions. 1 for the memory store.
     fn partitions(&self) -> u16;
     /// Totals over the conversations of some partitions. Read-only.
     fn totals(&self, partitions: &[u16]) -> impl Future<Output = Result<Totals, StoreError>> + Send;
@@ -188,17 +193,19 @@ pub trait Store {
         conversation: ConversationRef,
         work_item: WorkItemId,
     ) -> impl Future<Output = Answer<WorkItemView, LookupRefused>> + Send;
-    /// Reads at most `count` envelopes of [`PAGE_BYTES`] together after a sequence, but at least one if there is one.
+    /// Reads the envelopes after a sequence: at most `count`, and at most [`PAGE_BYTES`] in total, but at least one if
+    /// there is one.
     fn read(
         &self,
         conversation: ConversationRef,
         after: Option<Sequence>,
         count: usize,
     ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
-    /// Listens for changes of a channel. All listeners share one connection.
+    /// Listens for changes of a channel. On Redis, all listeners share one connection.
     fn watch(&self, conversation: ConversationRef) -> ChannelListener;
-    /// Checks whether the store accepts writes: tries one that has no effect but fails where a callback's would.
+    /// Checks whether the store accepts writes, with a write that changes nothing but fails under the same conditions as
+    /// a callback's.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// The key of the channel's Redis stream, on a store that has one.
+    /// The key of the channel's Redis stream. `None` on the memory store.
     fn channel(&self, conversation: ConversationRef) -> Option<String>;
 }

@@ -1,9 +1,9 @@
-//! Times out work items, ends idle conversations, and continues what an interrupted operation left unfinished.
+//! Times out work items, ends idle conversations, and continues releases that an operation left unfinished.
 //!
-//! The sweeper queries a partition when one of its timers is due. It knows the timers of this instance; other
-//! instances announce theirs for the second in which they are due. As a fallback it queries all partitions in
-//! rotation, which finds timers that were not announced. Any number of instances can sweep the same store: a due
-//! timer is claimed by one instance, and is given to another only after the claim has expired.
+//! The sweeper queries a partition when one of its timers is due. It knows the timers that this instance has set. Other
+//! instances announce the second in which their timers are due. As a fallback, the sweeper queries all partitions in
+//! rotation, which finds timers that were not announced. Any number of instances can sweep the same store: one instance
+//! claims a due timer, and another can claim it only after the claim has expired.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,15 +26,16 @@ use crate::telemetry::{Telemetry, names};
 
 /// Number of partitions that are queried in rotation each second.
 const ROTATED_PER_SECOND: u16 = 3;
-/// Announcements of at most so many past seconds are read after an outage of the store.
+/// Maximum number of past seconds whose announcements are read after an outage of the store.
 const MISSED_SECONDS: u64 = 30;
-/// Time limit for reading the announcements of a second, and for sending some.
+/// Time limit for reading the announcements of one second, and for sending a batch of announcements.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(500);
-/// Minimum delay between two rounds. Timers that become due within it are swept together.
+/// Minimum delay between two rounds. Timers that become due in the meantime are swept together.
 const MIN_PAUSE: Duration = Duration::from_millis(5);
 /// Delay before the next round after a failure of the store.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
-/// Approximate maximum number of timers per round. Bounded because other instances cannot sweep claimed timers.
+/// Approximate maximum number of timers that a round claims. Bounded, because other instances cannot sweep claimed
+/// timers.
 const MAX_TIMERS_PER_ROUND: usize = 256;
 /// Maximum number of partitions per round.
 const MAX_PARTITIONS_PER_ROUND: usize = 64;
@@ -52,14 +53,14 @@ pub async fn run(store: Arc<InstrumentedStore>, telemetry: Telemetry, stop: Canc
     tokio::select! {
         () = stop.cancelled() => {}
         () = keep_sweeping(&store, telemetry) => {}
-        // Separate, so that a cluster node that does not respond delays only what it has.
+        // Separate futures, so that an unresponsive cluster node delays only its own partitions.
         () = keep_reading_announcements(&store) => {}
         () = keep_announcing(&store) => {}
     }
 }
 
-/// Reads which partitions other instances have announced, at the beginning of each second of the store's clock:
-/// a timer is announced in an earlier second than the one in which it is due.
+/// Reads the partitions that other instances have announced, at the beginning of each second of the store's clock. A
+/// timer is announced before the second in which it is due.
 async fn keep_reading_announcements(store: &InstrumentedStore) {
     let schedule = store.schedule();
     let partitions = store.partitions();
@@ -72,10 +73,11 @@ async fn keep_reading_announcements(store: &InstrumentedStore) {
             turn = (turn + 1) % partitions;
         }
         let Some(second) = schedule.store_now_ms().map(|now| now / 1000) else { continue };
-        // Includes the last second read: announcements may be late. If the clock went back, only the current one.
+        // Reads the last second again, because announcements may be late. If the clock went back, reads only the
+        // current second.
         let first = last.filter(|last| *last <= second).unwrap_or(second);
         for second in first.max(second.saturating_sub(MISSED_SECONDS))..=second {
-            // An error is ignored: the rotation finds the timers later.
+            // Ignores an error, because the rotation finds the timers later.
             let Ok(Ok(announced)) = timeout(EXCHANGE_TIMEOUT, store.announced(second)).await else { break };
             last = Some(second);
             for partition in announced {
@@ -85,13 +87,13 @@ async fn keep_reading_announcements(store: &InstrumentedStore) {
     }
 }
 
-/// Announces the timers of this instance to the others, which sweep them if this instance fails.
+/// Announces the timers of this instance to the other instances, which sweep them if this instance fails.
 async fn keep_announcing(store: &InstrumentedStore) {
     loop {
         let announcements = store.schedule().take_announcements().await;
         let next_second = store.schedule().store_now_ms().map_or(0, |now| now / 1000 + 1);
         let announced = announcements.into_iter().map(|(second, partition)| {
-            // The current second has been read by the others.
+            // The other instances have already read the current second.
             store.announce(second.max(next_second), partition)
         });
         if timeout(EXCHANGE_TIMEOUT, join_all(announced)).await.is_err() {
@@ -114,7 +116,7 @@ async fn keep_sweeping(store: &Arc<InstrumentedStore>, telemetry: Telemetry) {
                 sleep(MIN_PAUSE).await;
             }
             Err(error) => {
-                // Once, not in every round.
+                // Logged once per outage, not in every round.
                 if !failing {
                     tracing::warn!(
                         name: "sweeper.unavailable",
@@ -135,14 +137,14 @@ async fn keep_sweeping(store: &Arc<InstrumentedStore>, telemetry: Telemetry) {
 struct Sweeper {
     store: Arc<InstrumentedStore>,
     telemetry: Telemetry,
-    /// Conversations that need further steps.
+    /// Conversations that need a further step.
     unfinished: Vec<DueConversation>,
-    /// Conversations that cannot be read, with the end and the length of their backoff.
+    /// For each conversation that cannot be read, the end and the length of its backoff.
     backoffs: HashMap<ConversationRef, (Instant, Duration)>,
 }
 
 impl Sweeper {
-    /// Sweeps the timers that are due now, and takes a step in each unfinished conversation.
+    /// Sweeps the due timers, and performs one step for each unfinished conversation.
     async fn round(&mut self) -> Result<(), StoreError> {
         let claimed = self.claim_due().await?;
         let mut due = std::mem::take(&mut self.unfinished);
@@ -189,7 +191,7 @@ impl Sweeper {
                         self.unfinished.push(DueConversation { sequences: Vec::new(), whole: true, ..due });
                     }
                 }
-                // One unreadable conversation must not stop the others.
+                // A conversation that cannot be read must not delay the others.
                 Err(error @ StoreError::Broken(_)) => unreadable.push((due, error)),
                 Err(error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))) => {
                     // The timers become due again when the claim expires.
@@ -208,7 +210,7 @@ impl Sweeper {
         self.store.schedule().arm(conversation.partition(self.store.partitions()), time);
     }
 
-    /// Postpones a conversation that cannot be read. Doubles the backoff and logs each time it has elapsed.
+    /// Postpones a conversation that cannot be read. If its backoff has elapsed, logs the error and doubles the backoff.
     async fn postpone(&mut self, due: &DueConversation, error: &StoreError) {
         let now = Instant::now();
         let (until, by) = match self.backoffs.get(&due.conversation) {
@@ -218,7 +220,7 @@ impl Sweeper {
                 tracing::error!(
                     name: "conversation.unreadable",
                     { { names::CONVERSATION_REFERENCE } = %due.conversation, error = %error, again_in_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX) },
-                    "a conversation cannot be swept"
+                    "a conversation cannot be read; its timers are postponed"
                 );
                 (now + by, by)
             }
@@ -230,7 +232,7 @@ impl Sweeper {
     }
 }
 
-/// Returns whether the conversation needs a further step.
+/// Processes the due timers of a conversation. Returns whether it needs a further step.
 async fn sweep(
     store: &InstrumentedStore,
     telemetry: &Telemetry,

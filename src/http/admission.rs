@@ -11,20 +11,20 @@ use super::code::Code;
 use super::refusal::Refusal;
 use crate::store::ShieldedCalls;
 
-/// Delay of `OVERLOADED` on the public listener, so that immediate retries do not slow the requests in flight. A tenth
-/// of `Retry-After`.
+/// Delay of the response `OVERLOADED` on the public listener, so that immediate retries do not slow the requests in
+/// flight. A tenth of `Retry-After`.
 pub const OVERLOAD_DELAY: Duration = Duration::from_millis(100);
 
-/// Whether the service is draining, and the calls that the drain waits for. Clones share it.
+/// Whether the service is draining, and the calls that must be completed before it exits. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
     draining: CancellationToken,
-    /// Calls that are completed even if the client disconnects.
+    /// The calls that are completed even if the client disconnects.
     pub calls: ShieldedCalls,
 }
 
 impl Lifecycle {
-    /// Begins to drain.
+    /// Begins draining.
     pub fn drain(&self) {
         self.draining.cancel();
     }
@@ -40,7 +40,7 @@ impl Lifecycle {
     }
 }
 
-/// Admission control of a listener. Clones share it.
+/// The admission control of a listener. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Admission {
     lifecycle: Lifecycle,
@@ -62,7 +62,7 @@ impl Admission {
             .with_header(header::CONNECTION, HeaderValue::from_static("close")))
     }
 
-    /// Completes a call even if the client disconnects; the drain waits for it.
+    /// Completes a call even if the client disconnects. Draining waits for the call.
     pub fn shield<F>(&self, call: F) -> impl Future<Output = F::Output> + Send + use<F>
     where
         F: Future + Send + 'static,
@@ -71,7 +71,7 @@ impl Admission {
         self.lifecycle.calls.shield(call)
     }
 
-    /// A permit for a request in flight, or `OVERLOADED`.
+    /// Acquires an in-flight permit, or refuses with `OVERLOADED`.
     pub fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         let overloaded =
             || Refusal::new(Code::Overloaded, "too many requests are in flight; nothing was changed");

@@ -1,11 +1,11 @@
-//! The client's address: the peer of the connection, or what a trusted proxy reports in a header.
+//! The client's address: the peer address of the connection, or the address that a trusted proxy reports in a header.
 
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
-/// The peer address of a connection, as an extension of its requests.
+/// The peer address of a connection. Each request carries it as an extension.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
 
@@ -21,9 +21,9 @@ pub enum ForwardedHeader {
 /// The trusted proxies.
 #[derive(Clone, Debug)]
 pub struct Proxies {
-    /// Their networks.
+    /// The networks of the proxies.
     pub trusted: Vec<IpNet>,
-    /// The header that they set. The other one is ignored, because clients can forge it.
+    /// The header that the proxies set. The other header is ignored, because clients can forge it.
     pub header: ForwardedHeader,
 }
 
@@ -37,8 +37,8 @@ impl Proxies {
         self.trusted.iter().any(|network| network.contains(&address))
     }
 
-    /// The client's address: the rightmost one that is not a trusted proxy, or the leftmost if all are trusted. The peer
-    /// address if the header cannot be parsed up to there.
+    /// The client's address: the rightmost address in the header that is not a trusted proxy, or the leftmost if all are
+    /// trusted. The peer address if the peer is not trusted, or if the header cannot be parsed up to that address.
     pub fn client(&self, Peer(peer): Peer, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         if !self.trusts(peer) {
@@ -65,7 +65,8 @@ impl Proxies {
         walked.unwrap_or(peer)
     }
 
-    /// The first address that is not trusted, or the last one when all are. `None`: one cannot be parsed.
+    /// The first address that is not a trusted proxy, or the last one if all are. `None` if the header is missing or an
+    /// address on the way cannot be parsed.
     fn walk(&self, nearest_first: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
         let mut client = None;
         for address in nearest_first {
@@ -86,7 +87,7 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     parsed.ok().map(|address| address.to_canonical())
 }
 
-/// The `for` of each element of a `Forwarded` header. `None`: it cannot be parsed.
+/// The `for` parameter of each element of a `Forwarded` header. `None` if the header cannot be parsed.
 fn forwarded(text: &str) -> Option<Vec<Option<IpAddr>>> {
     let mut elements = vec![None];
     let mut rest = text;
@@ -97,7 +98,7 @@ fn forwarded(text: &str) -> Option<Vec<Option<IpAddr>>> {
             Some(quoted) => quoted.split_once('"')?,
             None => after.split_at(after.find([',', ';']).unwrap_or(after.len())),
         };
-        // No address contains a quoted pair.
+        // A backslash begins a quoted pair, which no address contains.
         if name.is_empty() || name.contains([',', ';', '"', ' ', '\t']) || value.contains(['\\', '"']) {
             return None;
         }
@@ -141,9 +142,9 @@ mod tests {
     }
 
     #[test]
-    fn the_first_address_from_the_right_that_is_not_a_proxys_is_the_clients() {
+    fn rightmost_untrusted_address_is_the_client() {
         let of = |peer, lines: &[&str]| client(ForwardedHeader::XForwardedFor, peer, lines);
-        assert_eq!(of("192.0.2.9", &["198.51.100.1"]), "192.0.2.9", "no proxy of ours says so");
+        assert_eq!(of("192.0.2.9", &["198.51.100.1"]), "192.0.2.9", "the peer is not trusted");
         assert_eq!(of("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(of("10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
         assert_eq!(of("::ffff:10.0.0.1", &["::ffff:198.51.100.1"]), "198.51.100.1");
@@ -151,12 +152,16 @@ mod tests {
         assert_eq!(of("10.0.0.1", &["203.0.113.7", "198.51.100.1,10.0.0.2"]), "198.51.100.1");
         assert_eq!(of("fd00::1", &["[2001:db8::7]:443"]), "2001:db8::7");
         assert_eq!(of("10.0.0.1", &["198.51.100.1:50000"]), "198.51.100.1");
-        assert_eq!(of("10.0.0.1", &["10.0.0.3, 10.0.0.2"]), "10.0.0.3", "proxies all the way");
-        assert_eq!(of("10.0.0.1", &["nonsense, 198.51.100.1"]), "198.51.100.1", "what a client wrote");
+        assert_eq!(of("10.0.0.1", &["10.0.0.3, 10.0.0.2"]), "10.0.0.3", "all addresses are trusted");
+        assert_eq!(
+            of("10.0.0.1", &["nonsense, 198.51.100.1"]),
+            "198.51.100.1",
+            "the client can set the rest"
+        );
     }
 
     #[test]
-    fn a_malformed_header_is_ignored() {
+    fn malformed_header_is_ignored() {
         let of = |lines: &[&str]| client(ForwardedHeader::XForwardedFor, "10.0.0.1", lines);
         for bad in ["unknown", "", "198.51.100.1,", "198.51.100.1, _hidden", "198.51.100.1 10.0.0.2", "1.2.3"]
         {
@@ -165,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_is_parsed_as_rfc_7239_says() {
+    fn forwarded_header_is_parsed_per_rfc_7239() {
         let of = |lines: &[&str]| client(ForwardedHeader::Forwarded, "10.0.0.1", lines);
         for good in [
             "for=198.51.100.1",

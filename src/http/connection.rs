@@ -1,8 +1,8 @@
-//! Time limits of a connection's read side: for a request's head, and for idleness between requests.
+//! Read timeouts of a connection: for the head of a request, and for idle time between requests.
 //!
-//! hyper has one timer for both (hyper #3828). Here the limit for a head begins with its first byte and ends with its
-//! last, so a client cannot prolong it by sending slowly. Over TLS the bytes are those of its records. Bytes that arrive
-//! before the previous response count from the next byte after it.
+//! hyper has one timer for both (hyper #3828). Here, the time limit for a head starts with its first byte, and further
+//! bytes do not extend it. Over TLS, the bytes of TLS records are counted. If a pipelined head arrives before the
+//! previous response, its time limit starts with the first byte received after that response.
 
 use std::io;
 use std::pin::Pin;
@@ -23,11 +23,11 @@ pub(super) enum Phase {
     Idle,
     /// A part of the next request's head has arrived.
     ReadingHead,
-    /// A request is being handled. Its body has a limit of its own.
+    /// A request is being handled. Its body has a separate time limit.
     Handling,
 }
 
-/// The phase of a connection, and when it began. Clones share it.
+/// The current phase of a connection, and when it began. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Activity(Arc<Mutex<(Phase, Instant)>>);
 
@@ -41,7 +41,7 @@ impl Activity {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a phase.
+    /// Sets the phase, which begins now.
     pub(super) fn begin(&self, phase: Phase) {
         *self.current() = (phase, Instant::now());
     }
@@ -52,7 +52,7 @@ impl Activity {
         phase == Phase::Idle && since.elapsed() >= time
     }
 
-    /// Ends the request at the end of its response: at once, unless the response is a stream.
+    /// Marks the connection as idle at the end of the response: now, or when the body is dropped if its size is unknown.
     pub(super) fn idle_after(&self, response: Response) -> Response {
         if response.body().size_hint().exact().is_some() {
             self.begin(Phase::Idle);
@@ -61,7 +61,7 @@ impl Activity {
         let end = IdleOnDrop(self.clone());
         response.map(|body| {
             Body::new(body.map_frame(move |frame| {
-                // Owned by the body, and dropped with it.
+                // Moved into the closure, so that it is dropped with the body.
                 let _ = &end;
                 frame
             }))
@@ -77,7 +77,7 @@ impl Drop for IdleOnDrop {
     }
 }
 
-/// The time limits.
+/// The time limits of [`TimedRead`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadTimeouts {
     /// From the first byte of a head to its last.
@@ -91,7 +91,7 @@ pub(super) struct TimedRead<R> {
     reader: R,
     activity: Activity,
     timeouts: ReadTimeouts,
-    /// Created when a read has to wait: a request in one segment costs no timer.
+    /// Created only when a read has to wait, so that a request in one segment needs no timer.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -100,7 +100,7 @@ impl<R> TimedRead<R> {
         Self { reader, activity, timeouts, timer: None }
     }
 
-    /// When the current phase must have ended. `None` while a request is handled.
+    /// The deadline of the current phase. `None` while a request is handled.
     fn deadline(&self, received: bool) -> Option<Instant> {
         let mut current = self.activity.current();
         if received && current.0 == Phase::Idle {

@@ -1,4 +1,4 @@
-//! A request's ids, and what is learned about it while it is handled.
+//! The context of a request: its ids, and the facts that are recorded for the log line, the span and the metrics.
 
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -27,21 +27,21 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
-    /// For providers: a trace begins here.
+    /// For providers. Each request begins a new trace.
     Public,
-    /// For the platform: its trace is continued.
+    /// For the platform. A request continues the caller's trace.
     Platform,
 }
 
-/// A request, from its head to its log line. Clones share it; when the last one is dropped, the request is logged and
-/// counted. A step that outlives the client keeps a clone, so that its result is in the log line.
+/// The context of a request. Clones share it. When the last clone is dropped, the request is logged and counted. A call
+/// that outlives the client's connection holds a clone, so that the log line contains its result.
 #[derive(Clone, Debug)]
 pub struct RequestContext(Arc<RequestState>);
 
-/// See [`RequestContext`].
+/// The state that the clones of a [`RequestContext`] share.
 #[derive(Debug)]
 pub struct RequestState {
-    /// The caller's `X-Request-Id`, where it is trusted and a UUID, or a new one.
+    /// The caller's `X-Request-Id`, if the caller is trusted and the value is a UUID. Otherwise a new id.
     pub request_id: RequestId,
     /// The request's span.
     pub span: SpanRef,
@@ -59,26 +59,26 @@ pub struct RequestState {
 #[derive(Debug)]
 pub(super) struct RequestLine {
     pub(super) method: &'static str,
-    /// The template and never the path: a path may contain a token.
+    /// The route's template. The path itself is never logged, because it can contain a token.
     pub(super) route: Option<MatchedPath>,
-    /// Whether it is a health check or a scrape, which are logged at `debug` when they succeed.
+    /// Whether the request is a health check or a scrape. Such requests are logged at `debug` if they succeed.
     pub(super) probe: bool,
     pub(super) user_agent: Option<HeaderValue>,
 }
 
-/// How a request was answered.
+/// The response to a request, as it is logged.
 #[derive(Debug)]
 pub(super) struct Responded {
     pub(super) status: StatusCode,
     pub(super) refusal: Option<Refusal>,
 }
 
-/// What is learned about a request, for its log line, its span and the metrics.
+/// The facts about a request, for its log line, its span and the metrics.
 #[derive(Debug, Default)]
 pub struct RequestLog {
     /// The conversation's id.
     pub conversation: Option<ConversationId>,
-    /// The conversation's reference, known from the token alone.
+    /// The conversation's reference, which the token contains.
     pub reference: Option<ConversationRef>,
     /// The work item.
     pub work_item: Option<WorkItemId>,
@@ -86,11 +86,11 @@ pub struct RequestLog {
     pub sequence: Option<Sequence>,
     /// The work item's kind.
     pub kind: Option<Kind>,
-    /// The platform's turn.
+    /// The platform's `turnId` of the work item.
     pub turn_id: Option<TurnId>,
     /// When the work item was issued, and its deadline.
     pub issued: Option<(Timestamp, Timestamp)>,
-    /// Time from the deadline to a callback that came too late, in milliseconds.
+    /// Time from the deadline to a late callback, in milliseconds.
     pub late_ms: Option<u64>,
     /// Time from the issue to the acceptance of the result, in milliseconds.
     pub turnaround_ms: Option<u64>,
@@ -100,11 +100,11 @@ pub struct RequestLog {
     pub outcome: Option<Outcome>,
     /// Whether the result is on the channel or held.
     pub delivery: Option<Delivery>,
-    /// Whether the callback is a retry that got the first receipt again.
+    /// Whether the callback is a repetition that got the first receipt again.
     pub replayed: Option<bool>,
     /// Number of envelopes that the request released, at most 256.
     pub released: usize,
-    /// Numbers of held and of awaiting items that the end of the conversation dropped.
+    /// Number of held items and number of awaiting items that the end of the conversation dropped.
     pub dropped: Option<(u64, u64)>,
     /// Fingerprint of the token.
     pub token: Option<TokenFingerprint>,
@@ -112,19 +112,19 @@ pub struct RequestLog {
     pub decided_at: Option<Instant>,
     /// Fingerprint of the body without the token.
     pub digest: Option<Fingerprint>,
-    /// Size of the body in bytes, and when it was completely read.
+    /// Size of the body in bytes, and when its last byte was read.
     pub body: Option<(usize, Instant)>,
 }
 
 impl RequestLog {
-    /// Records what an authentic token says.
+    /// Records the claims of an authentic token.
     pub fn claims(&mut self, claims: &Claims) {
         self.reference = Some(claims.conversation);
         self.work_item = Some(claims.work_item);
         self.sequence = Some(claims.sequence);
     }
 
-    /// Records the item that the request is about.
+    /// Records the work item of the request.
     pub fn item(&mut self, item: &WorkItem) {
         self.work_item = Some(item.id);
         self.sequence = Some(item.sequence);
@@ -145,7 +145,7 @@ impl RequestLog {
         self.turnaround_ms = Some(receipt.item.issued_at.millis_until(receipt.received_at));
     }
 
-    /// Records what a refused callback was about. `now`: to tell how late it was.
+    /// Records the conversation and the item of a refused callback. `now` determines how late the callback was.
     pub fn refused(&mut self, refused: &NotAccepted, now: Timestamp) {
         let Some(target) = &refused.target else { return };
         self.conversation = Some(target.conversation_id.clone());
@@ -156,7 +156,7 @@ impl RequestLog {
         }
     }
 
-    /// The delivery's name.
+    /// The value of `callback.delivery`.
     pub fn delivery_name(&self) -> Option<&'static str> {
         self.delivery.map(|delivery| match delivery {
             Delivery::Delivered => "delivered",
@@ -164,7 +164,7 @@ impl RequestLog {
         })
     }
 
-    /// The sequence that a held result waits for.
+    /// The sequence for which the result is held.
     pub fn held_behind(&self) -> Option<u64> {
         match self.delivery {
             Some(Delivery::Held { waiting_for }) => Some(waiting_for.get()),
@@ -172,7 +172,7 @@ impl RequestLog {
         }
     }
 
-    /// The trace in which the work item was issued.
+    /// The id of the trace in which the work item was issued.
     pub(super) fn issued_trace(&self) -> Option<&str> {
         self.issued_in.as_ref().map(TraceParent::trace_id)
     }
@@ -224,14 +224,14 @@ impl RequestContext {
         Self(Arc::new(state))
     }
 
-    /// Where the request is measured.
+    /// The telemetry of the listener.
     pub fn telemetry(&self) -> &Telemetry {
         &self.0.instrumentation.telemetry
     }
 
-    /// Records what was learned about the request.
-    pub fn record(&self, learned: impl FnOnce(&mut RequestLog)) {
-        learned(&mut self.0.log.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Records facts about the request.
+    pub fn record(&self, record: impl FnOnce(&mut RequestLog)) {
+        record(&mut self.0.log.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 

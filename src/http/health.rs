@@ -1,4 +1,4 @@
-//! `/health`, in the form of TelAPI's probe, and `/health/live`.
+//! `/health`, in the response format of TelAPI's probe, and `/health/live`.
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ use super::code::Code;
 use super::refusal::Refusal;
 use crate::store::InstrumentedStore;
 
-/// Inputs of `/health`.
+/// The state that `/health` reports.
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// Healthy if its last check succeeded.
+    /// Healthy if the last check of the store succeeded.
     pub store: Arc<InstrumentedStore>,
-    /// Unhealthy while draining.
+    /// Unhealthy while the service is draining.
     pub lifecycle: Lifecycle,
 }
 
-/// The prefix of the paths.
+/// The path of the health check, and the prefix of `/health/live`.
 pub(super) const PATH: &str = "/health";
 
 fn ok() -> Response {
@@ -39,7 +39,7 @@ async fn health(State(health): State<Health>) -> Response {
     }
 }
 
-/// `/health`: 200 when the store could take callbacks at its last check and the service is not draining, else 503.
+/// `/health`: 200 if the last check of the store succeeded and the service is not draining, otherwise 503.
 /// `/health/live`: 200 while the process runs.
 pub fn routes(state: Health) -> Router {
     Router::new().route(PATH, get(health).with_state(state)).route("/health/live", get(|| async { ok() }))

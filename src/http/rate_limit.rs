@@ -1,6 +1,6 @@
-//! Rate limits per client: at most N requests in a window that starts with the first request.
+//! Rate limits per client: at most N requests in a fixed window, which starts with the client's first request.
 //!
-//! Does not use governor: its key map is unbounded.
+//! Does not use the `governor` crate, because the memory for its keys is unbounded.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,15 +13,15 @@ use tokio::time::Instant;
 use super::code::Code;
 use super::refusal::Refusal;
 
-/// Number of clients per bucket.
+/// Maximum number of clients per bucket.
 const WAYS: usize = 8;
-/// Number of buckets. When a bucket is full, the client with the lowest count is forgotten.
+/// Number of buckets. A full bucket evicts the client with the lowest count.
 const BUCKETS: usize = 8192;
 
-/// A limit.
+/// A rate limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// Maximum number in a window.
+    /// Maximum number of requests in a window. 0 disables the limit.
     pub max: u64,
     /// Length of the window.
     pub window: Duration,
@@ -47,7 +47,7 @@ struct Window {
     count: u64,
 }
 
-/// A limit per client address, in at most 4 MiB of memory.
+/// A rate limit per client address, in at most 4 MiB of memory.
 #[derive(Debug)]
 pub struct AddressLimit {
     rate: Rate,
@@ -58,7 +58,7 @@ pub struct AddressLimit {
 }
 
 impl AddressLimit {
-    /// A maximum of 0 disables it. IPv6 addresses are grouped by `ipv6_prefix` bits.
+    /// A rate with a maximum of 0 disables the limit. IPv6 addresses are grouped by their first `ipv6_prefix` bits.
     pub fn new(rate: Rate, ipv6_prefix: u64) -> Self {
         let buckets = if rate.max > 0 { BUCKETS } else { 0 };
         Self {
@@ -69,12 +69,12 @@ impl AddressLimit {
         }
     }
 
-    /// Counts a request, or returns the time until the window ends.
+    /// Counts a request. Over the limit, returns the time until the window ends as an error.
     pub fn count(&self, address: IpAddr) -> Result<(), Duration> {
         self.count_at(address, Instant::now())
     }
 
-    /// Time until the window ends, if it is used up.
+    /// The time until the window ends, if the client has reached the limit. Does not count a request.
     pub fn exceeded(&self, address: IpAddr) -> Option<Duration> {
         self.exceeded_at(address, Instant::now())
     }
@@ -115,7 +115,7 @@ impl AddressLimit {
     }
 }
 
-/// The refusal of a client that has to wait.
+/// The refusal `RATE_LIMITED`, with `Retry-After` in seconds, rounded up.
 pub fn rate_limited(message: &'static str, wait: Duration) -> Refusal {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     Refusal::new(Code::RateLimited, message)
@@ -166,7 +166,7 @@ mod tests {
             limit.count_at(v4(0), now).unwrap();
         }
         for number in 1..1_000_000 {
-            assert_eq!(limit.count_at(v4(number), now), Ok(()), "nobody pays for others");
+            assert_eq!(limit.count_at(v4(number), now), Ok(()), "other clients are not limited");
         }
         assert!(limit.count_at(v4(0), now).is_err());
     }

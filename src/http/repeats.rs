@@ -1,4 +1,5 @@
-//! Sums up repeated refusals of strangers, so that a flood of them is not a flood of log lines and spans.
+//! Summarizes repeated refusals of unauthenticated clients, so that floods of requests do not flood the log and the
+//! traces.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,16 +15,16 @@ use super::rate_limit::network;
 use crate::domain::ids::WorkItemId;
 use crate::telemetry::names;
 
-/// Of the same refusals within this time, only the first has a log line and a span of its own.
+/// Within this time, only the first of equal refusals has its own log line and span.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Interval of the check for windows that have ended.
+/// Interval at which ended windows are logged.
 const CHECK: Duration = Duration::from_secs(1);
-/// Maximum number of windows. Further clients share one window for each code.
+/// Maximum number of windows. Beyond it, all further refusals with the same code share one window.
 const MAX_WINDOWS: usize = 256;
 /// Maximum number of windows of a client. Its further work items share one window for each code.
 const MAX_CLIENT_WINDOWS: usize = 16;
 
-/// Which refusals are the same.
+/// The key of a window. Refusals with equal keys are summarized together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Repeatable {
     /// The client, or its IPv6 network. `None`: one of many.
@@ -76,7 +77,7 @@ impl RepeatedRefusals {
         }
     }
 
-    /// Removes the windows that began before `began`. Returns those with repeated refusals.
+    /// Removes the windows that began at `began` or earlier. Returns those with repeated refusals.
     fn take(&self, began: Instant) -> Vec<(Repeatable, Window)> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         windows
@@ -115,7 +116,7 @@ impl RepeatedRefusals {
         }
     }
 
-    /// Ends all windows, before the process ends.
+    /// Logs all windows, before the process ends.
     pub fn log_all(&self) {
         self.log(Instant::now());
     }
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_the_first_refusal_in_a_window_has_a_line_of_its_own() {
+    async fn only_the_first_refusal_in_a_window_is_logged_individually() {
         let repeats = RepeatedRefusals::new(64);
         assert!(repeats.is_first(refusal(1)) && repeats.is_first(refusal(2)));
         assert!(!repeats.is_first(refusal(1)) && !repeats.is_first(refusal(1)));

@@ -1,4 +1,4 @@
-//! Accepts connections and serves HTTP/1.1 on them, with limits on their number and their times.
+//! Accepts connections and serves HTTP/1.1 on them, with connection limits and timeouts.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -29,27 +29,27 @@ use super::tls::Acceptor;
 /// Limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Time limit for a request's head. The TLS handshake has at most 5 s of it.
+    /// Time limit for the head of a request. Also the time limit for a TLS handshake, if it is shorter than 5 s.
     pub head_timeout: Duration,
     /// Maximum time without progress while a response is written.
     pub write_timeout: Duration,
-    /// Maximum idle time before each request.
+    /// Maximum time that a connection is idle before a request.
     pub keep_alive_timeout: Duration,
-    /// Maximum number of connections. At the limit, idle connections are closed and new ones wait.
+    /// Maximum number of connections. At the limit, new connections wait and idle ones are closed.
     pub max_connections: usize,
-    /// Whether a client that has shut down its own side still gets its responses. Such a client cannot be
-    /// distinguished from one that is gone, which an event stream would notice only when it sends something.
+    /// Whether a client that has shut down its write side still gets responses. Such a client cannot be distinguished
+    /// from one that has disconnected, which an event stream would detect only when it sends something.
     pub half_close: bool,
 }
 
-/// Maximum size of a request's head, in bytes: Node's limit, and so that of gateways that run on it.
+/// Maximum size of a request's head in bytes. The same limit as that of Node.js, on which some gateways run.
 const MAX_HEAD: usize = 16 * 1024;
-/// Time limit for a TLS handshake, if that for a head is longer.
+/// Maximum time limit for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection must be idle before it is closed for a new one.
+/// Minimum idle time of a connection before it is closed in favour of a new one.
 const MIN_IDLE: Duration = Duration::from_millis(500);
 
-/// Serves until `stop`, then completes the requests in flight.
+/// Serves until `stop` is cancelled, then completes the requests in flight.
 pub async fn serve(
     mut listener: TcpListener,
     router: Router,
@@ -62,7 +62,7 @@ pub async fn serve(
     let connections = TaskTracker::new();
     let accept_all = async {
         loop {
-            // After an error, for example without free file descriptors, this logs, waits for a second and tries again.
+            // After an error, for example if no file descriptor is free, `accept` logs it and retries after a second.
             let (stream, peer) = Listener::accept(&mut listener).await;
             let Some(permit) = acquire(&permits, &server.shortage).await else { return };
             let server = Arc::clone(&server);
@@ -80,7 +80,7 @@ pub async fn serve(
     connections.wait().await;
 }
 
-/// A permit for a connection. When there is none, has idle connections closed until there is one.
+/// Acquires a permit for a connection. While there is none, makes idle connections close.
 async fn acquire(permits: &Arc<Semaphore>, shortage: &Notify) -> Option<OwnedSemaphorePermit> {
     if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
         return Some(permit);
@@ -88,24 +88,24 @@ async fn acquire(permits: &Arc<Semaphore>, shortage: &Notify) -> Option<OwnedSem
     loop {
         shortage.notify_waiters();
         if let Ok(permit) = timeout(MIN_IDLE, Arc::clone(permits).acquire_owned()).await {
-            // The semaphore is never closed.
+            // Never an error, because the semaphore is never closed.
             return permit.ok();
         }
     }
 }
 
-/// What the connections of a listener share.
+/// The state that the connections of a listener share.
 struct Server {
     router: Router,
     limits: ConnectionLimits,
     tls: Option<Acceptor>,
     stop: CancellationToken,
-    /// Notified while a new connection waits: idle ones must close.
+    /// Notified while a new connection waits for a permit. Idle connections then close.
     shortage: Notify,
 }
 
 impl Server {
-    /// Waits until the listener stops, or a new connection needs this one's place while this one is idle.
+    /// Waits until the listener stops, or until this connection is idle while a new one waits for a permit.
     async fn must_close(&self, activity: &Activity) {
         let superseded = async {
             loop {
@@ -120,15 +120,15 @@ impl Server {
 
     async fn serve_connection(&self, stream: TcpStream, peer: IpAddr) -> Result<(), BoxError> {
         let Self { limits, tls, .. } = self;
-        // An error affects latency only.
+        // Ignores an error, which affects only the latency.
         let _ = stream.set_nodelay(true);
         let activity = Activity::new();
-        // Before any buffer is allocated: thousands of silent connections cost little.
+        // Waits for the first byte before allocating buffers, so that silent connections use little memory.
         let first_byte = if tls.is_some() { limits.head_timeout } else { limits.keep_alive_timeout };
         let mut first = [0];
         tokio::select! {
             () = self.must_close(&activity) => return Ok(()),
-            // Not `readable`, which may wake without a byte.
+            // Not `readable`, which can return although no byte has arrived.
             peeked = timeout(first_byte, stream.peek(&mut first)) => { peeked??; }
         }
         let (reader, writer) = stream.into_split();
@@ -142,7 +142,7 @@ impl Server {
         let accepted = self.stop.run_until_cancelled(Box::pin(timeout(limit, tls.accept(stream)))).await;
         let Some(accepted) = accepted else { return Ok(()) };
         let stream = accepted??;
-        // A part of the first head may have arrived with the end of the handshake.
+        // The last read of the handshake may include a part of the first head.
         activity.begin(if stream.get_ref().1.wants_read() { Phase::Idle } else { Phase::ReadingHead });
         Ok(Box::pin(self.http1(stream, peer, activity)).await?)
     }

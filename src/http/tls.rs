@@ -1,4 +1,4 @@
-//! A listener's certificate, which is reloaded when its files change.
+//! The certificate of a listener. It is reloaded when its files change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,38 +22,38 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The files of a listener's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// The chain, its own certificate first, in PEM.
+    /// The certificate chain in PEM format, with the listener's certificate first.
     pub chain: PathBuf,
-    /// Its private key, in PEM.
+    /// The private key in PEM format.
     pub key: PathBuf,
 }
 
 /// Why a certificate cannot be used.
 #[derive(Debug, Error)]
 pub enum TlsError {
-    /// A file cannot be read, or is not what it should be.
+    /// A file cannot be read, or does not contain what is expected.
     #[error("cannot read a {what} from {file}")]
     Unreadable {
-        /// The file.
+        /// The path of the file.
         file: PathBuf,
-        /// What it should hold.
+        /// The expected content.
         what: &'static str,
-        /// Why.
+        /// The I/O or parse error.
         source: pem::Error,
     },
-    /// The key is not the certificate's, or of an unsupported kind.
+    /// The key does not belong to the certificate, or has an unsupported type.
     #[error("{chain} and {key} cannot be used together")]
     Unusable {
-        /// The certificate's file.
+        /// The path of the certificate chain.
         chain: PathBuf,
-        /// The key's file.
+        /// The path of the key.
         key: PathBuf,
-        /// Why.
+        /// The error of rustls.
         source: rustls::Error,
     },
 }
 
-/// The certificate chain in a file.
+/// Reads the certificate chain in a file. Fails if the file contains no certificate.
 pub fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let unreadable = |source| TlsError::Unreadable { file: file.to_owned(), what: "certificate", source };
     let chain = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
@@ -76,7 +76,7 @@ impl Files {
         Ok(Arc::new(config))
     }
 
-    /// Digest of the files' contents. An unreadable file counts as empty.
+    /// The digest of the contents of both files. An unreadable file counts as empty.
     fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for file in [&self.chain, &self.key] {
@@ -88,16 +88,16 @@ impl Files {
     }
 }
 
-/// A listener's TLS, with the certificate that is served now.
+/// The TLS configuration of a listener, with its current certificate.
 #[derive(Debug)]
 pub struct Tls {
     files: Files,
-    /// Digest of the loaded files.
+    /// The digest of the files when they were last loaded.
     fingerprint: [u8; 32],
     config: watch::Sender<Arc<ServerConfig>>,
 }
 
-/// Accepts TLS connections with the certificate that is current at the handshake.
+/// Accepts TLS connections. Each handshake uses the current certificate.
 #[derive(Clone, Debug)]
 pub struct Acceptor(watch::Receiver<Arc<ServerConfig>>);
 
@@ -109,9 +109,9 @@ impl Acceptor {
 }
 
 impl Tls {
-    /// Loads the files. An error stops the startup.
+    /// Loads the files.
     pub fn new(files: Files) -> Result<Self, TlsError> {
-        // Taken before the files are read, so that a replacement in between is noticed.
+        // Computed before the files are loaded, so that a replacement in between is detected.
         let fingerprint = files.fingerprint();
         let config = watch::Sender::new(files.load()?);
         Ok(Self { files, fingerprint, config })
@@ -122,8 +122,8 @@ impl Tls {
         Acceptor(self.config.subscribe())
     }
 
-    /// Reloads the certificate when its files change. Checks each second and when `check` is notified. Existing
-    /// connections keep theirs; files that cannot be used are ignored.
+    /// Reloads the certificate when its files change. Checks every second and when `check` is notified. Existing
+    /// connections keep their certificate. Files that cannot be used are ignored, with a warning.
     pub async fn watch_and_reload(mut self, check: Arc<Notify>, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn certificate_replaced_during_the_start_is_reloaded() {
+    async fn certificate_replaced_during_startup_is_reloaded() {
         let directory = tempfile::tempdir().unwrap();
         let tls = Tls::new(write(directory.path())).unwrap();
         write(directory.path());

@@ -1,4 +1,5 @@
-//! The health of the store, from checks in the background: `/health` sends nothing to the store.
+//! The health of the store, checked in the background. `/health` returns the last result and sends nothing to the
+//! store.
 
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ use super::redis::replicas::NotReplicated;
 
 /// Time between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum time between two checks when calls fail.
+/// Minimum time between two checks. A failed call triggers a check this early.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Whether the store accepts callbacks, or why not.
+/// Whether the store accepts callbacks, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreHealth {
     /// It accepts callbacks.
@@ -32,7 +33,7 @@ pub enum StoreHealth {
     Full,
     /// It rejects writes because persisting failed (`MISCONF`).
     CannotSave,
-    /// Fewer replicas than `min-replicas-to-write` or `store.wait_replicas` have the writes.
+    /// Fewer replicas than `min-replicas-to-write` or `store.wait_replicas` are in sync.
     TooFewReplicas,
 }
 
@@ -54,7 +55,7 @@ impl StoreHealth {
         }
     }
 
-    /// The reason as a phrase for people, `None` if healthy.
+    /// A message for the log and for the response of `/health`. `None` if healthy.
     pub const fn problem(self) -> Option<&'static str> {
         match self {
             Self::Healthy => None,
@@ -85,8 +86,8 @@ impl HealthMonitor {
         *self.health.borrow()
     }
 
-    /// Reports a failed call, which moves the next check forward. Does not change the health itself: other cluster nodes
-    /// may accept callbacks.
+    /// Moves the next check forward after a failed call. Does not change the health, because other cluster nodes may
+    /// accept callbacks.
     pub(super) fn report_failure(&self) {
         if self.health() == StoreHealth::Healthy {
             self.failure.notify_one();

@@ -1,4 +1,4 @@
-//! The service's store: a backend with metrics, spans, a health check and the sweeper's schedule.
+//! Wraps a backend with metrics, spans, health checks and the sweeper's schedule.
 
 use std::error::Error;
 use std::future::Future;
@@ -22,16 +22,16 @@ use crate::domain::gate::{
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::telemetry::{Telemetry, names, redis_call_attributes};
 
-/// The closed set of backends.
+/// The supported backends.
 #[derive(Debug)]
 pub enum Backend {
-    /// In this process's memory; lost when it ends.
+    /// Keeps the data in the memory of this process. It is lost when the process ends.
     Memory(MemoryStore),
-    /// In Redis or Valkey.
+    /// Keeps the data in Redis or Valkey.
     Redis(Box<RedisStore>),
 }
 
-/// Delegates to the backend.
+/// Calls a method of the backend.
 macro_rules! backend {
     ($self:ident, $store:ident => $call:expr) => {
         match &$self.backend {
@@ -41,7 +41,7 @@ macro_rules! backend {
     };
 }
 
-/// Like `backend!`, for async calls. Redis futures are large: boxed, so that enclosing futures stay small.
+/// Like `backend!`, for async methods. Boxes the futures of Redis, which are large, to keep the enclosing futures small.
 macro_rules! backend_async {
     ($self:ident, $store:ident => $call:expr) => {
         async {
@@ -53,31 +53,31 @@ macro_rules! backend_async {
     };
 }
 
-/// A backend with its metrics, spans, health and schedule.
+/// A backend, and what is recorded about its calls. Calls to Redis have spans and a metric; the memory store has none.
 #[derive(Debug)]
 pub struct InstrumentedStore {
     backend: Backend,
     telemetry: Telemetry,
     schedule: Schedule,
-    /// Where Redis is, as its spans and its metric tell.
+    /// `server.address`, `server.port` and `db.namespace` of Redis. Empty for the memory store.
     server: Vec<KeyValue>,
     health: HealthMonitor,
 }
 
-/// When a partition is looked at in which a conversation was opened.
+/// Delay between opening a conversation and querying its partition, which returns the time of its idle timer.
 const CHECK_AFTER_OPEN: Duration = Duration::from_secs(10);
 
-/// What an operation is for the store.
+/// What a call executes in Redis, as its span and its metric report it.
 #[derive(Clone, Copy)]
 enum Operation {
-    /// A script of this name.
+    /// A script, by its name.
     Script(&'static str),
-    /// A command of Redis.
+    /// A command, by its name.
     Command(&'static str),
 }
 
 impl StoreError {
-    /// What kind of failure it is, for `error.type`.
+    /// The value of `error.type`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "unavailable",
@@ -86,14 +86,14 @@ impl StoreError {
         }
     }
 
-    /// The first word of Redis' own error.
+    /// The first word of Redis' error reply. `None` if Redis did not return an error.
     fn redis_code(&self) -> Option<&str> {
         self.source()?.downcast_ref::<RedisError>()?.code()
     }
 }
 
 impl InstrumentedStore {
-    /// Wraps a backend.
+    /// Wraps a backend. Registers the counter of Redis connections with the metrics.
     pub fn new(backend: Backend, telemetry: Telemetry) -> Self {
         let (server, partitions) = match &backend {
             Backend::Memory(memory) => (Vec::new(), memory.partitions()),
@@ -101,7 +101,7 @@ impl InstrumentedStore {
                 telemetry.metrics.set_connection_counter(redis.connections());
                 let at = redis.location();
                 let mut server = vec![
-                    // Shared: every call has them.
+                    // `Arc`, because every call clones these attributes.
                     KeyValue::new(names::SERVER_ADDRESS, Arc::<str>::from(&*at.host)),
                     KeyValue::new(names::DB_NAMESPACE, Arc::<str>::from(at.database.to_string())),
                 ];
@@ -113,12 +113,13 @@ impl InstrumentedStore {
         Self { backend, telemetry, schedule, server, health: HealthMonitor::new() }
     }
 
-    /// When something is due, as far as this process knows.
+    /// The sweeper's schedule: the earliest known timer of each partition.
     pub const fn schedule(&self) -> &Schedule {
         &self.schedule
     }
 
-    /// The task that listens for changes of channels, where there is one, for supervision. `None` the second time.
+    /// Takes the task that receives Redis' notifications, for supervision. `None` for the memory store, and after the
+    /// first call.
     pub fn take_watcher(&self) -> Option<JoinHandle<()>> {
         match &self.backend {
             Backend::Memory(_) => None,
@@ -126,22 +127,22 @@ impl InstrumentedStore {
         }
     }
 
-    /// The backend.
+    /// The wrapped backend.
     pub const fn backend(&self) -> &Backend {
         &self.backend
     }
 
-    /// Whether callbacks can be taken, as last seen. Asks the store nothing.
+    /// The result of the last health check. Sends nothing to the store.
     pub fn health(&self) -> StoreHealth {
         self.health.health()
     }
 
-    /// Checks whether callbacks can be taken.
+    /// Checks whether the store accepts callbacks, and records the result.
     pub async fn check_health(&self) {
         self.health.record(&self.ping().await);
     }
 
-    /// Checks it each second, and sooner when a call fails.
+    /// Checks the health every second, and earlier after a failed call. Never returns.
     pub async fn keep_checking_health(&self) {
         loop {
             self.health.next_check().await;
@@ -153,7 +154,7 @@ impl InstrumentedStore {
         conversation.partition(self.partitions())
     }
 
-    /// Has the sweeper continue a release that is left unfinished.
+    /// If `unfinished`, schedules the sweeper to continue the release after [`CONTINUE_MS`].
     fn continue_later(&self, conversation: ConversationRef, unfinished: bool) {
         if unfinished {
             self.schedule
@@ -161,6 +162,7 @@ impl InstrumentedStore {
         }
     }
 
+    /// Runs a call. For Redis, exports a span and a metric, and lets a failed script call trigger a health check.
     async fn call<T>(
         &self,
         operation: Operation,
@@ -200,7 +202,7 @@ impl InstrumentedStore {
 
 impl Store for InstrumentedStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
-        // By then it is known whether something of it is due.
+        // Has the sweeper learn the time of the conversation's idle timer.
         let partition = self.partition(command.conversation.reference());
         self.schedule.arm(partition, Instant::now() + CHECK_AFTER_OPEN);
         self.call(Operation::Script("open"), backend_async!(self, store => store.open(command))).await
@@ -209,7 +211,7 @@ impl Store for InstrumentedStore {
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
         let partition = self.partition(command.conversation);
         let timeout = Duration::from_millis(command.timeout_ms);
-        // Before the call: if its answer is lost, or this instance fails, the item exists all the same.
+        // Before the call, because the item may exist even if the reply is lost or this instance fails.
         self.schedule.arm(partition, Instant::now() + timeout);
         if let Some(now) = self.schedule.store_now_ms() {
             let second = now.saturating_add(command.timeout_ms) / 1000;
@@ -218,7 +220,7 @@ impl Store for InstrumentedStore {
         }
         let issued =
             self.call(Operation::Script("issue"), backend_async!(self, store => store.issue(command))).await;
-        // A look before the item existed has not found it.
+        // Again, because the sweeper may have queried the partition before the item existed.
         self.schedule.arm(partition, Instant::now() + timeout);
         issued
     }
@@ -254,7 +256,7 @@ impl Store for InstrumentedStore {
                 backend_async!(self, store => store.end(conversation, traceparent)),
             )
             .await;
-        // The sweeper removes what the conversation leaves behind.
+        // The sweeper deletes what the ended conversation no longer needs.
         self.schedule.arm(self.partition(conversation), Instant::now());
         ended
     }

@@ -1,4 +1,4 @@
-//! The in-memory store: a mutex around [`crate::domain::gate`]. Its data is lost when the process ends.
+//! The memory store: a mutex around [`crate::domain::gate`]. Its data is lost when the process ends.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
@@ -19,7 +19,7 @@ use crate::domain::gate::{
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::time::Timestamp;
 
-/// The in-memory store.
+/// Keeps all conversations in the memory of this process.
 #[derive(Debug)]
 pub struct MemoryStore {
     clock: Clock,
@@ -34,10 +34,10 @@ struct MemoryState {
     timers: Timers,
 }
 
-/// A timer of an item; without a sequence, of the conversation as a whole.
+/// The timer of an item. Without a sequence, the timer of the conversation as a whole.
 type Timer = (ConversationRef, Option<Sequence>);
 
-/// Timers by time and by key. An early or stale timer has no effect.
+/// Timers, indexed by time and by key. A timer that fires early or is out of date has no effect.
 #[derive(Debug, Default)]
 struct Timers {
     by_time: BTreeSet<(Timestamp, Timer)>,
@@ -68,12 +68,12 @@ impl Timers {
         self.by_time.range(later).next().map(|(time, _)| *time)
     }
 
-    /// A bound between the timers up to `time` and those after it.
+    /// A lower bound for the timers after `time`.
     const fn after(time: Timestamp) -> (Timestamp, Timer) {
         (time.plus_millis(1), (ConversationRef::from_bytes([0; 16]), None))
     }
 
-    /// Number of awaiting items: each has a timer.
+    /// Number of awaiting items. Each has one timer.
     fn awaiting(&self) -> u64 {
         self.times.keys().filter(|(_, sequence)| sequence.is_some()).count() as u64
     }
@@ -90,7 +90,7 @@ impl MemoryState {
         self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
     }
 
-    /// Runs a step on a conversation unless its retention is over. Removes the timers of items that it settled.
+    /// Runs a step on a conversation, unless its retention is over. Removes the timers of the items that it settles.
     fn step_on<T>(
         &mut self,
         reference: ConversationRef,
@@ -120,7 +120,8 @@ impl MemoryStore {
         Self { clock, limits, notifier: ChannelNotifier::new(None), state: Mutex::default() }
     }
 
-    /// The locked state and the current time. A poisoned lock is ignored: every step leaves the state consistent.
+    /// Locks the state, and returns it with the current time. Ignores a poisoned lock, because every step leaves the
+    /// state consistent.
     fn step(&self) -> (MutexGuard<'_, MemoryState>, Timestamp) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
@@ -128,7 +129,7 @@ impl MemoryStore {
     }
 }
 
-/// The leading envelopes that fit into a page; at least one if there is one.
+/// The first envelopes that fit into a page, but at least one if there is one.
 fn page_of(envelopes: &[EnvelopeJson]) -> &[EnvelopeJson] {
     let fitting = envelopes.iter().scan(0, |bytes, envelope| {
         *bytes += envelope.bytes().len();
@@ -226,8 +227,8 @@ impl Store for MemoryStore {
         let expire =
             |conversation: &mut Conversation| conversation.expire(&due.sequences, traceparent.as_ref(), now);
         let expired = state.step_on(reference, now, &self.limits, expire).unwrap_or_default();
-        // A claim moves a timer. Move it back to the deadline if the item is not due yet; remove it if there is no
-        // awaiting item.
+        // `due` has moved the claimed timers. Reset the timer of an awaiting item to its deadline, and remove the timer
+        // of any other item.
         for &sequence in &due.sequences {
             let conversation = state.conversations.get(&reference);
             let awaited = conversation.filter(|conversation| conversation.ended_at(now).is_none());

@@ -1,4 +1,4 @@
-//! Notifies the listeners of this process about changes of channels.
+//! Notifies the listeners in this process of changes of channels.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::domain::ids::ConversationRef;
 
-/// A channel got its first listener, or lost its last one.
+/// The first listener of a channel was added, or its last one was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WatchEvent {
     Started(ConversationRef),
@@ -29,7 +29,8 @@ impl ChannelNotifier {
         Self { senders: Arc::default(), events }
     }
 
-    /// A handle for the receiver of the events. It keeps no sender, so the events end with the last other handle.
+    /// A handle for the receiver of the events. It holds no sender of events, so the receiver ends when all other
+    /// handles are dropped.
     pub(super) fn without_events(&self) -> Self {
         Self { senders: Arc::clone(&self.senders), events: None }
     }
@@ -40,7 +41,7 @@ impl ChannelNotifier {
 
     fn emit(&self, event: WatchEvent) {
         if let Some(sender) = &self.events {
-            // The receiver is only gone while the process ends.
+            // The receiver is dropped only when the process ends.
             let _ = sender.send(event);
         }
     }
@@ -65,7 +66,7 @@ impl ChannelNotifier {
         }
     }
 
-    /// Notifies all listeners, after a time in which changes may have been missed.
+    /// Notifies all listeners, because changes may have been missed.
     pub(super) fn notify_all(&self) {
         self.senders().values().for_each(|sender| {
             sender.send_replace(());
@@ -87,14 +88,14 @@ pub struct ChannelListener {
 }
 
 impl ChannelListener {
-    /// Ignores the changes up to now. Call it before reading the channel.
+    /// Marks all changes up to now as seen. Call it before reading the channel.
     pub fn mark_seen(&mut self) {
         if let Some(receiver) = &mut self.receiver {
             receiver.mark_unchanged();
         }
     }
 
-    /// Waits for the next change. Can be cancelled without losing a change.
+    /// Waits for the next change. Cancel-safe: no change is lost.
     pub async fn changed(&mut self) {
         if let Some(receiver) = &mut self.receiver
             && receiver.changed().await.is_ok()

@@ -1,4 +1,4 @@
-//! When each partition next has a due timer, as far as this process knows.
+//! The schedule of the sweeper: when each partition next has a due timer, as known to this process.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,13 +9,13 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::domain::time::Timestamp;
 
-/// A second of the store's clock (Unix time) and a partition that has a timer in it.
+/// A second of the store's clock (Unix time), and a partition with a timer in that second.
 pub(super) type Announcement = (u64, u16);
 
-/// By how much the store's clock may differ from its expected time before it counts as changed.
+/// Maximum difference between the store's clock and its expected time. A larger one means that the clock was changed.
 const CLOCK_TOLERANCE_MS: u64 = 200;
 
-/// Shared by the platform API, which issues items, and the sweeper.
+/// The earliest known timer of each partition. The platform API adds timers, and the sweeper takes them.
 #[derive(Debug)]
 pub struct Schedule {
     inner: Mutex<Inner>,
@@ -28,11 +28,11 @@ struct Inner {
     /// The earliest known timer of each partition.
     times: Vec<Option<Instant>>,
     by_time: BTreeSet<(Instant, u16)>,
-    /// Not yet sent to other instances.
+    /// Announcements to send to the other instances.
     announcements: Vec<Announcement>,
-    /// Sent or about to be sent, by second; avoids duplicates.
+    /// Announcements that were queued or sent, by second, to avoid duplicates.
     announced: BTreeMap<u64, HashSet<u16>>,
-    /// A time of the store's clock, and when it was received.
+    /// The last time received from the store's clock, and when it was received.
     clock: Option<(Timestamp, Instant)>,
 }
 
@@ -56,7 +56,7 @@ impl Inner {
 }
 
 impl Schedule {
-    /// A schedule in which every partition is due at `now`, because nothing is known yet.
+    /// A schedule in which every partition is due at `now`, because no timer is known yet.
     pub fn new(partitions: u16, now: Instant) -> Self {
         let inner = Inner {
             times: vec![Some(now); partitions.into()],
@@ -77,12 +77,12 @@ impl Schedule {
         self.inner().known()
     }
 
-    /// The store's time in milliseconds (Unix time). `None` before the first reply that contains it.
+    /// The store's time in milliseconds (Unix time). `None` before the store has reported it.
     pub fn store_now_ms(&self) -> Option<u64> {
         self.inner().now_ms()
     }
 
-    /// Records the store's time. If its clock was changed, every partition with a timer is due at once.
+    /// Records the store's time. If its clock was changed, makes every partition with a known timer due immediately.
     pub fn set_store_time(&self, time: Timestamp) {
         let now = Instant::now();
         let mut inner = self.inner();
@@ -97,7 +97,7 @@ impl Schedule {
         }
     }
 
-    /// Records a timer of the partition. Keeps an earlier one.
+    /// Records a timer of the partition, unless an earlier one is known.
     pub fn arm(&self, partition: u16, time: Instant) {
         let mut inner = self.inner();
         if inner.times.get(usize::from(partition)).copied().flatten().is_some_and(|known| known <= time) {
@@ -110,7 +110,7 @@ impl Schedule {
         }
     }
 
-    /// Queues an announcement to the other instances, once per second and partition.
+    /// Queues an announcement to the other instances, unless the same one was queued before.
     pub fn announce(&self, (second, partition): Announcement) {
         let mut inner = self.inner();
         if inner.announced.entry(second).or_default().insert(partition) {
@@ -119,7 +119,7 @@ impl Schedule {
         }
     }
 
-    /// Waits until announcements are queued, and takes them. Forgets those of past seconds.
+    /// Takes the queued announcements. Waits until there are some and the store's time is known.
     pub async fn take_announcements(&self) -> Vec<Announcement> {
         loop {
             let announced = self.announced.notified();
@@ -136,7 +136,7 @@ impl Schedule {
         }
     }
 
-    /// Takes up to `most` partitions that are due at `now`. They have no known timer afterwards.
+    /// Takes at most `most` partitions that are due at `now`. They have no known timer afterwards.
     pub fn take_due(&self, now: Instant, most: usize) -> Vec<u16> {
         let mut inner = self.inner();
         let due = inner.by_time.range(..=(now, u16::MAX)).take(most);
@@ -163,7 +163,7 @@ impl Schedule {
         }
     }
 
-    /// Waits until the store's next second begins, or for a second while its time is not known.
+    /// Waits until the next second of the store's clock begins. If its time is unknown, waits for one second.
     pub async fn next_second(&self) {
         let into_second = self.store_now_ms().map_or(0, |now| now % 1000);
         tokio::time::sleep(Duration::from_millis(1000 - into_second)).await;

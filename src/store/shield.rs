@@ -1,4 +1,4 @@
-//! Calls that are completed even if their caller is dropped, for example because the client disconnects.
+//! Completes calls even if their caller is dropped, for example because the client disconnects.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-/// Completes the calls whose callers were dropped. Clones share the calls.
+/// Tracks the calls whose callers were dropped. Clones share the calls.
 #[derive(Clone, Debug, Default)]
 pub struct ShieldedCalls(TaskTracker);
 
 impl ShieldedCalls {
-    /// Completes the call in a task of its own if the caller is dropped.
+    /// Completes the call in a separate task if its caller is dropped.
     pub fn shield<F>(&self, call: F) -> impl Future<Output = F::Output> + Send + use<F>
     where
         F: Future + Send + 'static,
@@ -28,7 +28,7 @@ impl ShieldedCalls {
     }
 }
 
-/// See [`ShieldedCalls::shield`].
+/// The future that [`ShieldedCalls::shield`] returns.
 struct Shield<F: Future + Send + 'static>
 where
     F::Output: Send,
@@ -44,7 +44,7 @@ where
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        // Taken while it is polled: a call that panicked must not be polled again.
+        // Removed while it is polled, because a future that panicked must not be polled again.
         let Some(mut call) = self.call.take() else { return Poll::Pending };
         let polled = call.as_mut().poll(cx);
         if polled.is_pending() {
@@ -59,7 +59,7 @@ where
     F::Output: Send,
 {
     fn drop(&mut self) {
-        // No runtime: the process is exiting.
+        // There is no runtime only when the process is exiting.
         if let (Some(call), Ok(runtime)) = (self.call.take(), Handle::try_current()) {
             self.tasks.spawn_on(async move { drop(call.await) }, &runtime);
         }
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_call_is_completed_and_awaited_when_its_caller_is_dropped() {
+    async fn call_is_completed_when_its_caller_is_dropped() {
         let calls = ShieldedCalls::default();
         let (go, wait) = oneshot::channel::<()>();
         let (done, mut completed) = oneshot::channel();
@@ -82,16 +82,16 @@ mod tests {
             wait.await.unwrap();
             done.send(()).unwrap();
         }));
-        assert!(call.as_mut().now_or_never().is_none(), "it has begun");
+        assert!(call.as_mut().now_or_never().is_none(), "the call waits");
         drop(call);
-        assert!(calls.completed().now_or_never().is_none(), "it is not completed yet");
+        assert!(calls.completed().now_or_never().is_none(), "the call is not completed yet");
         go.send(()).unwrap();
         calls.completed().await;
         completed.try_recv().unwrap();
     }
 
     #[tokio::test]
-    async fn a_call_that_panics_is_not_continued() {
+    async fn panicked_call_is_not_polled_again() {
         let calls = ShieldedCalls::default();
         let call = calls.shield(async { panic!("a bug") });
         let caught = std::panic::AssertUnwindSafe(call).catch_unwind().await;

@@ -208,11 +208,11 @@ fn flood_of_forged_tokens_is_two_lines_and_loses_nothing_of_others() {
     service.process.signal("TERM");
     assert_eq!(service.process.exit_code(), Some(0));
     let exported = Exported::of(&collector);
-    let is_strangers = |fields: &&crate::filter::Fields| {
+    let is_unauthenticated = |fields: &&crate::filter::Fields| {
         fields.get(names::CODE).is_some_and(|code| code == "CALLBACK_TOKEN_INVALID" || code == "RATE_LIMITED")
     };
-    let lines: Vec<_> = exported.logs.iter().filter(is_strangers).collect();
-    let spans = exported.spans.iter().filter(is_strangers).count();
+    let lines: Vec<_> = exported.logs.iter().filter(is_unauthenticated).collect();
+    let spans = exported.spans.iter().filter(is_unauthenticated).count();
     // Two codes, and a busy machine may take two windows.
     assert!((2..=16).contains(&lines.len()) && spans <= 8, "{} lines, {spans} spans", lines.len());
     assert!(lines.iter().all(|line| line[names::CLIENT_ADDRESS] == "127.0.0.1"), "{lines:?}");
@@ -400,11 +400,17 @@ fn collector_keeps_each_span_that_explains_something_and_exports_none_twice() {
         };
         condition.as_str().unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    let (kept, others) = (filter("filter/kept"), filter("filter/others"));
-    assert_eq!(kept, format!("not ({others})"), "each span passes exactly one of the filters");
+    let (not_dropped, relevant) = (filter("filter/relevant"), filter("filter/not-relevant"));
+    assert_eq!(not_dropped, format!("not ({relevant})"), "each span passes exactly one of the filters");
+    let policies = config["processors"]["tail_sampling"]["policies"].as_array().unwrap();
+    let policy = policies.iter().find(|policy| policy["name"] == "relevant").unwrap();
+    let conditions = policy["ottl_condition"]["span"].as_array().unwrap().iter();
+    let conditions: Vec<_> = conditions.map(|condition| condition.as_str().unwrap()).collect();
+    assert_eq!(conditions.join(" or "), relevant, "the policy has the conditions of the filters");
     let pipeline = |name: &str| config["service"]["pipelines"][name]["processors"].to_string();
-    assert!(pipeline("traces/kept").contains("filter/kept") && !pipeline("traces/kept").contains("sampling"));
-    assert!(pipeline("traces/sampled").contains(r#""tail_sampling","filter/others""#));
+    let unsampled = pipeline("traces/relevant");
+    assert!(unsampled.contains("filter/relevant") && !unsampled.contains("sampling"));
+    assert!(pipeline("traces/sampled").contains(r#""tail_sampling","filter/not-relevant""#));
 
     // Refusals late in the platform's trace, a hold, a release of two, a timeout, and requests that explain nothing.
     let (collector, service) = exporting("memory:", &[]);
@@ -431,14 +437,14 @@ fn collector_keeps_each_span_that_explains_something_and_exports_none_twice() {
         let id = header(reply, "x-request-id");
         let of_request = |span: &&Span| attributes(&span.attributes).get(names::REQUEST_ID) == Some(&id);
         let [span] = received.spans.iter().filter(of_request).collect::<Vec<_>>()[..] else { panic!("{id}") };
-        satisfies(span, &others)
+        satisfies(span, &relevant)
     };
     assert_eq!(refused.iter().filter(|reply| is_kept(reply)).count(), LATE);
     assert!(is_kept(&held) && is_kept(&releasing));
     assert!(!is_kept(&plain) && !is_kept(&forged));
     for name in ["hold", "time out"] {
         let mut spans = received.spans.iter().filter(|span| span.name == name).peekable();
-        assert!(spans.peek().is_some() && spans.all(|span| satisfies(span, &others)), "{name}");
+        assert!(spans.peek().is_some() && spans.all(|span| satisfies(span, &relevant)), "{name}");
     }
 }
 

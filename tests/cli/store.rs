@@ -151,10 +151,10 @@ fn sweep_failures_are_logged_with_backoff() {
     let key: Vec<String> = redis::cmd("KEYS").arg("*:conversation:*").query(&mut connection).unwrap();
     redis::cmd("DEL").arg(&key).exec(&mut connection).unwrap();
     redis::cmd("RPUSH").arg(&key).arg("spoilt").exec(&mut connection).unwrap();
-    let line = service.log.wait_for("a conversation cannot be swept");
+    let line = service.log.wait_for("a conversation cannot be read; its timers are postponed");
     assert!(line.contains("ERROR") && line.contains("again_in_ms"), "{line}");
     std::thread::sleep(Duration::from_secs(8));
     // After 1, 2 and 4 seconds; six in a minute.
-    let lines = service.log.text().matches("a conversation cannot be swept").count();
+    let lines = service.log.text().matches("a conversation cannot be read; its timers are postponed").count();
     assert!((2..=5).contains(&lines), "{}", service.log.text());
 }

@@ -1,5 +1,5 @@
-//! Checks that the ACL of the Redis user allows every command that the scripts use. Redis does not roll back a script:
-//! a denied command in the middle would leave it half executed.
+//! Checks that the ACL of the Redis user allows every command that the scripts use. Redis does not roll back scripts: if
+//! it denied a command in the middle of a script, the earlier writes would remain.
 
 use std::sync::Arc;
 
@@ -22,14 +22,14 @@ pub(super) struct MissingPermissions {
     pub(super) commands: Vec<String>,
     /// Whether access to some of the service's keys is denied.
     pub(super) keys: bool,
-    /// Whether `PUBLISH` is denied. It is not required: event streams then poll.
+    /// Whether `PUBLISH` is denied. It is optional: without it, event streams poll.
     pub(super) publish: bool,
 }
 
 impl MissingPermissions {
     fn add(&mut self, command: String, error: &str) {
         if !is_permission_error(error) {
-            // Another error, for example `OOM`.
+            // The command is allowed but failed for another reason, for example `OOM`.
             return;
         }
         if command == "PUBLISH" {
@@ -41,7 +41,7 @@ impl MissingPermissions {
         }
     }
 
-    /// The error message, if a required permission is missing.
+    /// The error message. `None` if all required permissions are granted.
     pub(super) fn message(&self) -> Option<String> {
         let commands = (!self.commands.is_empty())
             .then(|| format!("may not run {}, which the scripts use", self.commands.join(", ")));
@@ -49,7 +49,7 @@ impl MissingPermissions {
         let reasons: Vec<String> = commands.into_iter().chain(keys).collect();
         (!reasons.is_empty()).then(|| {
             format!(
-                "the Redis user in store.url {}: operations would fail halfway. Grant the permission (ACL SETUSER), or use \
+                "the Redis user in store.url {}: scripts would stop halfway. Grant the permission (ACL SETUSER), or use \
                  another user",
                 reasons.join(", and ")
             )
@@ -57,7 +57,7 @@ impl MissingPermissions {
     }
 }
 
-/// Runs `probe.lua`, which tries every command, on every node that has partitions.
+/// Runs `probe.lua`, which tries every command, on every node that owns partitions.
 pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<MissingPermissions, StoreError> {
     let probe = Script::new(PROBE);
     let mut missing = MissingPermissions::default();
@@ -69,7 +69,7 @@ pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<MissingPermi
         {
             continue;
         }
-        // Explicitly, to check the permission for `SCRIPT LOAD` even if the script is loaded already.
+        // Checks the permission for `SCRIPT LOAD` even if the script is already loaded.
         nodes.command(&key, cmd("SCRIPT").arg("LOAD").arg(PROBE)).await?;
         let NodeReply { value, node, .. } =
             ScriptCall::new(&probe, &[&key], 0).raw(channel).send(nodes, ConnectionRole::Commands).await?;
@@ -79,7 +79,7 @@ pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<MissingPermi
             missing.add(command, &error);
         }
         if node.barrier.is_some() {
-            // With 0 replicas `WAIT` returns immediately.
+            // Checks the permission for `WAIT`, which returns immediately for 0 replicas.
             nodes.command(&key, cmd("WAIT").arg(0).arg(0)).await?;
         }
         seen.push(node);
@@ -113,7 +113,7 @@ mod tests {
             tried.extend(called(text, "try('"));
         }
         assert!(used.contains("HSET") && used.contains("PUBLISH"), "{used:?}");
-        // Used outside scripts, for the announcements of timers.
+        // Announcements of timers use these commands without a script.
         used.extend(["SADD", "SMEMBERS"]);
         assert_eq!(tried, used);
     }

@@ -21,7 +21,7 @@ use super::slots::{HashSlot, SLOTS};
 
 /// Minimum time between two refreshes of the slot map.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a refresh waits for further nodes after the first reply: nodes learn of a failover at different times.
+/// Time that a refresh waits for further replies after the first, because nodes learn of a failover at different times.
 const LATE_REPLY_WAIT: Duration = Duration::from_millis(30);
 
 const NO_RESPONSE: &str = "no node of the cluster responds";
@@ -32,8 +32,8 @@ type SlotRange = (u16, u16, Address);
 /// The slot map as one node reports it.
 #[derive(Debug)]
 struct SlotReport {
-    /// `cluster_state:ok`, then the configuration epoch. The state comes first, because a node that is partitioned from
-    /// the majority can have a higher epoch.
+    /// Whether `cluster_state` is `ok`, then the configuration epoch. The state has precedence, because a node that is
+    /// partitioned from the majority can have a higher epoch.
     rank: (bool, u64),
     ranges: Vec<SlotRange>,
 }
@@ -45,7 +45,7 @@ struct SlotMap {
     nodes: HashMap<Address, Arc<Node>>,
 }
 
-/// A Redis Cluster.
+/// A Redis Cluster, with a cached slot map.
 #[derive(Debug)]
 pub(super) struct Cluster {
     access: Access,
@@ -83,7 +83,7 @@ impl Cluster {
         query(&self.map.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The node at this address. Its connections are opened at their first use.
+    /// The node at this address. Does not connect: each connection is opened at its first use.
     pub(super) fn node(&self, address: &Address) -> Arc<Node> {
         if let Some(node) = self.read(|map| map.nodes.get(address).cloned()) {
             return node;
@@ -96,7 +96,7 @@ impl Cluster {
         Arc::clone(node)
     }
 
-    /// The owner of a slot, by the cached map; refreshes the map if the owner is unknown.
+    /// The owner of a slot according to the cached map. Refreshes the map if the owner is unknown.
     pub(super) async fn owner(&self, slot: HashSlot) -> Result<Arc<Node>, RedisError> {
         let owner_address = || self.read(|map| map.owners[slot.index()].clone());
         if let Some(address) = owner_address() {
@@ -105,17 +105,17 @@ impl Cluster {
         self.refresh().await;
         match owner_address() {
             Some(address) => Ok(self.node(&address)),
-            None => Err(self.refresh_error("no node that responds owns the slot").await),
+            None => Err(self.refresh_error("no responding node owns the slot").await),
         }
     }
 
-    /// Records a `MOVED` redirection.
+    /// Records the new owner of a slot, after a `MOVED` redirection.
     pub(super) fn set_owner(&self, slot: HashSlot, address: &Address) {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         map.owners[slot.index()] = Some(address.clone());
     }
 
-    /// All nodes that own slots.
+    /// All nodes that own slots, according to a fresh map.
     pub(super) async fn primaries(&self) -> Result<Vec<Arc<Node>>, RedisError> {
         self.refresh().await;
         let mut addresses = self.read(|map| map.owners.clone());
@@ -154,7 +154,7 @@ impl Cluster {
         Err(failure.unwrap_or_else(|| (ErrorKind::ClusterConnectionNotFound, NO_RESPONSE).into()))
     }
 
-    /// The error of the last refresh, or one with this message if it succeeded.
+    /// The error of the last refresh. If it succeeded, an error with the message `otherwise`.
     async fn refresh_error(&self, otherwise: &'static str) -> RedisError {
         let last_refresh = self.last_refresh.lock().await.clone();
         last_refresh
@@ -162,7 +162,8 @@ impl Cluster {
             .unwrap_or_else(|| (ErrorKind::ClusterConnectionNotFound, otherwise).into())
     }
 
-    /// Queries the slot map of all nodes and applies the report with the highest rank. Concurrent calls share one refresh.
+    /// Queries the slot map from all nodes and applies the report with the highest rank. Concurrent calls share one
+    /// refresh.
     pub(super) async fn refresh(&self) {
         let called = Instant::now();
         let mut last_refresh = self.last_refresh.lock().await;
@@ -190,7 +191,7 @@ impl Cluster {
                 }
             }
         };
-        // Silent nodes must not delay the refresh.
+        // Nodes that do not respond must not delay the refresh.
         let _ = timeout(LATE_REPLY_WAIT, others).await;
         *last_refresh = Some((Instant::now(), best.as_ref().err().cloned().flatten()));
         if let Ok(best) = best {
@@ -206,7 +207,7 @@ impl Cluster {
                 map.owners[slot.index()] = Some(address.clone());
             }
         }
-        // The connections of a removed node close when its last request has finished.
+        // The connections of a removed node are closed when its last request has finished.
         let keep = |address: &Address| {
             self.seeds.contains(address) || ranges.iter().any(|(_, _, owner)| owner == address)
         };
@@ -215,7 +216,7 @@ impl Cluster {
 
     async fn report(&self, address: Address) -> Result<SlotReport, RedisError> {
         let node = self.node(&address);
-        // This role has the response timeout of a callback and no large replies.
+        // The connection with the shortest timeout and without large replies.
         let connection = node.connection(ConnectionRole::Commands);
         let command = cmd("CLUSTER").arg("SLOTS").to_owned();
         let (info, slots) =
@@ -234,7 +235,7 @@ impl Cluster {
     }
 }
 
-/// Decodes the reply to `CLUSTER SLOTS`: per range its bounds, its primary and its replicas.
+/// Decodes the reply to `CLUSTER SLOTS`, which lists the bounds, the primary and the replicas of each range.
 fn ranges(reply: Value, sender: &Address) -> Option<Vec<SlotRange>> {
     let Value::Array(entries) = reply else { return None };
     entries.into_iter().map(|entry| range(&entry, sender)).collect()

@@ -1,8 +1,8 @@
-//! A shared connection to Redis that reconnects.
+//! A shared connection to Redis that is reopened after a failure.
 //!
 //! The connection manager of the `redis` crate does not distinguish a request that was never sent from one whose reply
-//! was lost, and its cluster client repeats requests after I/O errors. The service needs the distinction:
-//! `STORE_UNAVAILABLE` promises that nothing was changed.
+//! was lost, and its cluster client repeats requests after I/O errors. The service needs the distinction, because
+//! `STORE_UNAVAILABLE` guarantees that nothing was changed.
 
 use std::io;
 use std::sync::Arc;
@@ -22,9 +22,9 @@ use super::sentinel::Sentinels;
 use super::servers::{Access, Address};
 use super::settings::ConnectionSettings;
 
-/// After a failed attempt to connect, requests fail immediately for this long instead of waiting for the next attempt.
+/// Time between a failed connection attempt and the next one. Requests fail immediately in between.
 const RECONNECT_DELAY: Duration = Duration::from_millis(100);
-/// Minimum lifetime of a connection to a read-only server. Without it, every request would reconnect.
+/// Minimum lifetime of a connection to a read-only server, so that not every request reconnects.
 const READ_ONLY_KEEP: Duration = Duration::from_millis(250);
 
 fn connect_aborted() -> RedisError {
@@ -36,11 +36,11 @@ fn connect_aborted() -> RedisError {
 pub(super) enum Endpoint {
     /// A fixed server.
     Server { access: Access, address: Address },
-    /// The primary, which the sentinels resolve at each attempt to connect.
+    /// The current primary, which the sentinels report at each connection attempt.
     Primary(Arc<Sentinels>),
 }
 
-/// The `run_id` of a server: changes with each start of its process.
+/// The `run_id` of a server, which changes when its process restarts.
 pub(super) type RunId = Arc<str>;
 
 /// An open connection.
@@ -91,9 +91,9 @@ impl ActiveConnection {
 
 /// The state of a [`ReconnectingConnection`].
 enum ConnectionState {
-    /// Not opened yet: the first request opens it.
+    /// Not opened yet. The first request opens it.
     Unused,
-    /// An attempt is running; requests wait for its result.
+    /// A connection attempt is running. Requests wait for its result.
     Connecting,
     Connected(ActiveConnection),
     /// The last attempt failed at this time.
@@ -108,7 +108,8 @@ impl ConnectionState {
         }
     }
 
-    /// Changes to `Connecting` if a new connection is needed and the delay is over. Returns whether it did.
+    /// Changes the state to `Connecting` if a new connection is needed and the delay has elapsed. Returns whether it
+    /// changed the state.
     fn begin(&mut self) -> bool {
         let begins = match self {
             Self::Unused => true,
@@ -123,7 +124,7 @@ impl ConnectionState {
     }
 }
 
-/// A connection that is opened at its first use and again after it was lost. See the module documentation.
+/// A connection that is opened at its first use, and again after it was lost.
 pub(super) struct ReconnectingConnection {
     connector: Arc<Connector>,
     state: watch::Sender<ConnectionState>,
@@ -147,7 +148,7 @@ impl std::fmt::Debug for ReconnectingConnection {
     }
 }
 
-/// A request: a command, or a script call that loads the script if the server does not have it.
+/// A command, or a script call that loads the script if the server has not cached it.
 #[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
     command: &'a Cmd,
@@ -169,12 +170,12 @@ impl<'a> Request<'a> {
         Self { command: call, script: Some(script), first: None, again: None }
     }
 
-    /// Sends `first` directly before the command. If it fails, the request fails.
+    /// Sets a command that is sent directly before this one. If it fails, the request fails.
     pub(super) const fn after(self, first: &'a Cmd) -> Self {
         Self { first: Some(first), ..self }
     }
 
-    /// Sends `again` instead of the command when the request is repeated.
+    /// Sets the command that replaces this one when the request is repeated.
     pub(super) const fn or(self, again: &'a Cmd) -> Self {
         Self { again: Some(again), ..self }
     }
@@ -197,7 +198,7 @@ impl<'a> Request<'a> {
     async fn send(self, connection: &mut MultiplexedConnection) -> RedisResult<Value> {
         let answer = self.send_once(connection).await;
         match (self.script, answer) {
-            // The script did not run.
+            // `NOSCRIPT` means that the script did not run, so it is safe to send the call again.
             (Some(script), Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 script.load_async(connection).await?;
                 self.send_once(connection).await
@@ -207,7 +208,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// A reply, with the `run_id` of the server if the connection queries it.
+/// A reply, and the `run_id` of the server if the connection has queried it.
 #[derive(Debug)]
 pub(super) struct ServerReply {
     pub(super) value: Value,
@@ -293,7 +294,7 @@ impl ReconnectingConnection {
         }
     }
 
-    /// Connects in a separate task, because a request that is cancelled must not cancel the attempt for the others.
+    /// Connects in a separate task, so that a cancelled request does not cancel the attempt for other requests.
     fn start_connecting(&self) {
         let (connector, state) = (Arc::clone(&self.connector), self.state.clone());
         let attempt = tokio::spawn(async move { connector.connect().await });
@@ -315,7 +316,7 @@ impl ReconnectingConnection {
         Ok(ServerReply { value, run: active.run })
     }
 
-    /// Sends a pipeline. Error replies are among the returned values.
+    /// Sends a pipeline. The returned values include error replies.
     pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, RequestError> {
         let mut active = self.active().await?;
         let answers = active.connection.send_packed_commands(commands, 0, commands.len()).await;

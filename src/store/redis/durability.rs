@@ -1,4 +1,4 @@
-//! Warns about server settings with which acknowledged results can be lost.
+//! Warns about server settings that can cause the loss of acknowledged results.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use super::node::{ConnectionRole, Node};
 use super::nodes::Nodes;
 use super::settings::Replicas;
 
-/// A finding about the settings of the servers, as a sentence for the operator.
+/// A warning about the settings of a server, as a message for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DurabilityWarning {
     /// Acknowledged data can be lost, or writes fail, with this setting.
@@ -27,11 +27,11 @@ impl fmt::Display for DurabilityWarning {
     }
 }
 
-/// The settings of a server that matter for durability. `None`: not readable.
+/// The settings of a server that affect durability. `None`: the setting cannot be read.
 #[derive(Debug, Default)]
 struct ServerSettings {
     append_only: Option<bool>,
-    /// `appendfsync`, from `CONFIG GET`, which is in the ACL category `@admin`.
+    /// `appendfsync`. `CONFIG GET` returns it, but is in the ACL category `@admin`.
     fsync: Option<String>,
     max_memory: Option<u64>,
     policy: Option<String>,
@@ -119,7 +119,7 @@ async fn settings_of(node: &Node) -> ServerSettings {
     ServerSettings::read(&info, settings.and_then(|mut settings| settings.remove("appendfsync")))
 }
 
-/// The warnings of all nodes, sorted, each once. Nodes that do not respond are skipped.
+/// The warnings of all nodes, sorted and without duplicates. Skips nodes that do not respond.
 pub(super) async fn warnings(nodes: &Nodes, replicas: Option<Replicas>) -> Vec<DurabilityWarning> {
     let mut warnings = Vec::new();
     for node in nodes.all().await.unwrap_or_default() {
@@ -138,8 +138,11 @@ mod tests {
 
     fn field(info: &str, fsync: Option<&str>, fails_over: bool, waits_for: Option<u64>) -> String {
         let settings_of = ServerSettings::read(info, fsync.map(str::to_owned));
-        let warnings: Vec<String> =
-            settings_of.warnings(fails_over, waits_for).iter().map(|remark| format!("{remark:?}")).collect();
+        let warnings: Vec<String> = settings_of
+            .warnings(fails_over, waits_for)
+            .iter()
+            .map(|warning| format!("{warning:?}"))
+            .collect();
         warnings.join("\n")
     }
 

@@ -1,14 +1,15 @@
-//! Classifies failed requests: whether the server executed the request, and whether another server can execute it.
+//! Classifies failed requests: whether the request was executed, and whether another server may execute it.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use super::servers::Address;
 use super::slots::HashSlot;
 
-/// Why a request failed. `ConnectionLost`, `TimedOut` and `ScriptFailed` leave open whether it was executed.
+/// Why a request failed. After `ConnectionLost`, `TimedOut` and `ScriptFailed` it may have been executed, completely or
+/// in part.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FailureKind {
-    /// The server rejected it without executing it. Another server would not help.
+    /// Not executed: the server rejected it. Another server cannot execute it.
     Rejected,
     /// Not executed: no connection, or the cluster cannot serve the slot at the moment.
     NotSent,
@@ -18,20 +19,20 @@ pub(super) enum FailureKind {
     Moved(HashSlot, Address),
     /// Not executed: the slot is being migrated to the node at this address (`ASK`).
     Ask(Address),
-    /// The connection was lost after sending. The request was executed or not.
+    /// The connection was lost after the request was sent. It may have been executed.
     ConnectionLost,
-    /// No reply in time. The request was executed, will be, or was lost.
+    /// No reply within the timeout. The request may have been executed, or may still be executed.
     TimedOut,
     /// The script failed after it had started, for example on a key of the wrong type. It may have written.
     ScriptFailed,
 }
 
 /// Error codes with which Redis rejects a request or the first write of a script. Redis 6 embeds the code in the message
-/// of a script error. A script that has written once is not rejected with any of these codes.
+/// of a script error. After the first write of a script, Redis rejects no further command with any of these codes.
 const REJECTION_CODES: [&str; 9] =
     ["OOM", "MISCONF", "NOREPLICAS", "BUSY", "LOADING", "NOAUTH", "NOPROTO", "READONLY", "MASTERDOWN"];
 
-/// The codes among them that a replica returns.
+/// The codes of [`REJECTION_CODES`] that a replica returns.
 const NOT_PRIMARY_CODES: [&str; 2] = ["READONLY", "MASTERDOWN"];
 
 /// The code of [`REJECTION_CODES`] in this error, if any.
@@ -40,12 +41,13 @@ pub(in crate::store) fn rejection_code(error: &RedisError) -> Option<&'static st
     REJECTION_CODES.into_iter().find(|word| code == *word || detail.contains(&format!("-{word} ")))
 }
 
-/// Whether the error was raised inside a script, which may have written before.
+/// Whether the error was raised inside a script, which may already have written.
 fn is_from_script(detail: &str) -> bool {
     detail.contains("user_script") || detail.starts_with("Error running script")
 }
 
-/// Whether the ACL of the user denies the command. Inside a script, Redis before 8 gives no error code, only a message.
+/// Whether the ACL of the user denies the command. For a command in a script, Redis before 8 returns a message without
+/// an error code.
 pub(super) fn is_permission_error(text: &str) -> bool {
     text.contains("NOPERM")
         || text.contains("no permissions")

@@ -1,4 +1,4 @@
-//! A server that accepts writes, and its connections.
+//! A server that accepts writes, with one connection per role.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -10,10 +10,11 @@ use super::connection::{Endpoint, ReconnectingConnection};
 use super::replicas::ReplicationBarrier;
 use super::settings::{ConnectionSettings, Replicas};
 
-/// The connection of a node that a request uses. Redis replies in order, so a large reply delays the ones behind it.
+/// The purpose of a connection; each node has one per role. Redis replies in order, so a large reply delays all later
+/// replies on its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionRole {
-    /// Writes, and queries with short replies.
+    /// Writes, and queries with short replies and the timeout of a write.
     Commands,
     /// Read-only queries. Separate, so that the state of a large conversation does not delay a callback.
     Reads,
@@ -21,7 +22,7 @@ pub(super) enum ConnectionRole {
     Pages,
 }
 
-/// A server that accepts writes, with its connections.
+/// A primary, or the single server, with its connections.
 #[derive(Debug)]
 pub(super) struct Node {
     endpoint: Endpoint,

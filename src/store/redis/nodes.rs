@@ -1,4 +1,4 @@
-//! Selects the node for a request, and retries a request that was not executed.
+//! Selects the node for a request, and retries requests that were not executed.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,14 +21,14 @@ use super::settings::{ConnectionSettings, Replicas};
 use super::slots::HashSlot;
 use crate::store::StoreError;
 
-/// How long a request that was not executed is retried.
+/// Time during which a request that was not executed is retried.
 const RETRY_WINDOW: Duration = Duration::from_millis(250);
 /// Delay between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum number of `MOVED` and `ASK` redirections of a request.
 const MAX_REDIRECTIONS: u32 = 8;
 
-/// A reply, the node that sent it, and its `run_id` if known.
+/// A reply, the node that sent it, and the node's `run_id` if known.
 #[derive(Debug)]
 pub(super) struct NodeReply {
     pub(super) value: Value,
@@ -46,7 +46,7 @@ impl NodeReply {
 /// All servers that accept writes.
 #[derive(Debug)]
 pub(super) enum Nodes {
-    /// One primary. `has_failover`: sentinels can replace it.
+    /// One primary. `has_failover`: whether sentinels can replace it.
     Single { node: Arc<Node>, has_failover: bool },
     /// A Redis Cluster.
     Cluster(Box<Cluster>),
@@ -92,7 +92,8 @@ impl Nodes {
         }
     }
 
-    /// The node that owns a slot, by the cached slot map. Errors if the cluster does not respond.
+    /// The node that owns a slot according to the cached slot map. Fails if the owner is unknown and no node of the
+    /// cluster reports it.
     pub(super) async fn owner(&self, slot: HashSlot) -> Result<Arc<Node>, RedisError> {
         match self {
             Self::Single { node, .. } => Ok(Arc::clone(node)),
@@ -128,7 +129,7 @@ impl Nodes {
         }
     }
 
-    /// Succeeds if at least one node accepts writes: a cluster with failed nodes still serves the slots of the others.
+    /// Succeeds if at least one node accepts writes, because a cluster with failed nodes still serves the other slots.
     pub(super) async fn ping(&self, partitions: u16) -> Result<(), StoreError> {
         let mut nodes: Vec<Arc<Node>> = Vec::new();
         let mut tried = FuturesUnordered::new();
@@ -152,8 +153,8 @@ impl Nodes {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Sends a write that Redis rejects for the same reasons as a callback's. The key does not exist, so `SET … XX`
-    /// writes nothing.
+    /// Sends a write that Redis rejects under the same conditions as a callback's. It changes nothing, because the key
+    /// of `SET … XX` does not exist.
     async fn probe_write(&self, partition: u16) -> Result<(), StoreError> {
         let (key, _) = Keys::probe(partition);
         let write = redis::cmd("SET").arg(&key).arg("").arg("XX").arg("PX").arg(1).to_owned();
@@ -178,8 +179,10 @@ impl Nodes {
     /// Sends an idempotent request to the owner of a slot.
     ///
     /// A request whose connection was lost is repeated once. A request that was not executed is retried for
-    /// [`RETRY_WINDOW`] where a failover is possible. Fails with [`StoreError::OutcomeUnknown`] if a write may have been
-    /// executed, with [`StoreError::Unavailable`] if it was not; reads always fail with the latter.
+    /// [`RETRY_WINDOW`] if a failover is possible.
+    ///
+    /// Fails with [`StoreError::OutcomeUnknown`] if a write may have been executed, with [`StoreError::Broken`] if a
+    /// script failed, and otherwise with [`StoreError::Unavailable`].
     pub(super) async fn call(
         &self,
         role: ConnectionRole,
@@ -213,7 +216,7 @@ impl Nodes {
             match failed.kind {
                 FailureKind::ScriptFailed => return Err(StoreError::Broken(error.to_string())),
                 FailureKind::TimedOut => {
-                    // For the next request: the silent node may have been replaced.
+                    // The next request uses the new owner if the node was replaced.
                     self.refresh_slots().await;
                     return Err(unknown(error));
                 }
@@ -240,7 +243,7 @@ impl Nodes {
                     self.refresh_slots().await;
                     continue;
                 }
-                // Connecting to a dead host can take longer than the window; then try a new owner once.
+                // Connecting to a dead host can take longer than the window. Try a new owner once, if there is one.
                 FailureKind::NotSent | FailureKind::NotPrimary if !refreshed && self.is_cluster() => {
                     refreshed = true;
                     self.refresh_slots().await;

@@ -1,5 +1,5 @@
-//! Queries over many partitions: due timers and totals. A single server answers many partitions per script call. A
-//! cluster node answers its partitions in one pipeline, with one call per partition.
+//! Queries over many partitions: due timers and totals. On a single server, one script call covers many partitions. On a
+//! cluster, each node gets one pipeline, with one script call per partition.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,27 +18,27 @@ use crate::domain::gate::Totals;
 use crate::domain::time::Timestamp;
 use crate::store::{CLAIM_MS, Due, StoreError, gather};
 
-/// Number of partitions per script call. In a cluster it is one, because partitions are in different slots.
+/// Maximum number of partitions per script call. In a cluster it is one, because partitions are in different slots.
 const PARTITIONS_PER_CALL: usize = 64;
 
-/// A query that one script call answers for some partitions.
+/// A query that is executed as a script call for one or more partitions.
 pub(super) trait PartitionQuery: Sync {
     /// The decoded reply.
     type Output: Send;
-    /// Which of a node's connections it uses.
+    /// The connection that the query uses.
     const ROLE: ConnectionRole;
     /// The script call for these partitions.
     fn call<'a>(&self, scripts: &'a Scripts, partitions: &[u16]) -> ScriptCall<'a>;
     /// Decodes the script's reply for these partitions.
     fn read(reply: Value, partitions: &[u16]) -> Result<Self::Output, StoreError>;
-    /// Timeout for a cluster node, by the response timeout of a command.
+    /// The timeout for a cluster node, derived from the response timeout of a command.
     fn timeout(response: Duration) -> Duration;
 }
 
 /// Finds and claims due timers, at most `limit` per partition.
 pub(super) struct DueQuery {
     pub(super) limit: usize,
-    /// The time in milliseconds; empty: the server's.
+    /// The current time in milliseconds. Empty: the script uses the server's clock.
     pub(super) now: String,
 }
 
@@ -56,7 +56,7 @@ impl PartitionQuery for DueQuery {
         let now = values.next().ok_or_else(|| broken("the time is missing"))?;
         let now = Timestamp::from_millis(number(&now)?);
         let mut next_in_ms = Vec::new();
-        let mut markers = Vec::new();
+        let mut timers = Vec::new();
         for (&partition, value) in partitions.iter().zip(values) {
             let mut value = list(value)?.into_iter();
             // -1: the partition has no further timer.
@@ -64,17 +64,17 @@ impl PartitionQuery for DueQuery {
             for member in value {
                 let member = bytes(member)?;
                 // An invalid member must not stop the other timers.
-                if let Some(marker) = std::str::from_utf8(&member).ok().and_then(keys::parse_timer_member) {
-                    markers.push(marker);
+                if let Some(timer) = std::str::from_utf8(&member).ok().and_then(keys::parse_timer_member) {
+                    timers.push(timer);
                 } else {
                     tracing::debug!(name: "timer.invalid", "ignored an invalid member of a timer set");
                 }
             }
         }
-        Ok(Due { now, conversations: gather(markers), next_in_ms })
+        Ok(Due { now, conversations: gather(timers), next_in_ms })
     }
 
-    /// A slow node delays the timers of the other nodes by at most twice this time.
+    /// Short, because a slow node delays the timers of the other nodes: by at most twice this time.
     fn timeout(response: Duration) -> Duration {
         response / 4
     }
@@ -115,7 +115,7 @@ pub(super) struct Partitions<'a> {
 }
 
 impl Partitions<'_> {
-    /// Queries these partitions. The results cover each of them once; a result can be an error.
+    /// Queries these partitions. Each partition is covered by exactly one result, which can be an error.
     pub(super) async fn query<Q: PartitionQuery>(
         &self,
         query: &Q,
@@ -144,9 +144,9 @@ impl Partitions<'_> {
         (vec![partition], reply.await.unwrap_or_else(|_| Err(no_response())))
     }
 
-    /// Queries a node for some partitions in one pipeline. A partition that it refuses is queried alone. If the
-    /// node does not respond, only the first partition is queried again: this finds the new owner of the slot,
-    /// which the next round then uses for all of them.
+    /// Queries a node for some partitions in one pipeline. If the reply for a partition is an error, that partition is
+    /// queried again on its own. If the node does not respond, only the first partition is queried again: this finds
+    /// the new owner, which the next round then uses for all these partitions.
     async fn query_node<Q: PartitionQuery>(
         &self,
         query: &Q,

@@ -1,5 +1,5 @@
-//! Checks a Redis before it is used: deployment mode, version, permissions of the user, data layout and number of
-//! partitions.
+//! Checks the Redis servers before they are used: deployment mode, version, permissions of the user, data layout and
+//! number of partitions.
 
 use redis::{ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, cmd};
 use thiserror::Error;
@@ -10,22 +10,22 @@ use super::nodes::Nodes;
 use super::sentinel::hello_field;
 use crate::store::StoreError;
 
-/// The oldest version with all commands that the scripts use.
+/// The oldest Redis version that has all commands that the scripts use.
 const MIN_VERSION: (u32, u32) = (6, 2);
 
 /// The version of the data layout.
 const LAYOUT_VERSION: u8 = 2;
 
-/// TTL of the layout key in milliseconds, renewed by each check: longer than any conversation lives.
+/// TTL of the layout key in milliseconds. Longer than the lifetime of any conversation; each check renews it.
 const LAYOUT_TTL_MS: u64 = 90 * 24 * 60 * 60 * 1000;
 
-/// Why a Redis cannot be used.
+/// Why the configured Redis cannot be used.
 #[derive(Debug, Error)]
 pub enum PreflightError {
-    /// It does not respond. A later check may succeed.
+    /// The store did not respond, or returned an error that may be temporary. A later check may succeed.
     #[error(transparent)]
     Unavailable(StoreError),
-    /// It must not be used with this configuration. The message says what to change.
+    /// The store must not be used with this configuration. The message says what to change.
     #[error("{0}")]
     Refused(String),
 }
@@ -43,7 +43,7 @@ impl From<StoreError> for PreflightError {
     }
 }
 
-/// The message for an error that does not disappear by itself.
+/// The message for an error that persists until the operator intervenes. `None` for other errors.
 fn permanent_error(error: &RedisError) -> Option<String> {
     let detail = error.detail().unwrap_or_default();
     if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {
@@ -52,7 +52,7 @@ fn permanent_error(error: &RedisError) -> Option<String> {
     if detail.contains("cluster support disabled") {
         return Some("the server in store.url is not a cluster node: use redis:// instead".into());
     }
-    // Redis before 6 does not support `HELLO`, which opens a connection.
+    // The client begins each connection with `HELLO`, which Redis before 6 does not support.
     let hello_unsupported =
         error.kind() == ErrorKind::RESP3NotSupported || detail.starts_with("unknown command");
     hello_unsupported.then(|| too_old("older than 6"))
@@ -71,7 +71,7 @@ fn version(info: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
-/// The message if the mode of the server does not match the scheme of the URL.
+/// The error message if the mode of the server does not match the scheme of the URL.
 fn mode_mismatch(hello: &Value, nodes: &Nodes) -> Option<&'static str> {
     match (hello_field(hello, "mode"), nodes.is_cluster()) {
         (Some("cluster"), false) => {
@@ -82,8 +82,8 @@ fn mode_mismatch(hello: &Value, nodes: &Nodes) -> Option<&'static str> {
     }
 }
 
-/// Checks the servers and renews the layout key, or creates it in an empty store. Returns the missing permissions that
-/// are not required.
+/// Checks the servers. Renews the layout key, or creates it in an empty store. Returns the optional permissions that the
+/// user lacks.
 pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<MissingPermissions, PreflightError> {
     let hello = nodes.command(LAYOUT, &cmd("HELLO")).await?;
     if let Some(why) = mode_mismatch(&hello, nodes) {
@@ -91,7 +91,7 @@ pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<MissingPermi
     }
     let info = nodes.command(LAYOUT, cmd("INFO").arg("server")).await?;
     let info = String::from_redis_value(info)
-        .map_err(|_| StoreError::Broken("the reply to INFO is not a text".into()))?;
+        .map_err(|_| StoreError::Broken("the reply to INFO is not text".into()))?;
     let Some(found) = version(&info) else {
         return Err(PreflightError::Refused(
             "the server in store.url does not report its redis_version".into(),

@@ -1,9 +1,9 @@
-//! Waits until enough replicas have a write (`store.wait_replicas`).
+//! Waits until enough replicas have confirmed a write (`store.wait_replicas`).
 //!
-//! `WAIT` blocks its connection, so it has a separate one. `WAIT` covers only the writes of its own connection; a small
-//! write before it covers everything that the server executed earlier, for any connection. One `WAIT` serves all callers
-//! that began to wait before it was sent. Its result counts only if the `run_id` is that of the server that executed the
-//! write: after a failover the new primary may not have it.
+//! `WAIT` blocks its connection, so it uses a separate one. It covers only the writes of its own connection. A small
+//! write before it therefore follows everything that the server has executed for any connection, and `WAIT` covers all
+//! of it. One `WAIT` serves all callers that began to wait before it was sent. The result counts only if the `run_id` is
+//! that of the server that executed the caller's write, because after a failover the new primary may not have the write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +16,10 @@ use super::connection::{Endpoint, ReconnectingConnection, Request, RunId};
 use super::settings::{ConnectionSettings, Replicas};
 use crate::store::Cause;
 
-/// TTL of the small write in milliseconds.
+/// TTL of the key of the small write, in milliseconds.
 const KEPT_MS: u64 = 60_000;
 
-/// Why the replication of a write is not confirmed.
+/// Why a write is not confirmed.
 #[derive(Debug, Error)]
 pub(in crate::store) enum NotReplicated {
     #[error("waiting for replicas failed: {0}")]
@@ -30,7 +30,7 @@ pub(in crate::store) enum NotReplicated {
     TooFew { count: u64, wanted: u64 },
 }
 
-/// The number of replicas and the `run_id` of the server that counted them, or the error of the `WAIT`.
+/// The number of replicas that confirmed, and the `run_id` of the server; or the error of the `WAIT`.
 type WaitResult = Result<(u64, Option<RunId>), String>;
 
 /// Confirms that replicas have the writes of a node.

@@ -1,4 +1,5 @@
-//! Calls a script and reads its reply. Keys, arguments and replies are positional; each script's header lists them.
+//! Calls scripts and reads their replies. Keys, arguments and replies are positional; the header of each script lists
+//! them.
 
 use std::fmt::{Display, Write};
 
@@ -10,7 +11,7 @@ use super::nodes::{NodeReply, Nodes};
 use super::slots::HashSlot;
 use crate::store::StoreError;
 
-/// Initial capacity of a command in bytes, without the payload: enough for the keys and arguments of every script.
+/// Initial capacity of a command in bytes, without the payload. Enough for the keys and arguments of every script.
 const CALL_BYTES: usize = 1024;
 const CALL_ARGUMENTS: usize = 24;
 
@@ -24,7 +25,7 @@ pub(super) struct ScriptCall<'a> {
 }
 
 impl<'a> ScriptCall<'a> {
-    /// All keys must be in one slot. `payload`: size of the long arguments in bytes.
+    /// All keys must be in one slot. `payload` is the size in bytes of the long arguments, for the capacity.
     pub(super) fn new<K: AsRef<str>>(script: &'a Script, keys: &[K], payload: usize) -> Self {
         let mut command = Cmd::with_capacity(CALL_ARGUMENTS, CALL_BYTES + payload);
         command.arg("EVALSHA").arg(script.get_hash()).arg(keys.len());
@@ -58,12 +59,12 @@ impl<'a> ScriptCall<'a> {
         }
     }
 
-    /// The `EVALSHA` command alone. It fails with `NOSCRIPT` on a server that has not loaded the script.
+    /// The `EVALSHA` command. It fails with `NOSCRIPT` if the server has not loaded the script.
     pub(super) fn command(self) -> Cmd {
         self.command
     }
 
-    /// Like `send`, but sends `again` when the call is repeated.
+    /// Sets the call that replaces this one when it is repeated.
     pub(super) fn or(self, again: Self) -> Self {
         Self { again: Some(again.command), ..self }
     }
@@ -75,7 +76,7 @@ impl<'a> ScriptCall<'a> {
     }
 }
 
-/// A script's reply: a word and further values. No `Debug`, because the values may contain results.
+/// The reply of a script: a word and further values. Not `Debug`, because the values may contain results.
 pub(super) struct ScriptReply {
     word: Vec<u8>,
     rest: std::vec::IntoIter<Value>,
@@ -109,7 +110,7 @@ impl ScriptReply {
         Ok(Self { word, rest })
     }
 
-    /// The first value; empty when it is not UTF-8.
+    /// The first value. Empty if it is not UTF-8.
     pub(super) fn word(&self) -> &str {
         std::str::from_utf8(&self.word).unwrap_or_default()
     }

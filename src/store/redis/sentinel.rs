@@ -1,4 +1,4 @@
-//! Resolves the primary through the sentinels, at each attempt to connect.
+//! Resolves the primary through the sentinels, at each connection attempt.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::servers::{Access, Address};
 use super::settings::ConnectionSettings;
 
-/// How long to wait for further sentinels after the first reply: they learn of a failover at different times.
+/// Time to wait for further replies after the first, because sentinels learn of a failover at different times.
 const LATE_REPLY_WAIT: Duration = Duration::from_millis(100);
 
 /// The primary as one sentinel reports it.
@@ -25,7 +25,7 @@ struct PrimaryReport {
     epoch: Option<u64>,
 }
 
-/// The sentinels of a service (the name of a monitored primary).
+/// The sentinels that monitor a service. Sentinel calls a service by the name of its primary.
 #[derive(Debug)]
 pub(super) struct Sentinels {
     /// Credentials and TLS for the servers.
@@ -38,9 +38,9 @@ pub(super) struct Sentinels {
 }
 
 impl Sentinels {
-    /// Queries all sentinels concurrently and calls `connect` for each reported server, the highest epoch first, until
-    /// one succeeds. Reports with an older epoch than a tried one are ignored: a former primary that has restarted
-    /// claims to be the primary until it is reconfigured, and a late sentinel still reports it.
+    /// Queries all sentinels concurrently, and calls `connect` for each reported server until one succeeds, beginning
+    /// with the highest epoch. Ignores reports with an older epoch than that of a tried server: a restarted former
+    /// primary claims to be the primary until it is reconfigured, and an outdated sentinel still reports it.
     pub(super) async fn primary<T, F: Future<Output = RedisResult<T>>>(
         &self,
         connect: impl Fn(Client, Address) -> F,
@@ -56,7 +56,7 @@ impl Sentinels {
                     reports.push(other);
                 }
             };
-            // A later reply is used in the next round if no reported server is the primary.
+            // If none of these servers is the primary, the next round uses the later replies.
             let _: Result<(), _> = timeout(LATE_REPLY_WAIT, others).await;
             reports.sort_by_key(|report| Reverse(report.as_ref().ok().and_then(|report| report.epoch)));
             for report in reports {
@@ -86,19 +86,24 @@ impl Sentinels {
             .set_response_timeout(Some(self.limits.response));
         let client = self.sentinel_access.client(sentinel)?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        // Its address is not used: during a failover it is still the former primary.
+        // Only the epoch is used: during a failover, the address in this reply is still that of the former primary.
         let command = cmd("SENTINEL").arg("MASTER").arg(&self.service).to_owned();
         let fields: RedisResult<HashMap<String, String>> = command.query_async(&mut connection).await;
         let epoch = fields.ok().and_then(|fields| fields.get("config-epoch")?.parse().ok());
         let command = cmd("SENTINEL").arg("get-master-addr-by-name").arg(&self.service).to_owned();
         let address: Option<(String, u16)> = command.query_async(&mut connection).await?;
-        let unknown = || RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "no such service"));
+        let unknown = || {
+            RedisError::from((
+                ErrorKind::MasterNameNotFoundBySentinel,
+                "the sentinel does not monitor this service",
+            ))
+        };
         let (host, port) = address.ok_or_else(unknown)?;
         Ok(PrimaryReport { address: Address { host, port }, epoch })
     }
 
-    /// Fails if the server does not report that it is the primary; a sentinel can be out of date. Uses `HELLO`, because
-    /// `ROLE` is in the ACL category `@admin`.
+    /// Fails if the server does not report that it is the primary, because a sentinel can be out of date. Uses `HELLO`,
+    /// because `ROLE` is in the ACL category `@admin`.
     pub(super) async fn check_role(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         let hello: Value = cmd("HELLO").query_async(connection).await?;
         match hello_field(&hello, "role") {

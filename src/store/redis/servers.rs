@@ -5,7 +5,7 @@
 //! redis+sentinel://[user:password@]host[:port],host[:port]…/service[/database]
 //! redis+cluster://[user:password@]host[:port],host[:port]…
 //! ```
-//! `rediss` instead of `redis` uses TLS, also to the sentinels.
+//! With `rediss` instead of `redis`, all connections use TLS, including those to the sentinels.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ const SENTINEL_PORT: u16 = 26379;
 /// Why the store settings are invalid.
 #[derive(Debug, Error)]
 pub enum InvalidServers {
-    /// The URL is invalid. The message never contains the URL, which can hold a password.
+    /// The URL is invalid. The message never contains the URL, because it can contain a password.
     #[error("store.url {0}")]
     Url(&'static str),
     /// A certificate or key file cannot be read.
@@ -41,7 +41,7 @@ pub enum InvalidServers {
     },
     /// A file contains no valid certificate or key.
     #[error(
-        "the files in store.tls_ca, store.tls_certificate and store.tls_key contain no valid certificates and key"
+        "the files in store.tls_ca, store.tls_certificate and store.tls_key do not contain valid certificates and a key"
     )]
     Certificates(#[source] RedisError),
 }
@@ -54,7 +54,8 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// Parses an address in a redirection: `host:port`, IPv6 without brackets. An empty host is that of `sender`.
+    /// Parses the address in a redirection: `host:port`, with an IPv6 host without brackets. If the host is empty, it is
+    /// that of `sender`.
     pub(super) fn parse_redirection(sender: &Self, text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = if host.is_empty() { &sender.host } else { host };
@@ -71,9 +72,9 @@ impl fmt::Display for Address {
 /// The address of the store for telemetry, without credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreLocation {
-    /// The host; for a cluster that of the first node in the URL, for sentinels the name of the service.
+    /// The host. For a cluster, the host of the first node in the URL; for sentinels, the name of the service.
     pub host: String,
-    /// The port; `None` for sentinels.
+    /// The port. `None` for sentinels.
     pub port: Option<u16>,
     /// The number of the database.
     pub database: i64,
@@ -122,13 +123,13 @@ impl Access {
 pub(super) enum Servers {
     /// One fixed server.
     Single { access: Access, address: Address },
-    /// The primary of a service, which the sentinels resolve.
+    /// The primary of a service, whose address the sentinels report.
     Sentinel { access: Access, sentinel_access: Access, sentinels: Vec<Address>, service: String },
-    /// A Redis Cluster, with some of its nodes.
+    /// A Redis Cluster, of which some nodes are known.
     Cluster { access: Access, seeds: Vec<Address> },
 }
 
-/// The parts of a URL, not decoded.
+/// The parts of a URL, still percent-encoded.
 struct Parts<'a> {
     tls: bool,
     topology: Topology,
@@ -166,7 +167,7 @@ fn parts(url: &str) -> Result<Parts<'_>, InvalidServers> {
     let (credentials, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
     let hosts: Vec<&str> = hosts.split(',').collect();
     if topology == Topology::Single && hosts.len() > 1 {
-        return Err(InvalidServers::Url("names several servers: use redis+sentinel:// or redis+cluster://"));
+        return Err(InvalidServers::Url("lists several servers: use redis+sentinel:// or redis+cluster://"));
     }
     Ok(Parts { tls, topology, credentials, hosts, path })
 }
@@ -176,14 +177,14 @@ fn access(tls: bool, credentials: &str, host: &str, path: &str) -> Result<Connec
     let scheme = if tls { "rediss" } else { "redis" };
     let at = if credentials.is_empty() { "" } else { "@" };
     let url = format!("{scheme}://{credentials}{at}{host}/{path}");
-    let invalid = InvalidServers::Url("is not a URL of a Redis server");
+    let invalid = InvalidServers::Url("is not a valid Redis URL");
     let Ok(info) = url.into_connection_info() else { return Err(invalid) };
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
     let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
     #[cfg(target_os = "linux")]
     let tcp = tcp.set_user_timeout(Duration::from_secs(10));
-    // With RESP3 the client learns immediately that the server closed a connection.
+    // With RESP3, the client is notified immediately when the server closes the connection.
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     Ok(info.set_tcp_settings(tcp).set_redis_settings(settings))
 }
@@ -192,7 +193,7 @@ fn address(info: &ConnectionInfo) -> Result<Address, InvalidServers> {
     if let ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } = info.addr() {
         Ok(Address { host: host.clone(), port: *port })
     } else {
-        Err(InvalidServers::Url("must name a host"))
+        Err(InvalidServers::Url("must contain a host"))
     }
 }
 
@@ -224,7 +225,7 @@ impl TlsFiles {
 }
 
 impl Servers {
-    /// The address for telemetry, from the URL alone.
+    /// The address for telemetry. Depends on the URL only.
     pub(super) fn location(&self) -> StoreLocation {
         let (access, host, port) = match self {
             Self::Single { access, address } => (access, address.host.clone(), Some(address.port)),
@@ -252,7 +253,7 @@ impl Servers {
             Topology::Single | Topology::Cluster => ("", path.next().unwrap_or_default()),
         };
         if path.next().is_some() {
-            return Err(InvalidServers::Url("has a path that is too long"));
+            return Err(InvalidServers::Url("has too many path segments"));
         }
         let mut addresses = Vec::with_capacity(parts.hosts.len());
         let mut infos = Vec::with_capacity(parts.hosts.len());
@@ -261,7 +262,7 @@ impl Servers {
             addresses.push(address(&info)?);
             infos.push(info);
         }
-        let first = infos.into_iter().next().ok_or(InvalidServers::Url("must name a host"))?;
+        let first = infos.into_iter().next().ok_or(InvalidServers::Url("must contain a host"))?;
         let access = Access(Arc::new(tls.applied_to(first)?));
         match parts.topology {
             Topology::Single => Ok(Self::Single { access, address: addresses.swap_remove(0) }),
@@ -269,9 +270,9 @@ impl Servers {
                 Ok(Self::Cluster { access, seeds: addresses })
             }
             Topology::Cluster => Err(InvalidServers::Url("names a database: a cluster has only database 0")),
-            Topology::Sentinel if service.is_empty() => {
-                Err(InvalidServers::Url("must name the service after the sentinels: …/service"))
-            }
+            Topology::Sentinel if service.is_empty() => Err(InvalidServers::Url(
+                "must contain the name of the service after the sentinels: …/service",
+            )),
             Topology::Sentinel => {
                 for (address, host) in addresses.iter_mut().zip(&parts.hosts) {
                     let bare = host.rsplit(']').next().unwrap_or_default();
@@ -297,12 +298,12 @@ pub fn check_url(url: &SecretString) -> Result<(), InvalidServers> {
     Servers::new(url, &TlsFiles::default(), None, None).map(|_| ())
 }
 
-/// Whether a URL asks for TLS.
+/// Whether a URL selects TLS.
 pub fn asks_for_tls(url: &SecretString) -> bool {
     url.expose_secret().starts_with("rediss")
 }
 
-/// Whether a URL names sentinels.
+/// Whether a URL lists sentinels.
 pub fn names_sentinels(url: &SecretString) -> bool {
     url.expose_secret().split("://").next().is_some_and(|scheme| scheme.ends_with("+sentinel"))
 }
@@ -388,12 +389,12 @@ mod tests {
             ("http://SECRET", "must be memory:"),
             ("redis://SECRET,b", "several servers"),
             ("redis+cluster://SECRET/1", "only database 0"),
-            ("redis+sentinel://SECRET", "must name the service"),
-            ("redis+sentinel://SECRET/a/0/b", "too long"),
-            ("redis+sentinel://SECRET/a/x", "is not a URL"),
-            ("redis://SECRET:x", "is not a URL"),
+            ("redis+sentinel://SECRET", "must contain the name of the service"),
+            ("redis+sentinel://SECRET/a/0/b", "too many path segments"),
+            ("redis+sentinel://SECRET/a/x", "not a valid Redis URL"),
+            ("redis://SECRET:x", "not a valid Redis URL"),
             ("redis://a?SECRET=1", "neither a query"),
-            ("redis+cluster://a,,SECRET", "is not a URL"),
+            ("redis+cluster://a,,SECRET", "not a valid Redis URL"),
         ] {
             let error = format!("{}", read(url).unwrap_err());
             assert!(error.contains(expected) && !error.contains("SECRET"), "{url}: {error}");

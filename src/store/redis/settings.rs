@@ -11,29 +11,30 @@ use crate::domain::gate::Limits;
 /// Settings of the Redis store.
 #[derive(Clone, Debug)]
 pub struct RedisSettings {
-    /// The servers. `config/default.toml` lists the forms of the URL.
+    /// The URL of the servers. `config/default.toml` lists its forms.
     pub url: SecretString,
-    /// TLS files. Only used with a `rediss` URL.
+    /// TLS files. Only valid with a `rediss` URL.
     pub tls: TlsFiles,
-    /// User name for the sentinels. Only used with a sentinel URL.
+    /// User name for the sentinels. Only valid with a sentinel URL.
     pub sentinel_username: Option<String>,
-    /// Password for the sentinels. Only used with a sentinel URL.
+    /// Password for the sentinels. Only valid with a sentinel URL.
     pub sentinel_password: Option<SecretString>,
-    /// Replicas that must have a write before it is acknowledged.
+    /// Replicas that must confirm a write before it is acknowledged. `None`: no replicas.
     pub replicas: Option<Replicas>,
-    /// Number of partitions, fixed for a deployment.
+    /// Number of partitions. It cannot be changed once the store has data.
     pub partitions: u16,
     /// Timeout for connecting.
     pub connect_timeout: Duration,
-    /// Timeout for a reply. Channel reads, which can be large, have a longer one.
+    /// Timeout for a reply. The read-only queries (`inspect`, `work_item`, `totals` and `read`) have a longer one: five
+    /// times this, and at least 5 s.
     pub response_timeout: Duration,
-    /// Maximum number of requests in flight per listener. Sizes the queues of the connections.
+    /// Maximum number of requests in flight per listener. The queue of each connection has this size.
     pub max_requests_in_flight: usize,
     /// Limits of a conversation.
     pub limits: Limits,
 }
 
-/// How many replicas must have a write before it is acknowledged.
+/// The replicas that must confirm a write before it is acknowledged.
 #[derive(Clone, Copy, Debug)]
 pub struct Replicas {
     /// Number of replicas.
@@ -67,8 +68,8 @@ impl ConnectionSettings {
             .set_pipeline_buffer_size(self.queue)
     }
 
-    /// Limits for large replies: at least 5 s, enough for 1 MiB at 300 KB/s. The connection is replaced after the first
-    /// timeout, because the next reply would wait behind the late one.
+    /// Settings for large replies. The response timeout is at least 5 s, enough for 1 MiB at 300 KB/s. The connection is
+    /// replaced after the first timeout, because the late reply would delay the next one.
     pub(super) fn for_reads(self) -> Self {
         let response = (5 * self.response).max(Duration::from_secs(5));
         Self { response, timeouts_in_a_row: 1, ..self }
@@ -82,7 +83,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn queue_size_is_the_maximum_of_requests_in_flight() {
+    fn queue_size_equals_the_in_flight_limit() {
         let config = format!("{:?}", ConnectionSettings::new(SECOND, SECOND, 1_024).config());
         assert!(config.contains("pipeline_buffer_size: Some(1024)"), "{config}");
     }

@@ -30,7 +30,7 @@ impl HashSlot {
     }
 }
 
-/// The text between the first `{` and the next `}`. The whole key if there is none, or if it is empty.
+/// The text between the first `{` and the next `}`. The whole key if there is no such text or it is empty.
 fn hash_tag(key: &str) -> &str {
     key.split_once('{')
         .and_then(|(_, rest)| rest.split_once('}'))

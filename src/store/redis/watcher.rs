@@ -1,7 +1,7 @@
-//! Subscribes to the pub/sub messages of all channels that have listeners, over one connection.
+//! Subscribes to the pub/sub notifications of all channels that have listeners, over one connection.
 //!
-//! A message can be lost with the connection. Event streams therefore also poll, and all listeners are notified after a
-//! reconnection.
+//! Messages are lost while there is no connection. Event streams therefore also poll, and all listeners are notified
+//! after each reconnection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ use crate::store::notifier::{ChannelNotifier, WatchEvent};
 
 /// Delay before reconnecting.
 const RECONNECT_DELAY: Duration = Duration::from_millis(250);
-/// Interval of `PING` on the connection, which detects a dead peer.
+/// Interval of `PING`, which detects that the peer is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Maximum number of channels of one `SUBSCRIBE` or `UNSUBSCRIBE`, because Redis executes nothing else meanwhile.
+/// Maximum number of channels per `SUBSCRIBE` or `UNSUBSCRIBE`, because Redis executes no other command meanwhile.
 const CHANNELS_PER_COMMAND: usize = 1_000;
 
 /// Runs until the last sender of events is dropped. Connects only while `verified` is set and a channel has listeners.
@@ -38,7 +38,7 @@ pub(super) async fn listen(
     let mut logged = false;
     loop {
         discard(&mut events);
-        // No connection is needed without listeners.
+        // Without listeners, no connection is needed.
         if notifier.watched().is_empty() && events.recv().await.is_none() {
             return;
         }
@@ -61,7 +61,8 @@ pub(super) async fn listen(
     }
 }
 
-/// Drops queued events: `watched` has their result. Keeps the queue short while there is no connection.
+/// Drops the queued events, whose result `watched` already includes. Keeps the queue short while there is no
+/// connection.
 fn discard(events: &mut mpsc::UnboundedReceiver<WatchEvent>) {
     while events.try_recv().is_ok() {}
 }
@@ -106,7 +107,7 @@ async fn listen_once(
                 if !started.is_empty() {
                     in_time(limits, sink.subscribe(channels(keys, &started))).await?;
                 }
-                // Messages before the subscription were missed.
+                // Messages before the subscription may have been missed.
                 for conversation in started {
                     notifier.notify(conversation);
                 }
@@ -118,7 +119,7 @@ async fn listen_once(
     }
 }
 
-/// The channels to subscribe to and those to unsubscribe from. The last event of a channel counts.
+/// The channels to subscribe to, and those to unsubscribe from. Only the last event of each channel counts.
 fn latest(changes: impl Iterator<Item = WatchEvent>) -> (Vec<ConversationRef>, Vec<ConversationRef>) {
     let mut watched = HashMap::new();
     for change in changes {

@@ -138,7 +138,7 @@ async fn unknown_service_is_retried_and_sentinel_url_is_refused() {
     let service = block_in_place(RedisSentinels::shared);
     let unknown = service.url(0).replace("/calls/", "/another/");
     let error = verify(&settings(unknown, ROOMY)).await.unwrap_err();
-    assert!(format!("{error:?}").contains("no such service"), "{error:?}");
+    assert!(format!("{error:?}").contains("does not monitor this service"), "{error:?}");
     let (_, sentinel) = service.url(0).split_once("://").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
     let sentinel = sentinel.split('/').next().unwrap().to_owned();
     let why = refusal(verify(&settings(format!("redis://{sentinel}"), ROOMY)).await);
