@@ -7,6 +7,7 @@ pub mod code;
 mod connection;
 pub mod context;
 pub mod health;
+pub mod media_type;
 pub mod metrics;
 pub mod observe;
 pub mod rate_limit;

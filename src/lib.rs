@@ -20,6 +20,7 @@
 //! | rate limits | [`http::rate_limit`], `public/client_limits.rs`, `platform/auth.rs` |
 //! | connection limits and timeouts | [`http::server`], `http/connection.rs` |
 //! | limits on the size, the time and the memory of a body | [`http::body`] |
+//! | which Content-Type and Content-Encoding are accepted | [`http::media_type`] |
 //! | an error code, its status, and whether to retry | [`http::code`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |

@@ -143,14 +143,19 @@ fn check_judgement(kind: Kind, body: &Bytes, scan: &Scan<'_>, value: Option<&Val
     if let Some(value) = value {
         let is_text = |value: Option<&Value>| value.is_some_and(Value::is_string);
         let error = value.get("error");
-        let failed = error.is_some_and(|error| is_text(error.get("code")) && is_text(error.get("message")));
+        let meant = error.is_some_and(Value::is_object);
+        let whole = error.is_some_and(|error| is_text(error.get("code")) && is_text(error.get("message")));
+        let alone = members(std::str::from_utf8(body).unwrap()).is_some_and(|members| members.len() == 1);
+        let failed = meant && whole && alone;
         let content = value.get("content");
         let answer = value.is_string() || is_text(content) || content.is_some_and(Value::is_array);
         match &judged {
             Ok(result) => {
                 assert_eq!(matches!(result.payload, Payload::Failed(_)), failed);
+                assert!(failed || !meant, "half a failure was taken");
                 assert!(failed || kind == Kind::Tool || answer, "no answer of a language model was taken");
             }
+            Err(ResultRefused::NotAFailure(_)) => assert!(meant && !failed, "a good failure was refused"),
             Err(refused) => {
                 assert_eq!(*refused, ResultRefused::NotAnLlmResult);
                 assert!(kind == Kind::Llm && !failed && !answer, "a good result was refused");

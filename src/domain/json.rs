@@ -70,6 +70,8 @@ pub struct Scan<'a> {
     shape: Shape,
     names: Vec<&'a str>,
     members: Vec<Member>,
+    /// Number of all top-level members.
+    count: usize,
     problem: Option<Malformed>,
 }
 
@@ -89,18 +91,18 @@ impl<'a> Scan<'a> {
         }
         let (names, shape) = (names.into_iter().collect::<Vec<_>>(), shape_of(text));
         let mut json = serde_json::Deserializer::from_str(text);
-        let members = match shape {
+        let found = match shape {
             Shape::Object => json.deserialize_map(MemberVisitor { text, names: &names }),
             Shape::Array | Shape::String | Shape::Scalar => {
-                IgnoredAny::deserialize(&mut json).map(|IgnoredAny| Vec::new())
+                IgnoredAny::deserialize(&mut json).map(|IgnoredAny| (Vec::new(), 0))
             }
         };
-        let members = members.and_then(|members| json.end().map(|()| members));
-        let members =
-            members.map_err(|error| Malformed::NotJson { line: error.line(), column: error.column() })?;
+        let found = found.and_then(|found| json.end().map(|()| found));
+        let (members, count) =
+            found.map_err(|error| Malformed::NotJson { line: error.line(), column: error.column() })?;
         let problem = lone_surrogate(text).map(Malformed::LoneSurrogate);
         let problem = if is_too_deep(text) { Some(Malformed::TooDeep) } else { problem };
-        Ok(Self { text, shape, names, members, problem })
+        Ok(Self { text, shape, names, members, count, problem })
     }
 
     /// Excessive depth or a lone surrogate, if found.
@@ -116,6 +118,12 @@ impl<'a> Scan<'a> {
     /// Values of the members with this name, in order; JSON allows duplicates. Only names passed to [`Scan::new`].
     pub fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a str> + 's {
         self.named(name).map(|member| &self.text[member.value.clone()])
+    }
+
+    /// Number of top-level members with other names than these. 0 unless the text is an object.
+    pub fn count_others(&self, names: &[&str]) -> usize {
+        let is_one = |member: &&Member| names.contains(&self.names[member.name]);
+        self.count - self.members.iter().filter(is_one).count()
     }
 
     fn named<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s Member> + 's {
@@ -158,15 +166,17 @@ struct MemberVisitor<'a, 'n> {
 }
 
 impl<'de> Visitor<'de> for MemberVisitor<'de, '_> {
-    type Value = Vec<Member>;
+    /// The members that are looked for, and the number of all.
+    type Value = (Vec<Member>, usize);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Member>, A::Error> {
-        let mut members = Vec::new();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut members, mut count) = (Vec::new(), 0);
         while let Some(key) = map.next_key::<&'de RawValue>()? {
+            count += 1;
             let Some(name) = self.names.iter().position(|name| is_name(key.get(), name)) else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
@@ -178,7 +188,7 @@ impl<'de> Visitor<'de> for MemberVisitor<'de, '_> {
             let end = self.text.len() - after.trim_start_matches(WHITE_SPACE).len();
             members.push(Member { name, segment: start..end, value });
         }
-        Ok(members)
+        Ok((members, count))
     }
 }
 
@@ -334,6 +344,7 @@ mod tests {
         let scan = Scan::new(text.as_bytes(), NAMES).unwrap();
         assert_eq!(scan.values("a").collect::<Vec<_>>(), ["1", r#"[2, {"a":3}]"#, r#""x\"y""#]);
         assert_eq!(scan.shape(), Shape::Object);
+        assert_eq!((scan.count_others(&[]), scan.count_others(&["a"]), scan.count_others(&["t"])), (4, 1, 4));
         assert_eq!(decode_string(r#""x\"y""#).unwrap(), "x\"y");
         assert_eq!(decode_string("12"), None);
     }

@@ -56,6 +56,25 @@ pub enum ResultRefused {
     /// JSON, but not a valid LLM result.
     #[error("an llm result is a JSON string, or an object whose content is a string or an array of parts")]
     NotAnLlmResult,
+    /// Evidently meant as a failure. Delivered as a result, it would hide the failure from the platform.
+    #[error(
+        "{0}; a failure is {{\"error\":{{\"code\":\"…\",\"message\":\"…\"}}}}, with two strings and details inside error"
+    )]
+    NotAFailure(FailureDefect),
+}
+
+/// What is wrong with a body whose `error` is an object.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum FailureDefect {
+    /// A member of `error` is missing.
+    #[error("error.{0} is missing")]
+    Missing(&'static str),
+    /// A member of `error` has another type.
+    #[error("error.{0} must be a string")]
+    NotAString(&'static str),
+    /// The body has other members than `error`.
+    #[error("the body has other members beside error")]
+    OtherMembers,
 }
 
 impl CallbackResult {
@@ -69,8 +88,8 @@ impl CallbackResult {
 
     /// Classifies a body. A member that carried the token is removed first.
     ///
-    /// An object whose `error` is an object with string `code` and string `message` is a failure, of either
-    /// kind of work. Otherwise a tool's result is any JSON value; a language model's is a string, or an
+    /// An object with an object `error` is a failure, of either kind of work: nothing stands beside `error`, and its
+    /// `code` and `message` are strings. If a name occurs twice, the last member counts, as in most parsers. Otherwise a tool's result is any JSON value; a language model's is a string, or an
     /// object whose `content` is a string or an array.
     ///
     /// `scan` is of the same body, with [`CallbackResult::NAMES`] and the token's field.
@@ -89,7 +108,12 @@ impl CallbackResult {
         };
         let fingerprint = Fingerprint::of(&result);
         let last = |name| scan.values(name).last().filter(|_| token_field != Some(name));
-        if let Some(error) = last("error").filter(|error| is_error(error)) {
+        if let Some(error) = last("error").filter(|error| shape_of(error) == Shape::Object) {
+            check_failure(error)?;
+            let own = ["error", token_field.unwrap_or("error")];
+            if scan.count_others(&own) > 0 || scan.values("error").count() > 1 {
+                return Err(ResultRefused::NotAFailure(FailureDefect::OtherMembers));
+            }
             // A copy, so that the whole body is not kept for it.
             return Ok(Self {
                 payload: Payload::Failed(Bytes::copy_from_slice(error.as_bytes())),
@@ -103,11 +127,18 @@ impl CallbackResult {
     }
 }
 
-/// If a name occurs twice, the last member counts, as in most parsers.
-fn is_error(error: &str) -> bool {
-    let Ok(scan) = Scan::new(error.as_bytes(), ["code", "message"]) else { return false };
-    let is_string = |name| scan.values(name).last().is_some_and(|value| shape_of(value) == Shape::String);
-    is_string("code") && is_string("message")
+/// Checks the value of `error`, an object.
+fn check_failure(error: &str) -> Result<(), ResultRefused> {
+    const NAMES: [&str; 2] = ["code", "message"];
+    let scan = Scan::new(error.as_bytes(), NAMES)?;
+    for name in NAMES {
+        match scan.values(name).last().map(shape_of) {
+            Some(Shape::String) => {}
+            Some(_) => return Err(ResultRefused::NotAFailure(FailureDefect::NotAString(name))),
+            None => return Err(ResultRefused::NotAFailure(FailureDefect::Missing(name))),
+        }
+    }
+    Ok(())
 }
 
 fn is_llm_result(shape: Shape, content: Option<&str>) -> bool {
@@ -143,7 +174,9 @@ mod tests {
             "\"x\"",
             "{\"a\":1,\"a\":2}",
             "{\"error\":\"x\"}",
-            "{\"error\":{\"code\":1,\"message\":\"m\"}}",
+            "{\"error\":null,\"a\":1}",
+            "{\"error\":[{\"code\":1}]}",
+            "{\"in\":{\"error\":{\"code\":1}}}",
         ] {
             assert_eq!(classify(Kind::Tool, body), Ok(taken(body)), "{body}");
         }
@@ -165,16 +198,47 @@ mod tests {
     fn an_error_envelope_is_a_failure_of_either_kind_and_its_bytes_travel() {
         for kind in [Kind::Llm, Kind::Tool] {
             let error = r#"{ "code":"X", "message":"m", "requestId":7 }"#;
-            let body = format!(r#"{{"content":"half", "error": {error} }}"#);
+            let body = format!(r#" {{ "error": {error} }}"#);
             assert_eq!(classify(kind, &body), Ok(Payload::Failed(Bytes::copy_from_slice(error.as_bytes()))));
         }
     }
 
     #[test]
+    fn near_misses_of_a_failure_are_refused() {
+        use FailureDefect::{Missing, NotAString, OtherMembers};
+        for (body, defect) in [
+            (r#"{"error":{}}"#, Missing("code")),
+            (r#"{"error":{"code":"X"}}"#, Missing("message")),
+            (r#"{"error":{"message":"m"}}"#, Missing("code")),
+            (r#"{"error":{"code":500,"message":"m"}}"#, NotAString("code")),
+            (r#"{"error":{"code":"X","message":null}}"#, NotAString("message")),
+            (r#"{"error":{"code":"X","message":"m"},"details":{}}"#, OtherMembers),
+            (r#"{"content":"half","error":{"code":"X","message":"m"}}"#, OtherMembers),
+            (r#"{"error":null,"error":{"code":"X","message":"m"}}"#, OtherMembers),
+        ] {
+            for kind in [Kind::Llm, Kind::Tool] {
+                assert_eq!(classify(kind, body), Err(ResultRefused::NotAFailure(defect)), "{body}");
+            }
+        }
+        assert_eq!(
+            ResultRefused::NotAFailure(Missing("code")).to_string(),
+            r#"error.code is missing; a failure is {"error":{"code":"…","message":"…"}}, with two strings and details inside error"#
+        );
+    }
+
+    #[test]
+    fn token_beside_an_error_is_not_a_member() {
+        let body = Bytes::from_static(br#"{"t":"x","error":{"code":"X","message":"m"},"t":null}"#);
+        let scan = Scan::new(&body, CallbackResult::NAMES.into_iter().chain(["t"])).unwrap();
+        let result = CallbackResult::classify(Kind::Tool, &body, &scan, Some("t")).unwrap();
+        assert_eq!(result.payload, Payload::Failed(Bytes::from_static(br#"{"code":"X","message":"m"}"#)));
+    }
+
+    #[test]
     fn the_fingerprint_is_the_whole_bodys() {
         let judged = |body: &str| whole(Kind::Tool, body);
-        let error = r#"{"error":{"code":"X","message":"m"},"n":1}"#;
-        let other = r#"{"error":{"code":"X","message":"m"},"n":2}"#;
+        let error = r#"{"error":{"code":"X","message":"m"}}"#;
+        let other = r#"{"error":{"code":"X","message":"m"} }"#;
         assert_ne!(judged(error).unwrap().fingerprint, judged(other).unwrap().fingerprint);
     }
 }

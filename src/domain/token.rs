@@ -119,12 +119,26 @@ pub struct Claims {
     pub expires_at: Timestamp,
 }
 
+/// Why a token is not authentic. For the log: a caller must not learn which key ids exist.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum TokenDefect {
+    /// Not 116 characters of the right alphabet, or of another version.
+    #[error("the token is malformed")]
+    Malformed,
+    /// Signed with a key that is not in the keyring.
+    #[error("the token names an unknown key")]
+    UnknownKey,
+    /// Changed after it was signed, or made up.
+    #[error("the token's signature is wrong")]
+    WrongSignature,
+}
+
 /// Why a token was refused. All tokens that are not authentic get the same error, which gives an attacker no hint.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokenRefused {
     /// Malformed, forged, or signed with a key that is not in the keyring.
     #[error("the token is not authentic")]
-    Invalid,
+    Invalid(TokenDefect),
     /// Authentic, but expired.
     #[error("the token has expired")]
     Expired(Claims),
@@ -209,23 +223,27 @@ impl Keyring {
     /// Verifies a token without the store. Compares the HMAC in constant time, and computes one for an unknown key,
     /// too, so that timing does not reveal key ids.
     pub fn verify(&self, text: &str, now: Timestamp) -> Result<Claims, TokenRefused> {
-        let encoded = text.strip_prefix(TOKEN_PREFIX).ok_or(TokenRefused::Invalid)?;
+        let malformed = TokenRefused::Invalid(TokenDefect::Malformed);
+        let encoded = text.strip_prefix(TOKEN_PREFIX).ok_or(malformed)?;
         let mut bytes = [0; TOKEN_BYTES];
         if text.len() != TOKEN_CHARS
             || URL_SAFE_NO_PAD.decode_slice(encoded, &mut bytes) != Ok(TOKEN_BYTES)
             || bytes[0] != VERSION
         {
-            return Err(TokenRefused::Invalid);
+            return Err(malformed);
         }
         let (signed, mac) = bytes.split_at(SIGNED_BYTES);
         let mut key_id = [0; KEY_ID_BYTES];
         key_id.copy_from_slice(&signed[2..10]);
         let key = self.key(KeyId(key_id));
         let authentic = key.unwrap_or(&self.first).mac(signed).verify_slice(mac).is_ok();
-        if key.is_none() || !authentic {
-            return Err(TokenRefused::Invalid);
+        if key.is_none() {
+            return Err(TokenRefused::Invalid(TokenDefect::UnknownKey));
         }
-        let kind = kind_of(signed[1]).ok_or(TokenRefused::Invalid)?;
+        if !authentic {
+            return Err(TokenRefused::Invalid(TokenDefect::WrongSignature));
+        }
+        let kind = kind_of(signed[1]).ok_or(malformed)?;
         let mut expiry = [0; 8];
         expiry[2..].copy_from_slice(&signed[10..16]);
         let mut reference = [0; 16];
@@ -308,10 +326,11 @@ mod tests {
         assert!(during.verify(token.expose(), now).is_ok());
         assert_eq!(during.sign(conversation(), &issued).expose(), token.expose());
         let after = Keyring::new(key("new", 2), vec![]);
-        assert_eq!(after.verify(token.expose(), now), Err(TokenRefused::Invalid));
+        assert_eq!(after.verify(token.expose(), now), Err(TokenRefused::Invalid(TokenDefect::UnknownKey)));
         // The key id alone does not authenticate.
         let imposter = Keyring::new(key("old", 9), vec![]);
-        assert_eq!(imposter.verify(token.expose(), now), Err(TokenRefused::Invalid));
+        let forged = Err(TokenRefused::Invalid(TokenDefect::WrongSignature));
+        assert_eq!(imposter.verify(token.expose(), now), forged);
     }
 
     #[test]
@@ -357,13 +376,15 @@ mod tests {
             let mut changed = token.expose().to_owned();
             changed.replace_range(at..=at, &other);
             prop_assume!(changed != token.expose());
-            prop_assert_eq!(ring.verify(&changed, Timestamp::from_millis(0)), Err(TokenRefused::Invalid));
+            let verified = ring.verify(&changed, Timestamp::from_millis(0));
+            prop_assert!(matches!(verified, Err(TokenRefused::Invalid(_))));
         }
 
         #[test]
         fn arbitrary_text_is_refused(text in ".{0,200}") {
             let ring = Keyring::new(key("k1", 1), vec![]);
-            prop_assert_eq!(ring.verify(&text, Timestamp::from_millis(0)), Err(TokenRefused::Invalid));
+            let malformed = Err(TokenRefused::Invalid(TokenDefect::Malformed));
+            prop_assert_eq!(ring.verify(&text, Timestamp::from_millis(0)), malformed);
         }
     }
 
@@ -373,7 +394,8 @@ mod tests {
         let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Tool, 1000, 7));
         let text = token.expose();
         for bad in [format!("{text}="), format!("{text}A"), text[..115].to_owned(), text[4..].to_owned()] {
-            assert_eq!(ring.verify(&bad, Timestamp::from_millis(0)), Err(TokenRefused::Invalid), "{bad}");
+            let malformed = Err(TokenRefused::Invalid(TokenDefect::Malformed));
+            assert_eq!(ring.verify(&bad, Timestamp::from_millis(0)), malformed, "{bad}");
         }
     }
 }

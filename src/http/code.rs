@@ -94,8 +94,8 @@ codes! {
     RequestTimeout = "REQUEST_TIMEOUT", REQUEST_TIMEOUT, retryable;
     /// Too many requests from one client address.
     RateLimited = "RATE_LIMITED", TOO_MANY_REQUESTS, retryable;
-    /// The limit on held results is reached.
-    HeldLimit = "HELD_LIMIT", TOO_MANY_REQUESTS, retryable;
+    /// The limit on held results is reached. Not 429: the sender's rate is not the reason.
+    HeldLimit = "HELD_LIMIT", SERVICE_UNAVAILABLE, retryable;
     /// The limit on awaiting work items is reached.
     AwaitingLimit = "AWAITING_LIMIT", TOO_MANY_REQUESTS, retryable;
     /// The conversation's channel is full.
@@ -122,6 +122,13 @@ impl Code {
     /// Whether the request had no valid token.
     pub const fn is_failed_authentication(self) -> bool {
         matches!(self, Self::CallbackTokenMissing | Self::CallbackTokenInvalid | Self::CallbackTokenExpired)
+    }
+
+    /// The scheme for `WWW-Authenticate`, which every 401 needs (RFC 9110, section 15.5.2). A callback token has a scheme
+    /// of its own, because it is not sent in `Authorization`.
+    pub fn challenge(self) -> Option<&'static str> {
+        let scheme = if self.is_failed_authentication() { "CallbackToken" } else { "Bearer" };
+        (self.status() == StatusCode::UNAUTHORIZED).then_some(scheme)
     }
 
     /// Seconds for `Retry-After`, where there is one.

@@ -9,6 +9,7 @@ use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use opentelemetry::context::FutureExt;
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Context, KeyValue};
@@ -33,6 +34,9 @@ use crate::telemetry::{self, ResponseLabels, Telemetry, names};
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 /// The request's span, as W3C Trace Context Level 2 (a draft) defines it.
 pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
+
+/// The span once more, where browsers and proxies look for it (W3C Server Timing).
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Maximum length of a logged `User-Agent`, in characters.
 const USER_AGENT_CHARS: usize = 120;
@@ -144,11 +148,16 @@ fn standard_method(method: &Method) -> &'static str {
 }
 
 fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
-    let (request_id, trace) = (context.request_id.to_string(), context.span.header());
+    const PREFIX: &str = "trace;desc=";
+    let request_id = context.request_id.to_string();
+    // One allocation for the three of them.
+    let timing = Bytes::from(format!("{PREFIX}{}", context.span.header()));
+    let trace = timing.slice(PREFIX.len()..);
     let ids = [
         (REQUEST_ID, HeaderValue::try_from(request_id)),
-        (TRACE_ID, HeaderValue::from_str(&trace[SpanRef::TRACE_ID])),
-        (TRACE_RESPONSE, HeaderValue::try_from(trace)),
+        (TRACE_ID, HeaderValue::from_maybe_shared(trace.slice(SpanRef::TRACE_ID))),
+        (TRACE_RESPONSE, HeaderValue::from_maybe_shared(trace)),
+        (SERVER_TIMING, HeaderValue::from_maybe_shared(timing)),
     ];
     for (name, value) in ids {
         if let Ok(value) = value {
@@ -351,18 +360,21 @@ fn server_error(code: Code) -> Option<&'static str> {
 
 /// The refusal for an error response of the framework.
 fn framework_refusal(response: &Response) -> Option<Refusal> {
-    let code = match response.status() {
+    let reason = response.status().canonical_reason().unwrap_or("refused");
+    let (code, message) = match response.status() {
         status if status.is_success() => return None,
-        StatusCode::NOT_FOUND => Code::NotFound,
-        StatusCode::METHOD_NOT_ALLOWED => Code::MethodNotAllowed,
-        StatusCode::PAYLOAD_TOO_LARGE => Code::BodyTooLarge,
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::ContentTypeUnsupported,
-        StatusCode::REQUEST_TIMEOUT => Code::RequestTimeout,
+        StatusCode::NOT_FOUND => (Code::NotFound, "there is no such path on this listener"),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            (Code::MethodNotAllowed, "the path does not take this method; see the header Allow")
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => (Code::BodyTooLarge, reason),
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => (Code::ContentTypeUnsupported, reason),
+        StatusCode::REQUEST_TIMEOUT => (Code::RequestTimeout, reason),
         StatusCode::SERVICE_UNAVAILABLE => return None,
-        status if status.is_client_error() => Code::RequestInvalid,
-        _ => Code::Internal,
+        status if status.is_client_error() => (Code::RequestInvalid, reason),
+        _ => (Code::Internal, reason),
     };
-    Some(Refusal::new(code, response.status().canonical_reason().unwrap_or("refused")))
+    Some(Refusal::new(code, message))
 }
 
 /// Answers 500 where a handler panicked.

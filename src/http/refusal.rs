@@ -12,6 +12,9 @@ use crate::domain::ids::RequestId;
 use crate::domain::work_item::Outcome;
 use crate::store::StoreError;
 
+/// Tells senders that know it not to send the same again.
+const WEBHOOK_DELIVERY: HeaderName = HeaderName::from_static("webhook-delivery");
+
 /// The message for a bug.
 pub(super) const INTERNAL: &str = "internal error; quote the request id when you report it";
 
@@ -32,6 +35,18 @@ impl Refusal {
     /// A refusal with a message for people.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code, message: message.into(), cause: None, outcome: None, headers: Vec::new() }
+    }
+
+    /// The refusal of an unknown path, with what is likely to be wrong with it.
+    pub fn not_found(path: &str) -> Self {
+        let message = if path.len() > 1 && path.ends_with('/') {
+            "there is no such path; remove the slash at its end"
+        } else if path.contains("//") {
+            "there is no such path; it has two slashes in a row"
+        } else {
+            "there is no such path; use the URL exactly as it was given"
+        };
+        Self::new(Code::NotFound, message)
     }
 
     /// Adds a header to the response.
@@ -72,6 +87,15 @@ impl Refusal {
         let headers = response.headers_mut();
         headers.extend(self.headers.clone());
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(scheme) = self.code.challenge() {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+        }
+        if self.code == Code::ContentTypeUnsupported {
+            headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        }
+        if !self.code.retryable() {
+            headers.insert(WEBHOOK_DELIVERY, HeaderValue::from_static("abort-message"));
+        }
         if let Some(seconds) = self.code.retry_after() {
             headers.entry(header::RETRY_AFTER).or_insert_with(|| HeaderValue::from(seconds));
         }

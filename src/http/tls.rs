@@ -92,7 +92,7 @@ impl Files {
 #[derive(Debug)]
 pub struct Tls {
     files: Files,
-    /// The digest of the files when they were last loaded.
+    /// The digest of the files at the last attempt to load them.
     fingerprint: [u8; 32],
     config: watch::Sender<Arc<ServerConfig>>,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Extension, Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use opentelemetry::context::FutureExt;
@@ -46,18 +46,18 @@ impl ServiceKeyDigests {
     fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let (code, message) = match headers.get(header::AUTHORIZATION).map(bearer) {
             Some(Some(key)) if self.contains(key) => return Ok(()),
-            Some(_) => (Code::ServiceKeyInvalid, "the service key is not valid"),
+            Some(Some(_)) => (Code::ServiceKeyInvalid, "the service key is not valid"),
+            Some(None) => (Code::ServiceKeyInvalid, "Authorization must be: Bearer <service key>"),
             None => (Code::ServiceKeyMissing, "Authorization: Bearer <service key> is required"),
         };
-        let bearer = HeaderValue::from_static("Bearer");
-        Err(Refusal::new(code, message).with_header(header::WWW_AUTHENTICATE, bearer))
+        Err(Refusal::new(code, message))
     }
 }
 
 /// Requires a service key for the routes, and for every other path below them. Without one, a caller does not learn
 /// which paths exist.
 pub(super) fn guarded(platform: Arc<Platform>, routes: Router) -> Router {
-    let not_found = || async { Refusal::new(Code::NotFound, "there is no such path") };
+    let not_found = |uri: Uri| async move { Refusal::not_found(uri.path()) };
     routes.fallback(not_found).layer(from_fn_with_state(platform, guard))
 }
 

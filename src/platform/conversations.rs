@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::request::{self, PathIds};
+use super::request::{self, Millis, PathIds};
 use super::work_items::WorkItemBody;
 use super::{PLATFORM_PATH, Platform};
 use crate::clock::Entropy;
@@ -24,7 +24,7 @@ use crate::store::Store;
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct OpenBody {
-    idle_ttl_ms: Option<u64>,
+    idle_ttl_ms: Option<Millis>,
     traceparent: Option<String>,
 }
 

@@ -1,5 +1,6 @@
 //! Serves a conversation's channel as server-sent events.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -8,11 +9,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Extension, Path, RawQuery, State};
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream::{self, Stream, TryStreamExt};
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
+use memchr::memchr3;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
@@ -40,6 +42,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(250);
 /// Maximum delay after a failure of the store.
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
+/// Without a charset, some clients read `text/*` as ISO-8859-1. Proxies must neither buffer nor compress: nginx looks at
+/// `X-Accel-Buffering`, others at `no-transform`.
+const HEADERS: [(HeaderName, &str); 3] = [
+    (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+    (header::CACHE_CONTROL, "no-cache, no-transform"),
+    (HeaderName::from_static("x-accel-buffering"), "no"),
+];
 /// Largest frame of a stream, in bytes. hyper copies each frame into a buffer that it keeps as long as the connection.
 const FRAME: usize = 16 * 1024;
 
@@ -98,8 +107,14 @@ pub(super) async fn follow(
         failing: None,
         _permit: permit,
     };
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Ok(Sse::new(reader.events()).keep_alive(keep_alive).into_response().map(in_small_frames))
+    // A comment at once, so that proxies and clients see the stream open before there is an event.
+    let opened = stream::once(async { Ok(Event::default().comment("")) });
+    let events = Sse::new(opened.chain(reader.events())).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    let mut response = events.into_response().map(in_small_frames);
+    for (name, value) in HEADERS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    Ok(response)
 }
 
 fn in_small_frames(body: Body) -> Body {
@@ -353,15 +368,29 @@ fn retry_after(before: Option<Duration>) -> Duration {
     before.map_or(RETRY, |before| (2 * before).min(LONGEST_RETRY))
 }
 
-/// A line break in a result is a line break in the data; clients join the lines with line feeds. Carriage returns are
-/// replaced: some clients do not treat them as line ends, although the SSE standard requires it.
+/// An envelope as an event. A line break in a result is a line break in the data; clients join the lines with line feeds.
 fn event_of(id: &str, json: &str) -> Event {
-    let event = Event::default().id(id);
-    if json.contains('\r') {
-        event.data(json.replace("\r\n", "\n").replace('\r', "\n"))
-    } else {
-        event.data(json)
+    Event::default().id(id).data(in_lines(json))
+}
+
+/// Makes the line breaks of a JSON text those that every client sees. Carriage returns become line feeds: some clients do
+/// not treat them as line ends, although the SSE standard requires it. U+0085, U+2028 and U+2029 are line ends for some
+/// clients, although they are none in the standard; JSON has them only inside strings, where an escape means the same.
+fn in_lines(json: &str) -> Cow<'_, str> {
+    // The first bytes of what is replaced. Few texts have any of them.
+    if memchr3(b'\r', 0xc2, 0xe2, json.as_bytes()).is_none() {
+        return json.into();
     }
+    let replaced = [
+        ("\r\n", "\n"),
+        ("\r", "\n"),
+        ("\u{85}", "\\u0085"),
+        ("\u{2028}", "\\u2028"),
+        ("\u{2029}", "\\u2029"),
+    ];
+    replaced.into_iter().fold(Cow::Borrowed(json), |text, (from, to)| {
+        if text.contains(from) { text.replace(from, to).into() } else { text }
+    })
 }
 
 #[cfg(test)]
@@ -378,6 +407,20 @@ mod tests {
         for bad in ["", "-", "1-", "-1", "+1", "1-2-3", "x", "1-x"] {
             assert_eq!(cursor(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn line_ends_of_every_client_are_the_same() {
+        for (json, sent) in [
+            ("\"72 °F ✅ \u{2027}\u{84}\"", "\"72 °F ✅ \u{2027}\u{84}\""),
+            ("[1,\r\n2,\r3,\n4]", "[1,\n2,\n3,\n4]"),
+            ("\"a\u{2028}b\u{2029}c\u{85}d\"", r#""a\u2028b\u2029c\u0085d""#),
+        ] {
+            assert_eq!(in_lines(json), sent);
+            let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+            assert_eq!(value(json), value(sent));
+        }
+        assert!(matches!(in_lines("{\"a\":1}"), Cow::Borrowed(_)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkIte
 use crate::http::body::{self, BodyBudget, BodyLimits};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
+use crate::http::media_type;
 use crate::http::refusal::Refusal;
 
 /// The ids in the path.
@@ -62,7 +63,7 @@ pub(super) async fn json<T: DeserializeOwned>(
     let text = if bytes.is_empty() {
         "{}"
     } else {
-        body::check_json(&parts.headers)?;
+        media_type::check_json(&parts.headers)?;
         std::str::from_utf8(&bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
     };
     // Derived code would also accept an array of the fields' values.
@@ -141,12 +142,29 @@ pub(super) fn traceparent(body: Option<&str>, headers: &HeaderMap) -> Result<Opt
     Ok(header.and_then(|text| TraceParent::parse(text).ok()))
 }
 
-/// Checks a duration: 1 to `max` milliseconds.
-pub(super) fn milliseconds(field: &str, given: Option<u64>, max: u64) -> Result<Option<u64>, Refusal> {
-    match given {
-        Some(ms) if !(1..=max).contains(&ms) => Err(invalid(field, format_args!("must be 1 to {max}"))),
-        _ => Ok(given),
+/// A duration as sent. `None`: not a whole number. [`milliseconds`] refuses it, because it knows the bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Millis(Option<u64>);
+
+impl Millis {
+    pub(super) fn get(self) -> Option<u64> {
+        self.0
     }
+}
+
+impl<'de> Deserialize<'de> for Millis {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        serde_json::Value::deserialize(deserializer).map(|value| Self(value.as_u64()))
+    }
+}
+
+/// Checks a duration: 1 to `max` milliseconds.
+pub(super) fn milliseconds(field: &str, given: Option<Millis>, max: u64) -> Result<Option<u64>, Refusal> {
+    let Some(Millis(given)) = given else { return Ok(None) };
+    given
+        .filter(|ms| (1..=max).contains(ms))
+        .map(Some)
+        .ok_or_else(|| invalid(field, format_args!("must be a whole number of milliseconds from 1 to {max}")))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::Platform;
-use super::request::{self, PathIds, invalid};
+use super::request::{self, Millis, PathIds, invalid};
 use crate::clock::Entropy;
 use crate::config::Carrier;
 use crate::domain::gate::{Cancel, Issue, WorkItemView};
@@ -34,7 +34,7 @@ struct IssueBody {
     #[serde(deserialize_with = "request::word")]
     kind: Kind,
     turn_id: Option<String>,
-    timeout_ms: Option<u64>,
+    timeout_ms: Option<Millis>,
     #[serde(default, deserialize_with = "request::optional_word")]
     carrier: Option<Carrier>,
     traceparent: Option<String>,
@@ -44,7 +44,7 @@ impl IssueBody {
     /// Independent of how the body is written, and the same in every release: it is stored with the idempotency key, and a
     /// retry may reach another version of the service.
     fn fingerprint(&self) -> Fingerprint {
-        let timeout_ms = self.timeout_ms.map(|timeout_ms| timeout_ms.to_string());
+        let timeout_ms = self.timeout_ms.and_then(Millis::get).map(|timeout_ms| timeout_ms.to_string());
         // The order is part of the fingerprint: append new fields, and skip absent ones.
         let fields = [
             ("kind", Some(self.kind.as_str())),
@@ -89,6 +89,8 @@ struct CallbackBody<'a> {
     carrier: Carrier,
     name: &'a str,
     headers: BTreeMap<&'a str, &'a str>,
+    /// The provider retries until then.
+    deadline: Timestamp,
     expires_at: Timestamp,
 }
 
@@ -111,6 +113,7 @@ impl<'a> CallbackBody<'a> {
             carrier: location.carrier,
             name: location.name,
             headers,
+            deadline: item.deadline,
             expires_at: item.expires_at,
         }
     }
@@ -168,12 +171,17 @@ pub(super) async fn issue(
     Ok(response)
 }
 
+/// In quotes, as the IETF's draft of the header asks for (a string of RFC 8941), or without: the same key.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyDigest>, Refusal> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
         (Some(value), None) => {
-            let digest = value.to_str().ok().and_then(IdempotencyDigest::of);
+            let key = value
+                .to_str()
+                .ok()
+                .map(|text| text.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')).unwrap_or(text));
+            let digest = key.and_then(IdempotencyDigest::of);
             digest.map(Some).ok_or_else(|| {
                 invalid("Idempotency-Key", "must be 1 to 255 visible ASCII characters, without spaces")
             })

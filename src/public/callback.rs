@@ -15,11 +15,12 @@ use crate::clock::Entropy;
 use crate::domain::gate::{Accept, Receipt};
 use crate::domain::json::Scan;
 use crate::domain::result::{CallbackResult, ResultRefused};
-use crate::domain::token::{Claims, TokenFingerprint, TokenRefused};
+use crate::domain::token::{Claims, TokenDefect, TokenFingerprint, TokenRefused};
 use crate::http::admission::OVERLOAD_DELAY;
 use crate::http::body;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
+use crate::http::media_type;
 use crate::http::refusal::Refusal;
 use crate::store::{InstrumentedStore, Store, StoreError};
 
@@ -60,8 +61,10 @@ pub(super) async fn refuse(
     // So that the log line names the work item.
     let _: InHead<'_> = Callback { public: &public, context: &context, parts: &parts }.in_head();
     admit(&public, &context).err().unwrap_or_else(|| match parts.extensions.get::<MatchedPath>() {
-        Some(_) => Refusal::new(Code::MethodNotAllowed, "only POST is allowed here"),
-        None => Refusal::new(Code::NotFound, "there is no such path"),
+        Some(_) => {
+            Refusal::new(Code::MethodNotAllowed, "send it with POST; other methods do not spend a token")
+        }
+        None => Refusal::not_found(parts.uri.path()),
     })
 }
 
@@ -101,7 +104,7 @@ impl Callback<'_> {
         let (body, reservation) = body::read(&parts.headers, body, public.body, budget).await?;
         context.record(|log| log.body = Some((body.len(), Instant::now())));
         let permit = public.admission.permit()?;
-        body::check_json(&parts.headers)?;
+        media_type::check_json(&parts.headers)?;
         if matches!(in_head, InHead::Absent) && !Carriers::may_be_in(&body, |token| self.is_authentic(token))
         {
             public.clients.refuse_without_token(context.client)?;
@@ -187,7 +190,8 @@ impl Callback<'_> {
             InHead::Refused(refusal) => return Err(refusal),
         };
         let token = carriers.in_request(in_head, scan.as_ref().ok())?;
-        let claims = verified.unwrap_or_else(|| self.verify(&token))?;
+        let claims = verified.unwrap_or_else(|| self.verify(&token));
+        let claims = claims.map_err(|refused| reply::token_refused(refused, token.as_deref()))?;
         let scan = scan.map_err(ResultRefused::from)?;
         Ok((CallbackResult::classify(claims.kind, body, &scan, field)?, claims))
     }
@@ -201,7 +205,7 @@ impl Callback<'_> {
     /// Verifies a token without the store and records its ids. A token that expired less than [`CLOCK_LEEWAY_MS`] ago
     /// is accepted here; the store decides by its own clock.
     fn verify(&self, token: &SentToken<'_>) -> Result<Claims, TokenRefused> {
-        let token = token.as_deref().ok_or(TokenRefused::Invalid)?;
+        let token = token.as_deref().ok_or(TokenRefused::Invalid(TokenDefect::Malformed))?;
         let now = self.public.clock.now();
         let verified = match self.public.keyring.verify(token, now) {
             Err(TokenRefused::Expired(claims)) if now < claims.expires_at.plus_millis(CLOCK_LEEWAY_MS) => {

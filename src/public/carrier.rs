@@ -113,6 +113,7 @@ impl Carriers {
         values
             .into_iter()
             .flatten()
+            .filter(|value| *value != "null")
             .map(|value| decode_string(value).map(|token| Cow::Owned(token.into_owned())))
     }
 
@@ -139,7 +140,7 @@ impl Carriers {
     }
 }
 
-/// The single token. Empty values count as absent; two different tokens are an error.
+/// The single token. Empty values count as absent, as does `null` in a body; two different tokens are an error.
 fn only<'a>(found: impl Iterator<Item = SentToken<'a>>) -> Result<Option<SentToken<'a>>, Refusal> {
     let mut found = found.filter(|token| token.as_deref() != Some(""));
     let first = found.next();

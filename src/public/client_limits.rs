@@ -46,7 +46,14 @@ impl ClientLimits {
         }
         match self.bad_tokens.count(client) {
             Ok(()) => refusal,
-            Err(wait) => rate_limited(BAD_TOKENS, wait),
+            // The log still says what was wrong with the token.
+            Err(wait) => {
+                let limited = rate_limited(BAD_TOKENS, wait);
+                match refusal.cause {
+                    Some(cause) => limited.with_cause(cause),
+                    None => limited,
+                }
+            }
         }
     }
 }

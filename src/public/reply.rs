@@ -1,15 +1,17 @@
 //! The responses to callbacks.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
-use crate::domain::ids::{ConversationId, Sequence, WorkItemId};
+use crate::domain::ids::{ConversationId, Sequence, TOKEN_PREFIX, WorkItemId};
 use crate::domain::result::ResultRefused;
 use crate::domain::time::Timestamp;
-use crate::domain::token::TokenRefused;
+use crate::domain::token::{TOKEN_CHARS, TokenRefused};
 use crate::domain::work_item::Outcome;
 use crate::http::code::Code;
 use crate::http::refusal::Refusal;
@@ -49,12 +51,36 @@ pub(super) fn receipt(receipt: &Receipt) -> Response {
     (status, [no_store], Json(body)).into_response()
 }
 
-impl From<TokenRefused> for Refusal {
-    fn from(refused: TokenRefused) -> Self {
-        match refused {
-            TokenRefused::Invalid => Self::new(Code::CallbackTokenInvalid, "the token is not valid"),
-            TokenRefused::Expired(_) => expired(),
+/// The refusal of a token. Its message says only what the sender can see in the text that was sent; why a well-formed
+/// token is not authentic is for the log. `sent` is `None` if it is not a text.
+pub(super) fn token_refused(refused: TokenRefused, sent: Option<&str>) -> Refusal {
+    match refused {
+        TokenRefused::Invalid(defect) => {
+            let message = format!("the token is not valid: {}", advice(sent));
+            Refusal::new(Code::CallbackTokenInvalid, message).with_cause(defect.to_string())
         }
+        TokenRefused::Expired(_) => expired(),
+    }
+}
+
+fn advice(sent: Option<&str>) -> Cow<'static, str> {
+    let Some(sent) = sent else { return "send it as a string of ASCII characters".into() };
+    let bare = sent.trim_matches(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`'));
+    if bare.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("Bearer ")) {
+        return "send it without Bearer before it".into();
+    }
+    if bare.len() < sent.len() {
+        return "send it without quotes or blanks around it".into();
+    }
+    match bare.chars().count() {
+        _ if !bare.starts_with(TOKEN_PREFIX) => format!("a token begins with {TOKEN_PREFIX}").into(),
+        length if length < TOKEN_CHARS => {
+            format!("it was cut, it has {length} of {TOKEN_CHARS} characters").into()
+        }
+        length if length > TOKEN_CHARS => {
+            format!("it has {length} characters, and a token has {TOKEN_CHARS}").into()
+        }
+        _ => "send callback.token exactly as it was given".into(),
     }
 }
 
@@ -69,7 +95,7 @@ impl From<ResultRefused> for Refusal {
     fn from(refused: ResultRefused) -> Self {
         let code = match refused {
             ResultRefused::Malformed(_) => Code::BodyMalformed,
-            ResultRefused::NotAnLlmResult => Code::ResultShapeInvalid,
+            ResultRefused::NotAnLlmResult | ResultRefused::NotAFailure(_) => Code::ResultShapeInvalid,
         };
         Self::new(code, refused.to_string())
     }

@@ -1,6 +1,7 @@
 //! The channel as server-sent events.
 
 mod ends;
+mod headers;
 mod many;
 mod resuming;
 mod whitespace;

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use callback_ingress::domain::json::Scan;
 use callback_ingress::domain::result::{CallbackResult, Payload, ResultRefused};
 use callback_ingress::domain::work_item::WorkItem;
-use callback_ingress::http::body;
 use callback_ingress::http::code::Code;
+use callback_ingress::http::media_type;
 use serde_json::Value;
 
 use super::stage::{MOST_BYTES, Stage};
@@ -73,8 +73,9 @@ fn judged(written: &Written, stage: &Stage) -> Result<Option<Taken>, Code> {
     if announced > MOST_BYTES as u64 || written.body.len() > MOST_BYTES {
         return Err(Code::BodyTooLarge);
     }
-    body::check_json(&written.headers).map_err(|refusal| refusal.code)?;
-    let scan = Scan::new(&written.body, [NAME]).ok();
+    media_type::check_json(&written.headers).map_err(|refusal| refusal.code)?;
+    let body = written.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&written.body);
+    let scan = Scan::new(body, [NAME]).ok();
     let token = token(written, stage, in_path, scan.as_ref())?;
     let item = match token.as_str() {
         token if token == stage.tokens.tool => &stage.tool,
@@ -83,10 +84,10 @@ fn judged(written: &Written, stage: &Stage) -> Result<Option<Taken>, Code> {
         _ => return Err(Code::CallbackTokenInvalid),
     };
     let scan = scan.ok_or(Code::BodyMalformed)?;
-    let body = if allows('b') { scan.without(NAME).into_owned().into_bytes() } else { written.body.clone() };
+    let body = if allows('b') { scan.without(NAME).into_owned().into_bytes() } else { body.to_vec() };
     let result = CallbackResult::of(item.kind, &Bytes::from(body)).map_err(|refused| match refused {
         ResultRefused::Malformed(_) => Code::BodyMalformed,
-        ResultRefused::NotAnLlmResult => Code::ResultShapeInvalid,
+        ResultRefused::NotAnLlmResult | ResultRefused::NotAFailure(_) => Code::ResultShapeInvalid,
     })?;
     Ok(Some(Taken { item: item.clone(), result }))
 }
@@ -109,7 +110,8 @@ fn token(
     }
     presented.extend(in_path.map(|token| Some(token.to_owned())));
     if let Some(scan) = scan.filter(|_| stage.allows('b')) {
-        presented.extend(scan.values(NAME).map(|value| serde_json::from_str(value).ok()));
+        let values = scan.values(NAME).filter(|value| *value != "null");
+        presented.extend(values.map(|value| serde_json::from_str(value).ok()));
     }
     presented.retain(|token| token.as_deref() != Some(""));
     match presented.split_first() {

@@ -42,6 +42,8 @@ async fn request_without_a_key_reveals_nothing() {
     assert_eq!(service.state(&item).await, "awaiting");
     let reply = service.stranger("GET", "/conversations/nobody").send().await;
     assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
+    let provider = service.callback("cbt_x", "1").send().await;
+    assert_eq!(provider.header("www-authenticate"), Some("CallbackToken"));
 }
 
 #[tokio::test]

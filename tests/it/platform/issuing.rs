@@ -24,8 +24,12 @@ async fn issued_item_has_all_that_a_provider_needs(kind: Kind) {
         ["callback", "conversationId", "deadline", "issuedAt", "kind", "sequence", "workItemId"]
     );
     let callback = &first["callback"];
-    assert_eq!(fields(callback), ["carrier", "expiresAt", "headers", "method", "name", "token", "url"]);
+    assert_eq!(
+        fields(callback),
+        ["carrier", "deadline", "expiresAt", "headers", "method", "name", "token", "url"]
+    );
     assert_eq!(millis(&first["deadline"]), millis(&first["issuedAt"]) + 60_000, "by default, a minute");
+    assert_eq!(callback["deadline"], first["deadline"], "until when the provider retries");
     assert_eq!(millis(&callback["expiresAt"]), millis(&first["deadline"]) + 5_000);
     let token = callback["token"].as_str().unwrap();
     assert!(token.starts_with("cbt_") && token.len() <= 160, "{token}");
@@ -75,6 +79,8 @@ async fn idempotency_key_returns_the_same_item(kind: Kind) {
         ),
     ])
     .await;
+    let quoted = issue("\"one\"", &asked).send().await;
+    assert_eq!(quoted.json(), first.json(), "in quotes, it is the same key");
     assert_eq!(issued(&issue("One", &asked).send().await).sequence, 2, "another key is another item");
     let elsewhere = deployment.any().open().await;
     let call = deployment.any().issuing(&elsewhere, &asked).header("idempotency-key", "one");
@@ -151,6 +157,8 @@ async fn invalid_issue_request_names_the_field() {
         ("{\"kind\":\"tool\",\"timeoutMs\":-1}", "timeoutMs"),
         ("{\"kind\":\"tool\",\"timeoutMs\":1.5}", "timeoutMs"),
         ("{\"kind\":\"tool\",\"timeoutMs\":\"1\"}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"timeoutMs\":true}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"timeoutMs\":[60000]}", "timeoutMs"),
         ("{\"kind\":\"tool\",\"timeoutMs\":18446744073709551616}", "timeoutMs"),
         ("{\"kind\":\"tool\",\"carrier\":\"query\"}", "carrier"),
         ("{\"kind\":\"tool\",\"carrier\":\"cookie\"}", "carrier"),
@@ -167,8 +175,15 @@ async fn invalid_issue_request_names_the_field() {
         let reply = call.send().await;
         assert_eq!(reply.verdict(), (400, "REQUEST_INVALID".to_owned()), "{asked}");
         assert!(reply.message().contains(named), "{asked}: {}", reply.message());
+        if named == "timeoutMs" {
+            assert_eq!(
+                reply.message(),
+                "timeoutMs: must be a whole number of milliseconds from 1 to 900000",
+                "{asked}"
+            );
+        }
     }
-    for bad in ["", "a b", &"x".repeat(256), "é"] {
+    for bad in ["", "\"\"", "a b", "\"a b\"", &"x".repeat(256), "é"] {
         let call = service.issuing(&conversation, &json!({"kind": "tool"})).header("idempotency-key", bad);
         let reply = call.send().await;
         assert_eq!(reply.verdict(), (400, "REQUEST_INVALID".to_owned()), "{bad}");

@@ -115,6 +115,8 @@ impl Reply {
         let trace_id = self.header("x-trace-id").expect("every reply has a trace id");
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         assert!(trace_id.len() == 32 && trace_id.bytes().all(hex), "{trace_id}");
+        let trace = self.header("traceresponse").expect("every reply has its span");
+        assert_eq!(self.header("server-timing"), Some(format!("trace;desc={trace}").as_str()));
         assert_ne!(self.status, StatusCode::GONE);
         assert!(!self.status.is_redirection(), "{status}");
         if self.status.is_success() {
@@ -135,6 +137,9 @@ impl Reply {
         assert!(!error["message"].as_str().unwrap().is_empty());
         let retryable = matches!(status, 408 | 429 | 500 | 503);
         assert_eq!(error["retryable"], retryable, "{status}");
+        assert_eq!(self.header("www-authenticate").is_some(), status == 401, "{status}");
+        assert_eq!(self.header("accept").is_some(), status == 415, "{status}");
+        assert_eq!(self.header("webhook-delivery"), (!retryable).then_some("abort-message"), "{status}");
         let retry_after = self.header("retry-after").map(|seconds| seconds.parse::<u32>().unwrap());
         assert_eq!(retry_after.is_some_and(|seconds| seconds > 0), matches!(status, 429 | 503), "{status}");
         (status, error["code"].as_str().unwrap().to_owned())

@@ -47,8 +47,8 @@ impl EventReader {
     pub(crate) async fn of(call: Call<'_>) -> Self {
         let reply = call.begin().await;
         assert_eq!(reply.status(), 200);
-        assert_eq!(reply.headers()["content-type"], "text/event-stream");
-        assert_eq!(reply.headers()["cache-control"], "no-cache");
+        assert_eq!(reply.headers()["content-type"], "text/event-stream; charset=utf-8");
+        assert_eq!(reply.headers()["cache-control"], "no-cache, no-transform");
         assert!(reply.headers().contains_key("x-request-id") && reply.headers().contains_key("x-trace-id"));
         Self { body: reply.into_body(), read: Vec::new(), looked_at: 0 }
     }

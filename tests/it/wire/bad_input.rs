@@ -17,7 +17,7 @@ async fn json_body_is_delivered_unchanged(kind: Kind) {
         "123456789012345678901234567890.12345678901234567890",
         "\"\\u0000\"",
         "\"\\ud83d\\ude00 😀 \\/ \\u00e9 é\"",
-        "\"\u{2028}\u{2029}\u{7f}\u{feff}\"",
+        "\"\u{7f}\u{feff}\"",
         "{\"\":{\"__proto__\":null}}",
         "{\"outcome\":\"cancelled\",\"sequence\":99}",
         " \t 7 \t ",
@@ -43,7 +43,7 @@ async fn invalid_json_is_refused_and_spends_nothing() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth)).into_bytes();
-    let bodies: [(&str, Vec<u8>); 17] = [
+    let bodies: [(&str, Vec<u8>); 18] = [
         ("empty", b"".to_vec()),
         ("white space", b" \r\n\t".to_vec()),
         ("cut off", b"{\"a\":".to_vec()),
@@ -52,7 +52,8 @@ async fn invalid_json_is_refused_and_spends_nothing() {
         ("single quotes", b"{'a':1}".to_vec()),
         ("NaN", b"NaN".to_vec()),
         ("a leading zero", b"01".to_vec()),
-        ("a byte order mark", b"\xef\xbb\xbf1".to_vec()),
+        ("a byte order mark alone", b"\xef\xbb\xbf".to_vec()),
+        ("two byte order marks", b"\xef\xbb\xbf\xef\xbb\xbf1".to_vec()),
         ("a NUL", b"\"\0\"".to_vec()),
         ("a NUL after the value", b"1\0".to_vec()),
         ("not UTF-8", b"\"\xff\"".to_vec()),
@@ -91,10 +92,76 @@ async fn other_content_type_is_refused_and_spends_nothing() {
     let packed = post().header("content-type", "application/json").header("content-encoding", "gzip");
     check([("two types", twice, refused), ("compressed", packed, refused)]).await;
     assert_eq!(service.state(&item).await, "awaiting");
-    for good in ["application/json; charset=UTF-8", "APPLICATION/JSON", "application/problem+json"] {
-        let status = post().header("content-type", good).send().await.status;
-        assert!(status.is_success(), "{good}: {status}");
+}
+
+#[tokio::test]
+async fn refused_type_charset_and_coding_are_named() {
+    let service = Service::on_memory().await;
+    let item = service.fresh_tool().await;
+    let json = "application/json";
+    for (content_type, coding, named) in [
+        ("text/plain; charset=utf-8", "", "the Content-Type is text/plain;"),
+        ("application/x-www-form-urlencoded", "", "the Content-Type is application/x-www-form-urlencoded;"),
+        ("", "", "no Content-Type"),
+        ("application/json; charset=latin1", "", "the charset is latin1; send UTF-8"),
+        ("application/json; charset=\"ISO-8859-1\"", "", "the charset is ISO-8859-1;"),
+        (json, "gzip", "the Content-Encoding is gzip;"),
+        (json, "identity, br", "the Content-Encoding is br;"),
+        (&item.token, "", "not a media type of JSON"),
+        (json, &item.token, "the Content-Encoding is unknown;"),
+    ] {
+        let call = service.provider("POST", CALLBACKS).header("x-callback-token", &item.token).body("1");
+        let reply = call.header("content-type", content_type).header("content-encoding", coding).send().await;
+        assert_eq!(reply.verdict(), (415, "CONTENT_TYPE_UNSUPPORTED".to_owned()), "{content_type} {coding}");
+        let message = reply.message();
+        assert!(message.contains(named) && !message.contains(&item.token), "{message}");
+        assert_eq!(reply.header("accept"), Some(json));
     }
+    assert_eq!(service.state(&item).await, "awaiting");
+}
+
+#[tokio::test]
+async fn spellings_of_json_are_accepted() {
+    let service = Service::on_memory().await;
+    let item = service.fresh_tool().await;
+    let post = || service.provider("POST", CALLBACKS).header("x-callback-token", &item.token).body("1");
+    let json = |content_type: &str| post().header("content-type", content_type);
+    check([("the usual one", json("application/json"), (202, "delivered"))]).await;
+    for good in [
+        "application/json; charset=UTF-8",
+        "application/json; charset=utf8",
+        "APPLICATION/JSON ; Charset = \"Utf-8\"",
+        "application/json; v=1; profile=\"a;charset=latin1\"",
+        "application/json;",
+        "application/problem+json",
+        "application/json, application/json",
+        "application/json,application/json; charset=utf-8",
+    ] {
+        check([(good, json(good), (200, "delivered"))]).await;
+    }
+    let twice = json("application/json").header("content-type", "Application/JSON; charset=utf8");
+    check([("in two lines", twice, (200, "delivered"))]).await;
+    for coding in ["", "identity", "Identity", "identity, IDENTITY"] {
+        let call = json("application/json").header("content-encoding", coding);
+        check([(coding, call, (200, "delivered"))]).await;
+    }
+    let platform = service.platform("PUT", "/conversations/spelled").body("{}");
+    check([("the platform", platform.header("content-type", "application/json; charset=utf8"), (201, ""))])
+        .await;
+}
+
+#[tokio::test]
+async fn byte_order_mark_is_dropped() {
+    let service = Service::on_memory().await;
+    let item = service.fresh_tool().await;
+    let marked = "\u{feff}{\"callbackToken\":null,\"a\":1}";
+    check([
+        ("marked", service.callback(&item.token, marked), (202, "delivered")),
+        ("without it, it is the same body", service.callback(&item.token, "{\"a\":1}"), (200, "delivered")),
+        ("the platform", service.platform("PUT", "/conversations/marked").json("\u{feff}{}"), (201, "")),
+    ])
+    .await;
+    assert!(service.channel(&item.conversation, 1).await[0].contains("\"result\":{\"a\":1},"));
 }
 
 #[tokio::test]

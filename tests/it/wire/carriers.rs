@@ -61,6 +61,32 @@ async fn token_field_is_removed_from_the_result() {
 }
 
 #[tokio::test]
+async fn null_and_empty_values_are_no_token() {
+    let service = Service::on_memory().await;
+    for (sent, result) in [
+        ("{\"callbackToken\":null,\"answer\":42}", "{\"answer\":42}"),
+        ("{\"answer\":42, \"callbackToken\" : null }", "{\"answer\":42}"),
+        ("{\"callbackToken\":\"\",\"answer\":42}", "{\"answer\":42}"),
+        ("{\"callbackToken\":null,\"callbackToken\":\"\"}", "{}"),
+    ] {
+        let item = service.fresh_tool().await;
+        let call = || service.callback(&item.token, sent).header("x-callback-token", "");
+        check([("in the header", call(), (202, "delivered")), ("again", call(), (200, "delivered"))]).await;
+        let channel = service.channel(&item.conversation, 1).await;
+        assert!(channel[0].contains(&format!("\"result\":{result},")), "{sent}: {}", channel[0]);
+    }
+    let item = service.fresh_tool().await;
+    let both = format!("{{\"callbackToken\":null,\"callbackToken\":\"{}\"}}", item.token);
+    let missing = (401, "CALLBACK_TOKEN_MISSING");
+    check([
+        ("null alone", service.provider("POST", CALLBACKS).json("{\"callbackToken\":null}"), missing),
+        ("nothing anywhere", service.callback("", "{\"callbackToken\":\"\"}"), missing),
+        ("null and a token", service.provider("POST", CALLBACKS).json(both), (202, "delivered")),
+    ])
+    .await;
+}
+
+#[tokio::test]
 async fn disabled_carrier_is_ignored() {
     for (on, allowed) in ALL {
         let carriers = format!("[\"{on}\"]");

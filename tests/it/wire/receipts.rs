@@ -97,7 +97,7 @@ async fn error_body_is_delivered_as_a_failure(kind: Kind) {
         let conversation = deployment.any().open().await;
         let item = deployment.any().issue(&conversation, &json!({"kind": work})).await;
         let error = "{ \"code\":\"LIMIT\",\"message\":\"no\", \"retryable\":true }";
-        let call = deployment.any().callback(&item.token, format!("{{\"error\": {error} ,\"n\":1}}"));
+        let call = deployment.any().callback(&item.token, format!(" {{\"error\": {error} }}"));
         let reply = call.send().await;
         assert_eq!(reply.verdict(), (202, "delivered".to_owned()));
         assert_eq!(reply.json()["outcome"], "failed");
@@ -123,7 +123,7 @@ async fn each_kind_accepts_its_result_formats(kind: Kind) {
         ("tool", "null", 202),
         ("tool", "[]", 202),
         ("tool", "{\"error\":\"a word\"}", 202),
-        ("tool", "{\"error\":{\"code\":7,\"message\":\"\"}}", 202),
+        ("tool", "{\"error\":{\"code\":7,\"message\":\"\"}}", 400),
     ] {
         let item = deployment.any().issue(&conversation, &json!({"kind": work})).await;
         let reply = deployment.any().callback(&item.token, body).send().await;

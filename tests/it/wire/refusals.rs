@@ -78,11 +78,11 @@ async fn result_over_the_held_limit_can_be_retried(kind: Kind) {
         let [first, second, third] = items.try_into().unwrap();
         check([
             ("room for one", deployment.any().callback(&second.token, "\"1234567\""), (202, "held")),
-            ("and no more", deployment.any().callback(&third.token, "\"abcdefg\""), (429, "HELD_LIMIT")),
+            ("and no more", deployment.any().callback(&third.token, "\"abcdefg\""), (503, "HELD_LIMIT")),
             (
                 "not for a retry either",
                 deployment.any().callback(&third.token, "\"abcdefg\""),
-                (429, "HELD_LIMIT"),
+                (503, "HELD_LIMIT"),
             ),
             (
                 "what is known takes no room",
