@@ -73,7 +73,7 @@ fn advice(sent: Option<&str>) -> Cow<'static, str> {
         return "send it without quotes or blanks around it".into();
     }
     match bare.chars().count() {
-        _ if !bare.starts_with(TOKEN_PREFIX) => format!("a token begins with {TOKEN_PREFIX}").into(),
+        _ if !bare.starts_with(TOKEN_PREFIX) => "it does not begin as a token does".into(),
         length if length < TOKEN_CHARS => {
             format!("it was cut, it has {length} of {TOKEN_CHARS} characters").into()
         }

@@ -42,6 +42,8 @@ fn first_start_prints_working_commands() {
     next(r#"{"conversationId":"call-1","state":"live""#);
     next(r#""sequence":1,"#);
     next(r#"{"status":"delivered","#);
+    next(":");
+    next("");
     next("-1");
     next(r#""outcome":"succeeded","result":{"answer":42},"#);
     next("");

@@ -55,7 +55,7 @@ async fn slips_around_a_token_are_explained() {
         (in_body(&format!("\"{token}\\n\"")), "without quotes or blanks"),
         (service.callback(&token[..100], "1"), "it was cut, it has 100 of 116 characters"),
         (service.callback(&format!("{token}="), "1"), "it has 117 characters"),
-        (service.callback(&token[4..], "1"), "begins with cbt_"),
+        (service.callback(&token[4..], "1"), "does not begin as a token does"),
         (service.callback("cbt_é", "1"), "string of ASCII"),
         (in_body("7"), "string of ASCII"),
     ] {
@@ -93,6 +93,9 @@ async fn defect_of_a_token_is_in_the_log_alone() {
     let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
+    // With a single subscriber in the process, `tracing` asks only the thread that reaches an event first whether anybody
+    // listens; other tests have such threads.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let mut told = Vec::new();
     for (at, defect) in [
         (115, "the token's signature is wrong"),
