@@ -1,7 +1,10 @@
-//! The README's examples run, and its table of refusals matches the code.
+//! The README's examples run and retry as it says, and its table of refusals matches the code.
 
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use callback_ingress::http::code::Code;
 use test_support::redis_server::RedisServer;
@@ -88,4 +91,56 @@ fn readme_examples_run() {
     ] {
         assert_eq!(shown.matches(text).count(), times, "{text}:\n{shown}");
     }
+}
+
+/// Forwards connections to this address, and closes the first ones without an answer. Returns its own address.
+fn unreliable(to: &str, closed: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, to) = (listener.local_addr().unwrap().to_string(), to.to_owned());
+    thread::spawn(move || {
+        for client in listener.incoming().skip(closed).map_while(Result::ok) {
+            let service = TcpStream::connect(&to).unwrap();
+            let (mut sends, mut receives) = (client.try_clone().unwrap(), service.try_clone().unwrap());
+            thread::spawn(move || io::copy(&mut sends, &mut &service));
+            thread::spawn(move || io::copy(&mut receives, &mut &client));
+        }
+    });
+    address
+}
+
+#[test]
+fn documented_retries_survive_an_outage() {
+    let redis = RedisServer::start();
+    let service = Service::start(&["--store", &redis.url(0)]);
+    eventually("it works", || service.platform("PUT", "call-1", "").status <= 201);
+    let directory = tempfile::tempdir().unwrap();
+    let python = directory.path().join("callback.py");
+    let block = |wanted: &str| blocks().find(|(_, text)| text.contains(wanted)).unwrap().1;
+    std::fs::write(&python, block("def post_callback")).unwrap();
+    // The tokens are issued before the outage.
+    let script = format!(
+        "{}\nfresh_token; FIRST=$CALLBACK_TOKEN; fresh_token; echo ready; read -r _\n\
+         export CALLBACK_URL=http://{}/api/v1/webhooks/callbacks\n\
+         python3 {} & PYTHON=$!\nCALLBACK_TOKEN=$FIRST\n{}\nwait $PYTHON\n",
+        block("fresh_token() {"),
+        unreliable(&service.public, 2),
+        python.display(),
+        block("--retry-all-errors").replace("fresh_token\n", ""),
+    );
+    let script = script.replace("127.0.0.1:8081", &service.platform);
+    let mut shell = Command::new("bash");
+    shell.args(["-euo", "pipefail", "-c", &script]);
+    shell.env_clear().env("PATH", path()).env("KEY", service.made_key());
+    shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut shell = Process(shell.spawn().unwrap());
+    let (out, err) = (Lines::of(shell.0.stdout.take().unwrap()), Lines::of(shell.0.stderr.take().unwrap()));
+    out.wait_for("ready");
+    redis.suspend();
+    writeln!(shell.0.stdin.take().unwrap()).unwrap();
+    service.log.wait_for("POST /api/v1/webhooks/callbacks 503");
+    redis.resume();
+    assert_eq!(shell.exit_code(), Some(0), "{}\n{}", out.text(), err.text());
+    let shown = out.whole();
+    assert!(shown.contains(r#""outcome":"succeeded""#), "curl: {shown}");
+    assert!(shown.contains("'outcome': 'succeeded'"), "Python: {shown}");
 }
