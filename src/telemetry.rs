@@ -314,6 +314,8 @@ impl Telemetry {
                         { names::WORK_ITEM_ID } = %envelope.work_item,
                         { names::WORK_ITEM_SEQUENCE } = envelope.sequence.get(),
                         { names::WORK_ITEM_KIND } = envelope.kind.as_str(),
+                        { names::TOOL_CALL_ID } = envelope.tool_call_id.as_ref().map(tracing::field::display),
+                        { names::TOOL_NAME } = envelope.name.as_ref().map(tracing::field::display),
                         { names::OUTCOME } = envelope.outcome.as_str(),
                         { names::HELD_MS } = envelope.received_at.millis_until(envelope.released_at),
                         { names::HELD_BEHIND } = held_behind,

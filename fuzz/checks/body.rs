@@ -191,6 +191,8 @@ fn check_envelope(kind: Kind, payload: &Payload) {
         sequence: Sequence::FIRST,
         kind,
         turn_id: None,
+        tool_call_id: None,
+        name: None,
         issued_at: Timestamp::from_millis(1),
         deadline: Timestamp::from_millis(2),
         expires_at: Timestamp::from_millis(2),

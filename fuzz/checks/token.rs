@@ -62,6 +62,8 @@ fn item(claims: &Claims, key_id: KeyId) -> WorkItem {
         sequence: claims.sequence,
         kind: claims.kind,
         turn_id: None,
+        tool_call_id: None,
+        name: None,
         issued_at: Timestamp::from_millis(0),
         deadline: Timestamp::from_millis(0),
         expires_at: claims.expires_at,

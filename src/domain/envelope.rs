@@ -1,11 +1,11 @@
 //! The result envelope: the message format of the routing channel.
 
-use std::fmt;
-use std::io::Write;
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
 
 use bytes::Bytes;
 
-use super::ids::{ConversationId, RequestId, Sequence, TraceParent, TurnId};
+use super::ids::{ConversationId, RequestId, Sequence, ToolCallId, ToolName, TraceParent, TurnId};
 use super::result::Payload;
 use super::time::Timestamp;
 use super::work_item::{Kind, Outcome, WorkItem};
@@ -64,11 +64,36 @@ pub fn event_id(opened_at: Timestamp, sequence: Sequence) -> String {
 /// Typical size of an envelope without its payload, in bytes.
 const REST_BYTES: usize = 512;
 
+/// Typical size of [`members_at_issue`], in bytes.
+const MEMBERS_BYTES: usize = 128;
+
 /// The members of an item's envelope that are known when it is issued, as JSON without braces.
-pub fn members_at_issue(kind: Kind, turn_id: Option<&TurnId>) -> String {
-    // Ids contain no characters that JSON escapes.
-    let turn_id = turn_id.map_or_else(String::new, |id| format!("\"turnId\":\"{id}\","));
-    format!("{turn_id}\"kind\":\"{}\"", kind.as_str())
+pub fn members_at_issue(
+    kind: Kind,
+    turn_id: Option<&TurnId>,
+    tool_call_id: Option<&ToolCallId>,
+    name: Option<&ToolName>,
+) -> String {
+    let mut members = String::with_capacity(MEMBERS_BYTES);
+    // Writing to a `String` cannot fail.
+    if let Some(turn_id) = turn_id {
+        members.push_str(&turn_member(turn_id));
+    }
+    if let Some(tool_call_id) = tool_call_id {
+        // The only one that can contain characters that JSON escapes: the quotation mark and the backslash.
+        let escaped = tool_call_id.as_str().replace('\\', "\\\\").replace('"', "\\\"");
+        let _ = write!(members, "\"toolCallId\":\"{escaped}\",");
+    }
+    if let Some(name) = name {
+        let _ = write!(members, "\"name\":\"{name}\",");
+    }
+    let _ = write!(members, "\"kind\":\"{}\"", kind.as_str());
+    members
+}
+
+/// The first of [`members_at_issue`] of an item that belongs to a turn, with the comma after it.
+fn turn_member(turn_id: &TurnId) -> String {
+    format!("\"turnId\":\"{turn_id}\",")
 }
 
 impl Envelope<'_> {
@@ -83,7 +108,12 @@ impl Envelope<'_> {
             self.item.sequence,
             self.conversation_id,
             self.item.id,
-            members_at_issue(self.item.kind, self.item.turn_id.as_ref()),
+            members_at_issue(
+                self.item.kind,
+                self.item.turn_id.as_ref(),
+                self.item.tool_call_id.as_ref(),
+                self.item.name.as_ref(),
+            ),
             self.outcome,
         );
         match self.payload {
@@ -122,6 +152,8 @@ mod tests {
             sequence: Sequence::new(7),
             kind: Kind::Tool,
             turn_id: None,
+            tool_call_id: None,
+            name: None,
             issued_at: Timestamp::from_millis(1),
             deadline: Timestamp::from_millis(2),
             expires_at: Timestamp::from_millis(2),
@@ -147,6 +179,20 @@ mod tests {
         let json = json(Outcome::Succeeded, Some(&Payload::Succeeded(Bytes::from_static(body.as_bytes()))));
         assert!(json.contains(&format!("\"result\":{body},")), "{json}");
         assert!(!json.contains("\"error\""));
+    }
+
+    #[test]
+    fn members_at_issue_are_valid_json_in_the_documented_order() {
+        let (turn, name) = (TurnId::parse("turn-3").unwrap(), ToolName::parse("maps").unwrap());
+        for call in ["call_1", "\\", "\"", "{\"a\":\"\\\\\"}"] {
+            let call = ToolCallId::parse(call).unwrap();
+            let members = members_at_issue(Kind::Tool, Some(&turn), Some(&call), Some(&name));
+            let start = "\"turnId\":\"turn-3\",\"toolCallId\":\"";
+            assert!(members.starts_with(start), "{members}");
+            assert!(members.ends_with("\",\"name\":\"maps\",\"kind\":\"tool\""), "{members}");
+            let read: serde_json::Value = serde_json::from_str(&format!("{{{members}}}")).unwrap();
+            assert_eq!(read["toolCallId"], call.as_str());
+        }
     }
 
     #[test]

@@ -25,23 +25,57 @@ const MAX_EXTERNAL_ID: usize = 128;
 #[error("must be 1 to 128 characters of A-Z a-z 0-9 . _ : - and must not contain the token prefix cbt_")]
 pub struct InvalidId;
 
-/// Refuses tokens: identifiers are logged, and a token that is sent as an identifier must not be.
+/// In characters.
+const MAX_TOOL_NAME: usize = 64;
+
+/// The text is not a valid name of a tool or provider.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("must be 1 to 64 characters of A-Z a-z 0-9 . _ : - and must not contain the token prefix cbt_")]
+pub struct InvalidToolName;
+
+/// In characters.
+const MAX_TOOL_CALL_ID: usize = 128;
+
+/// The text is not a valid id of a tool call.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(
+    "must be 1 to 128 visible ASCII characters, without spaces, and must not contain the token prefix cbt_"
+)]
+pub struct InvalidToolCallId;
+
+/// Whether a text has 1 to `max` allowed characters and no token: these texts are logged, and a token that is sent as
+/// one of them must not be.
+fn is_id(text: &str, max: usize, allowed: impl Fn(u8) -> bool) -> bool {
+    (1..=max).contains(&text.len()) && text.bytes().all(allowed) && !contains_token(text)
+}
+
+/// The alphabet of identifiers.
+const fn is_id_character(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-')
+}
+
 fn check_external(text: &str) -> Result<(), InvalidId> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
-    let in_bounds = (1..=MAX_EXTERNAL_ID).contains(&text.len());
-    if in_bounds && text.bytes().all(allowed) && !contains_token(text) { Ok(()) } else { Err(InvalidId) }
+    is_id(text, MAX_EXTERNAL_ID, is_id_character).then_some(()).ok_or(InvalidId)
+}
+
+fn check_tool_name(text: &str) -> Result<(), InvalidToolName> {
+    is_id(text, MAX_TOOL_NAME, is_id_character).then_some(()).ok_or(InvalidToolName)
+}
+
+fn check_tool_call_id(text: &str) -> Result<(), InvalidToolCallId> {
+    is_id(text, MAX_TOOL_CALL_ID, |b| b.is_ascii_graphic()).then_some(()).ok_or(InvalidToolCallId)
 }
 
 macro_rules! external_id {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident, $check:ident, $error:ident, $characters:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash)]
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Accepts 1–128 characters of `A-Za-z0-9._:-`. Refuses a text that contains the token prefix.
-            pub fn parse(text: &str) -> Result<Self, InvalidId> {
-                check_external(text)?;
+            #[doc = concat!("Accepts ", $characters, ". Refuses a text that contains the token prefix.")]
+            pub fn parse(text: &str) -> Result<Self, $error> {
+                $check(text)?;
                 Ok(Self(text.into()))
             }
 
@@ -67,11 +101,19 @@ macro_rules! external_id {
 
 external_id!(
     /// The platform's id of a conversation.
-    ConversationId
+    ConversationId, check_external, InvalidId, "1–128 characters of `A-Za-z0-9._:-`"
 );
 external_id!(
     /// The platform's id of a turn in a conversation.
-    TurnId
+    TurnId, check_external, InvalidId, "1–128 characters of `A-Za-z0-9._:-`"
+);
+external_id!(
+    /// The platform's id of the tool call for which a work item was issued.
+    ToolCallId, check_tool_call_id, InvalidToolCallId, "1–128 visible ASCII characters"
+);
+external_id!(
+    /// The name of the tool or provider to which a work item went.
+    ToolName, check_tool_name, InvalidToolName, "1–64 characters of `A-Za-z0-9._:-`"
 );
 
 impl ConversationId {
@@ -412,6 +454,25 @@ mod tests {
         }
         let told = InvalidId.to_string();
         assert!(told.contains(TOKEN_PREFIX) && told.contains(&MAX_EXTERNAL_ID.to_string()), "{told}");
+    }
+
+    #[test]
+    fn tool_names_and_tool_call_ids_have_their_own_bounds() {
+        for bad in ["", "a b", "a\n", "ä", "weather/v2", "a{}", "CBT_AQJrMQ", &"x".repeat(65)] {
+            assert_eq!(ToolName::parse(bad), Err(InvalidToolName), "{bad:?}");
+        }
+        for bad in ["", "a b", "a\u{7f}", "a\0", "ä", "call:cbt_AQJrMQ", &"x".repeat(129)] {
+            assert_eq!(ToolCallId::parse(bad), Err(InvalidToolCallId), "{bad:?}");
+        }
+        assert!(ToolName::parse(&"x".repeat(64)).is_ok());
+        for good in ["toolu_01A/b", "{\"call\":1}", "!~\\", &"x".repeat(128)] {
+            assert_eq!(ToolCallId::parse(good).unwrap().as_str(), good);
+        }
+        for (told, max) in
+            [(InvalidToolName.to_string(), MAX_TOOL_NAME), (InvalidToolCallId.to_string(), MAX_TOOL_CALL_ID)]
+        {
+            assert!(told.contains(TOKEN_PREFIX) && told.contains(&max.to_string()), "{told}");
+        }
     }
 
     #[test]

@@ -295,6 +295,8 @@ mod tests {
             sequence: Sequence::FIRST,
             kind,
             turn_id: None,
+            tool_call_id: None,
+            name: None,
             issued_at: Timestamp::from_millis(0),
             deadline: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(expires_at),

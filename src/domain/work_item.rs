@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{Sequence, TraceParent, TurnId, WorkItemId};
+use super::ids::{Sequence, ToolCallId, ToolName, TraceParent, TurnId, WorkItemId};
 use super::time::Timestamp;
 
 /// What kind of provider the work went to; it decides which results are well-formed.
@@ -100,6 +100,10 @@ pub struct WorkItem {
     pub kind: Kind,
     /// The turn it belongs to, if the platform said so.
     pub turn_id: Option<TurnId>,
+    /// The platform's id of the tool call, if the platform said so.
+    pub tool_call_id: Option<ToolCallId>,
+    /// The name of the tool or provider, if the platform said so.
+    pub name: Option<ToolName>,
     /// When it was issued, by the store's clock.
     pub issued_at: Timestamp,
     /// When it times out.

@@ -13,7 +13,8 @@ use super::observe::Instrumentation;
 use super::refusal::Refusal;
 use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
 use crate::domain::ids::{
-    ConversationId, ConversationRef, Fingerprint, RequestId, Sequence, TraceParent, TurnId, WorkItemId,
+    ConversationId, ConversationRef, Fingerprint, RequestId, Sequence, ToolCallId, ToolName, TraceParent,
+    TurnId, WorkItemId,
 };
 use crate::domain::time::Timestamp;
 use crate::domain::token::{Claims, TokenFingerprint};
@@ -88,6 +89,10 @@ pub struct RequestLog {
     pub kind: Option<Kind>,
     /// The platform's `turnId` of the work item.
     pub turn_id: Option<TurnId>,
+    /// The platform's tool call.
+    pub tool_call_id: Option<ToolCallId>,
+    /// The tool or provider.
+    pub name: Option<ToolName>,
     /// When the work item was issued, and its deadline.
     pub issued: Option<(Timestamp, Timestamp)>,
     /// Time from the deadline to a late callback, in milliseconds.
@@ -130,6 +135,8 @@ impl RequestLog {
         self.sequence = Some(item.sequence);
         self.kind = Some(item.kind);
         self.turn_id.clone_from(&item.turn_id);
+        self.tool_call_id.clone_from(&item.tool_call_id);
+        self.name.clone_from(&item.name);
         self.issued = Some((item.issued_at, item.deadline));
         self.issued_in.clone_from(&item.traceparent);
     }
@@ -199,6 +206,8 @@ impl RequestLog {
         add(&mut all, names::WORK_ITEM_SEQUENCE, self.sequence.map(|sequence| integer(sequence.get())));
         add(&mut all, names::WORK_ITEM_KIND, self.kind.map(Kind::as_str));
         add(&mut all, names::TURN_ID, self.turn_id.as_ref().map(ToString::to_string));
+        add(&mut all, names::TOOL_CALL_ID, self.tool_call_id.as_ref().map(ToString::to_string));
+        add(&mut all, names::TOOL_NAME, self.name.as_ref().map(ToString::to_string));
         let deadline = self.deadline().filter(|_| self.late_ms.is_some());
         add(&mut all, names::DEADLINE, deadline.map(|(deadline, _)| deadline.to_string()));
         add(&mut all, names::TIMEOUT_MS, deadline.map(|(_, timeout)| integer(timeout)));

@@ -8,7 +8,9 @@ use axum::http::{HeaderMap, HeaderName};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, IgnoredAny, IntoDeserializer};
 use tokio::time::Instant;
 
-use crate::domain::ids::{ConversationId, InvalidId, TraceParent, TurnId, WorkItemId, contains_token};
+use crate::domain::ids::{
+    ConversationId, InvalidId, ToolCallId, ToolName, TraceParent, TurnId, WorkItemId, contains_token,
+};
 use crate::http::body::{self, BodyBudget, BodyLimits};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
@@ -131,6 +133,14 @@ fn wanted(complaint: &str) -> String {
 
 pub(super) fn turn_id(text: &str) -> Result<TurnId, Refusal> {
     TurnId::parse(text).map_err(|error| invalid("turnId", error))
+}
+
+pub(super) fn tool_call_id(text: &str) -> Result<ToolCallId, Refusal> {
+    ToolCallId::parse(text).map_err(|error| invalid("toolCallId", error))
+}
+
+pub(super) fn tool_name(text: &str) -> Result<ToolName, Refusal> {
+    ToolName::parse(text).map_err(|error| invalid("name", error))
 }
 
 /// The body's traceparent, else the header's. An invalid header is ignored.

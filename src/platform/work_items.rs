@@ -15,7 +15,8 @@ use crate::clock::Entropy;
 use crate::config::Carrier;
 use crate::domain::gate::{Cancel, Issue, WorkItemView};
 use crate::domain::ids::{
-    ConversationId, Fingerprint, IdempotencyDigest, Sequence, TraceParent, TurnId, WorkItemId,
+    ConversationId, Fingerprint, IdempotencyDigest, Sequence, ToolCallId, ToolName, TraceParent, TurnId,
+    WorkItemId,
 };
 use crate::domain::time::Timestamp;
 use crate::domain::token::Token;
@@ -38,6 +39,8 @@ struct IssueBody {
     #[serde(default, deserialize_with = "request::optional_word")]
     carrier: Option<Carrier>,
     traceparent: Option<String>,
+    tool_call_id: Option<String>,
+    name: Option<String>,
 }
 
 impl IssueBody {
@@ -52,6 +55,8 @@ impl IssueBody {
             ("timeoutMs", timeout_ms.as_deref()),
             ("carrier", self.carrier.map(Carrier::as_str)),
             ("traceparent", self.traceparent.as_deref()),
+            ("toolCallId", self.tool_call_id.as_deref()),
+            ("name", self.name.as_deref()),
         ];
         let mut form = b"issue/v1".to_vec();
         for (name, value) in fields {
@@ -74,6 +79,10 @@ struct IssuedBody<'a> {
     kind: Kind,
     #[serde(skip_serializing_if = "Option::is_none")]
     turn_id: Option<&'a TurnId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_call_id: Option<&'a ToolCallId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a ToolName>,
     issued_at: Timestamp,
     deadline: Timestamp,
     callback: CallbackBody<'a>,
@@ -139,6 +148,8 @@ pub(super) async fn issue(
         work_item: Entropy.work_item_id(),
         kind: body.kind,
         turn_id: body.turn_id.as_deref().map(request::turn_id).transpose()?,
+        tool_call_id: body.tool_call_id.as_deref().map(request::tool_call_id).transpose()?,
+        name: body.name.as_deref().map(request::tool_name).transpose()?,
         timeout_ms: timeout_ms.unwrap_or(platform.default_timeout_ms),
         replay_window_ms: platform.replay_window_ms,
         key_id: platform.keyring.signing_key_id(),
@@ -159,6 +170,8 @@ pub(super) async fn issue(
         sequence: item.sequence,
         kind: item.kind,
         turn_id: item.turn_id.as_ref(),
+        tool_call_id: item.tool_call_id.as_ref(),
+        name: item.name.as_ref(),
         issued_at: item.issued_at,
         deadline: item.deadline,
         callback: CallbackBody::new(&platform.public_base_url, location, &token, &item),
@@ -200,6 +213,10 @@ pub(super) struct WorkItemBody<'a> {
     kind: Kind,
     #[serde(skip_serializing_if = "Option::is_none")]
     turn_id: Option<&'a TurnId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_call_id: Option<&'a ToolCallId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a ToolName>,
     state: ItemState,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<Outcome>,
@@ -220,6 +237,8 @@ impl<'a> WorkItemBody<'a> {
             sequence: item.sequence,
             kind: item.kind,
             turn_id: item.turn_id.as_ref(),
+            tool_call_id: item.tool_call_id.as_ref(),
+            name: item.name.as_ref(),
             state: view.state,
             outcome: view.settled.map(|(outcome, _)| outcome),
             issued_at: item.issued_at,
@@ -305,6 +324,7 @@ mod tests {
         for (body, other) in [
             (r#"{"kind":"tool","timeoutMs":1}"#, " { \"timeoutMs\" : 1,\n\"kind\":\"t\\u006fol\" } "),
             (r#"{"kind":"tool"}"#, r#"{"turnId":null,"kind":"tool","timeoutMs":null,"carrier":null}"#),
+            (r#"{"kind":"tool","name":"a"}"#, r#"{"name":"\u0061","toolCallId":null,"kind":"tool"}"#),
         ] {
             assert_eq!(fingerprint(body), fingerprint(other), "{other}");
         }
@@ -326,6 +346,10 @@ mod tests {
             r#"{"kind":"tool","timeoutMs":1}"#.to_owned(),
             r#"{"kind":"tool","turnId":"1","timeoutMs":1}"#.to_owned(),
             r#"{"kind":"tool","turnId":"11"}"#.to_owned(),
+            r#"{"kind":"tool","toolCallId":"1"}"#.to_owned(),
+            r#"{"kind":"tool","name":"1"}"#.to_owned(),
+            r#"{"kind":"tool","toolCallId":"1","name":"1"}"#.to_owned(),
+            r#"{"kind":"tool","toolCallId":"1","name":"2"}"#.to_owned(),
         ];
         let distinct: std::collections::HashSet<String> =
             bodies.iter().map(|body| fingerprint(body)).collect();

@@ -230,7 +230,8 @@ fn record_accepted(store: &InstrumentedStore, context: &RequestContext, claims: 
     context.record(|log| log.receipt(receipt));
     if !receipt.replayed {
         let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);
-        context.telemetry().metrics.record_turnaround(receipt.item.kind, receipt.outcome, turnaround_ms);
+        let metrics = &context.telemetry().metrics;
+        metrics.record_turnaround(&receipt.item, receipt.outcome, turnaround_ms);
     }
     context.telemetry().released(
         &context.span,

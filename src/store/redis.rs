@@ -402,7 +402,12 @@ impl Store for RedisStore {
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
         let conversation = command.conversation;
-        let members = members_at_issue(command.kind, command.turn_id.as_ref());
+        let members = members_at_issue(
+            command.kind,
+            command.turn_id.as_ref(),
+            command.tool_call_id.as_ref(),
+            command.name.as_ref(),
+        );
         let attempt = command.work_item.to_string();
         let call = |again: bool| {
             let call = self

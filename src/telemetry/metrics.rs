@@ -2,6 +2,7 @@
 
 mod bound_histograms;
 mod gauges;
+mod tool_labels;
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -18,10 +19,11 @@ use self::bound_histograms::BoundHistograms;
 pub use self::gauges::ActiveRequest;
 use self::gauges::Gauges;
 pub(super) use self::gauges::Losses;
+use self::tool_labels::ToolLabels;
 use super::names::{self, Metric};
 use crate::domain::gate::{Released, Totals};
 use crate::domain::time::Timestamp;
-use crate::domain::work_item::{Kind, Outcome};
+use crate::domain::work_item::{Kind, Outcome, WorkItem};
 
 /// Histogram boundaries in seconds for requests and store calls.
 const REQUEST_SECONDS: &[f64] = &[
@@ -92,6 +94,7 @@ struct Instruments {
     request_body_size: BoundHistograms<ResponseLabels, u64>,
     accept_duration: BoundHistograms<ResponseLabels, f64>,
     refused: Counter<u64>,
+    /// By tool.
     turnaround: BoundHistograms<(Kind, Outcome), f64>,
     hold_time: BoundHistograms<(Kind, Outcome), f64>,
     end_to_end: BoundHistograms<(Kind, Outcome), f64>,
@@ -102,6 +105,7 @@ struct Instruments {
     /// Keyed by command and script. Successful calls only.
     store_duration: BoundHistograms<(&'static str, &'static str), f64>,
     panics: Counter<u64>,
+    tools: ToolLabels,
 }
 
 /// The metrics of a service. Clones share the instruments.
@@ -123,6 +127,13 @@ fn kind_attribute(kind: Kind) -> KeyValue {
 
 fn work_item_attributes((kind, outcome): (Kind, Outcome)) -> Vec<KeyValue> {
     vec![kind_attribute(kind), KeyValue::new(names::OUTCOME, outcome.as_str())]
+}
+
+/// `tool`: the label of its name; empty without one.
+fn tool_attributes(key: (Kind, Outcome), tool: &str) -> Vec<KeyValue> {
+    let mut attributes = work_item_attributes(key);
+    attributes.extend((!tool.is_empty()).then(|| KeyValue::new(names::TOOL_NAME, tool.to_owned())));
+    attributes
 }
 
 /// The attributes of a refusal. `failure`: `error.type`, for 5xx codes.
@@ -150,6 +161,7 @@ impl Instruments {
             lateness: seconds(&meter, names::LATENESS, REQUEST_SECONDS),
             store_duration: seconds(&meter, names::STORE_DURATION, REQUEST_SECONDS),
             panics: counter(&meter, names::PANICS),
+            tools: ToolLabels::default(),
             gauges: Gauges::new(&meter, losses),
             provider,
             registry,
@@ -246,9 +258,10 @@ impl Metrics {
     }
 
     /// Records the time from the issue of a work item to its accepted result.
-    pub fn record_turnaround(&self, kind: Kind, outcome: Outcome, turnaround_ms: u64) {
-        let (key, turnaround) = ((kind, outcome), Duration::from_millis(turnaround_ms).as_secs_f64());
-        self.0.turnaround.record("", key, turnaround, || work_item_attributes(key));
+    pub fn record_turnaround(&self, item: &WorkItem, outcome: Outcome, turnaround_ms: u64) {
+        let (key, turnaround) = ((item.kind, outcome), Duration::from_millis(turnaround_ms).as_secs_f64());
+        let tool = self.0.tools.label(item.name.as_ref());
+        self.0.turnaround.record(tool, key, turnaround, || tool_attributes(key, tool));
     }
 
     /// Counts an issued work item.
@@ -271,7 +284,7 @@ impl Metrics {
             |start: Timestamp| Duration::from_millis(start.millis_until(envelope.released_at)).as_secs_f64();
         let key = (envelope.kind, envelope.outcome);
         let attributes = || work_item_attributes(key);
-        self.0.released.add(1, &attributes());
+        self.0.released.add(1, &tool_attributes(key, self.0.tools.label(envelope.name.as_ref())));
         self.0.hold_time.record("", key, since(envelope.received_at), attributes);
         self.0.end_to_end.record("", key, since(envelope.issued_at), attributes);
     }

@@ -1,6 +1,7 @@
 //! All names of attributes, metrics and log fields.
 //!
-//! Names are those of OpenTelemetry's semantic conventions (version 1.42) where these have one. The others start with
+//! Names are those of OpenTelemetry's semantic conventions (version 1.42) where these have one; those of `gen_ai` have
+//! moved to a repository of their own, and their constants are deprecated. The others start with
 //! `callback_ingress`, `callback`, `conversation`, `request` or `work_item`. A test compares [`RESOURCE`],
 //! [`ATTRIBUTES`] and [`METRICS`] with the tables of `config/signoz/README.md`.
 
@@ -46,6 +47,9 @@ attributes! {
     WORK_ITEM_SEQUENCE = "work_item.sequence", "its position in the order of issue, from 1";
     WORK_ITEM_KIND = "work_item.kind", "`llm` or `tool`";
     TURN_ID = "conversation.turn_id", "the platform's `turnId` of the work item";
+    TOOL_CALL_ID = "gen_ai.tool.call.id", "the platform's `toolCallId` of the work item";
+    TOOL_NAME = "gen_ai.tool.name",
+        "the `name` of the tool or provider; in metrics at most 100 values, then `other`; missing without a name";
     DEADLINE = "work_item.deadline", "deadline of the work item; on successful platform requests and on callbacks that came too late";
     TIMEOUT_MS = "work_item.timeout_ms", "time from issue to deadline in milliseconds; on the same records as `work_item.deadline`";
     LATE_MS = "work_item.late_ms",
@@ -161,7 +165,7 @@ metrics! {
     ACCEPT_DURATION = "callback_ingress.accept.duration", "s", "histogram",
         "time from a callback's last byte to its acceptance or refusal", [CODE, OUTCOME];
     TURNAROUND = "callback_ingress.result.turnaround", "s", "histogram",
-        "time from issue to acceptance, for each accepted result", [WORK_ITEM_KIND, OUTCOME];
+        "time from issue to acceptance, for each accepted result", [WORK_ITEM_KIND, OUTCOME, TOOL_NAME];
     HOLD_TIME = "callback_ingress.result.hold_time", "s", "histogram",
         "time from settlement to release", [WORK_ITEM_KIND, OUTCOME];
     END_TO_END = "callback_ingress.result.end_to_end", "s", "histogram",
@@ -169,7 +173,7 @@ metrics! {
     ISSUED = "callback_ingress.work_item.issued", "{work_item}", "counter",
         "issued work items", [WORK_ITEM_KIND];
     WORK_ITEM_RELEASED = "callback_ingress.work_item.released", "{work_item}", "counter",
-        "released envelopes; at most 256 per operation are counted", [WORK_ITEM_KIND, OUTCOME];
+        "released envelopes; at most 256 per operation are counted", [WORK_ITEM_KIND, OUTCOME, TOOL_NAME];
     DROPPED = "callback_ingress.work_item.dropped", "{work_item}", "counter",
         "work items that the end of their conversation dropped", [STATE];
     AWAITING = "callback_ingress.work_item.awaiting", "{work_item}", "gauge",

@@ -20,7 +20,7 @@ use super::queue::{DISCARDED, ExportQueue};
 use crate::clock::Entropy;
 use crate::domain::envelope::event_id;
 use crate::domain::gate::{Released, TimedOut};
-use crate::domain::ids::{TraceParent, contains_token};
+use crate::domain::ids::{ToolCallId, ToolName, TraceParent, contains_token};
 use crate::domain::work_item::Outcome;
 
 /// A span of this process and its context. Clones share it. It ends with [`SpanRef::end`] or [`SpanRef::discard`],
@@ -107,10 +107,11 @@ impl Tracer {
             KeyValue::new(names::OUTCOME, Outcome::TimedOut.as_str()),
             KeyValue::new(names::LATE_MS, integer(timed_out.late_ms)),
         ];
+        let tool = tool_attributes(timed_out.tool_call_id.as_ref(), timed_out.name.as_ref());
         let builder = SpanBuilder::from_name("time out")
             .with_kind(SpanKind::Internal)
             .with_links(links)
-            .with_attributes(attributes.into_iter().chain(traces));
+            .with_attributes(attributes.into_iter().chain(tool).chain(traces));
         self.export(builder, &sweep.context, None);
     }
 
@@ -149,6 +150,7 @@ impl Tracer {
             KeyValue::new(names::OUTCOME, envelope.outcome.as_str()),
             KeyValue::new(names::HELD_MS, integer(held_ms)),
         ];
+        work_item.extend(tool_attributes(envelope.tool_call_id.as_ref(), envelope.name.as_ref()));
         work_item.extend(held_behind.map(|sequence| KeyValue::new(names::HELD_BEHIND, integer(sequence))));
         work_item.extend(traces);
         let now = time::now();
@@ -279,6 +281,15 @@ fn links_and_trace_ids(
         Some((Link::new(context, vec![KeyValue::new(names::LINK, *relation)], 0), trace))
     });
     others.unzip()
+}
+
+fn tool_attributes(
+    tool_call_id: Option<&ToolCallId>,
+    name: Option<&ToolName>,
+) -> impl Iterator<Item = KeyValue> {
+    let tool_call_id = tool_call_id.map(|id| KeyValue::new(names::TOOL_CALL_ID, id.to_string()));
+    let name = name.map(|name| KeyValue::new(names::TOOL_NAME, name.to_string()));
+    tool_call_id.into_iter().chain(name)
 }
 
 /// Converts to the integer type of attributes, saturating.

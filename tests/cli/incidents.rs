@@ -150,7 +150,9 @@ fn rate_limited_and_draining_requests_name_the_work_item() {
 #[test]
 fn late_callback_tells_how_late_it_was() {
     let (collector, service) = exporting("memory:", &[]);
-    let body = json!({"kind": "tool", "timeoutMs": 50, "turnId": "turn-4"}).to_string();
+    let body = json!({"kind": "tool", "timeoutMs": 50, "turnId": "turn-4", "toolCallId": "call-9",
+        "name": "maps"})
+    .to_string();
     let issued = service.platform("POST", "call-1/work-items", &body).json();
     thread::sleep(Duration::from_millis(150));
     let late = service.callback(issued["callback"]["token"].as_str().unwrap(), "1");
@@ -161,6 +163,7 @@ fn late_callback_tells_how_late_it_was() {
         assert!((90..60_000).contains(&found[names::LATE_MS].parse::<u64>().unwrap()), "{found:?}");
         assert_eq!(found[names::DEADLINE], issued["deadline"].as_str().unwrap());
         assert_eq!((&*found[names::TIMEOUT_MS], &*found[names::TURN_ID]), ("50", "turn-4"));
+        assert_eq!((&*found[names::TOOL_CALL_ID], &*found[names::TOOL_NAME]), ("call-9", "maps"));
     }
 }
 

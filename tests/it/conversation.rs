@@ -69,6 +69,8 @@ impl<'a> Conversation<'a> {
             work_item: Entropy.work_item_id(),
             kind: Kind::Tool,
             turn_id: None,
+            tool_call_id: None,
+            name: None,
             timeout_ms,
             replay_window_ms: REPLAY_WINDOW_MS,
             key_id: KeyId::parse("k").unwrap(),
@@ -205,6 +207,8 @@ pub(crate) struct Members {
     pub(crate) conversation_id: String,
     pub(crate) work_item_id: String,
     pub(crate) turn_id: Option<String>,
+    pub(crate) tool_call_id: Option<String>,
+    pub(crate) name: Option<String>,
     pub(crate) kind: Kind,
     #[serde(deserialize_with = "outcome")]
     pub(crate) outcome: Outcome,

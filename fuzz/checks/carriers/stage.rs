@@ -215,6 +215,8 @@ async fn issue(
         work_item: WorkItemId::from_uuid(Uuid::from_u128(id << 32)),
         kind,
         turn_id: None,
+        tool_call_id: None,
+        name: None,
         timeout_ms: 60_000,
         replay_window_ms: 600_000,
         key_id,

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::domain::ids::{
     AttemptId, ConversationId, ConversationRef, Fingerprint, IdempotencyDigest, RequestId, Sequence,
-    TraceParent, TurnId, WorkItemId,
+    ToolCallId, ToolName, TraceParent, TurnId, WorkItemId,
 };
 use crate::domain::result::CallbackResult;
 use crate::domain::time::Timestamp;
@@ -50,6 +50,10 @@ pub struct Issue {
     pub kind: Kind,
     /// The turn that the item belongs to.
     pub turn_id: Option<TurnId>,
+    /// The tool call for which the item is issued.
+    pub tool_call_id: Option<ToolCallId>,
+    /// The tool or provider to which the work goes.
+    pub name: Option<ToolName>,
     /// Time from now to the deadline, in milliseconds.
     pub timeout_ms: u64,
     /// Time from the deadline to the expiry of the token, in milliseconds.
@@ -162,6 +166,10 @@ pub struct Released {
     pub work_item: WorkItemId,
     /// The work item's kind.
     pub kind: Kind,
+    /// The tool call for which the item was issued.
+    pub tool_call_id: Option<ToolCallId>,
+    /// The tool or provider.
+    pub name: Option<ToolName>,
     /// The work item's outcome.
     pub outcome: Outcome,
     /// When the item was issued.
@@ -304,6 +312,10 @@ pub struct TimedOut {
     pub sequence: Sequence,
     /// The work item's kind.
     pub kind: Kind,
+    /// The tool call for which the item was issued.
+    pub tool_call_id: Option<ToolCallId>,
+    /// The tool or provider.
+    pub name: Option<ToolName>,
     /// Time from the deadline to the sweep, in milliseconds.
     pub late_ms: u64,
     /// Trace context in which the item was issued.

@@ -47,6 +47,8 @@ fn issue(
         work_item: id(number),
         kind: Kind::Tool,
         turn_id: None,
+        tool_call_id: None,
+        name: None,
         timeout_ms,
         replay_window_ms: 100,
         key_id: KeyId::parse("k").unwrap(),

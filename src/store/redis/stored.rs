@@ -1,10 +1,12 @@
 //! Decodes stored values. The packed layouts are defined in `conversation.lua` and `item.lua`.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 
 use super::script::broken;
 use crate::domain::gate::{self, Ended, Released, TimedOut, WorkItemView};
-use crate::domain::ids::{ConversationId, Sequence, TraceParent, TurnId, WorkItemId};
+use crate::domain::ids::{ConversationId, Sequence, ToolCallId, ToolName, TraceParent, TurnId, WorkItemId};
 use crate::domain::time::Timestamp;
 use crate::domain::token::KeyId;
 use crate::domain::work_item::{Kind, Outcome, WorkItem};
@@ -134,8 +136,12 @@ impl StoredConversation {
 /// The members of an item's envelope that are known when it is issued.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Members {
-    turn_id: Option<String>,
+struct Members<'a> {
+    turn_id: Option<&'a str>,
+    /// The only one that can contain an escape.
+    #[serde(borrow)]
+    tool_call_id: Option<Cow<'a, str>>,
+    name: Option<&'a str>,
     kind: Kind,
 }
 
@@ -174,14 +180,19 @@ impl StoredItem {
         let (issued_at, _date) = (fields.rfc3339()?, fields.bytes(10)?);
         let key_id = KeyId::parse(fields.sized(1)?).map_err(|_| broken("invalid key id"))?;
         let traceparent = fields.traceparent()?;
-        let members: Members = serde_json::from_str(&format!("{{{}}}", fields.sized(2)?))
-            .map_err(|_| broken("invalid envelope members"))?;
-        let turn_id = members.turn_id.as_deref().map(TurnId::parse).transpose();
+        let members = format!("{{{}}}", fields.sized(2)?);
+        let members: Members<'_> =
+            serde_json::from_str(&members).map_err(|_| broken("invalid envelope members"))?;
+        let turn_id = members.turn_id.map(TurnId::parse).transpose();
+        let tool_call_id = members.tool_call_id.as_deref().map(ToolCallId::parse).transpose();
+        let name = members.name.map(ToolName::parse).transpose();
         let item = WorkItem {
             id,
             sequence: id.sequence(),
             kind: members.kind,
             turn_id: turn_id.map_err(|_| broken("invalid turn id"))?,
+            tool_call_id: tool_call_id.map_err(|_| broken("invalid tool call id"))?,
+            name: name.map_err(|_| broken("invalid name"))?,
             issued_at,
             deadline,
             expires_at: deadline.plus_millis(window),
@@ -224,6 +235,8 @@ impl StoredItem {
             sequence: self.item.sequence,
             work_item: self.item.id,
             kind: self.item.kind,
+            tool_call_id: self.item.tool_call_id.clone(),
+            name: self.item.name.clone(),
             outcome: settlement.outcome,
             issued_at: self.item.issued_at,
             received_at: settlement.received_at,
@@ -240,6 +253,8 @@ impl StoredItem {
             work_item: self.item.id,
             sequence: self.item.sequence,
             kind: self.item.kind,
+            tool_call_id: self.item.tool_call_id,
+            name: self.item.name,
             late_ms: self.item.deadline.millis_until(now),
             issued_in: self.item.traceparent,
         }

@@ -85,6 +85,8 @@ async fn debug_output_shows_no_secret() {
             work_item: Entropy.work_item_id(),
             kind: Kind::Tool,
             turn_id: None,
+            tool_call_id: None,
+            name: None,
             timeout_ms: 60_000,
             replay_window_ms: 60_000,
             key_id: ring.signing_key_id(),

@@ -86,6 +86,8 @@ pub(crate) fn signed(key: &str, conversation: &str, expires_at: u64) -> String {
         sequence: Sequence::FIRST,
         kind: WorkKind::Tool,
         turn_id: None,
+        tool_call_id: None,
+        name: None,
         issued_at: Timestamp::from_millis(0),
         deadline: Timestamp::from_millis(0),
         expires_at: Timestamp::from_millis(expires_at),

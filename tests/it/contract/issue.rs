@@ -1,10 +1,13 @@
 //! Promise 9: an idempotency key issues one item. Also the properties of issued items.
 
 use callback_ingress::domain::gate::{Issue, IssueRefused};
-use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest, Sequence, TraceParent};
+use callback_ingress::domain::ids::{
+    Fingerprint, IdempotencyDigest, Sequence, ToolCallId, ToolName, TraceParent, TurnId,
+};
 use callback_ingress::domain::work_item::State;
+use callback_ingress::store::{DueConversation, Store};
 
-use crate::conversation::{Conversation, REPLAY_WINDOW_MS};
+use crate::conversation::{Conversation, Envelope, REPLAY_WINDOW_MS};
 use crate::stage::{Backend, on_every_store};
 
 on_every_store!(
@@ -16,6 +19,7 @@ on_every_store!(
     idempotency_keys_are_per_conversation,
     repeated_attempt_issues_no_second_item,
     concurrent_issues_get_distinct_sequences,
+    tool_call_and_name_are_given_back_everywhere,
 );
 
 fn keyed(conversation: &Conversation<'_>, key: &str, body: &str) -> Issue {
@@ -41,6 +45,45 @@ async fn items_are_numbered_in_order_of_issue(backend: Backend) {
         assert_eq!((view.state, view.settled, &view.item), (State::Awaiting, None, &item));
         stage.clock.advance(1);
     }
+}
+
+async fn tool_call_and_name_are_given_back_everywhere(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    // The turn would be found in the tool call's id if that was not escaped.
+    let call = ToolCallId::parse(r#"call"\,"turnId":"t2","kind":"llm"#).unwrap();
+    let name = ToolName::parse("maps:route.v2").unwrap();
+    let mut issue = conversation.issuing(1_000);
+    (issue.turn_id, issue.tool_call_id, issue.name) =
+        (Some(TurnId::parse("t1").unwrap()), Some(call.clone()), Some(name.clone()));
+    let item = conversation.issue_with(issue.clone()).await.unwrap().item;
+    let known = (Some(call.clone()), Some(name.clone()));
+    assert_eq!((item.tool_call_id.clone(), item.name.clone()), known);
+    assert_eq!(conversation.work_item(&item).await.unwrap().item, item);
+    assert_eq!(conversation.inspect().await.unwrap().unreleased[0].item, item);
+    let receipt = conversation.accept(&item, "1").await.unwrap();
+    assert_eq!(receipt.item, item);
+    let released = &receipt.released[0];
+    assert_eq!((released.tool_call_id.clone(), released.name.clone()), known);
+    assert_eq!(conversation.work_item(&item).await.unwrap().item, item);
+
+    issue.work_item = callback_ingress::clock::Entropy.work_item_id();
+    let late = conversation.issue_with(issue).await.unwrap().item;
+    stage.wait_until(late.deadline);
+    let due = DueConversation {
+        conversation: conversation.reference(),
+        sequences: vec![late.sequence],
+        whole: false,
+    };
+    let expired = stage.store.expire(due, None).await.unwrap();
+    let timed_out = &expired.timed_out[0];
+    assert_eq!((timed_out.tool_call_id.clone(), timed_out.name.clone()), known);
+    for envelope in &conversation.read(0, 10).await.unwrap().envelopes {
+        let members = Envelope::read(envelope).members;
+        assert_eq!(members.tool_call_id.as_deref(), Some(call.as_str()));
+        assert_eq!((members.name.as_deref(), members.turn_id.as_deref()), (Some(name.as_str()), Some("t1")));
+    }
+    assert_eq!(conversation.channel().await.len(), 2);
 }
 
 async fn item_inherits_the_conversations_trace(backend: Backend) {

@@ -4,7 +4,7 @@ use futures_util::future::{join, join_all};
 use test_support::redis_server::RedisServer;
 use tokio::time::{Duration, Instant};
 
-use crate::service::{Call, Event, EventReader, Kind, Raw, SERVICE_KEY, Service, on_every_deployment};
+use crate::service::{Event, EventReader, Kind, Raw, SERVICE_KEY, Service, on_every_deployment};
 
 const READERS: usize = 500;
 
@@ -123,9 +123,8 @@ async fn restarting_readers_do_not_overload_redis() {
 
 /// Number of reads of pages and of channel ends that a service has sent to Redis.
 async fn reads(service: &Service) -> u64 {
-    let url = format!("http://{}/metrics", service.platform);
-    let metrics = Call::new(&service.client, "GET", url).send().await;
-    let mut counts = metrics.text().lines().filter(|line| {
+    let metrics = service.metrics().await;
+    let mut counts = metrics.lines().filter(|line| {
         line.starts_with("db_client_operation_duration_seconds_count") && line.contains("=\"read\"")
     });
     counts.next().map_or(0, |line| line.rsplit_once(' ').unwrap().1.parse().unwrap())

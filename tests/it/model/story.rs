@@ -8,7 +8,7 @@ use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::gate::{Accept, Cancel, ConversationView, Issue, Limits, Open};
 use callback_ingress::domain::ids::{
     AttemptId, ConversationId, ConversationRef, Fingerprint, IdempotencyDigest, RequestId, Sequence,
-    TraceParent, TurnId, WorkItemId,
+    ToolCallId, ToolName, TraceParent, TurnId, WorkItemId,
 };
 use callback_ingress::domain::result::{CallbackResult, Payload};
 use callback_ingress::domain::time::Timestamp;
@@ -282,6 +282,8 @@ impl<'a> Story<'a> {
                 work_item: self.attempt(*item),
                 kind: if *llm { Kind::Llm } else { Kind::Tool },
                 turn_id: llm.then(|| TurnId::parse("turn").unwrap()),
+                tool_call_id: (item % 3 == 0).then(|| ToolCallId::parse("\"call\"\\").unwrap()),
+                name: (item % 2 == 0).then(|| ToolName::parse("tool").unwrap()),
                 timeout_ms: *timeout_ms,
                 replay_window_ms: 500,
                 key_id: KeyId::parse("key").unwrap(),

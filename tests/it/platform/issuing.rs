@@ -11,6 +11,7 @@ on_every_deployment!(
     idempotency_key_returns_the_same_item,
     concurrent_idempotent_requests_issue_one_item,
     requests_over_a_limit_issue_nothing,
+    tool_call_and_name_are_given_back,
 );
 
 async fn issued_item_has_all_that_a_provider_needs(kind: Kind) {
@@ -55,6 +56,28 @@ async fn issued_item_has_all_that_a_provider_needs(kind: Kind) {
     }
 }
 
+async fn tool_call_and_name_are_given_back(kind: Kind) {
+    let deployment = kind.deploy(&[]).await;
+    let conversation = deployment.any().open().await;
+    let asked = json!({"kind": "tool", "toolCallId": "toolu_\"01\\", "name": "maps.route", "turnId": "t"});
+    let item = deployment.any().issue(&conversation, &asked).await;
+    let shown = deployment.any().shown(&item.path()).await;
+    let inspected = deployment.any().shown(&format!("/conversations/{conversation}")).await;
+    check([("its callback", deployment.any().callback(&item.token, "1"), (202, "delivered"))]).await;
+    let envelope: Value = serde_json::from_str(&deployment.any().channel(&conversation, 1).await[0]).unwrap();
+    for told in [&item.issued, &shown, &inspected["awaiting"][0], &envelope] {
+        assert_eq!((&told["toolCallId"], &told["name"]), (&asked["toolCallId"], &asked["name"]), "{told}");
+    }
+    let none = json!({"kind": "tool", "toolCallId": null, "name": null});
+    let item = deployment.any().issue(&conversation, &none).await;
+    let shown = deployment.any().shown(&item.path()).await;
+    for told in [&item.issued, &shown] {
+        assert!(told.get("toolCallId").is_none() && told.get("name").is_none(), "{told}");
+    }
+    let longest = json!({"kind": "tool", "toolCallId": "~".repeat(128), "name": "x".repeat(64)});
+    assert_eq!(deployment.any().issue(&conversation, &longest).await.issued["name"], longest["name"]);
+}
+
 async fn idempotency_key_returns_the_same_item(kind: Kind) {
     let deployment = kind.deploy(&[("http.public_base_url", "https://api.example.com")]).await;
     let conversation = deployment.any().open().await;
@@ -71,6 +94,12 @@ async fn idempotency_key_returns_the_same_item(kind: Kind) {
     check([
         ("another kind", issue("one", &json!({"kind": "llm", "timeoutMs": 5_000})), reused),
         ("another time", issue("one", &json!({"kind": "tool"})), reused),
+        ("another name", issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "name": "n"})), reused),
+        (
+            "another tool call",
+            issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "toolCallId": "c"})),
+            reused,
+        ),
         ("another turn", issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "turnId": "t"})), reused),
         (
             "another carrier",
@@ -143,9 +172,38 @@ async fn requests_over_a_limit_issue_nothing(kind: Kind) {
 }
 
 #[tokio::test]
+async fn metrics_tell_a_hundred_names_apart() {
+    let service = Service::start(&[]).await;
+    let conversation = service.open().await;
+    for number in 0..102 {
+        let item = service.issue(&conversation, &json!({"kind": "tool", "name": format!("n{number}")})).await;
+        assert_eq!(service.callback(&item.token, "1").send().await.status, 202);
+    }
+    let item = service.tool(&conversation).await;
+    assert_eq!(service.callback(&item.token, "1").send().await.status, 202);
+    let metrics = service.metrics().await;
+    for series in
+        ["callback_ingress_result_turnaround_seconds_count", "callback_ingress_work_item_released_total"]
+    {
+        let value = |name: &str| {
+            let label = format!("gen_ai_tool_name=\"{name}\"");
+            let is_named = |line: &&str| {
+                if name.is_empty() { !line.contains("gen_ai_tool_name") } else { line.contains(&label) }
+            };
+            let of_series = metrics.lines().filter(|line| line.starts_with(series)).filter(is_named);
+            of_series.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum::<u64>()
+        };
+        let counts = ["n0", "n99", "n100", "n101", "other", ""].map(value);
+        assert_eq!(counts, [1, 1, 0, 0, 2, 1], "{series}");
+    }
+}
+
+#[tokio::test]
 async fn invalid_issue_request_names_the_field() {
     let service = Service::start(&[("token.carriers", "[\"header\",\"body\"]")]).await;
     let conversation = service.open().await;
+    let too_long_call = json!({"kind": "tool", "toolCallId": "x".repeat(129)}).to_string();
+    let too_long_name = json!({"kind": "tool", "name": "x".repeat(65)}).to_string();
     for (asked, named) in [
         ("{}", "kind"),
         ("{\"kind\":\"Tool\"}", "kind"),
@@ -166,15 +224,37 @@ async fn invalid_issue_request_names_the_field() {
         ("{\"kind\":\"tool\",\"turnId\":\"a b\"}", "turnId"),
         ("{\"kind\":\"tool\",\"turnId\":\"\\u0000\"}", "turnId"),
         ("{\"kind\":\"tool\",\"traceparent\":\"00-1-2-3\"}", "traceparent"),
+        ("{\"kind\":\"tool\",\"toolCallId\":\"\"}", "toolCallId"),
+        ("{\"kind\":\"tool\",\"toolCallId\":\"a b\"}", "toolCallId"),
+        ("{\"kind\":\"tool\",\"toolCallId\":\"a\\u0000\"}", "toolCallId"),
+        ("{\"kind\":\"tool\",\"toolCallId\":\"a\\n\"}", "toolCallId"),
+        ("{\"kind\":\"tool\",\"toolCallId\":\"é\"}", "toolCallId"),
+        ("{\"kind\":\"tool\",\"toolCallId\":7}", "toolCallId"),
+        ("{\"kind\":\"tool\",\"toolCallId\":[\"a\"]}", "toolCallId"),
+        ("{\"kind\":\"tool\",\"toolCallId\":\"cbt_AQJrMQ\"}", "toolCallId"),
+        ("{\"kind\":\"tool\",\"toolCallId\":\"a\",\"toolCallId\":\"a\"}", "toolCallId"),
+        ("{\"kind\":\"tool\",\"tool_call_id\":\"a\"}", "tool_call_id"),
+        ("{\"kind\":\"tool\",\"name\":\"\"}", "name"),
+        ("{\"kind\":\"tool\",\"name\":\"a b\"}", "name"),
+        ("{\"kind\":\"tool\",\"name\":\"a/b\"}", "name"),
+        ("{\"kind\":\"tool\",\"name\":\"a\\u0007\"}", "name"),
+        ("{\"kind\":\"tool\",\"name\":true}", "name"),
+        ("{\"kind\":\"tool\",\"name\":\"x:CBT_AQJrMQ\"}", "name"),
+        ("{\"kind\":\"tool\",\"Name\":\"a\"}", "Name"),
+        (&too_long_call, "toolCallId"),
+        (&too_long_name, "name"),
         ("{\"kind\":\"tool\",\"timeout\":5}", "timeout"),
         ("{\"kind\":\"tool\",\"TimeoutMs\":5}", "TimeoutMs"),
         ("[]", "the body"),
         ("7", "the body"),
     ] {
-        let call = service.platform("POST", &format!("/conversations/{conversation}/work-items")).json(asked);
+        let call = service
+            .platform("POST", &format!("/conversations/{conversation}/work-items"))
+            .json(asked.to_owned());
         let reply = call.send().await;
         assert_eq!(reply.verdict(), (400, "REQUEST_INVALID".to_owned()), "{asked}");
         assert!(reply.message().contains(named), "{asked}: {}", reply.message());
+        assert!(!reply.text().contains("AQJrMQ"), "{asked}: {}", reply.text());
         if named == "timeoutMs" {
             assert_eq!(
                 reply.message(),

@@ -55,6 +55,12 @@ impl Service {
         Call::new(&self.client, "GET", format!("http://{}/health", self.platform))
     }
 
+    /// The metrics in Prometheus' text format.
+    pub(crate) async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.platform);
+        Call::new(&self.client, "GET", url).send().await.text().into()
+    }
+
     /// Opens a conversation with a unique id.
     pub(crate) async fn open(&self) -> String {
         static NEXT: AtomicU64 = AtomicU64::new(1);

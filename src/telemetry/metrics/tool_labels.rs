@@ -1,0 +1,56 @@
+//! Bounds the names of tools and providers as values of a metric's attribute.
+
+use std::sync::{PoisonError, RwLock};
+
+use rustc_hash::FxHashSet;
+
+use crate::domain::ids::ToolName;
+
+/// Maximum number of names. Every name multiplies the series of its metrics.
+const MAX_NAMES: usize = 100;
+
+/// The value for the names beyond [`MAX_NAMES`].
+const OTHER: &str = "other";
+
+/// The names that are values, in the order in which the process met them.
+#[derive(Debug, Default)]
+pub(super) struct ToolLabels(RwLock<FxHashSet<ToolName>>);
+
+impl ToolLabels {
+    /// The value for a name: itself, or `other` once there are too many; empty without a name.
+    pub(super) fn label<'a>(&self, name: Option<&'a ToolName>) -> &'a str {
+        let Some(name) = name else { return "" };
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(name) {
+            return name.as_str();
+        }
+        if known.len() >= MAX_NAMES {
+            return OTHER;
+        }
+        drop(known);
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have added some meanwhile.
+        if known.len() >= MAX_NAMES && !known.contains(name) {
+            return OTHER;
+        }
+        known.insert(name.clone());
+        name.as_str()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_names_are_values_and_the_rest_is_other() {
+        let labels = ToolLabels::default();
+        assert_eq!(labels.label(None), "");
+        let name = |number: usize| ToolName::parse(&format!("tool-{number}")).unwrap();
+        for number in (0..MAX_NAMES).chain(0..MAX_NAMES) {
+            assert_eq!(labels.label(Some(&name(number))), format!("tool-{number}"));
+        }
+        assert_eq!(labels.label(Some(&name(MAX_NAMES))), OTHER);
+        assert_eq!(labels.label(Some(&name(7))), "tool-7", "a known name stays");
+    }
+}
