@@ -7,6 +7,7 @@
 //! |---|---|
 //! | which results are released, and when (**the gate**) | `release`, in [`domain::gate`] and `store/redis/scripts/release.lua` |
 //! | whether a callback is accepted | `accept`, in [`domain::gate`] and `store/redis/scripts/accept.lua` |
+//! | what the cancellation of a turn cancels | `cancel_turn`, in [`domain::gate`] and `store/redis/scripts/cancel_turn.lua` |
 //! | when a work item has timed out | `outcome_at`, in [`domain::gate`] and `item.lua` |
 //! | when a conversation has ended | `ended_at`, in [`domain::gate`] and `conversation.lua` |
 //! | the contents and the verification of a token | [`domain::token`] |

@@ -69,7 +69,10 @@ pub fn router(platform: Arc<Platform>, instrumentation: Instrumentation, health:
     let calls = Router::new()
         .route("/conversations/{conversationId}", conversation)
         .route("/conversations/{conversationId}/events", get(events::follow))
-        .route("/conversations/{conversationId}/work-items", post(work_items::issue))
+        .route(
+            "/conversations/{conversationId}/work-items",
+            post(work_items::issue).delete(work_items::cancel_turn),
+        )
         .route(
             "/conversations/{conversationId}/work-items/{workItemId}",
             get(work_items::show).delete(work_items::cancel),

@@ -21,11 +21,12 @@ use thiserror::Error;
 
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
-    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
-    Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
-    WorkItemView,
+    Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
+    ConversationNotFound, ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued, LookupRefused,
+    NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
+use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 
 /// A failure of the store. Refusals are not errors of this type; see [`Answer`].
@@ -144,6 +145,8 @@ pub(crate) fn gather(
 ///     change by polling within seconds.
 /// 13. Totals cover the live conversations. A conversation whose idle timeout has passed is included until the sweeper
 ///     has ended it.
+/// 14. Cancelling a turn cancels the awaiting items of the turn and no others: in one atomic step if at most 128 items
+///     are not released. If there are more, further steps follow, which leave out items that are issued meanwhile.
 pub trait Store {
     /// Opens a conversation, or restarts the idle timeout of an open one.
     fn open(&self, command: Open) -> impl Future<Output = Answer<Opened, OpenRefused>> + Send;
@@ -153,11 +156,17 @@ pub trait Store {
     fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, NotAccepted>> + Send;
     /// Cancels a work item.
     fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<Cancelled, CancelRefused>> + Send;
-    /// Ends a conversation. Envelopes of items that time out in this step carry `traceparent`.
+    /// Cancels the awaiting items of a turn. Idempotent; a turn without items is no refusal.
+    fn cancel_turn(
+        &self,
+        command: CancelTurn,
+    ) -> impl Future<Output = Answer<CancelledTurn, CancelTurnRefused>> + Send;
+    /// Ends a conversation. Envelopes of items that time out in this step carry `traceparent`. The first reason stays.
     fn end(
         &self,
         conversation: ConversationRef,
         traceparent: Option<TraceParent>,
+        reason: Option<Reason>,
     ) -> impl Future<Output = Answer<EndReceipt, ConversationNotFound>> + Send;
     /// Processes the due timers of a conversation. Envelopes of items that time out in this step carry
     /// `traceparent`.

@@ -207,6 +207,7 @@ fn check_envelope(kind: Kind, payload: &Payload) {
         received_at: Timestamp::from_millis(2),
         released_at: Timestamp::from_millis(3),
         request_id: None,
+        reason: None,
         traceparent: None,
     };
     let json = envelope.to_json();

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use bytes::Bytes;
 
 use super::ids::{ConversationId, RequestId, Sequence, ToolCallId, ToolName, TraceParent, TurnId};
+use super::reason::Reason;
 use super::result::Payload;
 use super::time::Timestamp;
 use super::work_item::{Kind, Outcome, WorkItem};
@@ -29,6 +30,8 @@ pub struct Envelope<'a> {
     pub released_at: Timestamp,
     /// The request that settled the item.
     pub request_id: Option<RequestId>,
+    /// Why the item was cancelled.
+    pub reason: Option<&'a Reason>,
     /// Trace context in which the item was settled, otherwise the one in which it was issued.
     pub traceparent: Option<&'a TraceParent>,
 }
@@ -91,8 +94,8 @@ pub fn members_at_issue(
     members
 }
 
-/// The first of [`members_at_issue`] of an item that belongs to a turn, with the comma after it.
-fn turn_member(turn_id: &TurnId) -> String {
+/// The start of [`members_at_issue`] of the turn's items, and of no others.
+pub fn turn_member(turn_id: &TurnId) -> String {
     format!("\"turnId\":\"{turn_id}\",")
 }
 
@@ -122,6 +125,9 @@ impl Envelope<'_> {
             None => {}
         }
         json.extend_from_slice(payload);
+        if let Some(reason) = self.reason {
+            let _ = write!(json, ",\"reason\":{}", reason.to_json());
+        }
         let _ = write!(
             json,
             ",\"issuedAt\":\"{}\",\"receivedAt\":\"{}\",\"releasedAt\":\"{}\"",
@@ -168,6 +174,7 @@ mod tests {
             received_at: Timestamp::from_millis(2),
             released_at: Timestamp::from_millis(3),
             request_id: None,
+            reason: None,
             traceparent: None,
         };
         String::from_utf8(envelope.to_json().bytes().to_vec()).unwrap()

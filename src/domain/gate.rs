@@ -17,15 +17,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 pub use commands::{
-    Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, Cancelled, ConversationNotFound,
-    ConversationView, Delivery, EndReceipt, Ended, Expired, Issue, IssueRefused, Issued, LookupRefused,
-    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals, WorkItemView,
+    Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
+    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Ended, Expired, Issue,
+    IssueRefused, Issued, LookupRefused, MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt,
+    Released, TimedOut, Totals, WorkItemView,
 };
 
 use super::envelope::{Envelope, EnvelopeJson};
 use super::ids::{
     AttemptId, ConversationId, Fingerprint, IdempotencyDigest, RequestId, Sequence, TraceParent, WorkItemId,
 };
+use super::reason::Reason;
 use super::result::Payload;
 use super::time::Timestamp;
 use super::work_item::{Outcome, State, WorkItem};
@@ -58,6 +60,7 @@ struct Settlement {
     traceparent: Option<TraceParent>,
     attempt: Option<AttemptId>,
     fingerprint: Option<Fingerprint>,
+    reason: Option<Reason>,
     /// Moved to the envelope when the item is released.
     payload: Option<Payload>,
 }
@@ -71,6 +74,26 @@ impl Settlement {
             traceparent,
             attempt: None,
             fingerprint: None,
+            reason: None,
+            payload: None,
+        }
+    }
+
+    const fn cancelled(
+        now: Timestamp,
+        request_id: RequestId,
+        traceparent: Option<TraceParent>,
+        attempt: AttemptId,
+        reason: Option<Reason>,
+    ) -> Self {
+        Self {
+            outcome: Outcome::Cancelled,
+            received_at: now,
+            request_id: Some(request_id),
+            traceparent,
+            attempt: Some(attempt),
+            fingerprint: None,
+            reason,
             payload: None,
         }
     }
@@ -109,6 +132,7 @@ pub struct Conversation {
     /// Latest deadline of an item; zero once a use finds nothing awaiting.
     busy_until: Timestamp,
     ended: Option<Ended>,
+    end_reason: Option<Reason>,
     traceparent: Option<TraceParent>,
     next: Sequence,
     gate: Sequence,
@@ -137,6 +161,7 @@ impl Conversation {
             idle_ttl_ms: command.idle_ttl_ms.unwrap_or(limits.conversation_idle_ttl_ms),
             busy_until: Timestamp::from_millis(0),
             ended: None,
+            end_reason: None,
             traceparent: command.traceparent.clone(),
             next: Sequence::FIRST,
             gate: Sequence::FIRST,
@@ -290,6 +315,7 @@ impl Conversation {
                         traceparent: command.traceparent.clone(),
                         attempt: Some(command.attempt),
                         fingerprint: Some(command.result.fingerprint),
+                        reason: None,
                         payload: Some(command.result.payload.clone()),
                     },
                 );
@@ -363,18 +389,10 @@ impl Conversation {
             _ if ended => return Err(CancelRefused::ConversationEnded),
             Some((outcome, _)) => return Err(CancelRefused::WorkItemSettled(outcome)),
             None => {
-                self.settle(
-                    sequence,
-                    Settlement {
-                        outcome: Outcome::Cancelled,
-                        received_at: now,
-                        request_id: Some(command.request_id),
-                        traceparent: command.traceparent.clone(),
-                        attempt: Some(command.attempt),
-                        fingerprint: None,
-                        payload: None,
-                    },
-                );
+                let (trace, reason) = (command.traceparent.clone(), command.reason.clone());
+                let settlement =
+                    Settlement::cancelled(now, command.request_id, trace, command.attempt, reason);
+                self.settle(sequence, settlement);
                 self.touch(now);
                 released = self.release(now, command.traceparent.as_ref());
             }
@@ -383,12 +401,61 @@ impl Conversation {
         Ok(Cancelled { item, released, unfinished: false })
     }
 
+    /// Cancels the awaiting items of a turn. Idempotent.
+    pub fn cancel_turn(
+        &mut self,
+        command: &CancelTurn,
+        now: Timestamp,
+    ) -> Result<CancelledTurn, CancelTurnRefused> {
+        if self.ended_at(now).is_some() {
+            return Err(CancelTurnRefused::ConversationEnded);
+        }
+        let is_own = |slot: &Slot| {
+            let settlement = slot.settlement.as_ref();
+            settlement.is_some_and(|settlement| {
+                settlement.outcome == Outcome::Cancelled && settlement.attempt == Some(command.attempt)
+            })
+        };
+        // After a lost reply, what the first call has cancelled and released is listed again.
+        let of_turn = self.slots.values().filter(|slot| {
+            let unreleased = slot.item.sequence >= self.gate;
+            slot.item.turn_id.as_ref() == Some(&command.turn_id) && (unreleased || is_own(slot))
+        });
+        let listed: Vec<Sequence> = of_turn.map(|slot| slot.item.sequence).collect();
+        let is_awaiting = |sequence: &Sequence| self.slots[sequence].outcome_at(now).is_none();
+        let awaiting: Vec<Sequence> = listed.iter().copied().filter(is_awaiting).collect();
+        let mut released = Vec::new();
+        if !awaiting.is_empty() {
+            for sequence in awaiting {
+                let (trace, reason) = (command.traceparent.clone(), command.reason.clone());
+                let settlement =
+                    Settlement::cancelled(now, command.request_id, trace, command.attempt, reason);
+                self.settle(sequence, settlement);
+            }
+            self.touch(now);
+            released = self.release(now, command.traceparent.as_ref());
+        }
+        let slots = || listed.iter().map(|sequence| &self.slots[sequence]);
+        Ok(CancelledTurn {
+            items: slots().map(|slot| self.view(slot, now)).collect(),
+            cancelled: slots().filter(|slot| is_own(slot)).count() as u64,
+            released,
+            unfinished: false,
+        })
+    }
+
     /// Releases what is overdue, then ends the conversation and drops its held and awaiting items. Idempotent.
-    pub fn end(&mut self, traceparent: Option<&TraceParent>, now: Timestamp) -> EndReceipt {
+    pub fn end(
+        &mut self,
+        traceparent: Option<&TraceParent>,
+        reason: Option<&Reason>,
+        now: Timestamp,
+    ) -> EndReceipt {
         let ended_before = self.ended_at(now);
         let mut released = Vec::new();
         if ended_before.is_none() {
             released = self.release(now, traceparent);
+            self.end_reason = reason.cloned();
         }
         let ended = self.finish(ended_before.unwrap_or(now));
         EndReceipt { ended, repeated: ended_before.is_some(), released }
@@ -499,6 +566,7 @@ impl Conversation {
             received_at: settlement.received_at,
             released_at: now,
             request_id: settlement.request_id,
+            reason: settlement.reason.as_ref(),
             traceparent: settled_in.as_ref().or(slot.item.traceparent.as_ref()),
         };
         self.channel.push(envelope.to_json());
@@ -574,7 +642,9 @@ impl Conversation {
     fn view(&self, slot: &Slot, now: Timestamp) -> WorkItemView {
         let settled = slot.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at));
         let bytes = slot.settlement.as_ref().map_or(0, Settlement::held_bytes);
-        WorkItemView::new(slot.item.clone(), settled, bytes, self.gate, self.ended_at(now), now)
+        let reason = slot.settlement.as_ref().and_then(|settlement| settlement.reason.clone());
+        let view = WorkItemView::new(slot.item.clone(), settled, bytes, self.gate, self.ended_at(now), now);
+        WorkItemView { reason, ..view }
     }
 
     /// The conversation at `now`.
@@ -586,6 +656,7 @@ impl Conversation {
             opened_at: self.opened_at,
             idle_at: self.idle_at(),
             ended: self.ended_at(now).map(|at| self.left_behind(at)),
+            end_reason: self.end_reason.clone(),
             traceparent: self.traceparent.clone(),
             next_sequence: self.next,
             waiting_for: awaited.map_or(self.next, |view| view.item.sequence),
@@ -639,7 +710,7 @@ pub fn outcome_at(
 }
 
 impl WorkItemView {
-    /// An item at `now`. `gate`: the first sequence that is not released; `ended_at`: when the conversation ended.
+    /// An item at `now`, without the reason. `gate`: the first sequence that is not released; `ended_at`: when the conversation ended.
     pub fn new(
         item: WorkItem,
         settled: Option<(Outcome, Timestamp)>,
@@ -656,7 +727,7 @@ impl WorkItemView {
             (false, None, None) => State::Awaiting,
         };
         let held_bytes = if state == State::Held { bytes } else { 0 };
-        Self { item, state, settled, held_bytes }
+        Self { item, state, settled, reason: None, held_bytes }
     }
 }
 

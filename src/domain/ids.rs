@@ -11,10 +11,25 @@ use uuid::Uuid;
 /// The prefix of every token.
 pub const TOKEN_PREFIX: &str = "cbt_";
 
-/// Whether a text contains the token prefix, in any case. Such a text is no id, and must not be logged or returned.
+/// Whether a text contains the token prefix, in any case, percent-encoded or not. Such a text is no id, and must not be
+/// logged or returned.
 pub fn contains_token(text: &str) -> bool {
     let prefix = TOKEN_PREFIX.as_bytes();
-    text.as_bytes().windows(prefix.len()).any(|part| part.eq_ignore_ascii_case(prefix))
+    let contains = |text: &[u8]| text.windows(prefix.len()).any(|part| part.eq_ignore_ascii_case(prefix));
+    contains(text.as_bytes()) || text.contains('%') && contains(&percent_decoded(text))
+}
+
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => (decoded.push(byte), rest = &after[2..]),
+            None => (decoded.push(*first), rest = after),
+        };
+    }
+    decoded
 }
 
 /// In characters.
@@ -461,11 +476,12 @@ mod tests {
         for bad in ["", "a b", "a\n", "ä", "weather/v2", "a{}", "CBT_AQJrMQ", &"x".repeat(65)] {
             assert_eq!(ToolName::parse(bad), Err(InvalidToolName), "{bad:?}");
         }
-        for bad in ["", "a b", "a\u{7f}", "a\0", "ä", "call:cbt_AQJrMQ", &"x".repeat(129)] {
+        for bad in ["", "a b", "a\u{7f}", "a\0", "ä", "call:cbt_AQJrMQ", "%63BT%5fAQJrMQ", &"x".repeat(129)]
+        {
             assert_eq!(ToolCallId::parse(bad), Err(InvalidToolCallId), "{bad:?}");
         }
         assert!(ToolName::parse(&"x".repeat(64)).is_ok());
-        for good in ["toolu_01A/b", "{\"call\":1}", "!~\\", &"x".repeat(128)] {
+        for good in ["toolu_01A/b", "100%", "%+1%zz", "%25", "{\"call\":1}", "!~\\", &"x".repeat(128)] {
             assert_eq!(ToolCallId::parse(good).unwrap().as_str(), good);
         }
         for (told, max) in

@@ -16,6 +16,7 @@ use crate::domain::ids::{
     ConversationId, ConversationRef, Fingerprint, RequestId, Sequence, ToolCallId, ToolName, TraceParent,
     TurnId, WorkItemId,
 };
+use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{Claims, TokenFingerprint};
 use crate::domain::work_item::{Kind, Outcome, WorkItem};
@@ -107,6 +108,10 @@ pub struct RequestLog {
     pub delivery: Option<Delivery>,
     /// Whether the callback is a repetition that got the first receipt again.
     pub replayed: Option<bool>,
+    /// Number of work items that the cancellation of a turn cancelled.
+    pub cancelled: Option<u64>,
+    /// Why the platform cancels or ends.
+    pub reason: Option<Reason>,
     /// Number of envelopes that the request released, at most 256.
     pub released: usize,
     /// Number of held items and number of awaiting items that the end of the conversation dropped.
@@ -218,6 +223,8 @@ impl RequestLog {
         add(&mut all, names::DELIVERY, self.delivery_name());
         add(&mut all, names::REPLAYED, self.replayed);
         add(&mut all, names::HELD_BEHIND, self.held_behind().map(integer));
+        add(&mut all, names::CANCELLED, self.cancelled.map(integer));
+        add(&mut all, names::REASON, self.reason.as_ref().map(ToString::to_string));
         add(&mut all, names::RELEASED, (self.released > 0).then(|| integer(self.released as u64)));
         add(&mut all, names::DROPPED_HELD, self.dropped.map(|(held, _)| integer(held)));
         add(&mut all, names::DROPPED_AWAITING, self.dropped.map(|(_, awaiting)| integer(awaiting)));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Extension, Path, Request, State};
+use axum::extract::{Extension, Path, RawQuery, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use crate::clock::Entropy;
 use crate::config::MAX_IDLE_TTL_MS;
 use crate::domain::gate::{ConversationView, Open};
 use crate::domain::ids::{ConversationId, Sequence, TraceParent};
+use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::domain::work_item::State as ItemState;
 use crate::http::context::RequestContext;
@@ -99,6 +100,9 @@ struct ShownBody<'a> {
     idle_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ended_at: Option<Timestamp>,
+    /// Why it was ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a Reason>,
     next_sequence: Sequence,
     waiting_for: Sequence,
     awaiting: Vec<WorkItemBody<'a>>,
@@ -151,6 +155,7 @@ fn shown_body<'a>(platform: &Platform, view: &'a ConversationView) -> ShownBody<
         opened_at: view.opened_at,
         idle_at: view.ended.is_none().then_some(view.idle_at),
         ended_at: view.ended.map(|ended| ended.ended_at),
+        reason: view.end_reason.as_ref(),
         next_sequence: view.next_sequence,
         waiting_for: view.waiting_for,
         awaiting: in_state(ItemState::Awaiting)
@@ -181,9 +186,14 @@ pub(super) async fn end(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
     let conversation = ids.recorded_conversation(&context)?;
-    let receipt = platform.store.end(conversation.reference(), context.span.traceparent()).await??;
+    let [reason] = request::query(query.as_deref(), ["reason"])?;
+    let reason = reason.as_deref().map(request::reason).transpose()?;
+    context.record(|log| log.reason.clone_from(&reason));
+    let trace = context.span.traceparent();
+    let receipt = platform.store.end(conversation.reference(), trace, reason).await??;
     let ended = receipt.ended;
     if !receipt.repeated {
         context.record(|log| {

@@ -1,6 +1,8 @@
 //! The response for each refusal of the store.
 
-use crate::domain::gate::{CancelRefused, ConversationNotFound, IssueRefused, LookupRefused, OpenRefused};
+use crate::domain::gate::{
+    CancelRefused, CancelTurnRefused, ConversationNotFound, IssueRefused, LookupRefused, OpenRefused,
+};
 use crate::http::code::Code;
 use crate::http::refusal::Refusal;
 
@@ -56,6 +58,15 @@ impl From<IssueRefused> for Refusal {
             ),
         };
         Self::new(code, message)
+    }
+}
+
+impl From<CancelTurnRefused> for Refusal {
+    fn from(refused: CancelTurnRefused) -> Self {
+        match refused {
+            CancelTurnRefused::ConversationNotFound => conversation_not_found(),
+            CancelTurnRefused::ConversationEnded => conversation_ended(),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::domain::ids::{
     ConversationId, InvalidId, ToolCallId, ToolName, TraceParent, TurnId, WorkItemId, contains_token,
 };
+use crate::domain::reason::Reason;
 use crate::http::body::{self, BodyBudget, BodyLimits};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
@@ -110,6 +111,28 @@ where
     text.map(|text| T::deserialize(text.into_deserializer())).transpose()
 }
 
+/// The values of the known parameters of a query string. Like a body's fields, unknown and repeated ones are refused.
+pub(super) fn query<const N: usize>(
+    query: Option<&str>,
+    known: [&'static str; N],
+) -> Result<[Option<String>; N], Refusal> {
+    let mut values = [const { None }; N];
+    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let Some(at) = known.iter().position(|known| *known == name) else {
+            let known = known.map(|known| format!("`{known}`")).join(", ");
+            return Err(invalid(nameable(&name), format_args!("unknown query parameter; known are {known}")));
+        };
+        // Stands for what is not UTF-8.
+        if value.contains(char::REPLACEMENT_CHARACTER) {
+            return Err(invalid(known[at], "must be UTF-8, percent-encoded"));
+        }
+        if values[at].replace(value.into_owned()).is_some() {
+            return Err(invalid(known[at], "must not be repeated"));
+        }
+    }
+    Ok(values)
+}
+
 /// Maximum length of a field name that is shown in an error.
 const MAX_NAME: usize = 32;
 
@@ -141,6 +164,10 @@ pub(super) fn tool_call_id(text: &str) -> Result<ToolCallId, Refusal> {
 
 pub(super) fn tool_name(text: &str) -> Result<ToolName, Refusal> {
     ToolName::parse(text).map_err(|error| invalid("name", error))
+}
+
+pub(super) fn reason(text: &str) -> Result<Reason, Refusal> {
+    Reason::parse(text).map_err(|error| invalid("reason", error))
 }
 
 /// The body's traceparent, else the header's. An invalid header is ignored.
@@ -208,6 +235,28 @@ mod tests {
             .unwrap_err()
             .message
             .into_owned()
+    }
+
+    #[test]
+    fn query_parameters_are_known_and_not_repeated() {
+        let parse = |text| query(Some(text), ["turnId", "reason"]).map_err(|refusal| refusal.message);
+        let values = |turn: Option<&str>, reason: Option<&str>| {
+            Ok([turn.map(ToOwned::to_owned), reason.map(ToOwned::to_owned)])
+        };
+        assert_eq!(parse(""), values(None, None));
+        assert_eq!(parse("reason=a+b%20%C3%A9&turnId="), values(Some(""), Some("a b é")));
+        for (text, told) in [
+            ("turnid=t", "turnid: unknown query parameter; known are `turnId`, `reason`"),
+            ("turn_id=t", "turn_id: unknown query parameter; known are `turnId`, `reason`"),
+            ("turnId=t&turnId=t", "turnId: must not be repeated"),
+            ("reason=%FF", "reason: must be UTF-8, percent-encoded"),
+            (
+                "cbt_AQJrMQ=1",
+                "a field whose name is not shown: unknown query parameter; known are `turnId`, `reason`",
+            ),
+        ] {
+            assert_eq!(parse(text).unwrap_err(), told, "{text}");
+        }
     }
 
     #[tokio::test]

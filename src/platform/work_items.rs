@@ -1,10 +1,10 @@
-//! Issuing, showing and cancelling a work item.
+//! Issuing, showing and cancelling work items.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Extension, Path, Request, State};
+use axum::extract::{Extension, Path, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -13,11 +13,12 @@ use super::Platform;
 use super::request::{self, Millis, PathIds, invalid};
 use crate::clock::Entropy;
 use crate::config::Carrier;
-use crate::domain::gate::{Cancel, Issue, WorkItemView};
+use crate::domain::gate::{Cancel, CancelTurn, Issue, WorkItemView};
 use crate::domain::ids::{
     ConversationId, Fingerprint, IdempotencyDigest, Sequence, ToolCallId, ToolName, TraceParent, TurnId,
     WorkItemId,
 };
+use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::domain::token::Token;
 use crate::domain::work_item::{Kind, Outcome, State as ItemState, WorkItem};
@@ -220,6 +221,9 @@ pub(super) struct WorkItemBody<'a> {
     state: ItemState,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<Outcome>,
+    /// Why it was cancelled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a Reason>,
     issued_at: Timestamp,
     deadline: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -241,6 +245,7 @@ impl<'a> WorkItemBody<'a> {
             name: item.name.as_ref(),
             state: view.state,
             outcome: view.settled.map(|(outcome, _)| outcome),
+            reason: view.reason.as_ref(),
             issued_at: item.issued_at,
             deadline: item.deadline,
             received_at: view.settled.map(|(_, received_at)| received_at),
@@ -267,11 +272,16 @@ pub(super) async fn cancel(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
     let (conversation, work_item) = (ids.recorded_conversation(&context)?, ids.work_item()?);
+    let [reason] = request::query(query.as_deref(), ["reason"])?;
+    let reason = reason.as_deref().map(request::reason).transpose()?;
+    context.record(|log| log.reason.clone_from(&reason));
     let command = Cancel {
         conversation: conversation.reference(),
         work_item,
+        reason,
         request_id: context.request_id,
         traceparent: context.span.traceparent(),
         attempt: Entropy.attempt_id(),
@@ -290,6 +300,63 @@ pub(super) async fn cancel(
         &[],
     );
     Ok(Json(WorkItemBody::of(&conversation, &cancelled.item)).into_response())
+}
+
+/// The items of a turn after its cancellation.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CancelledTurnBody<'a> {
+    conversation_id: &'a ConversationId,
+    turn_id: &'a TurnId,
+    /// The number of items that the request has cancelled.
+    cancelled: u64,
+    /// The turn's items that were not on the channel before.
+    work_items: Vec<WorkItemBody<'a>>,
+}
+
+/// `DELETE` on the list: cancels what is awaiting of a turn.
+pub(super) async fn cancel_turn(
+    State(platform): State<Arc<Platform>>,
+    Extension(context): Extension<RequestContext>,
+    Path(ids): Path<PathIds>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    let conversation = ids.recorded_conversation(&context)?;
+    let [turn_id, reason] = request::query(query.as_deref(), ["turnId", "reason"])?;
+    let turn_id = turn_id.ok_or_else(|| invalid("turnId", "the query parameter is missing"))?;
+    let turn_id = request::turn_id(&turn_id)?;
+    let reason = reason.as_deref().map(request::reason).transpose()?;
+    context.record(|log| {
+        log.turn_id = Some(turn_id.clone());
+        log.reason.clone_from(&reason);
+    });
+    let command = CancelTurn {
+        conversation: conversation.reference(),
+        turn_id: turn_id.clone(),
+        reason,
+        request_id: context.request_id,
+        traceparent: context.span.traceparent(),
+        attempt: Entropy.attempt_id(),
+    };
+    let cancelled = platform.store.cancel_turn(command).await??;
+    context.record(|log| {
+        log.cancelled = Some(cancelled.cancelled);
+        log.released = cancelled.released.len();
+    });
+    context.telemetry().released(
+        &context.span,
+        (conversation.reference(), Some(&conversation)),
+        || platform.store.channel(conversation.reference()),
+        &cancelled.released,
+        &[],
+    );
+    let body = CancelledTurnBody {
+        conversation_id: &conversation,
+        turn_id: &turn_id,
+        cancelled: cancelled.cancelled,
+        work_items: cancelled.items.iter().map(|item| WorkItemBody::of(&conversation, item)).collect(),
+    };
+    Ok(Json(body).into_response())
 }
 
 #[cfg(test)]

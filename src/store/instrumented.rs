@@ -15,11 +15,12 @@ use super::memory::MemoryStore;
 use super::redis::RedisStore;
 use super::{Answer, CONTINUE_MS, ChannelListener, Due, DueConversation, Page, Schedule, Store, StoreError};
 use crate::domain::gate::{
-    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, EndReceipt, Expired,
-    Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals,
-    WorkItemView,
+    Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
+    ConversationNotFound, ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued, LookupRefused,
+    NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
+use crate::domain::reason::Reason;
 use crate::telemetry::{Telemetry, names, redis_call_attributes};
 
 /// The supported backends.
@@ -245,15 +246,26 @@ impl Store for InstrumentedStore {
         cancelled
     }
 
+    async fn cancel_turn(&self, command: CancelTurn) -> Answer<CancelledTurn, CancelTurnRefused> {
+        let conversation = command.conversation;
+        let cancelled = self
+            .call(Operation::Script("cancel_turn"), backend_async!(self, store => store.cancel_turn(command)))
+            .await;
+        let unfinished = cancelled.as_ref().is_ok_and(|done| done.as_ref().is_ok_and(|done| done.unfinished));
+        self.continue_later(conversation, unfinished || cancelled.is_err());
+        cancelled
+    }
+
     async fn end(
         &self,
         conversation: ConversationRef,
         traceparent: Option<TraceParent>,
+        reason: Option<Reason>,
     ) -> Answer<EndReceipt, ConversationNotFound> {
         let ended = self
             .call(
                 Operation::Script("end"),
-                backend_async!(self, store => store.end(conversation, traceparent)),
+                backend_async!(self, store => store.end(conversation, traceparent, reason)),
             )
             .await;
         // The sweeper deletes what the ended conversation no longer needs.

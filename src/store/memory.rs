@@ -12,11 +12,12 @@ use super::{
 use crate::clock::Clock;
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
-    Accept, AcceptRefused, Cancel, CancelRefused, Cancelled, Conversation, ConversationNotFound,
-    ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued, Limits, LookupRefused, NotAccepted,
-    Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    Accept, AcceptRefused, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
+    Conversation, ConversationNotFound, ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued,
+    Limits, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
+use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 
 /// Keeps all conversations in the memory of this process.
@@ -201,13 +202,27 @@ impl Store for MemoryStore {
         Ok(cancelled)
     }
 
+    async fn cancel_turn(&self, command: CancelTurn) -> Answer<CancelledTurn, CancelTurnRefused> {
+        let (mut state, now) = self.step();
+        let cancel = |conversation: &mut Conversation| conversation.cancel_turn(&command, now);
+        let Some(cancelled) = state.step_on(command.conversation, now, &self.limits, cancel) else {
+            return Ok(Err(CancelTurnRefused::ConversationNotFound));
+        };
+        if cancelled.is_ok() {
+            self.notifier.notify(command.conversation);
+        }
+        Ok(cancelled)
+    }
+
     async fn end(
         &self,
         reference: ConversationRef,
         traceparent: Option<TraceParent>,
+        reason: Option<Reason>,
     ) -> Answer<EndReceipt, ConversationNotFound> {
         let (mut state, now) = self.step();
-        let end = |conversation: &mut Conversation| conversation.end(traceparent.as_ref(), now);
+        let end =
+            |conversation: &mut Conversation| conversation.end(traceparent.as_ref(), reason.as_ref(), now);
         let Some(ended) = state.step_on(reference, now, &self.limits, end) else {
             return Ok(Err(ConversationNotFound));
         };

@@ -60,13 +60,15 @@ use self::stored::{StoredConversation, StoredItem, StoredState};
 use super::notifier::ChannelNotifier;
 use super::{Answer, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError};
 use crate::clock::Clock;
-use crate::domain::envelope::{EnvelopeJson, members_at_issue};
+use crate::domain::envelope::{EnvelopeJson, members_at_issue, turn_member};
 use crate::domain::gate::{
-    Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, Cancelled, ConversationNotFound,
-    ConversationView, Delivery, EndReceipt, Expired, Issue, IssueRefused, Issued, LookupRefused,
-    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, Totals, WorkItemView,
+    Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
+    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Issue,
+    IssueRefused, Issued, LookupRefused, MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt,
+    Released, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
+use crate::domain::reason::Reason;
 use crate::domain::result::Payload;
 use crate::domain::time::Timestamp;
 
@@ -499,6 +501,7 @@ impl Store for RedisStore {
                 .arg(command.work_item)
                 .arg(command.request_id)
                 .raw(&command.attempt.to_bytes()[..])
+                .option(command.reason.as_ref().map(Reason::to_json))
         };
         let mut reply = self.step(conversation, call).await?;
         Ok(Err(match reply.word() {
@@ -527,15 +530,74 @@ impl Store for RedisStore {
         }))
     }
 
+    async fn cancel_turn(&self, command: CancelTurn) -> Answer<CancelledTurn, CancelTurnRefused> {
+        let conversation = command.conversation;
+        let trace = command.traceparent.as_ref();
+        let (mut items, mut all_released) = (Vec::new(), Vec::new());
+        // Where the next step begins and where the last one stops.
+        let (mut first, mut stop) = (Sequence::FIRST.get(), None);
+        let (mut state, now) = loop {
+            let call = || {
+                self.call(&self.scripts.cancel_turn, conversation, None, 0)
+                    .option(trace.map(TraceParent::as_str))
+                    .arg(first)
+                    .option(stop)
+                    .raw(turn_member(&command.turn_id))
+                    .arg(command.request_id)
+                    .raw(&command.attempt.to_bytes()[..])
+                    .option(command.reason.as_ref().map(Reason::to_json))
+            };
+            let mut reply = match self.step(conversation, call).await {
+                // The earlier steps were executed.
+                Err(StoreError::Unavailable(cause)) if stop.is_some() => {
+                    return Err(StoreError::OutcomeUnknown(cause));
+                }
+                reply => reply?,
+            };
+            match reply.word() {
+                "cancelled" => {}
+                "conversation_not_found" => return Ok(Err(CancelTurnRefused::ConversationNotFound)),
+                "conversation_ended" => return Ok(Err(CancelTurnRefused::ConversationEnded)),
+                _ => return Err(reply.unexpected()),
+            }
+            let now = Timestamp::from_millis(reply.number()?);
+            let state = StoredState::decode(&reply.bytes()?)?;
+            let opened_at = StoredConversation::decode(&reply.bytes()?)?.opened_at;
+            first = reply.number()?;
+            let end = reply.number()?;
+            for item in reply.list()? {
+                items.push(StoredItem::decode(&bytes(item)?)?);
+            }
+            all_released.extend(released(&mut reply, opened_at, now, None)?);
+            all_released.truncate(MAX_REPORTED);
+            if first >= end {
+                break (state, now);
+            }
+            stop = Some(end);
+        };
+        let mut unfinished = state.is_unfinished();
+        if unfinished {
+            let (gate, left) = self.finish_release(conversation, trace, &mut all_released).await;
+            (state.gate, unfinished) = (gate.unwrap_or(state.gate), left);
+        }
+        let cancelled = items.iter().filter(|item| item.is_cancelled_by(command.attempt)).count() as u64;
+        let items = items.into_iter().map(|item| item.view(&state, now)).collect();
+        Ok(Ok(CancelledTurn { items, cancelled, released: all_released, unfinished }))
+    }
+
     async fn end(
         &self,
         conversation: ConversationRef,
         traceparent: Option<TraceParent>,
+        reason: Option<Reason>,
     ) -> Answer<EndReceipt, ConversationNotFound> {
         let trace = traceparent.as_ref().map(TraceParent::as_str);
         let mut all_released = Vec::new();
         loop {
-            let call = || self.call(&self.scripts.end, conversation, None, 0).option(trace);
+            let call = || {
+                let call = self.call(&self.scripts.end, conversation, None, 0);
+                call.option(trace).option(reason.as_ref().map(Reason::to_json))
+            };
             let mut reply = self.step(conversation, call).await?;
             let unfinished = match reply.word() {
                 "ended" => false,
@@ -662,6 +724,7 @@ impl Store for RedisStore {
             let now = Timestamp::from_millis(reply.number()?);
             let state = StoredState::decode(&reply.bytes()?)?;
             let opened = StoredConversation::decode(&reply.bytes()?)?;
+            let end_reason = stored::reason(&reply.bytes()?)?;
             let first = reply.number()?;
             let items = reply.list()?;
             from = Sequence::new(first + items.len() as u64);
@@ -679,6 +742,7 @@ impl Store for RedisStore {
                 opened_at: opened.opened_at,
                 idle_at: state.idle_at(),
                 ended: state.ended(now),
+                end_reason,
                 traceparent: opened.traceparent,
                 next_sequence: state.next,
                 waiting_for: awaited.map_or(state.next, |view| view.item.sequence),

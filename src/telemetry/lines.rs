@@ -95,11 +95,12 @@ struct Fields {
 }
 
 /// Fields that a text line leaves out when the request succeeded. A JSON line has all of them.
-const DETAILS: [&str; 11] = [
+const DETAILS: [&str; 12] = [
     names::CONVERSATION_REFERENCE,
     names::WORK_ITEM_ID,
     names::WORK_ITEM_KIND,
     names::TURN_ID,
+    names::TOOL_CALL_ID,
     names::OUTCOME,
     names::RELEASED,
     names::TURNAROUND_MS,

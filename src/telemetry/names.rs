@@ -61,6 +61,8 @@ attributes! {
     HELD_BEHIND = "callback.held_behind", "the sequence that the envelope waited for";
     HELD_MS = "callback.held_ms", "time from the acceptance of the result to its release";
     TURNAROUND_MS = "callback.turnaround_ms", "time from the issue of the work item to its accepted result";
+    CANCELLED = "callback.cancelled", "number of work items that the cancellation of a turn cancelled";
+    REASON = "request.reason", "the `reason` of a cancellation, or of the end of a conversation";
     RELEASED = "callback.released", "number of envelopes that the operation released, at most 256";
     DROPPED_HELD = "conversation.dropped_held",
         "number of held items that the end of the conversation dropped";

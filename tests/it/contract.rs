@@ -12,6 +12,7 @@
 //! | 11 the end | `ending` |
 //! | 12 wakes, and reading | `reading` |
 //! | 13 totals | `totals` |
+//! | 14 cancelling a turn, and reasons | `turns` |
 
 mod deadlines;
 mod ending;
@@ -23,3 +24,4 @@ mod release;
 mod replay;
 mod settlement;
 mod totals;
+mod turns;

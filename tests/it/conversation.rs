@@ -4,10 +4,13 @@ use bytes::Bytes;
 use callback_ingress::clock::Entropy;
 use callback_ingress::domain::envelope::EnvelopeJson;
 use callback_ingress::domain::gate::{
-    Accept, AcceptRefused, Cancel, CancelRefused, ConversationNotFound, ConversationView, Ended, Issue,
-    IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, WorkItemView,
+    Accept, AcceptRefused, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, CancelledTurn,
+    ConversationNotFound, ConversationView, Ended, Issue, IssueRefused, Issued, LookupRefused, Open,
+    OpenRefused, Opened, Receipt, WorkItemView,
 };
-use callback_ingress::domain::ids::{ConversationId, ConversationRef, Fingerprint, Sequence, WorkItemId};
+use callback_ingress::domain::ids::{
+    ConversationId, ConversationRef, Fingerprint, Sequence, TurnId, WorkItemId,
+};
 use callback_ingress::domain::result::{CallbackResult, Payload};
 use callback_ingress::domain::token::KeyId;
 use callback_ingress::domain::work_item::{Kind, Outcome, WorkItem};
@@ -126,10 +129,27 @@ impl<'a> Conversation<'a> {
         Cancel {
             conversation: self.reference(),
             work_item: item.id,
+            reason: None,
             request_id: Entropy.request_id(),
             traceparent: None,
             attempt: Entropy.attempt_id(),
         }
+    }
+
+    /// A command that cancels a turn.
+    pub(crate) fn withdrawing_turn(&self, turn: &str) -> CancelTurn {
+        CancelTurn {
+            conversation: self.reference(),
+            turn_id: TurnId::parse(turn).unwrap(),
+            reason: None,
+            request_id: Entropy.request_id(),
+            traceparent: None,
+            attempt: Entropy.attempt_id(),
+        }
+    }
+
+    pub(crate) async fn cancel_turn(&self, turn: &str) -> Result<CancelledTurn, CancelTurnRefused> {
+        self.stage.store.cancel_turn(self.withdrawing_turn(turn)).await.unwrap()
     }
 
     pub(crate) async fn cancel(&self, item: &WorkItem) -> Result<WorkItemView, CancelRefused> {
@@ -137,7 +157,7 @@ impl<'a> Conversation<'a> {
     }
 
     pub(crate) async fn end(&self) -> Result<Ended, ConversationNotFound> {
-        self.stage.store.end(self.reference(), None).await.unwrap().map(|receipt| receipt.ended)
+        self.stage.store.end(self.reference(), None, None).await.unwrap().map(|receipt| receipt.ended)
     }
 
     /// Fires the timers of these items.
@@ -216,6 +236,7 @@ pub(crate) struct Members {
     pub(crate) received_at: String,
     pub(crate) released_at: String,
     pub(crate) request_id: Option<String>,
+    pub(crate) reason: Option<String>,
     pub(crate) traceparent: Option<String>,
 }
 

@@ -128,7 +128,7 @@ async fn concurrent_settlements_have_one_winner(backend: Backend) {
                         for _ in 0..round % 16 {
                             tokio::task::yield_now().await;
                         }
-                        store.end(reference, None).await.unwrap().unwrap();
+                        store.end(reference, None, None).await.unwrap().unwrap();
                         None
                     }
                 }

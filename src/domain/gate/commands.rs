@@ -6,6 +6,7 @@ use crate::domain::ids::{
     AttemptId, ConversationId, ConversationRef, Fingerprint, IdempotencyDigest, RequestId, Sequence,
     ToolCallId, ToolName, TraceParent, TurnId, WorkItemId,
 };
+use crate::domain::reason::Reason;
 use crate::domain::result::CallbackResult;
 use crate::domain::time::Timestamp;
 use crate::domain::token::KeyId;
@@ -240,6 +241,8 @@ pub struct Cancel {
     pub conversation: ConversationRef,
     /// The work item.
     pub work_item: WorkItemId,
+    /// Why, in the platform's words. The envelope carries it.
+    pub reason: Option<Reason>,
     /// The cancelling request.
     pub request_id: RequestId,
     /// Trace context of that request. The envelope carries it.
@@ -274,6 +277,47 @@ pub enum CancelRefused {
     /// The item already has this outcome.
     #[error("the work item is settled: {0}")]
     WorkItemSettled(Outcome),
+}
+
+/// Cancels the awaiting items of a turn.
+#[derive(Clone, Debug)]
+pub struct CancelTurn {
+    /// The conversation.
+    pub conversation: ConversationRef,
+    /// The turn.
+    pub turn_id: TurnId,
+    /// Why, in the platform's words. The envelopes carry it.
+    pub reason: Option<Reason>,
+    /// The cancelling request.
+    pub request_id: RequestId,
+    /// Trace context of that request. The envelopes carry it.
+    pub traceparent: Option<TraceParent>,
+    /// Identifies retries of this command.
+    pub attempt: AttemptId,
+}
+
+/// Nothing of the turn is awaiting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CancelledTurn {
+    /// The turn's items that were not released before, in order, as they are after the operation.
+    pub items: Vec<WorkItemView>,
+    /// The number of items that this attempt has cancelled.
+    pub cancelled: u64,
+    /// The envelopes that this operation released, at most [`MAX_REPORTED`].
+    pub released: Vec<Released>,
+    /// Whether it left items to release, which the sweeper releases.
+    pub unfinished: bool,
+}
+
+/// Why a turn was not cancelled. A turn without items is no reason.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum CancelTurnRefused {
+    /// There is no such conversation.
+    #[error("there is no such conversation")]
+    ConversationNotFound,
+    /// The conversation has ended.
+    #[error("the conversation has ended")]
+    ConversationEnded,
 }
 
 /// The conversation has ended.
@@ -346,6 +390,8 @@ pub struct WorkItemView {
     pub state: State,
     /// The outcome and when the item was settled.
     pub settled: Option<(Outcome, Timestamp)>,
+    /// Why it was cancelled, if the platform said so.
+    pub reason: Option<Reason>,
     /// Bytes of the held result; 0 in every other state.
     pub held_bytes: u64,
 }
@@ -372,6 +418,8 @@ pub struct ConversationView {
     pub idle_at: Timestamp,
     /// Its end, once it has ended.
     pub ended: Option<Ended>,
+    /// Why the platform ended it, if it said so.
+    pub end_reason: Option<Reason>,
     /// Its trace context.
     pub traceparent: Option<TraceParent>,
     /// The sequence of the next item to be issued.

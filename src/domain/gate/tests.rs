@@ -172,9 +172,9 @@ fn an_end_drops_what_is_held_or_awaited_and_counts_it_once() {
     (1..=4).for_each(|n| drop(issue(&mut c, n, 0, 1_000)));
     accept(&mut c, 1, 1, "1").unwrap();
     accept(&mut c, 3, 1, "3").unwrap();
-    let ended = c.end(None, at(5)).ended;
+    let ended = c.end(None, None, at(5)).ended;
     assert_eq!(ended, Ended { ended_at: at(5), dropped_held: 1, dropped_awaiting: 2 });
-    assert_eq!(c.end(None, at(900)).ended, ended);
+    assert_eq!(c.end(None, None, at(900)).ended, ended);
     assert_eq!(accept(&mut c, 2, 6, "2"), Err(AcceptRefused::ConversationEnded));
     assert_eq!(accept(&mut c, 3, 6, "3"), Err(AcceptRefused::ConversationEnded), "its result was dropped");
     assert!(accept(&mut c, 1, 6, "1").unwrap().replayed, "its result was delivered");
@@ -189,7 +189,7 @@ fn a_conversation_left_alone_counts_as_ended() {
     assert_eq!(issue(&mut c, 2, 1_000_000, 10), Err(IssueRefused::ConversationEnded));
     assert_eq!(c.ended_at(at(2_000_000)), Some(at(1_000_000)));
     assert_eq!(
-        c.end(None, at(2_000_000)).ended,
+        c.end(None, None, at(2_000_000)).ended,
         Ended { ended_at: at(1_000_000), dropped_held: 0, dropped_awaiting: 1 }
     );
 }
@@ -239,6 +239,7 @@ proptest! {
                     &Cancel {
                         conversation: c.id.reference(),
                         work_item: c.slots.get(&Sequence::new(number)).map_or(id(number), |slot| slot.item.id),
+                        reason: None,
                         request_id: RequestId::from_uuid(Uuid::nil()),
                         traceparent: None,
                         attempt: AttemptId::from_random(now),

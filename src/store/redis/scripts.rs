@@ -18,6 +18,8 @@ const STEP_BYTES: u64 = 1024 * 1024;
 /// Maximum number of timers that one step removes for an ended conversation, and of items that a retry of `issue`
 /// reads at a time.
 const STEP_MARKERS: u64 = 512;
+/// Maximum number of unreleased items that one step looks at, and so cancels, for a turn; they take Redis about 2 ms.
+const STEP_TURN: u64 = 128;
 
 /// The scripts of a store, one per operation.
 #[derive(Debug)]
@@ -26,6 +28,7 @@ pub(super) struct Scripts {
     pub(super) issue: Script,
     pub(super) accept: Script,
     pub(super) cancel: Script,
+    pub(super) cancel_turn: Script,
     pub(super) end: Script,
     pub(super) expire: Script,
     pub(super) inspect: Script,
@@ -40,18 +43,20 @@ macro_rules! files {
 }
 
 /// The script files by name.
-const FILES: [(&str, &str); 19] = files![
+const FILES: [(&str, &str); 21] = files![
     "clock",
     "conversation",
     "keep",
     "arm",
     "item",
     "release",
+    "withdraw",
     "ending",
     "open",
     "issue",
     "accept",
     "cancel",
+    "cancel_turn",
     "end",
     "expire",
     "inspect",
@@ -63,11 +68,12 @@ const FILES: [(&str, &str); 19] = files![
 ];
 
 /// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
-pub const OPERATIONS: [&[&str]; 11] = [
+pub const OPERATIONS: [&[&str]; 12] = [
     &["clock", "conversation", "keep", "arm", "open"],
     &["clock", "conversation", "keep", "item", "issue"],
     &["clock", "conversation", "keep", "item", "release", "accept"],
-    &["clock", "conversation", "keep", "item", "release", "cancel"],
+    &["clock", "conversation", "keep", "item", "release", "withdraw", "cancel"],
+    &["clock", "conversation", "keep", "item", "release", "withdraw", "cancel_turn"],
     &["clock", "conversation", "keep", "arm", "item", "release", "ending", "end"],
     &["clock", "conversation", "keep", "arm", "item", "release", "ending", "expire"],
     &["clock", "conversation", "inspect"],
@@ -93,6 +99,7 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
         ("$step_items", STEP_ITEMS),
         ("$step_bytes", STEP_BYTES),
         ("$step_markers", STEP_MARKERS),
+        ("$step_turn", STEP_TURN),
     ];
     let named = FILES.iter().filter(|(name, _)| files.contains(name));
     let text: String = named.map(|(name, text)| alter(name, text) + "\n").collect();
@@ -101,8 +108,8 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
 
 impl Scripts {
     pub(super) fn new(limits: &Limits) -> Self {
-        let [open, issue, accept, cancel, end, expire, inspect, work_item, read, due, totals] =
+        let [open, issue, accept, cancel, cancel_turn, end, expire, inspect, work_item, read, due, totals] =
             OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
-        Self { open, issue, accept, cancel, end, expire, inspect, work_item, read, due, totals }
+        Self { open, issue, accept, cancel, cancel_turn, end, expire, inspect, work_item, read, due, totals }
     }
 }

@@ -6,7 +6,10 @@ use serde::Deserialize;
 
 use super::script::broken;
 use crate::domain::gate::{self, Ended, Released, TimedOut, WorkItemView};
-use crate::domain::ids::{ConversationId, Sequence, ToolCallId, ToolName, TraceParent, TurnId, WorkItemId};
+use crate::domain::ids::{
+    AttemptId, ConversationId, Sequence, ToolCallId, ToolName, TraceParent, TurnId, WorkItemId,
+};
+use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::domain::token::KeyId;
 use crate::domain::work_item::{Kind, Outcome, WorkItem};
@@ -150,7 +153,9 @@ struct Members<'a> {
 struct StoredSettlement {
     outcome: Outcome,
     received_at: Timestamp,
+    attempt: u64,
     bytes: u64,
+    reason: Option<Reason>,
     settled_in: Option<TraceParent>,
 }
 
@@ -170,6 +175,15 @@ pub(super) const fn outcome(number: u64) -> Option<Outcome> {
         4 => Some(Outcome::Cancelled),
         _ => None,
     }
+}
+
+/// A stored reason: a JSON string, or empty.
+pub(super) fn reason(json: &[u8]) -> Result<Option<Reason>, StoreError> {
+    if json.is_empty() {
+        return Ok(None);
+    }
+    let text: Cow<'_, str> = serde_json::from_slice(json).map_err(|_| broken("a reason is not JSON"))?;
+    Reason::parse(&text).map(Some).map_err(|_| broken("invalid reason"))
 }
 
 impl StoredItem {
@@ -202,9 +216,10 @@ impl StoredItem {
         let settlement = match outcome {
             None => None,
             Some(outcome) => {
-                let (received_at, _attempt, bytes) = (fields.rfc3339()?, fields.bytes(8)?, fields.number(4)?);
+                let (received_at, attempt, bytes) = (fields.rfc3339()?, fields.number(8)?, fields.number(4)?);
                 let (_request_id, settled_in) = (fields.sized(1)?, fields.traceparent()?);
-                Some(StoredSettlement { outcome, received_at, bytes, settled_in })
+                let reason = reason(fields.0)?;
+                Some(StoredSettlement { outcome, received_at, attempt, bytes, reason, settled_in })
             }
         };
         Ok(Self { item, settlement })
@@ -215,11 +230,20 @@ impl StoredItem {
         self.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at))
     }
 
+    /// Whether this attempt cancelled the item.
+    pub(super) fn is_cancelled_by(&self, attempt: AttemptId) -> bool {
+        self.settlement.as_ref().is_some_and(|settlement| {
+            settlement.outcome == Outcome::Cancelled && settlement.attempt.to_be_bytes() == attempt.to_bytes()
+        })
+    }
+
     /// The item as seen at `now` in a conversation with this state.
     pub(super) fn view(self, state: &StoredState, now: Timestamp) -> WorkItemView {
         let bytes = self.settlement.as_ref().map_or(0, |settlement| settlement.bytes);
         let settled = self.settled();
-        WorkItemView::new(self.item, settled, bytes, state.gate, state.ended_at(now), now)
+        let reason = self.settlement.and_then(|settlement| settlement.reason);
+        let view = WorkItemView::new(self.item, settled, bytes, state.gate, state.ended_at(now), now);
+        WorkItemView { reason, ..view }
     }
 
     /// The record of this item's release at `now`. Fails if the item has no outcome.

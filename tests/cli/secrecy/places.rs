@@ -76,7 +76,15 @@ pub(crate) const PLATFORM: &[&str] = &[
     "GET /platform/v1/conversations/{M}/work-items/{I}\nauthorization: Bearer {K}\n\n",
     "GET /platform/v1/conversations/{C}/work-items/{T}\nauthorization: Bearer {K}\n\n",
     "DELETE /platform/v1/conversations/{C}/work-items/{T}\nauthorization: Bearer {K}\n\n",
+    "DELETE /platform/v1/conversations/{C}/work-items?turnId={M}\nauthorization: Bearer {K}\n\n",
+    "DELETE /platform/v1/conversations/{C}/work-items?turnId=t&{T}={T}\nauthorization: Bearer {K}\n\n",
+    // Reasons.
+    "DELETE /platform/v1/conversations/{C}?reason={M}\nauthorization: Bearer {K}\n\n",
+    "DELETE /platform/v1/conversations/{C}/work-items?turnId=t&reason=of+{M}\nauthorization: Bearer {K}\n\n",
+    "DELETE /platform/v1/conversations/{C}/work-items/{I}?reason={M}\nauthorization: Bearer {K}\n\n",
     // Fields.
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"toolCallId\":\"{M}\"}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"name\":\"{M}\"}",
     "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"{T}\"}",
     "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"turnId\":\"{M}\"}",
     "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"timeoutMs\":\"{T}\"}",

@@ -1,11 +1,12 @@
 //! The operations of a store and their answers, as values.
 
 use callback_ingress::domain::gate::{
-    Accept, Cancel, CancelRefused, Cancelled, ConversationNotFound, ConversationView, Delivery, EndReceipt,
-    Expired, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt,
-    WorkItemView,
+    Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
+    ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Issue, IssueRefused, Issued,
+    LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, WorkItemView,
 };
 use callback_ingress::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
+use callback_ingress::domain::reason::Reason;
 use callback_ingress::store::{Due, DueConversation, InstrumentedStore, Page, Store};
 
 /// An operation with its arguments.
@@ -15,7 +16,8 @@ pub(super) enum Command {
     Issue(Issue),
     Accept(Accept),
     Cancel(Cancel),
-    End(ConversationRef, Option<TraceParent>),
+    CancelTurn(CancelTurn),
+    End(ConversationRef, Option<TraceParent>, Option<Reason>),
     Expire(DueConversation, Option<TraceParent>),
     Due(usize),
     Inspect(ConversationRef),
@@ -30,6 +32,7 @@ pub(super) enum Reply {
     Issue(Result<Issued, IssueRefused>),
     Accept(Result<Receipt, NotAccepted>),
     Cancel(Result<Cancelled, CancelRefused>),
+    CancelTurn(Result<CancelledTurn, CancelTurnRefused>),
     End(Result<EndReceipt, ConversationNotFound>),
     Expire(Expired),
     Due(Due),
@@ -46,7 +49,10 @@ impl Command {
             Self::Issue(command) => Reply::Issue(store.issue(command).await.unwrap()),
             Self::Accept(command) => Reply::Accept(store.accept(command).await.unwrap()),
             Self::Cancel(command) => Reply::Cancel(store.cancel(command).await.unwrap()),
-            Self::End(conversation, trace) => Reply::End(store.end(conversation, trace).await.unwrap()),
+            Self::CancelTurn(command) => Reply::CancelTurn(store.cancel_turn(command).await.unwrap()),
+            Self::End(conversation, trace, reason) => {
+                Reply::End(store.end(conversation, trace, reason).await.unwrap())
+            }
             Self::Expire(due, trace) => Reply::Expire(store.expire(due, trace).await.unwrap()),
             Self::Due(limit) => {
                 let partitions: Vec<u16> = (0..store.partitions()).collect();
@@ -100,6 +106,10 @@ impl Reply {
                 }
             }),
             Self::Cancel(result) => or_refused("cancel", result, |view| format!("{:?}", view.item.state)),
+            Self::CancelTurn(result) => or_refused("cancel turn", result, |turn| {
+                let cancelled = some(turn.cancelled == 0);
+                format!("{} listed, {cancelled} cancelled", some(turn.items.is_empty()))
+            }),
             Self::End(result) => or_refused("end", result, |receipt| {
                 match (receipt.ended.dropped_held, receipt.ended.dropped_awaiting) {
                     (0, 0) => "nothing dropped".to_owned(),
@@ -163,6 +173,11 @@ pub(super) const EVERY_KIND: &[&str] = &[
     "cancel: refused, WorkItemSettled(Failed)",
     "cancel: refused, WorkItemSettled(TimedOut)",
     "cancel: refused, WorkItemSettled(Cancelled)",
+    "cancel turn: none listed, none cancelled",
+    "cancel turn: some listed, none cancelled",
+    "cancel turn: some listed, some cancelled",
+    "cancel turn: refused, ConversationNotFound",
+    "cancel turn: refused, ConversationEnded",
     "end: nothing dropped",
     "end: awaited items dropped",
     "end: held items dropped",

@@ -42,6 +42,10 @@ pub(super) enum Step {
         item: Item,
         attempt: u64,
     },
+    CancelTurn {
+        who: Who,
+        attempt: u64,
+    },
     End {
         who: Who,
     },
@@ -152,6 +156,7 @@ fn step() -> impl Strategy<Value = Step> {
         30 => (who(), item(), select(vec![0, 0, 3, 3, 2, 1, 4]), attempt())
             .prop_map(|(who, item, body, attempt)| Step::Accept { who, item, body, attempt }),
         7 => (who(), item(), attempt()).prop_map(|(who, item, attempt)| Step::Cancel { who, item, attempt }),
+        2 => (who(), attempt()).prop_map(|(who, attempt)| Step::CancelTurn { who, attempt }),
         1 => who().prop_map(|who| Step::End { who }),
         3 => (who(), prop::collection::vec(item(), 0..4)).prop_map(|(who, items)| Step::Expire { who, items }),
         2 => select(vec![0, 1, 2, 100]).prop_map(|limit| Step::Due { limit }),

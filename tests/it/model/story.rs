@@ -5,11 +5,12 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use callback_ingress::clock::{Clock, ManualClock};
-use callback_ingress::domain::gate::{Accept, Cancel, ConversationView, Issue, Limits, Open};
+use callback_ingress::domain::gate::{Accept, Cancel, CancelTurn, ConversationView, Issue, Limits, Open};
 use callback_ingress::domain::ids::{
     AttemptId, ConversationId, ConversationRef, Fingerprint, IdempotencyDigest, RequestId, Sequence,
     ToolCallId, ToolName, TraceParent, TurnId, WorkItemId,
 };
+use callback_ingress::domain::reason::Reason;
 use callback_ingress::domain::result::{CallbackResult, Payload};
 use callback_ingress::domain::time::Timestamp;
 use callback_ingress::domain::token::KeyId;
@@ -124,6 +125,7 @@ impl<'a> Story<'a> {
             }
             Command::Accept(accept) => (accept.attempt, accept.request_id) = (other, self.request_id()),
             Command::Cancel(cancel) => (cancel.attempt, cancel.request_id) = (other, self.request_id()),
+            Command::CancelTurn(cancel) => (cancel.attempt, cancel.request_id) = (other, self.request_id()),
             Command::End(..)
             | Command::Expire(..)
             | Command::Due(_)
@@ -195,7 +197,7 @@ impl<'a> Story<'a> {
                 let who = who(issue.conversation);
                 self.issued.insert((who, issued.item.id), issued.item.clone());
             }
-            (Command::End(reference, _), Reply::End(Ok(_))) => {
+            (Command::End(reference, ..), Reply::End(Ok(_))) => {
                 let who = who(*reference);
                 self.ended[who] |= self.views[who].as_ref().is_some_and(|view| view.ended.is_none());
             }
@@ -269,6 +271,11 @@ impl<'a> Story<'a> {
         (!self.step.is_multiple_of(3)).then(|| traceparent(u8::try_from(self.step % 7 + 2).unwrap()))
     }
 
+    /// The reason of a step that cancels or ends; some steps have none.
+    fn reason(&self) -> Option<Reason> {
+        self.step.is_multiple_of(2).then(|| Reason::parse(&format!("\"{}\" \\ é", self.step)).unwrap())
+    }
+
     fn command(&self, step: &Step) -> Option<Command> {
         Some(match step {
             Step::Open { who, idle_ttl_ms, trace, attempt } => Command::Open(Open {
@@ -311,11 +318,20 @@ impl<'a> Story<'a> {
             Step::Cancel { who, item, attempt } => Command::Cancel(Cancel {
                 conversation: reference(*who),
                 work_item: self.item_id(*who, *item),
+                reason: self.reason(),
                 request_id: self.request_id(),
                 traceparent: self.trace(),
                 attempt: AttemptId::from_random(*attempt),
             }),
-            Step::End { who } => Command::End(reference(*who), self.trace()),
+            Step::CancelTurn { who, attempt } => Command::CancelTurn(CancelTurn {
+                conversation: reference(*who),
+                turn_id: TurnId::parse("turn").unwrap(),
+                reason: self.reason(),
+                request_id: self.request_id(),
+                traceparent: self.trace(),
+                attempt: AttemptId::from_random(*attempt),
+            }),
+            Step::End { who } => Command::End(reference(*who), self.trace(), self.reason()),
             Step::Expire { who, items } => {
                 let sequences = items.iter().map(|item| self.item_id(*who, *item).sequence()).collect();
                 let whole = items.len().is_multiple_of(2);

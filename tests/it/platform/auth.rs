@@ -74,7 +74,7 @@ async fn health_needs_no_key_and_unknown_paths_do() {
     let reply = service.platform("PATCH", "/conversations/a").send().await;
     assert_eq!(reply.allowed_methods(), ["DELETE", "GET", "HEAD", "PUT"]);
     let reply = service.platform("GET", "/conversations/a/work-items").send().await;
-    assert_eq!(reply.allowed_methods(), ["POST"]);
+    assert_eq!(reply.allowed_methods(), ["DELETE", "POST"]);
 }
 
 #[tokio::test]

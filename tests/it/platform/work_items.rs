@@ -3,12 +3,14 @@
 use serde_json::json;
 
 use super::{check, fields};
-use crate::service::{Kind, millis, on_every_deployment, until};
+use crate::service::{Kind, Service, millis, on_every_deployment, until};
 
 on_every_deployment!(
     cancellation_releases_held_results,
     cancelling_a_settled_item_returns_its_outcome,
     item_belongs_to_one_conversation,
+    turn_is_cancelled_in_one_call,
+    reasons_are_told,
 );
 
 async fn cancellation_releases_held_results(kind: Kind) {
@@ -95,4 +97,113 @@ async fn item_belongs_to_one_conversation(kind: Kind) {
     ])
     .await;
     assert_eq!(deployment.any().state(&item).await, "awaiting");
+}
+
+async fn turn_is_cancelled_in_one_call(kind: Kind) {
+    let deployment = kind.deploy(&[]).await;
+    let conversation = deployment.any().open().await;
+    let turn = |turn: &str| json!({"kind": "tool", "turnId": turn, "name": "maps"});
+    let first = deployment.any().issue(&conversation, &turn("t:1")).await;
+    let second = deployment.any().issue(&conversation, &turn("t:2")).await;
+    let third = deployment.any().issue(&conversation, &turn("t:1")).await;
+    check([("the third is held", deployment.any().callback(&third.token, "3"), (202, "held"))]).await;
+    let path = format!("/conversations/{conversation}/work-items");
+    let reply =
+        deployment.any().platform("DELETE", &format!("{path}?turnId=t%3A1&reason=barge-in")).send().await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let cancelled = reply.json();
+    assert_eq!(fields(&cancelled), ["cancelled", "conversationId", "turnId", "workItems"]);
+    assert_eq!((&cancelled["cancelled"], &cancelled["turnId"]), (&json!(1), &json!("t:1")));
+    let items = cancelled["workItems"].as_array().unwrap();
+    for (item, (shown, outcome, state)) in
+        items.iter().zip([(&first, "cancelled", "released"), (&third, "succeeded", "held")])
+    {
+        assert_eq!((&item["outcome"], &item["state"]), (&json!(outcome), &json!(state)));
+        assert_eq!(deployment.any().shown(&shown.path()).await, *item);
+    }
+    assert_eq!(
+        (items.len(), &items[0]["reason"], &items[0]["name"]),
+        (2, &json!("barge-in"), &json!("maps"))
+    );
+    assert_eq!(deployment.any().state(&second).await, "awaiting");
+    // Once more: the first is on the channel, the third is not yet.
+    let again = deployment.any().platform("DELETE", &format!("{path}?turnId=t:1")).send().await.json();
+    assert_eq!((&again["cancelled"], again["workItems"].as_array().unwrap().len()), (&json!(0), 1));
+    let none = deployment.any().platform("DELETE", &format!("{path}?turnId=t")).send().await.json();
+    assert_eq!((&none["cancelled"], &none["workItems"]), (&json!(0), &json!([])));
+    let late = deployment.any().callback(&first.token, "1");
+    check([("its callback", late, (409, "WORK_ITEM_CANCELLED"))]).await;
+    deployment.any().end(&conversation).await;
+    let call = || deployment.any().platform("DELETE", &format!("{path}?turnId=t:1"));
+    check([("after the end", call(), (409, "CONVERSATION_ENDED"))]).await;
+    let unknown = deployment.any().platform("DELETE", "/conversations/unknown/work-items?turnId=t");
+    check([("elsewhere", unknown, (404, "CONVERSATION_NOT_FOUND"))]).await;
+}
+
+async fn reasons_are_told(kind: Kind) {
+    let deployment = kind.deploy(&[]).await;
+    let conversation = deployment.any().open().await;
+    let item = deployment.any().tool(&conversation).await;
+    let path = format!("{}?reason=the+%22caller%22%20hung%20up%20%5C%20%C3%A9", item.path());
+    let cancelled = deployment.any().platform("DELETE", &path).send().await;
+    assert_eq!(cancelled.status, 200, "{}", cancelled.text());
+    let told = json!("the \"caller\" hung up \\ é");
+    assert_eq!(cancelled.json()["reason"], told);
+    assert_eq!(deployment.any().shown(&item.path()).await["reason"], told);
+    let envelope = &deployment.any().channel(&conversation, 1).await[0];
+    assert_eq!(serde_json::from_str::<serde_json::Value>(envelope).unwrap()["reason"], told);
+    let path = format!("/conversations/{conversation}");
+    assert!(deployment.any().shown(&path).await.get("reason").is_none());
+    let longest = "é".repeat(200);
+    let ended = deployment.any().platform("DELETE", &format!("{path}?reason={}", "%C3%A9".repeat(200)));
+    assert_eq!(ended.send().await.status, 200);
+    deployment.any().platform("DELETE", &format!("{path}?reason=another")).send().await;
+    assert_eq!(deployment.any().shown(&path).await["reason"], json!(longest), "the first stays");
+}
+
+#[tokio::test]
+async fn invalid_query_names_the_parameter_and_changes_nothing() {
+    let service = Service::start(&[]).await;
+    let conversation = service.open().await;
+    let item = service.issue(&conversation, &json!({"kind": "tool", "turnId": "t"})).await;
+    let (whole, all) =
+        (format!("/conversations/{conversation}"), format!("/conversations/{conversation}/work-items"));
+    let long = format!("reason={}", "x".repeat(201));
+    let mut calls: Vec<(String, &str)> = Vec::new();
+    for query in [
+        "reason=",
+        &long,
+        "reason=a%0Ab",
+        "reason=%00",
+        "reason=%E2%80%A8",
+        "reason=%FF",
+        "reason=a&reason=b",
+    ] {
+        calls.extend([&whole, &item.path()].map(|path| (format!("{path}?{query}"), "reason")));
+        calls.push((format!("{all}?turnId=t&{query}"), "reason"));
+    }
+    for query in ["reason=cbt_AQJrMQ", "reason=with%20%63BT_AQJrMQ"] {
+        calls.extend([&whole, &item.path()].map(|path| (format!("{path}?{query}"), "reason")));
+        calls.push((format!("{all}?turnId=t&{query}"), "reason"));
+    }
+    for (query, named) in [("Reason=a", "Reason"), ("turnId=t", "turnId"), ("cbt_AQJrMQ=1", "not shown")] {
+        calls.extend([&whole, &item.path()].map(|path| (format!("{path}?{query}"), named)));
+    }
+    let long = format!("turnId={}", "x".repeat(129));
+    for query in
+        ["", "?", "?turnId=", "?turnId=a%20b", "?turnId=%00", "?turnId=t&turnId=t", "?turnId=cbt_AQJrMQ"]
+    {
+        calls.push((format!("{all}{query}"), "turnId"));
+    }
+    calls.push((format!("{all}?{long}"), "turnId"));
+    calls.push((format!("{all}?turn_id=t"), "turn_id"));
+    calls.push((format!("{all}?turnId=t&sequence=1"), "sequence"));
+    for (path, named) in calls {
+        let reply = service.platform("DELETE", &path).send().await;
+        assert_eq!(reply.verdict(), (400, "REQUEST_INVALID".to_owned()), "{path}");
+        assert!(reply.message().contains(named), "{path}: {}", reply.message());
+        assert!(!reply.text().contains("AQJrMQ"), "{path}: {}", reply.text());
+    }
+    assert_eq!(service.state(&item).await, "awaiting");
+    assert_eq!(service.shown(&whole).await["state"], "live");
 }

@@ -2,6 +2,7 @@
 
 use ::redis::cmd;
 use callback_ingress::domain::gate::Limits;
+use callback_ingress::domain::ids::TurnId;
 use callback_ingress::domain::work_item::WorkItem;
 use callback_ingress::store::{DueConversation, Store};
 use futures_util::{StreamExt, stream};
@@ -31,8 +32,12 @@ fn slow(connection: &mut redis::Connection) -> Vec<String> {
 }
 
 async fn issued(conversation: &Conversation<'_>) -> Vec<WorkItem> {
-    let mut items: Vec<_> =
-        stream::iter(0..ITEMS).map(|_| conversation.issue(600_000)).buffer_unordered(64).collect().await;
+    let issue = async |_| {
+        let mut issue = conversation.issuing(600_000);
+        issue.turn_id = Some(TurnId::parse("turn").unwrap());
+        conversation.issue_with(issue).await.unwrap().item
+    };
+    let mut items: Vec<_> = stream::iter(0..ITEMS).map(issue).buffer_unordered(64).collect().await;
     items.sort_by_key(|item| item.sequence);
     items
 }
@@ -111,6 +116,17 @@ async fn scripts_stay_short_at_the_limits() {
     .await;
     let totals = stage.totals().await;
     assert_eq!((totals.awaiting, totals.held, totals.held_bytes), (0, 0, 0));
+
+    is_short("cancelling a turn", async || {
+        let other = stage.conversation().await;
+        issued(&other).await;
+        slow(&mut connection);
+        let cancelled = other.cancel_turn("turn").await.unwrap();
+        assert_eq!((cancelled.cancelled, cancelled.items.len() as u64), (ITEMS, ITEMS));
+        assert_eq!(other.read(ITEMS - 1, 10).await.unwrap().released, ITEMS);
+        slow(&mut connection)
+    })
+    .await;
 
     is_short("ending held items", async || {
         let other = stage.conversation().await;

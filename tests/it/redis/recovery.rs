@@ -72,7 +72,7 @@ async fn dead_connection_does_not_block_requests() {
     let since = Instant::now();
     for _ in 0..10 {
         let asked = Instant::now();
-        assert!(stage.store.end(stage.unopened().reference(), None).await.is_err());
+        assert!(stage.store.end(stage.unopened().reference(), None, None).await.is_err());
         assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     }
     assert!(since.elapsed() < Duration::from_secs(8));

@@ -119,7 +119,7 @@ fn refusing(reply: &'static str) -> (u16, Arc<AtomicUsize>) {
         }
         match question[0].as_str() {
             "SET" | "PEXPIRE" | "SCRIPT" => "+OK\r\n".to_owned(),
-            "GET" => "$23\r\nversion=2 partitions=64\r\n".to_owned(),
+            "GET" => "$23\r\nversion=3 partitions=64\r\n".to_owned(),
             // The probe is the only script with one argument after its one key.
             "EVALSHA" if question.len() == 5 => "*0\r\n".to_owned(),
             _ => {
@@ -146,7 +146,7 @@ async fn rejected_command_is_not_executed() {
         let (port, refused) = refusing(reply);
         let url = format!("redis://127.0.0.1:{port}");
         let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
-        let answer = stage.store.end(stage.unopened().reference(), None).await;
+        let answer = stage.store.end(stage.unopened().reference(), None, None).await;
         assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{reply}: {answer:?}");
         assert_eq!(refused.load(Ordering::SeqCst), 1, "{reply}: asked once");
     }
@@ -245,7 +245,7 @@ async fn corrupt_key_failure_is_completed_by_a_retry() {
         if matches!(what, "conversation" | "timers") {
             let answer = stage.store.issue(conversation.issuing(1_000)).await;
             assert!(matches!(answer, Err(StoreError::Broken(_))), "{what}: {answer:?}");
-            let answer = stage.store.end(conversation.reference(), None).await;
+            let answer = stage.store.end(conversation.reference(), None, None).await;
             assert!(matches!(answer, Err(StoreError::Broken(_))), "{what}: {answer:?}");
         }
         words(&["DEL", &key]).exec(&mut connection).unwrap();

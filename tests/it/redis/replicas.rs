@@ -65,7 +65,7 @@ async fn nothing_is_acknowledged_without_the_replica() {
     let withdrawing = conversation.withdrawing(&third);
     assert!(is_unknown(stage.store.cancel(withdrawing.clone()).await));
     assert!(is_unknown(stage.store.issue(conversation.issuing(1_000)).await));
-    assert!(is_unknown(stage.store.end(conversation.reference(), None).await));
+    assert!(is_unknown(stage.store.end(conversation.reference(), None, None).await));
     // Another instance, whose connection has written nothing, must not confirm it either.
     let elsewhere = stage.seen_from_elsewhere().await;
     assert!(is_unknown(elsewhere.store.accept(attempt.clone()).await));
@@ -128,7 +128,7 @@ async fn too_few_replicas_cause_a_warning() {
     let (master, _replica) = pair().await;
     let stage = stage_in(&master, 2, 50).await;
     let conversation = stage.unopened();
-    let answer = stage.store.end(conversation.reference(), None).await;
+    let answer = stage.store.end(conversation.reference(), None, None).await;
     assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
     let callback_ingress::store::Backend::Redis(store) = stage.store.backend() else { unreachable!() };
     let warnings: Vec<String> = store.new_warnings().await.iter().map(ToString::to_string).collect();

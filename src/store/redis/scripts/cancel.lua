@@ -1,5 +1,6 @@
 -- Cancels a work item.
--- ARGV: 4 traceparent or empty, 5 sequence, 6 the next sequence, 7 work item id, 8 request id, 9 attempt (8 bytes)
+-- ARGV: 4 traceparent or empty, 5 sequence, 6 the next sequence, 7 work item id, 8 request id, 9 attempt (8 bytes),
+--       10 reason as a JSON string or empty
 -- Reply: cancelled, now, state, facts, item, then for each item released in this step: item (empty: the cancelled
 --        one), was held 0|1
 --        work_item_settled, outcome (number in item.lua)
@@ -21,7 +22,7 @@ elseif outcome ~= AWAITING and not repeated then
     return { 'work_item_settled', outcome }
 elseif not repeated then
     allow_writes()
-    item = settle(c, sequence, item, CANCELLED, NOW_TEXT, ARGV[9], 0, ARGV[8])
+    item = withdraw(c, sequence, item, ARGV[9], ARGV[8], ARGV[10])
     touch(c)
     if sequence == c.gate or NOW >= c.gate_deadline then
         release(c, { [sequence] = item, [sequence + 1] = read[4] or nil }, sequence)

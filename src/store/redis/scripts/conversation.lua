@@ -1,6 +1,6 @@
 -- The stored form of a conversation.
 -- KEYS: 1 conversation  hash: s -> state, c -> facts, <sequence> -> item, k<digest of an idempotency key> ->
---                       fingerprint of the request (16 bytes) and sequence
+--                       fingerprint of the request (16 bytes) and sequence, r -> reason of the end (a JSON string)
 --       2 channel       stream: one entry per envelope, with the id <opened at>-<sequence>; after the end one more
 --       3 timers        sorted set of the partition: <conversation>:<sequence>, scored by the item's deadline, and
 --                       <conversation>, scored by the time at which the sweeper next processes it as a whole

@@ -1,5 +1,5 @@
 -- Releases what is overdue, then ends a conversation. Idempotent.
--- ARGV: 4 traceparent or empty
+-- ARGV: 4 traceparent or empty, 5 reason as a JSON string or empty
 -- Reply: ended, now, had ended before 0|1, state, facts, then for each item released in it: item, was held 0|1
 --        unfinished, then the same fields: the limit of a step was reached and the conversation is still open; the
 --        caller repeats the call
@@ -18,6 +18,10 @@ if c.ended_at == 0 then
             save(c)
             return { 'unfinished', NOW, 0, state_of(c), c.facts, unpack(RELEASED) }
         end
+    end
+    if repeated == 0 and ARGV[5] ~= '' then
+        WRITES[#WRITES + 1] = 'r'
+        WRITES[#WRITES + 1] = ARGV[5]
     end
     finish(c, c.ended or NOW)
     append_end(c)

@@ -5,7 +5,7 @@
 -- and the members of the envelope that are known at issue.
 local ITEM = '>BI6I4c36c24c10Bc0Bc0I2c0'
 -- Received at (text), attempt, size of the result in bytes; then, each after its length, the id and the traceparent
--- of the request that settled the item.
+-- of the request that settled the item. A cancelled item ends with the reason, a JSON string, if there is one.
 local SETTLEMENT = '>c24c8I4Bc0Bc0'
 
 local AWAITING, SUCCEEDED, FAILED, TIMED_OUT, CANCELLED = 0, 1, 2, 3, 4

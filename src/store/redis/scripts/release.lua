@@ -43,7 +43,7 @@ end
 -- if the step fails in between, the whole step is repeated.
 local function append(c, sequence, item, payload)
     local outcome, _, _, id, issued_at, _, _, trace, members, at = decode(ITEM, item)
-    local received_at, _, bytes, request, settled_in = decode(SETTLEMENT, item, at)
+    local received_at, _, bytes, request, settled_in, reason_at = decode(SETTLEMENT, item, at)
     if settled_in ~= '' then
         trace = settled_in
     end
@@ -55,6 +55,9 @@ local function append(c, sequence, item, payload)
         word, result = 'failed', ',"error":'
     elseif outcome ~= SUCCEEDED then
         word, result = outcome == TIMED_OUT and 'timed_out' or 'cancelled', ''
+        if reason_at <= #item then
+            result, payload = ',"reason":', sub(item, reason_at)
+        end
     end
     if result ~= '' and not payload then
         payload = call('HGET', HELD, sequence)
