@@ -1,5 +1,7 @@
 //! The composition root: builds the parts, binds the listeners, runs, drains.
 
+mod key_files;
+mod store_check;
 mod tasks;
 
 use std::future::Future;
@@ -18,6 +20,8 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use self::key_files::KeyFiles;
+use self::store_check::StoreCheck;
 pub use self::tasks::TaskEnded;
 use self::tasks::Tasks;
 use crate::clock::{Clock, Entropy, NoEntropy};
@@ -34,17 +38,11 @@ use crate::http::tls::{Files, Tls, TlsError};
 use crate::platform::{self, FailedKeys, Pages, Platform, ServiceKeyDigests};
 use crate::public::{self, Carriers, ClientLimits, Public};
 use crate::store::memory::MemoryStore;
-use crate::store::redis::{DurabilityWarning, InvalidServers, PreflightError, RedisStore};
+use crate::store::redis::{InvalidServers, RedisStore};
 use crate::store::{Backend, InstrumentedStore, Store, StoreHealth};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
 
-/// Interval of the store's preflight checks, once they have succeeded.
-const PREFLIGHT_INTERVAL: Duration = Duration::from_secs(60);
-/// Interval of the preflight checks while the store does not respond.
-const PREFLIGHT_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Time limit of the first health check, which delays the start.
-const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);
 /// Minimum and maximum interval of the totals of the store.
 const TOTALS_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// Interval per partition with timers, within those bounds.
@@ -98,10 +96,12 @@ pub struct App {
     public: Bound,
     platform: Bound,
     store: Arc<InstrumentedStore>,
+    store_check: StoreCheck,
     telemetry: Telemetry,
     lifecycle: Lifecycle,
     generated_service_key: Option<SecretString>,
     check_certificates: Arc<Notify>,
+    key_files: KeyFiles,
     drain_grace: Duration,
     drain_timeout: Duration,
     repeats: Arc<RepeatedRefusals>,
@@ -138,12 +138,26 @@ fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), AppError> {
 }
 
 fn keyring(config: &Config) -> Result<Keyring, AppError> {
-    let configured = config.token.keys.keys();
-    if let Some((first, others)) = configured.split_first() {
+    if let Some((first, others)) = config.token.keys.keys().split_first() {
         return Ok(Keyring::new(first.clone(), others.to_vec()));
     }
     let made = SigningKey::new(KeyId::parse("run")?, Entropy.bytes::<32>()?.to_vec())?;
     Ok(Keyring::new(made, Vec::new()))
+}
+
+/// The configured service keys, or a generated one.
+fn service_keys(config: &Config) -> Result<(Vec<SecretString>, Option<SecretString>), NoEntropy> {
+    let configured = config.platform.service_keys.keys();
+    if configured.is_empty() {
+        let generated = SecretString::from(new_service_key()?);
+        return Ok((vec![generated.clone()], Some(generated)));
+    }
+    Ok((configured.to_vec(), None))
+}
+
+/// A random service key.
+pub fn new_service_key() -> Result<String, NoEntropy> {
+    Ok(format!("svc_{}", URL_SAFE_NO_PAD.encode(Entropy.bytes::<24>()?)))
 }
 
 fn store(config: &Config, clock: &Clock, telemetry: &Telemetry) -> Result<InstrumentedStore, AppError> {
@@ -181,16 +195,12 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let (public_socket, public_addr) = bind(http.public_addr)?;
     let (platform_socket, platform_addr) = bind(http.platform_addr)?;
     let keyring = Arc::new(keyring(config)?);
-    let mut service_keys = config.platform.service_keys.keys().to_vec();
-    let generated_service_key = if service_keys.is_empty() {
-        let made = format!("svc_{}", URL_SAFE_NO_PAD.encode(Entropy.bytes::<24>()?));
-        service_keys.push(made.into());
-        service_keys.first().cloned()
-    } else {
-        None
-    };
+    let (service_keys, generated_service_key) = service_keys(config)?;
+    let service_key_digests = ServiceKeyDigests::new(&service_keys);
+    let key_files = KeyFiles::new(config, Arc::clone(&keyring), service_key_digests.clone());
     let store = Arc::new(store(config, &clock, &telemetry)?);
-    first_check(&store).await?;
+    let mut store_check = StoreCheck::new(Arc::clone(&store), &config.store);
+    store_check.first().await?;
     let lifecycle = Lifecycle::default();
     let health = Health { store: Arc::clone(&store), lifecycle: lifecycle.clone() };
     let body = body_limits(http);
@@ -232,7 +242,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         pages: Pages::new(buffered / 2, body.max_bytes),
         event_streams: Arc::clone(&event_streams),
         lifecycle: lifecycle.clone(),
-        service_keys: ServiceKeyDigests::new(&service_keys),
+        service_keys: service_key_digests,
         failed_keys: FailedKeys::new(&config.rate_limit),
         admission: admission(),
     };
@@ -261,10 +271,12 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
             tls: platform_tls,
         },
         store,
+        store_check,
         telemetry,
         lifecycle,
         generated_service_key,
         check_certificates: Arc::default(),
+        key_files,
         drain_grace: http.drain_grace_ms.duration(),
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
         repeats,
@@ -273,53 +285,6 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     app.telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
     app.telemetry.export_initial_counters();
     Ok(app)
-}
-
-/// Runs the preflight checks of the store. `false`: it does not respond.
-async fn check(store: &InstrumentedStore) -> Result<bool, AppError> {
-    let Backend::Redis(redis) = store.backend() else { return Ok(true) };
-    match redis.verify().await {
-        Ok(()) => {
-            for warning in redis.new_warnings().await {
-                match warning {
-                    DurabilityWarning::Risk(text) => tracing::warn!(name: "store.durability", "{text}"),
-                    DurabilityWarning::Unchecked(text) => tracing::info!(name: "store.durability", "{text}"),
-                }
-            }
-            Ok(true)
-        }
-        Err(PreflightError::Refused(why)) => Err(AppError::StoreRefused(why)),
-        Err(PreflightError::Unavailable(error)) => {
-            tracing::warn!(
-                name: "store.unavailable",
-                error = error.chain(),
-                "the store at store.url does not respond; retrying"
-            );
-            Ok(false)
-        }
-    }
-}
-
-/// Checks the store before the first request, so that `/health` is right from the start.
-async fn first_check(store: &InstrumentedStore) -> Result<(), AppError> {
-    check(store).await?;
-    // A check that takes longer is repeated while the service runs.
-    let _: Result<(), _> = timeout(FIRST_HEALTH_CHECK, store.check_health()).await;
-    Ok(())
-}
-
-/// Checks the store at intervals. Returns when it fails a preflight check.
-async fn keep_checking(store: &InstrumentedStore) -> AppError {
-    loop {
-        match check(store).await {
-            Ok(true) => {
-                store.check_health().await;
-                sleep(PREFLIGHT_INTERVAL).await;
-            }
-            Ok(false) => sleep(PREFLIGHT_RETRY_DELAY).await,
-            Err(error) => return error,
-        }
-    }
 }
 
 /// Computes the totals of the store at intervals, for the metrics.
@@ -369,6 +334,11 @@ impl App {
         Arc::clone(&self.check_certificates)
     }
 
+    /// The files with keys, to read them again.
+    pub fn key_files(&self) -> KeyFiles {
+        self.key_files.clone()
+    }
+
     /// Limits the connections of both listeners together, for example to the available file descriptors. The public
     /// listener gets at most three quarters of them.
     #[must_use]
@@ -411,9 +381,10 @@ impl App {
         tasks.spawn_until_stop("refusal summaries", async move { repeats.keep_logging().await });
         tasks.spawn_until_stop("totals", keep_computing_totals(Arc::clone(&store), self.telemetry));
         let (refused, refusal) = oneshot::channel();
+        let store_check = self.store_check;
         tasks.spawn_until_stop("store check", async move {
             // The receiver lives as long as the service.
-            let _ = refused.send(keep_checking(&store).await);
+            let _ = refused.send(store_check.keep_checking().await);
             std::future::pending::<()>().await;
         });
         let result = tokio::select! {

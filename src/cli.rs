@@ -6,16 +6,19 @@ mod client;
 mod config;
 mod demo;
 mod healthcheck;
+mod keys;
 mod outcome;
 mod pinned_get;
 mod serve;
 mod settings;
+mod width;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use self::healthcheck::HealthcheckArgs;
+use self::keys::NewKeysArgs;
 use self::outcome::{Failure, print, report_error};
 use self::settings::SettingsArgs;
 
@@ -41,8 +44,19 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Check the health of a running service
+    /// Make keys
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Check that a running service is alive, or with --ready that it can take callbacks
     Healthcheck(HealthcheckArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Print a new signing key and a new service key, as the configuration takes them
+    New(NewKeysArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -72,15 +86,25 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let loaded = match cli.command {
-        Command::Demo => demo::settings(cli.settings).load()?,
-        Command::Serve | Command::Config { .. } | Command::Healthcheck(_) => cli.settings.load()?,
+    let settings = cli.settings;
+    let loaded = match &cli.command {
+        Command::Keys { command: KeysCommand::New(arguments) } => {
+            settings.refuse_unused("keys new", &[])?;
+            return keys::new(arguments);
+        }
+        Command::Demo => demo::settings(settings)?.load()?,
+        Command::Healthcheck(arguments) => {
+            settings.refuse_unused("healthcheck", arguments.used_settings())?;
+            settings.load()?
+        }
+        Command::Serve | Command::Config { .. } => settings.load()?,
     };
     let command: std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>>>> = match cli.command {
         Command::Serve => Box::pin(serve::run(loaded)),
         Command::Demo => Box::pin(demo::run(loaded)),
         Command::Config { command: ConfigCommand::Check } => Box::pin(config::check(loaded)),
         Command::Config { command: ConfigCommand::Dump } => return print(&loaded.dump()),
+        Command::Keys { .. } => return Ok(()),
         Command::Healthcheck(arguments) => Box::pin(healthcheck::run(loaded, arguments)),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

@@ -4,6 +4,8 @@
 //! may be a secret.
 
 mod layers;
+mod secret_files;
+mod suggestions;
 mod values;
 
 use std::net::SocketAddr;
@@ -11,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-pub use layers::{ConfigError, LoadedConfig, Sources, VARIABLE_PREFIX, load};
-use secrecy::SecretString;
+pub use layers::{ConfigError, ConfigErrors, LoadedConfig, Sources, VARIABLE_PREFIX, load};
+use secrecy::{ExposeSecret, SecretString};
+pub use secret_files::SecretFileError;
 use serde::Deserialize;
 pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
 
@@ -29,7 +32,7 @@ pub const MAX_IDLE_TTL_MS: u64 = 604_800_000;
 
 /// All settings; `config/default.toml` documents each of them.
 ///
-/// A `Config` from [`load`] has passed [`Config::validate`].
+/// A `Config` from [`load`] has passed [`Config::problems`].
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
     /// The two listeners and their limits.
@@ -52,8 +55,10 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 pub struct HttpConfig {
     /// Address of the public listener.
+    #[serde(deserialize_with = "values::listen_address")]
     pub public_addr: SocketAddr,
     /// Address of the platform listener.
+    #[serde(deserialize_with = "values::listen_address")]
     pub platform_addr: SocketAddr,
     /// PEM file of the public listener's certificate chain. Empty: no TLS.
     pub public_tls_cert: PathBuf,
@@ -110,6 +115,9 @@ impl HttpConfig {
 pub struct StoreConfig {
     /// Memory, or the URL of Redis.
     pub url: StoreUrl,
+    /// A file with the password of `url`, which is added to it.
+    #[serde(deserialize_with = "values::path")]
+    pub password_file: Option<PathBuf>,
     /// Number of partitions of the conversations. Fixed for a deployment.
     pub partitions: Bounded<1, 16_384>,
     /// Time limit for connecting.
@@ -139,11 +147,12 @@ pub struct StoreConfig {
 
 impl StoreConfig {
     /// Checks that the settings apply to the URL's scheme.
-    fn validate(&self) -> Result<(), InvalidSetting> {
+    fn problems(&self) -> Vec<InvalidSetting> {
         let (tls, sentinels) = match &self.url {
             StoreUrl::Memory => (false, false),
             StoreUrl::Redis(url) => (redis::asks_for_tls(url), redis::names_sentinels(url)),
         };
+        let mut problems = Vec::new();
         for (key, is_set, is_used, scheme) in [
             ("store.tls_ca", self.tls_ca.is_some(), tls, "rediss"),
             ("store.tls_certificate", self.tls_certificate.is_some(), tls, "rediss"),
@@ -152,14 +161,37 @@ impl StoreConfig {
             ("store.sentinel_password", self.sentinel_password.is_some(), sentinels, "redis+sentinel"),
         ] {
             if is_set && !is_used {
-                return Err((key, format!("only valid with a {scheme}:// URL")));
+                problems.push((key, format!("only valid with a {scheme}:// URL in store.url")));
             }
         }
         match (&self.tls_certificate, &self.tls_key) {
-            (Some(_), None) => Err(("store.tls_certificate", "needs store.tls_key".into())),
-            (None, Some(_)) => Err(("store.tls_key", "needs store.tls_certificate".into())),
-            (None, None) | (Some(_), Some(_)) => Ok(()),
+            (Some(_), None) => problems.push(("store.tls_certificate", "needs store.tls_key".into())),
+            (None, Some(_)) => problems.push(("store.tls_key", "needs store.tls_certificate".into())),
+            (None, None) | (Some(_), Some(_)) => {}
         }
+        problems
+    }
+
+    /// The addresses of the servers, for people. Empty for the memory store.
+    pub fn servers(&self) -> String {
+        match &self.url {
+            StoreUrl::Memory => String::new(),
+            StoreUrl::Redis(url) => redis::hosts(url.expose_secret()),
+        }
+    }
+
+    /// Adds the password of [`password_file`](Self::password_file) to the URL.
+    fn read_password(&mut self) -> Result<(), String> {
+        let Some(file) = &self.password_file else { return Ok(()) };
+        let StoreUrl::Redis(url) = &self.url else {
+            return Err("only valid with a Redis URL in store.url".into());
+        };
+        if redis::password(url.expose_secret()).is_some() {
+            return Err("store.url has a password as well: use one of them".into());
+        }
+        let password = secret_files::password(file).map_err(|error| error.to_string())?;
+        self.url = StoreUrl::Redis(redis::with_password(url, &password));
+        Ok(())
     }
 }
 
@@ -168,6 +200,9 @@ impl StoreConfig {
 pub struct TokenConfig {
     /// Signing keys: the first one signs, all of them verify.
     pub keys: SigningKeys,
+    /// A file with these keys instead.
+    #[serde(deserialize_with = "values::path")]
+    pub keys_file: Option<PathBuf>,
     /// Time from the deadline to the expiry of the token.
     pub replay_window_ms: Bounded<0, 86_400_000>,
     /// Where callbacks may carry their token.
@@ -189,6 +224,23 @@ pub struct TokenConfig {
 pub struct PlatformConfig {
     /// Bearer keys of the platform.
     pub service_keys: ServiceKeys,
+    /// A file with these keys instead.
+    #[serde(deserialize_with = "values::path")]
+    pub service_keys_file: Option<PathBuf>,
+}
+
+impl TokenConfig {
+    /// Reads the keys in [`keys_file`](Self::keys_file) again. `None` without a file.
+    pub fn keys_in_file(&self) -> Option<Result<SigningKeys, SecretFileError>> {
+        self.keys_file.as_deref().map(secret_files::signing_keys)
+    }
+}
+
+impl PlatformConfig {
+    /// Reads the keys in [`service_keys_file`](Self::service_keys_file) again. `None` without a file.
+    pub fn keys_in_file(&self) -> Option<Result<ServiceKeys, SecretFileError>> {
+        self.service_keys_file.as_deref().map(secret_files::service_keys)
+    }
 }
 
 /// `[rate_limit]`
@@ -271,64 +323,117 @@ impl Config {
         Proxies { trusted: self.http.trusted_proxies.clone(), header: self.http.forwarded_header }
     }
 
-    /// Checks the rules that involve more than one setting.
-    fn validate(&self) -> Result<(), InvalidSetting> {
-        if self.gate.default_timeout_ms.get() > self.gate.max_timeout_ms.get() {
-            return Err(("gate.default_timeout_ms", "must not be above gate.max_timeout_ms".into()));
-        }
-        if ["content", "error"].contains(&self.token.body_field.as_str()) {
-            return Err((
-                "token.body_field",
-                "must not be content or error, which are members of results".into(),
-            ));
-        }
-        if self.http.drain_grace_ms.get() > self.http.drain_timeout_ms.get() {
-            return Err(("http.drain_grace_ms", "must not be above http.drain_timeout_ms".into()));
-        }
-        let http = &self.http;
-        for (name, missing, given) in [
+    /// The rules that involve more than one setting, as far as they are broken.
+    fn problems(&self) -> Vec<InvalidSetting> {
+        let (http, gate, token) = (&self.http, &self.gate, &self.token);
+        let certificates = [
             ("http.public_tls_key", &http.public_tls_key, &http.public_tls_cert),
             ("http.public_tls_cert", &http.public_tls_cert, &http.public_tls_key),
             ("http.platform_tls_key", &http.platform_tls_key, &http.platform_tls_cert),
             ("http.platform_tls_cert", &http.platform_tls_cert, &http.platform_tls_key),
-        ] {
-            if missing.as_os_str().is_empty() && !given.as_os_str().is_empty() {
-                return Err((name, "a certificate needs its key, and a key its certificate".into()));
+        ];
+        let incomplete =
+            |missing: &Path, given: &Path| missing.as_os_str().is_empty() && !given.as_os_str().is_empty();
+        let certificates = certificates.map(|(key, missing, given)| {
+            (incomplete(missing, given), key, "a certificate needs its key, and a key its certificate")
+        });
+        let rules = [
+            (
+                gate.default_timeout_ms.get() > gate.max_timeout_ms.get(),
+                "gate.default_timeout_ms",
+                "must not be above gate.max_timeout_ms",
+            ),
+            (
+                ["content", "error"].contains(&token.body_field.as_str()),
+                "token.body_field",
+                "must not be content or error, which are members of results",
+            ),
+            (
+                http.drain_grace_ms.get() > http.drain_timeout_ms.get(),
+                "http.drain_grace_ms",
+                "must not be above http.drain_timeout_ms",
+            ),
+            (
+                // Bodies without a valid token in the head share a quarter of the budget, and one body counts three
+                // times.
+                http.max_buffered_bytes.get() < 12 * http.max_body_bytes.get(),
+                "http.max_buffered_bytes",
+                "must be at least 12 times http.max_body_bytes",
+            ),
+            (
+                // An ended conversation must be readable until its last token has expired.
+                gate.ended_retention_ms.get() < gate.max_timeout_ms.get() + token.replay_window_ms.get(),
+                "gate.ended_retention_ms",
+                "must be at least gate.max_timeout_ms + token.replay_window_ms",
+            ),
+            (token.carriers.is_empty(), "token.carriers", "must name at least one carrier"),
+            (
+                !token.carriers.is_empty() && !token.carriers.contains(&token.default_carrier),
+                "token.default_carrier",
+                "must be one of token.carriers",
+            ),
+            (
+                http.public_addr == http.platform_addr && http.public_addr.port() != 0,
+                "http.platform_addr",
+                "must differ from http.public_addr",
+            ),
+        ];
+        let broken = certificates.into_iter().chain(rules).filter(|(broken, ..)| *broken);
+        let mut problems: Vec<_> = broken.map(|(_, key, message)| (key, message.to_owned())).collect();
+        problems.extend(self.missing_keys());
+        problems.extend(self.store.problems());
+        problems
+    }
+
+    /// An address that others can reach requires configured keys.
+    fn missing_keys(&self) -> Vec<InvalidSetting> {
+        let missing = match (self.token.keys.is_empty(), self.platform.service_keys.is_empty()) {
+            (true, true) => "token.keys and platform.service_keys",
+            (true, false) => "token.keys",
+            (false, true) => "platform.service_keys",
+            (false, false) => return Vec::new(),
+        };
+        [("http.public_addr", self.http.public_addr), ("http.platform_addr", self.http.platform_addr)]
+            .into_iter()
+            .filter(|(_, address)| !address.ip().is_loopback())
+            .map(|(key, address)| {
+                let message = format!(
+                    "{address} is not a loopback address, so {missing} must be set; callback-ingress keys new \
+                     makes keys"
+                );
+                (key, message)
+            })
+            .collect()
+    }
+
+    /// Reads the keys and the password that are in files.
+    fn read_secret_files(&mut self) -> Vec<InvalidSetting> {
+        let mut problems = Vec::new();
+        if let Some(file) = &self.token.keys_file {
+            if self.token.keys.is_empty() {
+                match secret_files::signing_keys(file) {
+                    Ok(keys) => self.token.keys = keys,
+                    Err(error) => problems.push(("token.keys_file", error.to_string())),
+                }
+            } else {
+                problems.push(("token.keys_file", "token.keys is set as well: use one of them".into()));
             }
         }
-        // Bodies without a valid token in the head share a quarter of the budget, and one body counts three times.
-        if self.http.max_buffered_bytes.get() < 12 * self.http.max_body_bytes.get() {
-            return Err(("http.max_buffered_bytes", "must be at least 12 times http.max_body_bytes".into()));
-        }
-        // An ended conversation must be readable until its last token has expired.
-        let longest_token = self.gate.max_timeout_ms.get() + self.token.replay_window_ms.get();
-        if self.gate.ended_retention_ms.get() < longest_token {
-            let message = "must be at least gate.max_timeout_ms + token.replay_window_ms";
-            return Err(("gate.ended_retention_ms", message.into()));
-        }
-        if self.token.carriers.is_empty() {
-            return Err(("token.carriers", "must name at least one carrier".into()));
-        }
-        if !self.token.carriers.contains(&self.token.default_carrier) {
-            return Err(("token.default_carrier", "must be one of token.carriers".into()));
-        }
-        for (key, address) in
-            [("http.public_addr", self.http.public_addr), ("http.platform_addr", self.http.platform_addr)]
-        {
-            let missing = match (self.token.keys.is_empty(), self.platform.service_keys.is_empty()) {
-                (true, true) => "token.keys and platform.service_keys",
-                (true, false) => "token.keys",
-                (false, true) => "platform.service_keys",
-                (false, false) => continue,
-            };
-            if !address.ip().is_loopback() {
-                return Err((key, format!("{address} is not a loopback address, so {missing} must be set")));
+        if let Some(file) = &self.platform.service_keys_file {
+            if self.platform.service_keys.is_empty() {
+                match secret_files::service_keys(file) {
+                    Ok(keys) => self.platform.service_keys = keys,
+                    Err(error) => problems.push(("platform.service_keys_file", error.to_string())),
+                }
+            } else {
+                let message = "platform.service_keys is set as well: use one of them";
+                problems.push(("platform.service_keys_file", message.into()));
             }
         }
-        if self.http.public_addr == self.http.platform_addr && self.http.public_addr.port() != 0 {
-            return Err(("http.platform_addr", "must differ from http.public_addr".into()));
+        if let Err(message) = self.store.read_password() {
+            problems.push(("store.password_file", message));
         }
-        self.store.validate()
+        problems
     }
 
     /// The settings of the Redis store. `None` for the memory store.

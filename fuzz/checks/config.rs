@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use callback_ingress::config::{
-    self, ConfigError, DEFAULTS, LoadedConfig, Sources, StoreUrl, VARIABLE_PREFIX,
+    self, ConfigError, ConfigErrors, DEFAULTS, LoadedConfig, Sources, StoreUrl, VARIABLE_PREFIX,
 };
 use secrecy::ExposeSecret;
 use tempfile::NamedTempFile;
@@ -58,7 +58,7 @@ fn check_unreadable(input: &[u8]) {
     let written = written(input);
     let sources = Sources { file: Some(written.path().to_owned()), ..Sources::default() };
     let error = config::load(sources).unwrap_err();
-    assert!(matches!(error, ConfigError::Unreadable { .. }), "{error}");
+    assert!(matches!(error.all(), [ConfigError::Unreadable { .. }]), "{error}");
 }
 
 fn written(text: &[u8]) -> NamedTempFile {
@@ -109,12 +109,22 @@ fn check_no_secret(shown: &str) {
     assert!(!TRACES.iter().any(|trace| shown.contains(trace)), "shows a secret: {shown}");
 }
 
-/// A refusal says what and where, and is right about it.
-fn check_refused(error: &ConfigError, file: &str, origins: &[&str]) {
+/// A refusal has at least one error, and shows each of them.
+fn check_refused(errors: &ConfigErrors, file: &str, origins: &[&str]) {
+    let shown = errors.to_string();
+    check_no_secret(&format!("{shown} {errors:?}"));
+    assert!(!errors.all().is_empty());
+    for error in errors.all() {
+        assert!(shown.contains(&error.to_string()), "{shown}");
+        check_error(error, file, origins);
+    }
+}
+
+/// An error says what and where, and is right about it.
+fn check_error(error: &ConfigError, file: &str, origins: &[&str]) {
     let shown = error.to_string();
-    check_no_secret(&format!("{shown} {error:?}"));
     match error {
-        ConfigError::UnknownKey { key, origin } => {
+        ConfigError::UnknownKey { key, origin, .. } => {
             assert!(setting(&defaults(), key).is_none(), "{key} is known");
             assert!(shown.contains(key.as_str()) && shown.contains(origin.as_str()), "{shown}");
             assert!(origins.contains(&origin.as_str()), "{origin}");
@@ -134,6 +144,7 @@ fn check_refused(error: &ConfigError, file: &str, origins: &[&str]) {
             assert!(!message.is_empty() && file.parse::<Table>().is_err(), "{shown}");
         }
         ConfigError::Unreadable { .. } => panic!("the file is there: {shown}"),
+        ConfigError::UnknownVariable { .. } => panic!("every variable has the prefix: {shown}"),
     }
 }
 
@@ -208,8 +219,11 @@ fn check_read_again(loaded: &LoadedConfig) {
         return;
     }
     match again {
-        Err(ConfigError::BadValue { key, .. }) => {
-            assert!(SECRET_KEYS.iter().any(|secret| key.starts_with(secret)), "{key}: {dump}");
+        Err(errors) => {
+            for error in errors.all() {
+                let ConfigError::BadValue { key, .. } = error else { panic!("{error}: {dump}") };
+                assert!(SECRET_KEYS.iter().any(|secret| key.starts_with(secret)), "{key}: {dump}");
+            }
         }
         other => panic!("a dump with its secrets left out was taken: {other:?}"),
     }

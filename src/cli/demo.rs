@@ -21,11 +21,12 @@ use crate::telemetry::{self, Exports};
 const SHORT_TIMEOUT_MS: u64 = 1_500;
 
 /// Overrides what the demo depends on: free loopback ports, plain HTTP, all carriers, no rate limit, no log output.
-pub(super) fn settings(mut settings: SettingsArgs) -> SettingsArgs {
-    settings.public_addr = Some("127.0.0.1:0".into());
-    settings.platform_addr = Some("127.0.0.1:0".into());
+pub(super) fn settings(mut settings: SettingsArgs) -> Result<SettingsArgs, Failure> {
+    settings.refuse_unused("demo", &["--config", "--set", "--store", "--log-level"])?;
     settings.log_level.get_or_insert("error".into());
     let forced = [
+        ("http.public_addr", "127.0.0.1:0"),
+        ("http.platform_addr", "127.0.0.1:0"),
         ("http.drain_grace_ms", "0"),
         ("http.public_base_url", ""),
         ("http.public_tls_cert", ""),
@@ -35,8 +36,11 @@ pub(super) fn settings(mut settings: SettingsArgs) -> SettingsArgs {
         ("rate_limit.max", "0"),
         ("token.carriers", r#"["header","query","body","path"]"#),
     ];
+    if let Some(key) = settings.set_keys().find(|key| forced.iter().any(|(forced, _)| forced == key)) {
+        return Err(Failure::Usage(format!("demo does not use {key}: it sets it itself").into()));
+    }
     settings.set.extend(forced.map(|(key, value)| format!("{key}={value}")));
-    settings
+    Ok(settings)
 }
 
 pub(super) async fn run(loaded: LoadedConfig) -> Result<(), Failure> {
@@ -67,10 +71,11 @@ async fn run_steps(session: &mut Session, store: &str) -> Result<(), DemoError> 
 
     screen::step("It issues five work items. Each has a single-use token and a sequence.");
     let first = session.issue(1, json!({"kind": "llm", "carrier": "body"})).await?;
-    let second = session.issue(2, json!({"kind": "tool", "carrier": "path"})).await?;
-    let third = session.issue(3, json!({"kind": "tool", "timeoutMs": SHORT_TIMEOUT_MS})).await?;
+    let second = session.issue(2, json!({"kind": "tool", "carrier": "header"})).await?;
+    let third =
+        session.issue(3, json!({"kind": "tool", "carrier": "query", "timeoutMs": SHORT_TIMEOUT_MS})).await?;
     let fourth = session.issue(4, json!({"kind": "tool", "carrier": "header"})).await?;
-    let fifth = session.issue(5, json!({"kind": "llm", "carrier": "query"})).await?;
+    let fifth = session.issue(5, json!({"kind": "llm", "carrier": "path"})).await?;
 
     screen::step("The second provider responds before the first: its result is held.");
     let weather = r#"{"temperature": 21.5, "unit": "C"}"#;
@@ -125,5 +130,10 @@ async fn run_steps(session: &mut Session, store: &str) -> Result<(), DemoError> 
         return Err(DemoError("the envelopes do not contain the results that were sent".into()));
     }
     screen::done("Five work items, five envelopes, in order, each exactly once.");
+    screen::next(&[
+        "callback-ingress serve runs the service and prints commands to paste",
+        "callback-ingress keys new makes keys for a deployment",
+        "callback-ingress config check checks its configuration and its store",
+    ]);
     Ok(())
 }

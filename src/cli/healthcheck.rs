@@ -1,4 +1,6 @@
-//! `healthcheck`: for containers and scripts. Exits with 0 if `/health` responds with 2xx, otherwise with 1.
+//! `healthcheck`: for containers and scripts. Exits with 0 if the response is 2xx, otherwise with 1.
+//!
+//! Requests `/health/live` by default: an orchestrator must not restart all instances because Redis is away.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -14,12 +16,26 @@ use crate::config::LoadedConfig;
 #[derive(Debug, Args)]
 #[expect(clippy::doc_markdown, reason = "shown as help on the terminal")]
 pub(super) struct HealthcheckArgs {
-    /// URL to request instead of /health on http.public_addr
-    #[arg(long, value_name = "URL")]
+    /// Check that callbacks can be taken (/health) instead of that the process is alive (/health/live)
+    #[arg(long)]
+    ready: bool,
+    /// URL to request instead of that path on http.public_addr
+    #[arg(long, value_name = "URL", conflicts_with = "ready")]
     url: Option<String>,
     /// Timeout in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 2_000)]
     timeout_ms: u64,
+}
+
+impl HealthcheckArgs {
+    /// The flags of settings that have an effect.
+    pub(super) const fn used_settings(&self) -> &'static [&'static str] {
+        if self.url.is_some() { &["--config", "--set"] } else { &["--config", "--set", "--public-addr"] }
+    }
+
+    const fn path(&self) -> &'static str {
+        if self.ready { "/health" } else { "/health/live" }
+    }
 }
 
 /// Replaces an unspecified address by the loopback address.
@@ -37,9 +53,10 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: HealthcheckArgs) -> Res
     let timeout = Duration::from_millis(arguments.timeout_ms);
     let own_tls = loaded.config.public_tls().filter(|_| arguments.url.is_none());
     let scheme = if own_tls.is_some() { "https" } else { "http" };
-    let url = arguments.url.unwrap_or_else(|| format!("{scheme}://{address}/health"));
+    let path = arguments.path();
+    let url = arguments.url.unwrap_or_else(|| format!("{scheme}://{address}{path}"));
     let response = if let Some(files) = own_tls {
-        pinned_get::get(address, "/health", &files.chain, timeout).await
+        pinned_get::get(address, path, &files.chain, timeout).await
     } else {
         let request = ClientRequest { method: Method::GET, url: &url, headers: Vec::new(), body: None };
         Client::new(timeout).call(request).await

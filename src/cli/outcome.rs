@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::config::ConfigError;
+use crate::config::ConfigErrors;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -17,8 +17,8 @@ pub(super) enum Failure {
     Runtime(Box<dyn Error>),
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
+impl From<ConfigErrors> for Failure {
+    fn from(error: ConfigErrors) -> Self {
         Self::Usage(error.into())
     }
 }
@@ -42,7 +42,11 @@ pub(super) fn report_error(error: &dyn Error, code: u8) -> ExitCode {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {
-        message = format!("{message}: {source}");
+        // Some errors repeat their cause.
+        let source_text = source.to_string();
+        if !message.ends_with(&source_text) {
+            message = format!("{message}: {source_text}");
+        }
         cause = source.source();
     }
     // In a thread, because a full pipe would block the exit of the process.

@@ -5,7 +5,9 @@ use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::config::public_url_warnings;
 use super::outcome::{Failure, print};
+use super::width::wrapped;
 use crate::app::{self, App, AppError};
 use crate::clock::Clock;
 use crate::config::{Carrier, LoadedConfig, TokenConfig};
@@ -64,10 +66,11 @@ async fn serve(
     let app = app::build(&loaded.config, Clock::System, telemetry).await?;
     let app = app.with_max_connections(usize::try_from(connections).unwrap_or(usize::MAX));
     let mut hangup = signal(SignalKind::hangup()).map_err(|error| Failure::Runtime(error.into()))?;
-    let certificates = app.check_certificates();
+    let (certificates, key_files) = (app.check_certificates(), app.key_files());
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             certificates.notify_waiters();
+            key_files.reload();
         }
     });
     let store = loaded.redacted_store_url();
@@ -87,6 +90,9 @@ async fn serve(
             name: "token_keys.generated",
             "token.keys is empty: tokens are invalid after this run and on other instances"
         );
+    }
+    for warning in public_url_warnings(&loaded.config.http) {
+        tracing::warn!(name: "public_url", "{warning}");
     }
     if let Some(key) = app.generated_service_key() {
         print(&quick_start(&app, &loaded.config.token, key.expose_secret()))?;
@@ -159,32 +165,51 @@ impl Signals {
     }
 }
 
-/// Shell commands for a first try.
+/// Shell commands for a first try, for bash and zsh. An interactive zsh has no comments, so nothing is between them.
 fn quick_start(app: &App, token: &TokenConfig, key: &str) -> String {
     let platform = format!("{}://{}", app.platform_scheme(), app.platform_addr());
     let url = format!("{}://{}{CALLBACKS_PATH}", app.public_scheme(), app.public_addr());
     let (header, query, field) = (&token.header_name.text, &token.query_name, &token.body_field);
+    let plain = r#"{"answer":42}"#.to_owned();
     let (to, body) = match token.default_carrier {
-        Carrier::Header => (format!(r#"{url} -H "{header}: $TOKEN""#), r#"{"answer":42}"#.to_owned()),
-        Carrier::Query => (format!(r#""{url}?{query}=$TOKEN""#), r#"{"answer":42}"#.to_owned()),
-        Carrier::Path => (format!(r#""{url}/$TOKEN""#), r#"{"answer":42}"#.to_owned()),
-        Carrier::Body => (url, format!(r#"{{"answer":42,"{field}":"'$TOKEN'"}}"#)),
+        Carrier::Header => (format!(r#""$CALLBACKS" -H "{header}: $TOKEN""#), plain),
+        Carrier::Query => (format!(r#""$CALLBACKS?{query}=$TOKEN""#), plain),
+        Carrier::Path => (r#""$CALLBACKS/$TOKEN""#.to_owned(), plain),
+        Carrier::Body => (r#""$CALLBACKS""#.to_owned(), format!(r#"{{"answer":42,"{field}":"'$TOKEN'"}}"#)),
     };
+    let intro = wrapped(
+        "No service key is configured, so one was generated for this run. These lines open a conversation, issue a \
+         work item, post its result as the provider, and read the channel of the conversation. Paste into another \
+         terminal:",
+        0,
+        0,
+    );
+    let next = [
+        "go on in that terminal with the section For the platform of the README",
+        "callback-ingress keys new makes keys that outlive this run",
+        "callback-ingress config check tells what a deployment still needs",
+    ]
+    .map(|line| format!("  - {}\n", wrapped(line, 4, 4)))
+    .concat();
     format!(
         r#"
-No service key is configured, so one was generated for this run. Paste into another terminal:
+{intro}
 
-  KEY={key}
-  # open a conversation
-  curl -sS -X PUT {platform}/platform/v1/conversations/call-1 -H "Authorization: Bearer $KEY"; echo
-  # issue a work item and extract its token
-  ISSUED=$(curl -sS -X POST {platform}/platform/v1/conversations/call-1/work-items -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' -d '{{"kind":"tool","timeoutMs":600000}}'); echo "$ISSUED"
-  TOKEN=$(echo "$ISSUED" | grep -o 'cbt_[A-Za-z0-9_-]*' | head -n 1)
-  # post the result as the provider
-  curl -sS -X POST {to} -H 'Content-Type: application/json' -d '{body}'; echo
-  # read the conversation's channel (Ctrl-C to stop)
-  curl -sSN "{platform}/platform/v1/conversations/call-1/events?from=0" -H "Authorization: Bearer $KEY"
+KEY={key}
+API={platform}/platform/v1/conversations
+CALLBACKS={url}
+AUTH="Authorization: Bearer $KEY"
+JSON="Content-Type: application/json"
+curl -sS -X PUT "$API/call-1" -H "$AUTH"; echo
+ISSUED=$(curl -sS "$API/call-1/work-items" -H "$AUTH" -H "$JSON" \
+  -d '{{"kind":"tool","timeoutMs":600000}}'); echo "$ISSUED"
+TOKEN=$(echo "$ISSUED" | grep -o 'cbt_[A-Za-z0-9_-]*' | head -n 1)
+curl -sS {to} -H "$JSON" \
+  -d '{body}'; echo
+curl -sN --max-time 1 "$API/call-1/events?from=0" -H "$AUTH"; echo
 
+Next:
+{next}
 "#
     )
 }

@@ -43,6 +43,27 @@ fn parse_setting(text: &str) -> Result<(String, String), Failure> {
 }
 
 impl SettingsArgs {
+    /// Refuses the flags that a command does not use.
+    pub(super) fn refuse_unused(&self, command: &str, used: &[&str]) -> Result<(), Failure> {
+        let given = [
+            ("--config", self.config.is_some()),
+            ("--set", !self.set.is_empty()),
+            ("--store", self.store.is_some()),
+            ("--public-addr", self.public_addr.is_some()),
+            ("--platform-addr", self.platform_addr.is_some()),
+            ("--log-level", self.log_level.is_some()),
+        ];
+        match given.iter().find(|(flag, given)| *given && !used.contains(flag)) {
+            Some((flag, _)) => Err(Failure::Usage(format!("{command} does not use {flag}").into())),
+            None => Ok(()),
+        }
+    }
+
+    /// The keys that `--set` sets.
+    pub(super) fn set_keys(&self) -> impl Iterator<Item = &str> {
+        self.set.iter().filter_map(|text| Some(text.split_once('=')?.0))
+    }
+
     pub(super) fn load(self) -> Result<LoadedConfig, Failure> {
         let set = self.set.iter().map(|text| parse_setting(text)).collect::<Result<Vec<_>, _>>()?;
         let named = [

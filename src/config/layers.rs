@@ -8,7 +8,7 @@ use thiserror::Error;
 use toml::{Table, Value};
 
 use super::values::REDACTED_WORD;
-use super::{Config, DEFAULTS};
+use super::{Config, DEFAULTS, suggestions};
 use crate::store::redis::password;
 
 /// Prefix of the environment variables.
@@ -18,6 +18,7 @@ const SECRET_LISTS: [&str; 2] = ["token.keys", "platform.service_keys"];
 const STORE_URL: &str = "store.url";
 const SENTINEL_PASSWORD: &str = "store.sentinel_password";
 const REDACTED: &str = "[redacted]";
+const COMMAND_LINE: &str = "the command line";
 
 /// The sources that override the defaults, later fields over earlier ones. `Debug` shows names and no values.
 #[derive(Clone, Default)]
@@ -42,11 +43,11 @@ impl std::fmt::Debug for Sources {
     }
 }
 
-/// Why a configuration was refused. Names the setting and its source, and never shows a secret value.
+/// An error of the configuration. Names the setting and its source, and never shows a secret value.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {file}")]
+    #[error("cannot read {file}: {source}")]
     Unreadable {
         /// The file.
         file: PathBuf,
@@ -64,12 +65,25 @@ pub enum ConfigError {
         message: String,
     },
     /// There is no such setting.
-    #[error("unknown key {key} in {origin}")]
+    #[error("unknown key {key} in {origin}{}", did_you_mean(.nearest.as_deref()))]
     UnknownKey {
         /// The setting: `section.key`.
         key: String,
         /// The file, the variable or "the command line".
         origin: String,
+        /// The setting that may be meant, spelled as in this source.
+        nearest: Option<String>,
+    },
+    /// A variable that looks like one of the service, with one underscore where there must be two.
+    #[error(
+        "unknown variable {name}: two underscores stand before the section and before the key{}",
+        did_you_mean(.nearest.as_deref())
+    )]
+    UnknownVariable {
+        /// The variable.
+        name: String,
+        /// The variable that may be meant.
+        nearest: Option<String>,
     },
     /// The value is invalid.
     #[error("{key} (from {origin}): {message}")]
@@ -82,6 +96,33 @@ pub enum ConfigError {
         message: String,
     },
 }
+
+fn did_you_mean(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"))
+}
+
+/// All errors of a configuration, at least one.
+#[derive(Debug)]
+pub struct ConfigErrors(Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// The errors: those of the sources in their order, then those of the settings.
+    pub fn all(&self) -> &[ConfigError] {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let [only] = &self.0[..] {
+            return only.fmt(f);
+        }
+        write!(f, "the configuration has {} errors:", self.0.len())?;
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
 
 /// A valid configuration, and the merged settings for [`LoadedConfig::dump`]. `Debug` shows no secret.
 pub struct LoadedConfig {
@@ -97,28 +138,31 @@ impl std::fmt::Debug for LoadedConfig {
 }
 
 struct Layers {
+    defaults: Table,
     settings: Table,
     /// By setting; the defaults have none.
     origins: BTreeMap<String, String>,
+    errors: Vec<ConfigError>,
 }
 
 /// Merges the sources over the defaults and validates the result.
-pub fn load(sources: Sources) -> Result<LoadedConfig, ConfigError> {
-    let defaults = parse(DEFAULTS, "the defaults")?;
-    let mut layers = Layers { settings: defaults, origins: BTreeMap::new() };
+pub fn load(sources: Sources) -> Result<LoadedConfig, ConfigErrors> {
+    let defaults = parse(DEFAULTS, "the defaults").map_err(|error| ConfigErrors(vec![error]))?;
+    let mut layers =
+        Layers { settings: defaults.clone(), defaults, origins: BTreeMap::new(), errors: Vec::new() };
     if let Some(file) = sources.file {
-        let text = std::fs::read_to_string(&file)
-            .map_err(|source| ConfigError::Unreadable { file: file.clone(), source })?;
-        let origin = file.display().to_string();
-        layers.merge_table(parse(&text, &origin)?, &origin)?;
+        layers.merge_file(file);
     }
     for (name, value) in sources.variables {
         if let Some(path) = name.strip_prefix(VARIABLE_PREFIX) {
-            layers.set_text(&path.to_ascii_lowercase().replace("__", "."), &value, &name)?;
+            layers.set_text(&path.to_ascii_lowercase().replace("__", "."), &value, &name);
+        } else if is_misspelled_variable(&name, &layers.defaults) {
+            let nearest = suggestions::variable(&name, &layers.defaults);
+            layers.errors.push(ConfigError::UnknownVariable { name, nearest });
         }
     }
     for (key, value) in sources.flags {
-        layers.set_text(&key, &value, "the command line")?;
+        layers.set_text(&key, &value, COMMAND_LINE);
     }
     layers.finish()
 }
@@ -131,75 +175,170 @@ fn parse(text: &str, origin: &str) -> Result<Table, ConfigError> {
     })
 }
 
+/// Whether a variable has the form `CALLBACK_INGRESS_SECTION_…`, with one underscore. Kubernetes sets variables of such
+/// names for a service called `callback-ingress` or, for example, `callback-ingress-platform`.
+fn is_misspelled_variable(name: &str, defaults: &Table) -> bool {
+    let Some(rest) = name.strip_prefix("CALLBACK_INGRESS_") else { return false };
+    let after_section = defaults
+        .keys()
+        .find_map(|section| rest.strip_prefix(section.to_ascii_uppercase().as_str())?.strip_prefix('_'));
+    let of_kubernetes = |rest: &str| {
+        let padded = format!("_{rest}_");
+        ["_SERVICE_HOST_", "_SERVICE_PORT_"].iter().any(|part| padded.contains(part))
+            || rest.split('_').any(|word| word == "PORT")
+    };
+    after_section.is_some_and(|rest| !of_kubernetes(rest))
+}
+
+/// The setting of a path in the configuration: `token.carriers[0]` is in `token.carriers`.
+fn setting_of(path: &str) -> &str {
+    path.split_once('[').map_or(path, |(setting, _)| setting)
+}
+
 impl Layers {
-    fn setting(&mut self, key: &str, origin: &str) -> Result<&mut Value, ConfigError> {
-        let unknown = || ConfigError::UnknownKey { key: key.to_owned(), origin: origin.to_owned() };
-        let (section, name) = key.split_once('.').ok_or_else(unknown)?;
-        let section = self.settings.get_mut(section).and_then(Value::as_table_mut).ok_or_else(unknown)?;
-        section.get_mut(name).ok_or_else(unknown)
+    fn setting(&mut self, key: &str) -> Option<&mut Value> {
+        let (section, name) = key.split_once('.')?;
+        self.settings.get_mut(section)?.as_table_mut()?.get_mut(name)
     }
 
-    fn set(&mut self, key: &str, value: Value, origin: &str) -> Result<(), ConfigError> {
-        *self.setting(key, origin)? = value;
-        self.origins.insert(key.to_owned(), origin.to_owned());
-        Ok(())
-    }
-
-    fn merge_table(&mut self, table: Table, origin: &str) -> Result<(), ConfigError> {
-        for (section, settings) in table {
-            let Value::Table(settings) = settings else {
-                return Err(ConfigError::UnknownKey { key: section, origin: origin.to_owned() });
-            };
-            if !self.settings.contains_key(&section) {
-                return Err(ConfigError::UnknownKey { key: section, origin: origin.to_owned() });
+    fn set(&mut self, key: &str, value: Value, origin: &str) {
+        match self.setting(key) {
+            Some(setting) => {
+                *setting = value;
+                self.origins.insert(key.to_owned(), origin.to_owned());
             }
-            for (name, value) in settings {
-                self.set(&format!("{section}.{name}"), value, origin)?;
+            None => self.unknown_key(key, origin),
+        }
+    }
+
+    fn unknown_key(&mut self, key: &str, origin: &str) {
+        let nearest = if origin.starts_with(VARIABLE_PREFIX) {
+            suggestions::variable(origin, &self.defaults)
+        } else {
+            suggestions::key(key, &self.defaults)
+        };
+        self.errors.push(ConfigError::UnknownKey { key: key.to_owned(), origin: origin.to_owned(), nearest });
+    }
+
+    fn bad_value(&mut self, key: String, message: String) {
+        let known = self.origins.get(setting_of(&key));
+        let origin = known.map_or_else(|| "the defaults".to_owned(), Clone::clone);
+        self.errors.push(ConfigError::BadValue { key, origin, message });
+    }
+
+    fn merge_file(&mut self, file: PathBuf) {
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(source) => return self.errors.push(ConfigError::Unreadable { file, source }),
+        };
+        let origin = file.display().to_string();
+        match parse(&text, &origin) {
+            Ok(table) => self.merge_table(table, &origin),
+            Err(error) => self.errors.push(error),
+        }
+    }
+
+    fn merge_table(&mut self, table: Table, origin: &str) {
+        for (section, settings) in table {
+            if let Value::Table(settings) = settings
+                && self.defaults.contains_key(&section)
+            {
+                for (name, value) in settings {
+                    self.set(&format!("{section}.{name}"), value, origin);
+                }
+            } else {
+                self.unknown_key(&section, origin);
             }
         }
-        Ok(())
     }
 
     /// Parses a text as the type of the setting's default.
-    fn set_text(&mut self, key: &str, text: &str, origin: &str) -> Result<(), ConfigError> {
-        let bad = |message: &str| ConfigError::BadValue {
-            key: key.to_owned(),
-            origin: origin.to_owned(),
-            message: message.to_owned(),
-        };
-        let value = match self.setting(key, origin)? {
-            Value::String(_) => Value::String(text.to_owned()),
-            Value::Integer(_) => {
-                Value::Integer(text.trim().parse().map_err(|_| bad("must be a whole number"))?)
+    fn set_text(&mut self, key: &str, text: &str, origin: &str) {
+        let Some((section, name)) = key.split_once('.') else { return self.unknown_key(key, origin) };
+        let default = self.defaults.get(section).and_then(|settings| settings.get(name));
+        let parsed = match default {
+            None => return self.unknown_key(key, origin),
+            Some(Value::String(_)) => Ok(Value::String(text.to_owned())),
+            Some(Value::Integer(_)) => {
+                text.trim().parse().map(Value::Integer).map_err(|_| "must be a whole number")
             }
-            Value::Boolean(_) => {
-                Value::Boolean(text.trim().parse().map_err(|_| bad("must be true or false"))?)
+            Some(Value::Boolean(_)) => {
+                text.trim().parse().map(Value::Boolean).map_err(|_| "must be true or false")
             }
-            Value::Array(_) | Value::Float(_) | Value::Datetime(_) | Value::Table(_) => {
+            Some(Value::Array(_) | Value::Float(_) | Value::Datetime(_) | Value::Table(_)) => {
                 format!("list = {text}")
                     .parse::<Table>()
                     .ok()
                     .and_then(|mut table| table.remove("list"))
                     .filter(Value::is_array)
-                    .ok_or_else(|| bad(r#"must be a list: ["a","b"]"#))?
+                    .ok_or(r#"must be a list: ["a","b"]"#)
             }
         };
-        self.set(key, value, origin)
+        match parsed {
+            Ok(value) => self.set(key, value, origin),
+            Err(message) => {
+                self.origins.insert(key.to_owned(), origin.to_owned());
+                self.bad_value(key.to_owned(), message.to_owned());
+            }
+        }
     }
 
-    fn finish(self) -> Result<LoadedConfig, ConfigError> {
-        let origin = |key: &str| {
-            let found = self.origins.iter().find(|(known, _)| key.starts_with(known.as_str()));
-            found.map_or_else(|| "the defaults".to_owned(), |(_, origin)| origin.clone())
-        };
-        let bad = |key: String, message: String| ConfigError::BadValue { origin: origin(&key), key, message };
-        let config: Config =
-            serde_path_to_error::deserialize(Value::Table(self.settings.clone())).map_err(|error| {
-                let message = error.inner().message().trim_end().to_owned();
-                bad(error.path().to_string(), message)
-            })?;
-        config.validate().map_err(|(key, message)| bad(key.to_owned(), message))?;
-        Ok(LoadedConfig { config, settings: self.settings })
+    /// Deserializes the settings. Replaces an invalid value by its default, to find the errors of the others.
+    fn deserialize(&mut self) -> Option<Config> {
+        let mut settings = self.settings.clone();
+        loop {
+            let error = match serde_path_to_error::deserialize(Value::Table(settings.clone())) {
+                Ok(config) => return Some(config),
+                Err(error) => error,
+            };
+            let path = error.path().to_string();
+            let (section, name) = setting_of(&path).split_once('.').unwrap_or_default();
+            let default = self.defaults.get(section).and_then(|defaults| defaults.get(name)).cloned();
+            let setting = settings.get_mut(section).and_then(|settings| settings.get_mut(name));
+            let replaced = setting.zip(default).is_some_and(|(setting, default)| {
+                let differs = *setting != default;
+                *setting = default;
+                differs
+            });
+            self.bad_value(path, error.inner().message().trim_end().to_owned());
+            if !replaced {
+                return None;
+            }
+        }
+    }
+
+    /// Adds the errors that [`Config::problems`] finds, unless they may follow from another error.
+    fn check_rules(&mut self, config: &Config) {
+        let mut invalid = Vec::new();
+        for error in &self.errors {
+            match error {
+                ConfigError::Unreadable { .. } | ConfigError::NotToml { .. } => return,
+                // Keys in a file replace those in the configuration.
+                ConfigError::BadValue { key, .. } => {
+                    invalid.push(setting_of(key).trim_end_matches("_file").to_owned());
+                }
+                ConfigError::UnknownKey { .. } | ConfigError::UnknownVariable { .. } => {}
+            }
+        }
+        for (key, message) in config.problems() {
+            if !invalid.iter().any(|invalid| *invalid == key || message.contains(invalid.as_str())) {
+                self.bad_value(key.to_owned(), message);
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<LoadedConfig, ConfigErrors> {
+        let mut config = self.deserialize();
+        if let Some(config) = &mut config {
+            for (key, message) in config.read_secret_files() {
+                self.bad_value(key.to_owned(), message);
+            }
+            self.check_rules(config);
+        }
+        match config {
+            Some(config) if self.errors.is_empty() => Ok(LoadedConfig { config, settings: self.settings }),
+            _ => Err(ConfigErrors(self.errors)),
+        }
     }
 }
 
@@ -263,13 +402,13 @@ mod tests {
 
     const KEY: &str = "k1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
-    fn with(variables: &[(&str, &str)]) -> Result<LoadedConfig, ConfigError> {
+    fn with(variables: &[(&str, &str)]) -> Result<LoadedConfig, ConfigErrors> {
         let variables =
             variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         load(Sources { variables, ..Sources::default() })
     }
 
-    fn error_message(result: Result<LoadedConfig, ConfigError>) -> String {
+    fn error_message(result: Result<LoadedConfig, ConfigErrors>) -> String {
         result.map(|_| ()).unwrap_err().to_string()
     }
 
@@ -310,11 +449,212 @@ mod tests {
         );
         let file = tempfile::NamedTempFile::new().unwrap();
         let name = file.path().display().to_string();
-        for (text, key) in [("[store]\nuri = 1\n", "store.uri"), ("[x]\n", "x"), ("x = 1\n", "x")] {
+        for (text, key) in [("[store]\nport = 1\n", "store.port"), ("[x]\n", "x"), ("x = 1\n", "x")] {
             std::fs::write(&file, text).unwrap();
             let result = load(Sources { file: Some(file.path().to_owned()), ..Sources::default() });
             assert_eq!(error_message(result), format!("unknown key {key} in {name}"));
         }
+    }
+
+    #[test]
+    fn nearest_name_is_suggested_as_its_source_spells_it() {
+        let flags = vec![("store.uri".to_owned(), "memory:".to_owned())];
+        assert_eq!(
+            error_message(load(Sources { flags, ..Sources::default() })),
+            "unknown key store.uri in the command line; did you mean store.url?"
+        );
+        assert_eq!(
+            error_message(with(&[("CALLBACK_INGRESS__STORE__URI", "memory:")])),
+            "unknown key store.uri in CALLBACK_INGRESS__STORE__URI; did you mean CALLBACK_INGRESS__STORE__URL?"
+        );
+    }
+
+    #[test]
+    fn variable_with_single_underscores_is_an_error() {
+        for name in ["CALLBACK_INGRESS_HTTP_PUBLIC_ADDR", "CALLBACK_INGRESS_HTTP__PUBLIC_ADDR"] {
+            let error = error_message(with(&[(name, "127.0.0.1:0")]));
+            assert!(error.contains(&format!("unknown variable {name}: two underscores")), "{error}");
+            assert!(error.ends_with("did you mean CALLBACK_INGRESS__HTTP__PUBLIC_ADDR?"), "{error}");
+        }
+        let error = error_message(with(&[("CALLBACK_INGRESS_PLATFORM_SERVICE_KEYS", "[]")]));
+        assert!(error.ends_with("did you mean CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS?"), "{error}");
+    }
+
+    #[test]
+    fn variables_of_kubernetes_services_are_ignored() {
+        for service in ["CALLBACK_INGRESS", "CALLBACK_INGRESS_PLATFORM", "CALLBACK_INGRESS_HTTP"] {
+            for of_service in [
+                "SERVICE_HOST",
+                "SERVICE_PORT",
+                "SERVICE_PORT_PUBLIC",
+                "PORT",
+                "PORT_8080_TCP",
+                "PORT_8080_TCP_ADDR",
+            ] {
+                assert!(with(&[(&format!("{service}_{of_service}"), "10.0.0.1")]).is_ok(), "{of_service}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_errors_are_reported_at_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "[http]\npublic_addr = 8080\nport = 1\n[gate]\nmax_timeout_ms = -1\n").unwrap();
+        let error = load(Sources {
+            file: Some(file.path().to_owned()),
+            variables: vec![
+                ("CALLBACK_INGRESS__STORE__PARTITIONS".into(), "many".into()),
+                ("CALLBACK_INGRESS__STORE__URL".into(), "redis://:SECRET@host?x".into()),
+                ("CALLBACK_INGRESS_TOKEN_KEYS".into(), "SECRET".into()),
+            ],
+            flags: vec![
+                ("telemetry.log_level".into(), "warning".into()),
+                ("token.carriers".into(), r#"["body","pigeon"]"#.into()),
+                ("http.drain_grace_ms".into(), "600000".into()),
+                ("token.default_carrier".into(), "path".into()),
+            ],
+        });
+        let error = error_message(error);
+        for named in [
+            "the configuration has 9 errors:\n  ",
+            "\n  unknown key http.port in ",
+            "\n  store.partitions (from CALLBACK_INGRESS__STORE__PARTITIONS): must be a whole number",
+            "\n  unknown variable CALLBACK_INGRESS_TOKEN_KEYS: ",
+            "\n  http.public_addr (from /",
+            "\n  store.url (from CALLBACK_INGRESS__STORE__URL): must have neither a query",
+            "\n  gate.max_timeout_ms (from /",
+            "\n  token.carriers[1] (from the command line): unknown variant `pigeon`",
+            "\n  telemetry.log_level (from the command line): must be a level",
+            "\n  http.drain_grace_ms (from the command line): must not be above http.drain_timeout_ms",
+        ] {
+            assert!(error.contains(named), "{named:?} is not in {error}");
+        }
+        assert!(!error.contains("SECRET"), "{error}");
+    }
+
+    #[test]
+    fn unknown_log_level_is_an_error_that_names_the_levels() {
+        for (level, meant) in [
+            ("warning", "; did you mean warn?"),
+            ("erorr", "; did you mean error?"),
+            ("verbose", ""),
+            ("callback_ingress=debugging,info", "; did you mean debug?"),
+            ("info,hyper", ""),
+            ("", ""),
+            ("info,,debug", ""),
+        ] {
+            let error = error_message(with(&[("CALLBACK_INGRESS__TELEMETRY__LOG_LEVEL", level)]));
+            let levels = "must be a level (off, error, warn, info, debug, trace), or directives";
+            assert!(error.contains(levels) && error.ends_with(&format!("debug,info{meant}")), "{error}");
+        }
+        for level in ["warn", "INFO", "callback_ingress=debug,info", "off", "hyper[span]=trace, info"] {
+            assert!(with(&[("CALLBACK_INGRESS__TELEMETRY__LOG_LEVEL", level)]).is_ok(), "{level}");
+        }
+    }
+
+    #[test]
+    fn listen_address_is_an_ip_address_or_localhost_with_a_port() {
+        let public = |address: &str| {
+            with(&[("CALLBACK_INGRESS__HTTP__PUBLIC_ADDR", address)])
+                .map(|loaded| loaded.config.http.public_addr)
+        };
+        for (address, expected) in [
+            ("localhost:8088", "127.0.0.1:8088"),
+            ("LocalHost:8088", "127.0.0.1:8088"),
+            (" 127.0.0.2:1 ", "127.0.0.2:1"),
+            ("[::1]:8088", "[::1]:8088"),
+        ] {
+            assert_eq!(public(address).unwrap(), expected.parse().unwrap(), "{address}");
+        }
+        for (address, expected) in [
+            (":8080", "needs an address before the port: 127.0.0.1 for this machine alone, 0.0.0.0"),
+            ("127.0.0.1", "needs a port: 127.0.0.1:8080"),
+            ("::1", "needs a port: "),
+            ("example.com:8080", "names are not looked up"),
+            ("localhost", "such as 127.0.0.1:8080"),
+            ("8080", "such as 127.0.0.1:8080"),
+            ("127.0.0.1:65536", "a port from 0 to 65535"),
+            ("", "such as 127.0.0.1:8080"),
+        ] {
+            let error = public(address).unwrap_err().to_string();
+            assert!(error.contains(expected), "{address}: {error}");
+        }
+    }
+
+    /// A file with this content, and its path.
+    fn secret_file(content: &str) -> (tempfile::NamedTempFile, String) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, content).unwrap();
+        let path = file.path().to_str().unwrap().to_owned();
+        (file, path)
+    }
+
+    #[test]
+    fn keys_and_password_are_read_from_files() {
+        let (_keys, keys) = secret_file(&format!("# rotated in May\n\nk2{}\r\n  {KEY}\n", &KEY[2..]));
+        let (_service, service) = secret_file("0123456789abcdef\nfedcba9876543210");
+        let (_password, password) = secret_file("hunter 2/@\n");
+        let loaded = with(&[
+            ("CALLBACK_INGRESS__TOKEN__KEYS_FILE", &keys),
+            ("CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS_FILE", &service),
+            ("CALLBACK_INGRESS__STORE__URL", "redis://operator@127.0.0.1:1"),
+            ("CALLBACK_INGRESS__STORE__PASSWORD_FILE", &password),
+            ("CALLBACK_INGRESS__HTTP__PUBLIC_ADDR", "0.0.0.0:8080"),
+        ])
+        .unwrap();
+        assert_eq!(
+            format!("{:?}", loaded.config.token.keys),
+            "SigningKeys([SigningKey(k2), SigningKey(k1)])"
+        );
+        assert_eq!(loaded.config.platform.service_keys.keys().len(), 2);
+        let url = loaded.config.redis().unwrap().url;
+        assert_eq!(url.expose_secret(), "redis://operator:%68%75%6E%74%65%72%20%32%2F%40@127.0.0.1:1");
+        let dump = loaded.dump();
+        assert!(dump.contains(&keys) && !dump.contains("hunter") && !dump.contains("0123456789"), "{dump}");
+        assert_eq!(loaded.redacted_store_url(), "redis://operator@127.0.0.1:1");
+    }
+
+    #[test]
+    fn unusable_secret_file_is_named_and_not_shown() {
+        let list = format!("[{KEY:?}]");
+        let empty = "# nothing yet\n";
+        for (name, content, others, expected) in [
+            ("TOKEN__KEYS_FILE", KEY, &[("TOKEN__KEYS", list.as_str())][..], "token.keys is set as well"),
+            ("TOKEN__KEYS_FILE", empty, &[("HTTP__PUBLIC_ADDR", "0.0.0.0:0")], "contains no key"),
+            ("TOKEN__KEYS_FILE", "\nk1:SECRET\n", &[], "line 2: "),
+            ("TOKEN__KEYS_FILE", "k1:AAAA\n", &[], "line 1: a signing key needs at least 32 bytes"),
+            ("PLATFORM__SERVICE_KEYS_FILE", "SECRET", &[], "line 1: a service key needs at least 16"),
+            (
+                "PLATFORM__SERVICE_KEYS_FILE",
+                "0123456789abcdef",
+                &[("PLATFORM__SERVICE_KEYS", r#"["0123456789abcdef"]"#)],
+                "platform.service_keys is set as well: use one of them",
+            ),
+            ("STORE__PASSWORD_FILE", "SECRET", &[], "only valid with a Redis URL"),
+            ("STORE__PASSWORD_FILE", "", &[("STORE__URL", "redis://a")], "one line, the password"),
+            ("STORE__PASSWORD_FILE", "SECRET\nb", &[("STORE__URL", "redis://a")], "one line, the password"),
+            ("STORE__PASSWORD_FILE", "SECRET", &[("STORE__URL", "redis://:x@a")], "has a password as well"),
+        ] {
+            let (_file, path) = secret_file(content);
+            let variables: Vec<_> = [&[(name, path.as_str())][..], others]
+                .concat()
+                .iter()
+                .map(|(name, value)| (format!("{VARIABLE_PREFIX}{name}"), *value))
+                .collect();
+            let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            let error = error_message(with(&variables));
+            assert!(
+                error.contains(expected) && error.contains(&format!("(from {VARIABLE_PREFIX}{name})")),
+                "{error}"
+            );
+            assert!(!error.contains("SECRET"), "{error}");
+        }
+        let missing = [("CALLBACK_INGRESS__TOKEN__KEYS_FILE", "/nowhere/keys")];
+        let error = error_message(with(&missing));
+        assert!(
+            error.contains("token.keys_file (from") && error.contains("cannot read /nowhere/keys"),
+            "{error}"
+        );
     }
 
     #[test]

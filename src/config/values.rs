@@ -1,7 +1,7 @@
 //! Types of settings, which hold only valid values. Error messages say what a value must be, and never repeat it.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use axum::http::HeaderName;
@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::suggestions;
 use crate::domain::token::{KeyId, SigningKey};
 use crate::http::client_address::ForwardedHeader;
 use crate::store::redis;
@@ -160,27 +161,36 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Parses keys, each with its place for an error message.
+pub(super) fn signing_keys(entries: &[(String, &str)]) -> Result<SigningKeys, String> {
+    let mut keys = Vec::with_capacity(entries.len());
+    let mut ids = Vec::with_capacity(entries.len());
+    for (place, text) in entries {
+        let wrong = |what: &dyn fmt::Display| format!("{place}: {what}");
+        let (id, secret) =
+            text.split_once(':').ok_or_else(|| wrong(&"must be a key id, a colon and base64"))?;
+        let id = KeyId::parse(id).map_err(|error| wrong(&error))?;
+        let secret = BASE64.decode(secret).map_err(|_| wrong(&"the part after the colon is not base64"))?;
+        let key = SigningKey::new(id, secret).map_err(|error| wrong(&error))?;
+        if ids.contains(&id) {
+            return Err(wrong(&"duplicate key id"));
+        }
+        ids.push(id);
+        keys.push(key);
+    }
+    Ok(SigningKeys(keys))
+}
+
+/// The entries of a list with their places.
+fn numbered(texts: &[String]) -> Vec<(String, &str)> {
+    let places = (1..).map(|number: usize| format!("entry {number}"));
+    places.zip(texts.iter().map(String::as_str)).collect()
+}
+
 impl<'de> Deserialize<'de> for SigningKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let texts = secret_list::<D>(deserializer, r#"must be a list of strings: ["kid:base64", …]"#)?;
-        let mut keys = Vec::with_capacity(texts.len());
-        let mut ids = Vec::with_capacity(texts.len());
-        for (index, text) in texts.iter().enumerate() {
-            let wrong =
-                |what: &dyn fmt::Display| D::Error::custom(format_args!("entry {}: {what}", index + 1));
-            let (id, secret) =
-                text.split_once(':').ok_or_else(|| wrong(&"must be a key id, a colon and base64"))?;
-            let id = KeyId::parse(id).map_err(|error| wrong(&error))?;
-            let secret =
-                BASE64.decode(secret).map_err(|_| wrong(&"the part after the colon is not base64"))?;
-            let key = SigningKey::new(id, secret).map_err(|error| wrong(&error))?;
-            if ids.contains(&id) {
-                return Err(wrong(&"duplicate key id"));
-            }
-            ids.push(id);
-            keys.push(key);
-        }
-        Ok(Self(keys))
+        signing_keys(&numbered(&texts)).map_err(D::Error::custom)
     }
 }
 
@@ -209,18 +219,47 @@ impl fmt::Debug for ServiceKeys {
     }
 }
 
+/// Parses keys, each with its place for an error message.
+pub(super) fn service_keys(entries: &[(String, &str)]) -> Result<ServiceKeys, String> {
+    let good = |text: &str| text.len() >= MIN_SERVICE_KEY && text.bytes().all(|b| b.is_ascii_graphic());
+    if let Some((place, _)) = entries.iter().find(|(_, text)| !good(text)) {
+        return Err(format!(
+            "{place}: a service key needs at least {MIN_SERVICE_KEY} visible ASCII characters, without spaces"
+        ));
+    }
+    Ok(ServiceKeys(entries.iter().map(|(_, text)| SecretString::from(*text)).collect()))
+}
+
 impl<'de> Deserialize<'de> for ServiceKeys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let texts = secret_list::<D>(deserializer, r#"must be a list of strings: ["key", …]"#)?;
-        let good =
-            |text: &String| text.len() >= MIN_SERVICE_KEY && text.bytes().all(|b| b.is_ascii_graphic());
-        if let Some(index) = texts.iter().position(|text| !good(text)) {
-            return Err(D::Error::custom(format_args!(
-                "entry {}: a service key needs at least {MIN_SERVICE_KEY} visible ASCII characters, without spaces",
-                index + 1
-            )));
+        service_keys(&numbered(&texts)).map_err(D::Error::custom)
+    }
+}
+
+/// An address to listen on: an IP address or `localhost`, and a port.
+pub(super) fn listen_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let text = text.trim();
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let wrong = |message| Err(D::Error::custom(message));
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    match (host, port.parse::<u16>()) {
+        _ if text.parse::<IpAddr>().is_ok() => {
+            wrong("needs a port: 127.0.0.1:8080, or with an IPv6 address [::1]:8080")
         }
-        Ok(Self(texts.into_iter().map(SecretString::from).collect()))
+        ("", Ok(_)) => wrong(
+            "needs an address before the port: 127.0.0.1 for this machine alone, 0.0.0.0 or [::] for every address",
+        ),
+        (host, Ok(port)) if host.eq_ignore_ascii_case("localhost") => {
+            Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port))
+        }
+        (_, Ok(_)) => {
+            wrong("must be an IP address and a port, such as 127.0.0.1:8080; names are not looked up")
+        }
+        (_, Err(_)) => wrong("must be an IP address and a port from 0 to 65535, such as 127.0.0.1:8080"),
     }
 }
 
@@ -305,12 +344,34 @@ pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
     if good { Ok(text) } else { Err(D::Error::custom("must be 1 to 64 characters of A-Z a-z 0-9 . _ -")) }
 }
 
+/// The levels of a log, from silence to everything.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// A level of a directive. `EnvFilter` takes an unknown one for the name of a target, which silences all others.
+fn check_level(level: &str) -> Result<(), String> {
+    if LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level)) {
+        return Ok(());
+    }
+    let level = level.to_ascii_lowercase();
+    let longer = LEVELS.into_iter().find(|known| known.len() > 3 && level.starts_with(known));
+    let nearest = longer.or_else(|| suggestions::nearest(&level, LEVELS.into_iter()));
+    let meant = nearest.map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"));
+    Err(format!(
+        "must be a level ({}), or directives of a target and a level, such as callback_ingress=debug,info{meant}",
+        LEVELS.join(", ")
+    ))
+}
+
 /// Directives for `EnvFilter`. Refuses field filters: their values are regular expressions, and compiling one of a
 /// hundred characters can take minutes and gigabytes.
 pub(super) fn log_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.contains('{') {
         return Err(D::Error::custom("must not filter by fields: {…}"));
+    }
+    for directive in text.split(',') {
+        let level = directive.rsplit('=').next().unwrap_or(directive).trim();
+        check_level(level).map_err(D::Error::custom)?;
     }
     tracing_subscriber::EnvFilter::try_new(&text)
         .map(|_| text)

@@ -16,6 +16,7 @@
 //! 84 is a multiple of 3, so base64 has no unused bits and each token has exactly one text form.
 
 use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -91,6 +92,11 @@ impl SigningKey {
         // HMAC accepts keys of any length.
         let mac = Hmac::<Sha256>::new_from_slice(secret).map_err(|_| KeyTooShort)?;
         Ok(Self { id, mac })
+    }
+
+    /// The id, which is not secret.
+    pub const fn id(&self) -> KeyId {
+        self.id
     }
 
     fn mac(&self, signed: &[u8]) -> Hmac<Sha256> {
@@ -179,31 +185,52 @@ impl fmt::Display for TokenFingerprint {
     }
 }
 
-/// The signing keys. The first one signs, all of them verify.
-#[derive(Clone, Debug)]
-pub struct Keyring {
+/// The signing keys. The first one signs, all of them verify. They can be replaced at any time.
+pub struct Keyring(RwLock<Arc<SigningKeyList>>);
+
+#[derive(Debug)]
+struct SigningKeyList {
     first: SigningKey,
     others: Vec<SigningKey>,
 }
 
+impl SigningKeyList {
+    fn key(&self, id: KeyId) -> Option<&SigningKey> {
+        std::iter::once(&self.first).chain(&self.others).find(|key| key.id == id)
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = self.keys();
+        f.debug_struct("Keyring").field("first", &keys.first).field("others", &keys.others).finish()
+    }
+}
+
 impl Keyring {
     /// A keyring in which `first` signs, and `first` and `others` verify.
-    pub const fn new(first: SigningKey, others: Vec<SigningKey>) -> Self {
-        Self { first, others }
+    pub fn new(first: SigningKey, others: Vec<SigningKey>) -> Self {
+        Self(RwLock::new(Arc::new(SigningKeyList { first, others })))
+    }
+
+    /// Replaces all keys. Tokens of a key that is not among the new ones are invalid from then on.
+    pub fn replace(&self, first: SigningKey, others: Vec<SigningKey>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(SigningKeyList { first, others });
+    }
+
+    fn keys(&self) -> Arc<SigningKeyList> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The id of the key that signs.
-    pub const fn signing_key_id(&self) -> KeyId {
-        self.first.id
-    }
-
-    fn key(&self, id: KeyId) -> Option<&SigningKey> {
-        std::iter::once(&self.first).chain(&self.others).find(|key| key.id == id)
+    pub fn signing_key_id(&self) -> KeyId {
+        self.keys().first.id
     }
 
     /// The token of a work item. Deterministic as long as the item's key is in the keyring.
     pub fn sign(&self, conversation: ConversationRef, item: &WorkItem) -> Token {
-        let key = self.key(item.key_id).unwrap_or(&self.first);
+        let keys = self.keys();
+        let key = keys.key(item.key_id).unwrap_or(&keys.first);
         let mut bytes = Vec::with_capacity(TOKEN_BYTES);
         bytes.push(VERSION);
         bytes.push(kind_byte(item.kind));
@@ -235,8 +262,9 @@ impl Keyring {
         let (signed, mac) = bytes.split_at(SIGNED_BYTES);
         let mut key_id = [0; KEY_ID_BYTES];
         key_id.copy_from_slice(&signed[2..10]);
-        let key = self.key(KeyId(key_id));
-        let authentic = key.unwrap_or(&self.first).mac(signed).verify_slice(mac).is_ok();
+        let keys = self.keys();
+        let key = keys.key(KeyId(key_id));
+        let authentic = key.unwrap_or(&keys.first).mac(signed).verify_slice(mac).is_ok();
         if key.is_none() {
             return Err(TokenRefused::Invalid(TokenDefect::UnknownKey));
         }
@@ -333,6 +361,19 @@ mod tests {
         let imposter = Keyring::new(key("old", 9), vec![]);
         let forged = Err(TokenRefused::Invalid(TokenDefect::WrongSignature));
         assert_eq!(imposter.verify(token.expose(), now), forged);
+    }
+
+    #[test]
+    fn replaced_keys_take_effect_at_once() {
+        let now = Timestamp::from_millis(0);
+        let ring = Keyring::new(key("old", 1), vec![]);
+        let issued = item(ring.signing_key_id(), Kind::Tool, 1000, 7);
+        let token = ring.sign(conversation(), &issued);
+        ring.replace(key("new", 2), vec![key("old", 1)]);
+        assert_eq!(ring.signing_key_id(), KeyId::parse("new").unwrap());
+        assert!(ring.verify(token.expose(), now).is_ok());
+        ring.replace(key("new", 2), vec![]);
+        assert_eq!(ring.verify(token.expose(), now), Err(TokenRefused::Invalid));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Access to the platform's calls: the service key, draining, and the limit of requests in flight.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use axum::Router;
@@ -22,25 +22,40 @@ use crate::http::code::Code;
 use crate::http::rate_limit::{AddressLimit, Rate, rate_limited};
 use crate::http::refusal::Refusal;
 
-/// The service keys, as digests: so the time of a comparison depends on neither a key nor its length.
+/// The service keys, as digests: so the time of a comparison depends on neither a key nor its length. Clones share the
+/// keys, which can be replaced at any time.
 #[derive(Clone)]
-pub struct ServiceKeyDigests(Arc<[[u8; 32]]>);
+pub struct ServiceKeyDigests(Arc<RwLock<Vec<[u8; 32]>>>);
 
 impl std::fmt::Debug for ServiceKeyDigests {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ServiceKeyDigests({})", self.0.len())
+        write!(f, "ServiceKeyDigests({})", self.digests().len())
     }
+}
+
+fn digests(keys: &[SecretString]) -> Vec<[u8; 32]> {
+    keys.iter().map(|key| Sha256::digest(key.expose_secret()).into()).collect()
 }
 
 impl ServiceKeyDigests {
     /// Hashes the keys.
     pub fn new(keys: &[SecretString]) -> Self {
-        Self(keys.iter().map(|key| Sha256::digest(key.expose_secret()).into()).collect())
+        Self(Arc::new(RwLock::new(digests(keys))))
+    }
+
+    /// Replaces all keys.
+    pub fn replace(&self, keys: &[SecretString]) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = digests(keys);
+    }
+
+    fn digests(&self) -> RwLockReadGuard<'_, Vec<[u8; 32]>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn contains(&self, key: &[u8]) -> bool {
         let digest: [u8; 32] = Sha256::digest(key).into();
-        self.0.iter().fold(Choice::from(0), |known, digest_known| known | digest.ct_eq(digest_known)).into()
+        let known = self.digests();
+        known.iter().fold(Choice::from(0), |found, known| found | digest.ct_eq(known)).into()
     }
 
     fn check(&self, headers: &HeaderMap) -> Result<(), Refusal> {
@@ -131,6 +146,14 @@ mod tests {
             !keys.contains(b"first-key-of-al") && !keys.contains(b"") && !keys.contains(b"First-key-of-all")
         );
         assert!(!ServiceKeyDigests::new(&[]).contains(b""));
+    }
+
+    #[test]
+    fn replaced_service_keys_take_effect_on_every_clone() {
+        let keys = ServiceKeyDigests::new(&["first-key-of-all".into()]);
+        let shared = keys.clone();
+        keys.replace(&["second-key-of-all".into()]);
+        assert!(shared.contains(b"second-key-of-all") && !shared.contains(b"first-key-of-all"));
     }
 
     #[test]

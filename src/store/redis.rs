@@ -13,6 +13,7 @@ mod acl;
 mod cluster;
 mod connection;
 mod dates;
+mod diagnosis;
 mod durability;
 pub(super) mod failure;
 mod keys;
@@ -34,12 +35,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+pub use diagnosis::{diagnosis, hosts};
 pub use durability::DurabilityWarning;
 use futures_util::future::join;
 pub use preflight::PreflightError;
 use redis::{FromRedisValue, Script, cmd};
 pub use servers::{
     InvalidServers, StoreLocation, TlsFiles, asks_for_tls, check_url, names_sentinels, password,
+    with_password,
 };
 pub use settings::{RedisSettings, Replicas};
 use tokio::sync::mpsc;

@@ -1,10 +1,12 @@
 //! Sources of settings, error messages, and `config dump`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::program::{SERVICE_KEY, TOKEN_KEY, keys, run, run_with};
+use crate::service::Service;
 
 const PASSWORD: &str = "password-of-the-tests-alone";
 
@@ -27,7 +29,8 @@ fn dumped(dump: &str, section: &str, key: &str) -> String {
 fn unknown_key_is_named_with_its_file() {
     for (text, key) in [("[http]\nport = 80\n", "http.port"), ("[htpp]\n", "htpp"), ("port = 80\n", "port")] {
         let (_directory, name) = file(text);
-        let expected = format!("callback-ingress: unknown key {key} in {name}\n");
+        let meant = if key == "htpp" { "; did you mean http?" } else { "" };
+        let expected = format!("callback-ingress: unknown key {key} in {name}{meant}\n");
         assert_eq!(run(&["config", "check", "--config", &name]).complains(2, &[]).err, expected);
     }
 }
@@ -72,11 +75,70 @@ fn invalid_value_is_named_with_its_bounds() {
         ("token.carriers=[]", "must name at least one carrier"),
         ("token.default_carrier=pigeon", "pigeon"),
         ("gate.default_timeout_ms=900001", "must not be above gate.max_timeout_ms"),
-        ("telemetry.log_level=a=b=c", "must be a level or a list of directives"),
+        ("telemetry.log_level=a=b=c", "must be a level (off, error, warn, info, debug, trace)"),
+        ("telemetry.log_level=warning", "did you mean warn?"),
         ("telemetry.log_format=xml", "xml"),
     ] {
         run(&["config", "check", "--set", setting]).complains(2, &[complaint]);
     }
+}
+
+#[test]
+fn all_errors_are_reported_at_once() {
+    let variables = [
+        ("CALLBACK_INGRESS_HTTP_PUBLIC_ADDR", "127.0.0.1:1"),
+        ("CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS", r#"["hunter2"]"#),
+    ];
+    let flags = ["--log-level", "warning", "--public-addr", ":8080", "--set", "gate.max_held_item=1"];
+    for command in [&["serve"][..], &["config", "check"]] {
+        let ran = run_with(&variables, &[command, &flags[..]].concat());
+        let ran = ran.complains(
+            2,
+            &[
+                "callback-ingress: the configuration has 5 errors:\n",
+                "did you mean CALLBACK_INGRESS__HTTP__PUBLIC_ADDR?",
+                "platform.service_keys (from CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS): entry 1",
+                "did you mean gate.max_held_items?",
+                "http.public_addr (from the command line): needs an address before the port",
+                "telemetry.log_level (from the command line): must be a level",
+            ],
+        );
+        assert!(!ran.err.contains("hunter2"), "{ran:?}");
+    }
+}
+
+#[test]
+fn localhost_is_an_address_to_listen_on() {
+    let addresses = ["--public-addr", "localhost:0", "--platform-addr", "localhost:0"];
+    let service = Service::start(&addresses);
+    assert!(service.public.starts_with("127.0.0.1:") && service.platform.starts_with("127.0.0.1:"));
+}
+
+#[test]
+fn public_url_that_providers_cannot_use_causes_a_warning() {
+    let service = Service::start_with(&keys(), &["--public-addr", "0.0.0.0:0"]);
+    service.log.wait_for("http.public_base_url is empty: callback URLs contain 0.0.0.0:0");
+    let plain = ["--set", "http.public_base_url=http://api.example.com"];
+    Service::start(&plain).log.wait_for("tokens and results travel unencrypted");
+    let check = run(&[&["config", "check"], &plain[..]].concat()).exits(0);
+    assert!(check.out.contains("note: http.public_base_url begins with http://"), "{check:?}");
+}
+
+#[test]
+fn unreachable_redis_is_named_once_with_a_hint() {
+    let check = run(&["config", "check", "--store", "redis://:hunter2@127.0.0.1:1"]).exits(1);
+    let expected = "callback-ingress: Redis at 127.0.0.1:1 does not respond: ";
+    assert!(check.err.starts_with(expected) && check.err.ends_with("the port in store.url\n"), "{check:?}");
+    assert_eq!(check.err.matches("refused").count(), 1, "{check:?}");
+    assert!(!check.err.contains("hunter2"), "{check:?}");
+}
+
+#[test]
+fn outage_of_redis_is_logged_with_growing_pauses() {
+    let service = Service::start(&["--store", "redis://127.0.0.1:1"]);
+    std::thread::sleep(Duration::from_millis(3_700));
+    let lines = service.log.text().matches("Redis at 127.0.0.1:1 does not respond; retrying").count();
+    assert!((2..=3).contains(&lines), "{lines} in {}", service.log.text());
 }
 
 #[test]

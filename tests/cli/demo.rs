@@ -7,6 +7,23 @@ use test_support::redis_server::RedisServer;
 use crate::program::{PROGRAM, Ran, path, run, run_with};
 
 const DONE: &str = "Five work items, five envelopes, in order, each exactly once.";
+/// The beginnings of the last lines.
+const NEXT: [&str; 4] = [
+    "Next:",
+    "  - callback-ingress serve ",
+    "  - callback-ingress keys new ",
+    "  - callback-ingress config check ",
+];
+
+fn assert_ends_well(demo: &Ran) {
+    let (_, end) = demo.out.split_once(DONE).unwrap_or_else(|| panic!("{demo:?}"));
+    let lines: Vec<_> = end.trim().lines().collect();
+    assert_eq!(lines.len(), NEXT.len(), "{demo:?}");
+    assert!(
+        lines.iter().zip(NEXT).all(|(line, next)| line.starts_with(next.trim_end_matches('\n'))),
+        "{demo:?}"
+    );
+}
 
 /// Runs the program on a pseudo-terminal.
 fn on_a_terminal(variables: &[(&str, &str)], arguments: &str) -> Ran {
@@ -23,7 +40,7 @@ fn is_coloured(text: &str) -> bool {
 #[test]
 fn demo_runs_on_the_embedded_store() {
     let demo = run(&["demo"]).exits(0);
-    assert!(demo.out.ends_with(&format!("{DONE}\n")), "{demo:?}");
+    assert_ends_well(&demo);
     assert!(demo.out.starts_with("callback-ingress ") && demo.out.contains(" on memory:\n"), "{demo:?}");
     for said in ["held succeeded, waiting for 1", "replayed", "CALLBACK_TOKEN_INVALID", "3 timed_out"] {
         assert!(demo.out.contains(said), "{said}: {demo:?}");
@@ -33,11 +50,33 @@ fn demo_runs_on_the_embedded_store() {
 }
 
 #[test]
+fn demo_shows_the_url_and_the_header_once() {
+    let demo = run(&["demo"]).exits(0);
+    assert_eq!(demo.out.matches("/api/v1/webhooks/callbacks").count(), 1, "{demo:?}");
+    assert_eq!(demo.out.matches("X-Callback-Token: cbt_…").count(), 1, "{demo:?}");
+}
+
+#[test]
+fn demo_fits_into_a_terminal_of_any_width() {
+    for columns in [72, 80, 120] {
+        let mut script = Command::new("script");
+        let command = format!("stty cols {columns}; '{PROGRAM}' demo");
+        script.args(["-q", "-e", "-c", &command, "/dev/null"]);
+        script.env_clear().env("PATH", path()).env("TERM", "xterm").env("NO_COLOR", "1");
+        let demo = Ran::from(script.output().unwrap()).exits(0);
+        for line in demo.out.lines() {
+            assert!(line.trim_end().chars().count() <= columns, "{columns}: {line}");
+        }
+    }
+}
+
+#[test]
 fn demo_runs_repeatedly_on_redis() {
     let redis = RedisServer::shared();
     for _ in 0..2 {
         let demo = run(&["demo", "--store", &redis.url(1)]).exits(0);
-        assert!(demo.out.contains(&redis.url(1)) && demo.out.ends_with(&format!("{DONE}\n")), "{demo:?}");
+        assert!(demo.out.contains(&redis.url(1)), "{demo:?}");
+        assert_ends_well(&demo);
     }
 }
 

@@ -10,16 +10,34 @@ fn exit_code_is_0_if_healthy_and_1_otherwise() {
     let address = service.public.clone();
     let healthy = run(&["healthcheck", "--public-addr", &address]).exits(0);
     assert_eq!((healthy.out.as_str(), healthy.err.as_str()), ("{\"status\":\"ok\"}\n", ""));
+    let ready = run(&["healthcheck", "--ready", "--public-addr", &address]).exits(0);
+    assert_eq!(ready.out, "{\"status\":\"ok\"}\n");
     let platform = format!("http://{}/health", service.platform);
     run(&["healthcheck", "--url", &platform]).exits(0);
 
     service.process.signal("TERM");
     service.log.wait_for(r#""draining""#);
-    run(&["healthcheck", "--public-addr", &address]).complains(1, &[&address, "503", "DRAINING"]);
+    run(&["healthcheck", "--public-addr", &address]).exits(0);
+    run(&["healthcheck", "--ready", "--public-addr", &address]).complains(1, &[&address, "503", "DRAINING"]);
 
     service.process.signal("KILL");
     assert_eq!(service.process.exit_code(), None);
     run(&["healthcheck", "--public-addr", &address]).complains(1, &[&address, "no response"]);
+}
+
+#[test]
+fn service_without_its_store_is_alive_and_not_ready() {
+    let service = Service::start(&["--store", "redis://127.0.0.1:1"]);
+    let address = &service.public;
+    run(&["healthcheck", "--public-addr", address]).exits(0);
+    run(&["healthcheck", "--ready", "--public-addr", address]).complains(1, &["503", "STORE_UNAVAILABLE"]);
+}
+
+#[test]
+fn container_asks_whether_the_process_is_alive() {
+    let dockerfile = include_str!("../../Dockerfile");
+    let check = dockerfile.lines().find(|line| line.starts_with("HEALTHCHECK")).unwrap();
+    assert!(check.ends_with(r#"CMD ["callback-ingress", "healthcheck"]"#), "{check}");
 }
 
 #[test]

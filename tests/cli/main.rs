@@ -17,6 +17,7 @@ mod exporters;
 mod filter;
 mod healthcheck;
 mod incidents;
+mod keys;
 mod memory;
 mod open_files;
 mod program;

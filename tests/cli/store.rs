@@ -94,7 +94,7 @@ fn startup_waits_for_the_store() {
     let mut redis = RedisServer::start();
     redis.kill();
     let service = Service::start(&["--store", &redis.url(0)]);
-    service.log.wait_for("the store at store.url does not respond; retrying");
+    service.log.wait_for("does not respond; retrying");
     assert!(service.log.text().contains("Connection refused"), "{}", service.log.text());
     for address in [&service.public, &service.platform] {
         health(address).refuses(503, "STORE_UNAVAILABLE");

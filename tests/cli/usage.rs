@@ -5,8 +5,17 @@ use std::process::{Command, Stdio};
 
 use crate::program::{PROGRAM, run};
 
-const LEVELS: [&[&str]; 7] =
-    [&[], &["serve"], &["demo"], &["config"], &["config", "check"], &["config", "dump"], &["healthcheck"]];
+const LEVELS: [&[&str]; 9] = [
+    &[],
+    &["serve"],
+    &["demo"],
+    &["config"],
+    &["config", "check"],
+    &["config", "dump"],
+    &["healthcheck"],
+    &["keys"],
+    &["keys", "new"],
+];
 
 #[test]
 fn every_command_has_help_and_version() {
@@ -50,10 +59,30 @@ fn wrong_usage_exits_2_with_a_message() {
 #[test]
 fn invalid_setting_stops_every_command() {
     for command in &LEVELS[1..] {
-        if *command != ["config"] {
+        if command[0] != "keys" && *command != ["config"] {
             let arguments = [command, &["--set", "http.port=1"][..]].concat();
             run(&arguments).complains(2, &["callback-ingress: unknown key http.port in the command line"]);
         }
+    }
+}
+
+#[test]
+fn flag_that_a_command_does_not_use_is_refused() {
+    let unused: [(&[&str], &str); 10] = [
+        (&["demo", "--public-addr", "127.0.0.1:0"], "demo does not use --public-addr"),
+        (&["demo", "--platform-addr", "127.0.0.1:0"], "demo does not use --platform-addr"),
+        (&["demo", "--set", "http.public_base_url=http://a"], "demo does not use http.public_base_url"),
+        (&["--store", "memory:", "healthcheck"], "healthcheck does not use --store"),
+        (&["healthcheck", "--platform-addr", "127.0.0.1:0"], "healthcheck does not use --platform-addr"),
+        (&["healthcheck", "--log-level", "info"], "healthcheck does not use --log-level"),
+        (&["healthcheck", "--url", "http://a", "--public-addr", "127.0.0.1:1"], "does not use --public-addr"),
+        (&["healthcheck", "--url", "http://a", "--ready"], "--ready"),
+        (&["keys", "new", "--config", "a.toml"], "keys new does not use --config"),
+        (&["keys", "new", "--set", "a.b=hunter2"], "keys new does not use --set"),
+    ];
+    for (arguments, complaint) in unused {
+        let ran = run(arguments).complains(2, &[complaint]);
+        assert!(!ran.err.contains("hunter2"), "{ran:?}");
     }
 }
 

@@ -4,6 +4,8 @@ use anstream::println;
 use anstyle::{AnsiColor, Color, Style};
 use serde_json::Value;
 
+use crate::cli::width::wrapped;
+
 const TITLE: Style = Style::new().bold();
 const STEP: Style = Style::new().bold().fg_color(Some(Color::Ansi(AnsiColor::Cyan)));
 const GOOD: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Green)));
@@ -13,7 +15,9 @@ const CHANNEL: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Magenta
 const FAINT: Style = Style::new().dimmed();
 
 /// Maximum length of a shown body in characters.
-const MAX_BODY_CHARS: usize = 96;
+const MAX_BODY_CHARS: usize = 240;
+/// Columns before the text of a request, response or envelope.
+const INDENT: usize = 6;
 
 fn shorten(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -30,33 +34,39 @@ fn clock_time(envelope: &Value, field: &str) -> String {
 }
 
 pub(super) fn title(text: &str) {
-    println!("{TITLE}{text}{TITLE:#}");
+    println!("{TITLE}{}{TITLE:#}", wrapped(text, 0, 0));
 }
 
 pub(super) fn step(text: &str) {
-    println!("\n{STEP}▸ {text}{STEP:#}");
+    println!("\n{STEP}▸ {}{STEP:#}", wrapped(text, 2, 2));
 }
 
 /// Shows a request.
 pub(super) fn request(what: &str, body: &str) {
-    println!("    {FAINT}→{FAINT:#} {what} {}", shorten(body));
+    let text = format!("{what} {}", shorten(body));
+    println!("    {FAINT}→{FAINT:#} {}", wrapped(text.trim_end(), INDENT, INDENT));
+}
+
+/// Shows a line that belongs to the next request.
+pub(super) fn header(text: &str) {
+    println!("      {}", wrapped(text, INDENT, INDENT));
 }
 
 /// Shows a response.
 pub(super) fn response(status: u16, what: &str) {
     let style = if status < 300 { GOOD } else { REFUSED };
-    println!("    {FAINT}←{FAINT:#} {style}{status}{style:#} {}", shorten(what));
+    let what = wrapped(&shorten(what), INDENT + 4, INDENT);
+    println!("    {FAINT}←{FAINT:#} {style}{status}{style:#} {what}");
 }
 
 /// Shows an envelope of the event stream.
 pub(super) fn envelope(envelope: &Value) {
     let content = [&envelope["result"], &envelope["error"]].into_iter().find(|value| !value.is_null());
-    println!(
-        "    {CHANNEL}⇒ channel: {} {}{CHANNEL:#} {}",
-        envelope["sequence"],
-        envelope["outcome"].as_str().unwrap_or_default(),
-        shorten(&content.map(Value::to_string).unwrap_or_default()),
-    );
+    let what =
+        format!("channel: {} {}", envelope["sequence"], envelope["outcome"].as_str().unwrap_or_default());
+    let content = shorten(&content.map(Value::to_string).unwrap_or_default());
+    let content = wrapped(&content, INDENT + what.chars().count() + 1, INDENT);
+    println!("    {CHANNEL}⇒ {what}{CHANNEL:#} {content}");
 }
 
 pub(super) fn table(envelopes: &[Value]) {
@@ -75,9 +85,17 @@ pub(super) fn table(envelopes: &[Value]) {
 }
 
 pub(super) fn done(text: &str) {
-    println!("\n{GOOD}{text}{GOOD:#}");
+    println!("\n{GOOD}{}{GOOD:#}", wrapped(text, 0, 0));
+}
+
+/// Shows what to do next.
+pub(super) fn next(lines: &[&str]) {
+    println!("\n{TITLE}Next:{TITLE:#}");
+    for line in lines {
+        println!("  - {}", wrapped(line, 4, 4));
+    }
 }
 
 pub(super) fn problem(text: &str) {
-    println!("\n{PROBLEM}Unexpected:{PROBLEM:#} {text}");
+    println!("\n{PROBLEM}Unexpected:{PROBLEM:#} {}", wrapped(text, 12, 2));
 }

@@ -1,5 +1,6 @@
 //! The requests of the demo's platform and providers.
 
+use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -56,6 +57,8 @@ pub(super) struct Session {
     conversation: String,
     events: Option<EventReader>,
     envelopes: Vec<Value>,
+    /// Whether a callback was shown with its URL and header, which is done once.
+    has_shown_url: Cell<bool>,
 }
 
 impl Session {
@@ -70,6 +73,7 @@ impl Session {
             conversation: format!("demo-{}", Entropy.attempt_id()),
             events: None,
             envelopes: Vec::new(),
+            has_shown_url: Cell::new(false),
         })
     }
 
@@ -93,7 +97,10 @@ impl Session {
         body: Option<String>,
     ) -> Result<ClientResponse, DemoError> {
         let url = self.url(rest);
-        let what = format!("{method} …/conversations/{}{rest}", self.conversation);
+        let what = match rest {
+            "" => format!("{method} …/conversations/{}", self.conversation),
+            rest => format!("{method} …{rest}"),
+        };
         screen::request(&what, body.as_deref().unwrap_or_default());
         let call = ClientRequest { method, url: &url, headers: vec![self.authorization()?], body };
         Ok(self.client.call(call).await?)
@@ -145,7 +152,14 @@ impl Session {
             _ => {}
         }
         let shown = body.replace(token, "cbt_…");
-        screen::request(&format!("POST a callback, token in the {carrier}:"), &shown);
+        let is_first = !self.has_shown_url.replace(true);
+        if is_first && carrier == "header" {
+            screen::request(&format!("POST {url}"), "");
+            screen::header(&format!("{name}: cbt_…"));
+            screen::header(&shown);
+        } else {
+            screen::request(&format!("POST a callback, token in the {carrier}:"), &shown);
+        }
         Ok(self.client.call(ClientRequest { method: Method::POST, url, headers, body: Some(body) }).await?)
     }
 

@@ -7,7 +7,7 @@
 //! ```
 //! With `rediss` instead of `redis`, all connections use TLS, including those to the sentinels.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -317,6 +317,22 @@ pub fn password(url: &str) -> Option<std::ops::Range<usize>> {
     Some(start + colon + 1..start + credentials.len())
 }
 
+/// A URL with this password added. It must have none.
+pub fn with_password(url: &SecretString, password: &SecretString) -> SecretString {
+    let url = url.expose_secret();
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let end = url[start..].find('/').map_or(url.len(), |at| start + at);
+    let (user, hosts) = url[start..end].rsplit_once('@').unwrap_or(("", &url[start..end]));
+    let user = user.trim_end_matches(':');
+    // Every byte is encoded: no character of the password has a meaning in the URL.
+    let mut encoded = String::new();
+    for byte in password.expose_secret().bytes() {
+        // Writing to a string does not fail.
+        let _ = write!(encoded, "%{byte:02X}");
+    }
+    format!("{}{user}:{encoded}@{hosts}{}", &url[..start], &url[end..]).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -410,6 +426,24 @@ mod tests {
         }
         assert_eq!(password("redis://u@a:1/x"), None);
         assert_eq!(password("redis://a:1/x"), None);
+    }
+
+    #[test]
+    fn password_is_added_to_every_url_form() {
+        for (url, username) in [
+            ("redis://a:1/2", None),
+            ("redis://operator@a:1", Some("operator")),
+            ("redis+cluster://a,b:1", None),
+            ("rediss+sentinel://operator@a,b/s/3", Some("operator")),
+        ] {
+            let password = "p@ss:/?#%41 ä";
+            let with = with_password(&url.into(), &password.into());
+            let (Servers::Single { access, .. }
+            | Servers::Sentinel { access, .. }
+            | Servers::Cluster { access, .. }) = read(with.expose_secret()).unwrap();
+            assert_eq!(access.0.redis_settings().password(), Some(password), "{url}");
+            assert_eq!(access.0.redis_settings().username(), username, "{url}");
+        }
     }
 
     #[test]
