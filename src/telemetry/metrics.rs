@@ -13,6 +13,8 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Meter, MeterProvider};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{MeterProviderBuilder, SdkMeterProvider};
+#[cfg(target_os = "linux")]
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder};
 
 use self::bound_histograms::BoundHistograms;
@@ -49,6 +51,9 @@ const BODY_BYTES: &[f64] = &[
     16_777_216.0,
     67_108_864.0,
 ];
+
+/// [`names::BUILD`] as the exporter for Prometheus spells it. Prometheus' own convention is the suffix `_info`.
+const BUILD_IN_PROMETHEUS: &str = "callback_ingress_build";
 
 /// The attributes of an answered request in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -192,6 +197,11 @@ impl Metrics {
         with_readers: impl FnOnce(MeterProviderBuilder) -> MeterProviderBuilder,
     ) -> Self {
         let registry = Registry::new();
+        // Only Linux has these numbers.
+        #[cfg(target_os = "linux")]
+        if let Err(error) = registry.register(Box::new(ProcessCollector::for_self())) {
+            tracing::error!(name: "bug", %error, "a bug: cannot register the metrics of the process");
+        }
         // Fails only if the registry already contains an exporter.
         let exporter = opentelemetry_prometheus::exporter().with_registry(registry.clone()).build();
         let mut builder = SdkMeterProvider::builder().with_resource(resource);
@@ -216,9 +226,15 @@ impl Metrics {
         &self.0.provider
     }
 
-    /// All metrics in Prometheus' text format.
+    /// All metrics in Prometheus' text format, with those of the process (`process_*`).
     pub fn prometheus(&self) -> String {
-        TextEncoder::new().encode_to_string(&self.0.registry.gather()).unwrap_or_default()
+        let mut families = self.0.registry.gather();
+        for family in &mut families {
+            if family.name() == BUILD_IN_PROMETHEUS {
+                family.set_name(format!("{BUILD_IN_PROMETHEUS}_info"));
+            }
+        }
+        TextEncoder::new().encode_to_string(&families).unwrap_or_default()
     }
 
     /// Counts a request as active until the guard is dropped.

@@ -21,6 +21,7 @@ mod keys;
 mod memory;
 mod open_files;
 mod program;
+mod prometheus;
 mod readme;
 mod reason;
 mod secrecy;
