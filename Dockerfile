@@ -5,6 +5,7 @@
 # that no other instance shares. So a deployment sets, from its secrets and never in an image:
 #   CALLBACK_INGRESS__TOKEN__KEYS='["k1:<base64 of 32 bytes or more>"]'    what callback tokens are signed with
 #   CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS='["<16 characters or more>"]' what the platform shows
+# or, from mounted secrets, CALLBACK_INGRESS__TOKEN__KEYS_FILE and CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS_FILE;
 #   CALLBACK_INGRESS__STORE__URL=redis://…                                 where conversations outlive the container
 #   CALLBACK_INGRESS__HTTP__PUBLIC_BASE_URL=https://…                      what providers reach port 8080 as
 # Everything else that can be set: config/default.toml.
@@ -41,6 +42,7 @@ EXPOSE 8080 8081
 
 USER 65532:65532
 STOPSIGNAL SIGTERM
+# Asks whether the process is alive, and not whether Redis answers: restarting every instance would not bring Redis back.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 CMD ["callback-ingress", "healthcheck"]
 ENTRYPOINT ["callback-ingress"]
 CMD ["serve"]
