@@ -373,7 +373,7 @@ mod tests {
         assert_eq!(ring.signing_key_id(), KeyId::parse("new").unwrap());
         assert!(ring.verify(token.expose(), now).is_ok());
         ring.replace(key("new", 2), vec![]);
-        assert_eq!(ring.verify(token.expose(), now), Err(TokenRefused::Invalid));
+        assert_eq!(ring.verify(token.expose(), now), Err(TokenRefused::Invalid(TokenDefect::UnknownKey)));
     }
 
     #[test]
