@@ -357,6 +357,9 @@ fn for_prometheus(metric: &names::Metric) -> String {
     if metric.instrument == "counter" {
         name.push_str("_total");
     }
+    if metric.name == names::BUILD.name {
+        name.push_str("_info");
+    }
     name
 }
 
@@ -371,7 +374,7 @@ fn prometheus_names_follow_the_naming_rule() {
         .lines()
         .filter_map(|line| Some(line.strip_prefix("# TYPE ")?.split_once(' ')?.0.to_owned()))
         .filter(|name| {
-            !name.starts_with("otel_sdk_") && !matches!(&**name, "target_info" | "otel_scope_info")
+            !name.starts_with("otel_sdk_") && !name.starts_with("process_") && !matches!(&**name, "target_info" | "otel_scope_info")
         })
         .collect();
     assert!(shown.is_subset(&known), "{:?}", shown.difference(&known));

@@ -101,7 +101,7 @@ fn startup_waits_for_the_store() {
         assert_eq!(call(address, "GET /health/live", &[], "").status, 200);
     }
     service.platform("PUT", "call-1", "").refuses(503, "STORE_UNAVAILABLE");
-    run(&["healthcheck", "--public-addr", &service.public]).complains(1, &["STORE_UNAVAILABLE"]);
+    run(&["healthcheck", "--ready", "--public-addr", &service.public]).complains(1, &["STORE_UNAVAILABLE"]);
 
     redis.restart();
     eventually("it is healthy", || health(&service.public).status == 200);
