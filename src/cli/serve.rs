@@ -185,7 +185,7 @@ fn quick_start(app: &App, token: &TokenConfig, key: &str) -> String {
         0,
     );
     let next = [
-        "go on in that terminal with the section For the platform of the README",
+        "go on in that terminal with docs/platform.md",
         "callback-ingress keys new makes keys that outlive this run",
         "callback-ingress config check tells what a deployment still needs",
     ]

@@ -1,8 +1,11 @@
-//! The README's examples run and retry as it says, and its table of refusals matches the code.
+//! The documentation's examples run and retry as it says, its table of refusals matches the code, and its links lead
+//! somewhere.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{self, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -13,17 +16,30 @@ use crate::program::path;
 use crate::service::{Lines, Process, Service, eventually};
 
 const README: &str = include_str!("../../README.md");
+const ERRORS: &str = include_str!("../../docs/errors.md");
+
+/// The pages whose examples run, in this order.
+const EXAMPLES: [&str; 9] = [
+    include_str!("../../docs/providers.md"),
+    include_str!("../../docs/platform.md"),
+    ERRORS,
+    include_str!("../../docs/configuration.md"),
+    include_str!("../../docs/redis.md"),
+    include_str!("../../docs/deploy.md"),
+    include_str!("../../docs/observability.md"),
+    include_str!("../../docs/runbook.md"),
+    include_str!("../../docs/guarantees.md"),
+];
 
 /// The code blocks, as language and text.
 fn blocks() -> impl Iterator<Item = (&'static str, &'static str)> {
-    README.split("\n```").skip(1).step_by(2).map(|block| block.split_once('\n').unwrap())
+    let of = |page: &'static str| page.split("\n```").skip(1).step_by(2);
+    EXAMPLES.into_iter().flat_map(of).map(|block| block.split_once('\n').unwrap())
 }
 
 #[test]
 fn table_of_refusals_matches_the_code() {
-    let (_, section) = README.split_once("\n## Every refusal\n").unwrap();
-    let (section, _) = section.split_once("\n## ").unwrap();
-    let rows = section.lines().filter_map(|line| {
+    let rows = ERRORS.lines().filter_map(|line| {
         let cells: Vec<_> = line.strip_prefix("| `")?.strip_suffix(" |")?.split(" | ").collect();
         let code = cells[0].strip_suffix('`')?;
         let known = Code::ALL.iter().any(|known| known.as_str() == code);
@@ -63,7 +79,7 @@ fn readme_examples_run() {
     let directory = tempfile::tempdir().unwrap();
     let python = directory.path().join("callback.py");
     let (_, program) = blocks().find(|(language, _)| *language == "python").unwrap();
-    std::fs::write(&python, program).unwrap();
+    fs::write(&python, program).unwrap();
 
     let mut shell = Command::new("bash");
     shell.args(["-euo", "pipefail", "-c", &script(&service, python.to_str().unwrap())]);
@@ -116,7 +132,7 @@ fn documented_retries_survive_an_outage() {
     let directory = tempfile::tempdir().unwrap();
     let python = directory.path().join("callback.py");
     let block = |wanted: &str| blocks().find(|(_, text)| text.contains(wanted)).unwrap().1;
-    std::fs::write(&python, block("def post_callback")).unwrap();
+    fs::write(&python, block("def post_callback")).unwrap();
     // The tokens are issued before the outage.
     let script = format!(
         "{}\nfresh_token; FIRST=$CALLBACK_TOKEN; fresh_token; echo ready; read -r _\n\
@@ -143,4 +159,64 @@ fn documented_retries_survive_an_outage() {
     let shown = out.whole();
     assert!(shown.contains(r#""outcome":"succeeded""#), "curl: {shown}");
     assert!(shown.contains("'outcome': 'succeeded'"), "Python: {shown}");
+}
+
+/// The function in the README, run by Node.
+#[test]
+fn readme_function_posts_a_callback() {
+    let service = Service::start(&[]);
+    let token = service.token("call-1");
+    let function = README.split("\n```js\n").nth(1).unwrap().split("\n```").next().unwrap();
+    let callback = serde_json::json!({
+        "url": format!("http://{}/api/v1/webhooks/callbacks", service.public),
+        "headers": {"X-Callback-Token": token},
+        "deadline": "2999-01-01T00:00:00.000Z",
+    });
+    let program =
+        format!("{function}\nconsole.log((await postCallback({callback}, {{ answer: 42 }})).status);");
+    let ran = Command::new("node").args(["--input-type=module", "-e", &program]).output().unwrap();
+    let shown = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr), ran.status);
+    assert_eq!(shown.0.trim(), "delivered", "{shown:?}");
+}
+
+/// How a heading is linked to.
+fn anchor(heading: &str) -> String {
+    let kept = heading.to_lowercase();
+    kept.chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+/// The anchors of a page: its headings outside code blocks.
+fn anchors(page: &str) -> Vec<String> {
+    let text = page.split("\n```").step_by(2);
+    let headings = text.flat_map(str::lines).filter(|line| line.starts_with('#'));
+    headings.map(|line| anchor(line.trim_start_matches('#').trim_start())).collect()
+}
+
+#[test]
+fn links_of_the_documentation_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let others = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "config/signoz/README.md"];
+    let mut links = 0;
+    for page in docs.chain(others.map(|name| root.join(name))) {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            if link.contains("://") {
+                continue;
+            }
+            links += 1;
+            let (file, wanted) = link.split_once('#').map_or((link, None), |(file, at)| (file, Some(at)));
+            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: {link}", page.display());
+            if let Some(wanted) = wanted {
+                let known = anchors(&fs::read_to_string(&target).unwrap());
+                assert!(known.iter().any(|known| known == wanted), "{}: {link}", page.display());
+            }
+        }
+    }
+    assert!(links > 30, "{links}");
+    assert!(README.split_whitespace().count() <= 1_200 && README.lines().count() <= 200);
 }

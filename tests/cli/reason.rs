@@ -12,7 +12,8 @@ use crate::filter::{Fields, Filter};
 use crate::service::{Service, eventually};
 use crate::wire::{Reply, call};
 
-const README: &str = include_str!("../../README.md");
+const OBSERVABILITY: &str = include_str!("../../docs/observability.md");
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 
 /// Fields of spans and log records that are columns in SigNoz, not attributes.
 const COLUMNS: [&str; 4] = ["name", "trace_id", "span_id", "severity_text"];
@@ -31,11 +32,9 @@ const LOG_FIELDS: [&str; 11] = [
     "location",
 ];
 
-/// The README's section.
+/// The section of the documentation.
 fn page() -> &'static str {
-    let start = README.find("### From a requestId to the reason\n").unwrap();
-    let length = README[start + 4..].find("\n### ").unwrap();
-    &README[start..start + 4 + length]
+    &OBSERVABILITY[OBSERVABILITY.find("## From a requestId to the reason\n").unwrap()..]
 }
 
 /// Cells of the section's table rows.
@@ -341,7 +340,7 @@ fn documentation_matches_exported_names() {
         }
     }
     assert!(filters >= 17, "{filters}");
-    let maps = page().split("attributes_").skip(1).map(|rest| rest.split('\'').nth(1).unwrap());
+    let maps = RUNBOOK.split("attributes_").skip(1).map(|rest| rest.split('\'').nth(1).unwrap());
     let maps: BTreeSet<_> = maps.collect();
     assert_eq!(maps, BTreeSet::from([names::CONVERSATION_ID, names::HELD_BEHIND, names::HELD_MS]));
 }
@@ -374,7 +373,9 @@ fn prometheus_names_follow_the_naming_rule() {
         .lines()
         .filter_map(|line| Some(line.strip_prefix("# TYPE ")?.split_once(' ')?.0.to_owned()))
         .filter(|name| {
-            !name.starts_with("otel_sdk_") && !name.starts_with("process_") && !matches!(&**name, "target_info" | "otel_scope_info")
+            !name.starts_with("otel_sdk_")
+                && !name.starts_with("process_")
+                && !matches!(&**name, "target_info" | "otel_scope_info")
         })
         .collect();
     assert!(shown.is_subset(&known), "{:?}", shown.difference(&known));

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::filter::Filter;
 
-const README: &str = include_str!("../../README.md");
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 const TABLES: &str = include_str!("../../config/signoz/README.md");
 const DASHBOARD: &str = include_str!("../../config/signoz/dashboard.json");
 const ALERTS: &str = include_str!("../../config/signoz/alerts.json");
@@ -179,7 +179,7 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn alerts_use_exported_names_and_say_what_to_do() {
-    let anchors: BTreeSet<_> = README
+    let anchors: BTreeSet<_> = RUNBOOK
         .lines()
         .filter_map(|line| Some(anchor(line.trim_start_matches('#').strip_prefix(' ')?)))
         .collect();
