@@ -1,4 +1,4 @@
-//! What the service is about, as pure values and functions: no async, no clock, no I/O, no logging.
+//! The domain model as pure values and functions: no async, no clock, no I/O, no logging.
 //!
 //! Everything that needs the time, randomness or configuration gets it as an argument.
 

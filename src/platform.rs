@@ -59,7 +59,7 @@ pub struct Platform {
     pub service_keys: ServiceKeyDigests,
     /// Limits guesses of service keys.
     pub failed_keys: FailedKeys,
-    /// Which requests are let in.
+    /// Admission control.
     pub admission: Admission,
 }
 

@@ -31,7 +31,7 @@ pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
 /// The state of the provider's listener.
 #[derive(Debug)]
 pub struct Public {
-    /// Where results go.
+    /// The store.
     pub store: Arc<InstrumentedStore>,
     /// Response timeout of the store: memory of an unanswered command is counted for this long.
     pub store_timeout: Duration,
@@ -39,7 +39,7 @@ pub struct Public {
     pub keyring: Arc<Keyring>,
     /// Clock for token expiry.
     pub clock: Clock,
-    /// Where tokens are accepted.
+    /// The enabled token carriers.
     pub carriers: Arc<Carriers>,
     /// Limits of a body.
     pub body: BodyLimits,
@@ -47,7 +47,7 @@ pub struct Public {
     pub authenticated: BodyBudget,
     /// Memory for all other bodies.
     pub anonymous: BodyBudget,
-    /// Which requests are let in.
+    /// Admission control.
     pub admission: Admission,
     /// Rate limits.
     pub clients: ClientLimits,

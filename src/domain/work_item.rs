@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::ids::{Sequence, ToolCallId, ToolName, TraceParent, TurnId, WorkItemId};
 use super::time::Timestamp;
 
-/// What kind of provider the work went to; it decides which results are well-formed.
+/// The kind of provider. Determines which results are valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -21,7 +21,7 @@ impl Kind {
     /// All kinds.
     pub const ALL: [Self; 2] = [Self::Llm, Self::Tool];
 
-    /// The word on the wire and in the store.
+    /// The name in the API and in envelopes.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Llm => "llm",
@@ -29,7 +29,7 @@ impl Kind {
         }
     }
 
-    /// The kind a word stands for.
+    /// Parses a name. `None` if it is unknown.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == word)
     }
@@ -39,13 +39,13 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// A callback brought a result.
+    /// A callback delivered a result.
     Succeeded,
-    /// A callback brought an error envelope.
+    /// A callback delivered an error.
     Failed,
-    /// The deadline passed first.
+    /// The deadline passed before a callback.
     TimedOut,
-    /// The platform withdrew it.
+    /// The platform cancelled the item.
     Cancelled,
 }
 
@@ -53,7 +53,7 @@ impl Outcome {
     /// All outcomes.
     pub const ALL: [Self; 4] = [Self::Succeeded, Self::Failed, Self::TimedOut, Self::Cancelled];
 
-    /// The word on the wire and in the store.
+    /// The name in the API and in envelopes.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Succeeded => "succeeded",
@@ -63,7 +63,7 @@ impl Outcome {
         }
     }
 
-    /// The outcome a word stands for.
+    /// Parses a name. `None` if it is unknown.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|outcome| outcome.as_str() == word)
     }
@@ -75,30 +75,30 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Where a work item is on its way.
+/// The state of a work item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Not settled, its deadline ahead.
+    /// Has no outcome, and the deadline has not passed.
     Awaiting,
-    /// Settled, behind an earlier item that is not.
+    /// Has an outcome and waits for an earlier item without one.
     Held,
     /// Written to the routing channel.
     Released,
-    /// Neither released nor able to be: its conversation ended first.
+    /// Will never be released, because its conversation has ended.
     Dropped,
 }
 
-/// What is fixed when a work item is issued.
+/// The immutable data of a work item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkItem {
     /// Its id.
     pub id: WorkItemId,
-    /// Its place in the conversation.
+    /// Its position in the order of issue.
     pub sequence: Sequence,
     /// What kind of provider it went to.
     pub kind: Kind,
-    /// The turn it belongs to, if the platform said so.
+    /// The turn it belongs to, if the platform named one.
     pub turn_id: Option<TurnId>,
     /// The platform's id of the tool call, if the platform said so.
     pub tool_call_id: Option<ToolCallId>,
@@ -108,10 +108,10 @@ pub struct WorkItem {
     pub issued_at: Timestamp,
     /// When it times out.
     pub deadline: Timestamp,
-    /// When its token ends: the deadline plus the replay window.
+    /// When its token expires: the deadline plus the replay window.
     pub expires_at: Timestamp,
     /// The id of the key that signs its token.
     pub key_id: super::token::KeyId,
-    /// The trace it was issued in.
+    /// The trace context in which it was issued.
     pub traceparent: Option<TraceParent>,
 }

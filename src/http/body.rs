@@ -99,7 +99,7 @@ fn too_large(limits: BodyLimits) -> Refusal {
 }
 
 fn no_memory() -> Refusal {
-    Refusal::new(Code::Overloaded, "too many bodies are being read; nothing was changed")
+    Refusal::new(Code::Overloaded, "the memory budget for request bodies is used up; nothing was changed")
 }
 
 /// The refusal of an unreadable body: chunked coding that violates RFC 9112, or a client that disconnected.
@@ -111,7 +111,7 @@ fn malformed(error: &axum::Error) -> Refusal {
         }) {
             return Refusal::new(
                 Code::RequestMalformed,
-                "the body is not well-formed HTTP/1.1 (chunked coding)",
+                "the chunked transfer coding of the body is invalid",
             );
         }
         source = error.source();

@@ -76,7 +76,7 @@ codes! {
     ConversationNotFound = "CONVERSATION_NOT_FOUND", NOT_FOUND, permanent;
     /// The body is empty, truncated, not UTF-8, not JSON or too deeply nested, or has a lone surrogate.
     BodyMalformed = "BODY_MALFORMED", BAD_REQUEST, permanent;
-    /// JSON, but not a result of this kind of work.
+    /// The body is JSON, but not a valid result for the kind of the work item.
     ResultShapeInvalid = "RESULT_SHAPE_INVALID", BAD_REQUEST, permanent;
     /// A field, an id, a parameter or a header is invalid.
     RequestInvalid = "REQUEST_INVALID", BAD_REQUEST, permanent;
@@ -108,13 +108,13 @@ codes! {
     ServiceKeyInvalid = "SERVICE_KEY_INVALID", UNAUTHORIZED, permanent;
     /// The store is unavailable; nothing was changed.
     StoreUnavailable = "STORE_UNAVAILABLE", SERVICE_UNAVAILABLE, retryable;
-    /// The store's reply was lost; the outcome is unknown.
+    /// The store did not confirm the operation; the outcome is unknown.
     OutcomeUnknown = "OUTCOME_UNKNOWN", SERVICE_UNAVAILABLE, retryable;
     /// The service is shutting down.
     Draining = "DRAINING", SERVICE_UNAVAILABLE, retryable;
     /// The service is overloaded.
     Overloaded = "OVERLOADED", SERVICE_UNAVAILABLE, retryable;
-    /// A bug.
+    /// A bug, or a store operation that failed unexpectedly.
     Internal = "INTERNAL", INTERNAL_SERVER_ERROR, retryable;
 }
 

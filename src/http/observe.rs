@@ -51,7 +51,7 @@ pub struct Instrumentation {
     pub listener: Listener,
     /// `http` or `https`.
     pub scheme: &'static str,
-    /// The proxies whose `X-Request-Id` is trusted. On the platform's listener every caller's is.
+    /// The proxies whose `X-Request-Id` is trusted. The platform listener trusts the header of every caller.
     pub proxies: Proxies,
     /// Where requests are measured.
     pub telemetry: Telemetry,
@@ -384,7 +384,7 @@ fn framework_refusal(response: &Response) -> Option<Refusal> {
     Some(Refusal::new(code, message))
 }
 
-/// Answers 500 where a handler panicked.
+/// Responds with 500 if a handler panics.
 fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
     CatchPanicLayer::custom(panicked as fn(Box<dyn Any + Send + 'static>) -> Response)
 }

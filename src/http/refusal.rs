@@ -23,7 +23,7 @@ pub(super) const INTERNAL: &str = "internal error; quote the request id when you
 pub struct Refusal {
     /// The stable code.
     pub code: Code,
-    /// For people. Contains no credential and no result.
+    /// Human-readable. Contains no credential and no result.
     pub message: Cow<'static, str>,
     /// The cause, for the request's log line. The caller does not get it.
     pub cause: Option<String>,
@@ -32,7 +32,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with a message for people.
+    /// A refusal with a human-readable message.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code, message: message.into(), cause: None, outcome: None, headers: Vec::new() }
     }
@@ -111,7 +111,7 @@ impl From<StoreError> for Refusal {
                 "the store is unavailable; nothing was changed, send the request again",
             ),
             StoreError::OutcomeUnknown(_) => {
-                let message = "the store's reply was lost; send the same request again: that is safe, and returns the outcome";
+                let message = "the outcome is unknown; send the same request again: this is safe and returns the outcome";
                 (Code::OutcomeUnknown, message)
             }
             StoreError::Broken(_) => (Code::Internal, INTERNAL),

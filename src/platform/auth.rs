@@ -69,8 +69,8 @@ impl ServiceKeyDigests {
     }
 }
 
-/// Requires a service key for the routes, and for every other path below them. Without one, a caller does not learn
-/// which paths exist.
+/// Requires a service key for the routes and for unknown paths below the prefix, so that a caller without a key cannot
+/// enumerate paths.
 pub(super) fn guarded(platform: Arc<Platform>, routes: Router) -> Router {
     let not_found = |uri: Uri| async move { Refusal::not_found(uri.path()) };
     routes.fallback(not_found).layer(from_fn_with_state(platform, guard))
@@ -103,12 +103,12 @@ async fn guard(
     Ok(platform.admission.shield(call.with_current_context()).await)
 }
 
-/// Limits guesses of service keys by address. A valid key is accepted in any case: another job on the same address may
-/// have a wrong one.
+/// Limits guesses of service keys by address. A valid key is always accepted: another process at the same
+/// address may use a wrong one.
 #[derive(Debug)]
 pub struct FailedKeys(AddressLimit);
 
-/// How long a refusal is held back once the limit is exceeded: a connection gets no more than four guesses a second.
+/// Delay of each refusal over the limit: at most four guesses per second on one connection.
 const GUESS_DELAY: Duration = Duration::from_millis(250);
 
 impl FailedKeys {

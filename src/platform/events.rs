@@ -36,7 +36,7 @@ use crate::telemetry::trace::SpanRef;
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Interval of comments on a stream without events, so that proxies do not close it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Polling interval. Wake-ups are not reliable.
+/// Polling interval: notifications can be lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Delay after a failure of the store. It doubles with each further failure.
 const RETRY: Duration = Duration::from_millis(250);
@@ -52,7 +52,7 @@ const HEADERS: [(HeaderName, &str); 3] = [
 /// Largest frame of a stream, in bytes. hyper copies each frame into a buffer that it keeps as long as the connection.
 const FRAME: usize = 16 * 1024;
 
-/// `GET`: streams the events after `Last-Event-ID`, else after `?from=`, else from now on.
+/// `GET`: streams the events after `Last-Event-ID` or, without it, after `?from=`. Without both, only new events.
 pub(super) async fn follow(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -165,14 +165,14 @@ fn cursor(text: &str) -> Option<Cursor> {
     }
 }
 
-/// A channel's end, as it was last seen.
+/// The end of the channel at the last read.
 #[derive(Clone, Copy, Debug)]
 struct End {
     /// The last sequence on the channel.
     released: u64,
-    /// Whether nothing follows it.
+    /// Whether the conversation has ended, so that nothing follows.
     is_final: bool,
-    /// When to look again without having been woken.
+    /// When to poll if no notification arrives.
     look_in: Duration,
 }
 
@@ -256,7 +256,7 @@ struct Reader {
     end: End,
     wake: ChannelListener,
     fetched: VecDeque<EnvelopeJson>,
-    /// What the page that is being sent takes up.
+    /// Memory reservation of the current page.
     in_memory: Option<OwnedSemaphorePermit>,
     finished: bool,
     /// The current retry delay, if the last read failed.
@@ -322,7 +322,7 @@ impl Reader {
                     self.in_memory = Some(permit);
                 }
                 Ok(Err(ConversationNotFound)) => {
-                    // It was live when it was last read.
+                    // The conversation existed at the previous read.
                     return self.close(Closed::DataLost("the store has lost the conversation"));
                 }
                 Err(error) => {

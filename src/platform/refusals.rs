@@ -50,7 +50,7 @@ impl From<IssueRefused> for Refusal {
                 (Code::IdempotencyKeyReused, "the idempotency key was used with another body")
             }
             IssueRefused::AwaitingLimit => {
-                (Code::AwaitingLimit, "the conversation has as many awaiting work items as it may")
+                (Code::AwaitingLimit, "the conversation has reached its limit of awaiting work items")
             }
             IssueRefused::ChannelLimit => (
                 Code::ChannelLimit,

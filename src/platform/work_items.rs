@@ -129,7 +129,7 @@ impl<'a> CallbackBody<'a> {
     }
 }
 
-/// `POST`: issues the next work item. It is committed before its token is sent, so no callback can be too early.
+/// `POST`: issues the next work item. The item is stored before its token is returned, so a callback cannot arrive before the item exists.
 pub(super) async fn issue(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,

@@ -31,7 +31,7 @@ const CLOCK_LEEWAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Number of copies of a body during a store call: as received, in the command, and queued in the Redis client.
 pub const COPIES: usize = 3;
 
-/// Takes a callback.
+/// Handles a callback.
 pub(super) async fn take(
     State(public): State<Arc<Public>>,
     Extension(context): Extension<RequestContext>,
@@ -90,7 +90,7 @@ enum InHead<'a> {
 
 impl Callback<'_> {
     /// Order of checks (part of the API): size, content type, token, JSON, shape, then the store in one step. Only the
-    /// last step spends the token.
+    /// last step uses up the token.
     async fn take(&self, body: axum::body::Body) -> Result<Response, Refusal> {
         let Self { public, context, parts, .. } = self;
         // First, so that refusals are logged with the token's ids.
@@ -111,7 +111,7 @@ impl Callback<'_> {
         }
         let (result, claims) = self.read_result(in_head, &body)?;
         context.record(|log| log.digest = Some(result.fingerprint));
-        // If the token's field was removed, the result is a copy of its own.
+        // Frees the received body if the result is a copy, because the token's field was removed.
         drop(body);
         let command = Accept {
             conversation: claims.conversation,
@@ -134,7 +134,7 @@ impl Callback<'_> {
                 Ok(Err(refused)) => {
                     context.record(|log| log.refused(refused, clock.now()));
                 }
-                // The Redis client keeps an unanswered command until it gives up the connection.
+                // The Redis client keeps an unanswered command until it closes the connection.
                 Err(StoreError::OutcomeUnknown(_)) => {
                     tokio::spawn(async move {
                         sleep(release_after).await;
@@ -158,7 +158,7 @@ impl Callback<'_> {
             Ok(None) => InHead::Absent,
             Err(refusal) => {
                 for token in self.public.carriers.all_in_head(self.parts) {
-                    // Records the ids of the authentic ones.
+                    // Records the ids of an authentic token.
                     let _: Result<Claims, _> = self.verify(&token);
                 }
                 InHead::Refused(refusal)

@@ -1,4 +1,4 @@
-//! Finds the token of a request, wherever it is.
+//! Finds the token in a request: header, query, path or body.
 
 use std::borrow::Cow;
 
@@ -102,7 +102,7 @@ impl Carriers {
             .filter_map(|(name, value)| (name == self.query.as_str()).then_some(Some(value)))
     }
 
-    /// Not percent-decoded: a token has exactly one spelling.
+    /// Not percent-decoded: a token has exactly one encoding.
     fn in_path<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = SentToken<'a>> {
         let token = parts.uri.path().strip_prefix(CALLBACKS_PATH).and_then(|rest| rest.strip_prefix('/'));
         token.filter(|_| self.allows(Carrier::Path)).map(|token| Some(Cow::Borrowed(token))).into_iter()

@@ -1,7 +1,7 @@
 //! Rate limits by client address: for all requests, and for requests without a valid token.
 //!
-//! Clients can share an address, such as a provider's egress. So the second limit does not refuse a valid token, in a
-//! body as long as it is written there as it was issued.
+//! Several clients can share an address, such as that of a provider's egress proxy. Therefore the second limit does not
+//! apply to requests with a valid token; in a body, the token must appear unescaped.
 
 use std::net::IpAddr;
 
@@ -27,7 +27,7 @@ impl ClientLimits {
         }
     }
 
-    /// Counts a request, and refuses it when there were too many.
+    /// Counts a request. Refuses it if the limit is exceeded.
     pub(super) fn count_request(&self, client: IpAddr) -> Result<(), Refusal> {
         let counted = self.requests.count(client);
         counted.map_err(|wait| rate_limited("too many requests from this address", wait))

@@ -122,10 +122,10 @@ impl From<NotAccepted> for Refusal {
             }
             AcceptRefused::HeldLimit => (
                 Code::HeldLimit,
-                "the limit on held results is reached; an earlier work item is awaiting; the token was not spent",
+                "the limit on held results is reached while an earlier work item has no outcome; the token is still valid, send the request again later",
             ),
             AcceptRefused::ChannelLimit => {
-                (Code::ChannelLimit, "the conversation's channel has reached its limit in bytes")
+                (Code::ChannelLimit, "the conversation's channel has reached its size limit")
             }
         };
         Self::new(code, message)
