@@ -16,14 +16,17 @@ use axum::routing::{get, post, put};
 pub use pages::Pages;
 use tokio::sync::Semaphore;
 
+use crate::domain::gate::Released;
+use crate::domain::ids::ConversationId;
 use crate::domain::token::Keyring;
 use crate::http::admission::{Admission, Lifecycle};
 use crate::http::body::{BodyBudget, BodyLimits};
+use crate::http::context::{Instrumentation, RequestContext};
 use crate::http::health::{self, Health};
 use crate::http::metrics;
-use crate::http::observe::{Instrumentation, instrument};
+use crate::http::observe::instrument;
 use crate::public::Carriers;
-use crate::store::InstrumentedStore;
+use crate::store::{InstrumentedStore, Store};
 
 /// Path prefix of the platform API.
 pub const PLATFORM_PATH: &str = "/platform/v1";
@@ -61,6 +64,20 @@ pub struct Platform {
     pub failed_keys: FailedKeys,
     /// Admission control.
     pub admission: Admission,
+}
+
+impl Platform {
+    /// Records the envelopes that a request released: metrics, spans and log lines.
+    fn record_released(
+        &self,
+        context: &RequestContext,
+        conversation: &ConversationId,
+        released: &[Released],
+    ) {
+        let reference = conversation.reference();
+        let channel = || self.store.channel(reference);
+        context.telemetry().released(&context.span, (reference, Some(conversation)), channel, released, &[]);
+    }
 }
 
 /// Routes of the platform API, health checks and metrics.

@@ -21,8 +21,9 @@ use crate::config::Carrier;
 use crate::domain::token::Keyring;
 use crate::http::admission::Admission;
 use crate::http::body::{BodyBudget, BodyLimits};
+use crate::http::context::Instrumentation;
 use crate::http::health::{self, Health};
-use crate::http::observe::{Instrumentation, instrument};
+use crate::http::observe::instrument;
 use crate::store::InstrumentedStore;
 
 /// Where callbacks are posted.

@@ -232,12 +232,10 @@ impl Telemetry {
         kind: SpanKind,
         parent: &Context,
     ) -> SpanRef {
-        Tracer::start(self.tracer.as_ref(), name, kind, parent)
-    }
-
-    /// Ids for a request that has no span.
-    pub fn without_span(&self, parent: &Context) -> SpanRef {
-        SpanRef::random(parent)
+        self.tracer
+            .as_ref()
+            .and_then(|tracer| tracer.start(name, kind, parent))
+            .unwrap_or_else(|| SpanRef::random(parent))
     }
 
     /// Exports the span of a completed call to the store, as a child of the current span. `error`: the kind of its

@@ -3,11 +3,16 @@
 use url::{Host, Url};
 
 use super::outcome::{Failure, print};
-use super::serve::exports;
 use crate::clock::Clock;
 use crate::config::{Config, HttpConfig, LoadedConfig};
 use crate::http::tls::Tls;
 use crate::store::redis::{PreflightError, RedisStore, diagnosis};
+use crate::telemetry::{ExportError, Exports};
+
+/// The exports that OpenTelemetry's environment variables select.
+pub(super) fn exports() -> Result<Exports, ExportError> {
+    Exports::from_variables(|name| std::env::var_os(name)?.into_string().ok())
+}
 
 /// Settings that are valid but unsuitable for production.
 fn notes(config: &Config) -> Vec<String> {

@@ -5,7 +5,7 @@ use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::config::public_url_warnings;
+use super::config::{exports, public_url_warnings};
 use super::outcome::{Failure, print};
 use super::width::wrapped;
 use crate::app::{self, App, AppError};
@@ -33,11 +33,6 @@ impl From<ExportError> for Failure {
     fn from(error: ExportError) -> Self {
         Self::Usage(error.into())
     }
-}
-
-/// The exports that OpenTelemetry's environment variables select.
-pub(super) fn exports() -> Result<Exports, ExportError> {
-    Exports::from_variables(|name| std::env::var_os(name)?.into_string().ok())
 }
 
 pub(super) async fn run(loaded: LoadedConfig) -> Result<(), Failure> {

@@ -2,6 +2,9 @@
 
 use axum::http::StatusCode;
 
+/// Status in logs, spans and metrics if the client disconnects before the response, as in nginx.
+pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
+
 /// Defines [`Code`] from a table: the variant, the stable name on the wire, the status, and whether sending the same
 /// request again can help.
 macro_rules! codes {

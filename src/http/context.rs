@@ -9,8 +9,9 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
 
-use super::observe::Instrumentation;
+use super::client_address::Proxies;
 use super::refusal::Refusal;
+use super::repeats::RepeatedRefusals;
 use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
 use crate::domain::ids::{
     ConversationId, ConversationRef, Fingerprint, RequestId, Sequence, ToolCallId, ToolName, TraceParent,
@@ -33,6 +34,21 @@ pub enum Listener {
     Public,
     /// For the platform. A request continues the caller's trace.
     Platform,
+}
+
+/// How the requests of a listener are instrumented.
+#[derive(Clone, Debug)]
+pub struct Instrumentation {
+    /// Which listener it is.
+    pub listener: Listener,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The proxies whose `X-Request-Id` is trusted. The platform listener trusts the header of every caller.
+    pub proxies: Proxies,
+    /// Where requests are measured.
+    pub telemetry: Telemetry,
+    /// Repeated refusals, which both listeners share.
+    pub repeats: Arc<RepeatedRefusals>,
 }
 
 /// The context of a request. Clones share it. When the last clone is dropped, the request is logged and counted. A call

@@ -16,19 +16,19 @@ use opentelemetry::{Context, KeyValue};
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::client_address::{Peer, Proxies};
-use super::code::Code;
+use super::client_address::Peer;
+use super::code::{CLIENT_CLOSED_REQUEST, Code};
 use super::context::{
-    Listener, REQUEST_ID, RequestContext, RequestLine, RequestLog, RequestState, Responded,
+    Instrumentation, Listener, REQUEST_ID, RequestContext, RequestLine, RequestLog, RequestState, Responded,
 };
 use super::health;
 use super::refusal::{INTERNAL, Refusal};
-use super::repeats::{Repeatable, RepeatedRefusals};
+use super::repeats::Repeatable;
 use crate::clock::Entropy;
 use crate::domain::ids::{RequestId, Sequence, contains_token};
 use crate::domain::work_item::{Kind, Outcome};
 use crate::telemetry::trace::{self, SpanRef};
-use crate::telemetry::{self, ResponseLabels, Telemetry, names};
+use crate::telemetry::{self, ResponseLabels, names};
 
 /// Response header with the trace id.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
@@ -40,24 +40,6 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Maximum length of a logged `User-Agent`, in characters.
 const USER_AGENT_CHARS: usize = 120;
-
-/// Status in logs, spans and metrics if the client disconnects before the response, as in nginx.
-pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
-
-/// How the requests of a listener are instrumented.
-#[derive(Clone, Debug)]
-pub struct Instrumentation {
-    /// Which listener it is.
-    pub listener: Listener,
-    /// `http` or `https`.
-    pub scheme: &'static str,
-    /// The proxies whose `X-Request-Id` is trusted. The platform listener trusts the header of every caller.
-    pub proxies: Proxies,
-    /// Where requests are measured.
-    pub telemetry: Telemetry,
-    /// Repeated refusals, which both listeners share.
-    pub repeats: Arc<RepeatedRefusals>,
-}
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
 pub fn instrument(instrumentation: Instrumentation, routes: Router) -> Router {
@@ -97,7 +79,7 @@ impl Instrumentation {
             Listener::Public => Context::new(),
         };
         let span = if probe {
-            self.telemetry.without_span(&parent)
+            SpanRef::random(&parent)
         } else {
             self.telemetry.start_span(|| span_name(method, path).into(), SpanKind::Server, &parent)
         };
@@ -166,6 +148,45 @@ fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
     }
 }
 
+/// Logs a request with the fields that all requests share and those in braces. `$word`: its code or its delivery.
+macro_rules! log_request {
+    ($level:ident, $request:ident, $log:ident, $status:ident, $word:expr, $deadline:ident, { $($field:tt)* }) => {{
+        let (method, route, id) = ($request.line.method, $request.route(), $request.request_id);
+        let word: Option<&str> = $word;
+        tracing::$level!(
+            name: names::REQUEST_EVENT,
+            {
+                { names::REQUEST_ID } = %id,
+                { names::HTTP_REQUEST_METHOD } = method,
+                { names::HTTP_ROUTE } = route,
+                { names::HTTP_RESPONSE_STATUS_CODE } = $status,
+                { names::DURATION_US } = $request.duration_us(),
+                { names::CONVERSATION_ID } = $log.conversation.as_ref().map(tracing::field::display),
+                { names::CONVERSATION_REFERENCE } = $log.reference.map(tracing::field::display),
+                { names::WORK_ITEM_ID } = $log.work_item.map(tracing::field::display),
+                { names::WORK_ITEM_SEQUENCE } = $log.sequence.map(Sequence::get),
+                { names::WORK_ITEM_KIND } = $log.kind.map(Kind::as_str),
+                { names::TURN_ID } = $log.turn_id.as_ref().map(tracing::field::display),
+                { names::TOOL_CALL_ID } = $log.tool_call_id.as_ref().map(tracing::field::display),
+                { names::TOOL_NAME } = $log.name.as_ref().map(tracing::field::display),
+                { names::DEADLINE } = $deadline.map(|(deadline, _)| tracing::field::display(deadline)),
+                { names::TIMEOUT_MS } = $deadline.map(|(_, timeout_ms)| timeout_ms),
+                { names::REASON } = $log.reason.as_ref().map(tracing::field::display),
+                { names::OUTCOME } = $log.outcome.map(Outcome::as_str),
+                { names::TOKEN_FINGERPRINT } = $log.token.map(tracing::field::display),
+                { names::HTTP_REQUEST_BODY_SIZE } = $log.body.map(|(bytes, _)| bytes),
+                { names::BODY_DIGEST } = $log.body_digest(),
+                { names::ISSUED_TRACE } = $log.issued_trace(),
+                $($field)*
+            },
+            "{method} {route} {} {}{}{id}",
+            $status,
+            word.unwrap_or_default(),
+            if word.is_some() { " " } else { "" },
+        )
+    }};
+}
+
 /// The end of a request. See [`RequestContext`].
 impl Drop for RequestState {
     fn drop(&mut self) {
@@ -211,47 +232,19 @@ impl RequestState {
     }
 
     fn log_success(&self, status: u16, log: &RequestLog) {
-        let (method, route, id) = (self.line.method, self.route(), self.request_id);
-        let timeout = log.deadline().filter(|_| self.instrumentation.listener == Listener::Platform);
+        let deadline = log.deadline().filter(|_| self.instrumentation.listener == Listener::Platform);
         macro_rules! line {
             ($level:ident) => {
-                tracing::$level!(
-                    name: names::REQUEST_EVENT,
-                    {
-                    { names::REQUEST_ID } = %id,
-                    { names::HTTP_REQUEST_METHOD } = method,
-                    { names::HTTP_ROUTE } = route,
-                    { names::HTTP_RESPONSE_STATUS_CODE } = status,
-                    { names::DURATION_US } = self.duration_us(),
-                    { names::CONVERSATION_ID } = log.conversation.as_ref().map(tracing::field::display),
-                    { names::CONVERSATION_REFERENCE } = log.reference.map(tracing::field::display),
-                    { names::WORK_ITEM_ID } = log.work_item.map(tracing::field::display),
-                    { names::WORK_ITEM_SEQUENCE } = log.sequence.map(Sequence::get),
-                    { names::WORK_ITEM_KIND } = log.kind.map(Kind::as_str),
-                    { names::TURN_ID } = log.turn_id.as_ref().map(tracing::field::display),
-                    { names::TOOL_CALL_ID } = log.tool_call_id.as_ref().map(tracing::field::display),
-                    { names::TOOL_NAME } = log.name.as_ref().map(tracing::field::display),
-                    { names::DEADLINE } = timeout.map(|(deadline, _)| tracing::field::display(deadline)),
-                    { names::TIMEOUT_MS } = timeout.map(|(_, timeout_ms)| timeout_ms),
-                    { names::OUTCOME } = log.outcome.map(Outcome::as_str),
+                log_request!($level, self, log, status, log.delivery_name(), deadline, {
                     { names::DELIVERY } = log.delivery_name(),
                     { names::HELD_BEHIND } = log.held_behind(),
                     { names::REPLAYED } = log.replayed,
                     { names::CANCELLED } = log.cancelled,
-                    { names::REASON } = log.reason.as_ref().map(tracing::field::display),
                     { names::RELEASED } = (log.released > 0).then_some(log.released),
                     { names::DROPPED_HELD } = log.dropped.map(|(held, _)| held),
                     { names::DROPPED_AWAITING } = log.dropped.map(|(_, awaiting)| awaiting),
                     { names::TURNAROUND_MS } = log.turnaround_ms,
-                    { names::TOKEN_FINGERPRINT } = log.token.map(tracing::field::display),
-                    { names::HTTP_REQUEST_BODY_SIZE } = log.body.map(|(bytes, _)| bytes),
-                    { names::BODY_DIGEST } = log.body_digest(),
-                    { names::ISSUED_TRACE } = log.issued_trace(),
-                    },
-                    "{method} {route} {status} {}{}{id}",
-                    log.delivery_name().unwrap_or_default(),
-                    if log.delivery.is_some() { " " } else { "" },
-                )
+                })
             };
         }
         if self.line.probe { line!(debug) } else { line!(info) }
@@ -260,45 +253,17 @@ impl RequestState {
     /// Logs a refusal, or a request whose client disconnected.
     fn log_failure(&self, status: u16, refusal: Option<&Refusal>, log: &RequestLog) {
         let code = refusal.map(|refusal| refusal.code);
-        let (method, route, id) = (self.line.method, self.route(), self.request_id);
-        let late = log.deadline().filter(|_| log.late_ms.is_some());
+        let deadline = log.deadline().filter(|_| log.late_ms.is_some());
         macro_rules! line {
             ($level:ident) => {
-                tracing::$level!(
-                    name: names::REQUEST_EVENT,
-                    {
-                    { names::REQUEST_ID } = %id,
-                    { names::HTTP_REQUEST_METHOD } = method,
-                    { names::HTTP_ROUTE } = route,
-                    { names::HTTP_RESPONSE_STATUS_CODE } = status,
+                log_request!($level, self, log, status, code.map(Code::as_str), deadline, {
                     { names::CODE } = code.map(Code::as_str),
                     { names::MESSAGE } = refusal.map(|refusal| &*refusal.message),
                     error = refusal.and_then(|refusal| refusal.cause.as_deref()),
-                    { names::DURATION_US } = self.duration_us(),
-                    { names::CONVERSATION_ID } = log.conversation.as_ref().map(tracing::field::display),
-                    { names::CONVERSATION_REFERENCE } = log.reference.map(tracing::field::display),
-                    { names::WORK_ITEM_ID } = log.work_item.map(tracing::field::display),
-                    { names::WORK_ITEM_SEQUENCE } = log.sequence.map(Sequence::get),
-                    { names::WORK_ITEM_KIND } = log.kind.map(Kind::as_str),
-                    { names::TURN_ID } = log.turn_id.as_ref().map(tracing::field::display),
-                    { names::TOOL_CALL_ID } = log.tool_call_id.as_ref().map(tracing::field::display),
-                    { names::TOOL_NAME } = log.name.as_ref().map(tracing::field::display),
-                    { names::DEADLINE } = late.map(|(deadline, _)| tracing::field::display(deadline)),
-                    { names::TIMEOUT_MS } = late.map(|(_, timeout_ms)| timeout_ms),
                     { names::LATE_MS } = log.late_ms,
-                    { names::REASON } = log.reason.as_ref().map(tracing::field::display),
-                    { names::OUTCOME } = log.outcome.map(Outcome::as_str),
-                    { names::TOKEN_FINGERPRINT } = log.token.map(tracing::field::display),
-                    { names::HTTP_REQUEST_BODY_SIZE } = log.body.map(|(bytes, _)| bytes),
-                    { names::BODY_DIGEST } = log.body_digest(),
-                    { names::ISSUED_TRACE } = log.issued_trace(),
                     { names::CLIENT_ADDRESS } = %self.client,
                     { names::USER_AGENT } = self.user_agent(),
-                    },
-                    "{method} {route} {status} {}{}{id}",
-                    code.map_or("", Code::as_str),
-                    if code.is_some() { " " } else { "" },
-                )
+                })
             };
         }
         match code {

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::code::Code;
-use super::observe::CLIENT_CLOSED_REQUEST;
+use super::code::{CLIENT_CLOSED_REQUEST, Code};
 use super::rate_limit::network;
 use crate::domain::ids::WorkItemId;
 use crate::telemetry::names;

@@ -202,9 +202,7 @@ pub(super) async fn end(
         });
         context.telemetry().metrics.record_dropped(ended.dropped_held, ended.dropped_awaiting);
     }
-    let channel = || platform.store.channel(conversation.reference());
-    let whose = (conversation.reference(), Some(&conversation));
-    context.telemetry().released(&context.span, whose, channel, &receipt.released, &[]);
+    platform.record_released(&context, &conversation, &receipt.released);
     let reply = EndedBody {
         conversation_id: &conversation,
         state: ConversationState::Ended,

@@ -292,13 +292,7 @@ pub(super) async fn cancel(
         log.outcome = Some(Outcome::Cancelled);
         log.released = cancelled.released.len();
     });
-    context.telemetry().released(
-        &context.span,
-        (conversation.reference(), Some(&conversation)),
-        || platform.store.channel(conversation.reference()),
-        &cancelled.released,
-        &[],
-    );
+    platform.record_released(&context, &conversation, &cancelled.released);
     Ok(Json(WorkItemBody::of(&conversation, &cancelled.item)).into_response())
 }
 
@@ -343,13 +337,7 @@ pub(super) async fn cancel_turn(
         log.cancelled = Some(cancelled.cancelled);
         log.released = cancelled.released.len();
     });
-    context.telemetry().released(
-        &context.span,
-        (conversation.reference(), Some(&conversation)),
-        || platform.store.channel(conversation.reference()),
-        &cancelled.released,
-        &[],
-    );
+    platform.record_released(&context, &conversation, &cancelled.released);
     let body = CancelledTurnBody {
         conversation_id: &conversation,
         turn_id: &turn_id,

@@ -155,9 +155,14 @@ impl InstrumentedStore {
         conversation.partition(self.partitions())
     }
 
-    /// If `unfinished`, schedules the sweeper to continue the release after [`CONTINUE_MS`].
-    fn continue_later(&self, conversation: ConversationRef, unfinished: bool) {
-        if unfinished {
+    /// Schedules the sweeper to continue the release after [`CONTINUE_MS`], if the call has left it unfinished or failed.
+    fn continue_later<T, R>(
+        &self,
+        conversation: ConversationRef,
+        answer: &Result<Result<T, R>, StoreError>,
+        is_unfinished: impl FnOnce(&T) -> bool,
+    ) {
+        if answer.as_ref().map_or(true, |done| done.as_ref().is_ok_and(is_unfinished)) {
             self.schedule
                 .arm(self.partition(conversation), Instant::now() + Duration::from_millis(CONTINUE_MS));
         }
@@ -231,8 +236,7 @@ impl Store for InstrumentedStore {
         let accepted = self
             .call(Operation::Script("accept"), backend_async!(self, store => store.accept(command)))
             .await;
-        let unfinished = accepted.as_ref().is_ok_and(|done| done.as_ref().is_ok_and(|done| done.unfinished));
-        self.continue_later(conversation, unfinished || accepted.is_err());
+        self.continue_later(conversation, &accepted, |done| done.unfinished);
         accepted
     }
 
@@ -241,8 +245,7 @@ impl Store for InstrumentedStore {
         let cancelled = self
             .call(Operation::Script("cancel"), backend_async!(self, store => store.cancel(command)))
             .await;
-        let unfinished = cancelled.as_ref().is_ok_and(|done| done.as_ref().is_ok_and(|done| done.unfinished));
-        self.continue_later(conversation, unfinished || cancelled.is_err());
+        self.continue_later(conversation, &cancelled, |done| done.unfinished);
         cancelled
     }
 
@@ -251,8 +254,7 @@ impl Store for InstrumentedStore {
         let cancelled = self
             .call(Operation::Script("cancel_turn"), backend_async!(self, store => store.cancel_turn(command)))
             .await;
-        let unfinished = cancelled.as_ref().is_ok_and(|done| done.as_ref().is_ok_and(|done| done.unfinished));
-        self.continue_later(conversation, unfinished || cancelled.is_err());
+        self.continue_later(conversation, &cancelled, |done| done.unfinished);
         cancelled
     }
 

@@ -200,7 +200,7 @@ impl Metrics {
         // Only Linux has these numbers.
         #[cfg(target_os = "linux")]
         if let Err(error) = registry.register(Box::new(ProcessCollector::for_self())) {
-            tracing::error!(name: "bug", %error, "a bug: cannot register the metrics of the process");
+            tracing::error!(name: "bug", %error, "cannot register the metrics of the process (this is a bug)");
         }
         // Fails only if the registry already contains an exporter.
         let exporter = opentelemetry_prometheus::exporter().with_registry(registry.clone()).build();

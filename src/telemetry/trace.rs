@@ -67,20 +67,19 @@ fn remote_context(traceparent: &TraceParent) -> Option<SpanContext> {
 }
 
 impl Tracer {
-    /// Starts a span. While the queue is full, starts none.
+    /// Starts a span. `None`: the queue is full, or the exporter has been stopped.
     pub(super) fn start(
-        tracer: Option<&Self>,
+        &self,
         name: impl FnOnce() -> Cow<'static, str>,
         kind: SpanKind,
         parent: &Context,
-    ) -> SpanRef {
-        if let Some(Self { sdk, .. }) = tracer.filter(|tracer| tracer.queue.admits()) {
-            let span = sdk.build_with_context(SpanBuilder::from_name(name()).with_kind(kind), parent);
-            if span.span_context().is_valid() {
-                return SpanRef { context: Context::new().with_span(span), is_span: true };
-            }
+    ) -> Option<SpanRef> {
+        if !self.queue.admits() {
+            return None;
         }
-        SpanRef::random(parent)
+        let span = self.sdk.build_with_context(SpanBuilder::from_name(name()).with_kind(kind), parent);
+        let is_valid = span.span_context().is_valid();
+        is_valid.then(|| SpanRef { context: Context::new().with_span(span), is_span: true })
     }
 
     /// Exports a span that has ended.
@@ -182,7 +181,7 @@ impl Tracer {
 
 impl SpanRef {
     /// Random ids, in the caller's trace if there is one. No span is exported.
-    pub(super) fn random(parent: &Context) -> Self {
+    pub fn random(parent: &Context) -> Self {
         let caller = parent.span().span_context().trace_id();
         let trace = if caller == TraceId::INVALID { TraceId::from(Entropy.trace_id()) } else { caller };
         let span = SpanId::from(Entropy.span_id());

@@ -15,18 +15,14 @@ use sha2::{Digest, Sha256};
 use test_support::redis_server::RedisServer;
 
 use crate::collector::{Collector, Protocol, attributes, hex};
-use crate::reason::{Exported, come, header, issue};
+use crate::reason::{self, Exported, come, header, issue};
 use crate::service::{Service, eventually};
 use crate::wire::{Reply, begin, call};
 
 const CALLBACKS: &str = "/api/v1/webhooks/callbacks";
 
 fn exporting(store: &str, settings: &[&str]) -> (Collector, Service) {
-    let collector = Collector::start(Protocol::Http);
-    let settings: Vec<&str> = ["--store", store].into_iter().chain(settings.iter().copied()).collect();
-    let service = Service::start_with(&collector.variables(), &settings);
-    eventually("it works", || service.platform("PUT", "call-1", "").status <= 201);
-    (collector, service)
+    reason::exporting(Protocol::Http, store, settings)
 }
 
 fn fingerprint(of: &str) -> String {

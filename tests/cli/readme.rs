@@ -189,7 +189,7 @@ fn anchor(heading: &str) -> String {
 }
 
 /// The anchors of a page: its headings outside code blocks.
-fn anchors(page: &str) -> Vec<String> {
+pub(crate) fn anchors(page: &str) -> Vec<String> {
     let text = page.split("\n```").step_by(2);
     let headings = text.flat_map(str::lines).filter(|line| line.starts_with('#'));
     headings.map(|line| anchor(line.trim_start_matches('#').trim_start())).collect()

@@ -127,9 +127,9 @@ pub(crate) fn issue(service: &Service, conversation: &str, timeout_ms: u64) -> I
 }
 
 /// A service with a collector and two conversations.
-fn exporting(protocol: Protocol, store: &str) -> (Collector, Service) {
+pub(crate) fn exporting(protocol: Protocol, store: &str, settings: &[&str]) -> (Collector, Service) {
     let collector = Collector::start(protocol);
-    let service = Service::start_with(&collector.variables(), &["--store", store]);
+    let service = Service::start_with(&collector.variables(), &[&["--store", store], settings].concat());
     for conversation in ["call-1", "call-2"] {
         eventually("it works", || service.platform("PUT", conversation, "").status <= 201);
     }
@@ -159,7 +159,7 @@ fn ids(fields: &[&Fields], name: &str) -> BTreeSet<String> {
 
 #[test]
 fn request_id_finds_log_record_and_span() {
-    let (collector, service) = exporting(Protocol::Grpc, "memory:");
+    let (collector, service) = exporting(Protocol::Grpc, "memory:", &[]);
     let item = issue(&service, "call-1", 60_000);
     let (start, last) = item.token.split_at(item.token.len() - 1);
     let forged = format!("{start}{}", if last == "A" { "B" } else { "A" });
@@ -199,7 +199,7 @@ fn request_id_finds_log_record_and_span() {
 #[test]
 fn ids_find_log_records_and_spans() {
     let redis = RedisServer::shared();
-    let (collector, service) = exporting(Protocol::Http, &redis.url(5));
+    let (collector, service) = exporting(Protocol::Http, &redis.url(5), &[]);
     let first = issue(&service, "call-1", 60_000);
     let second = issue(&service, "call-1", 60_000);
     let other = issue(&service, "call-2", 60_000);

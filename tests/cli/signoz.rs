@@ -7,6 +7,7 @@ use callback_ingress::telemetry::names::{self, ATTRIBUTES, METRICS, Metric, RESO
 use serde_json::Value;
 
 use crate::filter::Filter;
+use crate::readme::anchors;
 
 const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 const TABLES: &str = include_str!("../../config/signoz/README.md");
@@ -170,19 +171,9 @@ fn rendered(name: &str, summary: &str, condition: &Value) {
     }
 }
 
-/// The anchor of a heading.
-fn anchor(heading: &str) -> String {
-    let text = heading.to_lowercase();
-    let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
-}
-
 #[test]
 fn alerts_use_exported_names_and_say_what_to_do() {
-    let anchors: BTreeSet<_> = RUNBOOK
-        .lines()
-        .filter_map(|line| Some(anchor(line.trim_start_matches('#').strip_prefix(' ')?)))
-        .collect();
+    let anchors = anchors(RUNBOOK);
     let mut rules = BTreeMap::new();
     for rule in alerts() {
         let name = string(&rule["alert"]).to_owned();
@@ -210,7 +201,8 @@ fn alerts_use_exported_names_and_say_what_to_do() {
         }
         rendered(&name, string(&annotations["summary"]), condition);
         let runbook = string(&annotations["runbook"]);
-        let found = runbook.strip_prefix("RUNBOOK_URL#").is_some_and(|at| anchors.contains(at));
+        let found =
+            runbook.strip_prefix("RUNBOOK_URL#").is_some_and(|at| anchors.iter().any(|known| known == at));
         assert!(found, "{name}: {runbook} leads nowhere");
         assert!(rules.insert(name.clone(), rule).is_none(), "{name} is there twice");
     }
