@@ -12,7 +12,9 @@
 mod collector;
 mod configuration;
 mod demo;
+mod deployment;
 mod draining;
+mod examples;
 mod exporters;
 mod filter;
 mod healthcheck;
