@@ -308,3 +308,22 @@ fn python_examples_use_the_tested_versions() {
         assert_eq!(files.len(), count, "each example is tested: {files:?}");
     }
 }
+
+/// The program in the documentation for providers.
+#[test]
+fn documented_typescript_posts_a_callback() {
+    let page = include_str!("../../docs/providers.md");
+    let program = page.split("\n```ts\n").nth(1).unwrap().split("\n```").next().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("callback.mts");
+    fs::write(&file, program).unwrap();
+    let service = Service::start(&[]);
+    let callback = &issue(&service, "call-1", &json!({"kind": "tool"}))["callback"];
+    let mut variables = vec![("CALLBACK_URL", callback["url"].as_str().unwrap())];
+    variables.push(("CALLBACK_TOKEN", callback["token"].as_str().unwrap()));
+    variables.push(("CALLBACK_DEADLINE", callback["deadline"].as_str().unwrap()));
+    let mut example = Example::node(file.to_str().unwrap(), &[], &variables);
+    assert_eq!(example.process.exit_code(), Some(0), "{}", example.text());
+    assert!(example.out.whole().contains("status: 'delivered'"), "{}", example.text());
+    assert_eq!(channel(&service, "call-1", 1)[0]["result"], json!({"answer": 42}));
+}

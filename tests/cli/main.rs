@@ -26,6 +26,7 @@ mod program;
 mod prometheus;
 mod readme;
 mod reason;
+mod runbook;
 mod secrecy;
 mod security;
 mod serve;
