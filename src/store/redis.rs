@@ -551,7 +551,7 @@ impl Store for RedisStore {
                     .option(command.reason.as_ref().map(Reason::to_json))
             };
             let mut reply = match self.step(conversation, call).await {
-                // The earlier steps were executed, so the outcome is not "nothing was changed".
+                // Not `Unavailable`, because the earlier steps were executed.
                 Err(StoreError::Unavailable(cause)) if stop.is_some() => {
                     return Err(StoreError::OutcomeUnknown(cause));
                 }

@@ -155,7 +155,7 @@ impl Nodes {
     }
 
     /// Sends a write that Redis rejects under the same conditions as the write of a callback. It changes nothing, because
-    /// `SET … XX` requires a key that does not exist.
+    /// `SET … XX` sets only an existing key, and this key never exists.
     async fn probe_write(&self, partition: u16) -> Result<(), StoreError> {
         let (key, _) = Keys::probe(partition);
         let write = redis::cmd("SET").arg(&key).arg("").arg("XX").arg("PX").arg(1).to_owned();
