@@ -208,7 +208,7 @@ impl Collector {
                 runtime.spawn(async { axum::serve(listener, routes).await });
             }
         }
-        Self { shared, address, protocol, runtime: runtime }
+        Self { shared, address, protocol, runtime }
     }
 
     /// Stops, runs `outage`, and starts anew at the same address, with what was received so far.
