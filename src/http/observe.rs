@@ -124,7 +124,8 @@ fn span_name(method: &str, route: Option<&str>) -> String {
     route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"))
 }
 
-/// The method, or `_OTHER` if it is not a standard one. A nonstandard method is not logged, because it can contain a token.
+/// The method, or `_OTHER` if it is not a standard one. A nonstandard method is not logged, because it can contain a
+/// token.
 fn standard_method(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
@@ -149,7 +150,8 @@ fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
     }
 }
 
-/// Logs a request with the fields that all requests share and those in braces. `$result`: the code of a refusal or the delivery.
+/// Logs a request with the fields that all requests share and those in braces. `$result`: the code of a refusal or the
+/// delivery.
 macro_rules! log_request {
     ($level:ident, $request:ident, $log:ident, $status:ident, $result:expr, { $($field:tt)* }) => {{
         let (method, route, id) = ($request.line.method, $request.route(), $request.request_id);
