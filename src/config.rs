@@ -71,7 +71,7 @@ pub struct HttpConfig {
     /// Base of callback URLs, without a trailing slash. `None`: the public address.
     #[serde(deserialize_with = "values::base_url")]
     pub public_base_url: Option<String>,
-    /// TrustedProxies whose [`forwarded_header`](Self::forwarded_header) and `X-Request-Id` are trusted.
+    /// Proxies whose [`forwarded_header`](Self::forwarded_header) and `X-Request-Id` are trusted.
     #[serde(deserialize_with = "values::networks")]
     pub trusted_proxies: Vec<IpNet>,
     /// The header in which these proxies send the client's address.
