@@ -26,7 +26,7 @@ fn commands(text: &str) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     for line in blocks.flat_map(str::lines) {
         match commands.last_mut() {
-            Some(command) if line.starts_with("  ") => *command += &format!("\n{line}"),
+            Some(command) if line.starts_with("  ") => command.extend(["\n", line]),
             _ => commands.push(line.to_owned()),
         }
     }
