@@ -76,7 +76,8 @@ fn runbook_commands_and_filters_find_the_incidents() {
     let mut events =
         begin(&service.platform, "GET /platform/v1/conversations/call-2/events?from=0", &[&key], "\r\n");
     events.read_until("\"sequence\":1");
-    drop(events);
+    assert_eq!(service.platform("DELETE", "call-2", "").status, 200);
+    events.rest();
     service.log.wait_for("event stream closed");
     for _ in 0..2 {
         service.callback("cbt_forged", "1");
