@@ -375,7 +375,7 @@ impl App {
             tasks.spawn_until_stop("channel watcher", async move { drop(watcher.await) });
         }
         let checked = Arc::clone(&store);
-        tasks.spawn_until_stop("health check", async move { checked.keep_checking_health().await });
+        tasks.spawn_until_stop("health check", async move { checked.run_health_checks().await });
         let repeats = Arc::clone(&self.repeats);
         tasks.spawn_until_stop("refusal summaries", async move { repeats.keep_logging().await });
         tasks.spawn_until_stop("totals", keep_computing_totals(Arc::clone(&store), self.telemetry));

@@ -150,7 +150,7 @@ impl StoreConfig {
     fn problems(&self) -> Vec<InvalidSetting> {
         let (tls, sentinels) = match &self.url {
             StoreUrl::Memory => (false, false),
-            StoreUrl::Redis(url) => (redis::asks_for_tls(url), redis::names_sentinels(url)),
+            StoreUrl::Redis(url) => (redis::uses_tls(url), redis::uses_sentinels(url)),
         };
         let mut problems = Vec::new();
         for (key, is_set, is_used, scheme) in [
@@ -186,7 +186,7 @@ impl StoreConfig {
         let StoreUrl::Redis(url) = &self.url else {
             return Err("only valid with a Redis URL in store.url".into());
         };
-        if redis::password(url.expose_secret()).is_some() {
+        if redis::password_range(url.expose_secret()).is_some() {
             return Err("store.url has a password as well: use one of them".into());
         }
         let password = secret_files::password(file).map_err(|error| error.to_string())?;
