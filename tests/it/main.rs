@@ -10,11 +10,13 @@
     reason = "an unexpected result fails the test"
 )]
 
+mod clients;
 mod contract;
 mod conversation;
 mod events;
 mod gateways;
 mod model;
+mod node_packages;
 mod overload;
 mod platform;
 mod races;

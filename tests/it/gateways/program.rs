@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,6 +17,7 @@ use test_support::redis_server::free_port;
 use tokio::time::Instant;
 
 use super::recorder::plain;
+use crate::node_packages::install;
 use crate::service::PATIENCE;
 
 /// `$1` is the directory, the rest is the command.
@@ -32,14 +32,13 @@ kill -9 "$pid" 2>"$dir/kill"
 wait "$pid" 2>"$dir/kill"
 "#;
 
-/// The source files of the Node gateway.
-const FILES: [(&str, &str); 3] = [
+/// The source files of the Node gateways.
+const FILES: [(&str, &str); 4] = [
     ("package.json", include_str!("package.json")),
     ("package-lock.json", include_str!("package-lock.json")),
     ("gateway.js", include_str!("gateway.js")),
+    ("defaults.js", include_str!("defaults.js")),
 ];
-/// The lock file of a complete installation, written last.
-const INSTALLED: &str = "installed-from.json";
 
 /// The kinds of gateways.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +48,9 @@ pub(super) enum Kind {
     /// Forwards a body while it arrives.
     StreamingNginx,
     Fastify,
+    /// With its default settings, as is the next one.
+    DefaultNginx,
+    DefaultFastify,
 }
 
 /// A running gateway. Dropping it kills the process and deletes its directory.
@@ -78,9 +80,11 @@ impl Gateway {
             let directory = tempfile::Builder::new().prefix("gateway-").tempdir().unwrap();
             let port = free_port();
             let program = match kind {
-                Kind::Nginx => nginx(directory.path(), port, upstream, "on"),
-                Kind::StreamingNginx => nginx(directory.path(), port, upstream, "off"),
-                Kind::Fastify => fastify(directory.path(), port, upstream),
+                Kind::Nginx => nginx(directory.path(), port, upstream, &buffering("on")),
+                Kind::StreamingNginx => nginx(directory.path(), port, upstream, &buffering("off")),
+                Kind::Fastify => fastify(directory.path(), port, upstream, "gateway.js"),
+                Kind::DefaultNginx => nginx(directory.path(), port, upstream, include_str!("defaults.conf")),
+                Kind::DefaultFastify => fastify(directory.path(), port, upstream, "defaults.js"),
             };
             let address = SocketAddr::from(([127, 0, 0, 1], port));
             if let Some(gateway) = launch(&program, directory, address) {
@@ -161,75 +165,33 @@ fn launch(program: &[String], directory: TempDir, address: SocketAddr) -> Option
     Some(gateway)
 }
 
-fn nginx(directory: &Path, port: u16, upstream: SocketAddr, buffering: &str) -> Vec<String> {
+/// The configuration of nginx, with or without buffering of requests.
+fn buffering(on_or_off: &str) -> String {
+    include_str!("nginx.conf").replace("{buffering}", on_or_off)
+}
+
+fn nginx(directory: &Path, port: u16, upstream: SocketAddr, configuration: &str) -> Vec<String> {
     // Debian installs it in a directory that only root has in PATH.
     let places = ["nginx", "/usr/sbin/nginx"];
     let program = places.into_iter().find(|place| runs(place, "-v"));
     let program = program.expect("these tests need the program nginx: install the package nginx");
     let directory = directory.to_str().unwrap();
-    let configuration = include_str!("nginx.conf")
+    let configuration = configuration
         .replace("{directory}", directory)
         .replace("{port}", &port.to_string())
-        .replace("{upstream}", &upstream.to_string())
-        .replace("{buffering}", buffering);
+        .replace("{upstream}", &upstream.to_string());
     let file = format!("{directory}/nginx.conf");
     fs::write(&file, configuration).unwrap();
     [program, "-e", "stderr", "-p", directory, "-c", &file].map(str::to_owned).to_vec()
 }
 
-fn fastify(directory: &Path, port: u16, upstream: SocketAddr) -> Vec<String> {
+fn fastify(directory: &Path, port: u16, upstream: SocketAddr, script: &str) -> Vec<String> {
     static INSTALLED_IN: OnceLock<PathBuf> = OnceLock::new();
-    let script = INSTALLED_IN.get_or_init(install).join("gateway.js");
+    let script = INSTALLED_IN.get_or_init(|| install("gateway", &FILES)).join(script);
     let directory = directory.to_str().unwrap();
     ["node", script.to_str().unwrap(), &port.to_string(), &upstream.to_string(), directory]
         .map(str::to_owned)
         .to_vec()
-}
-
-/// Installs the Node gateway unless it is already installed; returns its directory.
-fn install() -> PathBuf {
-    for program in ["node", "npm"] {
-        assert!(
-            runs(program, "--version"),
-            "these tests need the programs node, of version 20 or later, and npm: install the packages nodejs and \
-             npm, and have both on PATH"
-        );
-    }
-    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let folder = parent.join("gateway");
-    let is_installed = || {
-        let holds =
-            |(name, text): (&str, &str)| fs::read_to_string(folder.join(name)).is_ok_and(|is| is == text);
-        FILES.into_iter().chain([(INSTALLED, FILES[1].1)]).all(holds)
-    };
-    if is_installed() {
-        return folder;
-    }
-    // Installed under a temporary name first, so that no other run uses it half installed.
-    let fresh = tempfile::Builder::new().prefix("gateway-").tempdir_in(parent).unwrap();
-    for (name, text) in FILES {
-        fs::write(fresh.path().join(name), text).unwrap();
-    }
-    let npm = Command::new("npm")
-        .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-        .current_dir(fresh.path())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&npm.stderr);
-    assert!(
-        npm.status.success(),
-        "npm ci could not install Fastify, for which it needs a registry of packages:\n{said}"
-    );
-    fs::write(fresh.path().join(INSTALLED), FILES[1].1).unwrap();
-    match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", folder.display()),
-        _ => {}
-    }
-    // Another run may have installed the same files meanwhile.
-    let renamed = fs::rename(fresh.path(), &folder);
-    assert!(renamed.is_ok() || is_installed(), "{}: {renamed:?}", folder.display());
-    folder
 }
 
 fn runs(program: &str, option: &str) -> bool {
