@@ -25,6 +25,7 @@ use super::request::{PathIds, invalid};
 use crate::domain::envelope::{EnvelopeJson, event_id};
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, RequestId, Sequence};
+use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
@@ -166,12 +167,14 @@ fn cursor(text: &str) -> Option<Cursor> {
 }
 
 /// The end of the channel at the last read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct End {
     /// The last sequence on the channel.
     released: u64,
     /// Whether the conversation has ended, so that nothing follows.
     is_final: bool,
+    /// Why the conversation was ended.
+    reason: Option<Reason>,
     /// When to poll if no notification arrives.
     look_in: Duration,
 }
@@ -179,7 +182,7 @@ struct End {
 impl End {
     fn of(page: &Page) -> Self {
         let look_in = LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1));
-        Self { released: page.released, is_final: page.ended, look_in }
+        Self { released: page.released, is_final: page.ended, reason: page.end_reason.clone(), look_in }
     }
 }
 
@@ -358,7 +361,9 @@ impl Reader {
     fn last_event(&mut self) -> Event {
         self.finished = true;
         self.stream.closed = Closed::Ended;
-        let data = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation);
+        let reason = self.end.reason.as_ref();
+        let reason = reason.map_or_else(String::new, |reason| format!(r#","reason":{}"#, reason.to_json()));
+        let data = format!(r#"{{"conversationId":"{}","state":"ended"{reason}}}"#, self.conversation);
         Event::default().event("end").data(data)
     }
 }

@@ -6,6 +6,7 @@ attempt got no reply, 0 and the error.
 """
 
 import asyncio
+import atexit
 import random
 import sys
 import time
@@ -55,6 +56,7 @@ def using_aiohttp():
         return aiohttp.ClientSession(timeout=timeout)
 
     session = loop.run_until_complete(open_session())
+    atexit.register(lambda: loop.run_until_complete(session.close()))
 
     async def send(url, headers, body):
         try:

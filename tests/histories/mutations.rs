@@ -148,7 +148,7 @@ caught! {
     ] => [Rule::Order, Rule::Crossed];
 
     end_without_effect_is_caught: [
-        ("end", "    finish(c, c.ended or NOW)\n    append_end(c)\n    set_timer(c)\n", "    save(c)\n    c.ended_at = NOW\n"),
+        ("end", "    finish(c, c.ended or NOW)\n    append_end(c, reason)\n    set_timer(c)\n", "    save(c)\n    c.ended_at = NOW\n"),
     ] => [Rule::Ending];
 
     end_that_drops_a_timeout_is_caught: [
