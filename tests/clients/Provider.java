@@ -19,7 +19,17 @@ final class Provider {
     private static final Set<Integer> RETRYABLE = Set.of(408, 429, 500, 502, 503, 504);
     private static final HttpClient CLIENT = HttpClient.newHttpClient();
 
-    private record Reply(int status, long retryAfterMs, String text) {}
+    private static final class Reply {
+        final int status;
+        final long retryAfterMs;
+        final String text;
+
+        Reply(int status, long retryAfterMs, String text) {
+            this.status = status;
+            this.retryAfterMs = retryAfterMs;
+            this.text = text;
+        }
+    }
 
     private static Reply send(HttpRequest request) throws InterruptedException {
         try {
@@ -34,11 +44,11 @@ final class Provider {
     private static Reply postUntil(Instant deadline, HttpRequest request) throws InterruptedException {
         for (long delay = 250; ; delay = Math.min(2 * delay, 8_000)) {
             Reply reply = send(request);
-            if (reply.status() > 0 && !RETRYABLE.contains(reply.status())) {
+            if (reply.status > 0 && !RETRYABLE.contains(reply.status)) {
                 return reply;
             }
             long jittered = (long) (delay * ThreadLocalRandom.current().nextDouble(0.75, 1.25));
-            long wait = Math.max(jittered, reply.retryAfterMs());
+            long wait = Math.max(jittered, reply.retryAfterMs);
             if (!Instant.now().plusMillis(wait).isBefore(deadline)) {
                 return reply;
             }
@@ -57,7 +67,7 @@ final class Provider {
                     .POST(HttpRequest.BodyPublishers.ofString(callback[3]))
                     .build();
             Reply reply = postUntil(Instant.parse(callback[2]), request);
-            System.out.println(reply.status() + "|" + reply.text().replace('\n', ' '));
+            System.out.println(reply.status + "|" + reply.text.replace('\n', ' '));
         }
     }
 }
