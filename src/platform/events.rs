@@ -17,7 +17,7 @@ use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use memchr::memchr3;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Platform;
 use super::pages::FetchedPage;
@@ -25,11 +25,12 @@ use super::request::{PathIds, invalid};
 use crate::domain::envelope::{EnvelopeJson, event_id};
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, RequestId, Sequence};
+use crate::domain::progress::ProgressJson;
 use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{ChannelListener, Page, Store};
+use crate::store::{ChannelListener, Notice, Page, Store};
 use crate::telemetry::names;
 use crate::telemetry::trace::SpanRef;
 
@@ -172,14 +173,14 @@ struct End {
     released: u64,
     /// Whether the conversation has ended, so that nothing follows.
     is_final: bool,
-    /// When to poll if no notification arrives.
-    look_in: Duration,
+    /// When to poll if no notification arrives. A time, because progress does not postpone it.
+    look_at: Instant,
 }
 
 impl End {
     fn of(page: &Page) -> Self {
-        let look_in = LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1));
-        Self { released: page.released, is_final: page.ended, look_in }
+        let look_at = Instant::now() + LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1));
+        Self { released: page.released, is_final: page.ended, look_at }
     }
 }
 
@@ -296,7 +297,9 @@ impl Reader {
                 if self.end.is_final {
                     return Some(self.last_event());
                 }
-                self.wait(self.end.look_in).await;
+                if let Some(progress) = self.wait().await {
+                    return Some(progress);
+                }
             }
             // Changes after this point may be missing from the page.
             self.wake.mark_seen();
@@ -335,7 +338,7 @@ impl Reader {
                         );
                     }
                     let pause = *self.failing.insert(retry_after(failed_before));
-                    self.wait(pause).await;
+                    self.pause(pause).await;
                 }
             }
         }
@@ -346,8 +349,20 @@ impl Reader {
         None
     }
 
+    /// Waits until the channel changes, it is time to poll or draining begins. Returns earlier with a work item's progress.
+    async fn wait(&mut self) -> Option<Event> {
+        tokio::select! {
+            notice = self.wake.next() => match notice {
+                Notice::Progress(progress) => progress_event(&progress),
+                Notice::Changed => None,
+            },
+            () = sleep_until(self.end.look_at) => None,
+            () = self.platform.lifecycle.draining_started() => None,
+        }
+    }
+
     /// Waits until the channel changes, `longest` has passed or draining begins.
-    async fn wait(&mut self, longest: Duration) {
+    async fn pause(&mut self, longest: Duration) {
         tokio::select! {
             () = self.wake.changed() => {}
             () = sleep(longest) => {}
@@ -371,6 +386,12 @@ fn retry_after(before: Option<Duration>) -> Duration {
 /// An envelope as an event. A line break in a result is a line break in the data; clients join the lines with line feeds.
 fn event_of(id: &str, json: &str) -> Event {
     Event::default().id(id).data(in_lines(json))
+}
+
+/// Progress as an event, without an id: a client that reconnects does not get it again. `None` if it is not UTF-8.
+fn progress_event(progress: &ProgressJson) -> Option<Event> {
+    let json = std::str::from_utf8(progress.bytes()).ok()?;
+    Some(Event::default().event("progress").data(in_lines(json)))
 }
 
 /// Makes the line breaks of a JSON text those that every client sees. Carriage returns become line feeds: some clients do

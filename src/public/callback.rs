@@ -1,23 +1,25 @@
-//! One callback, from the request to the receipt.
+//! One callback, from the request to the receipt. Its steps up to the token are those of a heartbeat, too.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
 use opentelemetry::context::FutureExt;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use super::carrier::{Carriers, SentToken};
 use super::{Public, reply};
 use crate::clock::Entropy;
-use crate::domain::gate::{Accept, Receipt};
+use crate::domain::gate::{Accept, AcceptRefused, NotAccepted, Receipt};
 use crate::domain::json::Scan;
 use crate::domain::result::{CallbackResult, ResultRefused};
 use crate::domain::token::{Claims, TokenDefect, TokenFingerprint, TokenRefused};
 use crate::http::admission::OVERLOAD_DELAY;
-use crate::http::body;
+use crate::http::body::{self, BodyLimits, Reservation};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::media_type;
@@ -38,9 +40,18 @@ pub(super) async fn take(
     request: Request,
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let taken = Callback { public: &public, context: &context, parts: &parts }.take(body).await;
+    let taken = ProviderRequest { public: &public, context: &context, parts: &parts }.take(body).await;
     // Before the delay of a refusal.
     context.record(|log| log.decided_at = Some(Instant::now()));
+    finish(&public, &context, taken).await
+}
+
+/// Delays and counts a refusal.
+pub(super) async fn finish(
+    public: &Public,
+    context: &RequestContext,
+    taken: Result<Response, Refusal>,
+) -> Result<Response, Refusal> {
     match taken {
         Err(refusal) if refusal.code == Code::Overloaded => {
             sleep(OVERLOAD_DELAY).await;
@@ -59,7 +70,7 @@ pub(super) async fn refuse(
     let (parts, body) = request.into_parts();
     body::discard(&parts.headers, body);
     // So that the log line names the work item.
-    let _: InHead<'_> = Callback { public: &public, context: &context, parts: &parts }.in_head();
+    let _: InHead<'_> = ProviderRequest { public: &public, context: &context, parts: &parts }.in_head();
     admit(&public, &context).err().unwrap_or_else(|| match parts.extensions.get::<MatchedPath>() {
         Some(_) => {
             Refusal::new(Code::MethodNotAllowed, "send it with POST; other methods do not spend a token")
@@ -73,14 +84,32 @@ fn admit(public: &Public, context: &RequestContext) -> Result<(), Refusal> {
     public.clients.count_request(context.client)
 }
 
-struct Callback<'a> {
-    public: &'a Public,
-    context: &'a RequestContext,
-    parts: &'a Parts,
+/// A callback or a heartbeat.
+#[derive(Clone, Copy)]
+pub(super) struct ProviderRequest<'a> {
+    pub(super) public: &'a Public,
+    pub(super) context: &'a RequestContext,
+    pub(super) parts: &'a Parts,
+}
+
+/// The bodies that a request may have.
+#[derive(Clone, Copy)]
+pub(super) struct Expected {
+    pub(super) max_bytes: usize,
+    /// Whether it may be empty; then it has no type.
+    pub(super) or_empty: bool,
+}
+
+/// A request of which the body was read.
+pub(super) struct Received<'a> {
+    pub(super) in_head: InHead<'a>,
+    pub(super) body: Bytes,
+    pub(super) reservation: Reservation,
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
 /// The token in the request's head.
-enum InHead<'a> {
+pub(super) enum InHead<'a> {
     /// A token, and the result of its verification.
     Token(SentToken<'a>, Result<Claims, TokenRefused>),
     Absent,
@@ -88,11 +117,14 @@ enum InHead<'a> {
     Refused(Refusal),
 }
 
-impl Callback<'_> {
-    /// Order of checks (part of the API): size, content type, token, JSON, shape, then the store in one step. Only the
-    /// last step uses up the token.
-    async fn take(&self, body: axum::body::Body) -> Result<Response, Refusal> {
-        let Self { public, context, parts, .. } = self;
+impl<'a> ProviderRequest<'a> {
+    /// The first checks: size, content type, and a token in the head.
+    pub(super) async fn receive(
+        &self,
+        body: axum::body::Body,
+        expected: Expected,
+    ) -> Result<Received<'a>, Refusal> {
+        let Self { public, context, parts } = *self;
         // First, so that refusals are logged with the token's ids.
         let in_head = self.in_head();
         if let Err(refusal) = self.admit(&in_head) {
@@ -101,14 +133,26 @@ impl Callback<'_> {
         }
         let is_authentic = matches!(in_head, InHead::Token(_, Ok(_)));
         let budget = if is_authentic { &public.authenticated } else { &public.anonymous };
-        let (body, reservation) = body::read(&parts.headers, body, public.body, budget).await?;
+        let limits = BodyLimits { max_bytes: expected.max_bytes.min(public.body.max_bytes), ..public.body };
+        let (body, reservation) = body::read(&parts.headers, body, limits, budget).await?;
         context.record(|log| log.body = Some((body.len(), Instant::now())));
         let permit = public.admission.permit()?;
-        media_type::check_json(&parts.headers)?;
+        if !(expected.or_empty && body.is_empty()) {
+            media_type::check_json(&parts.headers)?;
+        }
         if matches!(in_head, InHead::Absent) && !Carriers::may_be_in(&body, |token| self.is_authentic(token))
         {
             public.clients.refuse_without_token(context.client)?;
         }
+        Ok(Received { in_head, body, reservation, permit })
+    }
+
+    /// Order of checks (part of the API): size, content type, token, JSON, shape, then the store in one step. Only the
+    /// last step uses up the token.
+    async fn take(&self, body: axum::body::Body) -> Result<Response, Refusal> {
+        let Self { public, context, .. } = *self;
+        let expected = Expected { max_bytes: usize::MAX, or_empty: false };
+        let Received { in_head, body, reservation, permit } = self.receive(body, expected).await?;
         let (result, claims) = self.read_result(in_head, &body)?;
         context.record(|log| log.digest = Some(result.fingerprint));
         // Frees the received body if the result is a copy, because the token's field was removed.
@@ -131,25 +175,20 @@ impl Callback<'_> {
             drop(permit);
             match &accepted {
                 Ok(Ok(receipt)) => record_accepted(&store, &context, &claims, receipt),
-                Ok(Err(refused)) => {
-                    context.record(|log| log.refused(refused, clock.now()));
+                Ok(Err(NotAccepted { why, target: Some(target) })) => {
+                    let late_at = (*why == AcceptRefused::WorkItemTimedOut).then(|| clock.now());
+                    context.record(|log| log.refused(target, late_at));
                 }
-                // The Redis client keeps an unanswered command until it closes the connection.
-                Err(StoreError::OutcomeUnknown(_)) => {
-                    tokio::spawn(async move {
-                        sleep(release_after).await;
-                        drop(reservation);
-                    });
-                }
-                Err(StoreError::Unavailable(_) | StoreError::Broken(_)) => {}
+                Ok(Err(_)) | Err(_) => {}
             }
+            free(reservation, &accepted, release_after);
             accepted
         };
         Ok(reply::receipt(&public.admission.shield(step.with_current_context()).await??))
     }
 
     /// Finds and verifies the token in the request's head, and records its ids.
-    fn in_head(&self) -> InHead<'_> {
+    fn in_head(&self) -> InHead<'a> {
         match self.public.carriers.in_head(self.parts) {
             Ok(Some(token)) => {
                 let claims = self.verify(&token);
@@ -181,19 +220,23 @@ impl Callback<'_> {
 
     /// Reads the token and the result from the body.
     fn read_result(&self, in_head: InHead<'_>, body: &Bytes) -> Result<(CallbackResult, Claims), Refusal> {
-        let carriers = &self.public.carriers;
-        let field = carriers.body_field();
+        let field = self.public.carriers.body_field();
         let scan = Scan::new(body, CallbackResult::NAMES.into_iter().chain(field));
+        let claims = self.claims(in_head, scan.as_ref().ok())?;
+        let scan = scan.map_err(ResultRefused::from)?;
+        Ok((CallbackResult::classify(claims.kind, body, &scan, field)?, claims))
+    }
+
+    /// The claims of the token in the head or the body. `body`: `None` if it is not JSON.
+    pub(super) fn claims(&self, in_head: InHead<'_>, body: Option<&Scan<'_>>) -> Result<Claims, Refusal> {
         let (in_head, verified) = match in_head {
             InHead::Token(token, verified) => (Some(token), Some(verified)),
             InHead::Absent => (None, None),
             InHead::Refused(refusal) => return Err(refusal),
         };
-        let token = carriers.in_request(in_head, scan.as_ref().ok())?;
+        let token = self.public.carriers.in_request(in_head, body)?;
         let claims = verified.unwrap_or_else(|| self.verify(&token));
-        let claims = claims.map_err(|refused| reply::token_refused(refused, token.as_deref()))?;
-        let scan = scan.map_err(ResultRefused::from)?;
-        Ok((CallbackResult::classify(claims.kind, body, &scan, field)?, claims))
+        claims.map_err(|refused| reply::token_refused(refused, token.as_deref()))
     }
 
     /// Whether a text is an authentic token, expired or not.
@@ -222,6 +265,17 @@ impl Callback<'_> {
             log.token = Some(TokenFingerprint::of(token));
         });
         verified
+    }
+}
+
+/// Frees the memory of a body after the store's answer. The Redis client keeps an unanswered command until it closes the
+/// connection.
+pub(super) fn free<T>(reservation: Reservation, answer: &Result<T, StoreError>, release_after: Duration) {
+    if matches!(answer, Err(StoreError::OutcomeUnknown(_))) {
+        tokio::spawn(async move {
+            sleep(release_after).await;
+            drop(reservation);
+        });
     }
 }
 
