@@ -1,7 +1,7 @@
 //! The provider's listener: its routes.
 //!
-//! Path of a callback: `carrier` finds the token, `callback` verifies it and calls the store, `reply` responds. A
-//! `heartbeat` takes the same path.
+//! Path of a callback: `carrier` finds the token, `callback` verifies it and calls the store, `reply` responds.
+//! A `heartbeat` takes the same path.
 
 mod callback;
 mod carrier;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::post;
-pub use callback::COPIES;
+pub use callback::CALLBACK_COPIES;
 pub use carrier::{Carriers, TokenLocation};
 pub use client_limits::ClientLimits;
 
@@ -25,7 +25,7 @@ use crate::http::admission::Admission;
 use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::Instrumentation;
 use crate::http::health::{self, Health};
-use crate::http::observe::instrument;
+use crate::http::observe::observe_requests;
 use crate::store::InstrumentedStore;
 
 /// Where callbacks are posted.
@@ -61,15 +61,15 @@ pub struct Public {
 /// All routes of the public listener.
 pub fn router(public: Arc<Public>, instrumentation: Instrumentation, health: Health) -> Router {
     let mut callbacks = Router::new()
-        .route(CALLBACKS_PATH, post(callback::take))
-        .route(&format!("{CALLBACKS_PATH}{HEARTBEAT_SEGMENT}"), post(heartbeat::take));
+        .route(CALLBACKS_PATH, post(callback::handle))
+        .route(&format!("{CALLBACKS_PATH}{HEARTBEAT_SEGMENT}"), post(heartbeat::handle));
     if public.carriers.allows(Carrier::Path) {
         let with_token = format!("{CALLBACKS_PATH}/{{token}}");
         callbacks = callbacks
-            .route(&with_token, post(callback::take))
-            .route(&format!("{with_token}{HEARTBEAT_SEGMENT}"), post(heartbeat::take));
+            .route(&with_token, post(callback::handle))
+            .route(&format!("{with_token}{HEARTBEAT_SEGMENT}"), post(heartbeat::handle));
     }
     let callbacks =
         callbacks.fallback(callback::refuse).method_not_allowed_fallback(callback::refuse).with_state(public);
-    instrument(instrumentation, health::routes(health).merge(callbacks))
+    observe_requests(instrumentation, health::routes(health).merge(callbacks))
 }

@@ -7,7 +7,7 @@ use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use opentelemetry::context::FutureExt;
 
-use super::callback::{Expected, ProviderRequest, Received, finish, free};
+use super::callback::{AllowedBody, ProviderRequest, Received, finish, free};
 use super::{Public, reply};
 use crate::domain::gate::{Heartbeat, HeartbeatNotTaken, HeartbeatRefused};
 use crate::domain::json::{Malformed, Scan, Shape, decode_string};
@@ -25,7 +25,7 @@ const MAX_BODY_BYTES: usize = 32 * 1024;
 const NAMES: [&str; 2] = ["message", "data"];
 
 /// Handles a heartbeat.
-pub(super) async fn take(
+pub(super) async fn handle(
     State(public): State<Arc<Public>>,
     Extension(context): Extension<RequestContext>,
     request: Request,
@@ -33,18 +33,18 @@ pub(super) async fn take(
     context.record(|log| log.is_heartbeat = true);
     let (parts, body) = request.into_parts();
     let request = ProviderRequest { public: &public, context: &context, parts: &parts };
-    let taken = process(&request, body).await;
-    finish(&public, &context, taken).await
+    let processed = process(&request, body).await;
+    finish(&public, &context, processed).await
 }
 
 /// The order of checks is that of a callback. The last one, in the store, changes only when the item times out.
 async fn process(request: &ProviderRequest<'_>, body: Body) -> Result<Response, Refusal> {
     let ProviderRequest { public, context, .. } = *request;
-    let expected = Expected { max_bytes: MAX_BODY_BYTES, or_empty: true };
-    let Received { in_head, body, reservation, permit } = request.receive(body, expected).await?;
+    let allowed = AllowedBody { max_bytes: MAX_BODY_BYTES, may_be_empty: true };
+    let Received { head_token, body, reservation, permit } = request.receive(body, allowed).await?;
     let field = public.carriers.body_field();
     let scan = Scan::new(&body, NAMES.into_iter().chain(field));
-    let claims = request.claims(in_head, scan.as_ref().ok())?;
+    let claims = request.claims(head_token, scan.as_ref().ok())?;
     let progress = match scan {
         Err(Malformed::Empty) => None,
         scan => progress(&scan.map_err(ResultRefused::from)?, field)?,
