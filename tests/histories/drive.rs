@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::bodies;
@@ -103,10 +102,15 @@ impl Actor {
 
     async fn item(&self, number: usize, plan: &ItemPlan) {
         sleep_until(self.begun + Duration::from_millis(plan.at)).await;
-        let asked = Asked { turn: format!("t{number}"), kind: plan.kind, timeout_ms: plan.timeout_ms };
+        let asked = Asked {
+            turn: format!("t{number}"),
+            kind: plan.kind,
+            timeout_ms: plan.timeout_ms,
+            heartbeat_timeout_ms: plan.heartbeat_timeout_ms,
+        };
         // The same key in each conversation, because keys are per conversation.
         let key = plan.keyed.then(|| format!("k{number}"));
-        let body = json!({"kind": asked.kind, "turnId": asked.turn, "timeoutMs": asked.timeout_ms});
+        let body = asked.body();
         let call = Call::platform("POST", &format!("{}/work-items", self.id));
         let call = key.iter().fold(call, |call, key| call.header("idempotency-key", key));
         let other = call.clone();
@@ -119,7 +123,7 @@ impl Actor {
         let again = join_all(plan.again.map(|after| self.after(after, issue.clone(), call.clone())));
         let reused = join_all(plan.key_reused.map(|after| {
             let asked = Asked { turn: format!("t{number}-other"), ..asked.clone() };
-            let body = json!({"kind": asked.kind, "turnId": asked.turn, "timeoutMs": asked.timeout_ms});
+            let body = asked.body();
             self.after(after, Action::Issue { asked, key: key.clone() }, other.json(body.to_string()))
         }));
         join(first, join(again, reused)).await;
@@ -137,6 +141,10 @@ impl Actor {
             let (action, call) = self.post(&work_item, &token, plan.kind, number, post);
             self.perform(action, call).await;
         });
+        let beats = plan.beats.iter().map(|after| {
+            let action = Action::Beat { work_item: work_item.clone() };
+            self.after(*after, action, bodies::heartbeat(&token))
+        });
         let cancels = plan.cancels.iter().map(|after| {
             let action = Action::Cancel { work_item: work_item.clone() };
             self.after(*after, action, Call::platform("DELETE", &path))
@@ -152,7 +160,8 @@ impl Actor {
                 self.perform(Action::CancelForeign, Call::platform("DELETE", &path)).await;
             }
         });
-        join(join(join_all(posts), join_all(cancels)), join(join_all(shows), join_all(stranger))).await;
+        let provider = join(join_all(posts), join_all(beats));
+        join(join(provider, join_all(cancels)), join(join_all(shows), join_all(stranger))).await;
     }
 
     /// An item of another conversation.
