@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use health::StoreHealth;
 pub use instrumented::{Backend, InstrumentedStore};
-pub use notifier::ChannelListener;
+pub use notifier::{ChannelListener, Notice};
 pub use schedule::Schedule;
 pub use shield::ShieldedCalls;
 use thiserror::Error;
@@ -22,8 +22,9 @@ use thiserror::Error;
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    ConversationNotFound, ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued, LookupRefused,
-    NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
+    HeartbeatReceipt, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened,
+    Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
@@ -74,6 +75,8 @@ pub struct Page {
     pub released: u64,
     /// Whether the conversation has ended. No further envelopes follow.
     pub ended: bool,
+    /// Why it was ended.
+    pub end_reason: Option<Reason>,
     /// Time in milliseconds until the idle timeout.
     pub idle_in_ms: u64,
 }
@@ -147,6 +150,10 @@ pub(crate) fn group_by_conversation(
 ///     has ended it.
 /// 14. Cancelling a turn cancels the awaiting items of the turn and no others: in one atomic step if at most 128 items
 ///     are not released. If there are more, further steps follow, which leave out items that are issued meanwhile.
+/// 15. An awaiting item with a heartbeat timeout times out once it has been silent for that long, since its issue or its
+///     last heartbeat. A heartbeat changes neither the deadline nor anything else, and is refused once the item has timed
+///     out or is cancelled. Its progress reaches the listeners of the channel at most once, and at most every 500 ms for
+///     an item.
 pub trait Store {
     /// Opens a conversation, or restarts the idle timeout of an open one.
     fn open(&self, command: Open) -> impl Future<Output = Answer<Opened, OpenRefused>> + Send;
@@ -154,6 +161,11 @@ pub trait Store {
     fn issue(&self, command: Issue) -> impl Future<Output = Answer<Issued, IssueRefused>> + Send;
     /// Accepts a callback.
     fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, NotAccepted>> + Send;
+    /// Records a heartbeat.
+    fn heartbeat(
+        &self,
+        command: Heartbeat,
+    ) -> impl Future<Output = Answer<HeartbeatReceipt, HeartbeatNotTaken>> + Send;
     /// Cancels a work item.
     fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<Cancelled, CancelRefused>> + Send;
     /// Cancels the awaiting items of a turn. Idempotent; a turn without items is not refused.

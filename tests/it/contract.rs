@@ -13,9 +13,11 @@
 //! | 12 wakes, and reading | `reading` |
 //! | 13 totals | `totals` |
 //! | 14 cancelling a turn, and reasons | `turns` |
+//! | 15 heartbeats and progress | `heartbeats` |
 
 mod deadlines;
 mod ending;
+mod heartbeats;
 mod issue;
 mod limits;
 mod reading;

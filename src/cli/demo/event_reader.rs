@@ -50,7 +50,7 @@ impl EventReader {
     }
 }
 
-/// Parses the lines of one event. `None` for a comment.
+/// Parses the lines of one event. `None` for a comment and for progress.
 fn parse(block: &str) -> Option<StreamEvent> {
     let field = |name: &str| {
         let values = block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
@@ -58,7 +58,7 @@ fn parse(block: &str) -> Option<StreamEvent> {
     };
     match (field("event").as_str(), field("data").as_str()) {
         ("end", _) => Some(StreamEvent::End),
-        (_, "") => None,
+        ("progress", _) | (_, "") => None,
         (_, data) => Some(StreamEvent::Envelope(serde_json::from_str(data).unwrap_or_default())),
     }
 }

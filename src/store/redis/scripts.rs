@@ -3,6 +3,7 @@
 use redis::Script;
 
 use crate::domain::gate::Limits;
+use crate::domain::progress::PROGRESS_INTERVAL_MS;
 use crate::store::CONTINUE_MS;
 
 /// Time in milliseconds that keys exist longer than their data is needed. The TTL only frees memory; no rule depends
@@ -29,6 +30,7 @@ pub(super) struct Scripts {
     pub(super) open: Script,
     pub(super) issue: Script,
     pub(super) accept: Script,
+    pub(super) heartbeat: Script,
     pub(super) cancel: Script,
     pub(super) cancel_turn: Script,
     pub(super) end: Script,
@@ -45,7 +47,7 @@ macro_rules! files {
 }
 
 /// The script files by name.
-const FILES: [(&str, &str); 21] = files![
+const FILES: [(&str, &str); 22] = files![
     "clock",
     "conversation",
     "ttl",
@@ -57,6 +59,7 @@ const FILES: [(&str, &str); 21] = files![
     "open",
     "issue",
     "accept",
+    "heartbeat",
     "cancel",
     "cancel_turn",
     "end",
@@ -70,10 +73,11 @@ const FILES: [(&str, &str); 21] = files![
 ];
 
 /// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
-pub const OPERATIONS: [&[&str]; 12] = [
+pub const OPERATIONS: [&[&str]; 13] = [
     &["clock", "conversation", "ttl", "timer", "open"],
     &["clock", "conversation", "ttl", "item", "issue"],
     &["clock", "conversation", "ttl", "item", "release", "accept"],
+    &["clock", "conversation", "item", "heartbeat"],
     &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel"],
     &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel_turn"],
     &["clock", "conversation", "ttl", "timer", "item", "release", "ending", "end"],
@@ -103,6 +107,7 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
         ("$step_timers", STEP_TIMERS),
         ("$step_search", STEP_SEARCH),
         ("$step_turn", STEP_TURN),
+        ("$progress_interval", PROGRESS_INTERVAL_MS),
     ];
     let included = FILES.iter().filter(|(name, _)| files.contains(name));
     let text: String = included.map(|(name, text)| alter(name, text) + "\n").collect();
@@ -111,8 +116,36 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
 
 impl Scripts {
     pub(super) fn new(limits: &Limits) -> Self {
-        let [open, issue, accept, cancel, cancel_turn, end, expire, inspect, work_item, read, due, totals] =
-            OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
-        Self { open, issue, accept, cancel, cancel_turn, end, expire, inspect, work_item, read, due, totals }
+        let scripts = OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
+        let [
+            open,
+            issue,
+            accept,
+            heartbeat,
+            cancel,
+            cancel_turn,
+            end,
+            expire,
+            inspect,
+            work_item,
+            read,
+            due,
+            totals,
+        ] = scripts;
+        Self {
+            open,
+            issue,
+            accept,
+            heartbeat,
+            cancel,
+            cancel_turn,
+            end,
+            expire,
+            inspect,
+            work_item,
+            read,
+            due,
+            totals,
+        }
     }
 }
