@@ -28,7 +28,7 @@ pub struct MemoryStore {
     clock: Clock,
     limits: Limits,
     notifier: ChannelNotifier,
-    state: Mutex<MemoryState>,
+    state: Box<Mutex<MemoryState>>,
 }
 
 #[derive(Debug, Default)]
@@ -142,7 +142,7 @@ impl MemoryState {
 impl MemoryStore {
     /// An empty store.
     pub fn new(clock: Clock, limits: Limits) -> Self {
-        Self { clock, limits, notifier: ChannelNotifier::new(None), state: Mutex::default() }
+        Self { clock, limits, notifier: ChannelNotifier::new(None), state: Box::default() }
     }
 
     /// Locks the state, and returns it with the current time. Ignores a poisoned lock, because every step leaves the
