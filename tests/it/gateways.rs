@@ -8,6 +8,7 @@
 mod attacks;
 mod program;
 mod recorder;
+mod shipped;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
