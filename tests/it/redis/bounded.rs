@@ -154,9 +154,9 @@ async fn scripts_stay_short_at_the_limits() {
         let items = issued(&other).await;
         hold(&other, &items[1..2]).await;
         hold(&other, &items[3..]).await;
-        slow(&mut connection);
+        slow_log.take();
         other.accept(&items[0], "\"first\"").await.unwrap();
-        let slow = slow(&mut connection);
+        let slow = slow_log.take();
         let waiting = stage.store.waiting(100).await.unwrap().conversations;
         assert_eq!((waiting[0].waiting_for.sequence.get(), waiting[0].held), (3, ITEMS - 3));
         other.end().await.unwrap();
