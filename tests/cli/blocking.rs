@@ -79,9 +79,9 @@ fn names_the_blocking_tool(store: &str) {
     // "Calls hang": the list names the tool.
     let list = against(&service, &["waiting"]).exits(0);
     let lines: Vec<&str> = list.out.lines().collect();
-    let [head, row] = lines[..] else { panic!("{list:?}") };
+    let [columns, row] = lines[..] else { panic!("{list:?}") };
     let words = |line: &str| line.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
-    assert_eq!(words(head), words("CONVERSATION WAITS FOR NAME KIND FOR DEADLINE IN HELD"));
+    assert_eq!(words(columns), words("CONVERSATION WAITS FOR NAME KIND FOR DEADLINE IN HELD"));
     let row = words(row);
     assert_eq!(row[..4], ["call-7", "#3", "weather", "tool"], "{list:?}");
     assert!(list.out.contains(" 9 min ") && list.out.contains("1 (12 B)"), "{list:?}");
@@ -305,8 +305,8 @@ fn tail_resumes_after_the_last_event() {
     let begins = |at: usize, text: &str| assert!(requests[at].starts_with(text), "{text}: {}", requests[at]);
     begins(0, "GET /platform/v1/conversations/call-7 HTTP/1.1\n");
     let last_event_id = |at: usize| {
-        let lines = requests[at].lines();
-        lines.filter_map(|line| line.strip_prefix("last-event-id: ")).next().map(ToOwned::to_owned)
+        let mut lines = requests[at].lines();
+        lines.find_map(|line| line.strip_prefix("last-event-id: ")).map(ToOwned::to_owned)
     };
     for at in 1..5 {
         begins(at, "GET /platform/v1/conversations/call-7/events?from=1795000000007-2 HTTP/1.1\n");
