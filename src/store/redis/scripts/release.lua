@@ -142,7 +142,9 @@ local function held_since(c, held)
     end
     for _, item in ipairs(call('HMGET', CONVERSATION, unpack(sequences))) do
         if item and decode('>B', item) ~= AWAITING then
-            local received_at = decode('>c24', item, (select(10, decode(ITEM, item))))
+            local members = { decode(ITEM, item) }
+            -- The last one is the position of the settlement, which begins with its time.
+            local received_at = decode('>c24', item, members[#members])
             since = since and since < received_at and since or received_at
             found = found + 1
         end
