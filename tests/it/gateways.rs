@@ -9,6 +9,7 @@ mod attacks;
 mod program;
 mod recorder;
 mod shipped;
+mod streams;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

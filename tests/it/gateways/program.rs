@@ -32,11 +32,12 @@ kill -9 "$pid" 2>"$dir/kill"
 wait "$pid" 2>"$dir/kill"
 "#;
 
-/// The source files of the Node gateway.
-const FILES: [(&str, &str); 3] = [
+/// The source files of the Node gateways.
+const FILES: [(&str, &str); 4] = [
     ("package.json", include_str!("package.json")),
     ("package-lock.json", include_str!("package-lock.json")),
     ("gateway.js", include_str!("gateway.js")),
+    ("defaults.js", include_str!("defaults.js")),
 ];
 /// The shipped gateways.
 const SHIPPED_NGINX: &str = include_str!("../../../config/nginx.conf");
@@ -54,6 +55,9 @@ pub(super) enum Kind {
     /// Forwards a body while it arrives.
     StreamingNginx,
     Fastify,
+    /// With its default settings, as is the next one.
+    DefaultNginx,
+    DefaultFastify,
 }
 
 /// The gateways in `config/`.
@@ -104,9 +108,11 @@ impl Gateway {
     pub(super) fn start(kind: Kind, upstream: SocketAddr) -> Self {
         Self::on_free_ports(|directory, port, _| Program {
             command: match kind {
-                Kind::Nginx => nginx(directory, port, upstream, "on"),
-                Kind::StreamingNginx => nginx(directory, port, upstream, "off"),
-                Kind::Fastify => fastify(directory, port, upstream),
+                Kind::Nginx => nginx(directory, port, upstream, &buffering("on")),
+                Kind::StreamingNginx => nginx(directory, port, upstream, &buffering("off")),
+                Kind::Fastify => fastify(directory, port, upstream, "gateway.js"),
+                Kind::DefaultNginx => nginx(directory, port, upstream, include_str!("defaults.conf")),
+                Kind::DefaultFastify => fastify(directory, port, upstream, "defaults.js"),
             },
             variables: Vec::new(),
             is_ready: Self::has_written_ready,
@@ -231,13 +237,17 @@ fn nginx_program() -> &'static str {
     program.expect("these tests need the program nginx: install the package nginx")
 }
 
-fn nginx(directory: &Path, port: u16, upstream: SocketAddr, buffering: &str) -> Vec<String> {
+/// The configuration of nginx, with or without buffering of requests.
+fn buffering(on_or_off: &str) -> String {
+    include_str!("nginx.conf").replace("{buffering}", on_or_off)
+}
+
+fn nginx(directory: &Path, port: u16, upstream: SocketAddr, configuration: &str) -> Vec<String> {
     let directory = directory.to_str().unwrap();
-    let configuration = include_str!("nginx.conf")
+    let configuration = configuration
         .replace("{directory}", directory)
         .replace("{port}", &port.to_string())
-        .replace("{upstream}", &upstream.to_string())
-        .replace("{buffering}", buffering);
+        .replace("{upstream}", &upstream.to_string());
     let file = format!("{directory}/nginx.conf");
     fs::write(&file, configuration).unwrap();
     [nginx_program(), "-e", "stderr", "-p", directory, "-c", &file].map(str::to_owned).to_vec()
@@ -302,9 +312,9 @@ fn parent() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
-fn fastify(directory: &Path, port: u16, upstream: SocketAddr) -> Vec<String> {
+fn fastify(directory: &Path, port: u16, upstream: SocketAddr, script: &str) -> Vec<String> {
     static INSTALLED_IN: OnceLock<PathBuf> = OnceLock::new();
-    let script = INSTALLED_IN.get_or_init(|| npm::install(parent(), "gateway", &FILES)).join("gateway.js");
+    let script = INSTALLED_IN.get_or_init(|| npm::install(parent(), "gateway", &FILES)).join(script);
     let directory = directory.to_str().unwrap();
     ["node", script.to_str().unwrap(), &port.to_string(), &upstream.to_string(), directory]
         .map(str::to_owned)
