@@ -6,6 +6,7 @@ mod events;
 mod pages;
 mod refusals;
 mod request;
+mod waiting;
 mod work_items;
 
 use std::sync::Arc;
@@ -84,6 +85,7 @@ impl Platform {
 pub fn router(platform: Arc<Platform>, instrumentation: Instrumentation, health: Health) -> Router {
     let conversation = put(conversations::open).get(conversations::show).delete(conversations::end);
     let calls = Router::new()
+        .route("/conversations", get(waiting::list))
         .route("/conversations/{conversationId}", conversation)
         .route("/conversations/{conversationId}/events", get(events::follow))
         .route(
