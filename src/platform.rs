@@ -7,6 +7,7 @@ mod events;
 mod pages;
 mod refusals;
 mod request;
+mod waiting;
 mod work_items;
 
 use std::sync::Arc;
@@ -91,6 +92,7 @@ pub fn router(
 ) -> Router {
     let conversation = put(conversations::open).get(conversations::show).delete(conversations::end);
     let calls = Router::new()
+        .route("/conversations", get(waiting::list))
         .route("/conversations/{conversationId}", conversation)
         .route("/conversations/{conversationId}/events", get(events::follow))
         .route(

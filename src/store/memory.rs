@@ -1,13 +1,15 @@
 //! The memory store: a mutex around [`crate::domain::gate`]. Its data is lost when the process ends.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::notifier::ChannelNotifier;
 use super::{
-    Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, gather,
+    Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Waiting,
+    gather,
 };
 use crate::clock::Clock;
 use crate::domain::envelope::EnvelopeJson;
@@ -33,31 +35,44 @@ pub struct MemoryStore {
 struct MemoryState {
     conversations: HashMap<ConversationRef, Conversation>,
     timers: Timers,
+    /// The conversations with held items, by the time at which the oldest was settled.
+    waiting: ByTime<ConversationRef>,
 }
 
 /// The timer of an item. Without a sequence, the timer of the conversation as a whole.
 type Timer = (ConversationRef, Option<Sequence>);
 
-/// Timers, indexed by time and by key. A timer that fires early or is out of date has no effect.
-#[derive(Debug, Default)]
-struct Timers {
-    by_time: BTreeSet<(Timestamp, Timer)>,
-    times: HashMap<Timer, Timestamp>,
+/// Timers. A timer that fires early or is out of date has no effect.
+type Timers = ByTime<Timer>;
+
+/// Keys with a time each, indexed by time and by key.
+#[derive(Debug)]
+struct ByTime<K> {
+    by_time: BTreeSet<(Timestamp, K)>,
+    times: HashMap<K, Timestamp>,
+}
+
+impl<K> Default for ByTime<K> {
+    fn default() -> Self {
+        Self { by_time: BTreeSet::new(), times: HashMap::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash + Ord> ByTime<K> {
+    fn set(&mut self, key: K, time: Timestamp) {
+        self.remove(key);
+        self.times.insert(key, time);
+        self.by_time.insert((time, key));
+    }
+
+    fn remove(&mut self, key: K) {
+        if let Some(time) = self.times.remove(&key) {
+            self.by_time.remove(&(time, key));
+        }
+    }
 }
 
 impl Timers {
-    fn set(&mut self, timer: Timer, time: Timestamp) {
-        self.remove(timer);
-        self.times.insert(timer, time);
-        self.by_time.insert((time, timer));
-    }
-
-    fn remove(&mut self, timer: Timer) {
-        if let Some(time) = self.times.remove(&timer) {
-            self.by_time.remove(&(time, timer));
-        }
-    }
-
     /// The timers that are due at `now`, in order.
     fn due(&self, now: Timestamp) -> impl Iterator<Item = Timer> {
         self.by_time.range(..Self::after(now)).map(|(_, timer)| *timer)
@@ -91,7 +106,8 @@ impl MemoryState {
         self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
     }
 
-    /// Runs a step on a conversation, unless its retention is over. Removes the timers of the items that it settles.
+    /// Runs a step on a conversation, unless its retention is over. Removes the timers of the items that it settles, and
+    /// keeps the index of what is held.
     fn step_on<T>(
         &mut self,
         reference: ConversationRef,
@@ -100,9 +116,17 @@ impl MemoryState {
         step: impl FnOnce(&mut Conversation) -> T,
     ) -> Option<T> {
         let conversation = self.conversation(reference, now, limits)?;
+        let (held_before, _) = conversation.held();
         let done = step(conversation);
+        let (held, _) = conversation.held();
+        let held_since = conversation.held_since();
         for sequence in conversation.take_done_timers() {
             self.timers.remove((reference, Some(sequence)));
+        }
+        if let Some(since) = held_since {
+            self.waiting.set(reference, since);
+        } else if held_before > 0 || held > 0 {
+            self.waiting.remove(reference);
         }
         Some(done)
     }
@@ -147,6 +171,7 @@ impl Store for MemoryStore {
             conversation.reopen(&command, now)
         } else {
             state.conversations.insert(reference, Conversation::open(&command, now, &self.limits));
+            state.waiting.remove(reference);
             Ok(Opened { created: true })
         };
         if opened.is_ok() {
@@ -262,6 +287,7 @@ impl Store for MemoryStore {
                 state.timers.remove((reference, Some(sequence)));
             }
             state.timers.remove((reference, None));
+            state.waiting.remove(reference);
         } else if due.whole || ended {
             state.arm(reference, &self.limits);
         }
@@ -305,6 +331,16 @@ impl Store for MemoryStore {
             let (held, bytes) = conversation.held();
             Totals { held: totals.held + held, held_bytes: totals.held_bytes + bytes, ..totals }
         }))
+    }
+
+    async fn waiting(&self, limit: usize) -> Result<Waiting, StoreError> {
+        let (state, now) = self.step();
+        let indexed = state.waiting.by_time.iter();
+        let known = indexed.filter_map(|(_, reference)| state.conversations.get(reference)?.waiting(now));
+        let mut conversations: Vec<_> = known.take(limit.saturating_add(1)).collect();
+        let truncated = conversations.len() > limit;
+        conversations.truncate(limit);
+        Ok(Waiting { conversations, truncated })
     }
 
     async fn inspect(&self, reference: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {

@@ -13,6 +13,7 @@
 //! | 12 wakes, and reading | `reading` |
 //! | 13 totals | `totals` |
 //! | 14 cancelling a turn, and reasons | `turns` |
+//! | 15 waiting conversations | `waiting` |
 
 mod deadlines;
 mod ending;
@@ -25,3 +26,4 @@ mod replay;
 mod settlement;
 mod totals;
 mod turns;
+mod waiting;

@@ -14,6 +14,7 @@ mod sentinel;
 mod server;
 mod sweeping;
 mod tls;
+mod waiting;
 
 use callback_ingress::clock::ManualClock;
 use test_support::redis_server::RedisServer;

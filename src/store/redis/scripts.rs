@@ -20,6 +20,9 @@ const STEP_BYTES: u64 = 1024 * 1024;
 const STEP_MARKERS: u64 = 512;
 /// Maximum number of unreleased items that one step looks at, and so cancels, for a turn; they take Redis about 2 ms.
 const STEP_TURN: u64 = 128;
+/// Maximum number of unreleased items that one step reads to find the oldest held result. If there are more, the time in
+/// the index can be too early.
+const STEP_HELD: u64 = 128;
 
 /// The scripts of a store, one per operation.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub(super) struct Scripts {
     pub(super) read: Script,
     pub(super) due: Script,
     pub(super) totals: Script,
+    pub(super) waiting: Script,
+    pub(super) waiting_for: Script,
 }
 
 macro_rules! files {
@@ -43,7 +48,7 @@ macro_rules! files {
 }
 
 /// The script files by name.
-const FILES: [(&str, &str); 21] = files![
+const FILES: [(&str, &str); 23] = files![
     "clock",
     "conversation",
     "keep",
@@ -64,11 +69,13 @@ const FILES: [(&str, &str); 21] = files![
     "read",
     "due",
     "totals",
+    "waiting",
+    "waiting_for",
     "probe",
 ];
 
 /// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
-pub const OPERATIONS: [&[&str]; 12] = [
+pub const OPERATIONS: [&[&str]; 14] = [
     &["clock", "conversation", "keep", "arm", "open"],
     &["clock", "conversation", "keep", "item", "issue"],
     &["clock", "conversation", "keep", "item", "release", "accept"],
@@ -81,6 +88,8 @@ pub const OPERATIONS: [&[&str]; 12] = [
     &["clock", "conversation", "read"],
     &["due"],
     &["totals"],
+    &["waiting"],
+    &["clock", "conversation", "waiting_for"],
 ];
 
 /// The script of an operation. `alter` gets the name and text of each file and returns the text to use.
@@ -100,6 +109,7 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
         ("$step_bytes", STEP_BYTES),
         ("$step_markers", STEP_MARKERS),
         ("$step_turn", STEP_TURN),
+        ("$step_held", STEP_HELD),
     ];
     let named = FILES.iter().filter(|(name, _)| files.contains(name));
     let text: String = named.map(|(name, text)| alter(name, text) + "\n").collect();
@@ -108,8 +118,37 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
 
 impl Scripts {
     pub(super) fn new(limits: &Limits) -> Self {
-        let [open, issue, accept, cancel, cancel_turn, end, expire, inspect, work_item, read, due, totals] =
-            OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
-        Self { open, issue, accept, cancel, cancel_turn, end, expire, inspect, work_item, read, due, totals }
+        let [
+            open,
+            issue,
+            accept,
+            cancel,
+            cancel_turn,
+            end,
+            expire,
+            inspect,
+            work_item,
+            read,
+            due,
+            totals,
+            waiting,
+            waiting_for,
+        ] = OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
+        Self {
+            open,
+            issue,
+            accept,
+            cancel,
+            cancel_turn,
+            end,
+            expire,
+            inspect,
+            work_item,
+            read,
+            due,
+            totals,
+            waiting,
+            waiting_for,
+        }
     }
 }

@@ -32,9 +32,10 @@ if c.is_new then
     if not former then
         call('HINCRBY', TOTALS, 'conversations', 1)
     elseif former.ended_at == 0 then
-        -- Its idle timeout ended it, and no step has subtracted its held results from the totals.
+        -- Its idle timeout ended it, and no step has subtracted its held results from the totals and the index.
         call('HINCRBY', TOTALS, 'held', 0 - former.held_before)
         call('HINCRBY', TOTALS, 'held_bytes', 0 - former.bytes_before)
+        redis.pcall('ZREM', WAITING, REFERENCE)
     end
 end
 keep(c)
