@@ -4,6 +4,8 @@
 // not in storage, in a URL or in the history.
 
 const API = 'platform/v1/conversations';
+/** Conversations in the list: as many as the service lists at once. */
+const LIST_LIMIT = 100;
 /** Pause between two requests for the same state, in ms. */
 const REFRESH = 2000;
 /** The event stream has a comment every 15 s. After this time without one, in ms, its connection is lost. */
@@ -37,10 +39,13 @@ function make(tag, properties = {}, ...content) {
 const counts = new Intl.NumberFormat('en');
 const plural = (count, word) => `${counts.format(count)} ${word}${count === 1 ? '' : 's'}`;
 
+/** Numbers with their units, which stay on one line. */
+const joined = (...parts) => parts.join('\u00a0');
+
 /** A duration that has ended: 340 ms, 2.41 s, 12.3 s, 1 m 03 s. */
 function exactly(ms) {
-  if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
-  if (ms < 60000) return `${(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s`;
+  if (ms < 1000) return joined(Math.max(0, Math.round(ms)), 'ms');
+  if (ms < 60000) return joined((ms / 1000).toFixed(ms < 10000 ? 2 : 1), 's');
   return running(ms);
 }
 
@@ -48,18 +53,18 @@ function exactly(ms) {
 function running(ms) {
   const seconds = Math.max(0, Math.floor(ms / 1000));
   const two = (number) => String(number).padStart(2, '0');
-  if (seconds < 60) return `${seconds} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} m ${two(seconds % 60)} s`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${two(Math.floor(seconds / 60) % 60)} m`;
-  return `${Math.floor(seconds / 86400)} d ${two(Math.floor(seconds / 3600) % 24)} h`;
+  if (seconds < 60) return joined(seconds, 's');
+  if (seconds < 3600) return joined(Math.floor(seconds / 60), 'm', two(seconds % 60), 's');
+  if (seconds < 86400) return joined(Math.floor(seconds / 3600), 'h', two(Math.floor(seconds / 60) % 60), 'm');
+  return joined(Math.floor(seconds / 86400), 'd', two(Math.floor(seconds / 3600) % 24), 'h');
 }
 
 const until = (deadline, now) => (deadline > now ? running(deadline - now + 999) : 'due');
 
 function size(bytes) {
-  if (bytes < 1024) return `${bytes} B`;
+  if (bytes < 1024) return joined(bytes, 'B');
   const [unit, divisor] = bytes < 1024 ** 2 ? ['KiB', 1024] : ['MiB', 1024 ** 2];
-  return `${(bytes / divisor).toFixed(1)} ${unit}`;
+  return joined((bytes / divisor).toFixed(1), unit);
 }
 
 const clock = (ms) => new Date(ms).toLocaleTimeString('en-GB');
@@ -243,7 +248,6 @@ class List {
     this.signal = signal;
     this.rows = new Map();
     byId('list').tBodies[0].replaceChildren();
-    byId('limit').onchange = () => this.refresh();
     this.run();
   }
 
@@ -257,7 +261,7 @@ class List {
 
   async refresh() {
     try {
-      const list = await getJson(`?waiting=true&limit=${byId('limit').value}`, this.signal);
+      const list = await getJson(`?waiting=true&limit=${LIST_LIMIT}`, this.signal);
       setConnection('Live');
       setProblem('');
       this.render(list);
@@ -270,8 +274,8 @@ class List {
     const count = conversations.length;
     show(byId('list'), count > 0);
     show(byId('list-empty'), count === 0);
-    const shown = truncated ? `the first ${counts.format(count)}; more wait` : plural(count, 'conversation');
-    setText(byId('list-summary'), count > 0 ? `${shown}, longest first` : '');
+    const shown = truncated ? `The ${counts.format(count)} that wait longest; more wait` : `${plural(count, 'conversation')}, longest first`;
+    setText(byId('list-summary'), count > 0 ? shown : '');
     document.title = count > 0 ? `(${counts.format(count)}${truncated ? '+' : ''}) Waiting conversations` : 'Waiting conversations';
     announce(count > 0 ? `${plural(count, 'conversation')}${truncated ? ' or more' : ''} waiting` : 'Nothing waits.');
     arrange(byId('list').tBodies[0], this.rows, conversations, (each) => each.conversationId, (each) => this.create(each));
@@ -647,7 +651,7 @@ class Conversation {
   /** The state in words, and what goes with it. */
   stateOf(item) {
     if (item.state === 'released') return [words(item.outcome), ''];
-    if (item.state === 'held') return [`held, ${words(item.outcome)}`, this.blocker ? `waits for ${this.blocker.sequence}` : ''];
+    if (item.state === 'held') return [this.blocker ? `held, waits for ${this.blocker.sequence}` : 'held', words(item.outcome)];
     if (item === this.blocker && this.held.length > 0) return ['awaiting', `holds back ${counts.format(this.held.length)}`];
     return [item.state, item.progress ?? ''];
   }
@@ -704,7 +708,7 @@ class Conversation {
     const facts = [
       ['Work item', item.workItemId], ['Kind', item.kind], ['Name', item.name], ['Turn', item.turnId],
       ['Tool call', item.toolCallId], ['Issued', at(item.issuedAt)], ['Deadline', at(item.deadline)],
-      ['Received', at(item.receivedAt)], ['Released', at(item.releasedAt)], ['Reason', item.reason],
+      ['Outcome', item.outcome && words(item.outcome)], ['Received', at(item.receivedAt)], ['Released', at(item.releasedAt)], ['Reason', item.reason],
       ['Size', item.state === 'held' ? size(item.bytes) : undefined], ['Request', item.requestId],
       ['Trace', traceLink(item.traceparent)],
     ];
@@ -756,12 +760,13 @@ function drawAxis({ from, to }) {
   const step = 1000 * (STEPS.find((seconds) => (to - from) / (1000 * seconds) <= most) ?? 86400);
   const ticks = [];
   for (let at = Math.ceil(from / step) * step; at <= to; at += step) ticks.push(at);
+  const hasRoom = (at) => (to - at) / (to - from) * axis.clientWidth > 60;
   while (axis.children.length < ticks.length) axis.append(make('span'));
   while (axis.children.length > ticks.length) axis.lastChild.remove();
   const percent = (at) => `${(100 * (at - from) / (to - from)).toFixed(3)}%`;
   ticks.forEach((at, index) => {
     axis.children[index].style.left = percent(at);
-    setText(axis.children[index], clock(at));
+    setText(axis.children[index], hasRoom(at) ? clock(at) : '');
   });
   const lines = ticks.map((at) =>
     `transparent ${percent(at)}, var(--rule) ${percent(at)}, var(--rule) calc(${percent(at)} + 1px), transparent calc(${percent(at)} + 1px)`);
