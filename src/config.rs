@@ -20,8 +20,8 @@ use serde::Deserialize;
 pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
 
 use crate::domain::gate::Limits;
-use crate::http::client_address::{ForwardedHeader, Proxies};
-use crate::http::tls::Files;
+use crate::http::client_address::{ForwardedHeader, TrustedProxies};
+use crate::http::tls::CertificateFiles;
 use crate::store::redis::{self, RedisSettings, Replicas, TlsFiles};
 
 /// The compiled-in default file.
@@ -73,7 +73,7 @@ pub struct HttpConfig {
     /// Base of callback URLs, without a trailing slash. `None`: the public address.
     #[serde(deserialize_with = "values::base_url")]
     pub public_base_url: Option<String>,
-    /// Proxies whose [`forwarded_header`](Self::forwarded_header) and `X-Request-Id` are trusted.
+    /// TrustedProxies whose [`forwarded_header`](Self::forwarded_header) and `X-Request-Id` are trusted.
     #[serde(deserialize_with = "values::networks")]
     pub trusted_proxies: Vec<IpNet>,
     /// The header in which these proxies send the client's address.
@@ -174,7 +174,7 @@ impl StoreConfig {
         problems
     }
 
-    /// The addresses of the servers, for people. Empty for the memory store.
+    /// The addresses of the servers, for messages. Empty for the memory store.
     pub fn servers(&self) -> String {
         match &self.url {
             StoreUrl::Memory => String::new(),
@@ -242,14 +242,14 @@ pub struct ConsoleConfig {
 }
 
 impl TokenConfig {
-    /// Reads the keys in [`keys_file`](Self::keys_file) again. `None` without a file.
+    /// Rereads the keys in [`keys_file`](Self::keys_file). `None` without a file.
     pub fn keys_in_file(&self) -> Option<Result<SigningKeys, SecretFileError>> {
         self.keys_file.as_deref().map(secret_files::signing_keys)
     }
 }
 
 impl PlatformConfig {
-    /// Reads the keys in [`service_keys_file`](Self::service_keys_file) again. `None` without a file.
+    /// Rereads the keys in [`service_keys_file`](Self::service_keys_file). `None` without a file.
     pub fn keys_in_file(&self) -> Option<Result<ServiceKeys, SecretFileError>> {
         self.service_keys_file.as_deref().map(secret_files::service_keys)
     }
@@ -321,21 +321,21 @@ impl Config {
     }
 
     /// Certificate and key of the public listener. `None`: no TLS.
-    pub fn public_tls(&self) -> Option<Files> {
+    pub fn public_tls(&self) -> Option<CertificateFiles> {
         tls(&self.http.public_tls_cert, &self.http.public_tls_key)
     }
 
     /// Certificate and key of the platform listener. `None`: no TLS.
-    pub fn platform_tls(&self) -> Option<Files> {
+    pub fn platform_tls(&self) -> Option<CertificateFiles> {
         tls(&self.http.platform_tls_cert, &self.http.platform_tls_key)
     }
 
     /// The trusted proxies and their header.
-    pub fn proxies(&self) -> Proxies {
-        Proxies { trusted: self.http.trusted_proxies.clone(), header: self.http.forwarded_header }
+    pub fn trusted_proxies(&self) -> TrustedProxies {
+        TrustedProxies { networks: self.http.trusted_proxies.clone(), header: self.http.forwarded_header }
     }
 
-    /// The rules that involve more than one setting, as far as they are broken.
+    /// The violated rules that involve more than one setting.
     fn problems(&self) -> Vec<InvalidSetting> {
         let (http, gate, token) = (&self.http, &self.gate, &self.token);
         let certificates = [
@@ -390,14 +390,14 @@ impl Config {
                 "must differ from http.public_addr",
             ),
         ];
-        let broken = certificates.into_iter().chain(rules).filter(|(broken, ..)| *broken);
-        let mut problems: Vec<_> = broken.map(|(_, key, message)| (key, message.to_owned())).collect();
+        let violated = certificates.into_iter().chain(rules).filter(|(is_violated, ..)| *is_violated);
+        let mut problems: Vec<_> = violated.map(|(_, key, message)| (key, message.to_owned())).collect();
         problems.extend(self.missing_keys());
         problems.extend(self.store.problems());
         problems
     }
 
-    /// An address that others can reach requires configured keys.
+    /// A listener on a non-loopback address requires configured keys.
     fn missing_keys(&self) -> Vec<InvalidSetting> {
         let missing = match (self.token.keys.is_empty(), self.platform.service_keys.is_empty()) {
             (true, true) => "token.keys and platform.service_keys",
@@ -472,8 +472,8 @@ impl Config {
     }
 }
 
-fn tls(chain: &Path, key: &Path) -> Option<Files> {
-    (!chain.as_os_str().is_empty()).then(|| Files { chain: chain.to_owned(), key: key.to_owned() })
+fn tls(chain: &Path, key: &Path) -> Option<CertificateFiles> {
+    (!chain.as_os_str().is_empty()).then(|| CertificateFiles { chain: chain.to_owned(), key: key.to_owned() })
 }
 
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
