@@ -290,7 +290,9 @@ pub(super) fn trace_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Op
         Some(url) if is_single && has_path && url.username().is_empty() && url.password().is_none() => {
             Ok(Some(text))
         }
-        Some(_) | None => Err(D::Error::custom("must be an http:// or https:// URL with {traceId} in its path or query")),
+        Some(_) | None => {
+            Err(D::Error::custom("must be an http:// or https:// URL with {traceId} in its path or query"))
+        }
     }
 }
 
