@@ -166,16 +166,18 @@ function setProblem(text) {
   setText(byId('problem'), text);
 }
 
-let lastAnnouncement = 0;
+/** What screen readers are to be told. */
+const announcements = new Set();
 
-/** Tells screen readers, at most every two seconds: the latest counts. */
+/** Tells screen readers, together with what else happens within a second. Of many, the last five. */
 function announce(text) {
-  const element = byId('announcement');
-  clearTimeout(announce.timer);
-  announce.timer = setTimeout(() => {
-    lastAnnouncement = Date.now();
-    setText(element, text);
-  }, Math.max(0, lastAnnouncement + 2000 - Date.now()));
+  if (announcements.size === 0) {
+    setTimeout(() => {
+      setText(byId('announcement'), [...announcements].slice(-5).join('. '));
+      announcements.clear();
+    }, 1000);
+  }
+  announcements.add(text);
 }
 
 function pause(ms, signal) {
@@ -290,7 +292,7 @@ class List {
       .map(([label]) => makeCell('number', label));
     id.append(link);
     const [sequence, name, facts] = ['sequence', 'name', 'sub'].map((className) => make('span', { className }));
-    whom.append(sequence, name, ' ', facts);
+    whom.append(sequence, ' ', name, ' ', facts);
     const row = {
       elements: [makeRow('row', [id, whom, since, results, bytes, deadline])],
       update: (waiting) => {
@@ -327,6 +329,8 @@ class Conversation {
     this.path = `/${encodeURIComponent(id)}`;
     this.rows = new Map();
     this.view = null;
+    this.isStreaming = false;
+    this.startedAt = now();
     this.forgetItems();
     byId('timeline').tBodies[0].replaceChildren();
     show(byId('timeline'), false);
@@ -403,8 +407,8 @@ class Conversation {
       const path = `${this.path}/events${isFirst ? `?from=${this.lastEventId}` : ''}`;
       const onOpen = () => {
         this.retry = RETRY.min;
-        setConnection('Live');
-        setProblem('');
+        this.isStreaming = true;
+        this.isLive();
       };
       for await (const event of readEvents(path, { lastEventId: isFirst ? '' : this.lastEventId, signal, onOpen })) {
         this.take(event);
@@ -412,9 +416,15 @@ class Conversation {
     } catch (error) {
       if (!stop.signal.aborted) throw error;
     } finally {
+      this.isStreaming = false;
       stop.abort();
       await inspecting;
     }
+  }
+
+  isLive() {
+    setConnection('Live');
+    setProblem('');
   }
 
   async keepInspecting(signal, stop) {
@@ -423,6 +433,7 @@ class Conversation {
       this.wake = new AbortController();
       try {
         await this.inspect(signal);
+        if (this.isStreaming) this.isLive();
       } catch (error) {
         failed(error, signal);
         if (error instanceof Refused && error.status === 404) stop.abort();
@@ -442,7 +453,9 @@ class Conversation {
     for (const [state, items] of [['awaiting', view.awaiting], ['held', view.held]]) {
       for (const item of items) {
         open.add(item.sequence);
-        if (this.items.get(item.sequence)?.state !== 'released') this.items.set(item.sequence, this.fromApi(item, state));
+        const known = this.items.get(item.sequence);
+        if (known?.state === 'released') continue;
+        this.items.set(item.sequence, { ...this.fromApi(item, state), progress: known?.progress });
       }
     }
     // What is neither open nor on the channel of an ended conversation was dropped.
@@ -455,7 +468,7 @@ class Conversation {
   /** An item of the inspection or of an envelope, with times in ms. */
   fromApi(item, state) {
     const times = {};
-    for (const field of ['issuedAt', 'receivedAt', 'releasedAt', 'deadline']) {
+    for (const field of ['issuedAt', 'receivedAt', 'releasedAt', 'deadline', 'lastHeartbeatAt', 'heartbeatDeadline']) {
       if (item[field]) times[field] = Date.parse(item[field]);
     }
     const { result, error, ...facts } = item;
@@ -463,16 +476,22 @@ class Conversation {
   }
 
   take({ id, name, data }) {
-    if (name === 'end') {
-      this.wake?.abort();
-    } else if (name === '') {
+    if (name === 'progress') return this.takeProgress(JSON.parse(data));
+    if (name === '') {
       const item = this.fromApi(JSON.parse(data), 'released');
       this.lastEventId = id;
       this.items.set(item.sequence, item);
-      announce(`${item.sequence}, ${itemName(item)}: ${words(item.outcome)}`);
-      this.wake?.abort();
+      if (item.releasedAt >= this.startedAt) announce(`${item.sequence}, ${itemName(item)}: ${words(item.outcome)}`);
       this.renderSoon();
     }
+    this.wake?.abort();
+  }
+
+  takeProgress({ sequence, message, data }) {
+    const item = this.items.get(sequence);
+    if (item?.state !== 'awaiting') return;
+    item.progress = message ?? JSON.stringify(data);
+    this.renderSoon();
   }
 
   async showEarlier() {
@@ -708,7 +727,9 @@ class Conversation {
     const facts = [
       ['Work item', item.workItemId], ['Kind', item.kind], ['Name', item.name], ['Turn', item.turnId],
       ['Tool call', item.toolCallId], ['Issued', at(item.issuedAt)], ['Deadline', at(item.deadline)],
-      ['Outcome', item.outcome && words(item.outcome)], ['Received', at(item.receivedAt)], ['Released', at(item.releasedAt)], ['Reason', item.reason],
+      ['Heartbeat', at(item.lastHeartbeatAt)], ['Next due', at(item.heartbeatDeadline)],
+      ['Outcome', item.outcome && words(item.outcome)], ['Reason', item.reason],
+      ['Received', at(item.receivedAt)], ['Released', at(item.releasedAt)],
       ['Size', item.state === 'held' ? size(item.bytes) : undefined], ['Request', item.requestId],
       ['Trace', traceLink(item.traceparent)],
     ];
