@@ -376,7 +376,7 @@ impl App {
             tasks.spawn_until_stop("channel watcher", async move { drop(watcher.await) });
         }
         let checked = Arc::clone(&store);
-        tasks.spawn_until_stop("health check", async move { checked.keep_checking_health().await });
+        tasks.spawn_until_stop("health check", async move { checked.run_health_checks().await });
         let refusal_summaries = Arc::clone(&self.refusal_summaries);
         tasks
             .spawn_until_stop("refusal summaries", async move { refusal_summaries.log_periodically().await });

@@ -73,7 +73,7 @@ pub struct HttpConfig {
     /// Base of callback URLs, without a trailing slash. `None`: the public address.
     #[serde(deserialize_with = "values::base_url")]
     pub public_base_url: Option<String>,
-    /// TrustedProxies whose [`forwarded_header`](Self::forwarded_header) and `X-Request-Id` are trusted.
+    /// Proxies whose [`forwarded_header`](Self::forwarded_header) and `X-Request-Id` are trusted.
     #[serde(deserialize_with = "values::networks")]
     pub trusted_proxies: Vec<IpNet>,
     /// The header in which these proxies send the client's address.
@@ -152,7 +152,7 @@ impl StoreConfig {
     fn problems(&self) -> Vec<InvalidSetting> {
         let (tls, sentinels) = match &self.url {
             StoreUrl::Memory => (false, false),
-            StoreUrl::Redis(url) => (redis::asks_for_tls(url), redis::names_sentinels(url)),
+            StoreUrl::Redis(url) => (redis::uses_tls(url), redis::uses_sentinels(url)),
         };
         let mut problems = Vec::new();
         for (key, is_set, is_used, scheme) in [
@@ -188,7 +188,7 @@ impl StoreConfig {
         let StoreUrl::Redis(url) = &self.url else {
             return Err("only valid with a Redis URL in store.url".into());
         };
-        if redis::password(url.expose_secret()).is_some() {
+        if redis::password_range(url.expose_secret()).is_some() {
             return Err("store.url has a password as well: use one of them".into());
         }
         let password = secret_files::password(file).map_err(|error| error.to_string())?;

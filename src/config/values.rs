@@ -113,7 +113,7 @@ impl<'de> Deserialize<'de> for StoreUrl {
         if url == "memory:" {
             return Ok(Self::Memory);
         }
-        if redis::password(&url).is_some_and(|at| &url[at] == REDACTED_WORD) {
+        if redis::password_range(&url).is_some_and(|at| &url[at] == REDACTED_WORD) {
             return Err(D::Error::custom("the password is redacted: this is the output of config dump"));
         }
         let url = SecretString::from(url);

@@ -123,7 +123,7 @@ impl Tls {
     }
 
     /// Reloads the certificate when its files change. Checks every second and when `check` is notified. Existing
-    /// connections keep their certificate. CertificateFiles that cannot be used are ignored, with a warning.
+    /// connections keep their certificate. Files that cannot be used are ignored, with a warning.
     pub async fn watch_and_reload(mut self, check: Arc<Notify>, stop: CancellationToken) {
         loop {
             tokio::select! {

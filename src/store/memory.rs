@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::notifier::ChannelNotifier;
 use super::{
     Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Waiting,
-    gather,
+    group_by_conversation,
 };
 use crate::clock::Clock;
 use crate::domain::envelope::EnvelopeJson;
@@ -22,13 +22,13 @@ use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 
-/// Keeps all conversations in the memory of this process.
+/// Stores all conversations in the memory of this process.
 #[derive(Debug)]
 pub struct MemoryStore {
     clock: Clock,
     limits: Limits,
     notifier: ChannelNotifier,
-    state: Mutex<MemoryState>,
+    state: Box<Mutex<MemoryState>>,
 }
 
 #[derive(Debug, Default)]
@@ -106,9 +106,9 @@ impl MemoryState {
         self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
     }
 
-    /// Runs a step on a conversation, unless its retention is over. Removes the timers of the items that it settles, and
-    /// keeps the index of what is held.
-    fn step_on<T>(
+    /// Calls `step` with a conversation, unless its retention is over. Removes the timers that become obsolete, and updates
+    /// the index of waiting conversations.
+    fn with_conversation<T>(
         &mut self,
         reference: ConversationRef,
         now: Timestamp,
@@ -117,10 +117,10 @@ impl MemoryState {
     ) -> Option<T> {
         let conversation = self.conversation(reference, now, limits)?;
         let (held_before, _) = conversation.held();
-        let done = step(conversation);
+        let result = step(conversation);
         let (held, _) = conversation.held();
         let held_since = conversation.held_since();
-        for sequence in conversation.take_done_timers() {
+        for sequence in conversation.take_obsolete_timers() {
             self.timers.remove((reference, Some(sequence)));
         }
         if let Some(since) = held_since {
@@ -128,11 +128,11 @@ impl MemoryState {
         } else if held_before > 0 || held > 0 {
             self.waiting.remove(reference);
         }
-        Some(done)
+        Some(result)
     }
 
     /// Sets the timer of the conversation as a whole.
-    fn arm(&mut self, reference: ConversationRef, limits: &Limits) {
+    fn set_timer(&mut self, reference: ConversationRef, limits: &Limits) {
         if let Some(conversation) = self.conversations.get(&reference) {
             self.timers.set((reference, None), conversation.next_check(limits));
         }
@@ -142,12 +142,12 @@ impl MemoryState {
 impl MemoryStore {
     /// An empty store.
     pub fn new(clock: Clock, limits: Limits) -> Self {
-        Self { clock, limits, notifier: ChannelNotifier::new(None), state: Mutex::default() }
+        Self { clock, limits, notifier: ChannelNotifier::new(None), state: Box::default() }
     }
 
     /// Locks the state, and returns it with the current time. Ignores a poisoned lock, because every step leaves the
     /// state consistent.
-    fn step(&self) -> (MutexGuard<'_, MemoryState>, Timestamp) {
+    fn lock(&self) -> (MutexGuard<'_, MemoryState>, Timestamp) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         (state, now)
@@ -165,7 +165,7 @@ fn page_of(envelopes: &[EnvelopeJson]) -> &[EnvelopeJson] {
 
 impl Store for MemoryStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let reference = command.conversation.reference();
         let opened = if let Some(conversation) = state.conversation(reference, now, &self.limits) {
             conversation.reopen(&command, now)
@@ -175,13 +175,13 @@ impl Store for MemoryStore {
             Ok(Opened { created: true })
         };
         if opened.is_ok() {
-            state.arm(reference, &self.limits);
+            state.set_timer(reference, &self.limits);
         }
         Ok(opened)
     }
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
             return Ok(Err(IssueRefused::ConversationNotFound));
         };
@@ -196,7 +196,7 @@ impl Store for MemoryStore {
     }
 
     async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         if now >= command.expires_at {
             return Ok(Err(NotAccepted { why: AcceptRefused::TokenExpired, target: None }));
         }
@@ -206,7 +206,7 @@ impl Store for MemoryStore {
                 target: Some(Box::new(conversation.target(command.work_item))),
             })
         };
-        let Some(accepted) = state.step_on(command.conversation, now, &self.limits, accept) else {
+        let Some(accepted) = state.with_conversation(command.conversation, now, &self.limits, accept) else {
             return Ok(Err(NotAccepted { why: AcceptRefused::ConversationEnded, target: None }));
         };
         if accepted.is_ok() {
@@ -216,9 +216,9 @@ impl Store for MemoryStore {
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let cancel = |conversation: &mut Conversation| conversation.cancel(&command, now);
-        let Some(cancelled) = state.step_on(command.conversation, now, &self.limits, cancel) else {
+        let Some(cancelled) = state.with_conversation(command.conversation, now, &self.limits, cancel) else {
             return Ok(Err(CancelRefused::ConversationNotFound));
         };
         if cancelled.is_ok() {
@@ -228,9 +228,9 @@ impl Store for MemoryStore {
     }
 
     async fn cancel_turn(&self, command: CancelTurn) -> Answer<CancelledTurn, CancelTurnRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let cancel = |conversation: &mut Conversation| conversation.cancel_turn(&command, now);
-        let Some(cancelled) = state.step_on(command.conversation, now, &self.limits, cancel) else {
+        let Some(cancelled) = state.with_conversation(command.conversation, now, &self.limits, cancel) else {
             return Ok(Err(CancelTurnRefused::ConversationNotFound));
         };
         if cancelled.is_ok() {
@@ -245,13 +245,13 @@ impl Store for MemoryStore {
         traceparent: Option<TraceParent>,
         reason: Option<Reason>,
     ) -> Answer<EndReceipt, ConversationNotFound> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let end =
             |conversation: &mut Conversation| conversation.end(traceparent.as_ref(), reason.as_ref(), now);
-        let Some(ended) = state.step_on(reference, now, &self.limits, end) else {
+        let Some(ended) = state.with_conversation(reference, now, &self.limits, end) else {
             return Ok(Err(ConversationNotFound));
         };
-        state.arm(reference, &self.limits);
+        state.set_timer(reference, &self.limits);
         drop(state);
         self.notifier.notify(reference);
         Ok(Ok(ended))
@@ -262,17 +262,17 @@ impl Store for MemoryStore {
         due: DueConversation,
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let reference = due.conversation;
         let expire =
             |conversation: &mut Conversation| conversation.expire(&due.sequences, traceparent.as_ref(), now);
-        let expired = state.step_on(reference, now, &self.limits, expire).unwrap_or_default();
+        let expired = state.with_conversation(reference, now, &self.limits, expire).unwrap_or_default();
         // `due` has moved the claimed timers. Reset the timer of an awaiting item to its deadline, and remove the timer
         // of any other item.
         for &sequence in &due.sequences {
             let conversation = state.conversations.get(&reference);
-            let awaited = conversation.filter(|conversation| conversation.ended_at(now).is_none());
-            match awaited.and_then(|conversation| conversation.deadline_of(sequence)) {
+            let live = conversation.filter(|conversation| conversation.ended_at(now).is_none());
+            match live.and_then(|conversation| conversation.deadline_of(sequence)) {
                 Some(deadline) => state.timers.set((reference, Some(sequence)), deadline),
                 None => state.timers.remove((reference, Some(sequence))),
             }
@@ -283,20 +283,20 @@ impl Store for MemoryStore {
         };
         if gone {
             let former = state.conversations.remove(&reference);
-            for sequence in former.iter().flat_map(Conversation::awaited) {
+            for sequence in former.iter().flat_map(Conversation::awaiting) {
                 state.timers.remove((reference, Some(sequence)));
             }
             state.timers.remove((reference, None));
             state.waiting.remove(reference);
         } else if due.whole || ended {
-            state.arm(reference, &self.limits);
+            state.set_timer(reference, &self.limits);
         }
         self.notifier.notify(reference);
         Ok(expired)
     }
 
     async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let due: Vec<Timer> = state.timers.due(now).take(limit).collect();
         let more = state.timers.due(now).nth(limit).is_some();
         let next = if more { Some(0) } else { state.timers.next(now).map(|time| now.millis_until(time)) };
@@ -304,7 +304,7 @@ impl Store for MemoryStore {
             state.timers.set(timer, now.plus_millis(CLAIM_MS));
         }
         let next_in_ms = partitions.iter().map(|&partition| (partition, next)).collect();
-        Ok(Due { now, conversations: gather(due), next_in_ms })
+        Ok(Due { now, conversations: group_by_conversation(due), next_in_ms })
     }
 
     async fn postpone(&self, _: &DueConversation, _: Duration) -> Result<(), StoreError> {
@@ -324,7 +324,7 @@ impl Store for MemoryStore {
     }
 
     async fn totals(&self, _: &[u16]) -> Result<Totals, StoreError> {
-        let (state, _) = self.step();
+        let (state, _) = self.lock();
         let live = state.conversations.values().filter(|conversation| !conversation.has_ended());
         let awaiting = state.timers.awaiting();
         Ok(live.fold(Totals { awaiting, ..Totals::default() }, |totals, conversation| {
@@ -334,7 +334,7 @@ impl Store for MemoryStore {
     }
 
     async fn waiting(&self, limit: usize) -> Result<Waiting, StoreError> {
-        let (state, now) = self.step();
+        let (state, now) = self.lock();
         let indexed = state.waiting.by_time.iter();
         let known = indexed.filter_map(|(_, reference)| state.conversations.get(reference)?.waiting(now));
         let mut conversations: Vec<_> = known.take(limit.saturating_add(1)).collect();
@@ -344,7 +344,7 @@ impl Store for MemoryStore {
     }
 
     async fn inspect(&self, reference: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let conversation = state.conversation(reference, now, &self.limits);
         Ok(conversation.map(|conversation| conversation.inspect(now)).ok_or(ConversationNotFound))
     }
@@ -354,7 +354,7 @@ impl Store for MemoryStore {
         reference: ConversationRef,
         work_item: WorkItemId,
     ) -> Answer<WorkItemView, LookupRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let Some(conversation) = state.conversation(reference, now, &self.limits) else {
             return Ok(Err(LookupRefused::ConversationNotFound));
         };
@@ -367,7 +367,7 @@ impl Store for MemoryStore {
         after: Option<Sequence>,
         count: usize,
     ) -> Answer<Page, ConversationNotFound> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let Some(conversation) = state.conversation(reference, now, &self.limits) else {
             return Ok(Err(ConversationNotFound));
         };
