@@ -1,4 +1,4 @@
-//! Chromium without a window, driven by the DevTools protocol.
+//! Chromium without a window, driven by its debugging protocol.
 //!
 //! The protocol runs over pipes, so no port is involved, and Chromium exits when they close, however the test ends.
 
