@@ -20,7 +20,9 @@ const MAX_OPEN = 500;
 const MAX_SHOWN = 500000;
 
 const byId = (id) => document.getElementById(id);
-const show = (element, isShown) => { element.hidden = !isShown; };
+const show = (element, isShown) => {
+  element.hidden = !isShown;
+};
 
 /** Sets a text only if it changes, so that selections and screen readers are not disturbed. */
 function setText(element, text) {
@@ -55,7 +57,8 @@ function running(ms) {
   const two = (number) => String(number).padStart(2, '0');
   if (seconds < 60) return joined(seconds, 's');
   if (seconds < 3600) return joined(Math.floor(seconds / 60), 'm', two(seconds % 60), 's');
-  if (seconds < 86400) return joined(Math.floor(seconds / 3600), 'h', two(Math.floor(seconds / 60) % 60), 'm');
+  if (seconds < 86400)
+    return joined(Math.floor(seconds / 3600), 'h', two(Math.floor(seconds / 60) % 60), 'm');
   return joined(Math.floor(seconds / 86400), 'd', two(Math.floor(seconds / 3600) % 24), 'h');
 }
 
@@ -75,7 +78,7 @@ const itemFacts = (item) => [item.name && item.kind, item.turnId].filter(Boolean
 /** JSON with indentation. Numbers keep their digits where the browser gives access to them. */
 function indented(text, member) {
   const raw = (_, value, context) =>
-    (typeof value === 'number' && context?.source && JSON.rawJSON ? JSON.rawJSON(context.source) : value);
+    typeof value === 'number' && context?.source && JSON.rawJSON ? JSON.rawJSON(context.source) : value;
   return JSON.stringify(JSON.parse(text, raw)[member], null, 2);
 }
 
@@ -102,7 +105,11 @@ class Refused extends Error {
 /** Sends a request with the service key. Throws `Refused` if the service refuses it. */
 async function request(path, { headers = {}, signal } = {}) {
   const response = await fetch(API + path, {
-    headers: { ...headers, authorization: `Bearer ${key}` }, signal, cache: 'no-store', credentials: 'omit', redirect: 'error',
+    headers: { ...headers, authorization: `Bearer ${key}` },
+    signal,
+    cache: 'no-store',
+    credentials: 'omit',
+    redirect: 'error',
   });
   learnTime(response.headers.get('date'));
   if (response.ok) return response;
@@ -182,8 +189,13 @@ function announce(text) {
 
 function pause(ms, signal) {
   return new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal.addEventListener('abort', () => { clearTimeout(timer); resolve(); }, { once: true });
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', done);
+      resolve();
+    };
+    const timer = setTimeout(done, signal.aborted ? 0 : ms);
+    signal.addEventListener('abort', done);
   });
 }
 
@@ -205,7 +217,12 @@ function traceLink(traceparent) {
   const id = traceparent?.split('-')[1] ?? '';
   if (!/^[0-9a-f]{32}$/.test(id)) return '';
   if (traceUrl === '') return id;
-  return make('a', { href: traceUrl.replace('{traceId}', id), target: '_blank', rel: 'noopener noreferrer', textContent: id });
+  return make('a', {
+    href: traceUrl.replace('{traceId}', id),
+    target: '_blank',
+    rel: 'noopener noreferrer',
+    textContent: id,
+  });
 }
 
 /** Brings the rows of a table body into the order of `items`, and reuses those that it has, so that the focus stays. */
@@ -216,7 +233,7 @@ function arrange(body, rows, items, keyOf, create) {
     const id = keyOf(item);
     unused.delete(id);
     let row = rows.get(id);
-    if (!row) rows.set(id, row = create(item));
+    if (!row) rows.set(id, (row = create(item)));
     for (const element of row.elements) {
       const next = previous ? previous.nextSibling : body.firstChild;
       if (next !== element) body.insertBefore(element, next);
@@ -276,11 +293,18 @@ class List {
     const count = conversations.length;
     show(byId('list'), count > 0);
     show(byId('list-empty'), count === 0);
-    const shown = truncated ? `The ${counts.format(count)} that wait longest; more wait` : `${plural(count, 'conversation')}, longest first`;
-    setText(byId('list-summary'), count > 0 ? shown : '');
-    document.title = count > 0 ? `(${counts.format(count)}${truncated ? '+' : ''}) Waiting conversations` : 'Waiting conversations';
-    announce(count > 0 ? `${plural(count, 'conversation')}${truncated ? ' or more' : ''} waiting` : 'Nothing waits.');
-    arrange(byId('list').tBodies[0], this.rows, conversations, (each) => each.conversationId, (each) => this.create(each));
+    const number = counts.format(count);
+    const isWhole = `${plural(count, 'conversation')}, longest first`;
+    setText(
+      byId('list-summary'),
+      truncated ? `The ${number} that wait longest; more may wait` : count > 0 ? isWhole : '',
+    );
+    document.title = `${count > 0 ? `(${number}${truncated ? '+' : ''}) ` : ''}Waiting conversations`;
+    announce(
+      count > 0 ? `${plural(count, 'conversation')}${truncated ? ' or more' : ''} waiting` : 'Nothing waits.',
+    );
+    const create = (waiting) => this.create(waiting);
+    arrange(byId('list').tBodies[0], this.rows, conversations, (waiting) => waiting.conversationId, create);
     show(byId('list-view'), true);
     this.tick();
   }
@@ -288,10 +312,13 @@ class List {
   create({ conversationId }) {
     const link = make('a', { href: `#${conversationId}`, className: 'mono', textContent: conversationId });
     const [id, whom] = [makeCell(''), makeCell('')];
-    const [since, results, bytes, deadline] = [['held for'], ['results'], ['size'], ['deadline in']]
-      .map(([label]) => makeCell('number', label));
+    const [since, results, bytes, deadline] = [['held for'], ['results'], ['size'], ['deadline in']].map(
+      ([label]) => makeCell('number', label),
+    );
     id.append(link);
-    const [sequence, name, facts] = ['sequence', 'name', 'sub'].map((className) => make('span', { className }));
+    const [sequence, name, facts] = ['sequence', 'name', 'sub'].map((className) =>
+      make('span', { className }),
+    );
     whom.append(sequence, ' ', name, ' ', facts);
     const row = {
       elements: [makeRow('row', [id, whom, since, results, bytes, deadline])],
@@ -399,7 +426,9 @@ class Conversation {
     const stop = new AbortController();
     const signal = AbortSignal.any([this.signal, stop.signal]);
     const inspecting = this.keepInspecting(signal, stop);
-    const hide = () => { if (document.hidden) stop.abort(); };
+    const hide = () => {
+      if (document.hidden) stop.abort();
+    };
     document.addEventListener('visibilitychange', hide, { signal });
     try {
       // The sequence alone is a cursor as well: what the stream starts after.
@@ -410,7 +439,11 @@ class Conversation {
         this.isStreaming = true;
         this.isLive();
       };
-      for await (const event of readEvents(path, { lastEventId: isFirst ? '' : this.lastEventId, signal, onOpen })) {
+      for await (const event of readEvents(path, {
+        lastEventId: isFirst ? '' : this.lastEventId,
+        signal,
+        onOpen,
+      })) {
         this.take(event);
       }
     } catch (error) {
@@ -450,7 +483,10 @@ class Conversation {
     if (this.view && this.view.openedAt !== view.openedAt) this.forgetItems();
     this.view = view;
     const open = new Set();
-    for (const [state, items] of [['awaiting', view.awaiting], ['held', view.held]]) {
+    for (const [state, items] of [
+      ['awaiting', view.awaiting],
+      ['held', view.held],
+    ]) {
       for (const item of items) {
         open.add(item.sequence);
         const known = this.items.get(item.sequence);
@@ -460,7 +496,8 @@ class Conversation {
     }
     // What is neither open nor on the channel of an ended conversation was dropped.
     for (const item of this.items.values()) {
-      if (view.state === 'ended' && item.state !== 'released' && !open.has(item.sequence)) item.state = 'dropped';
+      if (view.state === 'ended' && item.state !== 'released' && !open.has(item.sequence))
+        item.state = 'dropped';
     }
     this.render();
   }
@@ -468,7 +505,14 @@ class Conversation {
   /** An item of the inspection or of an envelope, with times in ms. */
   fromApi(item, state) {
     const times = {};
-    for (const field of ['issuedAt', 'receivedAt', 'releasedAt', 'deadline', 'lastHeartbeatAt', 'heartbeatDeadline']) {
+    for (const field of [
+      'issuedAt',
+      'receivedAt',
+      'releasedAt',
+      'deadline',
+      'lastHeartbeatAt',
+      'heartbeatDeadline',
+    ]) {
       if (item[field]) times[field] = Date.parse(item[field]);
     }
     const { result, error, ...facts } = item;
@@ -478,13 +522,21 @@ class Conversation {
   take({ id, name, data }) {
     if (name === 'progress') return this.takeProgress(JSON.parse(data));
     if (name === '') {
-      const item = this.fromApi(JSON.parse(data), 'released');
+      const item = this.release(JSON.parse(data));
       this.lastEventId = id;
-      this.items.set(item.sequence, item);
-      if (item.releasedAt >= this.startedAt) announce(`${item.sequence}, ${itemName(item)}: ${words(item.outcome)}`);
+      if (item.releasedAt >= this.startedAt)
+        announce(`${item.sequence}, ${itemName(item)}: ${words(item.outcome)}`);
       this.renderSoon();
     }
     this.wake?.abort();
+  }
+
+  /** Takes the item of an envelope, which has no deadline. */
+  release(envelope) {
+    const item = this.fromApi(envelope, 'released');
+    item.deadline = this.items.get(item.sequence)?.deadline;
+    this.items.set(item.sequence, item);
+    return item;
   }
 
   takeProgress({ sequence, message, data }) {
@@ -499,10 +551,7 @@ class Conversation {
     const last = this.firstShown - 1;
     byId('earlier').disabled = true;
     try {
-      await this.read(after, last, (event) => {
-        const item = this.fromApi(JSON.parse(event.data), 'released');
-        this.items.set(item.sequence, item);
-      });
+      await this.read(after, last, (event) => this.release(JSON.parse(event.data)));
       this.firstShown = after + 1;
       this.render();
     } catch (error) {
@@ -548,7 +597,13 @@ class Conversation {
     show(byId('timeline'), all.length > 0);
     show(byId('legend'), all.length > 0);
     show(byId('timeline-empty'), all.length === 0);
-    arrange(byId('timeline').tBodies[0], this.rows, this.shown, (item) => item.sequence, (item) => this.create(item));
+    arrange(
+      byId('timeline').tBodies[0],
+      this.rows,
+      this.shown,
+      (item) => item.sequence,
+      (item) => this.create(item),
+    );
     this.tick();
   }
 
@@ -592,24 +647,34 @@ class Conversation {
         `awaited for ${running(time - blocker.issuedAt)}`,
         blocker.deadline > time ? `deadline in ${until(blocker.deadline, time)}` : 'the deadline has passed',
         held[0] && `first result held for ${running(time - held[0].receivedAt)}`,
-      ].filter(Boolean).join(' · ');
+      ]
+        .filter(Boolean)
+        .join(' · ');
     }
     const element = byId('blocker-title');
     const text = title.map((part) => part.textContent ?? part).join('');
     if (element.textContent !== text) element.replaceChildren(...title);
     setText(byId('blocker-facts'), facts);
     setText(byId('blocker-progress'), blocker?.progress ? `“${blocker.progress}”` : '');
-    if (blocks && this.announced !== blocker.sequence) announce(`Waiting for ${blocker.sequence}, ${itemName(blocker)}`);
+    if (blocks && this.announced !== blocker.sequence)
+      announce(`Waiting for ${blocker.sequence}, ${itemName(blocker)}`);
     this.announced = blocks ? blocker.sequence : 0;
   }
 
   create({ sequence }) {
     const cells = {
-      sequence: makeCell('number sequence'), item: makeCell('item'), state: makeCell('state'), lane: makeCell('lane'),
-      awaited: makeCell('number awaited', 'awaited'), held: makeCell('number held', 'held'),
-      deadline: makeCell('number deadline', 'deadline in'), action: makeCell('action'),
+      sequence: makeCell('number sequence'),
+      item: makeCell('item'),
+      state: makeCell('state'),
+      lane: makeCell('lane'),
+      awaited: makeCell('number awaited', 'awaited'),
+      held: makeCell('number held', 'held'),
+      deadline: makeCell('number deadline', 'deadline in'),
+      action: makeCell('action'),
     };
-    const [name, facts, state, note] = ['name', 'sub', '', 'sub'].map((className) => make('span', { className }));
+    const [name, facts, state, note] = ['name', 'sub', '', 'sub'].map((className) =>
+      make('span', { className }),
+    );
     cells.item.append(name, ' ', facts);
     cells.state.append(state, ' ', note);
     const lane = make('div');
@@ -618,7 +683,12 @@ class Conversation {
     lane.append(awaited, held);
     cells.lane.append(lane);
     const word = make('span');
-    const button = make('button', { type: 'button' }, word, make('span', { className: 'hidden', textContent: ` of ${sequence}` }));
+    const button = make(
+      'button',
+      { type: 'button' },
+      word,
+      make('span', { className: 'hidden', textContent: ` of ${sequence}` }),
+    );
     button.setAttribute('aria-expanded', 'false');
     cells.action.append(button);
     setText(cells.sequence, String(sequence));
@@ -629,7 +699,10 @@ class Conversation {
       setText(name, itemName(item));
       setText(facts, itemFacts(item));
       cells.item.title = [itemName(item), itemFacts(item)].filter(Boolean).join(' · ');
-      setText(word, { succeeded: 'Result', failed: 'Error' }[item.state === 'released' && item.outcome] ?? 'Details');
+      setText(
+        word,
+        { succeeded: 'Result', failed: 'Error' }[item.state === 'released' && item.outcome] ?? 'Details',
+      );
       row.elements[0].className = `row ${this.rowClass(item)}`;
       const [text, more] = this.stateOf(item);
       setText(state, text);
@@ -658,7 +731,12 @@ class Conversation {
 
   rowClass(item) {
     const classes = [item.state === 'released' ? item.outcome : item.state];
-    if (this.blocker && this.held.length > 0 && item.sequence >= this.blocker.sequence && item.sequence <= this.lastHeld) {
+    if (
+      this.blocker &&
+      this.held.length > 0 &&
+      item.sequence >= this.blocker.sequence &&
+      item.sequence <= this.lastHeld
+    ) {
       classes.push('chained');
       if (item === this.blocker) classes.push('first', 'blocking');
       if (item.state === 'held') classes.push('waits');
@@ -670,8 +748,10 @@ class Conversation {
   /** The state in words, and what goes with it. */
   stateOf(item) {
     if (item.state === 'released') return [words(item.outcome), ''];
-    if (item.state === 'held') return [this.blocker ? `held, waits for ${this.blocker.sequence}` : 'held', words(item.outcome)];
-    if (item === this.blocker && this.held.length > 0) return ['awaiting', `holds back ${counts.format(this.held.length)}`];
+    if (item.state === 'held')
+      return [this.blocker ? `held, waits for ${this.blocker.sequence}` : 'held', words(item.outcome)];
+    if (item === this.blocker && this.held.length > 0)
+      return ['awaiting', `holds back ${counts.format(this.held.length)}`];
     return [item.state, item.progress ?? ''];
   }
 
@@ -691,7 +771,10 @@ class Conversation {
     const latest = this.shown.map((item) => item.releasedAt ?? item.receivedAt ?? item.issuedAt);
     const to = this.shown.some(isOpen) ? time : Math.max(...latest, 0);
     if (chosen !== 'auto' && chosen !== 'all') return { from: to - Number(chosen), to };
-    const covered = chosen === 'all' ? this.shown : this.shown.filter((item, index) => isOpen(item) || index >= this.shown.length - 12);
+    const covered =
+      chosen === 'all'
+        ? this.shown
+        : this.shown.filter((item, index) => isOpen(item) || index >= this.shown.length - 12);
     return { from: Math.min(...covered.map((item) => item.issuedAt), to - 1000), to };
   }
 
@@ -725,17 +808,29 @@ class Conversation {
   renderItemFacts(element, item) {
     const at = (ms) => (ms === undefined ? undefined : new Date(ms).toISOString());
     const facts = [
-      ['Work item', item.workItemId], ['Kind', item.kind], ['Name', item.name], ['Turn', item.turnId],
-      ['Tool call', item.toolCallId], ['Issued', at(item.issuedAt)], ['Deadline', at(item.deadline)],
-      ['Heartbeat', at(item.lastHeartbeatAt)], ['Next due', at(item.heartbeatDeadline)],
-      ['Outcome', item.outcome && words(item.outcome)], ['Reason', item.reason],
-      ['Received', at(item.receivedAt)], ['Released', at(item.releasedAt)],
-      ['Size', item.state === 'held' ? size(item.bytes) : undefined], ['Request', item.requestId],
+      ['Work item', item.workItemId],
+      ['Kind', item.kind],
+      ['Name', item.name],
+      ['Turn', item.turnId],
+      ['Tool call', item.toolCallId],
+      ['Issued', at(item.issuedAt)],
+      ['Deadline', at(item.deadline)],
+      ['Heartbeat', at(item.lastHeartbeatAt)],
+      ['Next due', at(item.heartbeatDeadline)],
+      ['Outcome', item.outcome && words(item.outcome)],
+      ['Reason', item.reason],
+      ['Received', at(item.receivedAt)],
+      ['Released', at(item.releasedAt)],
+      ['Size', item.state === 'held' ? size(item.bytes) : undefined],
+      ['Request', item.requestId],
       ['Trace', traceLink(item.traceparent)],
     ];
     const shown = facts.filter(([, value]) => value);
-    element.replaceChildren(...shown.map(([term, value]) =>
-      make('div', {}, make('dt', { textContent: term }), make('dd', {}, value))));
+    element.replaceChildren(
+      ...shown.map(([term, value]) =>
+        make('div', {}, make('dt', { textContent: term }), make('dd', {}, value)),
+      ),
+    );
   }
 
   /** The result is read from the channel now, and not kept. */
@@ -748,13 +843,16 @@ class Conversation {
     note('Reading…');
     try {
       let text = '';
-      await this.read(item.sequence - 1, item.sequence, (event) => { text = indented(event.data, member); });
+      await this.read(item.sequence - 1, item.sequence, (event) => {
+        text = indented(event.data, member);
+      });
       const heading = make('h2', { textContent: member === 'result' ? 'Result' : 'Error' });
       const body = make('pre', { tabIndex: 0, textContent: text.slice(0, MAX_SHOWN) });
       body.setAttribute('role', 'region');
       body.setAttribute('aria-label', `${heading.textContent} of ${item.sequence}`);
       element.replaceChildren(heading, body);
-      if (text.length > MAX_SHOWN) element.append(`The first ${counts.format(MAX_SHOWN)} of ${counts.format(text.length)} characters.`);
+      if (text.length > MAX_SHOWN)
+        element.append(`The first ${counts.format(MAX_SHOWN)} of ${counts.format(text.length)} characters.`);
     } catch (error) {
       if (error instanceof Refused && error.status === 401) failed(error, this.signal);
       else note(`The result cannot be read: ${error.message}`);
@@ -781,17 +879,22 @@ function drawAxis({ from, to }) {
   const step = 1000 * (STEPS.find((seconds) => (to - from) / (1000 * seconds) <= most) ?? 86400);
   const ticks = [];
   for (let at = Math.ceil(from / step) * step; at <= to; at += step) ticks.push(at);
-  const hasRoom = (at) => (to - at) / (to - from) * axis.clientWidth > 60;
+  const hasRoom = (at) => ((to - at) / (to - from)) * axis.clientWidth > 60;
   while (axis.children.length < ticks.length) axis.append(make('span'));
   while (axis.children.length > ticks.length) axis.lastChild.remove();
-  const percent = (at) => `${(100 * (at - from) / (to - from)).toFixed(3)}%`;
+  const percent = (at) => `${((100 * (at - from)) / (to - from)).toFixed(3)}%`;
   ticks.forEach((at, index) => {
     axis.children[index].style.left = percent(at);
     setText(axis.children[index], hasRoom(at) ? clock(at) : '');
   });
-  const lines = ticks.map((at) =>
-    `transparent ${percent(at)}, var(--rule) ${percent(at)}, var(--rule) calc(${percent(at)} + 1px), transparent calc(${percent(at)} + 1px)`);
-  byId('timeline').style.setProperty('--grid', lines.length > 0 ? `linear-gradient(90deg, ${lines.join(', ')})` : 'none');
+  const lines = ticks.map(
+    (at) =>
+      `transparent ${percent(at)}, var(--rule) ${percent(at)}, var(--rule) calc(${percent(at)} + 1px), transparent calc(${percent(at)} + 1px)`,
+  );
+  byId('timeline').style.setProperty(
+    '--grid',
+    lines.length > 0 ? `linear-gradient(90deg, ${lines.join(', ')})` : 'none',
+  );
 }
 
 /* Which view is shown */
@@ -837,7 +940,8 @@ function forget(reason = '') {
 byId('key-form').addEventListener('submit', (event) => {
   event.preventDefault();
   const entered = byId('key').value.trim();
-  if (!/^[\x21-\x7e]+$/.test(entered)) return setProblem('A service key consists of visible ASCII characters.');
+  if (!/^[\x21-\x7e]+$/.test(entered))
+    return setProblem('A service key consists of visible ASCII characters.');
   byId('key').value = '';
   key = entered;
   navigate();
@@ -851,5 +955,7 @@ byId('forget').addEventListener('click', () => forget());
 window.addEventListener('hashchange', navigate);
 // A page that the browser keeps for its back button must not keep the key.
 window.addEventListener('pagehide', () => forget());
-setInterval(() => { if (!document.hidden) view?.tick(); }, 1000);
+setInterval(() => {
+  if (!document.hidden) view?.tick();
+}, 1000);
 navigate();
