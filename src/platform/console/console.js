@@ -15,7 +15,7 @@ const RETRY = { min: 500, max: 8000 };
 /** Released items that a timeline starts with, and that it adds each time. */
 const RELEASED = { first: 25, more: 100 };
 /** Unreleased items that a timeline shows at most. */
-const MAX_OPEN = 500;
+const MAX_OPEN = 200;
 /** Characters of a result that are shown at most. */
 const MAX_SHOWN = 500000;
 
