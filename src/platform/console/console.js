@@ -36,6 +36,9 @@ function make(tag, properties = {}, ...content) {
   return element;
 }
 
+/** Whether an item is not released yet. */
+const isOpen = ({ state }) => state === 'awaiting' || state === 'held';
+
 /* Formats */
 
 const counts = new Intl.NumberFormat('en');
@@ -583,7 +586,7 @@ class Conversation {
     if (!this.view) return;
     const all = [...this.items.values()].filter((item) => item.sequence >= this.firstShown);
     all.sort((one, other) => one.sequence - other.sequence);
-    const open = all.filter((item) => item.state === 'awaiting' || item.state === 'held');
+    const open = all.filter(isOpen);
     const held = open.filter((item) => item.state === 'held');
     // An event may be here before the inspection that goes with it.
     this.blocker = this.view.state === 'live' && open[0]?.state === 'awaiting' ? open[0] : undefined;
@@ -672,61 +675,49 @@ class Conversation {
       deadline: makeCell('number deadline', 'deadline in'),
       action: makeCell('action'),
     };
-    const [name, facts, state, note] = ['name', 'sub', '', 'sub'].map((className) =>
-      make('span', { className }),
+    const [name, facts, state, note, word, which] = ['name', 'sub', '', 'sub', '', 'hidden'].map(
+      (className) => make('span', { className }),
     );
+    const [lane, awaited, held] = ['', 'bar-awaited', 'bar-held'].map((className) =>
+      make('div', { className }),
+    );
+    const button = make('button', { type: 'button' }, word, which);
+    cells.sequence.append(sequence);
     cells.item.append(name, ' ', facts);
     cells.state.append(state, ' ', note);
-    const lane = make('div');
-    const [awaited, held] = ['bar-awaited', 'bar-held'].map((className) => make('div', { className }));
-    lane.ariaHidden = 'true';
-    lane.append(awaited, held);
     cells.lane.append(lane);
-    const word = make('span');
-    const button = make(
-      'button',
-      { type: 'button' },
-      word,
-      make('span', { className: 'hidden', textContent: ` of ${sequence}` }),
-    );
-    button.setAttribute('aria-expanded', 'false');
+    lane.append(awaited, held);
+    lane.ariaHidden = 'true';
     cells.action.append(button);
-    setText(cells.sequence, String(sequence));
-    const row = { elements: [makeRow('row', Object.values(cells))] };
+    which.append(` of ${sequence}`);
+    button.ariaExpanded = 'false';
+    const row = {
+      elements: [makeRow('row', Object.values(cells))],
+      cells,
+      texts: { name, facts, state, note, word },
+      lane,
+      bars: { awaited, held },
+      update: (item) => this.updateRow(row, item),
+      tick: (time, span) => tickRow(row, time, span),
+    };
     button.onclick = () => this.toggle(row, button);
-    row.update = (item) => {
-      row.item = item;
-      setText(name, itemName(item));
-      setText(facts, itemFacts(item));
-      cells.item.title = [itemName(item), itemFacts(item)].filter(Boolean).join(' · ');
-      setText(
-        word,
-        { succeeded: 'Result', failed: 'Error' }[item.state === 'released' && item.outcome] ?? 'Details',
-      );
-      row.elements[0].className = `row ${this.rowClass(item)}`;
-      const [text, more] = this.stateOf(item);
-      setText(state, text);
-      setText(note, more);
-      cells.state.title = [text, more].filter(Boolean).join(', ');
-      row.renderDetails?.();
-    };
-    row.tick = (time, span) => {
-      const item = row.item;
-      const isOpen = item.state === 'awaiting' || item.state === 'held';
-      const settledAt = item.receivedAt ?? (item.state === 'awaiting' ? time : item.issuedAt);
-      const format = item.receivedAt ? exactly : running;
-      setText(cells.awaited, item.state === 'dropped' ? '' : format(settledAt - item.issuedAt));
-      const heldUntil = item.releasedAt ?? (item.state === 'held' ? time : settledAt);
-      const heldMs = heldUntil - settledAt;
-      setText(cells.held, item.state === 'held' ? running(heldMs) : heldMs > 0 ? exactly(heldMs) : '');
-      setText(cells.deadline, item.state === 'awaiting' ? until(item.deadline, time) : '');
-      cells.deadline.classList.toggle('late', item.state === 'awaiting' && item.deadline <= time);
-      place(awaited, span, item.issuedAt, settledAt);
-      place(held, span, settledAt, heldUntil);
-      show(held, heldMs > 0 && !held.hidden);
-      lane.classList.toggle('before', !isOpen && heldUntil < span.from);
-    };
     return row;
+  }
+
+  updateRow(row, item) {
+    const { cells, texts } = row;
+    row.item = item;
+    row.elements[0].className = `row ${this.rowClass(item)}`;
+    setText(texts.name, itemName(item));
+    setText(texts.facts, itemFacts(item));
+    cells.item.title = [itemName(item), itemFacts(item)].filter(Boolean).join(' · ');
+    const [state, note] = this.stateOf(item);
+    setText(texts.state, state);
+    setText(texts.note, note);
+    cells.state.title = [state, note].filter(Boolean).join(', ');
+    const onChannel = item.state === 'released' ? item.outcome : '';
+    setText(texts.word, { succeeded: 'Result', failed: 'Error' }[onChannel] ?? 'Details');
+    row.renderDetails?.();
   }
 
   rowClass(item) {
@@ -767,7 +758,6 @@ class Conversation {
   /** The time that the bars cover. It goes on while something is open. */
   span(time) {
     const chosen = byId('span').value;
-    const isOpen = (item) => item.state === 'awaiting' || item.state === 'held';
     const latest = this.shown.map((item) => item.releasedAt ?? item.receivedAt ?? item.issuedAt);
     const to = this.shown.some(isOpen) ? time : Math.max(...latest, 0);
     if (chosen !== 'auto' && chosen !== 'all') return { from: to - Number(chosen), to };
@@ -781,9 +771,9 @@ class Conversation {
   /* Details on demand */
 
   toggle(row, button) {
-    const isOpen = row.elements.length > 1;
-    button.setAttribute('aria-expanded', String(!isOpen));
-    if (isOpen) {
+    const isShown = row.elements.length > 1;
+    button.ariaExpanded = String(!isShown);
+    if (isShown) {
       row.elements.pop().remove();
       row.renderDetails = undefined;
       return;
@@ -858,6 +848,23 @@ class Conversation {
       else note(`The result cannot be read: ${error.message}`);
     }
   }
+}
+
+/** The times of a row, of which some go on. */
+function tickRow({ item, cells, lane, bars }, time, span) {
+  const { state, issuedAt, receivedAt, releasedAt, deadline } = item;
+  const settledAt = receivedAt ?? (state === 'awaiting' ? time : issuedAt);
+  const heldUntil = releasedAt ?? (state === 'held' ? time : settledAt);
+  const awaitedMs = settledAt - issuedAt;
+  const heldMs = heldUntil - settledAt;
+  setText(cells.awaited, state === 'dropped' ? '' : receivedAt ? exactly(awaitedMs) : running(awaitedMs));
+  setText(cells.held, state === 'held' ? running(heldMs) : heldMs > 0 ? exactly(heldMs) : '');
+  setText(cells.deadline, state === 'awaiting' ? until(deadline, time) : '');
+  cells.deadline.classList.toggle('late', state === 'awaiting' && deadline <= time);
+  place(bars.awaited, span, issuedAt, settledAt);
+  place(bars.held, span, settledAt, heldUntil);
+  if (heldMs === 0) show(bars.held, false);
+  lane.classList.toggle('before', !isOpen(item) && heldUntil < span.from);
 }
 
 /** Places a bar on its lane, or hides it if it is outside of the span. */
