@@ -12,12 +12,14 @@
 //! | what the cancellation of a turn cancels | `cancel_turn`, in [`domain::gate`] and `store/redis/scripts/cancel_turn.lua` |
 //! | when a work item has timed out | `outcome_at`, in [`domain::gate`] and `item.lua`; [`domain::work_item::WorkItem::times_out_at`] |
 //! | when a conversation has ended | `ended_at`, in [`domain::gate`] and `conversation.lua` |
+//! | which conversations are listed as waiting | `waiting`, in [`domain::gate`], `waiting_for.lua` and `index_waiting` in `release.lua` |
 //! | the contents and the verification of a token | [`domain::token`] |
 //! | whether a body is a result or a failure | [`domain::result`], from the scan by [`domain::json`] |
 //! | the contents of an envelope | [`domain::envelope`], and `append` in `release.lua` |
 //! | the format of the data in Redis | `conversation.lua` and `item.lua`, decoded by `store/redis/stored.rs` |
 //! | when a timer fires | [`sweeper`], with [`store::Schedule`] and `due.lua` |
 //! | what `/health` reports about the store | `store/health.rs` |
+//! | the console | `platform/console/`: a page, a script and a style sheet, served by `platform/console.rs` |
 //! | the size of a page of a channel | `platform/pages.rs` |
 //! | how the client's address is determined | [`http::client_address`] |
 //! | rate limits | [`http::rate_limit`], `public/client_limits.rs`, `platform/auth.rs` |
@@ -40,7 +42,7 @@
 //! cli                      one file per subcommand
 //!  └ app                   builds the service, binds, runs, drains
 //!     ├ public             the provider's listener: carrier → callback → reply
-//!     ├ platform           the platform's listener: conversations, work items, events
+//!     ├ platform           the platform's listener: conversations, work items, events, console
 //!     ├ sweeper            times out work items and ends idle conversations
 //!     └ store              the trait with its numbered promises
 //!        ├ memory          a mutex around domain::gate

@@ -21,7 +21,8 @@ pub use commands::{
     Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
     CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Ended, Expired, Heartbeat,
     HeartbeatNotTaken, HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused,
-    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals, WorkItemView,
+    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals,
+    WaitingConversation, WorkItemView,
 };
 
 use super::envelope::{Envelope, EnvelopeJson};
@@ -115,6 +116,8 @@ pub struct Conversation {
     gate: Sequence,
     awaiting: u64,
     held_bytes: u64,
+    /// The held items by the time of their settlement.
+    held_by_time: BTreeSet<(Timestamp, Sequence)>,
     channel_bytes: u64,
     slots: BTreeMap<Sequence, Slot>,
     /// The key is the item's id with sequence 0.
@@ -144,6 +147,7 @@ impl Conversation {
             gate: Sequence::FIRST,
             awaiting: 0,
             held_bytes: 0,
+            held_by_time: BTreeSet::new(),
             channel_bytes: 0,
             slots: BTreeMap::new(),
             issued_by_attempt: HashMap::new(),
@@ -554,6 +558,10 @@ impl Conversation {
     fn settle(&mut self, sequence: Sequence, settlement: Settlement) {
         if let Some(slot) = self.slots.get_mut(&sequence) {
             self.held_bytes += settlement.held_bytes();
+            // The item at the gate is released in the same operation.
+            if sequence > self.gate {
+                self.held_by_time.insert((settlement.received_at, sequence));
+            }
             slot.settlement = Some(settlement);
             self.just_settled.insert(sequence);
             self.obsolete_timers.push(sequence);
@@ -627,6 +635,7 @@ impl Conversation {
         let slot = self.slots.get_mut(&sequence)?;
         let settlement = slot.settlement.as_mut()?;
         self.held_bytes -= settlement.held_bytes();
+        self.held_by_time.remove(&(settlement.received_at, sequence));
         self.channel_bytes += settlement.held_bytes();
         let settled_in = settlement.traceparent.clone();
         let payload = settlement.payload.take();
@@ -698,6 +707,27 @@ impl Conversation {
     /// Number of held items and the bytes of their results.
     pub const fn held(&self) -> (u64, u64) {
         (self.next.get() - self.gate.get() - self.awaiting, self.held_bytes)
+    }
+
+    /// When the oldest held item was settled. `None`: nothing is held, or the end is recorded.
+    pub fn held_since(&self) -> Option<Timestamp> {
+        let oldest = self.held_by_time.first().filter(|_| !self.has_ended());
+        oldest.map(|(settled_at, _)| *settled_at)
+    }
+
+    /// What it waits for and holds back at `now`. `None`: nothing is held, it has ended, or the next operation releases
+    /// what is held, because the deadline of the item at the gate has passed.
+    pub fn waiting(&self, now: Timestamp) -> Option<WaitingConversation> {
+        let since = self.held_since().filter(|_| self.ended_at(now).is_none())?;
+        let waiting_for = self.slots.get(&self.gate).filter(|slot| slot.outcome_at(now).is_none())?;
+        let (held, held_bytes) = self.held();
+        Some(WaitingConversation {
+            conversation_id: self.id.clone(),
+            waiting_for: waiting_for.item.clone(),
+            held,
+            held_bytes,
+            since,
+        })
     }
 
     /// The conversation and work item of a refused callback or heartbeat.

@@ -13,7 +13,9 @@ use tokio::time::Instant;
 use super::health::{HealthMonitor, StoreHealth};
 use super::memory::MemoryStore;
 use super::redis::RedisStore;
-use super::{Answer, CONTINUE_MS, ChannelListener, Due, DueConversation, Page, Schedule, Store, StoreError};
+use super::{
+    Answer, CONTINUE_MS, ChannelListener, Due, DueConversation, Page, Schedule, Store, StoreError, Waiting,
+};
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
     ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
@@ -328,6 +330,10 @@ impl Store for InstrumentedStore {
 
     async fn totals(&self, partitions: &[u16]) -> Result<Totals, StoreError> {
         self.call(Operation::Script("totals"), backend_async!(self, store => store.totals(partitions))).await
+    }
+
+    async fn waiting(&self, limit: usize) -> Result<Waiting, StoreError> {
+        self.call(Operation::Script("waiting"), backend_async!(self, store => store.waiting(limit))).await
     }
 
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {

@@ -1,13 +1,14 @@
 //! The memory store: a mutex around [`crate::domain::gate`]. Its data is lost when the process ends.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::notifier::ChannelNotifier;
 use super::{
-    Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError,
+    Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Waiting,
     group_by_conversation,
 };
 use crate::clock::Clock;
@@ -28,38 +29,51 @@ pub struct MemoryStore {
     clock: Clock,
     limits: Limits,
     notifier: ChannelNotifier,
-    state: Mutex<MemoryState>,
+    state: Box<Mutex<MemoryState>>,
 }
 
 #[derive(Debug, Default)]
 struct MemoryState {
     conversations: HashMap<ConversationRef, Conversation>,
     timers: Timers,
+    /// The conversations with held items, by the time at which the oldest was settled.
+    waiting: ByTime<ConversationRef>,
 }
 
 /// The timer of an item. Without a sequence, the timer of the conversation as a whole.
 type Timer = (ConversationRef, Option<Sequence>);
 
-/// Timers, indexed by time and by key. A timer that fires early or is out of date has no effect.
-#[derive(Debug, Default)]
-struct Timers {
-    by_time: BTreeSet<(Timestamp, Timer)>,
-    times: HashMap<Timer, Timestamp>,
+/// Timers. A timer that fires early or is out of date has no effect.
+type Timers = ByTime<Timer>;
+
+/// Keys with a time each, indexed by time and by key.
+#[derive(Debug)]
+struct ByTime<K> {
+    by_time: BTreeSet<(Timestamp, K)>,
+    times: HashMap<K, Timestamp>,
+}
+
+impl<K> Default for ByTime<K> {
+    fn default() -> Self {
+        Self { by_time: BTreeSet::new(), times: HashMap::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash + Ord> ByTime<K> {
+    fn set(&mut self, key: K, time: Timestamp) {
+        self.remove(key);
+        self.times.insert(key, time);
+        self.by_time.insert((time, key));
+    }
+
+    fn remove(&mut self, key: K) {
+        if let Some(time) = self.times.remove(&key) {
+            self.by_time.remove(&(time, key));
+        }
+    }
 }
 
 impl Timers {
-    fn set(&mut self, timer: Timer, time: Timestamp) {
-        self.remove(timer);
-        self.times.insert(timer, time);
-        self.by_time.insert((time, timer));
-    }
-
-    fn remove(&mut self, timer: Timer) {
-        if let Some(time) = self.times.remove(&timer) {
-            self.by_time.remove(&(time, timer));
-        }
-    }
-
     /// The timers that are due at `now`, in order.
     fn due(&self, now: Timestamp) -> impl Iterator<Item = Timer> {
         self.by_time.range(..Self::after(now)).map(|(_, timer)| *timer)
@@ -93,7 +107,8 @@ impl MemoryState {
         self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
     }
 
-    /// Calls `step` with a conversation, unless its retention is over. Removes the timers that become obsolete.
+    /// Calls `step` with a conversation, unless its retention is over. Removes the timers that become obsolete, and updates
+    /// the index of waiting conversations.
     fn with_conversation<T>(
         &mut self,
         reference: ConversationRef,
@@ -102,9 +117,17 @@ impl MemoryState {
         step: impl FnOnce(&mut Conversation) -> T,
     ) -> Option<T> {
         let conversation = self.conversation(reference, now, limits)?;
+        let (held_before, _) = conversation.held();
         let result = step(conversation);
+        let (held, _) = conversation.held();
+        let held_since = conversation.held_since();
         for sequence in conversation.take_obsolete_timers() {
             self.timers.remove((reference, Some(sequence)));
+        }
+        if let Some(since) = held_since {
+            self.waiting.set(reference, since);
+        } else if held_before > 0 || held > 0 {
+            self.waiting.remove(reference);
         }
         Some(result)
     }
@@ -120,7 +143,7 @@ impl MemoryState {
 impl MemoryStore {
     /// An empty store.
     pub fn new(clock: Clock, limits: Limits) -> Self {
-        Self { clock, limits, notifier: ChannelNotifier::new(None), state: Mutex::default() }
+        Self { clock, limits, notifier: ChannelNotifier::new(None), state: Box::default() }
     }
 
     /// Locks the state, and returns it with the current time. Ignores a poisoned lock, because every step leaves the
@@ -149,6 +172,7 @@ impl Store for MemoryStore {
             conversation.reopen(&command, now)
         } else {
             state.conversations.insert(reference, Conversation::open(&command, now, &self.limits));
+            state.waiting.remove(reference);
             Ok(Opened { created: true })
         };
         if opened.is_ok() {
@@ -284,6 +308,7 @@ impl Store for MemoryStore {
                 state.timers.remove((reference, Some(sequence)));
             }
             state.timers.remove((reference, None));
+            state.waiting.remove(reference);
         } else if due.whole || ended {
             state.set_timer(reference, &self.limits);
         }
@@ -327,6 +352,16 @@ impl Store for MemoryStore {
             let (held, bytes) = conversation.held();
             Totals { held: totals.held + held, held_bytes: totals.held_bytes + bytes, ..totals }
         }))
+    }
+
+    async fn waiting(&self, limit: usize) -> Result<Waiting, StoreError> {
+        let (state, now) = self.lock();
+        let indexed = state.waiting.by_time.iter();
+        let known = indexed.filter_map(|(_, reference)| state.conversations.get(reference)?.waiting(now));
+        let mut conversations: Vec<_> = known.take(limit.saturating_add(1)).collect();
+        let truncated = conversations.len() > limit;
+        conversations.truncate(limit);
+        Ok(Waiting { conversations, truncated })
     }
 
     async fn inspect(&self, reference: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {

@@ -14,6 +14,7 @@
 //! | 13 totals | `totals` |
 //! | 14 cancelling a turn, and reasons | `turns` |
 //! | 15 heartbeats and progress | `heartbeats` |
+//! | 16 waiting conversations | `waiting` |
 
 mod deadlines;
 mod ending;
@@ -27,3 +28,4 @@ mod replay;
 mod settlement;
 mod totals;
 mod turns;
+mod waiting;

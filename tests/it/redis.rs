@@ -15,6 +15,7 @@ mod sentinel;
 mod server;
 mod sweeping;
 mod tls;
+mod waiting;
 
 use callback_ingress::clock::ManualClock;
 use test_support::redis_server::RedisServer;

@@ -1,13 +1,12 @@
-//! Reads server-sent events.
+//! Reads the envelopes of the demo's channel.
 
 use std::time::Duration;
 
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::Value;
-use tokio::time::timeout;
 
 use crate::cli::client::ClientError;
+use crate::cli::event_stream::EventStream;
 
 /// One event of the stream.
 #[derive(Debug)]
@@ -19,46 +18,22 @@ pub(super) enum StreamEvent {
 }
 
 /// Reads the events of a response body.
-pub(super) struct EventReader {
-    body: Incoming,
-    text: String,
-    timeout: Duration,
-}
+pub(super) struct EventReader(EventStream);
 
 impl EventReader {
-    pub(super) fn new(body: Incoming, timeout: Duration) -> Self {
-        Self { body, text: String::new(), timeout }
+    pub(super) const fn new(body: Incoming, timeout: Duration) -> Self {
+        Self(EventStream::new(body, timeout))
     }
 
-    /// Waits for the next event, at most `timeout` for each chunk of the body.
+    /// Waits for the next event, at most the timeout for each chunk of the body.
     pub(super) async fn next(&mut self) -> Result<StreamEvent, ClientError> {
         loop {
-            if let Some((block, rest)) = self.text.split_once("\n\n") {
-                let event = parse(block);
-                self.text = rest.into();
-                match event {
-                    Some(event) => return Ok(event),
-                    None => continue,
-                }
-            }
-            let frame = timeout(self.timeout, self.body.frame()).await?;
-            let frame = frame.ok_or("the event stream ended early")??;
-            if let Some(data) = frame.data_ref() {
-                self.text.push_str(std::str::from_utf8(data)?);
+            let event = self.0.next().await?.ok_or("the event stream ended early")?;
+            if event.is_end() {
+                return Ok(StreamEvent::End);
+            } else if event.is_envelope() {
+                return Ok(StreamEvent::Envelope(serde_json::from_str(&event.data).unwrap_or_default()));
             }
         }
-    }
-}
-
-/// Parses the lines of one event. `None` for a comment and for progress.
-fn parse(block: &str) -> Option<StreamEvent> {
-    let field = |name: &str| {
-        let values = block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        values.collect::<Vec<_>>().join("\n")
-    };
-    match (field("event").as_str(), field("data").as_str()) {
-        ("end", _) => Some(StreamEvent::End),
-        ("progress", _) | (_, "") => None,
-        (_, data) => Some(StreamEvent::Envelope(serde_json::from_str(data).unwrap_or_default())),
     }
 }

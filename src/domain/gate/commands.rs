@@ -500,6 +500,21 @@ pub struct ConversationView {
     pub now: Timestamp,
 }
 
+/// A conversation that holds results back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingConversation {
+    /// The conversation.
+    pub conversation_id: ConversationId,
+    /// The item at the gate. It has no outcome.
+    pub waiting_for: WorkItem,
+    /// Number of settled items behind it.
+    pub held: u64,
+    /// Bytes of their results.
+    pub held_bytes: u64,
+    /// When the oldest of them was settled.
+    pub since: Timestamp,
+}
+
 /// Totals over the conversations of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {

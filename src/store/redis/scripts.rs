@@ -23,6 +23,9 @@ const STEP_TIMERS: u64 = 512;
 const STEP_SEARCH: u64 = 512;
 /// Maximum number of unreleased items that one step of `cancel_turn` examines; that takes Redis about 2 ms.
 const STEP_TURN: u64 = 128;
+/// Maximum number of unreleased items that one step reads to find the oldest held result. If there are more, the time in
+/// the index can be too early.
+const STEP_HELD: u64 = 128;
 
 /// The scripts of a store, one per operation.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub(super) struct Scripts {
     pub(super) read: Script,
     pub(super) due: Script,
     pub(super) totals: Script,
+    pub(super) waiting: Script,
+    pub(super) waiting_for: Script,
 }
 
 macro_rules! files {
@@ -47,7 +52,7 @@ macro_rules! files {
 }
 
 /// The script files by name.
-const FILES: [(&str, &str); 22] = files![
+const FILES: [(&str, &str); 24] = files![
     "clock",
     "conversation",
     "ttl",
@@ -69,11 +74,13 @@ const FILES: [(&str, &str); 22] = files![
     "read",
     "due",
     "totals",
+    "waiting",
+    "waiting_for",
     "probe",
 ];
 
 /// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
-pub const OPERATIONS: [&[&str]; 13] = [
+pub const OPERATIONS: [&[&str]; 15] = [
     &["clock", "conversation", "ttl", "timer", "open"],
     &["clock", "conversation", "ttl", "item", "issue"],
     &["clock", "conversation", "ttl", "item", "release", "accept"],
@@ -87,6 +94,8 @@ pub const OPERATIONS: [&[&str]; 13] = [
     &["clock", "conversation", "read"],
     &["due"],
     &["totals"],
+    &["waiting"],
+    &["clock", "conversation", "waiting_for"],
 ];
 
 /// The script of an operation. `alter` gets the name and text of each file and returns the text to use.
@@ -107,6 +116,7 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
         ("$step_timers", STEP_TIMERS),
         ("$step_search", STEP_SEARCH),
         ("$step_turn", STEP_TURN),
+        ("$step_held", STEP_HELD),
         ("$progress_interval", PROGRESS_INTERVAL_MS),
     ];
     let included = FILES.iter().filter(|(name, _)| files.contains(name));
@@ -131,6 +141,8 @@ impl Scripts {
             read,
             due,
             totals,
+            waiting,
+            waiting_for,
         ] = scripts;
         Self {
             open,
@@ -146,6 +158,8 @@ impl Scripts {
             read,
             due,
             totals,
+            waiting,
+            waiting_for,
         }
     }
 }

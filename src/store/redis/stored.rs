@@ -66,6 +66,7 @@ pub(super) struct StoredState {
     pub(super) next: Sequence,
     pub(super) gate: Sequence,
     awaiting: u64,
+    pub(super) held_bytes: u64,
     gate_deadline: u64,
     cleared: u64,
 }
@@ -76,7 +77,7 @@ impl StoredState {
         let (touched_at, idle_ttl_ms, busy_until) = (fields.time()?, fields.number(4)?, fields.time()?);
         let (_kept_until, ended_at) = (fields.time()?, fields.time()?);
         let (next, gate, awaiting) = (fields.number(4)?, fields.number(4)?, fields.number(4)?);
-        let (_held_bytes, gate_deadline) = (fields.number(6)?, fields.number(6)?);
+        let (held_bytes, gate_deadline) = (fields.number(6)?, fields.number(6)?);
         let (_channel_bytes, cleared) = (fields.number(6)?, fields.number(4)?);
         Ok(Self {
             touched_at,
@@ -86,6 +87,7 @@ impl StoredState {
             next: Sequence::new(next),
             gate: Sequence::new(gate),
             awaiting,
+            held_bytes,
             gate_deadline,
             cleared,
         })
@@ -104,8 +106,13 @@ impl StoredState {
 
     /// The end of the conversation and the items that it dropped, once it has ended.
     pub(super) fn ended(&self, now: Timestamp) -> Option<Ended> {
-        let dropped_held = self.next.get().saturating_sub(self.gate.get()).saturating_sub(self.awaiting);
-        self.ended_at(now).map(|ended_at| Ended { ended_at, dropped_held, dropped_awaiting: self.awaiting })
+        let (dropped_held, dropped_awaiting) = (self.held(), self.awaiting);
+        self.ended_at(now).map(|ended_at| Ended { ended_at, dropped_held, dropped_awaiting })
+    }
+
+    /// Number of settled items that are not released.
+    pub(super) const fn held(&self) -> u64 {
+        self.next.get().saturating_sub(self.gate.get()).saturating_sub(self.awaiting)
     }
 
     /// Whether a bounded step left items to release.

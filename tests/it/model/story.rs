@@ -174,7 +174,21 @@ impl<'a> Story<'a> {
                 .map_err(|why| format!("asked then for {question:?}, {why}"))?;
             self.learn(&question, &reply);
         }
-        self.compare_totals().await
+        self.compare_totals().await?;
+        self.compare_waiting().await
+    }
+
+    async fn compare_waiting(&self) -> Result<(), String> {
+        for limit in [1, 100] {
+            let in_memory = self.memory.waiting(limit).await.unwrap();
+            let in_redis = self.redis.waiting(limit).await.unwrap();
+            if in_memory != in_redis {
+                return Err(format!(
+                    "of waiting conversations, the memory store lists\n  {in_memory:?}\nand Redis\n  {in_redis:?}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     async fn compare_totals(&self) -> Result<(), String> {

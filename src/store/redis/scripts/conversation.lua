@@ -9,8 +9,10 @@
 --       4 held          hash: sequence -> held result (accepted, not yet released)
 --       5 totals        hash of the partition: conversations, clearing (timers of ended conversations), held,
 --                       held_bytes
---       6 used          string: fingerprint of the body with which the token was used (accept.lua only)
-local CONVERSATION, CHANNEL, TIMERS, HELD, TOTALS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+--       6 waiting       sorted set of the partition: <conversation>, scored by the time at which the oldest of its held
+--                       items was settled; only conversations with held items
+--       7 used          string: fingerprint of the body with which the token was used (accept.lua only)
+local CONVERSATION, CHANNEL, TIMERS, HELD, TOTALS, WAITING = unpack(KEYS, 1, 6)
 local REFERENCE = sub(CONVERSATION, -32)
 local encode, decode, max = struct.pack, struct.unpack, math.max
 

@@ -21,6 +21,7 @@ if not c then
     if whole and call('ZREM', TIMERS, REFERENCE) == 1 then
         call('HINCRBY', TOTALS, 'conversations', -1)
     end
+    redis.pcall('ZREM', WAITING, REFERENCE)
     return { 'gone' }
 end
 
