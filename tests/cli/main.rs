@@ -12,7 +12,9 @@
 mod collector;
 mod configuration;
 mod demo;
+mod deployment;
 mod draining;
+mod examples;
 mod exporters;
 mod filter;
 mod healthcheck;
@@ -24,6 +26,7 @@ mod program;
 mod prometheus;
 mod readme;
 mod reason;
+mod runbook;
 mod secrecy;
 mod security;
 mod serve;

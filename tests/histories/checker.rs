@@ -10,6 +10,7 @@
 //! | an acknowledged result is there once, with its bytes; one winner a token; replies fit it | `items` |
 //! | silence and nothing else times out early; heartbeats tell the state | `heartbeats` |
 //! | a receipt tells who took it, and whether it was on the channel by then | `receipts` |
+//! | a turn is cancelled in one step, with all its items that await and no others | `turns` |
 //! | one item a key, one sequence an item, in the order of issue | `issuing` |
 //! | an end drops what it says it drops; readers see the channel, each part once, and go on where they were | `readers` |
 //! | where nothing is broken, the store is there | `unbroken` |
@@ -22,6 +23,7 @@ mod items;
 mod loss;
 mod readers;
 mod receipts;
+mod turns;
 mod unbroken;
 
 use std::collections::BTreeMap;
@@ -108,6 +110,8 @@ struct Item<'a> {
     posts: Vec<(&'a Operation, &'a Post)>,
     beats: Vec<&'a Operation>,
     cancels: Vec<&'a Operation>,
+    /// The cancellations of its turn.
+    turn_cancels: Vec<&'a Operation>,
     shows: Vec<&'a Operation>,
     /// Its index on the channel.
     envelope: Option<usize>,
@@ -149,6 +153,7 @@ impl<'a> Case<'a> {
         self.check_channel();
         self.check_lateness();
         self.check_issuing();
+        self.check_turns();
         for item in std::mem::take(&mut self.items).into_values() {
             self.check_item(&item);
         }
@@ -181,6 +186,7 @@ impl<'a> Case<'a> {
                     posts: Vec::new(),
                     beats: Vec::new(),
                     cancels: Vec::new(),
+                    turn_cancels: Vec::new(),
                     shows: Vec::new(),
                     envelope: self.envelopes.iter().position(|envelope| envelope.work_item_id == id),
                 };
@@ -203,6 +209,10 @@ impl<'a> Case<'a> {
                     if let Some(item) = self.items.get_mut(work_item.as_str()) {
                         item.cancels.push(operation);
                     }
+                }
+                Action::CancelTurn { turn } => {
+                    let of_turn = self.items.values_mut().filter(|item| item.asked.turn == *turn);
+                    of_turn.for_each(|item| item.turn_cancels.push(operation));
                 }
                 Action::Show { work_item } => {
                     if let Some(item) = self.items.get_mut(work_item.as_str()) {

@@ -50,6 +50,9 @@ pub(crate) enum Action {
     },
     /// A cancellation of another conversation's item.
     CancelForeign,
+    CancelTurn {
+        turn: String,
+    },
     End,
     Inspect,
     Show {
@@ -57,10 +60,12 @@ pub(crate) enum Action {
     },
 }
 
-/// A requested work item. The turn id is unique, so an envelope identifies its request.
+/// A requested work item. The tool call's id is unique, so an envelope identifies its request.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
+    pub(crate) tool_call: String,
     pub(crate) turn: String,
+    pub(crate) name: Option<&'static str>,
     pub(crate) kind: &'static str,
     pub(crate) timeout_ms: u64,
     pub(crate) heartbeat_timeout_ms: Option<u64>,
@@ -69,7 +74,10 @@ pub(crate) struct Asked {
 impl Asked {
     /// The body of the request.
     pub(crate) fn body(&self) -> Value {
-        let mut body = json!({"kind": self.kind, "turnId": self.turn, "timeoutMs": self.timeout_ms});
+        let mut body = json!({
+            "kind": self.kind, "turnId": self.turn, "toolCallId": self.tool_call, "name": self.name,
+            "timeoutMs": self.timeout_ms,
+        });
         if let Some(heartbeat_timeout_ms) = self.heartbeat_timeout_ms {
             body["heartbeatTimeoutMs"] = json!(heartbeat_timeout_ms);
         }
@@ -212,6 +220,8 @@ pub(crate) struct Envelope {
     pub(crate) conversation_id: String,
     pub(crate) work_item_id: String,
     pub(crate) turn_id: Option<String>,
+    pub(crate) tool_call_id: Option<String>,
+    pub(crate) name: Option<String>,
     pub(crate) kind: String,
     pub(crate) outcome: String,
     pub(crate) result: Option<Box<RawValue>>,

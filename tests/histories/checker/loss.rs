@@ -23,6 +23,7 @@ impl Case<'_> {
                 | Action::Issue { .. }
                 | Action::Beat { .. }
                 | Action::Cancel { .. }
+                | Action::CancelTurn { .. }
                 | Action::End => true,
                 Action::Post(post) => post.says.is_a_result(),
                 _ => false,
