@@ -109,6 +109,10 @@ impl fmt::Display for CallError {
             Self::Refused { url, status, error } if error.code.is_empty() => {
                 write!(f, "{url} responded with {status}: is it the platform listener of callback-ingress?")
             }
+            // Of a listener that has no such path.
+            Self::Refused { url, error, .. } if error.code == "NOT_FOUND" => {
+                write!(f, "{url} responded with 404 NOT_FOUND: is it the platform listener?")
+            }
             Self::Refused { url, status, error } => write!(
                 f,
                 "{url} responded with {} {}: {} (request {})",

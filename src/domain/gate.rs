@@ -9,6 +9,7 @@
 //! | when a conversation has ended | [`ended_at`] |
 //! | an item's outcome at a given time | [`outcome_at`] |
 //! | whether a callback is accepted | [`Conversation::accept`] |
+//! | whether a heartbeat is taken | [`Conversation::heartbeat`] |
 //! | limits | [`Conversation::accept`], [`Conversation::issue`] |
 
 mod commands;
@@ -18,15 +19,17 @@ use std::ops::Range;
 
 pub use commands::{
     Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
-    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Ended, Expired, Issue,
-    IssueRefused, Issued, LookupRefused, MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt,
-    Released, TimedOut, Totals, WaitingConversation, WorkItemView,
+    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Ended, Expired, Heartbeat,
+    HeartbeatNotTaken, HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused,
+    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals,
+    WaitingConversation, WorkItemView,
 };
 
 use super::envelope::{Envelope, EnvelopeJson};
 use super::ids::{
     AttemptId, ConversationId, Fingerprint, IdempotencyDigest, RequestId, Sequence, TraceParent, WorkItemId,
 };
+use super::progress::PROGRESS_INTERVAL_MS;
 use super::reason::Reason;
 use super::result::Payload;
 use super::time::Timestamp;
@@ -79,13 +82,20 @@ fn size(payload: &Payload) -> u64 {
 #[derive(Clone, Debug)]
 struct Slot {
     item: WorkItem,
+    last_heartbeat_at: Option<Timestamp>,
+    /// When the last progress was published.
+    progress_at: Option<Timestamp>,
     settlement: Option<Settlement>,
 }
 
 impl Slot {
     fn outcome_at(&self, now: Timestamp) -> Option<(Outcome, Timestamp)> {
         let settled = self.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at));
-        outcome_at(settled, self.item.deadline, now)
+        outcome_at(settled, self.times_out_at(), now)
+    }
+
+    fn times_out_at(&self) -> Timestamp {
+        self.item.times_out_at(self.last_heartbeat_at)
     }
 }
 
@@ -220,13 +230,15 @@ impl Conversation {
             name: command.name.clone(),
             issued_at: now,
             deadline,
+            heartbeat_timeout_ms: command.heartbeat_timeout_ms,
             expires_at: deadline.plus_millis(command.replay_window_ms),
             key_id: command.key_id,
             traceparent: [&command.traceparent, &self.traceparent, &command.request_traceparent]
                 .into_iter()
                 .find_map(Clone::clone),
         };
-        self.slots.insert(item.sequence, Slot { item: item.clone(), settlement: None });
+        let slot = Slot { item: item.clone(), last_heartbeat_at: None, progress_at: None, settlement: None };
+        self.slots.insert(item.sequence, slot);
         self.issued_by_attempt.insert(attempt, item.sequence);
         if let Some((key, fingerprint)) = command.idempotency {
             self.issued_by_key.insert(key, (fingerprint, item.sequence));
@@ -296,6 +308,47 @@ impl Conversation {
                 self.receipt(sequence, false, released).ok_or(AcceptRefused::WorkItemUnknown)
             }
         }
+    }
+
+    /// Records a heartbeat. A settled item is unchanged.
+    pub fn heartbeat(
+        &mut self,
+        command: &Heartbeat,
+        now: Timestamp,
+    ) -> Result<HeartbeatReceipt, HeartbeatRefused> {
+        if now >= command.expires_at {
+            return Err(HeartbeatRefused::TokenExpired);
+        }
+        let ended = self.ended_at(now).is_some();
+        let Some(slot) = self.slot(command.work_item) else {
+            return Err(if ended {
+                HeartbeatRefused::ConversationEnded
+            } else {
+                HeartbeatRefused::WorkItemUnknown
+            });
+        };
+        let (sequence, mut published) = (slot.item.sequence, false);
+        let outcome = slot.outcome_at(now).map(|(outcome, _)| outcome);
+        let has_result = matches!(outcome, Some(Outcome::Succeeded | Outcome::Failed));
+        if ended && !(has_result && sequence < self.gate) {
+            return Err(HeartbeatRefused::ConversationEnded);
+        }
+        match outcome {
+            Some(Outcome::TimedOut) => return Err(HeartbeatRefused::WorkItemTimedOut),
+            Some(Outcome::Cancelled) => return Err(HeartbeatRefused::WorkItemCancelled),
+            Some(Outcome::Succeeded | Outcome::Failed) => {}
+            None => {
+                let is_old =
+                    |last: Timestamp| last.as_millis().abs_diff(now.as_millis()) >= PROGRESS_INTERVAL_MS;
+                published = command.progress.is_some() && slot.progress_at.is_none_or(is_old);
+                if let Some(slot) = self.slots.get_mut(&sequence) {
+                    slot.last_heartbeat_at = Some(now);
+                    slot.progress_at = if published { Some(now) } else { slot.progress_at };
+                }
+            }
+        }
+        let item = self.work_item(command.work_item, now).ok_or(HeartbeatRefused::WorkItemUnknown)?;
+        Ok(HeartbeatReceipt { conversation_id: self.id.clone(), item, published })
     }
 
     /// Restarts the idle timeout. The sweeper's operations do not.
@@ -412,6 +465,11 @@ impl Conversation {
         })
     }
 
+    /// Why it was ended.
+    pub const fn end_reason(&self) -> Option<&Reason> {
+        self.end_reason.as_ref()
+    }
+
     /// Releases what is overdue, then ends the conversation and drops its held and awaiting items. Idempotent.
     pub fn end(
         &mut self,
@@ -426,7 +484,7 @@ impl Conversation {
             self.end_reason = reason.cloned();
         }
         let ended = self.finish(ended_before.unwrap_or(now));
-        EndReceipt { ended, repeated: ended_before.is_some(), released }
+        EndReceipt { ended, repeated: ended_before.is_some(), reason: self.end_reason.clone(), released }
     }
 
     /// Records the end and drops the held results, unless an earlier operation has done so.
@@ -469,24 +527,32 @@ impl Conversation {
             };
         }
         let mut timed_out = Vec::new();
+        let mut next_in_ms: Option<u64> = None;
         for sequence in sequences {
-            let slot = self.slots.get(sequence);
-            let due = slot.filter(|slot| slot.settlement.is_none() && now >= slot.item.deadline);
-            if let Some(item) = due.map(|slot| slot.item.clone()) {
-                self.time_out(item.sequence, item.deadline, traceparent);
-                timed_out.push(TimedOut {
-                    work_item: item.id,
-                    sequence: item.sequence,
-                    kind: item.kind,
-                    tool_call_id: item.tool_call_id,
-                    name: item.name,
-                    late_ms: item.deadline.millis_until(now),
-                    issued_in: item.traceparent,
-                });
+            let Some(slot) = self.slots.get(sequence).filter(|slot| slot.settlement.is_none()) else {
+                continue;
+            };
+            let at = slot.times_out_at();
+            if now < at {
+                let in_ms = now.millis_until(at);
+                next_in_ms = Some(next_in_ms.map_or(in_ms, |earliest| earliest.min(in_ms)));
+                continue;
             }
+            let item = slot.item.clone();
+            self.time_out(item.sequence, traceparent);
+            timed_out.push(TimedOut {
+                work_item: item.id,
+                sequence: item.sequence,
+                kind: item.kind,
+                cause: item.timeout_cause(at),
+                tool_call_id: item.tool_call_id,
+                name: item.name,
+                late_ms: at.millis_until(now),
+                issued_in: item.traceparent,
+            });
         }
         let released = self.release(now, traceparent);
-        Expired { conversation_id, timed_out, ended: None, released, unfinished: false }
+        Expired { conversation_id, timed_out, ended: None, released, unfinished: false, next_in_ms }
     }
 
     fn settle(&mut self, sequence: Sequence, settlement: Settlement) {
@@ -528,17 +594,19 @@ impl Conversation {
         );
     }
 
-    fn time_out(&mut self, sequence: Sequence, deadline: Timestamp, traceparent: Option<&TraceParent>) {
+    fn time_out(&mut self, sequence: Sequence, traceparent: Option<&TraceParent>) {
+        let Some(slot) = self.slots.get(&sequence) else { return };
+        let (at, cause) = (slot.times_out_at(), slot.item.timeout_cause(slot.times_out_at()));
         self.settle(
             sequence,
             Settlement {
                 outcome: Outcome::TimedOut,
-                received_at: deadline,
+                received_at: at,
                 request_id: None,
                 traceparent: traceparent.cloned(),
                 attempt: None,
                 fingerprint: None,
-                reason: None,
+                reason: cause.reason(),
                 payload: None,
             },
         );
@@ -550,11 +618,10 @@ impl Conversation {
         let mut released = Vec::new();
         while let Some(slot) = self.slots.get(&self.gate) {
             if slot.settlement.is_none() {
-                let deadline = slot.item.deadline;
-                if now < deadline {
+                if now < slot.times_out_at() {
                     break;
                 }
-                self.time_out(self.gate, deadline, traceparent);
+                self.time_out(self.gate, traceparent);
             }
             let appended = self.append(self.gate, now);
             released.extend(appended.filter(|_| released.len() < MAX_REPORTED));
@@ -663,10 +730,14 @@ impl Conversation {
         })
     }
 
-    /// The conversation and work item of a refused callback.
+    /// The conversation and work item of a refused callback or heartbeat.
     pub fn target(&self, work_item: WorkItemId) -> CallbackTarget {
-        let item = self.slot(work_item).map(|slot| slot.item.clone());
-        CallbackTarget { conversation_id: self.id.clone(), item }
+        let slot = self.slot(work_item);
+        CallbackTarget {
+            conversation_id: self.id.clone(),
+            item: slot.map(|slot| slot.item.clone()),
+            times_out_at: slot.map(Slot::times_out_at),
+        }
     }
 
     /// A work item at `now`.
@@ -678,8 +749,9 @@ impl Conversation {
         let settled = slot.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at));
         let bytes = slot.settlement.as_ref().map_or(0, Settlement::held_bytes);
         let reason = slot.settlement.as_ref().and_then(|settlement| settlement.reason.clone());
-        let view = WorkItemView::new(slot.item.clone(), settled, bytes, self.gate, self.ended_at(now), now);
-        WorkItemView { reason, ..view }
+        let (item, heartbeat) = (slot.item.clone(), slot.last_heartbeat_at);
+        let view = WorkItemView::new(item, heartbeat, settled, bytes, self.gate, self.ended_at(now), now);
+        WorkItemView { reason: reason.or(view.reason), ..view }
     }
 
     /// The conversation at `now`.
@@ -708,10 +780,10 @@ impl Conversation {
         }
     }
 
-    /// The deadline of an item without an outcome.
-    pub fn deadline_of(&self, sequence: Sequence) -> Option<Timestamp> {
+    /// When an item without an outcome times out.
+    pub fn times_out_at(&self, sequence: Sequence) -> Option<Timestamp> {
         let slot = self.slots.get(&sequence).filter(|slot| slot.settlement.is_none());
-        slot.map(|slot| slot.item.deadline)
+        slot.map(Slot::times_out_at)
     }
 
     /// The items without an outcome.
@@ -735,27 +807,29 @@ pub fn ended_at(ended_at: Option<Timestamp>, idle_at: Timestamp, now: Timestamp)
     ended_at.or_else(|| (now >= idle_at).then_some(idle_at))
 }
 
-/// The deadline rule: an unsettled item counts as timed out from its deadline on, before the sweeper has processed it.
+/// The deadline rule: an unsettled item counts as timed out from this time on, before the sweeper has processed it. See
+/// [`WorkItem::times_out_at`].
 pub fn outcome_at(
     settled: Option<(Outcome, Timestamp)>,
-    deadline: Timestamp,
+    times_out_at: Timestamp,
     now: Timestamp,
 ) -> Option<(Outcome, Timestamp)> {
-    settled.or_else(|| (now >= deadline).then_some((Outcome::TimedOut, deadline)))
+    settled.or_else(|| (now >= times_out_at).then_some((Outcome::TimedOut, times_out_at)))
 }
 
 impl WorkItemView {
-    /// An item at `now`, without the reason. `gate`: the first sequence that is not released. `ended_at`: when the
-    /// conversation ended.
+    /// An item at `now`, without the reason of a cancellation. `gate`: the first sequence that is not released. `ended_at`:
+    /// when the conversation ended.
     pub fn new(
         item: WorkItem,
+        last_heartbeat_at: Option<Timestamp>,
         settled: Option<(Outcome, Timestamp)>,
         bytes: u64,
         gate: Sequence,
         ended_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Self {
-        let settled = outcome_at(settled, item.deadline, ended_at.unwrap_or(now));
+        let settled = outcome_at(settled, item.times_out_at(last_heartbeat_at), ended_at.unwrap_or(now));
         let state = match (item.sequence < gate, ended_at, settled) {
             (true, _, _) => State::Released,
             (false, Some(_), _) => State::Dropped,
@@ -763,7 +837,15 @@ impl WorkItemView {
             (false, None, None) => State::Awaiting,
         };
         let held_bytes = if state == State::Held { bytes } else { 0 };
-        Self { item, state, settled, reason: None, held_bytes }
+        let timed_out = settled.filter(|(outcome, _)| *outcome == Outcome::TimedOut);
+        let reason = timed_out.and_then(|(_, at)| item.timeout_cause(at).reason());
+        Self { item, state, settled, reason, last_heartbeat_at, held_bytes }
+    }
+
+    /// When the item times out unless a heartbeat comes before. `None` if it needs no heartbeats, or no more.
+    pub fn heartbeat_deadline(&self) -> Option<Timestamp> {
+        let is_asked = self.state == State::Awaiting && self.item.heartbeat_timeout_ms.is_some();
+        is_asked.then(|| self.item.times_out_at(self.last_heartbeat_at))
     }
 }
 

@@ -168,7 +168,7 @@ impl fmt::Debug for Token {
 }
 
 /// The first 8 hexadecimal digits of a token's SHA-256: the only form of a token in logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TokenFingerprint([u8; 4]);
 
 impl TokenFingerprint {
@@ -327,6 +327,7 @@ mod tests {
             name: None,
             issued_at: Timestamp::from_millis(0),
             deadline: Timestamp::from_millis(0),
+            heartbeat_timeout_ms: None,
             expires_at: Timestamp::from_millis(expires_at),
             key_id,
             traceparent: None,

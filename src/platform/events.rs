@@ -17,7 +17,7 @@ use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use memchr::memchr3;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Platform;
 use super::pages::FetchedPage;
@@ -25,11 +25,13 @@ use super::request::{PathIds, invalid};
 use crate::domain::envelope::{EnvelopeJson, event_id};
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, RequestId, Sequence};
+use crate::domain::progress::ProgressJson;
+use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{ChannelListener, Page, Store};
+use crate::store::{ChannelListener, Notice, Page, Store};
 use crate::telemetry::names;
 use crate::telemetry::trace::SpanRef;
 
@@ -168,20 +170,23 @@ fn parse_cursor(text: &str) -> Option<Cursor> {
 }
 
 /// The end of the channel at the last read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct ChannelEnd {
     /// The last sequence on the channel.
     released: u64,
     /// Whether the conversation has ended, so that nothing follows.
     is_final: bool,
-    /// Time after which the channel is read again without a notification.
-    poll_after: Duration,
+    /// Why the conversation was ended.
+    reason: Option<Reason>,
+    /// When the channel is read again without a notification. A time, because progress does not postpone it.
+    poll_at: Instant,
 }
 
 impl ChannelEnd {
     fn of(page: &Page) -> Self {
-        let poll_after = POLL_INTERVAL.min(Duration::from_millis(page.idle_in_ms + 1));
-        Self { released: page.released, is_final: page.ended, poll_after }
+        let poll_at = Instant::now() + POLL_INTERVAL.min(Duration::from_millis(page.idle_in_ms + 1));
+        let reason = page.end_reason.clone();
+        Self { released: page.released, is_final: page.ended, reason, poll_at }
     }
 }
 
@@ -298,7 +303,9 @@ impl ChannelReader {
                 if self.end.is_final {
                     return Some(self.end_event());
                 }
-                self.wait(self.end.poll_after).await;
+                if let Some(progress) = self.wait().await {
+                    return Some(progress);
+                }
             }
             // Changes after this point may be missing from the page.
             self.listener.mark_seen();
@@ -338,7 +345,7 @@ impl ChannelReader {
                         );
                     }
                     let pause = *self.retry_delay.insert(retry_after(failed_before));
-                    self.wait(pause).await;
+                    self.pause(pause).await;
                 }
             }
         }
@@ -349,8 +356,20 @@ impl ChannelReader {
         None
     }
 
+    /// Waits until the channel changes, it is time to poll or draining begins. Returns earlier with a work item's progress.
+    async fn wait(&mut self) -> Option<Event> {
+        tokio::select! {
+            notice = self.listener.next() => match notice {
+                Notice::Progress(progress) => progress_event(&progress),
+                Notice::Changed => None,
+            },
+            () = sleep_until(self.end.poll_at) => None,
+            () = self.platform.lifecycle.draining_started() => None,
+        }
+    }
+
     /// Waits until the channel changes, `limit` has passed or draining begins.
-    async fn wait(&mut self, limit: Duration) {
+    async fn pause(&mut self, limit: Duration) {
         tokio::select! {
             () = self.listener.changed() => {}
             () = sleep(limit) => {}
@@ -361,7 +380,9 @@ impl ChannelReader {
     fn end_event(&mut self) -> Event {
         self.finished = true;
         self.stream.closed = CloseReason::Ended;
-        let data = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation);
+        let reason = self.end.reason.as_ref();
+        let reason = reason.map_or_else(String::new, |reason| format!(r#","reason":{}"#, reason.to_json()));
+        let data = format!(r#"{{"conversationId":"{}","state":"ended"{reason}}}"#, self.conversation);
         Event::default().event("end").data(data)
     }
 }
@@ -374,6 +395,12 @@ fn retry_after(before: Option<Duration>) -> Duration {
 /// An envelope as an event. A line break in a result splits the data into two lines, which clients join with a line feed.
 fn envelope_event(id: &str, json: &str) -> Event {
     Event::default().id(id).data(normalize_line_breaks(json))
+}
+
+/// Progress as an event, without an id: a client that reconnects does not get it again. `None` if it is not UTF-8.
+fn progress_event(progress: &ProgressJson) -> Option<Event> {
+    let json = std::str::from_utf8(progress.bytes()).ok()?;
+    Some(Event::default().event("progress").data(normalize_line_breaks(json)))
 }
 
 /// Normalizes the line breaks of a JSON text, so that all clients see the same lines. Carriage returns become line feeds:

@@ -15,8 +15,9 @@ use crate::clock::Clock;
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    Conversation, ConversationNotFound, ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued,
-    Limits, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    Conversation, ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
+    HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, Limits, LookupRefused, NotAccepted,
+    Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
@@ -190,7 +191,7 @@ impl Store for MemoryStore {
         if let Ok(Issued { item, .. }) = &issued
             && item.sequence == before
         {
-            state.timers.set((command.conversation, Some(item.sequence)), item.deadline);
+            state.timers.set((command.conversation, Some(item.sequence)), item.times_out_at(None));
         }
         Ok(issued)
     }
@@ -213,6 +214,26 @@ impl Store for MemoryStore {
             self.notifier.notify(command.conversation);
         }
         Ok(accepted)
+    }
+
+    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, HeartbeatNotTaken> {
+        let (mut state, now) = self.lock();
+        let refused = |why, target| Ok(Err(HeartbeatNotTaken { why, target }));
+        if now >= command.expires_at {
+            return refused(HeartbeatRefused::TokenExpired, None);
+        }
+        let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
+            return refused(HeartbeatRefused::ConversationEnded, None);
+        };
+        match conversation.heartbeat(&command, now) {
+            Ok(receipt) => {
+                if let Some(progress) = command.progress.filter(|_| receipt.published) {
+                    self.notifier.publish(command.conversation, progress.event(&receipt.item.item, now));
+                }
+                Ok(Ok(receipt))
+            }
+            Err(why) => refused(why, Some(Box::new(conversation.target(command.work_item)))),
+        }
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
@@ -267,13 +288,13 @@ impl Store for MemoryStore {
         let expire =
             |conversation: &mut Conversation| conversation.expire(&due.sequences, traceparent.as_ref(), now);
         let expired = state.with_conversation(reference, now, &self.limits, expire).unwrap_or_default();
-        // `due` has moved the claimed timers. Reset the timer of an awaiting item to its deadline, and remove the timer
-        // of any other item.
+        // `due` has moved the claimed timers. Set the timer of an awaiting item to the time at which it times out, and
+        // remove the timer of any other item.
         for &sequence in &due.sequences {
             let conversation = state.conversations.get(&reference);
             let live = conversation.filter(|conversation| conversation.ended_at(now).is_none());
-            match live.and_then(|conversation| conversation.deadline_of(sequence)) {
-                Some(deadline) => state.timers.set((reference, Some(sequence)), deadline),
+            match live.and_then(|conversation| conversation.times_out_at(sequence)) {
+                Some(time) => state.timers.set((reference, Some(sequence)), time),
                 None => state.timers.remove((reference, Some(sequence))),
             }
         }
@@ -376,6 +397,7 @@ impl Store for MemoryStore {
             envelopes: page_of(conversation.read(after, count)).to_vec(),
             released: conversation.released(),
             ended: conversation.ended_at(now).is_some(),
+            end_reason: conversation.end_reason().cloned(),
             idle_in_ms: now.millis_until(conversation.idle_at()),
         }))
     }

@@ -66,11 +66,13 @@ use crate::clock::Clock;
 use crate::domain::envelope::{EnvelopeJson, members_at_issue, turn_member};
 use crate::domain::gate::{
     Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
-    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Issue,
-    IssueRefused, Issued, LookupRefused, MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt,
-    Released, Totals, WaitingConversation, WorkItemView,
+    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Heartbeat,
+    HeartbeatNotTaken, HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused,
+    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, Totals, WaitingConversation,
+    WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
+use crate::domain::progress::Progress;
 use crate::domain::reason::Reason;
 use crate::domain::result::Payload;
 use crate::domain::time::Timestamp;
@@ -377,7 +379,7 @@ impl ExpireStep {
         let state = StoredState::decode(&reply.bytes()?)?;
         let opened = StoredConversation::decode(&reply.bytes()?)?;
         let ended = reply.number()? == 1;
-        let count = reply.number()?;
+        let (next_in_ms, count) = (reply.number()?, reply.number()?);
         let mut timed_out = Vec::new();
         for _ in 0..count {
             let (_sequence, item) = (reply.number()?, reply.bytes()?);
@@ -388,6 +390,7 @@ impl ExpireStep {
             timed_out,
             ended: ended.then(|| state.ended(now)).flatten(),
             unfinished: state.is_unfinished() || state.has_uncleared_timers(),
+            next_in_ms: (next_in_ms > 0).then_some(next_in_ms),
             released: released(&mut reply, opened.opened_at, now, None)?,
         };
         Ok(Some(Self { expired, state }))
@@ -433,12 +436,13 @@ impl Store for RedisStore {
                 .option(command.traceparent.as_ref().map(TraceParent::as_str))
                 .option(command.request_traceparent.as_ref().map(TraceParent::as_str))
                 .raw(&members);
-            match &command.idempotency {
+            let call = match &command.idempotency {
                 Some((key, fingerprint)) => {
                     call.raw(&key.as_bytes()[..16]).raw(&fingerprint.as_bytes()[..16])
                 }
                 None => call.raw("").raw(""),
-            }
+            };
+            call.option(command.heartbeat_timeout_ms)
         };
         // If the reply is lost, the retry searches for the item that the first call may have issued.
         let mut reply = self.step(conversation, || call(false).with_retry(call(true))).await?;
@@ -489,15 +493,36 @@ impl Store for RedisStore {
             "channel_limit" => AcceptRefused::ChannelLimit,
             _ => return Err(reply.unexpected()),
         };
-        let target = match reply.next() {
-            None => None,
-            Some(opened) => {
-                let item = reply.next().map(|item| StoredItem::decode(&bytes(item)?)).transpose()?;
-                let conversation_id = StoredConversation::decode(&bytes(opened)?)?.id;
-                Some(Box::new(CallbackTarget { conversation_id, item: item.map(|item| item.item) }))
-            }
+        Ok(Err(NotAccepted { why, target: target(&mut reply)? }))
+    }
+
+    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, HeartbeatNotTaken> {
+        let conversation = command.conversation;
+        let progress = command.progress.as_ref().map(Progress::members).unwrap_or_default();
+        let call = || {
+            self.call(&self.scripts.heartbeat, conversation, None, progress.len())
+                .arg(command.work_item.sequence())
+                .arg(command.work_item)
+                .arg(command.expires_at.as_millis())
+                .raw(progress)
         };
-        Ok(Err(NotAccepted { why, target }))
+        let mut reply = self.step(conversation, call).await?;
+        let why = match reply.word() {
+            "alive" => {
+                let now = Timestamp::from_millis(reply.number()?);
+                let state = StoredState::decode(&reply.bytes()?)?;
+                let conversation_id = StoredConversation::decode(&reply.bytes()?)?.id;
+                let item = StoredItem::decode(&reply.bytes()?)?.view(&state, now);
+                return Ok(Ok(HeartbeatReceipt { conversation_id, item, published: reply.number()? == 1 }));
+            }
+            "token_expired" => HeartbeatRefused::TokenExpired,
+            "conversation_ended" => HeartbeatRefused::ConversationEnded,
+            "work_item_unknown" => HeartbeatRefused::WorkItemUnknown,
+            "work_item_timed_out" => HeartbeatRefused::WorkItemTimedOut,
+            "work_item_cancelled" => HeartbeatRefused::WorkItemCancelled,
+            _ => return Err(reply.unexpected()),
+        };
+        Ok(Err(HeartbeatNotTaken { why, target: target(&mut reply)? }))
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
@@ -618,13 +643,14 @@ impl Store for RedisStore {
             let (now, repeated) = (Timestamp::from_millis(reply.number()?), reply.number()? == 1);
             let state = StoredState::decode(&reply.bytes()?)?;
             let opened_at = StoredConversation::decode(&reply.bytes()?)?.opened_at;
+            let reason = stored::reason(&reply.bytes()?)?;
             all_released.extend(released(&mut reply, opened_at, now, None)?);
             all_released.truncate(MAX_REPORTED);
             if unfinished {
                 continue;
             }
             let ended = state.ended(now).ok_or_else(|| broken("an ended conversation has no end"))?;
-            return Ok(Ok(EndReceipt { ended, repeated, released: all_released }));
+            return Ok(Ok(EndReceipt { ended, repeated, reason, released: all_released }));
         }
     }
 
@@ -833,6 +859,7 @@ impl Store for RedisStore {
         let now = Timestamp::from_millis(reply.number()?);
         let state = StoredState::decode(&reply.bytes()?)?;
         let opened = StoredConversation::decode(&reply.bytes()?)?;
+        let end_reason = stored::reason(&reply.bytes()?)?;
         let json = |value| bytes(value).map(|json| EnvelopeJson::new(json.into()));
         let envelopes: Result<Vec<EnvelopeJson>, StoreError> = reply.list()?.into_iter().map(json).collect();
         Ok(Ok(Page {
@@ -840,6 +867,7 @@ impl Store for RedisStore {
             envelopes: envelopes?,
             released: state.gate.get() - 1,
             ended: state.ended_at(now).is_some(),
+            end_reason,
             idle_in_ms: now.millis_until(state.idle_at()),
         }))
     }
@@ -856,6 +884,16 @@ impl Store for RedisStore {
     fn channel(&self, conversation: ConversationRef) -> Option<String> {
         Some(self.keys.channel(conversation))
     }
+}
+
+/// The conversation and the item of a refused callback or heartbeat, where the reply has them.
+fn target(reply: &mut ScriptReply) -> Result<Option<Box<CallbackTarget>>, StoreError> {
+    let Some(opened) = reply.next() else { return Ok(None) };
+    let conversation_id = StoredConversation::decode(&bytes(opened)?)?.id;
+    let item = reply.next().map(|item| StoredItem::decode(&bytes(item)?)).transpose()?;
+    let times_out_at = item.as_ref().map(StoredItem::times_out_at);
+    let item = item.map(|item| item.item);
+    Ok(Some(Box::new(CallbackTarget { conversation_id, item, times_out_at })))
 }
 
 /// The released items at the end of a reply. `own`: the item that the step settled, which the reply lists as an empty

@@ -9,10 +9,13 @@
     reason = "an unexpected result fails the test"
 )]
 
+mod blocking;
 mod collector;
 mod configuration;
 mod demo;
+mod deployment;
 mod draining;
+mod examples;
 mod exporters;
 mod filter;
 mod healthcheck;
@@ -24,6 +27,7 @@ mod program;
 mod prometheus;
 mod readme;
 mod reason;
+mod runbook;
 mod secrecy;
 mod security;
 mod serve;

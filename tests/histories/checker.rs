@@ -8,18 +8,22 @@
 //! |---|---|
 //! | the channel is 1, 2, 3 …, in both its forms; what is on it was issued here; nothing is late | `channel` |
 //! | an acknowledged result is there once, with its bytes; one winner a token; replies fit it | `items` |
+//! | silence and nothing else times out early; heartbeats tell the state | `heartbeats` |
 //! | a receipt tells who took it, and whether it was on the channel by then | `receipts` |
+//! | a turn is cancelled in one step, with all its items that await and no others | `turns` |
 //! | one item a key, one sequence an item, in the order of issue | `issuing` |
 //! | an end drops what it says it drops; readers see the channel, each part once, and go on where they were | `readers` |
 //! | where nothing is broken, the store is there | `unbroken` |
 //! | a failover loses only what was written shortly before it | `loss` |
 
 mod channel;
+mod heartbeats;
 mod issuing;
 mod items;
 mod loss;
 mod readers;
 mod receipts;
+mod turns;
 mod unbroken;
 
 use std::collections::BTreeMap;
@@ -56,7 +60,7 @@ pub(crate) enum Rule {
     Idempotency,
     /// No result is accepted without its token.
     Forged,
-    /// Nothing is accepted after its deadline, and items time out at their deadline.
+    /// Nothing is accepted after its deadline or a silence, and items time out then.
     Deadline,
     /// After an end nothing is accepted, and the counts of dropped items are correct.
     Ending,
@@ -100,10 +104,14 @@ struct Case<'a> {
 struct Item<'a> {
     id: &'a str,
     sequence: u64,
+    issued: u64,
     deadline: u64,
     asked: &'a Asked,
     posts: Vec<(&'a Operation, &'a Post)>,
+    beats: Vec<&'a Operation>,
     cancels: Vec<&'a Operation>,
+    /// The cancellations of its turn.
+    turn_cancels: Vec<&'a Operation>,
     shows: Vec<&'a Operation>,
     /// Its index on the channel.
     envelope: Option<usize>,
@@ -145,11 +153,13 @@ impl<'a> Case<'a> {
         self.check_channel();
         self.check_lateness();
         self.check_issuing();
+        self.check_turns();
         for item in std::mem::take(&mut self.items).into_values() {
             self.check_item(&item);
         }
         self.check_ending();
         self.check_readers();
+        self.check_progress();
         self.check_rest();
     }
 
@@ -170,10 +180,13 @@ impl<'a> Case<'a> {
                 let item = Item {
                     id,
                     sequence: reply.number("sequence").unwrap_or_default(),
+                    issued: reply.millis("issuedAt").unwrap_or_default(),
                     deadline: reply.millis("deadline").unwrap_or_default(),
                     asked,
                     posts: Vec::new(),
+                    beats: Vec::new(),
                     cancels: Vec::new(),
+                    turn_cancels: Vec::new(),
                     shows: Vec::new(),
                     envelope: self.envelopes.iter().position(|envelope| envelope.work_item_id == id),
                 };
@@ -187,10 +200,19 @@ impl<'a> Case<'a> {
                         item.posts.push((operation, post));
                     }
                 }
+                Action::Beat { work_item } => {
+                    if let Some(item) = self.items.get_mut(work_item.as_str()) {
+                        item.beats.push(operation);
+                    }
+                }
                 Action::Cancel { work_item } => {
                     if let Some(item) = self.items.get_mut(work_item.as_str()) {
                         item.cancels.push(operation);
                     }
+                }
+                Action::CancelTurn { turn } => {
+                    let of_turn = self.items.values_mut().filter(|item| item.asked.turn == *turn);
+                    of_turn.for_each(|item| item.turn_cancels.push(operation));
                 }
                 Action::Show { work_item } => {
                     if let Some(item) = self.items.get_mut(work_item.as_str()) {

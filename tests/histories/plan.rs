@@ -7,6 +7,8 @@ use crate::record::Says;
 
 /// Milliseconds within which all actions of a history start.
 pub(crate) const SPAN_MS: u64 = 1_200;
+/// Number of turns in a conversation.
+const TURNS: u8 = 2;
 /// A timeout that expires only after a fault.
 const AMPLE_MS: u64 = 1_000;
 
@@ -24,13 +26,22 @@ pub(crate) struct ConversationPlan {
     pub(crate) inspections: Vec<u64>,
     /// Times of ends, at most two.
     pub(crate) ends: Vec<u64>,
+    /// Cancellations of turns: time and turn.
+    pub(crate) turn_cancels: Vec<(u64, u8)>,
 }
 
 #[derive(Debug)]
 pub(crate) struct ItemPlan {
     pub(crate) at: u64,
+    /// One of [`TURNS`].
+    pub(crate) turn: u8,
+    pub(crate) name: Option<&'static str>,
     pub(crate) kind: &'static str,
     pub(crate) timeout_ms: u64,
+    /// Heartbeats are needed at least this often.
+    pub(crate) heartbeat_timeout_ms: Option<u64>,
+    /// Heartbeats, at these times after the issue.
+    pub(crate) beats: Vec<u64>,
     pub(crate) keyed: bool,
     /// Repeats the request after this time; only with an idempotency key.
     pub(crate) again: Option<u64>,
@@ -112,7 +123,9 @@ fn conversation(random: &mut StdRng) -> ConversationPlan {
     let inspections = times(random, 0..=2, SPAN_MS);
     // An end during other actions, sometimes two at once.
     let ends = if random.random_bool(0.35) { times(random, 1..=2, SPAN_MS) } else { Vec::new() };
-    ConversationPlan { items, readers, inspections, ends }
+    let turn_cancels = if random.random_bool(0.35) { times(random, 1..=2, SPAN_MS) } else { Vec::new() };
+    let turn_cancels = turn_cancels.into_iter().map(|at| (at, random.random_range(0..TURNS))).collect();
+    ConversationPlan { items, readers, inspections, ends, turn_cancels }
 }
 
 fn times(random: &mut StdRng, count: std::ops::RangeInclusive<usize>, before: u64) -> Vec<u64> {
@@ -164,10 +177,20 @@ fn item(random: &mut StdRng) -> ItemPlan {
         let after = soon(random);
         posts.push(post(random, after, PostKind::Forged(forgery)));
     }
+    let heartbeat_timeout_ms = random.random_bool(0.3).then(|| random.random_range(15..=timeout_ms.min(600)));
+    let beats = if heartbeat_timeout_ms.is_some() || random.random_bool(0.1) {
+        times(random, 0..=4, timeout_ms.min(600) + 50)
+    } else {
+        Vec::new()
+    };
     ItemPlan {
         at: random.random_range(0..SPAN_MS * 2 / 3),
+        turn: random.random_range(0..TURNS),
+        name: [None, Some("maps.route"), Some("weather")][random.random_range(0..3)],
         kind,
         timeout_ms,
+        heartbeat_timeout_ms,
+        beats,
         keyed,
         again: (keyed && random.random_bool(0.4)).then(|| soon(random)),
         key_reused: (keyed && random.random_bool(0.1)).then(|| soon(random)),

@@ -13,10 +13,12 @@
 //! | 12 wakes, and reading | `reading` |
 //! | 13 totals | `totals` |
 //! | 14 cancelling a turn, and reasons | `turns` |
-//! | 15 waiting conversations | `waiting` |
+//! | 15 heartbeats and progress | `heartbeats` |
+//! | 16 waiting conversations | `waiting` |
 
 mod deadlines;
 mod ending;
+mod heartbeats;
 mod issue;
 mod limits;
 mod reading;

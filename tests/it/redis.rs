@@ -6,6 +6,7 @@ mod cluster;
 mod connections;
 mod faults;
 mod health;
+mod heartbeats;
 mod keys;
 mod recovery;
 mod refused;

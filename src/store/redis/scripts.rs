@@ -3,6 +3,7 @@
 use redis::Script;
 
 use crate::domain::gate::Limits;
+use crate::domain::progress::PROGRESS_INTERVAL_MS;
 use crate::store::CONTINUE_MS;
 
 /// Time in milliseconds that keys exist longer than their data is needed. The TTL only frees memory; no rule depends
@@ -32,6 +33,7 @@ pub(super) struct Scripts {
     pub(super) open: Script,
     pub(super) issue: Script,
     pub(super) accept: Script,
+    pub(super) heartbeat: Script,
     pub(super) cancel: Script,
     pub(super) cancel_turn: Script,
     pub(super) end: Script,
@@ -50,7 +52,7 @@ macro_rules! files {
 }
 
 /// The script files by name.
-const FILES: [(&str, &str); 23] = files![
+const FILES: [(&str, &str); 24] = files![
     "clock",
     "conversation",
     "ttl",
@@ -62,6 +64,7 @@ const FILES: [(&str, &str); 23] = files![
     "open",
     "issue",
     "accept",
+    "heartbeat",
     "cancel",
     "cancel_turn",
     "end",
@@ -77,10 +80,11 @@ const FILES: [(&str, &str); 23] = files![
 ];
 
 /// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
-pub const OPERATIONS: [&[&str]; 14] = [
+pub const OPERATIONS: [&[&str]; 15] = [
     &["clock", "conversation", "ttl", "timer", "open"],
     &["clock", "conversation", "ttl", "item", "issue"],
     &["clock", "conversation", "ttl", "item", "release", "accept"],
+    &["clock", "conversation", "item", "heartbeat"],
     &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel"],
     &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel_turn"],
     &["clock", "conversation", "ttl", "timer", "item", "release", "ending", "end"],
@@ -113,6 +117,7 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
         ("$step_search", STEP_SEARCH),
         ("$step_turn", STEP_TURN),
         ("$step_held", STEP_HELD),
+        ("$progress_interval", PROGRESS_INTERVAL_MS),
     ];
     let included = FILES.iter().filter(|(name, _)| files.contains(name));
     let text: String = included.map(|(name, text)| alter(name, text) + "\n").collect();
@@ -121,10 +126,12 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
 
 impl Scripts {
     pub(super) fn new(limits: &Limits) -> Self {
+        let scripts = OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
         let [
             open,
             issue,
             accept,
+            heartbeat,
             cancel,
             cancel_turn,
             end,
@@ -136,11 +143,12 @@ impl Scripts {
             totals,
             waiting,
             waiting_for,
-        ] = OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
+        ] = scripts;
         Self {
             open,
             issue,
             accept,
+            heartbeat,
             cancel,
             cancel_turn,
             end,

@@ -1,4 +1,4 @@
-//! Promise 15: waiting conversations.
+//! Promise 16: waiting conversations.
 
 use callback_ingress::domain::gate::{Limits, WaitingConversation};
 use callback_ingress::domain::ids::{Sequence, ToolCallId, ToolName, TurnId};

@@ -96,6 +96,11 @@ async fn idempotency_key_returns_the_same_item(kind: Kind) {
         ("another time", issue("one", &json!({"kind": "tool"})), reused),
         ("another name", issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "name": "n"})), reused),
         (
+            "another heartbeat timeout",
+            issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "heartbeatTimeoutMs": 5_000})),
+            reused,
+        ),
+        (
             "another tool call",
             issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "toolCallId": "c"})),
             reused,
@@ -110,7 +115,11 @@ async fn idempotency_key_returns_the_same_item(kind: Kind) {
     .await;
     let quoted = issue("\"one\"", &asked).send().await;
     assert_eq!(quoted.json(), first.json(), "in quotes, it is the same key");
-    assert_eq!(issued(&issue("One", &asked).send().await).sequence, 2, "another key is another item");
+    let escaped = issue(r#""o\"n\\e""#, &asked).send().await;
+    let bare = issue(r#"o"n\e"#, &asked).send().await;
+    assert_eq!((escaped.status.as_u16(), bare.json()), (201, escaped.json()), "with escapes as well");
+    assert_ne!(escaped.json(), first.json());
+    assert_eq!(issued(&issue("One", &asked).send().await).sequence, 3, "another key is another item");
     let elsewhere = deployment.any().open().await;
     let call = deployment.any().issuing(&elsewhere, &asked).header("idempotency-key", "one");
     assert_ne!(issued(&call.send().await).id, issued(&first).id, "a key is its conversation's own");
@@ -218,6 +227,15 @@ async fn invalid_issue_request_names_the_field() {
         ("{\"kind\":\"tool\",\"timeoutMs\":true}", "timeoutMs"),
         ("{\"kind\":\"tool\",\"timeoutMs\":[60000]}", "timeoutMs"),
         ("{\"kind\":\"tool\",\"timeoutMs\":18446744073709551616}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":0}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":60001}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":-1}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":1.5}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":\"\"}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":\"cbt_AQJrMQ\"}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":[1]}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":1,\"heartbeatTimeoutMs\":1}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeat_timeout_ms\":1}", "heartbeat_timeout_ms"),
         ("{\"kind\":\"tool\",\"carrier\":\"query\"}", "carrier"),
         ("{\"kind\":\"tool\",\"carrier\":\"cookie\"}", "carrier"),
         ("{\"kind\":\"tool\",\"turnId\":\"\"}", "turnId"),
@@ -263,7 +281,26 @@ async fn invalid_issue_request_names_the_field() {
             );
         }
     }
-    for bad in ["", "\"\"", "a b", "\"a b\"", &"x".repeat(256), "é"] {
+    let asked = json!({"kind": "tool", "timeoutMs": 500, "heartbeatTimeoutMs": 501});
+    assert_eq!(
+        service.issuing(&conversation, &asked).send().await.message(),
+        "heartbeatTimeoutMs: must be a whole number of milliseconds from 1 to 500",
+        "the item's own timeout"
+    );
+    for bad in [
+        "",
+        "\"\"",
+        "a b",
+        "\"a b\"",
+        "\"",
+        "\"a",
+        "\"a\"b\"",
+        r#""a\""#,
+        r#""a\b""#,
+        r#""a\\\""#,
+        &"x".repeat(256),
+        "é",
+    ] {
         let call = service.issuing(&conversation, &json!({"kind": "tool"})).header("idempotency-key", bad);
         let reply = call.send().await;
         assert_eq!(reply.verdict(), (400, "REQUEST_INVALID".to_owned()), "{bad}");

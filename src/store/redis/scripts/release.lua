@@ -37,14 +37,20 @@ local function bypass_maxmemory()
 end
 
 local function time_out(c, sequence, item)
-    local _, deadline, _, _, _, day = decode(ITEM, item)
-    return settle(c, sequence, item, TIMED_OUT, rfc3339(deadline, day), '\0\0\0\0\0\0\0\0', 0, '')
+    local _, times_out_at, _, _, _, day, _, _, _, heartbeat = decode(ITEM, item)
+    item = settle(c, sequence, item, TIMED_OUT, rfc3339(times_out_at, day), '\0\0\0\0\0\0\0\0', 0, '')
+    if heartbeat ~= '' and times_out_at < decode(HEARTBEAT, heartbeat) then
+        -- The reason: it was silent.
+        item = item .. '"heartbeat"'
+        WRITES[#WRITES] = item
+    end
+    return item
 end
 
 -- Appends an item's envelope to the channel. Returns the size of its result in bytes. `save` writes the state: if the
 -- step fails before that, the whole step is repeated.
 local function append(c, sequence, item, payload)
-    local outcome, _, _, id, issued_at, _, _, trace, members, at = decode(ITEM, item)
+    local outcome, _, _, id, issued_at, _, _, trace, members, _, at = decode(ITEM, item)
     local received_at, _, bytes, request, settled_in, reason_at = decode(SETTLEMENT, item, at)
     if settled_in ~= '' then
         trace = settled_in
@@ -103,9 +109,9 @@ local function release(c, known, own, payload)
             end
             item = known[sequence]
         end
-        local outcome, deadline = decode('>BI6', item)
-        if outcome == AWAITING and NOW < deadline then
-            c.gate_deadline = deadline
+        local outcome, times_out_at = decode('>BI6', item)
+        if outcome == AWAITING and NOW < times_out_at then
+            c.gate_deadline = times_out_at
             break
         elseif sequence - first >= $step_items or bytes >= $step_bytes then
             c.gate_deadline = 1
@@ -142,7 +148,9 @@ local function held_since(c, held)
     end
     for _, item in ipairs(call('HMGET', CONVERSATION, unpack(sequences))) do
         if item and decode('>B', item) ~= AWAITING then
-            local received_at = decode('>c24', item, (select(10, decode(ITEM, item))))
+            local members = { decode(ITEM, item) }
+            -- The last one is the position of the settlement, which begins with its time.
+            local received_at = decode('>c24', item, members[#members])
             since = since and since < received_at and since or received_at
             found = found + 1
         end

@@ -1,6 +1,6 @@
 -- Returns what a conversation waits for and holds back. Removes the entry of a conversation that holds nothing, and of
 -- one that does not exist any more, from the index; otherwise read-only.
--- Reply: waiting, state, facts, the item at the gate, the time in ms at which the oldest held item was settled (text)
+-- Reply: waiting, state, metadata, the item at the gate, the time in ms at which the oldest held item was settled (text)
 --        not_waiting: nothing is held, or the next step releases it
 local read = call('HMGET', CONVERSATION, 's', 'c')
 local c = conversation(read[1], read[2])
@@ -13,4 +13,4 @@ local since = call('ZSCORE', WAITING, REFERENCE)
 if not since or c.ended or NOW >= c.gate_deadline then
     return { 'not_waiting' }
 end
-return { 'waiting', read[1], c.facts, call('HGET', CONVERSATION, c.gate), since }
+return { 'waiting', read[1], c.metadata, call('HGET', CONVERSATION, c.gate), since }
