@@ -263,6 +263,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
             address: platform_addr,
             router: platform::router(
                 Arc::new(platform),
+                &config.console,
                 instrumentation(Listener::Platform, scheme_of(platform_tls.as_ref())),
                 health,
             ),

@@ -276,3 +276,11 @@ fn nothing_leaks_on_a_failing_redis() {
     }
     nothing_leaks(&known, &captures);
 }
+
+/// The long run of `tests/secrecy-mutations` is not part of the suite.
+#[test]
+fn secrecy_mutations_fit_the_source() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/secrecy-mutations");
+    let ran = std::process::Command::new(script).arg("--check").output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}

@@ -137,6 +137,8 @@ pub(crate) const PLATFORM: &[&str] = &[
     "PATCH /platform/v1/conversations/{M}\nauthorization: Bearer {K}\n\n{R}",
     "{T}\nauthorization: Bearer {K}\n\n",
     "GET /metrics?{T}\nx-callback-token: {T}\n\n",
+    "GET /console?{T}\nauthorization: Bearer {K}\nif-none-match: {T}\n\n",
+    "GET /console/{T}\nauthorization: Bearer {K}\n\n",
     "GET /metrics/{T}\n\n",
     "GET /health?{T}\nauthorization: Bearer {T}\n\n",
     // The service key in wrong places.
