@@ -12,6 +12,7 @@
 pub mod fake_redis;
 pub mod process;
 pub mod proxy;
+pub mod python;
 pub mod redis_cluster;
 pub mod redis_commands;
 pub mod redis_sentinels;
