@@ -5,10 +5,12 @@
 mod client;
 mod config;
 mod demo;
+mod event_reader;
 mod healthcheck;
 mod keys;
 mod outcome;
 mod pinned_get;
+mod probe;
 mod serve;
 mod settings;
 mod width;
@@ -20,6 +22,7 @@ use clap::{Parser, Subcommand};
 use self::healthcheck::HealthcheckArgs;
 use self::keys::NewKeysArgs;
 use self::outcome::{Failure, print, report_error};
+use self::probe::ProbeArgs;
 use self::settings::SettingsArgs;
 
 /// Receives the callbacks of asynchronous LLM and tool providers and delivers the results of each conversation in the
@@ -51,6 +54,8 @@ enum Command {
     },
     /// Check that a running service is alive, or with --ready that it can take callbacks
     Healthcheck(HealthcheckArgs),
+    /// Make a round trip through a running deployment: open, issue, call back by each carrier, read the events, end
+    Probe(ProbeArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,6 +102,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             settings.refuse_unused("healthcheck", arguments.used_settings())?;
             settings.load()?
         }
+        Command::Probe(arguments) => {
+            settings.refuse_unused("probe", arguments.used_settings())?;
+            settings.load()?
+        }
         Command::Serve | Command::Config { .. } => settings.load()?,
     };
     let command: std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>>>> = match cli.command {
@@ -106,6 +115,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config { command: ConfigCommand::Dump } => return print(&loaded.dump()),
         Command::Keys { .. } => return Ok(()),
         Command::Healthcheck(arguments) => Box::pin(healthcheck::run(loaded, arguments)),
+        Command::Probe(arguments) => Box::pin(probe::run(loaded, arguments)),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Runtime(error.into()))?;

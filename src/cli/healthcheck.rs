@@ -39,7 +39,7 @@ impl HealthcheckArgs {
 }
 
 /// Replaces an unspecified address by the loopback address.
-fn connectable(address: SocketAddr) -> SocketAddr {
+pub(super) fn connectable(address: SocketAddr) -> SocketAddr {
     let ip = match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         SocketAddr::V6(v6) if v6.ip().is_unspecified() => Ipv6Addr::LOCALHOST.into(),

@@ -29,14 +29,7 @@ pub(super) async fn get(
     chain: &Path,
     time_limit: Duration,
 ) -> Result<ClientResponse, ClientError> {
-    let provider = Arc::new(ring::default_provider());
-    let certificate = tls::chain(chain)?.into_iter().next().ok_or("no certificate")?;
-    let pinned = PinnedVerifier { certificate, provider: Arc::clone(&provider) };
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(pinned))
-        .with_no_client_auth();
+    let config = client_config(chain)?;
     let request = async {
         let stream = TcpStream::connect(address).await?;
         let name = ServerName::from(address.ip());
@@ -50,6 +43,18 @@ pub(super) async fn get(
         Ok(ClientResponse { status, body: response.into_body().collect().await?.to_bytes() })
     };
     timeout(time_limit, request).await?
+}
+
+/// Trusts only a server with the first certificate in the file `chain`, and its private key.
+pub(super) fn client_config(chain: &Path) -> Result<ClientConfig, ClientError> {
+    let provider = Arc::new(ring::default_provider());
+    let certificate = tls::chain(chain)?.into_iter().next().ok_or("no certificate")?;
+    let pinned = PinnedVerifier { certificate, provider: Arc::clone(&provider) };
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(pinned))
+        .with_no_client_auth())
 }
 
 #[derive(Debug)]

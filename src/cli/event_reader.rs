@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use axum::body::HttpBody;
+use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::cli::client::ClientError;
+use super::client::ClientError;
 
 /// One event of the stream.
 #[derive(Debug)]
@@ -19,14 +20,14 @@ pub(super) enum StreamEvent {
 }
 
 /// Reads the events of a response body.
-pub(super) struct EventReader {
-    body: Incoming,
+pub(super) struct EventReader<B> {
+    body: B,
     text: String,
     timeout: Duration,
 }
 
-impl EventReader {
-    pub(super) fn new(body: Incoming, timeout: Duration) -> Self {
+impl<B: HttpBody<Data = Bytes, Error: Into<ClientError>> + Unpin> EventReader<B> {
+    pub(super) fn new(body: B, timeout: Duration) -> Self {
         Self { body, text: String::new(), timeout }
     }
 
@@ -42,7 +43,7 @@ impl EventReader {
                 }
             }
             let frame = timeout(self.timeout, self.body.frame()).await?;
-            let frame = frame.ok_or("the event stream ended early")??;
+            let frame = frame.ok_or("the event stream ended early")?.map_err(Into::into)?;
             if let Some(data) = frame.data_ref() {
                 self.text.push_str(std::str::from_utf8(data)?);
             }
