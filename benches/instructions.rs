@@ -1,12 +1,12 @@
-//! Counts the instructions of a callback on the embedded store, from the bytes of the request to those of the reply.
+//! Counts the instructions of a callback on the memory store, from the bytes of the request to those of the reply.
 //!
 //! ```sh
-//! cargo bench --bench instructions            # fails when the count is not the recorded one, within a tolerance
+//! cargo bench --bench instructions            # fails if the count differs from the recorded one by more than the tolerance
 //! cargo bench --bench instructions -- --record
 //! ```
 //!
-//! Time depends on the machine and on what else it does; instructions hardly do. The program runs itself under callgrind,
-//! of which it needs `valgrind`. Own code rather than gungraun, which needs a runner of its own version on every machine.
+//! Times depend on the machine and its load; instruction counts hardly do. The program runs itself under callgrind, which
+//! requires `valgrind`. Does not use gungraun, because it requires a separately installed runner of the same version.
 //! For a profile: `callgrind_annotate target/tmp/callgrind.out`.
 #![expect(
     clippy::unwrap_used,
@@ -31,7 +31,7 @@ use tokio::runtime::Runtime;
 
 /// Number of callbacks.
 const CALLBACKS: usize = 500;
-/// Largest difference from the recorded count, in percent.
+/// Maximum difference from the recorded count, in percent.
 const TOLERANCE: u64 = 3;
 const KEY: &str = "the-service-key-of-the-benchmark";
 const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     if matches!(std::env::args().nth(1).as_deref(), Some("--bench" | "--record")) {
         return check();
     }
-    // Under callgrind, and under `cargo test`, which checks that the callbacks are taken.
+    // Runs under callgrind, and under `cargo test`, which checks that the callbacks are accepted.
     take_callbacks();
     ExitCode::SUCCESS
 }
@@ -67,7 +67,7 @@ fn check() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Instructions of a callback, under callgrind.
+/// Number of instructions per callback, measured by callgrind.
 fn count() -> u64 {
     fs::create_dir_all(Path::new(PROFILE).parent().unwrap()).unwrap();
     let ran = Command::new("valgrind")
@@ -86,7 +86,7 @@ fn take_callbacks() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (public, tokens) = runtime.block_on(start());
     let mut stream = runtime.block_on(TcpStream::connect(public)).unwrap();
-    // What is made once, is made.
+    // The warm-up creates everything that is created only once.
     let (first, others) = tokens.split_first().unwrap();
     runtime.block_on(post(&mut stream, first));
     post_all(&runtime, &mut stream, others);
@@ -109,7 +109,7 @@ async fn post(stream: &mut TcpStream, token: &str) {
     assert!(reply.starts_with("HTTP/1.1 202"), "{reply}");
 }
 
-/// Sends a request, and reads a reply whose body ends with a brace.
+/// Sends a request, and reads a reply until the closing brace of its body.
 async fn say(stream: &mut TcpStream, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut reply = Vec::with_capacity(2_048);
@@ -119,7 +119,7 @@ async fn say(stream: &mut TcpStream, request: &str) -> String {
     String::from_utf8(reply).unwrap()
 }
 
-/// Starts the service, and issues the work items: where callbacks go, and their tokens.
+/// Starts the service and issues the work items. Returns the address for callbacks, and the tokens.
 async fn start() -> (SocketAddr, Vec<String>) {
     let service_keys = format!("[{KEY:?}]");
     let flags = [

@@ -1,4 +1,4 @@
-//! The composition root: builds the parts, binds the listeners, runs, drains.
+//! The composition root: builds the service, binds the listeners, runs, drains.
 
 mod key_files;
 mod store_check;
@@ -31,10 +31,10 @@ use crate::http::admission::{Admission, Lifecycle};
 use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::{Instrumentation, Listener};
 use crate::http::health::Health;
-use crate::http::repeats::RepeatedRefusals;
+use crate::http::refusal_summaries::RefusalSummaries;
 use crate::http::server::{self, ConnectionLimits};
-use crate::http::tls::{Files, Tls, TlsError};
-use crate::platform::{self, FailedKeys, Pages, Platform, ServiceKeyDigests};
+use crate::http::tls::{CertificateFiles, Tls, TlsError};
+use crate::platform::{self, FailedAuthLimit, Pages, Platform, ServiceKeyDigests};
 use crate::public::{self, Carriers, ClientLimits, Public};
 use crate::store::memory::MemoryStore;
 use crate::store::redis::{InvalidServers, RedisStore};
@@ -58,7 +58,7 @@ pub enum AppError {
     Bind {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A task of the service ended before the service did.
@@ -75,7 +75,7 @@ pub enum AppError {
     Tls {
         /// The prefix of its settings.
         listener: &'static str,
-        /// Why.
+        /// The cause.
         source: Box<TlsError>,
     },
     /// The system provides no random bytes for keys.
@@ -103,7 +103,7 @@ pub struct App {
     key_files: KeyFiles,
     drain_grace: Duration,
     drain_timeout: Duration,
-    repeats: Arc<RepeatedRefusals>,
+    refusal_summaries: Arc<RefusalSummaries>,
 }
 
 #[derive(Debug)]
@@ -167,7 +167,7 @@ fn store(config: &Config, clock: &Clock, telemetry: &Telemetry) -> Result<Instru
     Ok(InstrumentedStore::new(store, telemetry.clone()))
 }
 
-fn tls(listener: &'static str, files: Option<Files>) -> Result<Option<Tls>, AppError> {
+fn tls(listener: &'static str, files: Option<CertificateFiles>) -> Result<Option<Tls>, AppError> {
     files.map(Tls::new).transpose().map_err(|source| AppError::Tls { listener, source: Box::new(source) })
 }
 
@@ -204,13 +204,13 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let health = Health { store: Arc::clone(&store), lifecycle: lifecycle.clone() };
     let body = body_limits(http);
     let admission = || Admission::new(lifecycle.clone(), http.max_requests_in_flight.size());
-    let repeats = Arc::new(RepeatedRefusals::new(config.rate_limit.ipv6_prefix.get()));
+    let refusal_summaries = Arc::new(RefusalSummaries::new(config.rate_limit.ipv6_prefix.get()));
     let instrumentation = |listener, scheme| Instrumentation {
         listener,
         scheme,
-        proxies: config.proxies(),
+        trusted_proxies: config.trusted_proxies(),
         telemetry: telemetry.clone(),
-        repeats: Arc::clone(&repeats),
+        refusal_summaries: Arc::clone(&refusal_summaries),
     };
     let event_streams = Arc::new(Semaphore::new(http.max_event_streams.size()));
     let carriers = Arc::new(Carriers::new(&config.token));
@@ -221,7 +221,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         keyring: Arc::clone(&keyring),
         clock,
         carriers: Arc::clone(&carriers),
-        body: BodyLimits { copies: public::COPIES, ..body },
+        body: BodyLimits { copies: public::CALLBACK_COPIES, ..body },
         authenticated: BodyBudget::new(buffered / 4 * 3),
         anonymous: BodyBudget::new(buffered / 4),
         admission: admission(),
@@ -242,7 +242,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         event_streams: Arc::clone(&event_streams),
         lifecycle: lifecycle.clone(),
         service_keys: service_key_digests,
-        failed_keys: FailedKeys::new(&config.rate_limit),
+        failed_auth_limit: FailedAuthLimit::new(&config.rate_limit),
         admission: admission(),
     };
     let limits = connection_limits(http);
@@ -278,7 +278,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         key_files,
         drain_grace: http.drain_grace_ms.duration(),
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
-        repeats,
+        refusal_summaries,
     };
     let (permits, max) = (event_streams, http.max_event_streams.size());
     app.telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
@@ -287,7 +287,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
 }
 
 /// Computes the totals of the store at intervals, for the metrics.
-async fn keep_computing_totals(store: Arc<InstrumentedStore>, telemetry: Telemetry) {
+async fn compute_totals_periodically(store: Arc<InstrumentedStore>, telemetry: Telemetry) {
     loop {
         let partitions = store.schedule().known();
         let totals = store.totals(&partitions).await.ok();
@@ -333,7 +333,7 @@ impl App {
         Arc::clone(&self.check_certificates)
     }
 
-    /// The files with keys, to read them again.
+    /// The files with keys, for reloading.
     pub fn key_files(&self) -> KeyFiles {
         self.key_files.clone()
     }
@@ -375,15 +375,16 @@ impl App {
             tasks.spawn_until_stop("channel watcher", async move { drop(watcher.await) });
         }
         let checked = Arc::clone(&store);
-        tasks.spawn_until_stop("health check", async move { checked.keep_checking_health().await });
-        let repeats = Arc::clone(&self.repeats);
-        tasks.spawn_until_stop("refusal summaries", async move { repeats.keep_logging().await });
-        tasks.spawn_until_stop("totals", keep_computing_totals(Arc::clone(&store), self.telemetry));
+        tasks.spawn_until_stop("health check", async move { checked.run_health_checks().await });
+        let refusal_summaries = Arc::clone(&self.refusal_summaries);
+        tasks
+            .spawn_until_stop("refusal summaries", async move { refusal_summaries.log_periodically().await });
+        tasks.spawn_until_stop("totals", compute_totals_periodically(Arc::clone(&store), self.telemetry));
         let (refused, refusal) = oneshot::channel();
         let store_check = self.store_check;
         tasks.spawn_until_stop("store check", async move {
             // The receiver lives as long as the service.
-            let _ = refused.send(store_check.keep_checking().await);
+            let _ = refused.send(store_check.check_periodically().await);
             std::future::pending::<()>().await;
         });
         let result = tokio::select! {
@@ -407,7 +408,7 @@ impl App {
                 "draining took too long; not all requests in flight were completed"
             );
         }
-        self.repeats.log_all();
+        self.refusal_summaries.log_all();
         stop.cancel();
         result
     }

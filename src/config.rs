@@ -22,8 +22,8 @@ pub use values::{
 };
 
 use crate::domain::gate::Limits;
-use crate::http::client_address::{ForwardedHeader, Proxies};
-use crate::http::tls::Files;
+use crate::http::client_address::{ForwardedHeader, TrustedProxies};
+use crate::http::tls::CertificateFiles;
 use crate::store::redis::{self, RedisSettings, Replicas, TlsFiles};
 
 /// The compiled-in default file.
@@ -152,7 +152,7 @@ impl StoreConfig {
     fn problems(&self) -> Vec<InvalidSetting> {
         let (tls, sentinels) = match &self.url {
             StoreUrl::Memory => (false, false),
-            StoreUrl::Redis(url) => (redis::asks_for_tls(url), redis::names_sentinels(url)),
+            StoreUrl::Redis(url) => (redis::uses_tls(url), redis::uses_sentinels(url)),
         };
         let mut problems = Vec::new();
         for (key, is_set, is_used, scheme) in [
@@ -174,7 +174,7 @@ impl StoreConfig {
         problems
     }
 
-    /// The addresses of the servers, for people. Empty for the memory store.
+    /// The addresses of the servers, for messages. Empty for the memory store.
     pub fn servers(&self) -> String {
         match &self.url {
             StoreUrl::Memory => String::new(),
@@ -188,7 +188,7 @@ impl StoreConfig {
         let StoreUrl::Redis(url) = &self.url else {
             return Err("only valid with a Redis URL in store.url".into());
         };
-        if redis::password(url.expose_secret()).is_some() {
+        if redis::password_range(url.expose_secret()).is_some() {
             return Err("store.url has a password as well: use one of them".into());
         }
         let password = secret_files::password(file).map_err(|error| error.to_string())?;
@@ -232,14 +232,14 @@ pub struct PlatformConfig {
 }
 
 impl TokenConfig {
-    /// Reads the keys in [`keys_file`](Self::keys_file) again. `None` without a file.
+    /// Rereads the keys in [`keys_file`](Self::keys_file). `None` without a file.
     pub fn keys_in_file(&self) -> Option<Result<SigningKeys, SecretFileError>> {
         self.keys_file.as_deref().map(secret_files::signing_keys)
     }
 }
 
 impl PlatformConfig {
-    /// Reads the keys in [`service_keys_file`](Self::service_keys_file) again. `None` without a file.
+    /// Rereads the keys in [`service_keys_file`](Self::service_keys_file). `None` without a file.
     pub fn keys_in_file(&self) -> Option<Result<ServiceKeys, SecretFileError>> {
         self.service_keys_file.as_deref().map(secret_files::service_keys)
     }
@@ -311,21 +311,21 @@ impl Config {
     }
 
     /// Certificate and key of the public listener. `None`: no TLS.
-    pub fn public_tls(&self) -> Option<Files> {
+    pub fn public_tls(&self) -> Option<CertificateFiles> {
         tls(&self.http.public_tls_cert, &self.http.public_tls_key)
     }
 
     /// Certificate and key of the platform listener. `None`: no TLS.
-    pub fn platform_tls(&self) -> Option<Files> {
+    pub fn platform_tls(&self) -> Option<CertificateFiles> {
         tls(&self.http.platform_tls_cert, &self.http.platform_tls_key)
     }
 
     /// The trusted proxies and their header.
-    pub fn proxies(&self) -> Proxies {
-        Proxies { trusted: self.http.trusted_proxies.clone(), header: self.http.forwarded_header }
+    pub fn trusted_proxies(&self) -> TrustedProxies {
+        TrustedProxies { networks: self.http.trusted_proxies.clone(), header: self.http.forwarded_header }
     }
 
-    /// The rules that involve more than one setting, as far as they are broken.
+    /// The violated rules that involve more than one setting.
     fn problems(&self) -> Vec<InvalidSetting> {
         let (http, gate, token) = (&self.http, &self.gate, &self.token);
         let certificates = [
@@ -380,14 +380,14 @@ impl Config {
                 "must differ from http.public_addr",
             ),
         ];
-        let broken = certificates.into_iter().chain(rules).filter(|(broken, ..)| *broken);
-        let mut problems: Vec<_> = broken.map(|(_, key, message)| (key, message.to_owned())).collect();
+        let violated = certificates.into_iter().chain(rules).filter(|(is_violated, ..)| *is_violated);
+        let mut problems: Vec<_> = violated.map(|(_, key, message)| (key, message.to_owned())).collect();
         problems.extend(self.missing_keys());
         problems.extend(self.store.problems());
         problems
     }
 
-    /// An address that others can reach requires configured keys.
+    /// A listener on a non-loopback address requires configured keys.
     fn missing_keys(&self) -> Vec<InvalidSetting> {
         let missing = match (self.token.keys.is_empty(), self.platform.service_keys.is_empty()) {
             (true, true) => "token.keys and platform.service_keys",
@@ -462,8 +462,8 @@ impl Config {
     }
 }
 
-fn tls(chain: &Path, key: &Path) -> Option<Files> {
-    (!chain.as_os_str().is_empty()).then(|| Files { chain: chain.to_owned(), key: key.to_owned() })
+fn tls(chain: &Path, key: &Path) -> Option<CertificateFiles> {
+    (!chain.as_os_str().is_empty()).then(|| CertificateFiles { chain: chain.to_owned(), key: key.to_owned() })
 }
 
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {

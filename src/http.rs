@@ -12,6 +12,6 @@ pub mod metrics;
 pub mod observe;
 pub mod rate_limit;
 pub mod refusal;
-pub mod repeats;
+pub mod refusal_summaries;
 pub mod server;
 pub mod tls;

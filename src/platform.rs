@@ -10,7 +10,7 @@ mod work_items;
 
 use std::sync::Arc;
 
-pub use auth::{FailedKeys, ServiceKeyDigests};
+pub use auth::{FailedAuthLimit, ServiceKeyDigests};
 use axum::Router;
 use axum::routing::{get, post, put};
 pub use pages::Pages;
@@ -24,7 +24,7 @@ use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::{Instrumentation, RequestContext};
 use crate::http::health::{self, Health};
 use crate::http::metrics;
-use crate::http::observe::instrument;
+use crate::http::observe::observe_requests;
 use crate::public::Carriers;
 use crate::store::{InstrumentedStore, Store};
 
@@ -38,30 +38,30 @@ pub struct Platform {
     pub store: Arc<InstrumentedStore>,
     /// Signs tokens.
     pub keyring: Arc<Keyring>,
-    /// Where issued tokens are to be sent.
+    /// Where providers must send their tokens.
     pub carriers: Arc<Carriers>,
     /// The prefix of callback URLs.
     pub public_base_url: String,
-    /// A work item's time to its deadline, unless it says otherwise.
+    /// Default time from the issue of a work item to its deadline, in milliseconds.
     pub default_timeout_ms: u64,
-    /// Longest time to a deadline.
+    /// Maximum time from issue to deadline, in milliseconds.
     pub max_timeout_ms: u64,
-    /// Time from a deadline to the end of the token.
+    /// Time from the deadline to the token's expiry, in milliseconds.
     pub replay_window_ms: u64,
     /// Limits of a body.
     pub body: BodyLimits,
-    /// Memory for bodies.
+    /// Memory budget for bodies.
     pub bodies: BodyBudget,
-    /// Memory for the pages of event streams.
+    /// Fetches the pages of event streams, within a memory limit.
     pub pages: Pages,
     /// A permit for each event stream.
     pub event_streams: Arc<Semaphore>,
     /// Event streams end when draining begins.
     pub lifecycle: Lifecycle,
-    /// Who has access.
+    /// The accepted service keys.
     pub service_keys: ServiceKeyDigests,
-    /// Limits guesses of service keys.
-    pub failed_keys: FailedKeys,
+    /// Rate limit of requests without a valid service key.
+    pub failed_auth_limit: FailedAuthLimit,
     /// Admission control.
     pub admission: Admission,
 }
@@ -96,5 +96,5 @@ pub fn router(platform: Arc<Platform>, instrumentation: Instrumentation, health:
         )
         .with_state(Arc::clone(&platform));
     let routes = health::routes(health).merge(metrics::routes(instrumentation.telemetry.metrics.clone()));
-    instrument(instrumentation, routes.nest(PLATFORM_PATH, auth::guarded(platform, calls)))
+    observe_requests(instrumentation, routes.nest(PLATFORM_PATH, auth::require_service_key(platform, calls)))
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::post;
-pub use callback::COPIES;
+pub use callback::CALLBACK_COPIES;
 pub use carrier::{Carriers, TokenLocation};
 pub use client_limits::ClientLimits;
 
@@ -23,7 +23,7 @@ use crate::http::admission::Admission;
 use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::Instrumentation;
 use crate::http::health::{self, Health};
-use crate::http::observe::instrument;
+use crate::http::observe::observe_requests;
 use crate::store::InstrumentedStore;
 
 /// Where callbacks are posted.
@@ -56,11 +56,11 @@ pub struct Public {
 
 /// All routes of the public listener.
 pub fn router(public: Arc<Public>, instrumentation: Instrumentation, health: Health) -> Router {
-    let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::take));
+    let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::handle));
     if public.carriers.allows(Carrier::Path) {
-        callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::take));
+        callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::handle));
     }
     let callbacks =
         callbacks.fallback(callback::refuse).method_not_allowed_fallback(callback::refuse).with_state(public);
-    instrument(instrumentation, health::routes(health).merge(callbacks))
+    observe_requests(instrumentation, health::routes(health).merge(callbacks))
 }

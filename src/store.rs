@@ -86,7 +86,7 @@ pub struct DueConversation {
     /// The items whose timers are due.
     pub sequences: Vec<Sequence>,
     /// Whether the timer of the conversation as a whole is due. It is set for the idle timeout, for the end of the
-    /// retention, and for work that a bounded step has left.
+    /// retention, and for work that a bounded step left unfinished.
     pub whole: bool,
 }
 
@@ -105,23 +105,23 @@ pub struct Due {
 /// Duration of a claim on due timers, in milliseconds.
 pub const CLAIM_MS: u64 = 500;
 
-/// Delay in milliseconds before the sweeper continues a release that was left unfinished.
+/// Delay in milliseconds before the sweeper continues an unfinished release.
 pub const CONTINUE_MS: u64 = 1_000;
 
 /// Groups timers by conversation.
-pub(crate) fn gather(
+pub(crate) fn group_by_conversation(
     timers: impl IntoIterator<Item = (ConversationRef, Option<Sequence>)>,
 ) -> Vec<DueConversation> {
-    let mut found: BTreeMap<ConversationRef, (Vec<Sequence>, bool)> = BTreeMap::new();
+    let mut by_conversation: BTreeMap<ConversationRef, (Vec<Sequence>, bool)> = BTreeMap::new();
     for (conversation, sequence) in timers {
-        let (sequences, whole) = found.entry(conversation).or_default();
+        let (sequences, whole) = by_conversation.entry(conversation).or_default();
         match sequence {
             Some(sequence) => sequences.push(sequence),
             None => *whole = true,
         }
     }
     let due = |(conversation, (sequences, whole))| DueConversation { conversation, sequences, whole };
-    found.into_iter().map(due).collect()
+    by_conversation.into_iter().map(due).collect()
 }
 
 /// The guarantees of every store. The contract test suite covers each number, for each implementation.
@@ -156,12 +156,13 @@ pub trait Store {
     fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, NotAccepted>> + Send;
     /// Cancels a work item.
     fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<Cancelled, CancelRefused>> + Send;
-    /// Cancels the awaiting items of a turn. Idempotent; a turn without items is no refusal.
+    /// Cancels the awaiting items of a turn. Idempotent; a turn without items is not refused.
     fn cancel_turn(
         &self,
         command: CancelTurn,
     ) -> impl Future<Output = Answer<CancelledTurn, CancelTurnRefused>> + Send;
-    /// Ends a conversation. Envelopes of items that time out in this step carry `traceparent`. The first reason stays.
+    /// Ends a conversation. Envelopes of items that time out in this step carry `traceparent`. Only the first call sets
+    /// the reason.
     fn end(
         &self,
         conversation: ConversationRef,
@@ -212,8 +213,8 @@ pub trait Store {
     ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
     /// Listens for changes of a channel. On Redis, all listeners share one connection.
     fn watch(&self, conversation: ConversationRef) -> ChannelListener;
-    /// Checks whether the store accepts writes, with a write that changes nothing but fails under the same conditions as
-    /// a callback's.
+    /// Checks whether the store accepts writes. Sends a write that changes nothing and fails under the same conditions as
+    /// the write of a callback.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// The key of the channel's Redis stream. `None` on the memory store.
     fn channel(&self, conversation: ConversationRef) -> Option<String>;

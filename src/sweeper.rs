@@ -1,9 +1,9 @@
 //! Times out work items, ends idle conversations, and continues releases that an operation left unfinished.
 //!
-//! The sweeper queries a partition when one of its timers is due. It knows the timers that this instance has set. Other
-//! instances announce the second in which their timers are due. As a fallback, the sweeper queries all partitions in
-//! rotation, which finds timers that were not announced. Any number of instances can sweep the same store: one instance
-//! claims a due timer, and another can claim it only after the claim has expired.
+//! The sweeper queries a partition when one of its timers is due. It knows the timers that its own instance has set. The
+//! other instances announce the seconds in which their timers are due. As a fallback, the sweeper queries all partitions
+//! in rotation, which finds timers that were not announced. Any number of instances can sweep the same store: an instance
+//! claims a due timer, and another one can claim it only after the claim has expired.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -52,25 +52,25 @@ const MAX_BACKOFF: Duration = Duration::from_secs(300);
 pub async fn run(store: Arc<InstrumentedStore>, telemetry: Telemetry, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = keep_sweeping(&store, telemetry) => {}
+        () = sweep_due_timers(&store, telemetry) => {}
         // Separate futures, so that an unresponsive cluster node delays only its own partitions.
-        () = keep_reading_announcements(&store) => {}
-        () = keep_announcing(&store) => {}
+        () = read_announcements(&store) => {}
+        () = send_announcements(&store) => {}
     }
 }
 
 /// Reads the partitions that other instances have announced, at the beginning of each second of the store's clock. A
 /// timer is announced before the second in which it is due.
-async fn keep_reading_announcements(store: &InstrumentedStore) {
+async fn read_announcements(store: &InstrumentedStore) {
     let schedule = store.schedule();
     let partitions = store.partitions();
-    let mut turn = 0;
+    let mut rotation = 0;
     let mut last: Option<u64> = None;
     loop {
         schedule.next_second().await;
         for _ in 0..ROTATED_PER_SECOND.min(partitions) {
-            schedule.arm(turn, Instant::now());
-            turn = (turn + 1) % partitions;
+            schedule.arm(rotation, Instant::now());
+            rotation = (rotation + 1) % partitions;
         }
         let Some(second) = schedule.store_now_ms().map(|now| now / 1000) else { continue };
         // Reads the last second again, because announcements may be late. If the clock went back, reads only the
@@ -88,7 +88,7 @@ async fn keep_reading_announcements(store: &InstrumentedStore) {
 }
 
 /// Announces the timers of this instance to the other instances, which sweep them if this instance fails.
-async fn keep_announcing(store: &InstrumentedStore) {
+async fn send_announcements(store: &InstrumentedStore) {
     loop {
         let announcements = store.schedule().take_announcements().await;
         let next_second = store.schedule().store_now_ms().map_or(0, |now| now / 1000 + 1);
@@ -102,7 +102,7 @@ async fn keep_announcing(store: &InstrumentedStore) {
     }
 }
 
-async fn keep_sweeping(store: &Arc<InstrumentedStore>, telemetry: Telemetry) {
+async fn sweep_due_timers(store: &Arc<InstrumentedStore>, telemetry: Telemetry) {
     let mut sweeper =
         Sweeper { store: Arc::clone(store), telemetry, unfinished: Vec::new(), backoffs: HashMap::new() };
     let mut failing = false;
@@ -158,16 +158,16 @@ impl Sweeper {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let asked = Instant::now();
+        let queried = Instant::now();
         let limit = (MAX_TIMERS_PER_ROUND / partitions.len()).min(MAX_TIMERS_PER_PARTITION);
         let due = self.store.due(&partitions, limit).await.inspect_err(|_| {
             for &partition in &partitions {
-                schedule.arm(partition, asked + RETRY_DELAY);
+                schedule.arm(partition, queried + RETRY_DELAY);
             }
         })?;
         for (partition, next_in_ms) in due.next_in_ms {
             if let Some(next) = next_in_ms {
-                schedule.arm(partition, asked + Duration::from_millis(next));
+                schedule.arm(partition, queried + Duration::from_millis(next));
             }
         }
         schedule.set_store_time(due.now);
@@ -215,8 +215,8 @@ impl Sweeper {
         let now = Instant::now();
         let (until, by) = match self.backoffs.get(&due.conversation) {
             Some(&(until, by)) if until > now => (until, by),
-            known => {
-                let by = known.map_or(INITIAL_BACKOFF, |(_, by)| (2 * *by).min(MAX_BACKOFF));
+            previous => {
+                let by = previous.map_or(INITIAL_BACKOFF, |(_, by)| (2 * *by).min(MAX_BACKOFF));
                 tracing::error!(
                     name: "conversation.unreadable",
                     { { names::CONVERSATION_REFERENCE } = %due.conversation, error = %error, again_in_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX) },
@@ -244,8 +244,8 @@ async fn sweep(
     let expired = expired.inspect_err(|error| span.end(Vec::new(), Some(error.kind())))?;
     record_expired(telemetry, &span, conversation, &expired);
     let channel = || store.channel(conversation);
-    let whose = (conversation, expired.conversation_id.as_ref());
-    telemetry.released(&span, whose, channel, &expired.released, &expired.timed_out);
+    let ids = (conversation, expired.conversation_id.as_ref());
+    telemetry.released(&span, ids, channel, &expired.released, &expired.timed_out);
     span.end(Vec::new(), None);
     Ok(expired.unfinished)
 }

@@ -34,7 +34,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use self::lines::LineFormat;
-use self::metrics::Losses;
+use self::metrics::DropCounters;
 use self::queue::{ExportQueue, Queued};
 use self::trace::{ChannelAttributes, SpanRef, Tracer};
 use crate::config::{LogFormat, TelemetryConfig};
@@ -153,11 +153,11 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     let records = ExportQueue::new("logs", exports.log_queue);
     let points = ExportQueue::new("metrics", usize::MAX);
     let queues = vec![Arc::clone(&spans), Arc::clone(&points), Arc::clone(&records)];
-    let losses = Losses { queues: queues.clone(), lines: Some(writer.error_counter()) };
+    let drop_counters = DropCounters { queues: queues.clone(), lines: Some(writer.error_counter()) };
 
     let exporter = exports.metrics.map(|protocol| exports.metric_exporter(protocol)).transpose()?;
     let exporter = exporter.map(|inner| Queued { inner, queue: points });
-    let metrics = Metrics::new(resource.clone(), losses, |builder| match exporter {
+    let metrics = Metrics::new(resource.clone(), drop_counters, |builder| match exporter {
         Some(exporter) => builder.with_reader(PeriodicReader::builder(exporter).build()),
         None => builder,
     });

@@ -1,4 +1,4 @@
-//! The run: its options, its progress, and what is known of each competitor's rate.
+//! The run: its options, its progress, and the known rate of each competitor.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -10,32 +10,32 @@ use crate::options::Options;
 use crate::plan::{ITEMS, Order, Plan};
 use crate::point::{self, Figures};
 
-/// Connections of the standard point.
+/// Number of connections of the default workload.
 pub(crate) const CONNECTIONS: usize = 64;
-/// Size of the standard result.
+/// Size of a result in the default workload, in bytes.
 pub(crate) const BYTES: usize = 512;
 
-/// Requests of a point whose rate is not known yet.
+/// Number of requests if the rate is not known yet.
 const CALIBRATION: usize = 3_000;
-/// Requests of a point that only shows that it works.
+/// Number of requests in the self-check.
 const SMOKE: usize = 256;
-/// Most requests of a point.
+/// Maximum number of requests of a measurement.
 const MOST: usize = 500_000;
-/// What is measured is preceded by so much of it.
+/// Length of the warm-up, as a share of the measurement.
 pub(crate) const WARM_UP: f64 = 0.3;
 
 pub(crate) struct Bench {
     pub(crate) options: Options,
     pub(crate) programs: Vec<Program>,
-    /// The folder of the peer on Node, or why it is left out.
+    /// The folder of the Node peer, or the reason why it is omitted.
     pub(crate) fastify: Result<PathBuf, String>,
-    /// Whether progress is told.
+    /// Whether progress messages are printed.
     print: bool,
     begin: Instant,
     rates: HashMap<String, f64>,
 }
 
-/// What is posted, and how.
+/// The requests of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Workload {
     pub(crate) order: Order,
@@ -50,7 +50,7 @@ impl Bench {
         Self { options, programs, fastify, print, begin: Instant::now(), rates: HashMap::new() }
     }
 
-    /// Says on standard error how far it is.
+    /// Prints the progress to standard error.
     pub(crate) fn progress(&self, message: &str) {
         if self.print {
             let seconds = self.begin.elapsed().as_secs_f64();
@@ -58,13 +58,13 @@ impl Bench {
         }
     }
 
-    /// The standard workload, for so many seconds.
+    /// The default workload, for this many seconds.
     pub(crate) fn workload(&self, seconds: f64) -> Workload {
         let seconds = self.options.seconds(seconds);
         Workload { order: Order::AsIssued, bytes: BYTES, connections: CONNECTIONS, seconds }
     }
 
-    /// How many of so many kinds are measured: the self-check needs one.
+    /// The number of variants to measure: all of them, or one in the self-check.
     pub(crate) fn kinds(&self, all: usize) -> usize {
         if self.options.smoke { 1 } else { all }
     }
@@ -74,7 +74,7 @@ impl Bench {
         self.programs.iter().map(|program| Competitor::service(program, redis, log)).collect()
     }
 
-    /// Those that are asked for, the bare route always.
+    /// The selected competitors. The bare route is always selected.
     pub(crate) fn wanted(&self, competitors: Vec<Competitor>) -> Vec<Competitor> {
         let wanted = |competitor: &Competitor| {
             competitor.is_bare()
@@ -83,7 +83,7 @@ impl Bench {
         competitors.into_iter().filter(wanted).collect()
     }
 
-    /// The bare route, the hand-written handler, and the service on the embedded store and on Redis, with its log.
+    /// The bare route, the hand-written handler, and the service on the memory store and on Redis, with its log.
     pub(crate) fn short_field(&self) -> Vec<Competitor> {
         let mut field = vec![Competitor::bare(), Competitor::handwritten()];
         field.extend(self.services(None, true));
@@ -91,13 +91,13 @@ impl Bench {
         self.wanted(field)
     }
 
-    /// The service on the embedded store and on Redis, with its log.
+    /// The service on the memory store and on Redis, with its log.
     pub(crate) fn service_field(&self) -> Vec<Competitor> {
         let field = [self.services(None, true), self.services(Some(Aof::Off), true)].concat();
         self.wanted(field)
     }
 
-    /// How many requests fill so many seconds, as far as is known.
+    /// The number of requests for this many seconds at the known rate.
     pub(crate) fn requests(&mut self, competitor: &Competitor, workload: Workload, seconds: f64) -> usize {
         if self.options.smoke {
             return SMOKE;
@@ -107,12 +107,12 @@ impl Bench {
             let figures = run(competitor, workload, CALIBRATION);
             self.rates.insert(key.clone(), figures.rate);
         }
-        // Whole conversations of a block, so that what is held is also released.
+        // Rounds up to whole blocks of conversations, so that all held results are released.
         let requests = (self.rates[&key] * seconds) as usize;
         requests.next_multiple_of(ITEMS * 64).clamp(ITEMS * 64, MOST)
     }
 
-    /// One round of a point in a closed loop.
+    /// Measures one round in a closed loop.
     pub(crate) fn closed(&mut self, competitor: &Competitor, workload: Workload) -> Figures {
         let requests = self.requests(competitor, workload, workload.seconds * (1.0 + WARM_UP));
         let figures = run(competitor, workload, requests);
@@ -124,7 +124,7 @@ impl Bench {
 fn run(competitor: &Competitor, workload: Workload, requests: usize) -> Figures {
     let plan = Plan::of(requests, workload.order, workload.bytes);
     let warm = requests as f64 * WARM_UP / (1.0 + WARM_UP);
-    // Where it is slower than thought, it is cut short.
+    // Stops early if the rate is lower than expected.
     let longest = 3.0 * workload.seconds.max(1.0);
     point::closed(competitor, plan, warm as usize, workload.connections, longest)
 }

@@ -1,4 +1,4 @@
-//! Processes that this one starts, and ends by their own ids: when they are dropped, on a panic and on a signal.
+//! Child processes. They are killed by process id when they are dropped, on a panic and on a signal.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use test_support::process::{cpu_time, resident_kib};
 
-/// The children that are running.
+/// The running children.
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 fn running() -> MutexGuard<'static, Vec<u32>> {
@@ -29,7 +29,7 @@ impl Process {
         Self { child }
     }
 
-    /// Starts a server that prints its address as its first line, and ends with its standard input.
+    /// Starts a server that prints its address in its first line, and exits at the end of its standard input.
     pub(crate) fn start_peer(command: &mut Command) -> (Self, SocketAddr) {
         let mut process = Self::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let mut line = String::new();
@@ -42,7 +42,7 @@ impl Process {
         &mut self.child
     }
 
-    /// Its standard output, which can be taken once.
+    /// Its standard output, on the first call.
     pub(crate) fn output(&mut self) -> BufReader<ChildStdout> {
         BufReader::new(self.child.stdout.take().unwrap())
     }
@@ -57,7 +57,7 @@ impl Process {
         resident_kib(self.child.id())
     }
 
-    /// Waits until `ready` has a value; where the process ends before, what it said.
+    /// Waits until `ready` returns a value. If the process exits first, returns its output as an error.
     pub(crate) fn wait_until<T>(
         &mut self,
         name: &str,
@@ -99,7 +99,7 @@ pub(crate) fn end_with_signals() {
                 _ = terminate.recv() => {}
             }
         });
-        // The lock is kept, so that no more children start.
+        // Holds the lock, so that no further children are started.
         let running = running();
         for &id in running.iter() {
             let _ = kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), Signal::KILL);
@@ -108,8 +108,7 @@ pub(crate) fn end_with_signals() {
     });
 }
 
-/// A port of loopback that is free now. It is below those that the system gives to clients, so that none of their
-/// connections takes it before the server that it is for.
+/// A free loopback port below the ephemeral range, so that no outgoing connection takes it before the server binds it.
 pub(crate) fn free_port() -> u16 {
     let ports = std::iter::repeat_with(|| rand::random_range(20_000..32_000));
     ports.take(1000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a port is free")

@@ -1,4 +1,4 @@
-//! The field: what is compared, and how each of it is started.
+//! The competitors, and how each of them is started.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,12 +9,12 @@ use crate::measured_redis::{Aof, MeasuredRedis};
 use crate::protocol::{Issuer, Target};
 use crate::service::Service;
 
-/// One way to take callbacks.
+/// A server that accepts callbacks.
 #[derive(Clone, Debug)]
 pub(crate) struct Competitor {
     pub(crate) name: String,
     kind: Kind,
-    /// `None` has no Redis.
+    /// `None`: without Redis.
     redis: Option<Aof>,
 }
 
@@ -22,7 +22,7 @@ pub(crate) struct Competitor {
 enum Kind {
     /// A role of this program.
     Peer(&'static str),
-    /// Its folder, with all that it needs installed.
+    /// Its folder, with its dependencies installed.
     Fastify(PathBuf),
     Service {
         program: PathBuf,
@@ -63,7 +63,7 @@ impl Competitor {
     /// The service on a store.
     pub(crate) fn service(program: &Program, redis: Option<Aof>, log: bool) -> Self {
         let store = match redis {
-            None => "embedded store",
+            None => "memory store",
             Some(Aof::Off) => "Redis",
             Some(Aof::EverySecond) => "AOF everysec",
             Some(Aof::Always) => "AOF always",
@@ -76,12 +76,12 @@ impl Competitor {
         }
     }
 
-    /// The one that all others are compared with.
+    /// Whether it is the bare route, with which all others are compared.
     pub(crate) fn is_bare(&self) -> bool {
         matches!(self.kind, Kind::Peer("bare"))
     }
 
-    /// With a name and environment variables of its own.
+    /// The same competitor with another name and additional environment variables.
     pub(crate) fn with(mut self, added: &[(&str, &str)], named: &str) -> Self {
         named.clone_into(&mut self.name);
         if let Kind::Service { variables, .. } = &mut self.kind {
@@ -119,7 +119,7 @@ impl Competitor {
 /// A build of the service.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
-    /// Before its rows' names; empty where there is only one.
+    /// Prefix of the names of its rows. Empty if there is only one build.
     pub(crate) label: String,
     pub(crate) path: PathBuf,
 }

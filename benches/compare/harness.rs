@@ -1,4 +1,4 @@
-//! What `cargo test` expects of a test binary, for the one test in this one: the self-check.
+//! The command line that `cargo test` expects of a test binary. This one has a single test: the self-check.
 
 use std::process::ExitCode;
 

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-/// The machine, its programs and the date.
+/// The machine, the versions of its programs, and the date.
 pub(crate) fn describe() -> Value {
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -28,7 +28,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// A warning where others keep the processors busy.
+/// A warning if other programs use the processors.
 pub(crate) fn busy() -> Option<String> {
     let load = read("/proc/loadavg");
     let last_minute: f64 = load.split(' ').next()?.parse().ok()?;
@@ -39,7 +39,7 @@ pub(crate) fn busy() -> Option<String> {
     (last_minute > 0.5 * cores as f64).then_some(text)
 }
 
-/// What a program says in its first line; `None` where it is not there.
+/// The first line of a program's output. `None` if the program is not installed.
 pub(crate) fn said(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

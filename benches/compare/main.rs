@@ -1,14 +1,14 @@
-//! Compares the service with a bare axum route, with what a team would write by hand, and with itself on each store.
+//! Compares the service on each store with a bare axum route and with hand-written handlers.
 //!
 //! ```sh
 //! cargo bench --bench compare -- [--quick] [SECTION]...     # --help names the sections and the options
 //! ```
 //!
-//! It starts a Redis of its own, the service and the peers on free ports of loopback, one after the other, in several
-//! interleaved rounds, and ends them. Each figure is a median over the rounds, and a ratio to the bare route in the same
-//! round: `field` says what is compared, `sections` what is measured, `point` how. Load comes from a process of its
-//! own (`load`, told by `protocol`). A table goes to standard output; a JSON file with all rounds and a picture go to
-//! `target/bench/`. Under `cargo test` the self-check runs instead: tiny counts, and each reply's status.
+//! Starts Redis, the service and the peers on free loopback ports, one after the other, in several interleaved rounds.
+//! Each figure is a median over the rounds, or a ratio to the bare route in the same round. `field` lists the
+//! competitors, `sections` the measurements, and `point` measures one competitor. A separate process generates the load
+//! (`load`, controlled over `protocol`). A table goes to standard output; a JSON file with all rounds and a picture go to
+//! `target/bench/`. Under `cargo test`, a self-check runs instead: tiny counts, and the status of each reply is checked.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -78,7 +78,7 @@ fn compare(options: Options) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// All sections with tiny counts: the files are written, and each reply has the expected status.
+/// Runs all sections with tiny counts. Checks that the files are written and each reply has the expected status.
 fn self_check(print: bool) -> Result<String, String> {
     let (begin, out) = (Instant::now(), tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
     let out_text = out.path().to_str().unwrap();
@@ -94,7 +94,7 @@ fn self_check(print: bool) -> Result<String, String> {
     Ok(format!("{} sections in {:.1?}{left_out}", outcomes.len(), begin.elapsed()))
 }
 
-/// What came of each section, and whether the peer on Node could take part.
+/// The outcome of each section, and whether the Node peer was available.
 type Ran = (Vec<Outcome>, Result<std::path::PathBuf, String>);
 
 fn run(options: Options, print: bool) -> Result<Ran, String> {

@@ -8,7 +8,7 @@ use redis::Connection;
 use test_support::process::cpu_time;
 use test_support::redis_server::RedisServer;
 
-/// What Redis writes to disk.
+/// How Redis persists writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aof {
     Off,
@@ -22,13 +22,13 @@ pub(crate) struct MeasuredRedis {
     connection: Connection,
 }
 
-/// Commands and their time since Redis was started.
+/// Number of commands and their time since the start of Redis.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Commands(BTreeMap<String, (u64, u64)>);
 
 impl MeasuredRedis {
-    /// Starts an empty server, with its files on the disk of the build, since `/tmp` may be in memory. It never
-    /// rewrites its append-only file, so all rounds do the same work.
+    /// Starts an empty server, with its files on the disk of the build, because `/tmp` may be in memory. Rewriting of the
+    /// append-only file is disabled, so that all rounds do the same work.
     pub(crate) fn start(aof: Aof) -> Self {
         let (appendonly, appendfsync) = match aof {
             Aof::Off => ("no", "no"),
@@ -68,7 +68,7 @@ impl MeasuredRedis {
         Commands(info.lines().filter_map(line).collect())
     }
 
-    /// Bytes in use, but for the buffers of its clients.
+    /// Bytes in use, without the buffers of clients.
     pub(crate) fn used_memory(&mut self) -> u64 {
         let info = self.info("memory");
         let bytes = |field: &str| -> u64 {
@@ -79,8 +79,8 @@ impl MeasuredRedis {
 }
 
 impl Commands {
-    /// What came since an earlier look: how many commands, those inside scripts included, and the time of scripts in
-    /// microseconds; without scripts, of all commands. The benchmark's own are left out.
+    /// The difference to earlier statistics: the number of commands, including those inside scripts, and the time of
+    /// scripts in microseconds, or of all commands if there is no script. Excludes the benchmark's own commands.
     pub(crate) fn since(&self, earlier: &Self) -> (u64, u64) {
         let (mut calls, mut all, mut scripts) = (0, 0, 0);
         for (name, &(now_calls, now_usec)) in &self.0 {

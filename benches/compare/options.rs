@@ -7,32 +7,32 @@ use clap::{Parser, ValueEnum};
 use crate::field::Program;
 use crate::service;
 
-/// Compares callback-ingress with a bare axum route and with what a team would write by hand, on Redis of its own and
-/// over loopback.
+/// Compares callback-ingress with a bare axum route and with hand-written handlers, over loopback and on a Redis that it
+/// starts.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench compare --", bin_name = "cargo bench --bench compare --")]
 pub(crate) struct Options {
-    /// What to measure; all of the standard run unless named. Only when named: exporters, telemetry.
+    /// Sections to measure. Default: all except exporters and telemetry.
     pub(crate) sections: Vec<SectionName>,
-    /// Fewer rounds, and shorter ones: a minute or two, with larger spreads.
+    /// Fewer and shorter rounds: a minute or two, with larger spreads.
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Tiny counts, whose figures mean nothing: fails unless each point's replies have the expected status.
+    /// Tiny counts without meaningful figures. Fails if a reply has an unexpected status.
     #[arg(long)]
     pub(crate) smoke: bool,
-    /// Rounds of each section, instead of the standard numbers.
+    /// Number of rounds of each section.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) rounds: Option<u64>,
-    /// How long each point is measured.
+    /// Duration of each measurement.
     #[arg(long, value_name = "S")]
     pub(crate) seconds: Option<f64>,
-    /// Only competitors whose name has this in it, and the bare route.
+    /// Only competitors whose name contains this text, and the bare route.
     #[arg(long, value_name = "TEXT")]
     pub(crate) only: Option<String>,
     /// Another build of the service, instead of the one built here; with several, each needs a label.
     #[arg(long, value_name = "[LABEL=]PATH")]
     pub(crate) service: Vec<String>,
-    /// Where the JSON file and the picture go.
+    /// Directory of the JSON file and the picture.
     #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/../bench"))]
     pub(crate) out: PathBuf,
     /// Passed by Cargo.
@@ -46,7 +46,7 @@ pub(crate) enum SectionName {
     Stores,
     /// Results of 200 bytes, 2 KiB and 64 KiB
     Sizes,
-    /// In order, reversed, 30 % repeated, forged tokens
+    /// In order, reversed, with 30 % repetitions, and with forged tokens
     Order,
     /// 1 to 256 connections
     Concurrency,
@@ -54,15 +54,15 @@ pub(crate) enum SectionName {
     Open,
     /// Issuing work items
     Issue,
-    /// From a post to its event, on an idle machine
+    /// Latency from a post to its event, on an idle machine
     Events,
-    /// Bytes in Redis
+    /// Memory in Redis
     Memory,
-    /// A conversation of 10,000 items, against one of 10
+    /// A conversation with 10,000 items, compared with one with 10
     Depth,
-    /// Collectors that are not there or never answer (not in the standard run)
+    /// Collectors that do not exist or never respond (not in the default run)
     Exporters,
-    /// Traces, metrics and logs to a collector (not in the standard run)
+    /// Traces, metrics and logs to a collector (not in the default run)
     Telemetry,
 }
 
@@ -101,13 +101,13 @@ impl Options {
         programs
     }
 
-    /// So many rounds, unless told otherwise.
+    /// The number of rounds. `standard` is the default.
     pub(crate) fn rounds(&self, standard: u64, quick: u64) -> u64 {
         let usual = if self.quick { quick } else { standard };
         if self.smoke { 1 } else { self.rounds.unwrap_or(usual) }
     }
 
-    /// How long a point is measured.
+    /// The duration of a measurement.
     pub(crate) fn seconds(&self, standard: f64) -> f64 {
         self.seconds.unwrap_or(if self.quick { standard / 2.5 } else { standard })
     }

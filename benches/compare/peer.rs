@@ -1,5 +1,5 @@
-//! The servers that this one is compared with, each a process of its own: `peer <name> [port of Redis] [secret]`.
-//! A peer prints its address, and ends when its standard input ends.
+//! The servers that the service is compared with, each in its own process: `peer <name> [port of Redis] [secret]`.
+//! A peer prints its address, and exits at the end of its standard input.
 
 mod handwritten;
 
@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 pub(crate) use self::handwritten::{item_key, sign};
 
-/// The path that providers post to.
+/// The path of callbacks.
 pub(crate) const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
 /// The header that carries a token.
 pub(crate) const TOKEN_HEADER: &str = "x-callback-token";
@@ -43,7 +43,7 @@ async fn serve(arguments: &[String]) {
             Router::new().route(CALLBACKS_PATH, post(handwritten::callback)).with_state(Arc::new(peer))
         }
         "collector" => Router::new().fallback(async |_: Bytes| StatusCode::OK),
-        // Connections are made, and nobody takes them.
+        // The kernel accepts connections, but the program does not.
         "mute" => return parent_ended().await,
         other => panic!("no peer is named {other:?}"),
     };
@@ -53,7 +53,7 @@ async fn serve(arguments: &[String]) {
     }
 }
 
-/// Standard input ends with the parent, however that ends.
+/// Waits for the end of standard input, which occurs when the parent exits for any reason.
 async fn parent_ended() {
     let _ = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await;
 }
@@ -68,7 +68,7 @@ async fn ping(State(mut redis): State<MultiplexedConnection>, _: Bytes) -> Resul
     Ok(StatusCode::ACCEPTED)
 }
 
-/// Two round trips, nothing checked: the least that stores a result once.
+/// Two round trips without checks: the minimum to store a result once.
 async fn set_xadd(
     State(mut redis): State<MultiplexedConnection>,
     headers: HeaderMap,

@@ -1,5 +1,5 @@
-//! The picture: throughput and p99 by competitor and store, and by number of connections. Plain SVG, without scripts
-//! or outside fonts.
+//! The chart: throughput and p99 by competitor and store, and by number of connections. Plain SVG, without scripts
+//! or external fonts.
 
 mod bars;
 mod lines;
@@ -18,13 +18,13 @@ const INK: &str = "#1f2933";
 const FAINT: &str = "#7b8794";
 const GRID: &str = "#dfe4ea";
 
-/// An SVG that grows.
+/// An SVG document under construction.
 #[derive(Default)]
 struct Drawing {
     text: String,
 }
 
-/// Where a text stands.
+/// Alignment of a text.
 #[derive(Clone, Copy)]
 enum Anchor {
     Start,
@@ -70,7 +70,7 @@ fn colour(competitor: &str) -> &'static str {
     match competitor {
         name if name.contains("bare") => "#9aa5b1",
         name if name.contains("HMAC") => "#52606d",
-        name if name.contains("embedded") => "#2f80c2",
+        name if name.contains("memory store") => "#2f80c2",
         name if name.contains("always") => "#b44d12",
         name if name.contains("everysec") => "#de7b2d",
         name if name.contains("service") => "#e8a33d",
@@ -78,7 +78,7 @@ fn colour(competitor: &str) -> &'static str {
     }
 }
 
-/// The picture of the sections that were measured; `None` without such.
+/// Draws the measured sections. `None` if there is none to draw.
 pub(crate) fn draw(outcomes: &[Outcome], machine: &str) -> Option<String> {
     let rows =
         |name| outcomes.iter().find(|outcome| outcome.name == name).map(|outcome| outcome.rows.as_slice());
@@ -112,7 +112,7 @@ pub(crate) fn draw(outcomes: &[Outcome], machine: &str) -> Option<String> {
     ))
 }
 
-/// The next round number, for the end of an axis.
+/// The next round number, as the maximum of an axis.
 fn round_up(value: f64) -> f64 {
     let power = 10_f64.powf(value.max(1e-9).log10().floor());
     let steps = [1.0, 1.2, 1.6, 2.0, 2.4, 3.2, 4.0, 6.0, 8.0, 10.0];
@@ -123,7 +123,7 @@ fn milliseconds(value: f64) -> String {
     if value < 10.0 { format!("{value:.2} ms") } else { format!("{value:.1} ms") }
 }
 
-/// The groups of rows in the order in which they come.
+/// The groups of rows in order of appearance.
 fn groups(rows: &[Summary]) -> Vec<&str> {
     let mut groups: Vec<&str> = rows.iter().map(|row| row.group.as_str()).collect();
     groups.dedup();

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Issued items and how they are answered.
+/// The issued items, and how their results are posted.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Plan {
     pub(crate) conversations: usize,
-    /// Items of each conversation.
+    /// Number of items per conversation.
     pub(crate) items: usize,
     pub(crate) order: Order,
     /// Size of each result.
@@ -15,20 +15,19 @@ pub(crate) struct Plan {
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) enum Order {
-    /// As issued.
+    /// In the order of issue.
     AsIssued,
     /// The last item of each conversation first: all are held, and the first releases them.
     Reversed,
-    /// As issued; of all requests, 30 % are the repetition of an earlier one.
+    /// In the order of issue; 30 % of all requests repeat an earlier one.
     Repeated,
-    /// As issued, with a character of each token's signature changed.
+    /// In the order of issue, with one character of each token's signature changed.
     Forged,
 }
 
-/// Conversations that are posted to in turn. So many lie between two items of the same conversation, so that these
-/// are not under way together.
+/// Number of conversations that take turns, so that no two items of one conversation are in flight at once.
 pub(crate) const BLOCK: usize = 512;
-/// Items of a conversation, where nothing else is asked for.
+/// Default number of items per conversation.
 pub(crate) const ITEMS: usize = 8;
 
 const REPEATED_SHARE: f64 = 0.3;
@@ -42,7 +41,7 @@ pub(crate) struct Step {
 }
 
 impl Plan {
-    /// At least so many items, in conversations of `ITEMS`.
+    /// At least this many items, in conversations of `ITEMS`.
     pub(crate) fn of(requests: usize, order: Order, bytes: usize) -> Self {
         Self { conversations: requests.div_ceil(ITEMS), items: ITEMS, order, bytes }
     }
@@ -55,12 +54,12 @@ impl Plan {
         }
     }
 
-    /// The items in the order in which they are issued: in turn by conversation, in blocks.
+    /// The items in the order of issue: in blocks of conversations that take turns.
     pub(crate) fn issued(&self) -> Vec<Step> {
         self.in_blocks(false)
     }
 
-    /// The posts in their order.
+    /// The posts in order.
     pub(crate) fn steps(&self) -> Vec<Step> {
         let steps = self.in_blocks(self.order == Order::Reversed);
         if self.order != Order::Repeated {

@@ -1,4 +1,4 @@
-//! One point: a competitor is started, given work items, warmed up, measured and ended.
+//! One measurement: starts a competitor, issues work items, warms up, measures and stops it.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::measured_redis::Commands;
 use crate::plan::Plan;
 use crate::protocol::{Pace, Tally};
 
-/// What a round of a point came to. Times are microseconds of a request.
+/// The figures of one round. Times are in microseconds per request.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Figures {
-    /// Requests a second.
+    /// Requests per second.
     pub(crate) rate: f64,
-    /// The bare route's at about the same time; before this is known, its own.
+    /// Requests per second of the bare route at about the same time. Its own rate until that is known.
     pub(crate) bare_rate: f64,
     #[serde(flatten)]
     pub(crate) tally: Tally,
@@ -23,15 +23,15 @@ pub(crate) struct Figures {
     pub(crate) server_us: f64,
     /// Processor time of Redis.
     pub(crate) redis_us: Option<f64>,
-    /// Redis' own measure: time in scripts; in commands, where there is no script.
+    /// Time in scripts as reported by Redis, or in commands if there is no script.
     pub(crate) script_us: Option<f64>,
-    /// Redis' commands, those inside scripts included.
+    /// Number of Redis commands, including those inside scripts.
     pub(crate) commands: Option<f64>,
     /// Resident memory of the server at the end.
     pub(crate) resident_kib: u64,
 }
 
-/// What the processes used up to now.
+/// The resources that the processes have used so far.
 struct Used {
     server: Duration,
     redis: Option<(Duration, Commands)>,
@@ -42,7 +42,7 @@ fn used(running: &mut Running) -> Used {
     Used { server: running.process.cpu(), redis }
 }
 
-/// Does something, and says what each of its requests took.
+/// Runs a load, and returns the resources per request.
 pub(crate) fn measured(running: &mut Running, work: impl FnOnce() -> Tally) -> Figures {
     let before = used(running);
     let tally = work();
@@ -67,7 +67,7 @@ pub(crate) fn measured(running: &mut Running, work: impl FnOnce() -> Tally) -> F
     figures
 }
 
-/// Starts a competitor with its generator, and issues the plan's items.
+/// Starts a competitor and a load generator, and issues the items of the plan.
 pub(crate) fn prepared(competitor: &Competitor, plan: Plan) -> (Running, Generator, Figures) {
     let mut running = competitor.start();
     let mut generator = Generator::start();
@@ -76,7 +76,7 @@ pub(crate) fn prepared(competitor: &Competitor, plan: Plan) -> (Running, Generat
     (running, generator, issued)
 }
 
-/// The plan's posts in a closed loop: the first part to warm up, the rest measured.
+/// Posts the plan in a closed loop. The first part warms up, the rest is measured.
 pub(crate) fn closed(
     competitor: &Competitor,
     plan: Plan,

@@ -1,4 +1,4 @@
-//! What the parent asks of the load generator, one JSON value a line each way.
+//! The protocol between the benchmark and the load generator: one JSON value per line in each direction.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
 
-/// Who answers, and who issues the work items.
+/// The server to load, and the source of its work items.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Target {
     /// Where results are posted.
@@ -26,38 +26,38 @@ pub(crate) enum Issuer {
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum Command {
-    /// Opens conversations, in which the following items are issued. Replies with a `Tally`.
+    /// Opens the conversations of the items that are issued next. Replies with a `Tally`.
     Open { target: Target, plan: Plan },
-    /// Issues the plan's work items, and keeps a request for each. Replies with a `Tally`.
+    /// Issues the work items of the plan, and prepares a request for each. Replies with a `Tally`.
     Issue,
-    /// Posts requests of the plan, from one up to another. Replies with a `Tally`.
+    /// Posts a range of the requests of the plan. Replies with a `Tally`.
     Post { from: usize, to: usize, pace: Pace },
-    /// Posts one result after the other while an event stream is open. Replies with `Latencies`.
+    /// Posts results one by one while an event stream is open. Replies with `Latencies`.
     Follow { posts: usize, pause_ms: u64 },
 }
 
-/// How requests follow each other.
+/// When requests are sent.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) enum Pace {
-    /// Closed loop: each connection sends its next request when it has its reply. Ends early after so many seconds.
+    /// Closed loop: each connection sends its next request after the reply. Stops after this many seconds.
     Closed { connections: usize, seconds: f64 },
-    /// Open loop: so many requests a second, whatever the replies take.
+    /// Open loop: this many requests per second, independent of the replies.
     Open { rate: f64 },
 }
 
-/// What a number of requests came to. Durations are microseconds.
+/// The figures of a number of requests. Durations are in microseconds.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Tally {
     pub(crate) requests: u64,
     pub(crate) seconds: f64,
-    /// Replies by status.
+    /// Number of replies by status.
     pub(crate) statuses: BTreeMap<u16, u64>,
-    /// Replies whose status is not the expected one.
+    /// Number of replies with an unexpected status.
     pub(crate) unexpected: u64,
     pub(crate) latency: Percentiles,
 }
 
-/// Of latencies, in microseconds. In an open loop they count from when the request was due.
+/// Percentiles of latencies, in microseconds. In an open loop, a latency starts at the scheduled time of its request.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Percentiles {
     pub(crate) p50: u64,
@@ -67,12 +67,12 @@ pub(crate) struct Percentiles {
     pub(crate) max: u64,
 }
 
-/// From when a result is sent.
+/// Latencies from the post of a result.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Latencies {
-    /// To the reply of the post.
+    /// Until the reply to the post.
     pub(crate) post: Percentiles,
-    /// To the event on the platform's stream; zero for a peer, which has none.
+    /// Until the event on the platform's stream. Zero for a peer, which has no stream.
     pub(crate) event: Percentiles,
     pub(crate) unexpected: u64,
 }

@@ -1,4 +1,4 @@
-//! The files: JSON with the machine and all rounds of all sections, and the picture.
+//! Writes the files: JSON with the machine and all rounds of all sections, and the chart.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! What is measured, a section each.
+//! The measurements, one module per section.
 
 mod depth;
 mod events;
@@ -14,15 +14,15 @@ use crate::options::SectionName;
 use crate::summary::Summary;
 use crate::table::Table;
 
-/// What a section came to.
+/// The outcome of a section.
 pub(crate) struct Outcome {
     pub(crate) name: SectionName,
     pub(crate) table: Table,
-    /// Rates by competitor, for the picture.
+    /// Rates by competitor, for the chart.
     pub(crate) rows: Vec<Summary>,
-    /// All of it for the JSON file.
+    /// All figures, for the JSON file.
     pub(crate) data: Value,
-    /// Replies of another status than the expected one.
+    /// Number of replies with an unexpected status.
     pub(crate) unexpected: u64,
 }
 

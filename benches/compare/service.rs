@@ -1,4 +1,4 @@
-//! The service under test: the real program, of the release profile, as a process of its own.
+//! The service under test: the release build of the program, in its own process.
 
 use std::io::{Read, Seek};
 use std::net::{SocketAddr, TcpStream};
@@ -23,13 +23,13 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts it with keys made for it. Its log is JSON in a file, or off. No address is refused for wrong tokens.
+    /// Starts it with generated keys. Its log is JSON in a file, or off. The rate limits are disabled.
     pub(crate) fn start(program: &Path, store: &str, log: bool, variables: &[(String, String)]) -> Self {
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let (public, platform) = (loopback(free_port()), loopback(free_port()));
         let key = BASE64_STANDARD.encode(rand::random::<[u8; 24]>());
         let signing = BASE64_STANDARD.encode(rand::random::<[u8; 32]>());
-        // The file is gone once the program has ended.
+        // The file is deleted when the program has exited.
         let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let said = || {
             let (mut text, mut file) = (String::new(), &file);
@@ -43,7 +43,7 @@ impl Service {
             .args(["--set", &format!("platform.service_keys=[{key:?}]")])
             .args(["--set", &format!("token.keys=[\"bench:{signing}\"]")])
             .args(["--set", "rate_limit.failed_max=0", "--set", "telemetry.log_format=json"])
-            // A machine that stands still for a second is no failure here.
+            // A pause of the machine for a second must not cause a failure.
             .args(["--set", "store.response_timeout_ms=10000", "--set", "store.connect_timeout_ms=10000"])
             .args(["--log-level", if log { "info" } else { "off" }])
             .envs(variables.iter().map(|(name, value)| (name, value)))

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::point::Figures;
 
-/// Of one value over all rounds.
+/// The median and the spread of a value over all rounds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -25,11 +25,11 @@ impl Spread {
 /// All rounds of a row.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Summary {
-    /// What the row is compared within: a size, an order, a number of connections.
+    /// The group in which the row is compared: a size, an order or a number of connections.
     pub(crate) group: String,
     pub(crate) competitor: String,
     pub(crate) rate: Spread,
-    /// Of the bare route's rate at about the same time.
+    /// Ratio to the rate of the bare route at about the same time.
     pub(crate) ratio: Spread,
     pub(crate) p50_ms: Spread,
     pub(crate) p99_ms: Spread,

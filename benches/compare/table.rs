@@ -2,7 +2,7 @@
 
 use crate::summary::Summary;
 
-/// A section's result as text.
+/// The table of a section.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     pub(crate) title: String,
@@ -23,7 +23,7 @@ impl Table {
         self.rows.push((name.to_owned(), cells));
     }
 
-    /// A line above rows that belong together.
+    /// A heading above the rows of a group.
     pub(crate) fn group(&mut self, name: &str) {
         self.rows.push((format!("[{name}]"), Vec::new()));
     }
@@ -33,7 +33,7 @@ impl Table {
         let line = |name: &str, cells: &mut dyn Iterator<Item = &str>| {
             let mut text = format!("{name:<NAME$}");
             for (cell, &(_, width)) in cells.zip(&self.columns) {
-                // Widths count characters.
+                // Widths are in characters.
                 text.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count())));
                 text.push_str(cell);
             }
@@ -102,7 +102,7 @@ fn optional(value: Option<f64>) -> String {
     value.map_or("–".to_owned(), |value| format!("{value:.1}"))
 }
 
-/// A whole number with its thousands apart.
+/// A whole number with thousands separators.
 pub(crate) fn whole(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();

@@ -23,7 +23,7 @@ impl Connection {
         self.try_ask(request).await.unwrap()
     }
 
-    /// The same; an error if the connection is closed.
+    /// Sends a request; returns status and body of the reply, or an error if the connection is closed.
     pub(crate) async fn try_ask(&mut self, request: &[u8]) -> io::Result<(u16, String)> {
         self.stream.write_all(request).await?;
         self.buffer.clear();

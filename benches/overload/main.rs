@@ -1,4 +1,4 @@
-//! The program under overload, and what other clients notice of it:
+//! Overloads the program and measures the effect on other clients:
 //! `cargo bench --bench overload -- [seconds] [redis://…]`. Loopback only. Fails if a bound is exceeded.
 //!
 //! In this order: 10,000 idle and 2,000 slow connections; 2,000 connections that post as fast as they can, by default for
@@ -102,7 +102,7 @@ async fn post(address: String, token: String, pause: Duration, stop: Arc<AtomicB
     tally
 }
 
-/// Response times of another client that posts every 5 ms meanwhile.
+/// Response times of a second client that posts every 5 ms during the overload.
 async fn felt<T>(service: &Service, token: &str, meanwhile: impl Future<Output = T>) -> (T, Tally) {
     let stop = Arc::new(AtomicBool::new(false));
     let pause = Duration::from_millis(5);
@@ -119,7 +119,7 @@ async fn connect(address: &str, number: u32) -> TcpStream {
     socket.connect(address.parse().unwrap()).await.unwrap()
 }
 
-/// Opens idle connections, and others that send a body slowly; returns the memory that they cost, in MiB.
+/// Opens idle connections and connections that send a body slowly. Returns the additional memory, in MiB.
 async fn crowd(service: &Service) -> u64 {
     let before = memory_of(service);
     let mut idle = Vec::new();
@@ -135,7 +135,7 @@ async fn crowd(service: &Service) -> u64 {
                 let head =
                     b"POST /api/v1/webhooks/callbacks HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n";
                 let mut bytes = head.to_vec();
-                // Until the service closes the slow connection.
+                // Reads until the service closes the slow connection.
                 while stream.write_all(&bytes).await.is_ok() {
                     bytes = b" ".to_vec();
                     sleep(Duration::from_secs(1)).await;
@@ -147,7 +147,7 @@ async fn crowd(service: &Service) -> u64 {
     memory_of(service) - before
 }
 
-/// Posts as fast as possible over many connections; returns response times and the largest memory.
+/// Posts as fast as possible over many connections. Returns the response times and the peak memory.
 async fn flood(service: &Service, tokens: &[String], seconds: u64) -> (Tally, u64) {
     let stop = Arc::new(AtomicBool::new(false));
     let mut posting = JoinSet::new();

@@ -24,7 +24,7 @@ const STREAMS: usize = 1_000;
 /// The default of `http.max_buffered_bytes`, in MiB.
 const BUDGET: u64 = 256;
 
-/// The largest memory during `meanwhile`, in MiB.
+/// The peak memory during `meanwhile`, in MiB.
 async fn most_memory<T>(service: &Service, meanwhile: impl Future<Output = T>) -> (T, u64) {
     let most = AtomicU64::new(0);
     let looking = async {

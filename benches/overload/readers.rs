@@ -21,7 +21,7 @@ const READERS: usize = 200;
 pub(crate) const RESULTS: usize = 4;
 pub(crate) const RESULT_BYTES: usize = 1 << 20;
 const POSTERS: usize = 10;
-/// Makes 50 callbacks per second.
+/// Interval of 50 callbacks per second.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Bytes per second of the slow connection.
 const SLOW_LINE: usize = 3_000_000;
@@ -103,7 +103,7 @@ async fn output_buffers<T>(url: &str, meanwhile: impl Future<Output = T>) -> (T,
     (result, most.load(Ordering::Relaxed) >> 20)
 }
 
-/// Reads these conversations during callbacks; returns the total time and the callbacks' response times.
+/// Reads these conversations while callbacks are posted. Returns the total time and the callbacks' response times.
 async fn start_over(service: &Service, names: &[String], beside: Vec<String>) -> (Duration, Tally) {
     let stop = Arc::new(AtomicBool::new(false));
     let mut posting = JoinSet::new();

@@ -1,5 +1,5 @@
-//! A provider's body: what is taken as JSON, which bytes travel on, what goes with the token's field. The reference is
-//! `serde_json`, which reads the same text into values.
+//! A provider's body: whether it is JSON, which bytes are delivered, and what is removed with the token's field. The
+//! reference is `serde_json`, which parses the same text into values.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,12 +18,12 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-/// Brackets of a text that the reference still reads: it calls itself for each level.
+/// Maximum number of brackets in a text for the reference, which is recursive.
 const MOST_BRACKETS: usize = 400;
-/// Names that mean something to the service.
+/// Field names with a meaning for the service.
 const NAMES: [&str; 3] = ["callbackToken", "error", "content"];
 
-/// The body is any bytes.
+/// Any bytes are a body.
 pub fn check(input: &[u8]) {
     let body = Bytes::copy_from_slice(input);
     let present = std::str::from_utf8(input).ok().and_then(members).unwrap_or_default();
@@ -56,7 +56,7 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// The text as the reference reads it; `None` when that would go too deep for it.
+/// The text as parsed by the reference. `None` if it is nested too deeply for the reference.
 fn value(text: &str) -> Option<Result<Value, serde_json::Error>> {
     let brackets = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
     (brackets <= MOST_BRACKETS).then(|| {
@@ -74,13 +74,13 @@ fn depth(value: &Value) -> usize {
     }
 }
 
-/// Exactly the contract: JSON, and at most 128 levels of it.
+/// A body is accepted if it is JSON with at most 128 levels, and only then.
 fn check_problem(value: &Result<Value, serde_json::Error>, problem: Option<&Malformed>) {
     match value {
-        // A name that stands twice hides the first of its values, so the text may be deeper than the value.
+        // A repeated name replaces the first value, so the text may be nested more deeply than the value.
         Ok(value) if depth(value) > MAX_DEPTH => assert_eq!(problem, Some(&Malformed::TooDeep)),
         Ok(_) => assert!(matches!(problem, None | Some(Malformed::TooDeep)), "{problem:?}"),
-        // A number that no double can hold is JSON all the same, and travels on.
+        // A number that no double can represent is valid JSON, and is delivered.
         Err(error) if error.to_string().starts_with("number out of range") => {}
         Err(error) => {
             assert!(
@@ -91,7 +91,7 @@ fn check_problem(value: &Result<Value, serde_json::Error>, problem: Option<&Malf
     }
 }
 
-/// The members of an object in their order, each with the text of its value.
+/// The members of an object in order, each with the text of its value.
 type Members<'a> = Vec<(String, &'a str)>;
 
 fn members(text: &str) -> Option<Members<'_>> {
@@ -114,7 +114,7 @@ fn members(text: &str) -> Option<Members<'_>> {
     serde_json::Deserializer::from_str(text).deserialize_map(InOrder).ok()
 }
 
-/// A field that is removed takes nothing with it, and leaves every other byte where it was.
+/// The removal of a field removes nothing else, and keeps the order of all other bytes.
 fn check_members(text: &str, names: &[&str], scan: &Scan<'_>, members: &Members<'_>) {
     for &name in names {
         let expected = members.iter().filter(|(other, _)| other == name).map(|(_, value)| *value);
@@ -152,13 +152,13 @@ fn check_judgement(kind: Kind, body: &Bytes, scan: &Scan<'_>, value: Option<&Val
         match &judged {
             Ok(result) => {
                 assert_eq!(matches!(result.payload, Payload::Failed(_)), failed);
-                assert!(failed || !meant, "half a failure was taken");
-                assert!(failed || kind == Kind::Tool || answer, "no answer of a language model was taken");
+                assert!(failed || !meant, "an incomplete failure was accepted");
+                assert!(failed || kind == Kind::Tool || answer, "an invalid LLM result was accepted");
             }
-            Err(ResultRefused::NotAFailure(_)) => assert!(meant && !failed, "a good failure was refused"),
+            Err(ResultRefused::NotAFailure(_)) => assert!(meant && !failed, "a valid failure was refused"),
             Err(refused) => {
                 assert_eq!(*refused, ResultRefused::NotAnLlmResult);
-                assert!(kind == Kind::Llm && !failed && !answer, "a good result was refused");
+                assert!(kind == Kind::Llm && !failed && !answer, "a valid result was refused");
             }
         }
     }
@@ -172,7 +172,7 @@ fn check_judgement(kind: Kind, body: &Bytes, scan: &Scan<'_>, value: Option<&Val
     check_envelope(kind, &result.payload);
 }
 
-/// What travels can be read out of the envelope again, byte for byte.
+/// The envelope contains the payload byte for byte.
 fn check_envelope(kind: Kind, payload: &Payload) {
     #[derive(Deserialize)]
     struct Read<'a> {
@@ -211,7 +211,7 @@ fn check_envelope(kind: Kind, payload: &Payload) {
         traceparent: None,
     };
     let json = envelope.to_json();
-    // `null` is a result like any other, and an option reads it as nothing.
+    // `null` is a valid result, but an `Option` deserializes it as `None`.
     let read: Read<'_> = serde_json::from_slice(json.bytes()).unwrap();
     let (there, not_there) = if failed { (read.error, read.result) } else { (read.result, read.error) };
     assert!(not_there.is_none());

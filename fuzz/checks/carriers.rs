@@ -1,5 +1,5 @@
-//! A whole request at the provider's listener, wherever its token travels: the real router on the embedded store,
-//! without sockets. What it must answer is told by a model of the contract's order of checks.
+//! A request to the provider's listener, with the token in any carrier: the real router on the memory store, without
+//! sockets. A model of the documented order of checks predicts the response.
 
 mod model;
 mod stage;
@@ -16,9 +16,9 @@ use self::model::Verdict;
 use self::stage::{Reply, Stage};
 use self::written::Written;
 
-/// The input is the allowed carriers' first letters, a request line, headers, an empty line and a body. `{T}` and `{L}`
-/// stand for tokens of a tool and of a language model that are awaited, `{E}` for one past its life, `{F}` for a forged
-/// one.
+/// The input consists of the first letters of the enabled carriers, a request line, headers, an empty line and a body.
+/// `{T}` and `{L}` are replaced by the tokens of an awaiting tool item and an awaiting LLM item, `{E}` by an expired token,
+/// and `{F}` by a forged one.
 pub fn check(input: &[u8]) {
     stage::LOGGED.with(|(log, logging)| {
         let _ = log.take();
@@ -44,7 +44,7 @@ async fn check_request(input: &[u8]) {
             first["replayed"] = Value::Bool(true);
             assert_eq!((again.status, again.json()), (StatusCode::OK, first), "sent again");
         }
-        // What was refused has spent nothing.
+        // A refused request has not used up a token.
         Verdict::Refused(_) | Verdict::Healthy => {
             stage.allow("hqbp");
             let corrected = stage.ask(&Written::plain(&stage.tokens.tool)).await;
@@ -53,7 +53,7 @@ async fn check_request(input: &[u8]) {
     }
 }
 
-/// Every reply has its names, and no token.
+/// Every reply has a request id and a trace id, and contains no token.
 fn check_reply(written: &Written, reply: &Reply, verdict: &Verdict) {
     let named = header(&reply.headers, "x-request-id");
     let id = Uuid::try_parse(named).unwrap_or_else(|_| panic!("no request id: {named:?}"));
@@ -85,10 +85,10 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-/// The envelope, and the status and headers that belong to its code.
+/// The reply is an error envelope, with the status and the headers of its code.
 fn check_refusal(reply: &Reply, code: Code, head: bool, request_id: &str, trace: &str) {
     assert_eq!(reply.status, code.status());
-    // HTTP gives it the headers of the reply and no more, though only some layers see to that themselves.
+    // The reply to HEAD has no body on the wire, but the router may produce one.
     if head && reply.text().is_empty() {
         return;
     }
@@ -105,7 +105,7 @@ fn check_refusal(reply: &Reply, code: Code, head: bool, request_id: &str, trace:
     assert_eq!(code == Code::MethodNotAllowed, !allow.is_empty(), "Allow: {allow}");
 }
 
-/// The channel and the items are what the verdict says: the result is there byte for byte, or nothing has changed.
+/// The channel and the items are as predicted: the channel has the result byte for byte, or nothing has changed.
 async fn check_store(stage: &Stage, verdict: &Verdict) {
     let channel = stage.channel().await;
     let states = [stage.state(&stage.tool).await, stage.state(&stage.llm).await];

@@ -1,5 +1,5 @@
-//! The configuration: whatever is laid over the defaults, it is taken or refused in words that name the key and show no
-//! secret, and what a dump shows can be read again.
+//! The configuration: any sources are either accepted, or refused with errors that name the key and show no secret. A dump
+//! can be loaded again.
 
 use std::io::Write;
 
@@ -10,19 +10,19 @@ use secrecy::ExposeSecret;
 use tempfile::NamedTempFile;
 use toml::{Table, Value};
 
-/// Stands where a secret is written. Base64 of `secret-secret-…`, and long enough for every kind of key.
+/// The secret in inputs: base64 of `secret-secret-…`, long enough for every kind of key.
 const SECRET: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA";
-/// What of a secret must be seen nowhere, as it is written and as it is decoded.
+/// Parts of the secret that no output may contain: as written and decoded.
 const TRACES: [&str; 2] = ["c2VjcmV0", "secret-secret"];
 const MARK: &str = "{S}";
 const SECRET_KEYS: [&str; 4] =
     ["token.keys", "platform.service_keys", "store.url", "store.sentinel_password"];
 
-/// The input is a file, then variables without their prefix, then flags, with `---` between them. Where a secret is
-/// expected, `{S}` stands for one.
+/// The input consists of a file, variables without their prefix, and flags, separated by `---`. In values of secret
+/// settings, `{S}` is replaced by a secret.
 pub fn check(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return check_unreadable(input) };
-    // A text of several lines could take a secret to where none is expected.
+    // In a multi-line string, a secret could become part of a setting that is not secret.
     if TRACES.iter().any(|trace| text.contains(trace)) || text.contains("'''") || text.contains("\"\"\"") {
         return;
     }
@@ -67,7 +67,7 @@ fn written(text: &[u8]) -> NamedTempFile {
     file
 }
 
-/// A line of the file, its mark replaced where the line sets what is secret.
+/// A line of the file. Replaces the placeholder if the line sets a secret.
 fn in_file(line: &str) -> String {
     let key = line.split_once('=').map_or("", |(key, _)| key.trim());
     match key {
@@ -86,12 +86,12 @@ fn laid((name, value): (&str, &str)) -> (String, String) {
     (name.to_owned(), value)
 }
 
-/// A URL's only secret is its password.
+/// Replaces the placeholder in the password of a URL, which is its only secret part.
 fn with_password(text: &str) -> String {
     text.replace(&format!(":{MARK}@"), &format!(":{SECRET}@"))
 }
 
-/// The path of the key that a variable sets; a flag's own is one already.
+/// The key that a variable or a flag sets.
 fn path(name: &str) -> String {
     name.to_ascii_lowercase().replace("__", ".")
 }
@@ -109,7 +109,7 @@ fn check_no_secret(shown: &str) {
     assert!(!TRACES.iter().any(|trace| shown.contains(trace)), "shows a secret: {shown}");
 }
 
-/// A refusal has at least one error, and shows each of them.
+/// A refusal has at least one error, and its message contains all of them.
 fn check_refused(errors: &ConfigErrors, file: &str, origins: &[&str]) {
     let shown = errors.to_string();
     check_no_secret(&format!("{shown} {errors:?}"));
@@ -120,7 +120,7 @@ fn check_refused(errors: &ConfigErrors, file: &str, origins: &[&str]) {
     }
 }
 
-/// An error says what and where, and is right about it.
+/// An error names the correct key and source.
 fn check_error(error: &ConfigError, file: &str, origins: &[&str]) {
     let shown = error.to_string();
     match error {
@@ -148,7 +148,7 @@ fn check_error(error: &ConfigError, file: &str, origins: &[&str]) {
     }
 }
 
-/// Each setting is what was laid last; of those that nobody laid, the default.
+/// Each setting has the value of the last source that sets it, or the default.
 fn check_last_wins(
     loaded: &LoadedConfig,
     file: &str,
@@ -189,7 +189,7 @@ fn without_secrets(table: &mut Table) {
     }
 }
 
-/// What no configuration may be.
+/// The rules that every accepted configuration obeys.
 fn check_rules(loaded: &LoadedConfig) {
     let config = &loaded.config;
     assert!(config.gate.default_timeout_ms.get() <= config.gate.max_timeout_ms.get());
@@ -199,7 +199,7 @@ fn check_rules(loaded: &LoadedConfig) {
     assert!(!open || !config.token.keys.is_empty() && !config.platform.service_keys.is_empty());
 }
 
-/// A dump without secrets is the same configuration. One with secrets is none, until they are given again.
+/// A dump without secrets loads as the same configuration. One with redacted secrets is refused until they are set again.
 fn check_read_again(loaded: &LoadedConfig) {
     let dump = loaded.dump();
     let table: Table = dump.parse().unwrap();

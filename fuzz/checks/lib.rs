@@ -1,4 +1,4 @@
-//! What must hold for any input, one module for each fuzz target. `tests/fuzz.rs` runs the same checks on the corpus.
+//! Properties that must hold for any input, one module per fuzz target. `tests/fuzz.rs` runs the same checks on the corpus.
 
 #![expect(
     clippy::unwrap_used,

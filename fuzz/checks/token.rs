@@ -1,5 +1,5 @@
-//! A token: only what was signed is verified, and it says what was signed. The reference is written from the table in
-//! the contract, and shares nothing with the service but the hash.
+//! A token: only signed tokens verify, and their claims are those that were signed. The reference implements the documented
+//! format of tokens, and shares only the hash function with the service.
 
 use callback_ingress::domain::ids::{ConversationRef, Sequence, WorkItemId};
 use callback_ingress::domain::time::Timestamp;
@@ -9,18 +9,18 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use uuid::Uuid;
 
-/// The ring: the first signs, both verify.
+/// The keys of the keyring: the first signs, both verify.
 const RING: [(&str, &[u8]); 2] = [("k1", &[1; 32]), ("key-0002", &[2; 40])];
-/// Keys of nobody: an unknown one, and one that bears a known one's name.
+/// Keys outside the keyring: one with an unknown id, and one with a known id.
 const FOREIGN: [&[u8]; 2] = [&[3; 32], b"k1"];
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const SIGNED: usize = 52;
 const CHARS: usize = 116;
-/// The last millisecond that a timestamp can be.
+/// The maximum of a timestamp, in milliseconds.
 const LAST: u64 = 253_402_300_799_999;
 
-/// The input is a text that claims to be a token. It is also 52 bytes to be signed, after one that says with which key,
-/// and before a text to spoil the token with.
+/// The input is used as the text of a token. It is also used as one byte that selects a key, 52 bytes to sign, and a text
+/// to corrupt the signed token.
 pub fn check(input: &[u8]) {
     let ring = ring();
     let text = String::from_utf8_lossy(input);
@@ -40,7 +40,7 @@ fn ring() -> Keyring {
     Keyring::new(first, vec![other])
 }
 
-/// Whatever bytes are signed with whatever key: the service says what the reference says, before, at and after the end.
+/// For any bytes signed with any key, the service and the reference agree before, at and after the expiry.
 fn check_signed(ring: &Keyring, signed: &[u8], token: &str) {
     let expiry = expiry(signed);
     for now in [0, expiry.saturating_sub(1), expiry, expiry.saturating_add(1), LAST] {
@@ -49,7 +49,7 @@ fn check_signed(ring: &Keyring, signed: &[u8], token: &str) {
         assert_eq!(verified, reference(token, now), "{signed:?} at {now}");
         let (Ok(claims) | Err(Some(claims))) = verified else { continue };
         assert_eq!(verified.is_ok(), now < expiry.min(LAST));
-        // A token has one spelling: it is what its own claims are signed to.
+        // A token has one encoding: signing its claims again returns the same text.
         if expiry <= LAST {
             assert_eq!(ring.sign(claims.conversation, &item(&claims, key_id(signed))).expose(), token);
         }
@@ -77,7 +77,7 @@ fn key_id(signed: &[u8]) -> KeyId {
     KeyId::parse(text.trim_end_matches('\0')).unwrap()
 }
 
-/// A token that differs in anything is no token.
+/// A token that is changed in any way is refused.
 fn check_spoilt(ring: &Keyring, token: &str, spoiling: &[u8]) {
     let [from, length, spoiling @ ..] = spoiling else { return };
     let spoiling = String::from_utf8_lossy(spoiling);
@@ -134,7 +134,7 @@ fn expiry(signed: &[u8]) -> u64 {
     signed[10..16].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// What the service says of a text; an error has the claims of an expired token.
+/// Verifies a text with the service. The error contains the claims of an expired token.
 fn verified(ring: &Keyring, text: &str, now: u64) -> Result<Claims, Option<Claims>> {
     ring.verify(text, Timestamp::from_millis(now)).map_err(|refused| match refused {
         TokenRefused::Invalid(_) => None,
@@ -142,7 +142,7 @@ fn verified(ring: &Keyring, text: &str, now: u64) -> Result<Claims, Option<Claim
     })
 }
 
-/// What the contract says of a text that claims to be a token.
+/// Verifies a text with the reference.
 fn reference(text: &str, now: u64) -> Result<Claims, Option<Claims>> {
     let bytes = decode(text).ok_or(None)?;
     let (signed, code) = bytes.split_at(SIGNED);

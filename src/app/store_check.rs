@@ -30,7 +30,7 @@ pub(super) struct StoreCheck {
     outage: Option<Outage>,
 }
 
-/// A time in which the store does not respond.
+/// A period in which the store does not respond.
 #[derive(Clone, Copy, Debug)]
 struct Outage {
     since: Instant,
@@ -68,7 +68,7 @@ impl StoreCheck {
     }
 
     /// Checks the store at intervals. Returns when it fails a preflight check.
-    pub(super) async fn keep_checking(mut self) -> AppError {
+    pub(super) async fn check_periodically(mut self) -> AppError {
         loop {
             match self.check().await {
                 Ok(true) => {

@@ -69,7 +69,7 @@ impl Tasks {
     }
 }
 
-/// A panic's message may contain anything: the panic hook has logged where it happened.
+/// Omits the message of a panic, which may contain secrets. The panic hook has logged its location.
 fn cause(error: &JoinError) -> &'static str {
     if error.is_panic() { "panicked" } else { "was cancelled" }
 }
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_task_that_ended_is_named_without_its_panic_message() {
+    async fn ended_task_is_named_without_its_panic_message() {
         let mut tasks = Tasks::new(CancellationToken::new());
         tasks.spawn_until_stop("listener", std::future::pending());
         tasks.spawn("sweeper", async { panic!("cbt_AQJrMQ") });

@@ -34,7 +34,7 @@ fn notes(config: &Config) -> Vec<String> {
     notes
 }
 
-/// What is wrong with the URLs that providers get.
+/// Warnings about the callback URLs that providers get.
 pub(super) fn public_url_warnings(http: &HttpConfig) -> Vec<String> {
     let Some(url) = &http.public_base_url else {
         let address = http.public_addr;
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn public_url_that_providers_cannot_use_safely_causes_a_warning() {
+    fn unsafe_public_url_causes_a_warning() {
         for (address, url, expected) in [
             ("127.0.0.1:8080", "", None),
             ("0.0.0.0:8080", "", Some("an address that providers cannot reach")),

@@ -49,7 +49,7 @@ pub(super) fn report_error(error: &dyn Error, code: u8) -> ExitCode {
         }
         cause = source.source();
     }
-    // In a thread, because a full pipe would block the exit of the process.
+    // In a separate thread, because a full pipe would block the exit of the process.
     let (sender, written) = mpsc::channel();
     std::thread::spawn(move || {
         anstream::eprintln!("callback-ingress: {message}");

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::values::REDACTED_WORD;
 use super::{Config, DEFAULTS, suggestions};
-use crate::store::redis::password;
+use crate::store::redis::password_range;
 
 /// Prefix of the environment variables.
 pub const VARIABLE_PREFIX: &str = "CALLBACK_INGRESS__";
@@ -373,7 +373,7 @@ fn redact(key: &str, value: &mut Value) {
         let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
         if url[end..].contains('@') {
             REDACTED.clone_into(url);
-        } else if let Some(at) = password(url) {
+        } else if let Some(at) = password_range(url) {
             url.replace_range(at, REDACTED_WORD);
         }
     } else if key == SENTINEL_PASSWORD

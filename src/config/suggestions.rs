@@ -5,14 +5,14 @@ use toml::{Table, Value};
 
 use super::VARIABLE_PREFIX;
 
-/// The nearest of the candidates, of which at most `changes` characters differ.
+/// The nearest candidate by edit distance. `None` if the distance is greater than `changes`.
 fn within<'a>(changes: usize, name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let distances = candidates.map(|candidate| (damerau_levenshtein(name, candidate), candidate));
     let (distance, candidate) = distances.min_by_key(|(distance, _)| *distance)?;
     (distance <= changes).then_some(candidate)
 }
 
-/// The nearest of the candidates. `None` if more than two in five characters would have to change.
+/// The nearest candidate. `None` if more than 40 % of the characters would have to change.
 pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     within(name.len() * 2 / 5, name, candidates)
 }

@@ -113,7 +113,7 @@ impl<'de> Deserialize<'de> for StoreUrl {
         if url == "memory:" {
             return Ok(Self::Memory);
         }
-        if redis::password(&url).is_some_and(|at| &url[at] == REDACTED_WORD) {
+        if redis::password_range(&url).is_some_and(|at| &url[at] == REDACTED_WORD) {
             return Err(D::Error::custom("the password is redacted: this is the output of config dump"));
         }
         let url = SecretString::from(url);
@@ -161,7 +161,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Parses keys, each with its place for an error message.
+/// Parses keys. Each entry has its position, which error messages name.
 pub(super) fn signing_keys(entries: &[(String, &str)]) -> Result<SigningKeys, String> {
     let mut keys = Vec::with_capacity(entries.len());
     let mut ids = Vec::with_capacity(entries.len());
@@ -181,7 +181,7 @@ pub(super) fn signing_keys(entries: &[(String, &str)]) -> Result<SigningKeys, St
     Ok(SigningKeys(keys))
 }
 
-/// The entries of a list with their places.
+/// The entries of a list with their positions, for error messages.
 fn numbered(texts: &[String]) -> Vec<(String, &str)> {
     let places = (1..).map(|number: usize| format!("entry {number}"));
     places.zip(texts.iter().map(String::as_str)).collect()
@@ -219,7 +219,7 @@ impl fmt::Debug for ServiceKeys {
     }
 }
 
-/// Parses keys, each with its place for an error message.
+/// Parses keys. Each entry has its position, which error messages name.
 pub(super) fn service_keys(entries: &[(String, &str)]) -> Result<ServiceKeys, String> {
     let good = |text: &str| text.len() >= MIN_SERVICE_KEY && text.bytes().all(|b| b.is_ascii_graphic());
     if let Some((place, _)) = entries.iter().find(|(_, text)| !good(text)) {
@@ -349,10 +349,10 @@ pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
     if good { Ok(text) } else { Err(D::Error::custom("must be 1 to 64 characters of A-Z a-z 0-9 . _ -")) }
 }
 
-/// The levels of a log, from silence to everything.
+/// The log levels, from least to most verbose.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// A level of a directive. `EnvFilter` takes an unknown one for the name of a target, which silences all others.
+/// Checks the level of a directive. `EnvFilter` would parse an unknown level as a target, and disable all other targets.
 fn check_level(level: &str) -> Result<(), String> {
     if LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level)) {
         return Ok(());

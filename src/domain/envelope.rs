@@ -65,7 +65,7 @@ pub fn event_id(opened_at: Timestamp, sequence: Sequence) -> String {
 }
 
 /// Typical size of an envelope without its payload, in bytes.
-const REST_BYTES: usize = 512;
+const METADATA_BYTES: usize = 512;
 
 /// Typical size of [`members_at_issue`], in bytes.
 const MEMBERS_BYTES: usize = 128;
@@ -83,7 +83,7 @@ pub fn members_at_issue(
         members.push_str(&turn_member(turn_id));
     }
     if let Some(tool_call_id) = tool_call_id {
-        // The only one that can contain characters that JSON escapes: the quotation mark and the backslash.
+        // The only member that can contain characters that JSON escapes: the quotation mark and the backslash.
         let escaped = tool_call_id.as_str().replace('\\', "\\\\").replace('"', "\\\"");
         let _ = write!(members, "\"toolCallId\":\"{escaped}\",");
     }
@@ -94,7 +94,7 @@ pub fn members_at_issue(
     members
 }
 
-/// The start of [`members_at_issue`] of the turn's items, and of no others.
+/// The prefix of [`members_at_issue`] that exactly the items of this turn have.
 pub fn turn_member(turn_id: &TurnId) -> String {
     format!("\"turnId\":\"{turn_id}\",")
 }
@@ -103,7 +103,7 @@ impl Envelope<'_> {
     /// The envelope as JSON. The payload is copied byte for byte; it was validated when the callback was read.
     pub fn to_json(&self) -> EnvelopeJson {
         let payload: &[u8] = self.payload.map_or(&[], |payload| payload.bytes());
-        let mut json = Vec::with_capacity(payload.len() + REST_BYTES);
+        let mut json = Vec::with_capacity(payload.len() + METADATA_BYTES);
         // Writing to a `Vec` cannot fail.
         let _ = write!(
             json,

@@ -66,38 +66,6 @@ struct Settlement {
 }
 
 impl Settlement {
-    const fn timed_out(deadline: Timestamp, traceparent: Option<TraceParent>) -> Self {
-        Self {
-            outcome: Outcome::TimedOut,
-            received_at: deadline,
-            request_id: None,
-            traceparent,
-            attempt: None,
-            fingerprint: None,
-            reason: None,
-            payload: None,
-        }
-    }
-
-    const fn cancelled(
-        now: Timestamp,
-        request_id: RequestId,
-        traceparent: Option<TraceParent>,
-        attempt: AttemptId,
-        reason: Option<Reason>,
-    ) -> Self {
-        Self {
-            outcome: Outcome::Cancelled,
-            received_at: now,
-            request_id: Some(request_id),
-            traceparent,
-            attempt: Some(attempt),
-            fingerprint: None,
-            reason,
-            payload: None,
-        }
-    }
-
     fn held_bytes(&self) -> u64 {
         self.payload.as_ref().map_or(0, size)
     }
@@ -129,7 +97,7 @@ pub struct Conversation {
     opened_at: Timestamp,
     touched_at: Timestamp,
     idle_ttl_ms: u64,
-    /// Latest deadline of an item; zero once a use finds nothing awaiting.
+    /// Latest deadline of an item; zero after a use that leaves no item awaiting.
     busy_until: Timestamp,
     ended: Option<Ended>,
     end_reason: Option<Reason>,
@@ -144,10 +112,10 @@ pub struct Conversation {
     issued_by_attempt: HashMap<WorkItemId, Sequence>,
     issued_by_key: HashMap<IdempotencyDigest, (Fingerprint, Sequence)>,
     channel: Vec<EnvelopeJson>,
-    /// Items that the current operation has settled.
-    fresh: BTreeSet<Sequence>,
-    /// Items whose timers are obsolete; see [`Conversation::take_done_timers`].
-    done_timers: Vec<Sequence>,
+    /// Items that the current operation has settled; they do not count as held before their release.
+    just_settled: BTreeSet<Sequence>,
+    /// Items whose timers are obsolete; see [`Conversation::take_obsolete_timers`].
+    obsolete_timers: Vec<Sequence>,
 }
 
 impl Conversation {
@@ -172,12 +140,12 @@ impl Conversation {
             issued_by_attempt: HashMap::new(),
             issued_by_key: HashMap::new(),
             channel: Vec::new(),
-            fresh: BTreeSet::new(),
-            done_timers: Vec::new(),
+            just_settled: BTreeSet::new(),
+            obsolete_timers: Vec::new(),
         }
     }
 
-    /// Touches an open conversation and applies the options that the command sets.
+    /// Restarts the idle timeout of an open conversation and applies the options that the command sets.
     pub fn reopen(&mut self, command: &Open, now: Timestamp) -> Result<Opened, OpenRefused> {
         if self.ended_at(now).is_some() {
             return Err(OpenRefused::ConversationEnded);
@@ -190,7 +158,7 @@ impl Conversation {
         Ok(Opened { created: self.opened_by == command.attempt })
     }
 
-    /// When the idle timeout expires, unless the conversation is used before; see [`idle_at`].
+    /// When the idle timeout ends the conversation, unless it is used before; see [`idle_at`].
     pub fn idle_at(&self) -> Timestamp {
         idle_at(self.touched_at, self.idle_ttl_ms, self.busy_until)
     }
@@ -212,7 +180,8 @@ impl Conversation {
         now: Timestamp,
         limits: &Limits,
     ) -> Result<Issued, IssueRefused> {
-        // A retry after a lost reply returns the item that the first call issued, even after the end.
+        // A retry after a lost reply returns the item that the first call issued, even if the conversation has ended
+        // since.
         let attempt = command.work_item.with_sequence(Sequence::new(0));
         if let Some(slot) = self.issued_by_attempt.get(&attempt).and_then(|sequence| self.slots.get(sequence))
         {
@@ -266,7 +235,7 @@ impl Conversation {
         Ok(Issued { item, repeated: false })
     }
 
-    /// Accepts a callback. The first settlement of an item wins. A repetition gets the first receipt.
+    /// Accepts a callback. The first settlement of an item wins. A replay gets the first receipt.
     pub fn accept(
         &mut self,
         command: &Accept,
@@ -292,7 +261,7 @@ impl Conversation {
             (Some(first), _) if first != command.result.fingerprint => Err(AcceptRefused::TokenUsed),
             (Some(_), _) => {
                 let replayed = slot.attempt() != Some(command.attempt);
-                // Overdue items are released first: the gate must not wait for them.
+                // Overdue items are released first, because the gate must not wait for them.
                 let released =
                     if ended { Vec::new() } else { self.release(now, command.traceparent.as_ref()) };
                 self.receipt(sequence, replayed, released).ok_or(AcceptRefused::WorkItemUnknown)
@@ -326,7 +295,7 @@ impl Conversation {
         }
     }
 
-    /// Marks the conversation as used. The sweeper's operations do not.
+    /// Restarts the idle timeout. The sweeper's operations do not.
     const fn touch(&mut self, now: Timestamp) {
         self.touched_at = now;
         if self.awaiting == 0 {
@@ -389,10 +358,8 @@ impl Conversation {
             _ if ended => return Err(CancelRefused::ConversationEnded),
             Some((outcome, _)) => return Err(CancelRefused::WorkItemSettled(outcome)),
             None => {
-                let (trace, reason) = (command.traceparent.clone(), command.reason.clone());
-                let settlement =
-                    Settlement::cancelled(now, command.request_id, trace, command.attempt, reason);
-                self.settle(sequence, settlement);
+                let (trace, reason) = (command.traceparent.as_ref(), command.reason.as_ref());
+                self.cancel_item(sequence, command.attempt, command.request_id, trace, reason, now);
                 self.touch(now);
                 released = self.release(now, command.traceparent.as_ref());
             }
@@ -416,7 +383,7 @@ impl Conversation {
                 settlement.outcome == Outcome::Cancelled && settlement.attempt == Some(command.attempt)
             })
         };
-        // After a lost reply, what the first call has cancelled and released is listed again.
+        // If the reply was lost, the items that the first call has cancelled and released are listed again.
         let of_turn = self.slots.values().filter(|slot| {
             let unreleased = slot.item.sequence >= self.gate;
             slot.item.turn_id.as_ref() == Some(&command.turn_id) && (unreleased || is_own(slot))
@@ -426,14 +393,12 @@ impl Conversation {
         let awaiting: Vec<Sequence> = listed.iter().copied().filter(is_awaiting).collect();
         let mut released = Vec::new();
         if !awaiting.is_empty() {
+            let (trace, reason) = (command.traceparent.as_ref(), command.reason.as_ref());
             for sequence in awaiting {
-                let (trace, reason) = (command.traceparent.clone(), command.reason.clone());
-                let settlement =
-                    Settlement::cancelled(now, command.request_id, trace, command.attempt, reason);
-                self.settle(sequence, settlement);
+                self.cancel_item(sequence, command.attempt, command.request_id, trace, reason, now);
             }
             self.touch(now);
-            released = self.release(now, command.traceparent.as_ref());
+            released = self.release(now, trace);
         }
         let slots = || listed.iter().map(|sequence| &self.slots[sequence]);
         Ok(CancelledTurn {
@@ -461,23 +426,23 @@ impl Conversation {
         EndReceipt { ended, repeated: ended_before.is_some(), released }
     }
 
-    /// Records the end and drops the held payloads, unless an earlier operation has done so.
+    /// Records the end and drops the held results, unless an earlier operation has done so.
     fn finish(&mut self, time: Timestamp) -> Ended {
-        let ended = self.left_behind(time);
+        let ended = self.end_summary(time);
         if self.ended.is_none() {
             self.ended = Some(ended);
             for slot in self.slots.range_mut(self.gate..).map(|(_, slot)| slot) {
                 match &mut slot.settlement {
                     Some(settlement) => settlement.payload = None,
-                    None => self.done_timers.push(slot.item.sequence),
+                    None => self.obsolete_timers.push(slot.item.sequence),
                 }
             }
         }
         ended
     }
 
-    /// The recorded end, or the end at `ended_at` with what it drops.
-    fn left_behind(&self, ended_at: Timestamp) -> Ended {
+    /// The recorded end; if it is not recorded yet, the end at `ended_at` with what it drops now.
+    fn end_summary(&self, ended_at: Timestamp) -> Ended {
         let (dropped_held, _) = self.held();
         self.ended.unwrap_or(Ended { ended_at, dropped_held, dropped_awaiting: self.awaiting })
     }
@@ -505,7 +470,7 @@ impl Conversation {
             let slot = self.slots.get(sequence);
             let due = slot.filter(|slot| slot.settlement.is_none() && now >= slot.item.deadline);
             if let Some(item) = due.map(|slot| slot.item.clone()) {
-                self.settle(item.sequence, Settlement::timed_out(item.deadline, traceparent.cloned()));
+                self.time_out(item.sequence, item.deadline, traceparent);
                 timed_out.push(TimedOut {
                     work_item: item.id,
                     sequence: item.sequence,
@@ -525,10 +490,51 @@ impl Conversation {
         if let Some(slot) = self.slots.get_mut(&sequence) {
             self.held_bytes += settlement.held_bytes();
             slot.settlement = Some(settlement);
-            self.fresh.insert(sequence);
-            self.done_timers.push(sequence);
+            self.just_settled.insert(sequence);
+            self.obsolete_timers.push(sequence);
             self.awaiting -= 1;
         }
+    }
+
+    /// Settles an awaiting item as cancelled.
+    fn cancel_item(
+        &mut self,
+        sequence: Sequence,
+        attempt: AttemptId,
+        request_id: RequestId,
+        traceparent: Option<&TraceParent>,
+        reason: Option<&Reason>,
+        now: Timestamp,
+    ) {
+        self.settle(
+            sequence,
+            Settlement {
+                outcome: Outcome::Cancelled,
+                received_at: now,
+                request_id: Some(request_id),
+                traceparent: traceparent.cloned(),
+                attempt: Some(attempt),
+                fingerprint: None,
+                reason: reason.cloned(),
+                payload: None,
+            },
+        );
+    }
+
+    fn time_out(&mut self, sequence: Sequence, deadline: Timestamp, traceparent: Option<&TraceParent>) {
+        self.settle(
+            sequence,
+            Settlement {
+                outcome: Outcome::TimedOut,
+                received_at: deadline,
+                request_id: None,
+                traceparent: traceparent.cloned(),
+                attempt: None,
+                fingerprint: None,
+                reason: None,
+                payload: None,
+            },
+        );
     }
 
     /// **The gate rule**: starting at the gate, releases every item that is settled or overdue. Stops at the first
@@ -541,13 +547,13 @@ impl Conversation {
                 if now < deadline {
                     break;
                 }
-                self.settle(self.gate, Settlement::timed_out(deadline, traceparent.cloned()));
+                self.time_out(self.gate, deadline, traceparent);
             }
             let appended = self.append(self.gate, now);
             released.extend(appended.filter(|_| released.len() < MAX_REPORTED));
             self.gate = self.gate.next();
         }
-        self.fresh.clear();
+        self.just_settled.clear();
         released
     }
 
@@ -581,7 +587,7 @@ impl Conversation {
             issued_at: slot.item.issued_at,
             received_at: settlement.received_at,
             released_at: now,
-            held: !self.fresh.contains(&sequence),
+            held: !self.just_settled.contains(&sequence),
             issued_in: slot.item.traceparent.clone(),
             settled_in,
         })
@@ -608,7 +614,7 @@ impl Conversation {
         self.next
     }
 
-    /// Whether its end is recorded. After an idle timeout this needs an operation.
+    /// Whether its end is recorded. After an idle timeout, the next operation of the sweeper records it.
     pub const fn has_ended(&self) -> bool {
         self.ended.is_some()
     }
@@ -650,22 +656,22 @@ impl Conversation {
     /// The conversation at `now`.
     pub fn inspect(&self, now: Timestamp) -> ConversationView {
         let unreleased: Vec<_> = self.unreleased().map(|slot| self.view(slot, now)).collect();
-        let awaited = unreleased.iter().find(|view| view.settled.is_none());
+        let first_awaiting = unreleased.iter().find(|view| view.settled.is_none());
         ConversationView {
             conversation_id: self.id.clone(),
             opened_at: self.opened_at,
             idle_at: self.idle_at(),
-            ended: self.ended_at(now).map(|at| self.left_behind(at)),
+            ended: self.ended_at(now).map(|at| self.end_summary(at)),
             end_reason: self.end_reason.clone(),
             traceparent: self.traceparent.clone(),
             next_sequence: self.next,
-            waiting_for: awaited.map_or(self.next, |view| view.item.sequence),
+            waiting_for: first_awaiting.map_or(self.next, |view| view.item.sequence),
             unreleased,
             now,
         }
     }
 
-    /// When the sweeper has to process it as a whole: at its idle timeout, and at the end of its retention.
+    /// When the sweeper next has to process it as a whole: at its idle timeout, then at the end of its retention.
     pub fn next_check(&self, limits: &Limits) -> Timestamp {
         match self.ended {
             Some(ended) => ended.ended_at.plus_millis(limits.ended_retention_ms),
@@ -680,17 +686,17 @@ impl Conversation {
     }
 
     /// The items without an outcome.
-    pub fn awaited(&self) -> impl Iterator<Item = Sequence> {
+    pub fn awaiting(&self) -> impl Iterator<Item = Sequence> {
         self.unreleased().filter(|slot| slot.settlement.is_none()).map(|slot| slot.item.sequence)
     }
 
-    /// Takes the items whose timers are obsolete since the last call. The store removes these timers.
-    pub fn take_done_timers(&mut self) -> Vec<Sequence> {
-        std::mem::take(&mut self.done_timers)
+    /// The items whose timers have become obsolete since the last call. The store removes these timers.
+    pub fn take_obsolete_timers(&mut self) -> Vec<Sequence> {
+        std::mem::take(&mut self.obsolete_timers)
     }
 }
 
-/// When the idle timeout ends a conversation. `busy_until`: the latest deadline of its items, which it outlives.
+/// When the idle timeout ends a conversation: not before `busy_until`, the latest deadline of its items.
 pub fn idle_at(touched_at: Timestamp, idle_ttl_ms: u64, busy_until: Timestamp) -> Timestamp {
     touched_at.plus_millis(idle_ttl_ms).max(busy_until)
 }
@@ -700,7 +706,7 @@ pub fn ended_at(ended_at: Option<Timestamp>, idle_at: Timestamp, now: Timestamp)
     ended_at.or_else(|| (now >= idle_at).then_some(idle_at))
 }
 
-/// The deadline rule: an unsettled item counts as timed out from its deadline on, before the sweeper has seen it.
+/// The deadline rule: an unsettled item counts as timed out from its deadline on, before the sweeper has processed it.
 pub fn outcome_at(
     settled: Option<(Outcome, Timestamp)>,
     deadline: Timestamp,
@@ -710,7 +716,8 @@ pub fn outcome_at(
 }
 
 impl WorkItemView {
-    /// An item at `now`, without the reason. `gate`: the first sequence that is not released; `ended_at`: when the conversation ended.
+    /// An item at `now`, without the reason. `gate`: the first sequence that is not released. `ended_at`: when the
+    /// conversation ended.
     pub fn new(
         item: WorkItem,
         settled: Option<(Outcome, Timestamp)>,

@@ -11,8 +11,8 @@ use uuid::Uuid;
 /// The prefix of every token.
 pub const TOKEN_PREFIX: &str = "cbt_";
 
-/// Whether a text contains the token prefix, in any case, percent-encoded or not. Such a text is no id, and must not be
-/// logged or returned.
+/// Whether a text contains the token prefix, in upper or lower case, percent-encoded or not. Such a text is not a valid
+/// id, and must not be logged or returned.
 pub fn contains_token(text: &str) -> bool {
     let prefix = TOKEN_PREFIX.as_bytes();
     let contains = |text: &[u8]| text.windows(prefix.len()).any(|part| part.eq_ignore_ascii_case(prefix));
@@ -58,8 +58,8 @@ const MAX_TOOL_CALL_ID: usize = 128;
 )]
 pub struct InvalidToolCallId;
 
-/// Whether a text has 1 to `max` allowed characters and no token: these texts are logged, and a token that is sent as
-/// one of them must not be.
+/// Whether a text has 1 to `max` allowed characters and does not contain the token prefix: ids are logged, and tokens
+/// must not be.
 fn is_id(text: &str, max: usize, allowed: impl Fn(u8) -> bool) -> bool {
     (1..=max).contains(&text.len()) && text.bytes().all(allowed) && !contains_token(text)
 }
@@ -127,7 +127,7 @@ external_id!(
     ToolCallId, check_tool_call_id, InvalidToolCallId, "1–128 visible ASCII characters"
 );
 external_id!(
-    /// The name of the tool or provider to which a work item went.
+    /// The name of the tool or provider that a work item was sent to.
     ToolName, check_tool_name, InvalidToolName, "1–64 characters of `A-Za-z0-9._:-`"
 );
 
@@ -159,14 +159,14 @@ impl ConversationRef {
     /// The partition of this conversation, less than `partitions`.
     pub fn partition(&self, partitions: u16) -> u16 {
         let [a, b, c, d, ..] = self.0;
-        let spread = u32::from_be_bytes([a, b, c, d]) % u32::from(partitions.max(1));
-        u16::try_from(spread).unwrap_or_default()
+        let partition = u32::from_be_bytes([a, b, c, d]) % u32::from(partitions.max(1));
+        u16::try_from(partition).unwrap_or_default()
     }
 }
 
 impl fmt::Display for ConversationRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One write instead of one per byte: this is part of every key, log line and span.
+        // One write instead of one per byte, because this is part of every key, log line and span.
         write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
 }
@@ -357,8 +357,8 @@ impl TraceParent {
 
     /// Builds a `traceparent`. `None` if an id is zero.
     pub fn of(trace_id: u128, span_id: u64, flags: u8) -> Option<Self> {
-        let whole = || Self(format!("00-{trace_id:032x}-{span_id:016x}-{flags:02x}").into());
-        (trace_id != 0 && span_id != 0).then(whole)
+        let traceparent = || Self(format!("00-{trace_id:032x}-{span_id:016x}-{flags:02x}").into());
+        (trace_id != 0 && span_id != 0).then(traceparent)
     }
 
     /// Whether the sampled flag is set.
@@ -467,8 +467,11 @@ mod tests {
             assert_eq!(ConversationId::parse(bad), Err(InvalidId), "{bad:?}");
             assert_eq!(TurnId::parse(bad), Err(InvalidId), "{bad:?}");
         }
-        let told = InvalidId.to_string();
-        assert!(told.contains(TOKEN_PREFIX) && told.contains(&MAX_EXTERNAL_ID.to_string()), "{told}");
+        let message = InvalidId.to_string();
+        assert!(
+            message.contains(TOKEN_PREFIX) && message.contains(&MAX_EXTERNAL_ID.to_string()),
+            "{message}"
+        );
     }
 
     #[test]
@@ -484,10 +487,10 @@ mod tests {
         for good in ["toolu_01A/b", "100%", "%+1%zz", "%25", "{\"call\":1}", "!~\\", &"x".repeat(128)] {
             assert_eq!(ToolCallId::parse(good).unwrap().as_str(), good);
         }
-        for (told, max) in
+        for (message, max) in
             [(InvalidToolName.to_string(), MAX_TOOL_NAME), (InvalidToolCallId.to_string(), MAX_TOOL_CALL_ID)]
         {
-            assert!(told.contains(TOKEN_PREFIX) && told.contains(&max.to_string()), "{told}");
+            assert!(message.contains(TOKEN_PREFIX) && message.contains(&max.to_string()), "{message}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Checks a JSON text that is passed on unchanged, and finds some of its top-level members.
 //!
-//! `serde_json` checks the grammar. This module checks what `serde_json` leaves open for values that are not decoded:
-//! the depth, and `\u` escapes that are half of a surrogate pair.
+//! `serde_json` checks the grammar. This module checks what `serde_json` does not check in values that it skips: the
+//! depth, and `\u` escapes that are half of a surrogate pair.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -29,7 +29,7 @@ pub enum Malformed {
         /// Column of the first error, from 1.
         column: usize,
     },
-    /// No bytes at all, or only white space.
+    /// No bytes, or only white space.
     #[error("the body is empty")]
     Empty,
     /// Arrays and objects nested more than [`MAX_DEPTH`] deep.
@@ -40,7 +40,7 @@ pub enum Malformed {
     LoneSurrogate(usize),
 }
 
-/// What kind of value a JSON text is.
+/// The type of a JSON value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// `{…}`
@@ -63,7 +63,7 @@ struct Member {
     value: Range<usize>,
 }
 
-/// A checked JSON text, and the top-level members with some names. `Debug` shows nothing of the text.
+/// A checked JSON text, and the top-level members with some names. `Debug` does not show the text.
 #[derive(Clone)]
 pub struct Scan<'a> {
     text: &'a str,
@@ -105,17 +105,18 @@ impl<'a> Scan<'a> {
         Ok(Self { text, shape, names, members, count, problem })
     }
 
-    /// Excessive depth or a lone surrogate, if found.
+    /// Excessive depth or a lone surrogate, if there is one.
     pub fn problem(&self) -> Option<&Malformed> {
         self.problem.as_ref()
     }
 
-    /// The kind of the whole value.
+    /// The type of the whole value.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// Values of the members with this name, in order; JSON allows duplicates. Only names passed to [`Scan::new`].
+    /// Values of the members with this name, in order; JSON allows duplicates. Finds only names passed to
+    /// [`Scan::new`].
     pub fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a str> + 's {
         self.named(name).map(|member| &self.text[member.value.clone()])
     }
@@ -130,7 +131,7 @@ impl<'a> Scan<'a> {
         self.members.iter().filter(move |member| self.names[member.name] == name)
     }
 
-    /// The text without these members and one adjacent comma each. All other bytes are unchanged.
+    /// The text without the members with this name and one adjacent comma each. All other bytes are unchanged.
     pub fn without(&self, name: &str) -> Cow<'a, str> {
         let mut kept = String::new();
         let mut end = 0;
@@ -166,7 +167,7 @@ struct MemberVisitor<'a, 'n> {
 }
 
 impl<'de> Visitor<'de> for MemberVisitor<'de, '_> {
-    /// The members that are looked for, and the number of all.
+    /// The members with one of the names, and the number of all members.
     type Value = (Vec<Member>, usize);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -256,7 +257,7 @@ fn is_too_deep(text: &str) -> bool {
 /// The white space of JSON (RFC 8259, section 2).
 const WHITE_SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
-/// The kind of a JSON value, by its first character.
+/// The type of a JSON value, by its first character.
 pub fn shape_of(value: &str) -> Shape {
     match value.trim_start_matches(WHITE_SPACE).as_bytes().first() {
         Some(b'{') => Shape::Object,
@@ -266,7 +267,7 @@ pub fn shape_of(value: &str) -> Shape {
     }
 }
 
-/// The text of a JSON string value; `None` when the value is not a string.
+/// The decoded text of a JSON string; `None` if the value is not a string.
 pub fn decode_string(value: &str) -> Option<Cow<'_, str>> {
     #[derive(serde::Deserialize)]
     struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_named() {
+    fn invalid_body_error_names_the_defect() {
         assert_eq!(Scan::new(b"\"\xff\"", NAMES).unwrap_err(), Malformed::NotUtf8(1));
         assert_eq!(problem(""), Some(Malformed::Empty));
         assert_eq!(problem(" \n"), Some(Malformed::Empty));
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_stops_at_128_levels() {
+    fn nesting_is_limited_to_128_levels() {
         let nested = |depth| "[".repeat(depth) + &"]".repeat(depth);
         assert_eq!(problem(&nested(128)), None);
         assert_eq!(problem(&nested(129)), Some(Malformed::TooDeep));
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_surrogate_pair_is_found_and_a_whole_one_is_not() {
+    fn only_lone_surrogates_are_reported() {
         assert_eq!(problem(r#""\ud83d\ude00""#), None);
         assert_eq!(problem(r#""\\ud83d""#), None);
         assert_eq!(problem(r#"{"a":"x\ud83d"}"#), Some(Malformed::LoneSurrogate(7)));
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_goes_with_its_comma_and_nothing_else_moves() {
+    fn member_is_removed_with_one_comma() {
         for (text, expected) in [
             (r#"{"t":1}"#, "{}"),
             (r#"{ "t" : 1 }"#, "{}"),
@@ -368,7 +369,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn removing_a_member_is_what_a_parser_would_do(value in any_json(), pretty: bool) {
+        fn removal_agrees_with_a_json_parser(value in any_json(), pretty: bool) {
             let text = if pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) };
             let text = text.unwrap();
             let value: Value = serde_json::from_str(&text).unwrap();
@@ -381,7 +382,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_at_all_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn arbitrary_bytes_cause_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = Scan::new(&bytes, NAMES).map(|scan| scan.without("a").into_owned());
         }
     }

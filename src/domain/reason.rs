@@ -1,4 +1,4 @@
-//! Why the platform cancelled work or ended a conversation, in its own words.
+//! The platform's reason for cancelling work items or ending a conversation.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,11 +24,11 @@ pub struct InvalidReason;
 pub struct Reason(Arc<str>);
 
 impl Reason {
-    /// Accepts 1–200 characters. Refuses control characters and U+2028 and U+2029, at which readers of log lines and of
-    /// event streams break lines, and a text that contains the token prefix.
+    /// Accepts 1–200 characters. Refuses control characters, U+2028 and U+2029 (some readers of logs and event streams
+    /// treat these as line breaks), and a text that contains the token prefix.
     pub fn parse(text: &str) -> Result<Self, InvalidReason> {
         let allowed = |c: char| !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}');
-        // A character has at most 4 bytes: a long text is not counted.
+        // A character has at most 4 bytes, so the characters of a longer text need not be counted.
         let in_bounds = text.len() <= 4 * MAX_REASON && (1..=MAX_REASON).contains(&text.chars().count());
         if in_bounds && text.chars().all(allowed) && !contains_token(text) {
             Ok(Self(text.into()))

@@ -19,7 +19,7 @@ pub struct CallbackResult {
     pub fingerprint: Fingerprint,
 }
 
-/// A result or an error, byte for byte as the provider wrote it. Its `Debug` shows the size only.
+/// A result or an error, byte for byte as the provider wrote it. `Debug` shows only the size.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Payload {
     /// The whole body.
@@ -47,7 +47,7 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// Why a body is not a result. The token is not spent.
+/// Why a body is refused. The token is not used up.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ResultRefused {
     /// Not JSON, or JSON that cannot be passed on unchanged.
@@ -56,7 +56,7 @@ pub enum ResultRefused {
     /// JSON, but not a valid LLM result.
     #[error("an llm result is a JSON string, or an object whose content is a string or an array of parts")]
     NotAnLlmResult,
-    /// Evidently meant as a failure. Delivered as a result, it would hide the failure from the platform.
+    /// Probably meant as a failure. If it were delivered as a result, the platform would not see the failure.
     #[error(
         "{0}; a failure is {{\"error\":{{\"code\":\"…\",\"message\":\"…\"}}}}, with two strings and details inside error"
     )]
@@ -88,11 +88,12 @@ impl CallbackResult {
 
     /// Classifies a body. A member that carried the token is removed first.
     ///
-    /// An object with an object `error` is a failure, of either kind of work: nothing stands beside `error`, and its
-    /// `code` and `message` are strings. If a name occurs twice, the last member counts, as in most parsers. Otherwise a tool's result is any JSON value; a language model's is a string, or an
-    /// object whose `content` is a string or an array.
+    /// An object whose `error` is an object is a failure, for each kind of work item. It must have no other members, and
+    /// the `code` and `message` of `error` must be strings. Any other JSON value is the result of a tool. The result of a
+    /// language model is a string, or an object whose `content` is a string or an array. If a name occurs twice, the last
+    /// member counts, as in most parsers.
     ///
-    /// `scan` is of the same body, with [`CallbackResult::NAMES`] and the token's field.
+    /// `scan` must be of the same body, with [`CallbackResult::NAMES`] and the token's field.
     pub fn classify(
         kind: Kind,
         body: &Bytes,
@@ -114,7 +115,7 @@ impl CallbackResult {
             if scan.count_others(&own) > 0 || scan.values("error").count() > 1 {
                 return Err(ResultRefused::NotAFailure(FailureDefect::OtherMembers));
             }
-            // A copy, so that the whole body is not kept for it.
+            // A copy, so that the rest of the body does not stay in memory.
             return Ok(Self {
                 payload: Payload::Failed(Bytes::copy_from_slice(error.as_bytes())),
                 fingerprint,
@@ -161,12 +162,12 @@ mod tests {
         whole(kind, body).map(|result| result.payload)
     }
 
-    fn taken(body: &str) -> Payload {
+    fn succeeded(body: &str) -> Payload {
         Payload::Succeeded(Bytes::copy_from_slice(body.as_bytes()))
     }
 
     #[test]
-    fn a_tool_answers_with_any_json_value() {
+    fn any_json_value_is_a_tool_result() {
         for body in [
             "null",
             " 1e999999 ",
@@ -178,14 +179,14 @@ mod tests {
             "{\"error\":[{\"code\":1}]}",
             "{\"in\":{\"error\":{\"code\":1}}}",
         ] {
-            assert_eq!(classify(Kind::Tool, body), Ok(taken(body)), "{body}");
+            assert_eq!(classify(Kind::Tool, body), Ok(succeeded(body)), "{body}");
         }
     }
 
     #[test]
-    fn a_language_model_answers_with_a_string_or_content() {
+    fn llm_result_is_a_string_or_has_content() {
         for body in ["\"hi\"", " {\"content\":\"hi\",\"usage\":{}}", "{\"content\":[]}"] {
-            assert_eq!(classify(Kind::Llm, body), Ok(taken(body)), "{body}");
+            assert_eq!(classify(Kind::Llm, body), Ok(succeeded(body)), "{body}");
         }
         for body in
             ["1", "null", "[\"hi\"]", "{}", "{\"content\":{}}", "{\"content\":null}", "{\"Content\":\"\"}"]
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_envelope_is_a_failure_of_either_kind_and_its_bytes_travel() {
+    fn error_envelope_is_a_failure_for_each_kind() {
         for kind in [Kind::Llm, Kind::Tool] {
             let error = r#"{ "code":"X", "message":"m", "requestId":7 }"#;
             let body = format!(r#" {{ "error": {error} }}"#);
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn near_misses_of_a_failure_are_refused() {
+    fn malformed_failures_are_refused() {
         use FailureDefect::{Missing, NotAString, OtherMembers};
         for (body, defect) in [
             (r#"{"error":{}}"#, Missing("code")),
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn token_beside_an_error_is_not_a_member() {
+    fn token_field_beside_error_is_allowed() {
         let body = Bytes::from_static(br#"{"t":"x","error":{"code":"X","message":"m"},"t":null}"#);
         let scan = Scan::new(&body, CallbackResult::NAMES.into_iter().chain(["t"])).unwrap();
         let result = CallbackResult::classify(Kind::Tool, &body, &scan, Some("t")).unwrap();
@@ -235,10 +236,10 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_is_the_whole_bodys() {
-        let judged = |body: &str| whole(Kind::Tool, body);
+    fn fingerprint_covers_the_whole_body() {
+        let classified = |body: &str| whole(Kind::Tool, body);
         let error = r#"{"error":{"code":"X","message":"m"}}"#;
         let other = r#"{"error":{"code":"X","message":"m"} }"#;
-        assert_ne!(judged(error).unwrap().fingerprint, judged(other).unwrap().fingerprint);
+        assert_ne!(classified(error).unwrap().fingerprint, classified(other).unwrap().fingerprint);
     }
 }

@@ -1,4 +1,4 @@
-//! Timestamps, in the form of the API and of the stores.
+//! Timestamps, as the API and the stores represent them.
 
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(u64);
 
-/// The last millisecond of the year 9999, the last that RFC 3339 can write.
+/// The last millisecond of the year 9999, the latest time that RFC 3339 can represent.
 const LAST_MILLISECOND: u64 = 253_402_300_799_999;
 
 impl Timestamp {
@@ -63,14 +63,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_written_with_milliseconds_and_read_back() {
+    fn timestamp_round_trips_with_milliseconds() {
         let time = Timestamp::from_millis(1_795_000_000_007);
         assert_eq!(time.to_string(), "2026-11-18T11:06:40.007Z");
         assert_eq!(time.to_string().parse::<Timestamp>().unwrap(), time);
     }
 
     #[test]
-    fn never_passes_the_year_9999() {
+    fn timestamp_is_clamped_to_the_year_9999() {
         let last = Timestamp::from_millis(u64::MAX);
         assert_eq!(last.to_string(), "9999-12-31T23:59:59.999Z");
         assert_eq!(last.plus_millis(u64::MAX), last);

@@ -72,7 +72,7 @@ impl fmt::Display for KeyId {
 #[derive(Clone)]
 pub struct SigningKey {
     id: KeyId,
-    /// Keyed once: a clone of it saves two blocks of SHA-256 for each token.
+    /// Already keyed: cloning it saves two SHA-256 blocks per token.
     mac: Hmac<Sha256>,
 }
 
@@ -125,7 +125,7 @@ pub struct Claims {
     pub expires_at: Timestamp,
 }
 
-/// Why a token is not authentic. For the log: a caller must not learn which key ids exist.
+/// Why a token is not authentic. For logs only, because a caller must not learn which key ids exist.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokenDefect {
     /// Not 116 characters of the right alphabet, or of another version.
@@ -213,7 +213,7 @@ impl Keyring {
         Self(RwLock::new(Arc::new(SigningKeyList { first, others })))
     }
 
-    /// Replaces all keys. Tokens of a key that is not among the new ones are invalid from then on.
+    /// Replaces all keys. Tokens signed with a key that is not among the new ones become invalid.
     pub fn replace(&self, first: SigningKey, others: Vec<SigningKey>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(SigningKeyList { first, others });
     }
@@ -247,8 +247,8 @@ impl Keyring {
         Token(text.into())
     }
 
-    /// Verifies a token without the store. Compares the HMAC in constant time, and computes one for an unknown key,
-    /// too, so that timing does not reveal key ids.
+    /// Verifies a token without the store. Compares the HMAC in constant time. Computes an HMAC even for an unknown key,
+    /// so that the response time does not reveal key ids.
     pub fn verify(&self, text: &str, now: Timestamp) -> Result<Claims, TokenRefused> {
         let malformed = TokenRefused::Invalid(TokenDefect::Malformed);
         let encoded = text.strip_prefix(TOKEN_PREFIX).ok_or(malformed)?;
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ends_at_its_expiry_and_says_whose_it_was() {
+    fn expired_token_is_refused_with_its_claims() {
         let ring = Keyring::new(key("k1", 1), vec![]);
         let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Llm, 1000, 7));
         let claims = ring.verify(token.expose(), Timestamp::from_millis(999)).unwrap();
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_prints_shows_a_secret() {
+    fn debug_output_shows_no_secret() {
         let ring = Keyring::new(key("k1", b'S'), vec![]);
         let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Tool, 1000, 7));
         assert_eq!(format!("{token:?}"), "Token(…)");
@@ -399,7 +399,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn signed_claims_are_read_back(expires in 1u64..253_402_300_799_999, id: u128, llm: bool) {
+        fn claims_round_trip(expires in 1u64..253_402_300_799_999, id: u128, llm: bool) {
             let ring = Keyring::new(key("k1", 1), vec![]);
             let kind = if llm { Kind::Llm } else { Kind::Tool };
             let item = item(ring.signing_key_id(), kind, expires, id);
@@ -413,7 +413,7 @@ mod tests {
         }
 
         #[test]
-        fn a_token_that_differs_in_any_character_is_refused(at in 0usize..116, other in "[ -~]") {
+        fn token_changed_in_any_character_is_refused(at in 0usize..116, other in "[ -~]") {
             let ring = Keyring::new(key("k1", 1), vec![key("k2", 2)]);
             let token = ring.sign(conversation(), &item(ring.signing_key_id(), Kind::Tool, 1000, 7));
             let mut changed = token.expose().to_owned();

@@ -96,13 +96,13 @@ pub struct WorkItem {
     pub id: WorkItemId,
     /// Its position in the order of issue.
     pub sequence: Sequence,
-    /// What kind of provider it went to.
+    /// The kind of provider that it was sent to.
     pub kind: Kind,
-    /// The turn it belongs to, if the platform named one.
+    /// The turn that it belongs to, if the platform set one.
     pub turn_id: Option<TurnId>,
-    /// The platform's id of the tool call, if the platform said so.
+    /// The platform's id of the tool call, if the platform set one.
     pub tool_call_id: Option<ToolCallId>,
-    /// The name of the tool or provider, if the platform said so.
+    /// The name of the tool or provider, if the platform set one.
     pub name: Option<ToolName>,
     /// When it was issued, by the store's clock.
     pub issued_at: Timestamp,

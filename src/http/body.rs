@@ -27,10 +27,10 @@ pub struct BodyLimits {
     pub copies: usize,
 }
 
-/// Minimum rate in bytes per second after [`SLOW_START`]. Kestrel's defaults; they keep slow clients from using up the
+/// Minimum rate in bytes per second after [`MIN_RATE_GRACE`]. Kestrel's defaults; they keep slow clients from using up the
 /// budget.
 const MIN_RATE: u64 = 240;
-const SLOW_START: Duration = Duration::from_secs(5);
+const MIN_RATE_GRACE: Duration = Duration::from_secs(5);
 /// How much of a refused body is read, and for how long: a client that sends everything before it reads still gets the
 /// refusal.
 const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
@@ -61,7 +61,7 @@ pub async fn read(
     let mut bytes = Vec::with_capacity(announced.unwrap_or_default().min(INITIAL_CAPACITY));
     let started = Instant::now();
     loop {
-        let at_min_rate = SLOW_START + Duration::from_secs(bytes.len() as u64 / MIN_RATE);
+        let at_min_rate = MIN_RATE_GRACE + Duration::from_secs(bytes.len() as u64 / MIN_RATE);
         let Ok(frame) = timeout_at(started + limits.timeout.min(at_min_rate), body.frame()).await else {
             let message = format!("the body took too long: {} ms", started.elapsed().as_millis());
             let close = HeaderValue::from_static("close");

@@ -18,60 +18,60 @@ pub enum ForwardedHeader {
     XForwardedFor,
 }
 
-/// The trusted proxies.
+/// The proxies in front of a listener whose headers are trusted.
 #[derive(Clone, Debug)]
-pub struct Proxies {
+pub struct TrustedProxies {
     /// The networks of the proxies.
-    pub trusted: Vec<IpNet>,
+    pub networks: Vec<IpNet>,
     /// The header that the proxies set. The other header is ignored, because clients can forge it.
     pub header: ForwardedHeader,
 }
 
-impl Proxies {
+impl TrustedProxies {
     /// Whether a connection comes from a trusted proxy.
-    pub fn trust(&self, Peer(peer): Peer) -> bool {
-        self.trusts(peer.to_canonical())
+    pub fn includes(&self, Peer(peer): Peer) -> bool {
+        self.contains(peer.to_canonical())
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
-        self.trusted.iter().any(|network| network.contains(&address))
+    fn contains(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(&address))
     }
 
     /// The client's address: the rightmost address in the header that is not a trusted proxy, or the leftmost if all are
     /// trusted. The peer address if the peer is not trusted, or if the header cannot be parsed up to that address.
-    pub fn client(&self, Peer(peer): Peer, headers: &HeaderMap) -> IpAddr {
+    pub fn client_address(&self, Peer(peer): Peer, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
-        if !self.trusts(peer) {
+        if !self.contains(peer) {
             return peer;
         }
-        let walked = match self.header {
-            ForwardedHeader::XForwardedFor => self.walk(
+        let reported = match self.header {
+            ForwardedHeader::XForwardedFor => self.rightmost_untrusted(
                 headers
                     .get_all(HeaderName::from_static("x-forwarded-for"))
                     .iter()
                     .rev()
                     .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','))
-                    .map(address),
+                    .map(parse_address),
             ),
             ForwardedHeader::Forwarded => {
                 let mut chain = Vec::new();
                 for value in headers.get_all(header::FORWARDED) {
-                    let Some(elements) = value.to_str().ok().and_then(forwarded) else { return peer };
+                    let Some(elements) = value.to_str().ok().and_then(parse_forwarded) else { return peer };
                     chain.extend(elements);
                 }
-                self.walk(chain.into_iter().rev())
+                self.rightmost_untrusted(chain.into_iter().rev())
             }
         };
-        walked.unwrap_or(peer)
+        reported.unwrap_or(peer)
     }
 
-    /// The first address that is not a trusted proxy, or the last one if all are. `None` if the header is missing or an
-    /// address on the way cannot be parsed.
-    fn walk(&self, nearest_first: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
+    /// The rightmost address that is not a trusted proxy, or the leftmost if all are trusted. `None` if the header is
+    /// missing, or if an address up to that one cannot be parsed.
+    fn rightmost_untrusted(&self, from_right: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
         let mut client = None;
-        for address in nearest_first {
+        for address in from_right {
             client = Some(address?);
-            if !client.is_some_and(|address| self.trusts(address)) {
+            if !client.is_some_and(|address| self.contains(address)) {
                 break;
             }
         }
@@ -80,7 +80,7 @@ impl Proxies {
 }
 
 /// Parses an address with or without a port.
-fn address(text: &[u8]) -> Option<IpAddr> {
+fn parse_address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let parsed = bare.parse().or_else(|_| text.parse().map(|with_port: SocketAddr| with_port.ip()));
@@ -88,7 +88,7 @@ fn address(text: &[u8]) -> Option<IpAddr> {
 }
 
 /// The `for` parameter of each element of a `Forwarded` header. `None` if the header cannot be parsed.
-fn forwarded(text: &str) -> Option<Vec<Option<IpAddr>>> {
+fn parse_forwarded(text: &str) -> Option<Vec<Option<IpAddr>>> {
     let mut elements = vec![None];
     let mut rest = text;
     loop {
@@ -104,7 +104,7 @@ fn forwarded(text: &str) -> Option<Vec<Option<IpAddr>>> {
         }
         if name.eq_ignore_ascii_case("for") {
             let element = elements.last_mut()?;
-            if element.replace(address(value.as_bytes())?).is_some() {
+            if element.replace(parse_address(value.as_bytes())?).is_some() {
                 return None;
             }
         }
@@ -128,8 +128,8 @@ mod tests {
     use super::*;
 
     fn client(header: ForwardedHeader, peer: &str, lines: &[&str]) -> String {
-        let trusted = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap()).to_vec();
-        let proxies = Proxies { trusted, header };
+        let networks = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().unwrap()).to_vec();
+        let proxies = TrustedProxies { networks, header };
         let name = match header {
             ForwardedHeader::Forwarded => "forwarded",
             ForwardedHeader::XForwardedFor => "x-forwarded-for",
@@ -138,7 +138,7 @@ mod tests {
         for line in lines {
             headers.append(HeaderName::from_static(name), HeaderValue::from_str(line).unwrap());
         }
-        proxies.client(Peer(peer.parse().unwrap()), &headers).to_string()
+        proxies.client_address(Peer(peer.parse().unwrap()), &headers).to_string()
     }
 
     #[test]

@@ -136,8 +136,9 @@ impl Code {
 
     /// Seconds for `Retry-After`, where there is one.
     pub fn retry_after(self) -> Option<u64> {
-        let asks = matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-        asks.then_some(1)
+        let is_overload =
+            matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        is_overload.then_some(1)
     }
 }
 
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn final_refusals_have_no_status_that_clients_retry() {
+    fn permanent_code_has_no_retried_status() {
         for code in Code::ALL {
             let retried = matches!(code.status().as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
             assert_eq!(code.retryable(), retried, "{}", code.as_str());

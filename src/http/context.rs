@@ -9,9 +9,9 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
 
-use super::client_address::Proxies;
+use super::client_address::TrustedProxies;
 use super::refusal::Refusal;
-use super::repeats::RepeatedRefusals;
+use super::refusal_summaries::RefusalSummaries;
 use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
 use crate::domain::ids::{
     ConversationId, ConversationRef, Fingerprint, RequestId, Sequence, ToolCallId, ToolName, TraceParent,
@@ -21,7 +21,7 @@ use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{Claims, TokenFingerprint};
 use crate::domain::work_item::{Kind, Outcome, WorkItem};
-use crate::telemetry::trace::{SpanRef, integer};
+use crate::telemetry::trace::{SpanRef, saturating_i64};
 use crate::telemetry::{ActiveRequest, Telemetry, names};
 
 /// Response header with the request id.
@@ -44,11 +44,11 @@ pub struct Instrumentation {
     /// `http` or `https`.
     pub scheme: &'static str,
     /// The proxies whose `X-Request-Id` is trusted. The platform listener trusts the header of every caller.
-    pub proxies: Proxies,
-    /// Where requests are measured.
+    pub trusted_proxies: TrustedProxies,
+    /// Receives the spans and metrics of the requests.
     pub telemetry: Telemetry,
-    /// Repeated refusals, which both listeners share.
-    pub repeats: Arc<RepeatedRefusals>,
+    /// Summarizes repeated refusals. Both listeners share it.
+    pub refusal_summaries: Arc<RefusalSummaries>,
 }
 
 /// The context of a request. Clones share it. When the last clone is dropped, the request is logged and counted. A call
@@ -68,7 +68,7 @@ pub struct RequestState {
     pub(super) instrumentation: Arc<Instrumentation>,
     pub(super) line: RequestLine,
     pub(super) started: Instant,
-    pub(super) response: OnceLock<Responded>,
+    pub(super) response: OnceLock<LoggedResponse>,
     pub(super) log: Mutex<RequestLog>,
     pub(super) _active: ActiveRequest,
 }
@@ -86,7 +86,7 @@ pub(super) struct RequestLine {
 
 /// The response to a request, as it is logged.
 #[derive(Debug)]
-pub(super) struct Responded {
+pub(super) struct LoggedResponse {
     pub(super) status: StatusCode,
     pub(super) refusal: Option<Refusal>,
 }
@@ -110,8 +110,9 @@ pub struct RequestLog {
     pub tool_call_id: Option<ToolCallId>,
     /// The tool or provider.
     pub name: Option<ToolName>,
-    /// When the work item was issued, and its deadline.
-    pub issued: Option<(Timestamp, Timestamp)>,
+    /// The work item's deadline, and the time from its issue to the deadline in milliseconds. Only for the platform's
+    /// requests and late callbacks.
+    pub deadline: Option<(Timestamp, u64)>,
     /// Time from the deadline to a late callback, in milliseconds.
     pub late_ms: Option<u64>,
     /// Time from the issue to the acceptance of the result, in milliseconds.
@@ -150,7 +151,7 @@ impl RequestLog {
         self.sequence = Some(claims.sequence);
     }
 
-    /// Records the work item of the request.
+    /// Records the work item of the request, without its deadline.
     pub fn item(&mut self, item: &WorkItem) {
         self.work_item = Some(item.id);
         self.sequence = Some(item.sequence);
@@ -158,8 +159,13 @@ impl RequestLog {
         self.turn_id.clone_from(&item.turn_id);
         self.tool_call_id.clone_from(&item.tool_call_id);
         self.name.clone_from(&item.name);
-        self.issued = Some((item.issued_at, item.deadline));
         self.issued_in.clone_from(&item.traceparent);
+    }
+
+    /// Records the work item of the request, with its deadline.
+    pub fn item_with_deadline(&mut self, item: &WorkItem) {
+        self.item(item);
+        self.deadline = Some((item.deadline, item.issued_at.millis_until(item.deadline)));
     }
 
     /// Records an accepted callback.
@@ -178,9 +184,12 @@ impl RequestLog {
         let Some(target) = &refused.target else { return };
         self.conversation = Some(target.conversation_id.clone());
         if let Some(item) = &target.item {
-            self.item(item);
-            let is_late = refused.why == AcceptRefused::WorkItemTimedOut;
-            self.late_ms = is_late.then(|| item.deadline.millis_until(now));
+            if refused.why == AcceptRefused::WorkItemTimedOut {
+                self.item_with_deadline(item);
+                self.late_ms = Some(item.deadline.millis_until(now));
+            } else {
+                self.item(item);
+            }
         }
     }
 
@@ -210,11 +219,6 @@ impl RequestLog {
         self.digest.map(|digest| digest.short())
     }
 
-    /// The deadline, and the time from issue to deadline in milliseconds.
-    pub(super) fn deadline(&self) -> Option<(Timestamp, u64)> {
-        self.issued.map(|(issued_at, deadline)| (deadline, issued_at.millis_until(deadline)))
-    }
-
     /// The attributes of the request's span.
     pub(super) fn attributes(&self) -> Vec<KeyValue> {
         fn add<T: Into<opentelemetry::Value>>(to: &mut Vec<KeyValue>, name: &'static str, value: Option<T>) {
@@ -224,29 +228,37 @@ impl RequestLog {
         add(&mut all, names::CONVERSATION_ID, self.conversation.as_ref().map(ToString::to_string));
         add(&mut all, names::CONVERSATION_REFERENCE, self.reference.map(|reference| reference.to_string()));
         add(&mut all, names::WORK_ITEM_ID, self.work_item.map(|id| id.to_string()));
-        add(&mut all, names::WORK_ITEM_SEQUENCE, self.sequence.map(|sequence| integer(sequence.get())));
+        add(
+            &mut all,
+            names::WORK_ITEM_SEQUENCE,
+            self.sequence.map(|sequence| saturating_i64(sequence.get())),
+        );
         add(&mut all, names::WORK_ITEM_KIND, self.kind.map(Kind::as_str));
         add(&mut all, names::TURN_ID, self.turn_id.as_ref().map(ToString::to_string));
         add(&mut all, names::TOOL_CALL_ID, self.tool_call_id.as_ref().map(ToString::to_string));
         add(&mut all, names::TOOL_NAME, self.name.as_ref().map(ToString::to_string));
-        let deadline = self.deadline().filter(|_| self.late_ms.is_some());
+        let deadline = self.deadline.filter(|_| self.late_ms.is_some());
         add(&mut all, names::DEADLINE, deadline.map(|(deadline, _)| deadline.to_string()));
-        add(&mut all, names::TIMEOUT_MS, deadline.map(|(_, timeout)| integer(timeout)));
-        add(&mut all, names::LATE_MS, self.late_ms.map(integer));
-        add(&mut all, names::TURNAROUND_MS, self.turnaround_ms.map(integer));
+        add(&mut all, names::TIMEOUT_MS, deadline.map(|(_, timeout)| saturating_i64(timeout)));
+        add(&mut all, names::LATE_MS, self.late_ms.map(saturating_i64));
+        add(&mut all, names::TURNAROUND_MS, self.turnaround_ms.map(saturating_i64));
         add(&mut all, names::ISSUED_TRACE, self.issued_trace().map(ToOwned::to_owned));
         add(&mut all, names::OUTCOME, self.outcome.map(Outcome::as_str));
         add(&mut all, names::DELIVERY, self.delivery_name());
         add(&mut all, names::REPLAYED, self.replayed);
-        add(&mut all, names::HELD_BEHIND, self.held_behind().map(integer));
-        add(&mut all, names::CANCELLED, self.cancelled.map(integer));
+        add(&mut all, names::HELD_BEHIND, self.held_behind().map(saturating_i64));
+        add(&mut all, names::CANCELLED, self.cancelled.map(saturating_i64));
         add(&mut all, names::REASON, self.reason.as_ref().map(ToString::to_string));
-        add(&mut all, names::RELEASED, (self.released > 0).then(|| integer(self.released as u64)));
-        add(&mut all, names::DROPPED_HELD, self.dropped.map(|(held, _)| integer(held)));
-        add(&mut all, names::DROPPED_AWAITING, self.dropped.map(|(_, awaiting)| integer(awaiting)));
+        add(&mut all, names::RELEASED, (self.released > 0).then(|| saturating_i64(self.released as u64)));
+        add(&mut all, names::DROPPED_HELD, self.dropped.map(|(held, _)| saturating_i64(held)));
+        add(&mut all, names::DROPPED_AWAITING, self.dropped.map(|(_, awaiting)| saturating_i64(awaiting)));
         add(&mut all, names::TOKEN_FINGERPRINT, self.token.map(|token| token.to_string()));
         add(&mut all, names::BODY_DIGEST, self.body_digest());
-        add(&mut all, names::HTTP_REQUEST_BODY_SIZE, self.body.map(|(bytes, _)| integer(bytes as u64)));
+        add(
+            &mut all,
+            names::HTTP_REQUEST_BODY_SIZE,
+            self.body.map(|(bytes, _)| saturating_i64(bytes as u64)),
+        );
         all
     }
 }

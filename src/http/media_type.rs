@@ -10,7 +10,7 @@ use super::code::Code;
 use super::refusal::Refusal;
 use crate::domain::ids::contains_token;
 
-/// The media type that is asked for.
+/// The expected media type.
 const JSON: &str = "application/json";
 /// Maximum length of a charset or a coding in a message. Shorter than every service key, so that none is repeated.
 const MAX_NAME: usize = 15;
@@ -55,7 +55,7 @@ fn check_types(headers: &HeaderMap) -> Result<(), Refusal> {
     found.map(|_| ()).ok_or_else(|| unsupported("the request has no Content-Type; send application/json"))
 }
 
-/// Unknown parameters do not matter.
+/// Refuses a charset other than UTF-8. Unknown parameters are ignored.
 fn check_parameter(parameter: &str) -> Result<(), Refusal> {
     let Some((name, value)) = parameter.split_once('=') else { return Ok(()) };
     let charset = value.trim_matches(|c: char| c.is_ascii_whitespace() || matches!(c, '"' | '\''));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn only_identity_is_no_coding() {
+    fn only_identity_coding_is_accepted() {
         let coded = |value| check(&[(header::CONTENT_TYPE, JSON), (header::CONTENT_ENCODING, value)]);
         for none in ["", "identity", "Identity", "identity, IDENTITY", " , "] {
             assert_eq!(coded(none), Ok(()), "{none}");

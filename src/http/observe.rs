@@ -19,11 +19,12 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::client_address::Peer;
 use super::code::{CLIENT_CLOSED_REQUEST, Code};
 use super::context::{
-    Instrumentation, Listener, REQUEST_ID, RequestContext, RequestLine, RequestLog, RequestState, Responded,
+    Instrumentation, Listener, LoggedResponse, REQUEST_ID, RequestContext, RequestLine, RequestLog,
+    RequestState,
 };
 use super::health;
 use super::refusal::{INTERNAL, Refusal};
-use super::repeats::Repeatable;
+use super::refusal_summaries::RefusalKey;
 use crate::clock::Entropy;
 use crate::domain::ids::{RequestId, Sequence, contains_token};
 use crate::domain::work_item::{Kind, Outcome};
@@ -35,14 +36,14 @@ pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 /// The request's span, as W3C Trace Context Level 2 (a draft) defines it.
 pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
-/// The span once more, where browsers and proxies look for it (W3C Server Timing).
+/// The request's span again, in the header that browsers and proxies evaluate (W3C Server Timing).
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Maximum length of a logged `User-Agent`, in characters.
 const USER_AGENT_CHARS: usize = 120;
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
-pub fn instrument(instrumentation: Instrumentation, routes: Router) -> Router {
+pub fn observe_requests(instrumentation: Instrumentation, routes: Router) -> Router {
     for code in Code::ALL {
         instrumentation.telemetry.metrics.init_refused_counter(code.as_str(), server_error(*code));
     }
@@ -64,7 +65,7 @@ async fn respond(context: RequestContext, mut request: Request, next: Next) -> R
     }
     add_ids(&context, response.headers_mut());
     // Cannot fail: set only here.
-    let _ = context.response.set(Responded { status: response.status(), refusal });
+    let _ = context.response.set(LoggedResponse { status: response.status(), refusal });
     response
 }
 
@@ -104,7 +105,7 @@ impl Instrumentation {
 
     fn client(&self, request: &Request, peer: Peer) -> IpAddr {
         match self.listener {
-            Listener::Public => self.proxies.client(peer, request.headers()),
+            Listener::Public => self.trusted_proxies.client_address(peer, request.headers()),
             Listener::Platform => peer.0.to_canonical(),
         }
     }
@@ -112,7 +113,7 @@ impl Instrumentation {
     fn request_id(&self, request: &Request, peer: Peer) -> RequestId {
         let own = || Entropy.request_id();
         let Some(given) = request.headers().get(REQUEST_ID) else { return own() };
-        let trusted = self.listener == Listener::Platform || self.proxies.trust(peer);
+        let trusted = self.listener == Listener::Platform || self.trusted_proxies.includes(peer);
         given.to_str().ok().filter(|_| trusted).and_then(RequestId::parse).unwrap_or_else(own)
     }
 }
@@ -123,7 +124,8 @@ fn span_name(method: &str, route: Option<&str>) -> String {
     route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}"))
 }
 
-/// The method, if it is a standard one. Others can be anything, including a token, and are not logged.
+/// The method, or `_OTHER` if it is not a standard one. A nonstandard method is not logged, because it can contain a
+/// token.
 fn standard_method(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
@@ -132,7 +134,7 @@ fn standard_method(method: &Method) -> &'static str {
 fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
     const PREFIX: &str = "trace;desc=";
     let request_id = context.request_id.to_string();
-    // One allocation for the three of them.
+    // The three trace headers share one allocation.
     let timing = Bytes::from(format!("{PREFIX}{}", context.span.header()));
     let trace = timing.slice(PREFIX.len()..);
     let ids = [
@@ -148,11 +150,12 @@ fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
     }
 }
 
-/// Logs a request with the fields that all requests share and those in braces. `$word`: its code or its delivery.
+/// Logs a request with the fields that all requests share and those in braces. `$result`: the code of a refusal or the
+/// delivery.
 macro_rules! log_request {
-    ($level:ident, $request:ident, $log:ident, $status:ident, $word:expr, $deadline:ident, { $($field:tt)* }) => {{
+    ($level:ident, $request:ident, $log:ident, $status:ident, $result:expr, { $($field:tt)* }) => {{
         let (method, route, id) = ($request.line.method, $request.route(), $request.request_id);
-        let word: Option<&str> = $word;
+        let result: Option<&str> = $result;
         tracing::$level!(
             name: names::REQUEST_EVENT,
             {
@@ -169,8 +172,8 @@ macro_rules! log_request {
                 { names::TURN_ID } = $log.turn_id.as_ref().map(tracing::field::display),
                 { names::TOOL_CALL_ID } = $log.tool_call_id.as_ref().map(tracing::field::display),
                 { names::TOOL_NAME } = $log.name.as_ref().map(tracing::field::display),
-                { names::DEADLINE } = $deadline.map(|(deadline, _)| tracing::field::display(deadline)),
-                { names::TIMEOUT_MS } = $deadline.map(|(_, timeout_ms)| timeout_ms),
+                { names::DEADLINE } = $log.deadline.map(|(deadline, _)| tracing::field::display(deadline)),
+                { names::TIMEOUT_MS } = $log.deadline.map(|(_, timeout_ms)| timeout_ms),
                 { names::REASON } = $log.reason.as_ref().map(tracing::field::display),
                 { names::OUTCOME } = $log.outcome.map(Outcome::as_str),
                 { names::TOKEN_FINGERPRINT } = $log.token.map(tracing::field::display),
@@ -181,8 +184,8 @@ macro_rules! log_request {
             },
             "{method} {route} {} {}{}{id}",
             $status,
-            word.unwrap_or_default(),
-            if word.is_some() { " " } else { "" },
+            result.unwrap_or_default(),
+            if result.is_some() { " " } else { "" },
         )
     }};
 }
@@ -192,7 +195,7 @@ impl Drop for RequestState {
     fn drop(&mut self) {
         let log = std::mem::take(self.log.get_mut().unwrap_or_else(PoisonError::into_inner));
         let (status, refusal) = match self.response.take() {
-            Some(Responded { status, refusal }) => (status.as_u16(), refusal),
+            Some(LoggedResponse { status, refusal }) => (status.as_u16(), refusal),
             None => (CLIENT_CLOSED_REQUEST, None),
         };
         let code = refusal.as_ref().map(|refusal| refusal.code);
@@ -211,16 +214,16 @@ impl Drop for RequestState {
 }
 
 impl RequestState {
-    /// Whether a refusal has a log line and a span. Repeated refusals of unauthenticated clients are summed up.
+    /// Whether a refusal gets its own log line and span. Repeated refusals of unauthenticated clients are summarized.
     fn has_own_line(&self, code: Option<Code>, log: &RequestLog) -> bool {
         let is_unauthenticated = match self.instrumentation.listener {
             Listener::Public => log.reference.is_none(),
             Listener::Platform => matches!(code, Some(Code::ServiceKeyMissing | Code::ServiceKeyInvalid)),
         };
-        let is_repeatable =
+        let may_be_summarized =
             code == Some(Code::RateLimited) || is_unauthenticated && code != Some(Code::Internal);
-        let refusal = Repeatable { client: Some(self.client), code, work_item: log.work_item };
-        !is_repeatable || self.instrumentation.repeats.is_first(refusal)
+        let refusal = RefusalKey { client: Some(self.client), code, work_item: log.work_item };
+        !may_be_summarized || self.instrumentation.refusal_summaries.is_first(refusal)
     }
 
     fn route(&self) -> &str {
@@ -232,10 +235,9 @@ impl RequestState {
     }
 
     fn log_success(&self, status: u16, log: &RequestLog) {
-        let deadline = log.deadline().filter(|_| self.instrumentation.listener == Listener::Platform);
         macro_rules! line {
             ($level:ident) => {
-                log_request!($level, self, log, status, log.delivery_name(), deadline, {
+                log_request!($level, self, log, status, log.delivery_name(), {
                     { names::DELIVERY } = log.delivery_name(),
                     { names::HELD_BEHIND } = log.held_behind(),
                     { names::REPLAYED } = log.replayed,
@@ -253,10 +255,9 @@ impl RequestState {
     /// Logs a refusal, or a request whose client disconnected.
     fn log_failure(&self, status: u16, refusal: Option<&Refusal>, log: &RequestLog) {
         let code = refusal.map(|refusal| refusal.code);
-        let deadline = log.deadline().filter(|_| log.late_ms.is_some());
         macro_rules! line {
             ($level:ident) => {
-                log_request!($level, self, log, status, code.map(Code::as_str), deadline, {
+                log_request!($level, self, log, status, code.map(Code::as_str), {
                     { names::CODE } = code.map(Code::as_str),
                     { names::MESSAGE } = refusal.map(|refusal| &*refusal.message),
                     error = refusal.and_then(|refusal| refusal.cause.as_deref()),
@@ -308,7 +309,7 @@ impl RequestState {
     }
 
     fn count(&self, status: u16, code: Option<Code>, log: &RequestLog) {
-        let answered = ResponseLabels {
+        let labels = ResponseLabels {
             method: self.line.method,
             scheme: self.instrumentation.scheme,
             status,
@@ -319,9 +320,9 @@ impl RequestState {
         let body = log.body.map(|(bytes, _)| bytes);
         let on_public = self.instrumentation.listener == Listener::Public;
         let decided_at = log.decided_at.unwrap_or_else(Instant::now);
-        let decided = log.body.filter(|_| on_public).map(|(_, read_at)| decided_at - read_at);
+        let decision = log.body.filter(|_| on_public).map(|(_, read_at)| decided_at - read_at);
         let metrics = &self.instrumentation.telemetry.metrics;
-        metrics.record_request(self.route(), answered, self.started.elapsed(), body, decided);
+        metrics.record_request(self.route(), labels, self.started.elapsed(), body, decision);
     }
 }
 
@@ -365,7 +366,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_method_that_is_not_standard_is_not_logged() {
+    fn nonstandard_method_is_not_logged() {
         assert_eq!(standard_method(&Method::POST), "POST");
         assert_eq!(standard_method(&Method::from_bytes(b"cbt_AQJrMQ").unwrap()), "_OTHER");
         assert_eq!(standard_method(&Method::from_bytes(b"post").unwrap()), "_OTHER");

@@ -14,7 +14,7 @@ use super::code::Code;
 use super::refusal::Refusal;
 
 /// Maximum number of clients per bucket.
-const WAYS: usize = 8;
+const BUCKET_CAPACITY: usize = 8;
 /// Number of buckets. A full bucket evicts the client with the lowest count.
 const BUCKETS: usize = 8192;
 
@@ -41,7 +41,7 @@ pub(super) fn network(address: IpAddr, ipv6_prefix: u32) -> IpAddr {
 
 /// The current window of a client.
 #[derive(Clone, Copy, Debug)]
-struct Window {
+struct ClientWindow {
     client: IpAddr,
     until: Instant,
     count: u64,
@@ -54,7 +54,7 @@ pub struct AddressLimit {
     ipv6_prefix: u32,
     hasher: RandomState,
     /// Empty if the limit is disabled.
-    buckets: Box<[Mutex<Vec<Window>>]>,
+    buckets: Box<[Mutex<Vec<ClientWindow>>]>,
 }
 
 impl AddressLimit {
@@ -88,8 +88,8 @@ impl AddressLimit {
             own.count += 1;
             return Ok(());
         }
-        let new = Window { client, until: now + self.rate.window, count: 1 };
-        let is_full = windows.len() >= WAYS;
+        let new = ClientWindow { client, until: now + self.rate.window, count: 1 };
+        let is_full = windows.len() >= BUCKET_CAPACITY;
         match windows.iter_mut().min_by_key(|window| window.count) {
             Some(least) if is_full => *least = new,
             _ => windows.push(new),
@@ -104,7 +104,7 @@ impl AddressLimit {
     }
 
     /// The client's key, and the current windows of its bucket. `None`: the limit is disabled.
-    fn windows(&self, address: IpAddr, now: Instant) -> Option<(IpAddr, MutexGuard<'_, Vec<Window>>)> {
+    fn windows(&self, address: IpAddr, now: Instant) -> Option<(IpAddr, MutexGuard<'_, Vec<ClientWindow>>)> {
         let client = network(address, self.ipv6_prefix);
         // Keyed hash: clients cannot choose colliding addresses.
         let bucket = self.hasher.hash_one(client).checked_rem(self.buckets.len() as u64)?;

@@ -12,7 +12,7 @@ use crate::domain::ids::RequestId;
 use crate::domain::work_item::Outcome;
 use crate::store::StoreError;
 
-/// Tells senders that know it not to send the same again.
+/// Tells senders that support this header not to repeat the request.
 const WEBHOOK_DELIVERY: HeaderName = HeaderName::from_static("webhook-delivery");
 
 /// The message for a bug.
@@ -37,7 +37,7 @@ impl Refusal {
         Self { code, message: message.into(), cause: None, outcome: None, headers: Vec::new() }
     }
 
-    /// The refusal of an unknown path, with what is likely to be wrong with it.
+    /// The refusal of an unknown path. Its message names the likely mistake.
     pub fn not_found(path: &str) -> Self {
         let message = if path.len() > 1 && path.ends_with('/') {
             "there is no such path; remove the slash at its end"
@@ -73,7 +73,7 @@ impl Refusal {
     /// The response.
     pub fn render(&self, request_id: RequestId, trace_id: &str) -> Response {
         let body = ErrorBody {
-            error: Error {
+            error: ErrorFields {
                 code: self.code.as_str(),
                 message: &self.message,
                 request_id: request_id.to_string(),
@@ -131,12 +131,12 @@ impl IntoResponse for Refusal {
 
 #[derive(Serialize)]
 struct ErrorBody<'a> {
-    error: Error<'a>,
+    error: ErrorFields<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Error<'a> {
+struct ErrorFields<'a> {
     code: &'a str,
     message: &'a str,
     request_id: String,

@@ -21,7 +21,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The files of a listener's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
+pub struct CertificateFiles {
     /// The certificate chain in PEM format, with the listener's certificate first.
     pub chain: PathBuf,
     /// The private key in PEM format.
@@ -61,7 +61,7 @@ pub fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     if chain.is_empty() { Err(unreadable(pem::Error::NoItemsFound)) } else { Ok(chain) }
 }
 
-impl Files {
+impl CertificateFiles {
     fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
         let unreadable =
             |source| TlsError::Unreadable { file: self.key.clone(), what: "private key", source };
@@ -91,7 +91,7 @@ impl Files {
 /// The TLS configuration of a listener, with its current certificate.
 #[derive(Debug)]
 pub struct Tls {
-    files: Files,
+    files: CertificateFiles,
     /// The digest of the files at the last attempt to load them.
     fingerprint: [u8; 32],
     config: watch::Sender<Arc<ServerConfig>>,
@@ -110,7 +110,7 @@ impl Acceptor {
 
 impl Tls {
     /// Loads the files.
-    pub fn new(files: Files) -> Result<Self, TlsError> {
+    pub fn new(files: CertificateFiles) -> Result<Self, TlsError> {
         // Computed before the files are loaded, so that a replacement in between is detected.
         let fingerprint = files.fingerprint();
         let config = watch::Sender::new(files.load()?);
@@ -163,9 +163,9 @@ mod tests {
 
     use super::*;
 
-    fn write(directory: &Path) -> Files {
+    fn write(directory: &Path) -> CertificateFiles {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let files = Files { chain: directory.join("chain.pem"), key: directory.join("key.pem") };
+        let files = CertificateFiles { chain: directory.join("chain.pem"), key: directory.join("key.pem") };
         std::fs::write(&files.chain, made.cert.pem()).unwrap();
         std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
         files

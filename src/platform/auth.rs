@@ -22,8 +22,8 @@ use crate::http::code::Code;
 use crate::http::rate_limit::{AddressLimit, Rate, rate_limited};
 use crate::http::refusal::Refusal;
 
-/// The service keys, as digests: so the time of a comparison depends on neither a key nor its length. Clones share the
-/// keys, which can be replaced at any time.
+/// Digests of the service keys. The time of a comparison of digests depends on neither a key nor its length. Clones share
+/// the keys, which can be replaced at any time.
 #[derive(Clone)]
 pub struct ServiceKeyDigests(Arc<RwLock<Vec<[u8; 32]>>>);
 
@@ -71,19 +71,20 @@ impl ServiceKeyDigests {
 
 /// Requires a service key for the routes and for unknown paths below the prefix, so that a caller without a key cannot
 /// enumerate paths.
-pub(super) fn guarded(platform: Arc<Platform>, routes: Router) -> Router {
+pub(super) fn require_service_key(platform: Arc<Platform>, routes: Router) -> Router {
     let not_found = |uri: Uri| async move { Refusal::not_found(uri.path()) };
-    routes.fallback(not_found).layer(from_fn_with_state(platform, guard))
+    routes.fallback(not_found).layer(from_fn_with_state(platform, authenticate_and_admit))
 }
 
-async fn guard(
+/// Checks the service key, and limits the requests in flight.
+async fn authenticate_and_admit(
     State(platform): State<Arc<Platform>>,
     Extension(peer): Extension<Peer>,
     request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
     let admitted = match platform.service_keys.check(request.headers()) {
-        Err(refusal) => Err(platform.failed_keys.refuse(peer, refusal).await),
+        Err(refusal) => Err(platform.failed_auth_limit.refuse(peer, refusal).await),
         Ok(()) => platform.admission.refuse_while_draining().and_then(|()| platform.admission.permit()),
     };
     let permit = match admitted {
@@ -103,15 +104,15 @@ async fn guard(
     Ok(platform.admission.shield(call.with_current_context()).await)
 }
 
-/// Limits guesses of service keys by address. A valid key is always accepted: another process at the same
-/// address may use a wrong one.
+/// Rate limit per address of requests without a valid service key. A valid key is always accepted: another process at the
+/// same address may use a wrong one.
 #[derive(Debug)]
-pub struct FailedKeys(AddressLimit);
+pub struct FailedAuthLimit(AddressLimit);
 
 /// Delay of each refusal over the limit: at most four guesses per second on one connection.
 const GUESS_DELAY: Duration = Duration::from_millis(250);
 
-impl FailedKeys {
+impl FailedAuthLimit {
     /// The limit of `rate_limit.failed_max`.
     pub fn new(rate_limit: &RateLimitConfig) -> Self {
         let rate = Rate { max: rate_limit.failed_max.get(), window: rate_limit.failed_window_ms.duration() };
@@ -129,6 +130,7 @@ impl FailedKeys {
     }
 }
 
+/// The credentials of a `Bearer` authorization.
 fn bearer(value: &HeaderValue) -> Option<&[u8]> {
     let (scheme, key) = value.as_bytes().split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key.trim_ascii())
@@ -157,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scheme_is_case_insensitive() {
+    fn scheme_is_case_insensitive() {
         let of = |text: &'static str| bearer(&HeaderValue::from_static(text)).map(<[u8]>::to_vec);
         assert_eq!(of("bEARER abc "), Some(b"abc".to_vec()));
         assert_eq!(of("Basic abc"), None);

@@ -64,7 +64,7 @@ struct OpenedBody<'a> {
     channel: ChannelBody,
 }
 
-/// `PUT`: opens it. 201 the first time, 200 after that.
+/// `PUT`: opens a conversation. 201 the first time, then 200.
 pub(super) async fn open(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -128,15 +128,14 @@ struct HeldBody<'a> {
     age_ms: u64,
 }
 
-/// `GET`: its state, the sequence that the gate waits for, and its awaiting and held items.
+/// `GET`: the state of a conversation, the sequence that the gate waits for, and its awaiting and held items.
 pub(super) async fn show(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
     Path(ids): Path<PathIds>,
 ) -> Result<Response, Refusal> {
     let conversation = ids.recorded_conversation(&context)?;
-    let shown = platform.store.inspect(conversation.reference()).await;
-    let view = shown??;
+    let view = platform.store.inspect(conversation.reference()).await??;
     Ok(Json(shown_body(&platform, &view)).into_response())
 }
 
@@ -181,7 +180,7 @@ struct EndedBody<'a> {
     channel: ChannelBody,
 }
 
-/// `DELETE`: ends it. Idempotent.
+/// `DELETE`: ends a conversation. Idempotent.
 pub(super) async fn end(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,

@@ -36,12 +36,12 @@ use crate::telemetry::trace::SpanRef;
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Interval of comments on a stream without events, so that proxies do not close it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Polling interval: notifications can be lost.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Maximum time without a read of the channel, because notifications can be lost.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Delay after a failure of the store. It doubles with each further failure.
-const RETRY: Duration = Duration::from_millis(250);
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// Maximum delay after a failure of the store.
-const LONGEST_RETRY: Duration = Duration::from_secs(4);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(4);
 /// Without a charset, some clients read `text/*` as ISO-8859-1. Proxies must neither buffer nor compress: nginx looks at
 /// `X-Accel-Buffering`, others at `no-transform`.
 const HEADERS: [(HeaderName, &str); 3] = [
@@ -49,8 +49,8 @@ const HEADERS: [(HeaderName, &str); 3] = [
     (header::CACHE_CONTROL, "no-cache, no-transform"),
     (HeaderName::from_static("x-accel-buffering"), "no"),
 ];
-/// Largest frame of a stream, in bytes. hyper copies each frame into a buffer that it keeps as long as the connection.
-const FRAME: usize = 16 * 1024;
+/// Maximum size of a frame in bytes. hyper copies each frame into a buffer that it keeps as long as the connection.
+const MAX_FRAME_BYTES: usize = 16 * 1024;
 
 /// `GET`: streams the events after `Last-Event-ID` or, without it, after `?from=`. Without both, only new events.
 pub(super) async fn follow(
@@ -61,16 +61,15 @@ pub(super) async fn follow(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let conversation = ids.recorded_conversation(&context)?;
-    let asked = start(&headers, query.as_deref().unwrap_or_default())?;
+    let requested = requested_cursor(&headers, query.as_deref().unwrap_or_default())?;
     let permit = Arc::clone(&platform.event_streams)
         .try_acquire_owned()
         .map_err(|_| Refusal::new(Code::Overloaded, "too many event streams are open"))?;
-    // Watch before the first read, so that no change is missed in between.
-    let wake = platform.store.watch(conversation.reference());
-    let looked = platform.store.read(conversation.reference(), None, 0).await;
-    let page = looked??;
+    // Subscribes before the first read, so that no change in between is missed.
+    let listener = platform.store.watch(conversation.reference());
+    let page = platform.store.read(conversation.reference(), None, 0).await??;
     let Page { opened_at, released, .. } = page;
-    let after = match asked {
+    let after = match requested {
         None => released,
         // The cursor is from an earlier conversation with the same id: start at the beginning of this one.
         Some(Cursor { opened_at: Some(of), .. }) if of < opened_at => 0,
@@ -83,7 +82,7 @@ pub(super) async fn follow(
             return Err(invalid("Last-Event-ID or from", format_args!("the channel ends at {end}")));
         }
     };
-    let reader = Reader {
+    let reader = ChannelReader {
         platform,
         stream: OpenStream {
             conversation: conversation.clone(),
@@ -94,20 +93,20 @@ pub(super) async fn follow(
             began: Instant::now(),
             sent: 0,
             last: after,
-            closed: Closed::ByClient,
+            closed: CloseReason::ByClient,
         },
         conversation,
         opened_at,
         after,
-        end: End::of(&page),
-        wake,
+        end: ChannelEnd::of(&page),
+        listener,
         fetched: VecDeque::new(),
-        in_memory: None,
+        page_permit: None,
         finished: false,
-        failing: None,
+        retry_delay: None,
         _permit: permit,
     };
-    // A comment at once, so that proxies and clients see the stream open before there is an event.
+    // Sends a comment immediately, so that proxies and clients see an open stream before the first event.
     let opened = stream::once(async { Ok(Event::default().comment("")) });
     let events = Sse::new(opened.chain(reader.events())).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     let mut response = events.into_response().map(in_small_frames);
@@ -119,8 +118,9 @@ pub(super) async fn follow(
 
 fn in_small_frames(body: Body) -> Body {
     let frames = |mut data: Bytes| {
-        let next =
-            move || (!data.is_empty()).then(|| Ok::<_, axum::Error>(data.split_to(data.len().min(FRAME))));
+        let next = move || {
+            (!data.is_empty()).then(|| Ok::<_, axum::Error>(data.split_to(data.len().min(MAX_FRAME_BYTES))))
+        };
         stream::iter(std::iter::from_fn(next))
     };
     // Yields after each frame, so that callbacks are handled between large results.
@@ -140,20 +140,22 @@ struct Cursor {
 }
 
 /// The cursor of a request. `None`: start at the end of the channel.
-fn start(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
+fn requested_cursor(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
     let from = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "from");
     if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
-        let id = id.to_str().ok().and_then(cursor);
+        let id = id.to_str().ok().and_then(parse_cursor);
         return id.map(Some).ok_or_else(|| invalid("Last-Event-ID", "must be an event id"));
     }
     match from {
-        Some((_, id)) => cursor(&id).map(Some).ok_or_else(|| invalid("from", "must be 0 or an event id")),
+        Some((_, id)) => {
+            parse_cursor(&id).map(Some).ok_or_else(|| invalid("from", "must be 0 or an event id"))
+        }
         None => Ok(None),
     }
 }
 
 /// Parses an event id or a sequence.
-fn cursor(text: &str) -> Option<Cursor> {
+fn parse_cursor(text: &str) -> Option<Cursor> {
     let number =
         |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
     match text.split_once('-') {
@@ -167,25 +169,25 @@ fn cursor(text: &str) -> Option<Cursor> {
 
 /// The end of the channel at the last read.
 #[derive(Clone, Copy, Debug)]
-struct End {
+struct ChannelEnd {
     /// The last sequence on the channel.
     released: u64,
     /// Whether the conversation has ended, so that nothing follows.
     is_final: bool,
-    /// When to poll if no notification arrives.
-    look_in: Duration,
+    /// Time after which the channel is read again without a notification.
+    poll_after: Duration,
 }
 
-impl End {
+impl ChannelEnd {
     fn of(page: &Page) -> Self {
-        let look_in = LOOK_AGAIN.min(Duration::from_millis(page.idle_in_ms + 1));
-        Self { released: page.released, is_final: page.ended, look_in }
+        let poll_after = POLL_INTERVAL.min(Duration::from_millis(page.idle_in_ms + 1));
+        Self { released: page.released, is_final: page.ended, poll_after }
     }
 }
 
 /// Why a stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Closed {
+enum CloseReason {
     ByClient,
     Ended,
     Draining,
@@ -194,7 +196,7 @@ enum Closed {
     DataLost(&'static str),
 }
 
-impl Closed {
+impl CloseReason {
     const fn as_str(self) -> &'static str {
         match self {
             Self::ByClient => "the client disconnected",
@@ -217,7 +219,7 @@ struct OpenStream {
     sent: u64,
     /// Sequence of the last envelope sent, or the one after which the stream began.
     last: u64,
-    closed: Closed,
+    closed: CloseReason,
 }
 
 impl Drop for OpenStream {
@@ -243,28 +245,28 @@ impl Drop for OpenStream {
                 )
             };
         }
-        if matches!(self.closed, Closed::DataLost(_)) { line!(warn) } else { line!(info) }
+        if matches!(self.closed, CloseReason::DataLost(_)) { line!(warn) } else { line!(info) }
     }
 }
 
-struct Reader {
+struct ChannelReader {
     platform: Arc<Platform>,
     stream: OpenStream,
     conversation: ConversationId,
     opened_at: Timestamp,
     after: u64,
-    end: End,
-    wake: ChannelListener,
+    end: ChannelEnd,
+    listener: ChannelListener,
     fetched: VecDeque<EnvelopeJson>,
     /// Memory reservation of the current page.
-    in_memory: Option<OwnedSemaphorePermit>,
+    page_permit: Option<OwnedSemaphorePermit>,
     finished: bool,
     /// The current retry delay, if the last read failed.
-    failing: Option<Duration>,
+    retry_delay: Option<Duration>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Reader {
+impl ChannelReader {
     fn events(self) -> impl Stream<Item = Result<Event, Infallible>> {
         stream::unfold(self, |mut reader| async {
             let event = reader.next().await?;
@@ -277,53 +279,54 @@ impl Reader {
         loop {
             // The client reconnects to another instance with the last event id.
             if self.platform.lifecycle.is_draining() {
-                return self.close(Closed::Draining);
+                return self.close(CloseReason::Draining);
             }
             if let Some(envelope) = self.fetched.pop_front() {
                 let Ok(json) = std::str::from_utf8(envelope.bytes()) else {
-                    return self.close(Closed::DataLost("an envelope is not UTF-8"));
+                    return self.close(CloseReason::DataLost("an envelope is not UTF-8"));
                 };
                 self.after += 1;
                 self.stream.sent += 1;
                 self.stream.last = self.after;
-                return Some(event_of(&event_id(self.opened_at, Sequence::new(self.after)), json));
+                return Some(envelope_event(&event_id(self.opened_at, Sequence::new(self.after)), json));
             }
             if self.finished {
-                return self.close(Closed::Ended);
+                return self.close(CloseReason::Ended);
             }
-            self.in_memory = None;
-            if self.after == self.end.released && self.failing.is_none() {
+            self.page_permit = None;
+            if self.after == self.end.released && self.retry_delay.is_none() {
                 if self.end.is_final {
-                    return Some(self.last_event());
+                    return Some(self.end_event());
                 }
-                self.wait(self.end.look_in).await;
+                self.wait(self.end.poll_after).await;
             }
             // Changes after this point may be missing from the page.
-            self.wake.mark_seen();
+            self.listener.mark_seen();
             let after = Sequence::new(self.after);
             let Platform { pages, store, lifecycle, .. } = &*self.platform;
             let fetched = tokio::select! {
                 fetched = pages.fetch(store, &lifecycle.calls, self.conversation.reference(), after) => fetched,
-                () = self.platform.lifecycle.draining_started() => return self.close(Closed::Draining),
+                () = self.platform.lifecycle.draining_started() => return self.close(CloseReason::Draining),
             };
-            let failed_before = self.failing.take();
+            let failed_before = self.retry_delay.take();
             match fetched {
                 Ok(Ok(FetchedPage { page, .. }))
                     if page.opened_at != self.opened_at || page.released < self.after =>
                 {
-                    return self.close(Closed::DataLost("the store lost envelopes that were already sent"));
+                    return self
+                        .close(CloseReason::DataLost("the store lost envelopes that were already sent"));
                 }
                 Ok(Ok(FetchedPage { page, permit })) => {
-                    self.end = End::of(&page);
+                    self.end = ChannelEnd::of(&page);
                     if page.envelopes.is_empty() && self.after < page.released {
-                        return self.close(Closed::DataLost("an envelope is missing on the channel"));
+                        return self.close(CloseReason::DataLost("an envelope is missing on the channel"));
                     }
                     self.fetched = page.envelopes.into();
-                    self.in_memory = Some(permit);
+                    self.page_permit = Some(permit);
                 }
                 Ok(Err(ConversationNotFound)) => {
                     // The conversation existed at the previous read.
-                    return self.close(Closed::DataLost("the store has lost the conversation"));
+                    return self.close(CloseReason::DataLost("the store has lost the conversation"));
                 }
                 Err(error) => {
                     // Logged once per outage, not for every retry.
@@ -334,30 +337,30 @@ impl Reader {
                             "an event stream cannot read from the store; retrying"
                         );
                     }
-                    let pause = *self.failing.insert(retry_after(failed_before));
+                    let pause = *self.retry_delay.insert(retry_after(failed_before));
                     self.wait(pause).await;
                 }
             }
         }
     }
 
-    fn close(&mut self, why: Closed) -> Option<Event> {
+    fn close(&mut self, why: CloseReason) -> Option<Event> {
         self.stream.closed = why;
         None
     }
 
-    /// Waits until the channel changes, `longest` has passed or draining begins.
-    async fn wait(&mut self, longest: Duration) {
+    /// Waits until the channel changes, `limit` has passed or draining begins.
+    async fn wait(&mut self, limit: Duration) {
         tokio::select! {
-            () = self.wake.changed() => {}
-            () = sleep(longest) => {}
+            () = self.listener.changed() => {}
+            () = sleep(limit) => {}
             () = self.platform.lifecycle.draining_started() => {}
         }
     }
 
-    fn last_event(&mut self) -> Event {
+    fn end_event(&mut self) -> Event {
         self.finished = true;
-        self.stream.closed = Closed::Ended;
+        self.stream.closed = CloseReason::Ended;
         let data = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation);
         Event::default().event("end").data(data)
     }
@@ -365,19 +368,20 @@ impl Reader {
 
 /// The delay after a failure; `before` is the delay after the previous one.
 fn retry_after(before: Option<Duration>) -> Duration {
-    before.map_or(RETRY, |before| (2 * before).min(LONGEST_RETRY))
+    before.map_or(MIN_RETRY_DELAY, |before| (2 * before).min(MAX_RETRY_DELAY))
 }
 
-/// An envelope as an event. A line break in a result is a line break in the data; clients join the lines with line feeds.
-fn event_of(id: &str, json: &str) -> Event {
-    Event::default().id(id).data(in_lines(json))
+/// An envelope as an event. A line break in a result splits the data into two lines, which clients join with a line feed.
+fn envelope_event(id: &str, json: &str) -> Event {
+    Event::default().id(id).data(normalize_line_breaks(json))
 }
 
-/// Makes the line breaks of a JSON text those that every client sees. Carriage returns become line feeds: some clients do
-/// not treat them as line ends, although the SSE standard requires it. U+0085, U+2028 and U+2029 are line ends for some
-/// clients, although they are none in the standard; JSON has them only inside strings, where an escape means the same.
-fn in_lines(json: &str) -> Cow<'_, str> {
-    // The first bytes of what is replaced. Few texts have any of them.
+/// Normalizes the line breaks of a JSON text, so that all clients see the same lines. Carriage returns become line feeds:
+/// some clients do not treat them as line breaks, although the SSE standard requires it. U+0085, U+2028 and U+2029 are
+/// escaped: some clients treat them as line breaks, although the standard does not. JSON has them only inside strings,
+/// where the escape is equivalent.
+fn normalize_line_breaks(json: &str) -> Cow<'_, str> {
+    // The first bytes of the replaced characters. Most texts contain none of them.
     if memchr3(b'\r', 0xc2, 0xe2, json.as_bytes()).is_none() {
         return json.into();
     }
@@ -402,25 +406,25 @@ mod tests {
         let opened_at = Timestamp::from_millis(1_795_000_000_000);
         let id = event_id(opened_at, Sequence::new(7));
         assert_eq!(id, "1795000000000-7");
-        assert_eq!(cursor(&id), Some(Cursor { opened_at: Some(opened_at), sequence: 7 }));
-        assert_eq!(cursor("0"), Some(Cursor { opened_at: None, sequence: 0 }));
+        assert_eq!(parse_cursor(&id), Some(Cursor { opened_at: Some(opened_at), sequence: 7 }));
+        assert_eq!(parse_cursor("0"), Some(Cursor { opened_at: None, sequence: 0 }));
         for bad in ["", "-", "1-", "-1", "+1", "1-2-3", "x", "1-x"] {
-            assert_eq!(cursor(bad), None, "{bad}");
+            assert_eq!(parse_cursor(bad), None, "{bad}");
         }
     }
 
     #[test]
-    fn line_ends_of_every_client_are_the_same() {
+    fn line_breaks_are_normalized() {
         for (json, sent) in [
             ("\"72 °F ✅ \u{2027}\u{84}\"", "\"72 °F ✅ \u{2027}\u{84}\""),
             ("[1,\r\n2,\r3,\n4]", "[1,\n2,\n3,\n4]"),
             ("\"a\u{2028}b\u{2029}c\u{85}d\"", r#""a\u2028b\u2029c\u0085d""#),
         ] {
-            assert_eq!(in_lines(json), sent);
+            assert_eq!(normalize_line_breaks(json), sent);
             let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
             assert_eq!(value(json), value(sent));
         }
-        assert!(matches!(in_lines("{\"a\":1}"), Cow::Borrowed(_)));
+        assert!(matches!(normalize_line_breaks("{\"a\":1}"), Cow::Borrowed(_)));
     }
 
     #[test]

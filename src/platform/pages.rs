@@ -15,15 +15,15 @@ const MAX_ENVELOPES: usize = 128;
 /// Maximum size of an envelope without its result, in bytes.
 const ENVELOPE_BYTES: usize = 2 * 1024;
 /// Number of copies of a page in memory: an event is built from its envelope.
-const COPIES: usize = 2;
+const PAGE_COPIES: usize = 2;
 
 /// The limits that event streams share. Waiting streams are served in the order of arrival.
 #[derive(Debug)]
 pub struct Pages {
-    bytes: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
     fetches: Arc<Semaphore>,
     /// Memory that is reserved for a page before its size is known, in bytes.
-    reserve: u32,
+    initial_reservation: u32,
 }
 
 /// A page with its memory reservation.
@@ -33,19 +33,19 @@ pub(super) struct FetchedPage {
 }
 
 impl Pages {
-    /// At most `bytes` of pages together, where results are no larger than `max_result` bytes. A page that does not fit
-    /// by itself is fetched when there is no other.
+    /// Limits all pages together to `bytes`, for results of at most `max_result` bytes. A page that is larger than `bytes`
+    /// is fetched while there is no other.
     pub fn new(bytes: usize, max_result: usize) -> Self {
         let bytes = bytes.clamp(1, Semaphore::MAX_PERMITS);
-        let largest = COPIES * PAGE_BYTES.max(max_result.saturating_add(ENVELOPE_BYTES));
+        let largest = PAGE_COPIES * PAGE_BYTES.max(max_result.saturating_add(ENVELOPE_BYTES));
         Self {
-            bytes: Arc::new(Semaphore::new(bytes)),
+            memory: Arc::new(Semaphore::new(bytes)),
             fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
-            reserve: u32::try_from(largest.min(bytes)).unwrap_or(u32::MAX),
+            initial_reservation: u32::try_from(largest.min(bytes)).unwrap_or(u32::MAX),
         }
     }
 
-    /// Fetches the page after a sequence, once there is memory for it.
+    /// Waits until memory is available, then fetches the page after a sequence.
     pub(super) async fn fetch(
         &self,
         store: &Arc<InstrumentedStore>,
@@ -54,10 +54,11 @@ impl Pages {
         after: Sequence,
     ) -> Answer<FetchedPage, ConversationNotFound> {
         let closed = |error| StoreError::Unavailable(Box::new(error));
-        let permit = Arc::clone(&self.bytes).acquire_many_owned(self.reserve).await.map_err(closed)?;
+        let permit =
+            Arc::clone(&self.memory).acquire_many_owned(self.initial_reservation).await.map_err(closed)?;
         let fetching = Arc::clone(&self.fetches).acquire_owned().await.map_err(closed)?;
         let store = Arc::clone(store);
-        // When the stream ends meanwhile, the page is still on its way, and its memory counts.
+        // Shielded: if the event stream ends, the fetch is completed and its memory stays counted.
         let fetched = async move {
             let page = store.read(conversation, Some(after), MAX_ENVELOPES).await;
             drop(fetching);
@@ -68,9 +69,9 @@ impl Pages {
 }
 
 impl FetchedPage {
-    /// Releases what the page does not need.
+    /// Releases the part of the reservation that the page does not need.
     fn new(page: Page, mut permit: OwnedSemaphorePermit) -> Self {
-        let size = COPIES * page.envelopes.iter().map(|json| json.bytes().len()).sum::<usize>();
+        let size = PAGE_COPIES * page.envelopes.iter().map(|json| json.bytes().len()).sum::<usize>();
         drop(permit.split(permit.num_permits().saturating_sub(size)));
         Self { page, permit }
     }

@@ -52,7 +52,7 @@ impl PathIds {
     }
 }
 
-/// Parses the request's JSON body. An empty one counts as `{}`.
+/// Parses the request's JSON body. An empty body counts as `{}`.
 pub(super) async fn json<T: DeserializeOwned>(
     parts: &Parts,
     body: Body,
@@ -69,7 +69,7 @@ pub(super) async fn json<T: DeserializeOwned>(
         media_type::check_json(&parts.headers)?;
         std::str::from_utf8(&bytes).map_err(|_| Refusal::new(Code::BodyMalformed, "the body is not UTF-8"))?
     };
-    // Derived code would also accept an array of the fields' values.
+    // A derived `Deserialize` also accepts an array of the fields' values.
     if !text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok() {
         return Err(invalid("the body", "must be a JSON object"));
     }
@@ -80,8 +80,8 @@ pub(super) async fn json<T: DeserializeOwned>(
         // serde_json reports a number in place of a string as an error of syntax.
         let is_json = || serde_json::from_str::<IgnoredAny>(text).is_ok();
         if inner.is_data() || is_json() {
-            let field = if path == "." { "the body" } else { nameable(&path) };
-            invalid(field, wanted(&inner.to_string()))
+            let field = if path == "." { "the body" } else { safe_name(&path) };
+            invalid(field, expectation(&inner.to_string()))
         } else {
             Refusal::new(Code::BodyMalformed, format!("the body is not JSON: {inner}"))
         }
@@ -91,8 +91,8 @@ pub(super) async fn json<T: DeserializeOwned>(
     Ok(value)
 }
 
-/// Reads an enum from a string alone. Derived code would also accept an object with the word as its key.
-pub(super) fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+/// Deserializes an enum from a string only. A derived `Deserialize` also accepts an object with the variant as its key.
+pub(super) fn string_enum<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -101,8 +101,8 @@ where
     T::deserialize(text.into_deserializer())
 }
 
-/// Like [`word`]; `null` is `None`.
-pub(super) fn optional_word<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+/// Like [`string_enum`], but `null` is `None`.
+pub(super) fn optional_string_enum<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -120,9 +120,12 @@ pub(super) fn query<const N: usize>(
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         let Some(at) = known.iter().position(|known| *known == name) else {
             let known = known.map(|known| format!("`{known}`")).join(", ");
-            return Err(invalid(nameable(&name), format_args!("unknown query parameter; known are {known}")));
+            return Err(invalid(
+                safe_name(&name),
+                format_args!("unknown query parameter; known are {known}"),
+            ));
         };
-        // Stands for what is not UTF-8.
+        // The parser replaces invalid UTF-8 by this character.
         if value.contains(char::REPLACEMENT_CHARACTER) {
             return Err(invalid(known[at], "must be UTF-8, percent-encoded"));
         }
@@ -136,20 +139,20 @@ pub(super) fn query<const N: usize>(
 /// Maximum length of a field name that is shown in an error.
 const MAX_NAME: usize = 32;
 
-/// A field's name, unless it may be a misplaced token or key.
-fn nameable(name: &str) -> &str {
+/// A field's name for an error message, or a placeholder if the name may be a misplaced token or key.
+fn safe_name(name: &str) -> &str {
     if name.len() <= MAX_NAME && !contains_token(name) { name } else { "a field whose name is not shown" }
 }
 
-/// What the parser expected. What it found is the caller's and may be a secret: it is left out.
-fn wanted(complaint: &str) -> String {
-    let about_a_field = complaint.starts_with("missing field ") || complaint.starts_with("duplicate field ");
-    match complaint.rsplit_once(", expected ") {
-        _ if about_a_field => complaint.to_owned(),
-        Some((found, wanted)) if found.starts_with("unknown field ") => {
-            format!("unknown; known are {}", wanted.trim_start_matches("one of "))
+/// Extracts what the parser expected from its error message. Omits what it received, which may be a secret.
+fn expectation(error: &str) -> String {
+    let is_about_a_field = error.starts_with("missing field ") || error.starts_with("duplicate field ");
+    match error.rsplit_once(", expected ") {
+        _ if is_about_a_field => error.to_owned(),
+        Some((received, expected)) if received.starts_with("unknown field ") => {
+            format!("unknown; known are {}", expected.trim_start_matches("one of "))
         }
-        Some((_, wanted)) => format!("must be {}", wanted.replace("u64", "an unsigned integer")),
+        Some((_, expected)) => format!("must be {}", expected.replace("u64", "an unsigned integer")),
         None => "is invalid".to_owned(),
     }
 }
@@ -170,7 +173,7 @@ pub(super) fn reason(text: &str) -> Result<Reason, Refusal> {
     Reason::parse(text).map_err(|error| invalid("reason", error))
 }
 
-/// The body's traceparent, else the header's. An invalid header is ignored.
+/// The body's traceparent; without one, the header's. An invalid header is ignored.
 pub(super) fn traceparent(body: Option<&str>, headers: &HeaderMap) -> Result<Option<TraceParent>, Refusal> {
     if let Some(text) = body {
         return TraceParent::parse(text).map(Some).map_err(|error| invalid("traceparent", error));
@@ -179,7 +182,7 @@ pub(super) fn traceparent(body: Option<&str>, headers: &HeaderMap) -> Result<Opt
     Ok(header.and_then(|text| TraceParent::parse(text).ok()))
 }
 
-/// A duration as sent. `None`: not a whole number. [`milliseconds`] refuses it, because it knows the bounds.
+/// A duration as sent. `None`: not a whole number, which [`milliseconds`] refuses with a message that names the bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Millis(Option<u64>);
 
@@ -218,10 +221,10 @@ mod tests {
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     #[expect(dead_code, reason = "only read into")]
-    struct Asked {
-        #[serde(deserialize_with = "word")]
+    struct TestBody {
+        #[serde(deserialize_with = "string_enum")]
         word: Word,
-        #[serde(default, deserialize_with = "optional_word")]
+        #[serde(default, deserialize_with = "optional_string_enum")]
         other_word: Option<Word>,
         number: Option<u64>,
     }
@@ -230,7 +233,7 @@ mod tests {
         let (mut parts, ()) = axum::http::Request::new(()).into_parts();
         parts.headers.insert("content-type", "application/json".parse().unwrap());
         let limits = BodyLimits { max_bytes: 1 << 20, timeout: std::time::Duration::from_secs(9), copies: 1 };
-        json::<Asked>(&parts, Body::from(body), limits, &BodyBudget::new(1 << 20))
+        json::<TestBody>(&parts, Body::from(body), limits, &BodyBudget::new(1 << 20))
             .await
             .unwrap_err()
             .message
@@ -245,7 +248,7 @@ mod tests {
         };
         assert_eq!(parse(""), values(None, None));
         assert_eq!(parse("reason=a+b%20%C3%A9&turnId="), values(Some(""), Some("a b é")));
-        for (text, told) in [
+        for (text, expected) in [
             ("turnid=t", "turnid: unknown query parameter; known are `turnId`, `reason`"),
             ("turn_id=t", "turn_id: unknown query parameter; known are `turnId`, `reason`"),
             ("turnId=t&turnId=t", "turnId: must not be repeated"),
@@ -255,12 +258,12 @@ mod tests {
                 "a field whose name is not shown: unknown query parameter; known are `turnId`, `reason`",
             ),
         ] {
-            assert_eq!(parse(text).unwrap_err(), told, "{text}");
+            assert_eq!(parse(text).unwrap_err(), expected, "{text}");
         }
     }
 
     #[tokio::test]
-    async fn what_is_wanted_is_said_and_what_was_found_is_not() {
+    async fn error_names_the_expected_value_and_not_the_received_one() {
         for (body, expected) in [
             ("{}", "the body: missing field `word` at line 1 column 2"),
             (r#"{"word":"one","word":"two"}"#, "the body: duplicate field `word` at line 1 column 20"),
@@ -282,12 +285,12 @@ mod tests {
             assert_eq!(refused(body.to_owned()).await, expected, "{body}");
         }
         for name in ["cbt_AQJrMQ", &"k".repeat(33), "x, expected cbt_AQJrMQ"] {
-            let told = refused(format!("{{\"{name}\":1}}")).await;
+            let expected = refused(format!("{{\"{name}\":1}}")).await;
             assert!(
-                told.starts_with(
+                expected.starts_with(
                     "a field whose name is not shown: unknown; known are `word`, `other_word`, `number`"
                 ),
-                "{told}"
+                "{expected}"
             );
         }
     }

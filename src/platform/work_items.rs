@@ -33,11 +33,11 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct IssueBody {
-    #[serde(deserialize_with = "request::word")]
+    #[serde(deserialize_with = "request::string_enum")]
     kind: Kind,
     turn_id: Option<String>,
     timeout_ms: Option<Millis>,
-    #[serde(default, deserialize_with = "request::optional_word")]
+    #[serde(default, deserialize_with = "request::optional_string_enum")]
     carrier: Option<Carrier>,
     traceparent: Option<String>,
     tool_call_id: Option<String>,
@@ -45,8 +45,8 @@ struct IssueBody {
 }
 
 impl IssueBody {
-    /// Independent of how the body is written, and the same in every release: it is stored with the idempotency key, and a
-    /// retry may reach another version of the service.
+    /// A digest of the fields' values, which does not depend on the formatting of the JSON. It must not change between
+    /// releases: it is stored with the idempotency key, and a retry may reach another version of the service.
     fn fingerprint(&self) -> Fingerprint {
         let timeout_ms = self.timeout_ms.and_then(Millis::get).map(|timeout_ms| timeout_ms.to_string());
         // The order is part of the fingerprint: append new fields, and skip absent ones.
@@ -99,7 +99,7 @@ struct CallbackBody<'a> {
     carrier: Carrier,
     name: &'a str,
     headers: BTreeMap<&'a str, &'a str>,
-    /// The provider retries until then.
+    /// The time until which the provider retries.
     deadline: Timestamp,
     expires_at: Timestamp,
 }
@@ -129,7 +129,8 @@ impl<'a> CallbackBody<'a> {
     }
 }
 
-/// `POST`: issues the next work item. The item is stored before its token is returned, so a callback cannot arrive before the item exists.
+/// `POST`: issues the next work item. The item is stored before its token is returned, so a callback cannot arrive before
+/// the item exists.
 pub(super) async fn issue(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -160,7 +161,7 @@ pub(super) async fn issue(
     };
     let issued = platform.store.issue(command).await??;
     let item = issued.item;
-    context.record(|log| log.item(&item));
+    context.record(|log| log.item_with_deadline(&item));
     if !issued.repeated {
         context.telemetry().metrics.record_issued(item.kind);
     }
@@ -185,7 +186,8 @@ pub(super) async fn issue(
     Ok(response)
 }
 
-/// In quotes, as the IETF's draft of the header asks for (a string of RFC 8941), or without: the same key.
+/// The digest of the `Idempotency-Key` header. A quoted key, as the IETF draft requires (a string of RFC 8941), is the
+/// same key as without quotes.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyDigest>, Refusal> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     match (values.next(), values.next()) {
@@ -263,11 +265,11 @@ pub(super) async fn show(
     let (conversation, work_item) = (ids.recorded_conversation(&context)?, ids.work_item()?);
     let shown = platform.store.work_item(conversation.reference(), work_item).await;
     let view = shown??;
-    context.record(|log| log.item(&view.item));
+    context.record(|log| log.item_with_deadline(&view.item));
     Ok(Json(WorkItemBody::of(&conversation, &view)).into_response())
 }
 
-/// `DELETE`: cancels it.
+/// `DELETE`: cancels a work item.
 pub(super) async fn cancel(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -288,7 +290,7 @@ pub(super) async fn cancel(
     };
     let cancelled = platform.store.cancel(command).await??;
     context.record(|log| {
-        log.item(&cancelled.item.item);
+        log.item_with_deadline(&cancelled.item.item);
         log.outcome = Some(Outcome::Cancelled);
         log.released = cancelled.released.len();
     });
@@ -308,7 +310,7 @@ struct CancelledTurnBody<'a> {
     work_items: Vec<WorkItemBody<'a>>,
 }
 
-/// `DELETE` on the list: cancels what is awaiting of a turn.
+/// `DELETE` on the collection: cancels the awaiting items of a turn.
 pub(super) async fn cancel_turn(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -358,9 +360,9 @@ mod tests {
     const FULL: &str = r#"{"kind":"llm","turnId":"turn-1","timeoutMs":60000,"carrier":"header",
         "traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#;
 
-    /// Stores contain these digests: if one changes, retries across an update are conflicts.
+    /// Stores contain these digests: if one changed, a retry after an update would be a conflict.
     #[test]
-    fn fingerprints_are_the_same_in_every_release() {
+    fn fingerprints_are_stable() {
         for (body, digest) in [
             (r#"{"kind":"tool"}"#, "34005d714534701da73a0e1c0baf18a0d1da72fb4164ee398bc135d1741c4bc9"),
             (r#"{"kind":"llm"}"#, "2e45e8f335c8a30722c5d60a13401076e5af086ec928cf6d3c7a95daec404e6b"),
@@ -375,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_request_in_another_spelling_has_the_same_fingerprint() {
+    fn fingerprint_ignores_json_formatting() {
         for (body, other) in [
             (r#"{"kind":"tool","timeoutMs":1}"#, " { \"timeoutMs\" : 1,\n\"kind\":\"t\\u006fol\" } "),
             (r#"{"kind":"tool"}"#, r#"{"turnId":null,"kind":"tool","timeoutMs":null,"carrier":null}"#),

@@ -29,24 +29,24 @@ use crate::store::{InstrumentedStore, Store, StoreError};
 const CLOCK_LEEWAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Number of copies of a body during a store call: as received, in the command, and queued in the Redis client.
-pub const COPIES: usize = 3;
+pub const CALLBACK_COPIES: usize = 3;
 
 /// Handles a callback.
-pub(super) async fn take(
+pub(super) async fn handle(
     State(public): State<Arc<Public>>,
     Extension(context): Extension<RequestContext>,
     request: Request,
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let taken = Callback { public: &public, context: &context, parts: &parts }.take(body).await;
-    // Before the delay of a refusal.
+    let processed = Callback { public: &public, context: &context, parts: &parts }.process(body).await;
+    // Recorded before the delay of a refusal.
     context.record(|log| log.decided_at = Some(Instant::now()));
-    match taken {
+    match processed {
         Err(refusal) if refusal.code == Code::Overloaded => {
             sleep(OVERLOAD_DELAY).await;
             Err(refusal)
         }
-        taken => taken.map_err(|refusal| public.clients.count_refusal(context.client, refusal)),
+        processed => processed.map_err(|refusal| public.clients.count_refusal(context.client, refusal)),
     }
 }
 
@@ -58,8 +58,8 @@ pub(super) async fn refuse(
 ) -> Refusal {
     let (parts, body) = request.into_parts();
     body::discard(&parts.headers, body);
-    // So that the log line names the work item.
-    let _: InHead<'_> = Callback { public: &public, context: &context, parts: &parts }.in_head();
+    // Records the token's ids, so that the log line names the work item.
+    let _: HeadToken<'_> = Callback { public: &public, context: &context, parts: &parts }.head_token();
     admit(&public, &context).err().unwrap_or_else(|| match parts.extensions.get::<MatchedPath>() {
         Some(_) => {
             Refusal::new(Code::MethodNotAllowed, "send it with POST; other methods do not spend a token")
@@ -80,36 +80,37 @@ struct Callback<'a> {
 }
 
 /// The token in the request's head.
-enum InHead<'a> {
+enum HeadToken<'a> {
     /// A token, and the result of its verification.
-    Token(SentToken<'a>, Result<Claims, TokenRefused>),
+    Present(SentToken<'a>, Result<Claims, TokenRefused>),
     Absent,
     /// Two different tokens.
-    Refused(Refusal),
+    Ambiguous(Refusal),
 }
 
 impl Callback<'_> {
     /// Order of checks (part of the API): size, content type, token, JSON, shape, then the store in one step. Only the
     /// last step uses up the token.
-    async fn take(&self, body: axum::body::Body) -> Result<Response, Refusal> {
+    async fn process(&self, body: axum::body::Body) -> Result<Response, Refusal> {
         let Self { public, context, parts, .. } = self;
-        // First, so that refusals are logged with the token's ids.
-        let in_head = self.in_head();
-        if let Err(refusal) = self.admit(&in_head) {
+        // Verified first, so that refusals are logged with the token's ids.
+        let head_token = self.head_token();
+        if let Err(refusal) = self.admit(&head_token) {
             body::discard(&parts.headers, body);
             return Err(refusal);
         }
-        let is_authentic = matches!(in_head, InHead::Token(_, Ok(_)));
+        let is_authentic = matches!(head_token, HeadToken::Present(_, Ok(_)));
         let budget = if is_authentic { &public.authenticated } else { &public.anonymous };
         let (body, reservation) = body::read(&parts.headers, body, public.body, budget).await?;
         context.record(|log| log.body = Some((body.len(), Instant::now())));
         let permit = public.admission.permit()?;
         media_type::check_json(&parts.headers)?;
-        if matches!(in_head, InHead::Absent) && !Carriers::may_be_in(&body, |token| self.is_authentic(token))
+        if matches!(head_token, HeadToken::Absent)
+            && !Carriers::may_be_in(&body, |token| self.is_authentic(token))
         {
             public.clients.refuse_without_token(context.client)?;
         }
-        let (result, claims) = self.read_result(in_head, &body)?;
+        let (result, claims) = self.read_result(head_token, &body)?;
         context.record(|log| log.digest = Some(result.fingerprint));
         // Frees the received body if the result is a copy, because the token's field was removed.
         drop(body);
@@ -149,47 +150,51 @@ impl Callback<'_> {
     }
 
     /// Finds and verifies the token in the request's head, and records its ids.
-    fn in_head(&self) -> InHead<'_> {
+    fn head_token(&self) -> HeadToken<'_> {
         match self.public.carriers.in_head(self.parts) {
             Ok(Some(token)) => {
                 let claims = self.verify(&token);
-                InHead::Token(token, claims)
+                HeadToken::Present(token, claims)
             }
-            Ok(None) => InHead::Absent,
+            Ok(None) => HeadToken::Absent,
             Err(refusal) => {
                 for token in self.public.carriers.all_in_head(self.parts) {
                     // Records the ids of an authentic token.
                     let _: Result<Claims, _> = self.verify(&token);
                 }
-                InHead::Refused(refusal)
+                HeadToken::Ambiguous(refusal)
             }
         }
     }
 
     /// Refuses before the body is read: draining and rate limits.
-    fn admit(&self, in_head: &InHead<'_>) -> Result<(), Refusal> {
+    fn admit(&self, head_token: &HeadToken<'_>) -> Result<(), Refusal> {
         admit(self.public, self.context)?;
         let may_be_in_body = self.public.carriers.body_field().is_some();
-        match in_head {
-            InHead::Token(_, Ok(_)) => Ok(()),
-            InHead::Absent if may_be_in_body => Ok(()),
-            InHead::Token(_, Err(_)) | InHead::Absent | InHead::Refused(_) => {
+        match head_token {
+            HeadToken::Present(_, Ok(_)) => Ok(()),
+            HeadToken::Absent if may_be_in_body => Ok(()),
+            HeadToken::Present(_, Err(_)) | HeadToken::Absent | HeadToken::Ambiguous(_) => {
                 self.public.clients.refuse_without_token(self.context.client)
             }
         }
     }
 
     /// Reads the token and the result from the body.
-    fn read_result(&self, in_head: InHead<'_>, body: &Bytes) -> Result<(CallbackResult, Claims), Refusal> {
+    fn read_result(
+        &self,
+        head_token: HeadToken<'_>,
+        body: &Bytes,
+    ) -> Result<(CallbackResult, Claims), Refusal> {
         let carriers = &self.public.carriers;
         let field = carriers.body_field();
         let scan = Scan::new(body, CallbackResult::NAMES.into_iter().chain(field));
-        let (in_head, verified) = match in_head {
-            InHead::Token(token, verified) => (Some(token), Some(verified)),
-            InHead::Absent => (None, None),
-            InHead::Refused(refusal) => return Err(refusal),
+        let (head_token, verified) = match head_token {
+            HeadToken::Present(token, verified) => (Some(token), Some(verified)),
+            HeadToken::Absent => (None, None),
+            HeadToken::Ambiguous(refusal) => return Err(refusal),
         };
-        let token = carriers.in_request(in_head, scan.as_ref().ok())?;
+        let token = carriers.in_request(head_token, scan.as_ref().ok())?;
         let claims = verified.unwrap_or_else(|| self.verify(&token));
         let claims = claims.map_err(|refused| reply::token_refused(refused, token.as_deref()))?;
         let scan = scan.map_err(ResultRefused::from)?;

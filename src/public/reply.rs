@@ -51,8 +51,8 @@ pub(super) fn receipt(receipt: &Receipt) -> Response {
     (status, [no_store], Json(body)).into_response()
 }
 
-/// The refusal of a token. Its message says only what the sender can see in the text that was sent; why a well-formed
-/// token is not authentic is for the log. `sent` is `None` if it is not a text.
+/// The refusal of a token. Its message describes only what the sender can see in the sent text. The reason why a
+/// well-formed token is not authentic is only logged. `sent`: `None` if the value is not text.
 pub(super) fn token_refused(refused: TokenRefused, sent: Option<&str>) -> Refusal {
     match refused {
         TokenRefused::Invalid(defect) => {

@@ -23,7 +23,7 @@ pub enum StoreHealth {
     Healthy,
     /// The first check has not finished.
     Unchecked,
-    /// No connection, no response, or an error that is not listed below.
+    /// No connection, no response, or an error that has no variant of its own.
     Unreachable,
     /// It is loading its data, or a script has run for too long (`LOADING`, `BUSY`).
     Busy,
@@ -86,7 +86,7 @@ impl HealthMonitor {
         *self.health.borrow()
     }
 
-    /// Moves the next check forward after a failed call. Does not change the health, because other cluster nodes may
+    /// Makes the next check earlier after a failed call. Does not change the health, because other cluster nodes may
     /// accept callbacks.
     pub(super) fn report_failure(&self) {
         if self.health() == StoreHealth::Healthy {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failed_calls_move_the_next_check_forward_once() {
+    async fn failed_calls_trigger_one_early_check() {
         let monitor = HealthMonitor::new();
         monitor.record(&Ok(()));
         let since = tokio::time::Instant::now();

@@ -54,7 +54,7 @@ macro_rules! backend_async {
     };
 }
 
-/// A backend, and what is recorded about its calls. Calls to Redis have spans and a metric; the memory store has none.
+/// A backend whose calls are measured: calls to Redis have spans and a metric, calls to the memory store do not.
 #[derive(Debug)]
 pub struct InstrumentedStore {
     backend: Backend,
@@ -68,7 +68,7 @@ pub struct InstrumentedStore {
 /// Delay between opening a conversation and querying its partition, which returns the time of its idle timer.
 const CHECK_AFTER_OPEN: Duration = Duration::from_secs(10);
 
-/// What a call executes in Redis, as its span and its metric report it.
+/// What a call executes in Redis, for its span and its metric.
 #[derive(Clone, Copy)]
 enum Operation {
     /// A script, by its name.
@@ -144,7 +144,7 @@ impl InstrumentedStore {
     }
 
     /// Checks the health every second, and earlier after a failed call. Never returns.
-    pub async fn keep_checking_health(&self) {
+    pub async fn run_health_checks(&self) {
         loop {
             self.health.next_check().await;
             self.check_health().await;
@@ -155,8 +155,8 @@ impl InstrumentedStore {
         conversation.partition(self.partitions())
     }
 
-    /// Schedules the sweeper to continue the release after [`CONTINUE_MS`], if the call has left it unfinished or failed.
-    fn continue_later<T, R>(
+    /// Schedules the sweeper to continue the release after [`CONTINUE_MS`], if the call left it unfinished or failed.
+    fn schedule_continuation<T, R>(
         &self,
         conversation: ConversationRef,
         answer: &Result<Result<T, R>, StoreError>,
@@ -208,7 +208,7 @@ impl InstrumentedStore {
 
 impl Store for InstrumentedStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
-        // Has the sweeper learn the time of the conversation's idle timer.
+        // Lets the sweeper query the time of the conversation's idle timer.
         let partition = self.partition(command.conversation.reference());
         self.schedule.arm(partition, Instant::now() + CHECK_AFTER_OPEN);
         self.call(Operation::Script("open"), backend_async!(self, store => store.open(command))).await
@@ -226,7 +226,7 @@ impl Store for InstrumentedStore {
         }
         let issued =
             self.call(Operation::Script("issue"), backend_async!(self, store => store.issue(command))).await;
-        // Again, because the sweeper may have queried the partition before the item existed.
+        // Once more, because the sweeper may have queried the partition before the item existed.
         self.schedule.arm(partition, Instant::now() + timeout);
         issued
     }
@@ -236,7 +236,7 @@ impl Store for InstrumentedStore {
         let accepted = self
             .call(Operation::Script("accept"), backend_async!(self, store => store.accept(command)))
             .await;
-        self.continue_later(conversation, &accepted, |done| done.unfinished);
+        self.schedule_continuation(conversation, &accepted, |done| done.unfinished);
         accepted
     }
 
@@ -245,7 +245,7 @@ impl Store for InstrumentedStore {
         let cancelled = self
             .call(Operation::Script("cancel"), backend_async!(self, store => store.cancel(command)))
             .await;
-        self.continue_later(conversation, &cancelled, |done| done.unfinished);
+        self.schedule_continuation(conversation, &cancelled, |done| done.unfinished);
         cancelled
     }
 
@@ -254,7 +254,7 @@ impl Store for InstrumentedStore {
         let cancelled = self
             .call(Operation::Script("cancel_turn"), backend_async!(self, store => store.cancel_turn(command)))
             .await;
-        self.continue_later(conversation, &cancelled, |done| done.unfinished);
+        self.schedule_continuation(conversation, &cancelled, |done| done.unfinished);
         cancelled
     }
 
@@ -270,7 +270,7 @@ impl Store for InstrumentedStore {
                 backend_async!(self, store => store.end(conversation, traceparent, reason)),
             )
             .await;
-        // The sweeper deletes what the ended conversation no longer needs.
+        // The sweeper removes the timers of the ended conversation.
         self.schedule.arm(self.partition(conversation), Instant::now());
         ended
     }

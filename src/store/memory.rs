@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::notifier::ChannelNotifier;
 use super::{
-    Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, gather,
+    Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError,
+    group_by_conversation,
 };
 use crate::clock::Clock;
 use crate::domain::envelope::EnvelopeJson;
@@ -20,7 +21,7 @@ use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 
-/// Keeps all conversations in the memory of this process.
+/// Stores all conversations in the memory of this process.
 #[derive(Debug)]
 pub struct MemoryStore {
     clock: Clock,
@@ -91,8 +92,8 @@ impl MemoryState {
         self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
     }
 
-    /// Runs a step on a conversation, unless its retention is over. Removes the timers of the items that it settles.
-    fn step_on<T>(
+    /// Calls `step` with a conversation, unless its retention is over. Removes the timers that become obsolete.
+    fn with_conversation<T>(
         &mut self,
         reference: ConversationRef,
         now: Timestamp,
@@ -100,15 +101,15 @@ impl MemoryState {
         step: impl FnOnce(&mut Conversation) -> T,
     ) -> Option<T> {
         let conversation = self.conversation(reference, now, limits)?;
-        let done = step(conversation);
-        for sequence in conversation.take_done_timers() {
+        let result = step(conversation);
+        for sequence in conversation.take_obsolete_timers() {
             self.timers.remove((reference, Some(sequence)));
         }
-        Some(done)
+        Some(result)
     }
 
     /// Sets the timer of the conversation as a whole.
-    fn arm(&mut self, reference: ConversationRef, limits: &Limits) {
+    fn set_timer(&mut self, reference: ConversationRef, limits: &Limits) {
         if let Some(conversation) = self.conversations.get(&reference) {
             self.timers.set((reference, None), conversation.next_check(limits));
         }
@@ -123,7 +124,7 @@ impl MemoryStore {
 
     /// Locks the state, and returns it with the current time. Ignores a poisoned lock, because every step leaves the
     /// state consistent.
-    fn step(&self) -> (MutexGuard<'_, MemoryState>, Timestamp) {
+    fn lock(&self) -> (MutexGuard<'_, MemoryState>, Timestamp) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         (state, now)
@@ -141,7 +142,7 @@ fn page_of(envelopes: &[EnvelopeJson]) -> &[EnvelopeJson] {
 
 impl Store for MemoryStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let reference = command.conversation.reference();
         let opened = if let Some(conversation) = state.conversation(reference, now, &self.limits) {
             conversation.reopen(&command, now)
@@ -150,13 +151,13 @@ impl Store for MemoryStore {
             Ok(Opened { created: true })
         };
         if opened.is_ok() {
-            state.arm(reference, &self.limits);
+            state.set_timer(reference, &self.limits);
         }
         Ok(opened)
     }
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
             return Ok(Err(IssueRefused::ConversationNotFound));
         };
@@ -171,7 +172,7 @@ impl Store for MemoryStore {
     }
 
     async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         if now >= command.expires_at {
             return Ok(Err(NotAccepted { why: AcceptRefused::TokenExpired, target: None }));
         }
@@ -181,7 +182,7 @@ impl Store for MemoryStore {
                 target: Some(Box::new(conversation.target(command.work_item))),
             })
         };
-        let Some(accepted) = state.step_on(command.conversation, now, &self.limits, accept) else {
+        let Some(accepted) = state.with_conversation(command.conversation, now, &self.limits, accept) else {
             return Ok(Err(NotAccepted { why: AcceptRefused::ConversationEnded, target: None }));
         };
         if accepted.is_ok() {
@@ -191,9 +192,9 @@ impl Store for MemoryStore {
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let cancel = |conversation: &mut Conversation| conversation.cancel(&command, now);
-        let Some(cancelled) = state.step_on(command.conversation, now, &self.limits, cancel) else {
+        let Some(cancelled) = state.with_conversation(command.conversation, now, &self.limits, cancel) else {
             return Ok(Err(CancelRefused::ConversationNotFound));
         };
         if cancelled.is_ok() {
@@ -203,9 +204,9 @@ impl Store for MemoryStore {
     }
 
     async fn cancel_turn(&self, command: CancelTurn) -> Answer<CancelledTurn, CancelTurnRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let cancel = |conversation: &mut Conversation| conversation.cancel_turn(&command, now);
-        let Some(cancelled) = state.step_on(command.conversation, now, &self.limits, cancel) else {
+        let Some(cancelled) = state.with_conversation(command.conversation, now, &self.limits, cancel) else {
             return Ok(Err(CancelTurnRefused::ConversationNotFound));
         };
         if cancelled.is_ok() {
@@ -220,13 +221,13 @@ impl Store for MemoryStore {
         traceparent: Option<TraceParent>,
         reason: Option<Reason>,
     ) -> Answer<EndReceipt, ConversationNotFound> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let end =
             |conversation: &mut Conversation| conversation.end(traceparent.as_ref(), reason.as_ref(), now);
-        let Some(ended) = state.step_on(reference, now, &self.limits, end) else {
+        let Some(ended) = state.with_conversation(reference, now, &self.limits, end) else {
             return Ok(Err(ConversationNotFound));
         };
-        state.arm(reference, &self.limits);
+        state.set_timer(reference, &self.limits);
         drop(state);
         self.notifier.notify(reference);
         Ok(Ok(ended))
@@ -237,17 +238,17 @@ impl Store for MemoryStore {
         due: DueConversation,
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let reference = due.conversation;
         let expire =
             |conversation: &mut Conversation| conversation.expire(&due.sequences, traceparent.as_ref(), now);
-        let expired = state.step_on(reference, now, &self.limits, expire).unwrap_or_default();
+        let expired = state.with_conversation(reference, now, &self.limits, expire).unwrap_or_default();
         // `due` has moved the claimed timers. Reset the timer of an awaiting item to its deadline, and remove the timer
         // of any other item.
         for &sequence in &due.sequences {
             let conversation = state.conversations.get(&reference);
-            let awaited = conversation.filter(|conversation| conversation.ended_at(now).is_none());
-            match awaited.and_then(|conversation| conversation.deadline_of(sequence)) {
+            let live = conversation.filter(|conversation| conversation.ended_at(now).is_none());
+            match live.and_then(|conversation| conversation.deadline_of(sequence)) {
                 Some(deadline) => state.timers.set((reference, Some(sequence)), deadline),
                 None => state.timers.remove((reference, Some(sequence))),
             }
@@ -258,19 +259,19 @@ impl Store for MemoryStore {
         };
         if gone {
             let former = state.conversations.remove(&reference);
-            for sequence in former.iter().flat_map(Conversation::awaited) {
+            for sequence in former.iter().flat_map(Conversation::awaiting) {
                 state.timers.remove((reference, Some(sequence)));
             }
             state.timers.remove((reference, None));
         } else if due.whole || ended {
-            state.arm(reference, &self.limits);
+            state.set_timer(reference, &self.limits);
         }
         self.notifier.notify(reference);
         Ok(expired)
     }
 
     async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let due: Vec<Timer> = state.timers.due(now).take(limit).collect();
         let more = state.timers.due(now).nth(limit).is_some();
         let next = if more { Some(0) } else { state.timers.next(now).map(|time| now.millis_until(time)) };
@@ -278,7 +279,7 @@ impl Store for MemoryStore {
             state.timers.set(timer, now.plus_millis(CLAIM_MS));
         }
         let next_in_ms = partitions.iter().map(|&partition| (partition, next)).collect();
-        Ok(Due { now, conversations: gather(due), next_in_ms })
+        Ok(Due { now, conversations: group_by_conversation(due), next_in_ms })
     }
 
     async fn postpone(&self, _: &DueConversation, _: Duration) -> Result<(), StoreError> {
@@ -298,7 +299,7 @@ impl Store for MemoryStore {
     }
 
     async fn totals(&self, _: &[u16]) -> Result<Totals, StoreError> {
-        let (state, _) = self.step();
+        let (state, _) = self.lock();
         let live = state.conversations.values().filter(|conversation| !conversation.has_ended());
         let awaiting = state.timers.awaiting();
         Ok(live.fold(Totals { awaiting, ..Totals::default() }, |totals, conversation| {
@@ -308,7 +309,7 @@ impl Store for MemoryStore {
     }
 
     async fn inspect(&self, reference: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let conversation = state.conversation(reference, now, &self.limits);
         Ok(conversation.map(|conversation| conversation.inspect(now)).ok_or(ConversationNotFound))
     }
@@ -318,7 +319,7 @@ impl Store for MemoryStore {
         reference: ConversationRef,
         work_item: WorkItemId,
     ) -> Answer<WorkItemView, LookupRefused> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let Some(conversation) = state.conversation(reference, now, &self.limits) else {
             return Ok(Err(LookupRefused::ConversationNotFound));
         };
@@ -331,7 +332,7 @@ impl Store for MemoryStore {
         after: Option<Sequence>,
         count: usize,
     ) -> Answer<Page, ConversationNotFound> {
-        let (mut state, now) = self.step();
+        let (mut state, now) = self.lock();
         let Some(conversation) = state.conversation(reference, now, &self.limits) else {
             return Ok(Err(ConversationNotFound));
         };

@@ -41,7 +41,7 @@ use futures_util::future::join;
 pub use preflight::PreflightError;
 use redis::{FromRedisValue, Script, cmd};
 pub use servers::{
-    InvalidServers, StoreLocation, TlsFiles, asks_for_tls, check_url, names_sentinels, password,
+    InvalidServers, StoreLocation, TlsFiles, check_url, password_range, uses_sentinels, uses_tls,
     with_password,
 };
 pub use settings::{RedisSettings, Replicas};
@@ -84,8 +84,8 @@ const ATTEMPT_CHARS: usize = 28;
 /// Delay in milliseconds before a partition that did not respond is queried again.
 const RETRY_QUERY_MS: u64 = 250;
 
-/// Time in milliseconds that the announcements for a second are kept after it.
-const ANNOUNCED_MS: u64 = 60_000;
+/// Time in milliseconds that the announcements of a second are kept after that second.
+const ANNOUNCEMENT_TTL_MS: u64 = 60_000;
 
 /// The Redis store.
 #[derive(Debug)]
@@ -105,12 +105,12 @@ pub struct RedisStore {
     last_warnings: Mutex<Vec<DurabilityWarning>>,
     /// The task that listens for changes of channels. It ends when the store is dropped.
     watcher: Mutex<Option<JoinHandle<()>>>,
-    /// Whether some partitions did not respond at the last query. Suppresses repeated log messages.
+    /// Whether some partitions did not respond to the last query. Prevents repeated log messages.
     partly_unavailable: AtomicBool,
 }
 
 impl RedisStore {
-    /// The task that listens for changes of channels, for supervision. `None` the second time.
+    /// Takes the task that listens for changes of channels, for supervision. `None` after the first call.
     pub fn take_watcher(&self) -> Option<JoinHandle<()>> {
         self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -120,7 +120,7 @@ impl RedisStore {
     ///
     /// Must be called within a tokio runtime. With `Clock::System` the scripts use the server's clock.
     pub fn new(settings: &RedisSettings, clock: Clock) -> Result<Self, InvalidServers> {
-        // The redis crate uses the process-wide provider. This fails if one is installed already, which then stays.
+        // The redis crate uses the process-wide provider. This fails if one is already installed, which is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let servers = Servers::new(
             &settings.url,
@@ -141,12 +141,11 @@ impl RedisStore {
         let (sender, events) = mpsc::unbounded_channel();
         let notifier = ChannelNotifier::new(Some(sender));
         let verified = Arc::new(AtomicBool::new(false));
-        let listening = notifier.without_events();
         let watcher = tokio::spawn(watcher::listen(
             Arc::clone(&nodes),
             connection_settings,
             keys,
-            listening,
+            notifier.without_events(),
             events,
             Arc::clone(&verified),
         ));
@@ -204,7 +203,7 @@ impl RedisStore {
         &self.location
     }
 
-    /// Counter of the connections that were opened, without those of the watcher.
+    /// Counter of opened connections, without those of the watcher.
     pub fn connections(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.connections)
     }
@@ -250,7 +249,7 @@ impl RedisStore {
         call.raw(self.now()).arg(dates.first_day).raw(&*dates.dates)
     }
 
-    /// Runs a script; again if the server's clock was on another day than its date table.
+    /// Runs a script. Repeats the call if the date table did not match the server's clock.
     async fn run<'a>(
         &'a self,
         role: ConnectionRole,
@@ -260,14 +259,14 @@ impl RedisStore {
         loop {
             let mut sent = call().send(&self.nodes, role).await?;
             let reply = ScriptReply::read(sent.take())?;
-            if !self.is_from_another_day(&reply)? {
+            if !self.refused_dates(&reply)? {
                 return Ok((reply, sent));
             }
         }
     }
 
-    /// Runs a script that writes, then waits until enough replicas have its writes and all earlier ones. Waits
-    /// after a refusal, too: the refusal depends on earlier writes, which a failover must not undo.
+    /// Runs a script that writes, then waits until enough replicas have its writes and all earlier ones. Also waits after
+    /// a refusal, because the refusal depends on earlier writes, which a failover must not undo.
     async fn step<'a>(
         &'a self,
         conversation: ConversationRef,
@@ -275,14 +274,14 @@ impl RedisStore {
     ) -> Result<ScriptReply, StoreError> {
         let (reply, sent) = self.run(ConnectionRole::Commands, call).await?;
         let Some(barrier) = &sent.node.barrier else { return Ok(reply) };
-        let confirmed = barrier.confirm(sent.run.as_ref(), &self.keys.barrier(conversation)).await;
+        let confirmed = barrier.confirm(sent.run_id.as_ref(), &self.keys.barrier(conversation)).await;
         confirmed.map_err(StoreError::OutcomeUnknown)?;
         Ok(reply)
     }
 
-    /// Whether the script refused the date table because the server's clock is on another day. The script has done
-    /// nothing then, and the caller repeats the call.
-    fn is_from_another_day(&self, reply: &ScriptReply) -> Result<bool, StoreError> {
+    /// Whether the script refused the date table because the server's clock is on another day. If so, adopts the server's
+    /// time. The script has changed nothing, and the caller repeats the call.
+    fn refused_dates(&self, reply: &ScriptReply) -> Result<bool, StoreError> {
         let refused = reply.word() == "dates";
         if refused {
             let now = reply.peek().ok_or_else(|| broken("the time is missing")).and_then(number)?;
@@ -291,8 +290,8 @@ impl RedisStore {
         Ok(refused)
     }
 
-    /// Repeats bounded steps until nothing is left to release. Returns the gate that was reached, and whether something is
-    /// left after a failure.
+    /// Repeats bounded steps until nothing is left to release. Returns the new gate, and whether a failure left items to
+    /// release.
     async fn finish_release(
         &self,
         conversation: ConversationRef,
@@ -300,13 +299,14 @@ impl RedisStore {
         released: &mut Vec<Released>,
     ) -> (Option<Sequence>, bool) {
         let partition = self.keys.partition(conversation);
-        // If this instance fails now, another one continues a second later. Otherwise the sweeper's rotation finds it.
+        // If this instance fails now, another one continues a second later. If the announcement fails, too, the sweeper's
+        // rotation finds the conversation.
         let second = self.dates.now().as_millis() / 1000 + 1;
         let _ = join(self.announce(second, partition), self.announce(second + 1, partition)).await;
         let mut gate = None;
         loop {
             // Waits for replicas, because the receipt reports these releases.
-            let call = || self.expiring(conversation, &[], false, traceparent);
+            let call = || self.expire_call(conversation, &[], false, traceparent);
             let step = match self.step(conversation, call).await.and_then(ExpireStep::read) {
                 Ok(Some(step)) => step,
                 Ok(None) => return (gate, false),
@@ -322,7 +322,7 @@ impl RedisStore {
     }
 
     /// A call of `expire.lua`. `whole`: also process the conversation as a whole.
-    fn expiring(
+    fn expire_call(
         &self,
         conversation: ConversationRef,
         sequences: &[Sequence],
@@ -359,7 +359,7 @@ struct ExpireStep {
 }
 
 impl ExpireStep {
-    /// `None` when the conversation does not exist any more.
+    /// `None` if the conversation no longer exists.
     fn read(mut reply: ScriptReply) -> Result<Option<Self>, StoreError> {
         match reply.word() {
             "gone" => return Ok(None),
@@ -380,7 +380,7 @@ impl ExpireStep {
             conversation_id: Some(opened.id),
             timed_out,
             ended: ended.then(|| state.ended(now)).flatten(),
-            unfinished: state.is_unfinished() || state.is_uncleared(),
+            unfinished: state.is_unfinished() || state.has_uncleared_timers(),
             released: released(&mut reply, opened.opened_at, now, None)?,
         };
         Ok(Some(Self { expired, state }))
@@ -414,12 +414,12 @@ impl Store for RedisStore {
             command.name.as_ref(),
         );
         let attempt = command.work_item.to_string();
-        let call = |again: bool| {
+        let call = |is_retry: bool| {
             let call = self
                 .call(&self.scripts.issue, conversation, None, 0)
                 .raw(&attempt[..ATTEMPT_CHARS])
                 .raw(&command.work_item.as_bytes()[..12])
-                .raw(u8::from(again))
+                .raw(u8::from(is_retry))
                 .arg(command.timeout_ms)
                 .arg(command.replay_window_ms)
                 .arg(command.key_id)
@@ -434,7 +434,7 @@ impl Store for RedisStore {
             }
         };
         // If the reply is lost, the retry searches for the item that the first call may have issued.
-        let mut reply = self.step(conversation, || call(false).or(call(true))).await?;
+        let mut reply = self.step(conversation, || call(false).with_retry(call(true))).await?;
         Ok(Err(match reply.word() {
             "issued" => {
                 let (repeated, _sequence) = (reply.number()? == 1, reply.number()?);
@@ -471,7 +471,7 @@ impl Store for RedisStore {
         };
         let mut reply = self.step(conversation, call).await?;
         let why = match reply.word() {
-            "taken" => return self.receipt(reply, &command).await.map(Ok),
+            "accepted" => return self.receipt(reply, &command).await.map(Ok),
             "token_expired" => AcceptRefused::TokenExpired,
             "conversation_ended" => AcceptRefused::ConversationEnded,
             "work_item_unknown" => AcceptRefused::WorkItemUnknown,
@@ -537,7 +537,7 @@ impl Store for RedisStore {
         let conversation = command.conversation;
         let trace = command.traceparent.as_ref();
         let (mut items, mut all_released) = (Vec::new(), Vec::new());
-        // Where the next step begins and where the last one stops.
+        // The first sequence of the next step, and the sequence before which the last step stops.
         let (mut first, mut stop) = (Sequence::FIRST.get(), None);
         let (mut state, now) = loop {
             let call = || {
@@ -551,7 +551,7 @@ impl Store for RedisStore {
                     .option(command.reason.as_ref().map(Reason::to_json))
             };
             let mut reply = match self.step(conversation, call).await {
-                // The earlier steps were executed.
+                // Not `Unavailable`, because the earlier steps were executed.
                 Err(StoreError::Unavailable(cause)) if stop.is_some() => {
                     return Err(StoreError::OutcomeUnknown(cause));
                 }
@@ -627,7 +627,7 @@ impl Store for RedisStore {
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
         let trace = traceparent.as_ref();
-        let call = || self.expiring(due.conversation, &due.sequences, due.whole, trace);
+        let call = || self.expire_call(due.conversation, &due.sequences, due.whole, trace);
         // Does not wait for replicas: no caller relies on this step.
         let (reply, _) = self.run(ConnectionRole::Commands, call).await?;
         Ok(ExpireStep::read(reply)?.map(|step| step.expired).unwrap_or_default())
@@ -680,11 +680,11 @@ impl Store for RedisStore {
     async fn announce(&self, second: u64, partition: u16) -> Result<(), StoreError> {
         self.check_verified()?;
         let key = Keys::announced(second);
-        let ttl = (second * 1000).saturating_sub(self.dates.now().as_millis()) + ANNOUNCED_MS;
+        let ttl = (second * 1000).saturating_sub(self.dates.now().as_millis()) + ANNOUNCEMENT_TTL_MS;
         let add = cmd("SADD").arg(&key).arg(partition).to_owned();
         let expire = cmd("PEXPIRE").arg(&key).arg(ttl).to_owned();
-        // Sent together: a lost reply must not leave a key without a TTL.
-        let request = Request::command(&expire).after(&add);
+        // Sent together, so that a lost connection does not leave a key without a TTL.
+        let request = Request::command(&expire).preceded_by(&add);
         self.nodes.call(ConnectionRole::Commands, HashSlot::of(&key), request).await.map(|_| ())
     }
 
@@ -739,7 +739,7 @@ impl Store for RedisStore {
             }
             // Omit items that were released between two calls.
             unreleased.retain(|view| view.item.sequence >= state.gate);
-            let awaited = unreleased.iter().find(|view| view.settled.is_none());
+            let first_awaiting = unreleased.iter().find(|view| view.settled.is_none());
             return Ok(Ok(ConversationView {
                 conversation_id: opened.id,
                 opened_at: opened.opened_at,
@@ -748,7 +748,7 @@ impl Store for RedisStore {
                 end_reason,
                 traceparent: opened.traceparent,
                 next_sequence: state.next,
-                waiting_for: awaited.map_or(state.next, |view| view.item.sequence),
+                waiting_for: first_awaiting.map_or(state.next, |view| view.item.sequence),
                 now,
                 unreleased,
             }));
@@ -824,7 +824,8 @@ impl Store for RedisStore {
     }
 }
 
-/// The released items at the end of a reply. `own`: the item that the step settled, in the list an empty string.
+/// The released items at the end of a reply. `own`: the item that the step settled, which the reply lists as an empty
+/// string.
 fn released(
     reply: &mut ScriptReply,
     opened_at: Timestamp,

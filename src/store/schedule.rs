@@ -18,13 +18,13 @@ const CLOCK_TOLERANCE_MS: u64 = 200;
 /// The earliest known timer of each partition. The platform API adds timers, and the sweeper takes them.
 #[derive(Debug)]
 pub struct Schedule {
-    inner: Mutex<Inner>,
+    state: Mutex<ScheduleState>,
     due_changed: Notify,
-    announced: Notify,
+    announcements_changed: Notify,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct ScheduleState {
     /// The earliest known timer of each partition.
     times: Vec<Option<Instant>>,
     by_time: BTreeSet<(Instant, u16)>,
@@ -36,7 +36,7 @@ struct Inner {
     clock: Option<(Timestamp, Instant)>,
 }
 
-impl Inner {
+impl ScheduleState {
     fn set(&mut self, partition: u16, time: Option<Instant>) {
         let Some(known) = self.times.get_mut(usize::from(partition)) else { return };
         if let Some(before) = std::mem::replace(known, time) {
@@ -58,53 +58,53 @@ impl Inner {
 impl Schedule {
     /// A schedule in which every partition is due at `now`, because no timer is known yet.
     pub fn new(partitions: u16, now: Instant) -> Self {
-        let inner = Inner {
+        let state = ScheduleState {
             times: vec![Some(now); partitions.into()],
             by_time: (0..partitions).map(|partition| (now, partition)).collect(),
             announcements: Vec::new(),
             announced: BTreeMap::new(),
             clock: None,
         };
-        Self { inner: Mutex::new(inner), due_changed: Notify::new(), announced: Notify::new() }
+        Self { state: Mutex::new(state), due_changed: Notify::new(), announcements_changed: Notify::new() }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, ScheduleState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The partitions with a known timer.
     pub fn known(&self) -> Vec<u16> {
-        self.inner().known()
+        self.state().known()
     }
 
     /// The store's time in milliseconds (Unix time). `None` before the store has reported it.
     pub fn store_now_ms(&self) -> Option<u64> {
-        self.inner().now_ms()
+        self.state().now_ms()
     }
 
     /// Records the store's time. If its clock was changed, makes every partition with a known timer due immediately.
     pub fn set_store_time(&self, time: Timestamp) {
         let now = Instant::now();
-        let mut inner = self.inner();
-        let expected = inner.now_ms().unwrap_or(time.as_millis());
-        if inner.clock.replace((time, now)).is_none() {
-            self.announced.notify_one();
+        let mut state = self.state();
+        let expected = state.now_ms().unwrap_or(time.as_millis());
+        if state.clock.replace((time, now)).is_none() {
+            self.announcements_changed.notify_one();
         }
         if time.as_millis().abs_diff(expected) > CLOCK_TOLERANCE_MS {
-            for partition in inner.known() {
-                inner.set(partition, Some(now));
+            for partition in state.known() {
+                state.set(partition, Some(now));
             }
         }
     }
 
     /// Records a timer of the partition, unless an earlier one is known.
     pub fn arm(&self, partition: u16, time: Instant) {
-        let mut inner = self.inner();
-        if inner.times.get(usize::from(partition)).copied().flatten().is_some_and(|known| known <= time) {
+        let mut state = self.state();
+        if state.times.get(usize::from(partition)).copied().flatten().is_some_and(|known| known <= time) {
             return;
         }
-        let first = inner.by_time.first().is_none_or(|(first, _)| time < *first);
-        inner.set(partition, Some(time));
+        let first = state.by_time.first().is_none_or(|(first, _)| time < *first);
+        state.set(partition, Some(time));
         if first {
             self.due_changed.notify_one();
         }
@@ -112,37 +112,37 @@ impl Schedule {
 
     /// Queues an announcement to the other instances, unless the same one was queued before.
     pub fn announce(&self, (second, partition): Announcement) {
-        let mut inner = self.inner();
-        if inner.announced.entry(second).or_default().insert(partition) {
-            inner.announcements.push((second, partition));
-            self.announced.notify_one();
+        let mut state = self.state();
+        if state.announced.entry(second).or_default().insert(partition) {
+            state.announcements.push((second, partition));
+            self.announcements_changed.notify_one();
         }
     }
 
     /// Takes the queued announcements. Waits until there are some and the store's time is known.
     pub async fn take_announcements(&self) -> Vec<Announcement> {
         loop {
-            let announced = self.announced.notified();
+            let changed = self.announcements_changed.notified();
             {
-                let mut inner = self.inner();
-                if let Some(now) = inner.now_ms() {
-                    inner.announced = inner.announced.split_off(&(now / 1000));
-                    if !inner.announcements.is_empty() {
-                        return std::mem::take(&mut inner.announcements);
+                let mut state = self.state();
+                if let Some(now) = state.now_ms() {
+                    state.announced = state.announced.split_off(&(now / 1000));
+                    if !state.announcements.is_empty() {
+                        return std::mem::take(&mut state.announcements);
                     }
                 }
             }
-            announced.await;
+            changed.await;
         }
     }
 
-    /// Takes at most `most` partitions that are due at `now`. They have no known timer afterwards.
-    pub fn take_due(&self, now: Instant, most: usize) -> Vec<u16> {
-        let mut inner = self.inner();
-        let due = inner.by_time.range(..=(now, u16::MAX)).take(most);
+    /// Takes at most `limit` partitions that are due at `now`. They have no known timer afterwards.
+    pub fn take_due(&self, now: Instant, limit: usize) -> Vec<u16> {
+        let mut state = self.state();
+        let due = state.by_time.range(..=(now, u16::MAX)).take(limit);
         let due: Vec<u16> = due.map(|(_, partition)| *partition).collect();
         for &partition in &due {
-            inner.set(partition, None);
+            state.set(partition, None);
         }
         due
     }
@@ -151,7 +151,7 @@ impl Schedule {
     pub async fn due(&self) {
         loop {
             let changed = self.due_changed.notified();
-            let first = self.inner().by_time.first().map(|(time, _)| *time);
+            let first = self.state().by_time.first().map(|(time, _)| *time);
             let Some(first) = first else {
                 changed.await;
                 continue;

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn usual_request_has_status_and_duration_first_and_fits_160_columns() {
+    fn request_line_starts_with_status_and_fits_160_columns() {
         let usual = fields(&[
             (names::REQUEST_ID, "0198c6f0-97a4-4b51-8d1c-6f6d3d1c9f3a"),
             (names::HTTP_REQUEST_METHOD, "POST"),

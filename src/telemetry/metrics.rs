@@ -19,8 +19,8 @@ use prometheus::{Registry, TextEncoder};
 
 use self::bound_histograms::BoundHistograms;
 pub use self::gauges::ActiveRequest;
+pub(super) use self::gauges::DropCounters;
 use self::gauges::Gauges;
-pub(super) use self::gauges::Losses;
 use self::tool_labels::ToolLabels;
 use super::names::{self, Metric};
 use crate::domain::gate::{Released, Totals};
@@ -148,7 +148,7 @@ fn refusal_attributes(code: &'static str, failure: Option<&'static str>) -> Vec<
 }
 
 impl Instruments {
-    fn new(provider: SdkMeterProvider, registry: Registry, losses: Losses) -> Self {
+    fn new(provider: SdkMeterProvider, registry: Registry, drop_counters: DropCounters) -> Self {
         let meter = provider.meter(names::SCOPE);
         let size = names::REQUEST_BODY_SIZE;
         let body_size = meter.u64_histogram(size.name).with_unit(size.unit).with_description(size.meaning);
@@ -167,7 +167,7 @@ impl Instruments {
             store_duration: seconds(&meter, names::STORE_DURATION, REQUEST_SECONDS),
             panics: counter(&meter, names::PANICS),
             tools: ToolLabels::default(),
-            gauges: Gauges::new(&meter, losses),
+            gauges: Gauges::new(&meter, drop_counters),
             provider,
             registry,
         }
@@ -193,7 +193,7 @@ impl Metrics {
     /// Metrics for Prometheus, and for the readers that `with_readers` adds.
     pub(super) fn new(
         resource: Resource,
-        losses: Losses,
+        drop_counters: DropCounters,
         with_readers: impl FnOnce(MeterProviderBuilder) -> MeterProviderBuilder,
     ) -> Self {
         let registry = Registry::new();
@@ -211,14 +211,14 @@ impl Metrics {
                 tracing::error!(name: "bug", %error, "cannot create the Prometheus exporter (this is a bug)");
             }
         }
-        let instruments = Instruments::new(with_readers(builder).build(), registry, losses);
+        let instruments = Instruments::new(with_readers(builder).build(), registry, drop_counters);
         instruments.init_counters();
         Self(Arc::new(instruments))
     }
 
     /// Metrics for Prometheus only.
     pub fn local() -> Self {
-        Self::new(Resource::builder_empty().build(), Losses::default(), |builder| builder)
+        Self::new(Resource::builder_empty().build(), DropCounters::default(), |builder| builder)
     }
 
     /// The provider, to flush it and to shut it down.

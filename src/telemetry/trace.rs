@@ -101,10 +101,10 @@ impl Tracer {
         let attributes = [
             KeyValue::new(names::CONVERSATION_ID, conversation.to_owned()),
             KeyValue::new(names::WORK_ITEM_ID, timed_out.work_item.to_string()),
-            KeyValue::new(names::WORK_ITEM_SEQUENCE, integer(timed_out.sequence.get())),
+            KeyValue::new(names::WORK_ITEM_SEQUENCE, saturating_i64(timed_out.sequence.get())),
             KeyValue::new(names::WORK_ITEM_KIND, timed_out.kind.as_str()),
             KeyValue::new(names::OUTCOME, Outcome::TimedOut.as_str()),
-            KeyValue::new(names::LATE_MS, integer(timed_out.late_ms)),
+            KeyValue::new(names::LATE_MS, saturating_i64(timed_out.late_ms)),
         ];
         let tool = tool_attributes(timed_out.tool_call_id.as_ref(), timed_out.name.as_ref());
         let builder = SpanBuilder::from_name("time out")
@@ -144,13 +144,14 @@ impl Tracer {
         let mut work_item = vec![
             KeyValue::new(names::CONVERSATION_ID, channel.conversation.to_owned()),
             KeyValue::new(names::WORK_ITEM_ID, envelope.work_item.to_string()),
-            KeyValue::new(names::WORK_ITEM_SEQUENCE, integer(envelope.sequence.get())),
+            KeyValue::new(names::WORK_ITEM_SEQUENCE, saturating_i64(envelope.sequence.get())),
             KeyValue::new(names::WORK_ITEM_KIND, envelope.kind.as_str()),
             KeyValue::new(names::OUTCOME, envelope.outcome.as_str()),
-            KeyValue::new(names::HELD_MS, integer(held_ms)),
+            KeyValue::new(names::HELD_MS, saturating_i64(held_ms)),
         ];
         work_item.extend(tool_attributes(envelope.tool_call_id.as_ref(), envelope.name.as_ref()));
-        work_item.extend(held_behind.map(|sequence| KeyValue::new(names::HELD_BEHIND, integer(sequence))));
+        work_item
+            .extend(held_behind.map(|sequence| KeyValue::new(names::HELD_BEHIND, saturating_i64(sequence))));
         work_item.extend(traces);
         let now = time::now();
         if held_behind.is_some() {
@@ -203,7 +204,7 @@ impl SpanRef {
         &self.context
     }
 
-    /// Log lines are in the span until the guard is dropped.
+    /// Log lines belong to the span until the guard is dropped.
     pub fn enter(&self) -> ContextGuard {
         self.context.clone().attach()
     }
@@ -291,8 +292,8 @@ fn tool_attributes(
     tool_call_id.into_iter().chain(name)
 }
 
-/// Converts to the integer type of attributes, saturating.
-pub fn integer(number: u64) -> i64 {
+/// Converts to the integer type of attributes. Saturates at its maximum.
+pub fn saturating_i64(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 

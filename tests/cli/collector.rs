@@ -57,7 +57,7 @@ pub(crate) struct Collector {
     shared: Shared,
     address: SocketAddr,
     protocol: Protocol,
-    _runtime: Runtime,
+    runtime: Runtime,
 }
 
 /// Its endpoint.
@@ -183,9 +183,13 @@ fn over_http<M: Message + Default + 'static>(keep: fn(&Shared, M)) -> axum::rout
 
 impl Collector {
     pub(crate) fn start(protocol: Protocol) -> Self {
+        Self::start_at(([127, 0, 0, 1], 0).into(), protocol)
+    }
+
+    fn start_at(address: SocketAddr, protocol: Protocol) -> Self {
         let runtime = Runtime::new().unwrap();
         let shared = Shared::default();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap();
         match protocol {
             Protocol::Grpc => {
@@ -204,7 +208,17 @@ impl Collector {
                 runtime.spawn(async { axum::serve(listener, routes).await });
             }
         }
-        Self { shared, address, protocol, _runtime: runtime }
+        Self { shared, address, protocol, runtime }
+    }
+
+    /// Stops, runs `outage`, and starts anew at the same address, with what was received so far.
+    pub(crate) fn restart_after(self, outage: impl FnOnce()) -> Self {
+        let Self { shared, address, protocol, runtime } = self;
+        drop(runtime);
+        outage();
+        let restarted = Self::start_at(address, protocol);
+        std::mem::swap(&mut *restarted.shared.0.lock().unwrap(), &mut *shared.0.lock().unwrap());
+        restarted
     }
 
     /// Environment variables that make a service export here with a short delay.

@@ -38,7 +38,7 @@ fn is_coloured(text: &str) -> bool {
 }
 
 #[test]
-fn demo_runs_on_the_embedded_store() {
+fn demo_runs_on_the_memory_store() {
     let demo = run(&["demo"]).exits(0);
     assert_ends_well(&demo);
     assert!(demo.out.starts_with("callback-ingress ") && demo.out.contains(" on memory:\n"), "{demo:?}");

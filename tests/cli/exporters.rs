@@ -1,10 +1,14 @@
 //! A collector that is unreachable or never answers affects no request, and lost telemetry is counted.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::Duration;
 
+use callback_ingress::telemetry::names;
 use tokio::time::Instant;
 
+use crate::collector::{Collector, Protocol};
+use crate::incidents::counted;
 use crate::service::{Service, eventually};
 use crate::wire::call;
 
@@ -74,6 +78,30 @@ fn unreachable_grpc_collector_affects_no_request() {
 #[test]
 fn unreachable_http_collector_affects_no_request() {
     a_collector_that_is_not_there("http/protobuf");
+}
+
+/// The service counts losses from its start, so that a failed export loses none of the count.
+#[test]
+fn losses_during_an_outage_are_exported_after_it() {
+    let collector = Collector::start(Protocol::Http);
+    let variables = collector.variables();
+    let service = Service::start_with(&variables, &["--set", "http.drain_grace_ms=0"]);
+    let of_traces = |of: &BTreeMap<String, String>| of[names::SIGNAL] == "traces";
+    let exported = |collector: &Collector| counted(collector, names::LOST.name, of_traces);
+    let is_exported =
+        |collector: &Collector| collector.received().metrics.iter().any(|of| of.name == names::LOST.name);
+    eventually("the count begins at 0", || is_exported(&collector));
+    let lost = || sample(&service, "callback_ingress_telemetry_lost_total", &["signal=\"traces\""]);
+    let collector = collector.restart_after(|| {
+        eventually("spans are lost", || {
+            assert_eq!(service.platform("GET", "nobody", "").status, 404);
+            lost() >= 2.0
+        });
+    });
+    eventually("the collector has the count", || {
+        let exported = exported(&collector);
+        exported >= 2 && exported.to_string() == lost().to_string()
+    });
 }
 
 fn a_collector_that_never_answers(protocol: &str) {

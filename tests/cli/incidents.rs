@@ -247,7 +247,7 @@ fn end_of_an_event_stream_tells_who_read_how_far_and_why_it_closed() {
 
 /// The increase of a counter, or of a histogram's count, as SigNoz computes it: of delta points the sum, of cumulative
 /// ones the difference to the series' first point.
-fn counted(
+pub(crate) fn counted(
     collector: &Collector,
     name: &str,
     wanted: impl Fn(&std::collections::BTreeMap<String, String>) -> bool,

@@ -152,6 +152,22 @@ tests:
           - {labels: '{alertname="CallbackIngressTheStoreIsUnreachable", instance="b"}', value: 1}
           - {labels: '{alertname="CallbackIngressCallbacksDoNotCome"}', value: 1}
           - {labels: '{alertname="CallbackIngressABug"}', value: 1}
+  - name: a request is answered 500 without a panic
+    interval: 1m
+    input_series:
+      - series: callback_ingress_panic_total
+        values: 0x60
+      - series: callback_ingress_request_refused_total{callback_code="INTERNAL"}
+        values: 0x48 1x20
+      - series: callback_ingress_request_refused_total{callback_code="NOT_FOUND"}
+        values: 0+9x60
+    promql_expr_test:
+      - expr: count(ALERTS{alertname="CallbackIngressABug",alertstate="firing"})
+        eval_time: 40m
+        exp_samples: []
+      - expr: count(ALERTS{alertname="CallbackIngressABug",alertstate="firing"})
+        eval_time: 50m
+        exp_samples: [{value: 1}]
 "#;
 
 #[test]

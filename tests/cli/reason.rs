@@ -174,8 +174,8 @@ fn request_id_finds_log_record_and_span() {
     let used = service.callback(&item.token, "2");
     let exported = come(&collector, &used);
 
-    let cells = row("a reply's `requestId`");
-    let by_trace = row("a reply's `traceId`");
+    let cells = row("a response's `requestId`");
+    let by_trace = row("a response's `traceId`");
     for (reply, code) in refusals.into_iter().chain([(used, "CALLBACK_TOKEN_USED")]) {
         let error = &reply.json()["error"];
         assert_eq!(error["code"], code, "{reply:?}");

@@ -174,13 +174,13 @@ fn missing(codes: &BTreeSet<String>) -> Vec<&'static str> {
 }
 
 #[test]
-fn nothing_leaks_on_the_embedded_store() {
+fn nothing_leaks_on_the_memory_store() {
     let mut watched = Watched::start(Arc::new(Known::new()), "memory:", Protocol::Http, "text");
     watched.every_request();
     let conversation = watched.session.open();
     let streams = watched.follow(&conversation);
     let (known, captures, codes) = watched.end(streams);
-    // The embedded store has no connection and no data that another program could corrupt.
+    // The memory store has no connection and no data that another program could corrupt.
     assert_eq!(missing(&codes), ["STORE_UNAVAILABLE", "OUTCOME_UNKNOWN", "INTERNAL"]);
     nothing_leaks(&known, &captures);
 }

@@ -97,7 +97,7 @@ fn configured_keys_print_no_commands() {
 }
 
 #[test]
-fn embedded_store_causes_a_warning() {
+fn memory_store_causes_a_warning() {
     let service = Service::start(&[]);
     service.log.wait_for("store.url is memory: conversations are lost when this process exits");
 }

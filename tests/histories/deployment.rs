@@ -12,7 +12,7 @@ use crate::servers::Servers;
 /// The kinds of deployments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// One instance on its embedded store.
+    /// One instance on its memory store.
     Memory,
     /// This many instances on a Redis that writes to disk before it replies.
     Durable(usize),
@@ -107,7 +107,7 @@ impl Deployment {
         self.servers.as_ref().map(|servers| act(&mut servers.lock().unwrap()))
     }
 
-    /// The URLs of the servers that may have a Redis stream; empty for the embedded store.
+    /// The URLs of the servers that may have a Redis stream; empty for the memory store.
     pub(crate) fn stream_urls(&self) -> Vec<String> {
         self.stream_urls.lock().unwrap().clone()
     }

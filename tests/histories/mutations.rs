@@ -122,15 +122,15 @@ caught! {
             if NOW % 4 == 0 then
                 call('HSET', CONVERSATION, sequence, item)
                 call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
-                return { 'taken', 0, NOW, c.gate, c.facts, item, 0 }
+                return { 'accepted', 0, NOW, c.gate, c.metadata, item, 0 }
             end
             touch(c)\n"),
     ] => [Rule::Lost, Rule::Bytes, Rule::Deadline];
 
     refused_result_that_is_delivered_is_caught: [
-        ("accept", "return { 'taken', 0, NOW, c.gate", "
+        ("accept", "return { 'accepted', 0, NOW, c.gate", "
             if NOW % 4 == 0 then return redis.error_reply('BUSY later') end
-            return { 'taken', 0, NOW, c.gate"),
+            return { 'accepted', 0, NOW, c.gate"),
     ] => [Rule::Uncalled];
 
     envelope_in_another_conversation_is_caught: [
@@ -139,7 +139,7 @@ caught! {
     ] => [Rule::Order, Rule::Crossed];
 
     end_without_effect_is_caught: [
-        ("end", "    finish(c, c.ended or NOW)\n    append_end(c)\n    arm(c)\n", "    save(c)\n    c.ended_at = NOW\n"),
+        ("end", "    finish(c, c.ended or NOW)\n    append_end(c)\n    set_timer(c)\n", "    save(c)\n    c.ended_at = NOW\n"),
     ] => [Rule::Ending];
 
     end_that_drops_a_timeout_is_caught: [
@@ -161,19 +161,19 @@ caught! {
         ("cancel", "    touch(c)\n", "
             if c.ended then
                 call('HSET', CONVERSATION, sequence, item)
-                return { 'cancelled', NOW, state_of(c), c.facts, item }
+                return { 'cancelled', NOW, state_of(c), c.metadata, item }
             end
             touch(c)\n"),
     ] => [Rule::Ending];
 
     held_result_reported_as_delivered_is_caught: [
         ("accept", "replayed, NOW, c.gate,", "replayed, NOW, c.next,"),
-        ("accept", "'taken', 0, NOW, c.gate,", "'taken', 0, NOW, c.next,"),
+        ("accept", "'accepted', 0, NOW, c.gate,", "'accepted', 0, NOW, c.next,"),
     ] => [Rule::Agreement];
 
     needlessly_held_result_is_caught: [
         ("accept", "replayed, NOW, c.gate,", "replayed, NOW, sequence > 1 and 1 or c.gate,"),
-        ("accept", "'taken', 0, NOW, c.gate,", "'taken', 0, NOW, sequence > 1 and 1 or c.gate,"),
+        ("accept", "'accepted', 0, NOW, c.gate,", "'accepted', 0, NOW, sequence > 1 and 1 or c.gate,"),
     ] => [Rule::Agreement];
 
     delivered_result_reported_as_held_is_caught: [

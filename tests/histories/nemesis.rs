@@ -60,7 +60,7 @@ impl Fault {
         Self::MoveSlot,
     ];
 
-    /// Whether a deployment of this kind must survive it. The embedded store is lost with its process and uses its clock.
+    /// Whether a deployment of this kind must survive it. The memory store is lost with its process and uses its clock.
     pub(crate) const fn fits(self, kind: Kind) -> bool {
         match kind {
             Kind::Memory => matches!(self, Self::PauseReplica),

@@ -45,7 +45,7 @@ async fn holds_on(deployment: &Arc<Deployment>, seeds: &[u64], faults: &[&[Fault
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn embedded_store_holds_without_faults() {
+async fn memory_store_holds_without_faults() {
     holds(Kind::Memory, &[&[], &[Fault::PauseReplica]]).await;
 }
 

@@ -62,7 +62,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts on the embedded store with default settings.
+    /// Starts on the memory store with default settings.
     pub(crate) async fn on_memory() -> Self {
         Self::start(&[]).await
     }

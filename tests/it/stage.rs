@@ -113,7 +113,7 @@ impl Backend {
             Self::Memory => {
                 let store = MemoryStore::new(Clock::Manual(clock.clone()), limits);
                 return Stage {
-                    store: Arc::new(observed(store::Backend::Memory(store))),
+                    store: Arc::new(instrumented(store::Backend::Memory(store))),
                     clock,
                     settings: None,
                     _turn: None,
@@ -225,12 +225,12 @@ impl Stage {
 
 /// A store that is ready to be used.
 /// A store without a collector.
-pub(crate) fn observed(backend: store::Backend) -> InstrumentedStore {
+pub(crate) fn instrumented(backend: store::Backend) -> InstrumentedStore {
     InstrumentedStore::new(backend, Telemetry::local())
 }
 
 pub(crate) async fn redis_store(settings: &RedisSettings, clock: Clock) -> Arc<InstrumentedStore> {
     let store = RedisStore::new(settings, clock).unwrap();
     store.verify().await.unwrap();
-    Arc::new(observed(store::Backend::Redis(Box::new(store))))
+    Arc::new(instrumented(store::Backend::Redis(Box::new(store))))
 }

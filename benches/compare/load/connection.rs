@@ -1,4 +1,4 @@
-//! A non-blocking connection with at most one request under way.
+//! A non-blocking connection with at most one request in flight.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,12 +12,12 @@ pub(super) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
     filled: usize,
-    /// How much of the request is sent, of how much.
+    /// Number of bytes sent, and the total.
     sent: usize,
     length: usize,
-    /// The number of the request.
+    /// Number of the request.
     pub(super) current: usize,
-    /// Since when its latency counts.
+    /// The start of its latency.
     pub(super) since: Instant,
 }
 
@@ -48,13 +48,13 @@ impl Connection {
         }
     }
 
-    /// What it waits for.
+    /// The events that it waits for.
     pub(super) fn interest(&self) -> PollFd<'_> {
         let writing = if self.sent < self.length { PollFlags::OUT } else { PollFlags::empty() };
         PollFd::new(&self.stream, PollFlags::IN | writing)
     }
 
-    /// Sends what is left, and reads; the reply, once it is whole.
+    /// Sends the rest of the request and reads. Returns the reply once it is complete.
     pub(super) fn proceed(&mut self, head: &[u8], body: &[u8]) -> Option<Reply> {
         self.write(head, body);
         if self.filled == self.buffer.len() {

@@ -1,4 +1,4 @@
-//! Reading by events: how long after a post its result is on the platform's event stream, on an idle machine.
+//! Measures the time from a post to its event on the platform's event stream, on an idle machine.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,10 +10,10 @@ use super::issue::{Items, authorization};
 use super::run::{Request, histogram, percentiles};
 use crate::protocol::{Issuer, Latencies, Target};
 
-/// Longest time to an event.
+/// Timeout of an event.
 const LATEST: Duration = Duration::from_secs(10);
 
-/// Posts one result after the other to the first conversation, each once the event of the one before was seen.
+/// Posts the results of the first conversation one by one. Each post waits for the event of the previous one.
 pub(super) fn follow(
     target: &Target,
     items: &Items,
@@ -43,7 +43,7 @@ pub(super) fn follow(
         unexpected += u64::from(status != request.expected);
         let event =
             events.as_ref().map(|events| events.recv_timeout(LATEST).expect("an event follows each post"));
-        // The first ones warm up.
+        // The first posts are the warm-up.
         if number >= requests.len() / 10 {
             posts.saturating_record(micros(took));
             if let Some(at) = event {
@@ -70,7 +70,7 @@ fn read_reply(stream: &mut TcpStream) -> u16 {
     }
 }
 
-/// When each event was read. An event is a `data:` line; at most one is under way.
+/// Sends the time at which each event was read. An event is a `data:` line; at most one is in flight.
 fn read_events(mut stream: TcpStream) -> mpsc::Receiver<Instant> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 as bytes: requests made in advance, and no more of replies read than is needed.
+//! HTTP/1.1 without a library: prepared requests, and a minimal parser of replies.
 
 use crate::peer::{CALLBACKS_PATH, TOKEN_HEADER};
 
@@ -22,7 +22,7 @@ pub(super) fn callback(token: &str, length: usize) -> Vec<u8> {
     head("POST", CALLBACKS_PATH, &headers, length)
 }
 
-/// A result of so many bytes of JSON.
+/// A JSON result of this many bytes.
 pub(super) fn result(bytes: usize) -> Vec<u8> {
     let empty = r#"{"result":""}"#.len();
     format!(r#"{{"result":"{}"}}"#, "x".repeat(bytes.saturating_sub(empty))).into_bytes()
@@ -36,7 +36,7 @@ pub(super) struct Reply {
     pub(super) end: usize,
 }
 
-/// The reply at the beginning of what was read, once its head is there. Lengths are told by `content-length` alone.
+/// Parses the reply at the start of the buffer, once its head is complete. Supports `content-length` only.
 pub(super) fn reply(read: &[u8]) -> Option<Reply> {
     let head = read.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let status = std::str::from_utf8(&read[9..12]).unwrap().parse().unwrap();

@@ -1,4 +1,4 @@
-//! Issues work items: over HTTP by the service's platform listener, or as the hand-written peers keep them.
+//! Issues work items: over HTTP on the service's platform listener, or in the format of the hand-written peers.
 
 use std::net::SocketAddr;
 
@@ -10,19 +10,19 @@ use crate::peer::{item_key, sign};
 use crate::plan::{Order, Plan, Step};
 use crate::protocol::{Issuer, Tally, Target};
 
-/// Longest time that opening or issuing may take.
+/// Timeout of opening and issuing.
 const SECONDS: f64 = 120.0;
-/// Commands of one pipeline to Redis.
+/// Number of commands per pipeline to Redis.
 const PIPELINE: usize = 1000;
-/// Which character of a token is changed, counted from its end: one of its signature.
+/// Position from the end of the token of the character that is changed. It is in the signature.
 const FORGED_AT: usize = 10;
 
-/// A plan's work items: what posts each of them.
+/// The requests that post the results of a plan's work items.
 pub(crate) struct Items {
     pub(super) conversations: Vec<String>,
     plan: Plan,
     connections: usize,
-    /// By conversation and sequence.
+    /// Indexed by conversation and sequence.
     callbacks: Vec<Callback>,
 }
 
@@ -66,7 +66,7 @@ impl Items {
         (Self { conversations, plan, connections, callbacks: Vec::new() }, tally)
     }
 
-    /// Issues all items, in turn by conversation.
+    /// Issues all items. The conversations take turns.
     pub(super) fn issue(&mut self, target: &Target) -> Tally {
         self.callbacks = vec![Callback::default(); self.plan.conversations * self.plan.items];
         match &target.issuer {
@@ -153,7 +153,7 @@ pub(super) fn authorization(key: &str) -> String {
     format!("authorization: Bearer {key}\r\n")
 }
 
-/// Sends requests that have their body in them, all of which must succeed; the replies' bodies.
+/// Sends requests that include their body. All of them must succeed. Returns the bodies of the replies.
 fn ask(address: SocketAddr, requests: &[Request], connections: usize) -> (Tally, Bodies) {
     let (tally, bodies) = closed_keeping(address, requests, connections, SECONDS);
     assert_eq!(tally.unexpected, 0, "issuing: {:?}", tally.statuses);

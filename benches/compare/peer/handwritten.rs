@@ -1,4 +1,4 @@
-//! The handler that a team would write in an afternoon: HMAC, JSON check, one script; no order, no timeouts.
+//! A minimal hand-written handler: HMAC, JSON check, one script; no ordering, no timeouts.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl Peer {
         Self { redis, script: Script::new(SCRIPT), key: key(secret) }
     }
 
-    /// The conversation and the sequence of a token that was signed here: `<conversation>.<sequence>.<signature>`.
+    /// The conversation and the sequence of an authentic token: `<conversation>.<sequence>.<signature>`.
     fn verify<'a>(&self, token: &'a str) -> Option<(&'a str, u64)> {
         let (signed, signature) = token.rsplit_once('.')?;
         let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).ok()?;
@@ -89,12 +89,12 @@ fn key(secret: &str) -> Hmac<Sha256> {
     Hmac::new_from_slice(secret.as_bytes()).unwrap()
 }
 
-/// Where an issued item is kept until it is answered.
+/// The key of an issued item until its callback.
 pub(crate) fn item_key(conversation: &str, sequence: u64) -> String {
     format!("item:{conversation}:{sequence}")
 }
 
-/// Signs a token as the hand-written peers expect it.
+/// Signs a token in the format of the hand-written peers.
 pub(crate) fn sign(secret: &str, conversation: &str, sequence: u64) -> String {
     let signed = format!("{conversation}.{sequence}");
     let signature = key(secret).chain_update(&signed).finalize().into_bytes();

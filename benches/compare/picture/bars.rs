@@ -7,11 +7,11 @@ use crate::table::whole;
 const ROW: f64 = 26.0;
 const BAR: f64 = 16.0;
 const NAMES: f64 = 210.0;
-/// For the values beside the bars.
+/// Width of the values beside the bars.
 const VALUES: f64 = 110.0;
 const GAP: f64 = 40.0;
 
-/// Draws both panels below `top`; where they end.
+/// Draws both panels below `top`. Returns their bottom.
 pub(super) fn draw(drawing: &mut Drawing, rows: &[Summary], top: f64) -> f64 {
     let left = MARGIN + NAMES;
     let middle = left + (WIDTH - left - MARGIN) * 0.55;
@@ -59,7 +59,7 @@ impl Panel {
         value: impl Fn(&Summary) -> Spread,
         text: impl Fn(&Summary) -> String,
     ) {
-        // One bad round of one row must not make all others small: its whisker ends with the axis.
+        // A whisker ends at the axis, so that an outlier does not shrink all other bars.
         let medians = rows.iter().map(|row| value(row).median).fold(0.0, f64::max);
         let most = rows.iter().map(|row| value(row).max).fold(0.0, f64::max);
         let end = round_up(most.min(2.0 * medians));

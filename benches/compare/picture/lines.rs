@@ -8,7 +8,7 @@ const HEIGHT: f64 = 260.0;
 const AXIS: f64 = 60.0;
 const GAP: f64 = 40.0;
 
-/// Draws both panels below `top`; where they end.
+/// Draws both panels below `top`. Returns their bottom.
 pub(super) fn draw(drawing: &mut Drawing, rows: &[Summary], top: f64) -> f64 {
     let half = (WIDTH - 2.0 * MARGIN - GAP) / 2.0;
     let bottom = top + 48.0 + HEIGHT;
@@ -40,7 +40,7 @@ struct Panel<'a> {
 }
 
 impl Panel<'_> {
-    /// Values are on a logarithmic axis, as they differ by decades.
+    /// Uses a logarithmic axis, because the values span several orders of magnitude.
     fn draw(
         &self,
         drawing: &mut Drawing,

@@ -1,4 +1,4 @@
-//! A callback in a conversation that has many items already, against one in a conversation that has few.
+//! Compares a callback in a conversation with many items with one in a conversation with few.
 
 use serde_json::json;
 
@@ -12,19 +12,19 @@ use crate::protocol::Pace;
 use crate::summary::Spread;
 use crate::table::Table;
 
-/// Callbacks that are measured, over one connection.
+/// Number of measured callbacks, over one connection.
 const MEASURED: usize = 500;
 const SMOKE: usize = 10;
 const MANY: usize = 10_000;
 const FEW: usize = 10;
-/// Posts that load scripts and open connections.
+/// Number of warm-up posts, which load the scripts and open the connections.
 const FIRST: usize = 50;
 
-/// What the measured callbacks find in their conversation.
+/// The items of the conversation before the measured callbacks.
 struct Case {
     name: &'static str,
     plan: Plan,
-    /// Posts before those that are measured.
+    /// Number of posts before the measured ones.
     before: usize,
     measured: usize,
 }
@@ -32,7 +32,7 @@ struct Case {
 fn cases(smoke: bool) -> [Case; 4] {
     let (measured, many) = if smoke { (SMOKE, FEW) } else { (MEASURED, MANY) };
     let plan = |conversations, items, order| Plan { conversations, items, order, bytes: BYTES };
-    // Callbacks to a hundred conversations in turn leave each of them with few items.
+    // Callbacks are spread over a hundred conversations, so that each has few items.
     let few = plan(measured / 5, FEW + 5, Order::AsIssued);
     let one = |order| plan(1, many + measured + FIRST, order);
     let case = |name, plan, before| Case { name, plan, before, measured };

@@ -1,4 +1,4 @@
-//! From a post to its event on the platform's stream, on an idle machine, beside the post alone.
+//! Latency from a post to its event on the platform's stream, and of the post alone, on an idle machine.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use crate::summary::Spread;
 use crate::table::Table;
 
 const POSTS: usize = 300;
-/// Between an event and the next post.
+/// Pause between an event and the next post.
 const PAUSE_MS: u64 = 3;
 
 pub(super) fn events(bench: &mut Bench) -> Outcome {

@@ -1,4 +1,4 @@
-//! Bytes in Redis: of a conversation, of an awaiting work item without a payload, of a delivered one.
+//! Memory in Redis of a conversation, of an awaiting work item without a payload, and of a delivered one.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use crate::plan::{Order, Plan};
 use crate::protocol::Pace;
 use crate::table::{Table, whole};
 
-/// Conversations, and items of each.
+/// Number of conversations, and of items in each.
 const SHAPES: [(usize, usize); 3] = [(10_000, 1), (100, 100), (1, 10_000)];
-/// After which Redis has freed what only a request needed.
+/// Time after which Redis has freed the memory of requests.
 const SETTLE: Duration = Duration::from_millis(300);
 
 pub(super) fn memory(bench: &mut Bench) -> Outcome {
@@ -52,7 +52,7 @@ pub(super) fn memory(bench: &mut Bench) -> Outcome {
                 vec![
                     whole(conversations as f64),
                     whole(items as f64),
-                    // One is lost in what else Redis allocates.
+                    // One conversation is too small to be distinguished from other allocations of Redis.
                     if conversations < 1000 { "–".to_owned() } else { whole(conversation) },
                     whole(awaiting),
                     whole(delivered),
@@ -69,7 +69,7 @@ pub(super) fn memory(bench: &mut Bench) -> Outcome {
     Outcome { name: SectionName::Memory, table, rows: Vec::new(), data: json!(rows), unexpected }
 }
 
-/// Bytes of a conversation, of an awaiting item, and of a delivered one with its result.
+/// Bytes of a conversation, of an awaiting item, and of a delivered item with its result.
 fn measure(competitor: &Competitor, plan: Plan, settle: Duration, unexpected: &mut u64) -> [f64; 3] {
     let mut running = competitor.start();
     let mut generator = Generator::start();

@@ -14,7 +14,7 @@ use crate::summary::Spread;
 use crate::table::{Table, whole};
 
 const SHARES: [f64; 3] = [0.25, 0.5, 0.75];
-/// Of a closed loop: to warm up, and to find the maximum.
+/// Duration of the closed loop that warms up and finds the maximum.
 const WARM_UP: f64 = 0.3;
 const MAXIMUM: f64 = 0.7;
 
@@ -33,7 +33,7 @@ struct Row {
     p50_ms: Spread,
     p99_ms: Spread,
     p999_ms: Spread,
-    /// Of the bare route's in the same round, at the same share of its own maximum.
+    /// Ratio to the bare route in the same round, at the same share of its own maximum.
     p50_ratio: Spread,
     p99_ratio: Spread,
     unexpected: u64,
@@ -43,7 +43,7 @@ struct Row {
 pub(super) fn open(bench: &mut Bench) -> Outcome {
     let field = bench.short_field();
     let count = bench.options.rounds(3, 1);
-    // By competitor, then by share.
+    // Indexed by competitor, then by share.
     let mut rounds: Vec<Vec<Vec<Round>>> = field.iter().map(|_| vec![Vec::new(); SHARES.len()]).collect();
     for round in 0..count {
         for (competitor, rounds) in field.iter().zip(&mut rounds) {
@@ -72,7 +72,7 @@ pub(super) fn open(bench: &mut Bench) -> Outcome {
     }
 }
 
-/// A round: the maximum, then each share of it, in one process.
+/// One round: measures the maximum, then each share of it, in one process.
 fn measure(bench: &mut Bench, competitor: &Competitor) -> Vec<Round> {
     let seconds = bench.options.seconds(1.5);
     let all = WARM_UP + MAXIMUM + seconds * SHARES.iter().sum::<f64>();
@@ -80,7 +80,7 @@ fn measure(bench: &mut Bench, competitor: &Competitor) -> Vec<Round> {
     let plan = Plan::of(requests, Order::AsIssued, BYTES);
     let (mut running, mut generator, _) = point::prepared(competitor, plan);
     let closed = |seconds| Pace::Closed { connections: CONNECTIONS, seconds };
-    // What is posted without an open loop is a part of all, also where it turns out slower or faster.
+    // The closed loop posts a fixed part of all items, whatever rate it reaches.
     let part = |of: f64| (requests as f64 * of / all) as usize;
     let warm = generator.post(0, part(WARM_UP), closed(WARM_UP)).requests as usize;
     let maximum = generator.post(warm, warm + part(MAXIMUM), closed(MAXIMUM));

@@ -1,4 +1,4 @@
-//! Requests a second in a closed loop, each row as a ratio to the bare route in the same round.
+//! Requests per second in a closed loop. Each row is also a ratio to the bare route in the same round.
 
 use super::Outcome;
 use crate::bench::{Bench, Workload};
@@ -10,15 +10,15 @@ use crate::point::{self, Figures};
 use crate::summary::Summary;
 use crate::table::Table;
 
-/// So many others are measured between two measurements of the bare route.
+/// Number of other cases between two measurements of the bare route.
 const BETWEEN: usize = 4;
 
-/// One row.
+/// A row of the table.
 struct Case {
     group: String,
     competitor: Competitor,
     workload: Workload,
-    /// Issuing is measured, and nothing is posted.
+    /// Whether issuing is measured instead of posting.
     issuing: bool,
 }
 
@@ -27,7 +27,7 @@ impl Case {
         Self { group: group.to_owned(), competitor, workload, issuing: false }
     }
 
-    /// For progress.
+    /// The name in progress messages.
     fn name(&self) -> String {
         let apart = if self.group.is_empty() { "" } else { ", " };
         format!("{}{apart}{}", self.group, self.competitor.name)
@@ -39,7 +39,7 @@ pub(super) fn stores(bench: &mut Bench) -> Outcome {
     let mut field = Competitor::peers(bench.fastify.as_ref().ok());
     for redis in [None, Some(Aof::Off), Some(Aof::EverySecond), Some(Aof::Always)] {
         field.extend(bench.services(redis, false));
-        // The self-check starts few, and needs each kind once.
+        // The self-check starts only one competitor of each kind.
         field.extend(if bench.options.smoke { Vec::new() } else { bench.services(redis, true) });
     }
     let workload = bench.workload(1.2);
@@ -53,7 +53,7 @@ pub(super) fn stores(bench: &mut Bench) -> Outcome {
     outcome
 }
 
-/// Results of other sizes.
+/// Results of different sizes.
 pub(super) fn sizes(bench: &mut Bench) -> Outcome {
     let mut cases = Vec::new();
     let sizes = [("64 KiB", 64 << 10), ("2 KiB", 2 << 10), ("200 bytes", 200)];
@@ -64,7 +64,7 @@ pub(super) fn sizes(bench: &mut Bench) -> Outcome {
     compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", &cases, (3, 1))
 }
 
-/// Other orders, and tokens that are not ours.
+/// Different orders of posting, and forged tokens.
 pub(super) fn order(bench: &mut Bench) -> Outcome {
     let orders = [
         ("in order", Order::AsIssued),
@@ -82,7 +82,7 @@ pub(super) fn order(bench: &mut Bench) -> Outcome {
     compare(bench, SectionName::Order, "order: 64 connections, results of 512 bytes", &cases, (3, 1))
 }
 
-/// Other numbers of connections.
+/// Different numbers of connections.
 pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
     let mut cases = Vec::new();
     for connections in [1, 8, 64, 256].into_iter().take(bench.kinds(4)) {
@@ -104,8 +104,8 @@ pub(super) fn issue(bench: &mut Bench) -> Outcome {
     compare(bench, SectionName::Issue, "issue: 64 connections of the platform", &cases, (3, 1))
 }
 
-/// So many rounds of all cases, interleaved: the bare route of a group, then the others, from another one on in each
-/// round. Among many others it is measured again and again, as the machine's speed changes in the meantime.
+/// Measures all cases in interleaved rounds. In each round, the bare route of a group comes first, and the order of the
+/// others is rotated. In a large group, the bare route is measured several times, because the machine's speed changes.
 fn compare(
     bench: &mut Bench,
     name: SectionName,

@@ -1,4 +1,4 @@
-//! What telemetry costs on the embedded store: collectors that are not there or never answer, and one that takes all.
+//! Costs of telemetry on the memory store: with collectors that do not exist or never respond, and with a working one.
 //! Figures are ratios to the first row of the same round.
 
 use super::Outcome;
@@ -10,7 +10,7 @@ use crate::point::Figures;
 use crate::summary::{Spread, Summary};
 use crate::table::{Table, rates, whole};
 
-/// Metrics are sent often enough to be seen in a short round.
+/// Interval of metric exports, short enough for a short round.
 const SOON: (&str, &str) = ("OTEL_METRIC_EXPORT_INTERVAL", "1000");
 const NO_LOGS: (&str, &str) = ("OTEL_LOGS_EXPORTER", "none");
 const HTTP: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
@@ -19,11 +19,11 @@ const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const TENTH: [(&str, &str); 2] =
     [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0.1")];
 
-/// Collectors that are not there, or never answer.
+/// With collectors that do not exist or never respond.
 pub(super) fn exporters(bench: &mut Bench) -> Outcome {
     let closed = format!("http://127.0.0.1:{}", free_port());
     let (_collector, mute) = collector("mute");
-    let service = embedded(bench, true);
+    let service = on_memory(bench, true);
     let to =
         |endpoint: &str, protocol, name| service.clone().with(&[(ENDPOINT, endpoint), protocol, SOON], name);
     let field = [
@@ -33,14 +33,14 @@ pub(super) fn exporters(bench: &mut Bench) -> Outcome {
         to(&mute, GRPC, "never answers, gRPC"),
         to(&mute, HTTP, "never answers, HTTP"),
     ];
-    compare(bench, SectionName::Exporters, "exporters: embedded store, bad collectors", &field)
+    compare(bench, SectionName::Exporters, "exporters: memory store, bad collectors", &field)
 }
 
-/// From nothing but the service up to all of its telemetry.
+/// From the service without telemetry to all signals.
 pub(super) fn telemetry(bench: &mut Bench) -> Outcome {
     let (_collector, url) = collector("collector");
     let endpoint = (ENDPOINT, url.as_str());
-    let (log, silent) = (embedded(bench, true), embedded(bench, false));
+    let (log, silent) = (on_memory(bench, true), on_memory(bench, false));
     let sampled = [&[endpoint, HTTP, SOON, NO_LOGS], TENTH.as_slice()].concat();
     let field = [
         silent.clone().with(&[], "no telemetry"),
@@ -50,7 +50,7 @@ pub(super) fn telemetry(bench: &mut Bench) -> Outcome {
         log.clone().with(&[endpoint, HTTP, SOON, NO_LOGS], "all traces, metrics, log"),
         log.with(&[endpoint, HTTP, SOON], "the same and logs by OTLP"),
     ];
-    compare(bench, SectionName::Telemetry, "telemetry: embedded store, a collector over HTTP", &field)
+    compare(bench, SectionName::Telemetry, "telemetry: memory store, a collector over HTTP", &field)
 }
 
 fn collector(role: &str) -> (Process, String) {
@@ -58,7 +58,7 @@ fn collector(role: &str) -> (Process, String) {
     (process, format!("http://{address}"))
 }
 
-fn embedded(bench: &Bench, log: bool) -> Competitor {
+fn on_memory(bench: &Bench, log: bool) -> Competitor {
     bench.services(None, log).swap_remove(0)
 }
 

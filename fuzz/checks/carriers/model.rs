@@ -1,4 +1,4 @@
-//! What the contract says of a request, in its order of checks.
+//! The reference model: the response to a request, by the documented order of checks.
 
 use axum::http::{Method, header};
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use super::written::Written;
 pub(crate) const CALLBACKS: &str = "/api/v1/webhooks/callbacks";
 const NAME: &str = "callbackToken";
 
-/// What must become of a request.
+/// The expected response to a request.
 pub(crate) enum Verdict {
     /// A probe.
     Healthy,
@@ -29,7 +29,7 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
-    /// What the receipt says.
+    /// The expected fields of the receipt.
     pub(crate) fn receipt(&self) -> Vec<(&'static str, Value)> {
         let first = self.item.sequence.get() == 1;
         let outcome = match self.result.payload {
@@ -47,7 +47,7 @@ impl Taken {
     }
 }
 
-/// Follows the contract: path, method, size, type, token, JSON, shape.
+/// Applies the checks in order: path, method, size, type, token, JSON, shape.
 pub(crate) fn verdict(written: &Written, stage: &Stage) -> Verdict {
     judged(written, stage)
         .map_or_else(Verdict::Refused, |taken| taken.map_or(Verdict::Healthy, Verdict::Taken))
@@ -92,7 +92,7 @@ fn judged(written: &Written, stage: &Stage) -> Result<Option<Taken>, Code> {
     Ok(Some(Taken { item: item.clone(), result }))
 }
 
-/// All that is presented as a token must be one and the same.
+/// All tokens in a request must be equal.
 fn token(
     written: &Written,
     stage: &Stage,

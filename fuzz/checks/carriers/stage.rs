@@ -1,4 +1,4 @@
-//! The provider's listener on an embedded store that awaits two results.
+//! The provider's listener, on a memory store with two awaiting work items.
 
 use std::io::{self, Write};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -20,7 +20,7 @@ use callback_ingress::http::body::{BodyBudget, BodyLimits};
 use callback_ingress::http::client_address::Peer;
 use callback_ingress::http::context::{Instrumentation, Listener};
 use callback_ingress::http::health::Health;
-use callback_ingress::http::repeats::RepeatedRefusals;
+use callback_ingress::http::refusal_summaries::RefusalSummaries;
 use callback_ingress::public::{self, Carriers, ClientLimits, Public};
 use callback_ingress::store::memory::MemoryStore;
 use callback_ingress::store::{Backend, InstrumentedStore, Store};
@@ -35,22 +35,22 @@ use uuid::Uuid;
 
 use super::written::Written;
 
-/// Largest body: small, so that small inputs reach it.
+/// Maximum size of a body. Small, so that small inputs exceed it.
 pub(crate) const MOST_BYTES: usize = 2048;
-/// Room for any body.
+/// A memory budget for any body.
 const BUDGET: usize = 1 << 20;
 const NOW: u64 = 1_795_000_000_000;
 
 thread_local! {
     pub(crate) static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().unwrap();
-    /// What is logged on this thread, and who logs it.
+    /// The captured log of this thread, and the guard of its subscriber.
     pub(crate) static LOGGED: (Log, Dispatch) = {
         let log = Log::default();
         (log.clone(), log.into())
     };
 }
 static CONFIG: LazyLock<Config> = LazyLock::new(|| config::load(Sources::default()).unwrap().config);
-/// Forged tokens are what is asked with, again and again.
+/// A configuration without rate limits, because most inputs have invalid tokens.
 static UNLIMITED: LazyLock<Config> = LazyLock::new(|| {
     let flags = [("rate_limit.failed_max", "0"), ("http.trusted_proxies", r#"["127.0.0.0/8"]"#)];
     let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
@@ -58,7 +58,7 @@ static UNLIMITED: LazyLock<Config> = LazyLock::new(|| {
 });
 static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(Telemetry::local);
 
-/// What is put where the input has marks.
+/// The tokens that replace the placeholders of an input.
 pub(crate) struct Tokens {
     pub(crate) tool: String,
     pub(crate) llm: String,
@@ -82,7 +82,7 @@ pub(crate) struct Stage {
     pub(crate) tokens: Tokens,
     /// The first item of the conversation.
     pub(crate) tool: WorkItem,
-    /// The second.
+    /// The second item of the conversation.
     pub(crate) llm: WorkItem,
     conversation: ConversationId,
     keyring: Arc<Keyring>,
@@ -92,7 +92,7 @@ pub(crate) struct Stage {
     router: Router,
 }
 
-/// A reply that was read to its end.
+/// A complete reply.
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
@@ -124,7 +124,7 @@ impl Stage {
         let tool = issue(&store, &conversation, key_id, Kind::Tool, 1).await;
         let llm = issue(&store, &conversation, key_id, Kind::Llm, 2).await;
         let sign = |item: &WorkItem| keyring.sign(conversation.reference(), item).expose().to_owned();
-        // So long ago that no clock is asked but this machine's.
+        // Expired for longer than the clock leeway, so that the store is not called.
         let past = WorkItem { expires_at: Timestamp::from_millis(NOW - 25 * 3_600_000), ..tool.clone() };
         let mut forged = sign(&tool);
         let other = if forged.pop() == Some('A') { 'B' } else { 'A' };
@@ -134,7 +134,7 @@ impl Stage {
         Self { tokens, tool, llm, conversation, keyring, clock, store, allowed, router: Router::new() }
     }
 
-    /// The listener as it is when tokens may travel so; all ways when no way is named.
+    /// Enables the carriers with these first letters, or all carriers if there is none.
     pub(crate) fn allow(&mut self, letters: &str) {
         let ways =
             [('h', Carrier::Header), ('q', Carrier::Query), ('b', Carrier::Body), ('p', Carrier::Path)];
@@ -159,14 +159,14 @@ impl Stage {
             clients: ClientLimits::new(&UNLIMITED),
         };
         let health = Health { store: Arc::clone(&self.store), lifecycle };
-        let proxies = UNLIMITED.proxies();
+        let trusted_proxies = UNLIMITED.trusted_proxies();
         let telemetry = TELEMETRY.clone();
         let observation = Instrumentation {
             listener: Listener::Public,
             scheme: "http",
-            proxies,
+            trusted_proxies,
             telemetry,
-            repeats: Arc::new(RepeatedRefusals::new(64)),
+            refusal_summaries: Arc::new(RefusalSummaries::new(64)),
         };
         self.router = public::router(Arc::new(public), observation, health);
     }
@@ -175,7 +175,7 @@ impl Stage {
         self.allowed.contains(letter)
     }
 
-    /// Sends a request, its body in pieces.
+    /// Sends a request, with its body in chunks.
     pub(crate) async fn ask(&self, written: &Written) -> Reply {
         let pieces: Vec<io::Result<Bytes>> = written
             .body
@@ -226,12 +226,12 @@ async fn issue(
     store.issue(issue).await.unwrap().unwrap().item
 }
 
-/// All that is logged, however unimportant.
+/// Captures the log at all levels.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Takes what was logged since the last time.
+    /// Removes and returns the captured log.
     pub(crate) fn take(&self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut *self.0.lock().unwrap())).into_owned()
     }

@@ -1,10 +1,10 @@
-//! A request, as the input writes it.
+//! A request parsed from an input.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::stage::Tokens;
 
-/// A request that HTTP's own parser has let through.
+/// A request that the HTTP parser accepts.
 pub(crate) struct Written {
     pub(crate) carriers: String,
     pub(crate) method: Method,
@@ -14,7 +14,7 @@ pub(crate) struct Written {
 }
 
 impl Written {
-    /// `None` when no such request can come in.
+    /// `None` if the HTTP parser would refuse it.
     pub(crate) fn parse(input: &[u8], tokens: &Tokens) -> Option<Self> {
         let input = filled(input, tokens);
         let (carriers, rest) = line(&input)?;
@@ -36,7 +36,7 @@ impl Written {
         Some(Self { carriers, method, uri, headers, body: rest.to_vec() })
     }
 
-    /// A request that nothing is wrong with.
+    /// A valid request.
     pub(crate) fn plain(token: &str) -> Self {
         Self {
             carriers: String::new(),
@@ -56,7 +56,7 @@ fn line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&text[..end], &text[end + 1..]))
 }
 
-/// The input with tokens where it has marks.
+/// The input with its placeholders replaced by tokens.
 fn filled(input: &[u8], tokens: &Tokens) -> Vec<u8> {
     let mut filled = Vec::with_capacity(input.len());
     let mut rest = input;

@@ -12,14 +12,14 @@ use crate::domain::time::Timestamp;
 use crate::domain::token::KeyId;
 use crate::domain::work_item::{Kind, Outcome, State, WorkItem};
 
-/// Opens a conversation, or touches an open one.
+/// Opens a conversation, or restarts the idle timeout of an open one.
 #[derive(Clone, Debug)]
 pub struct Open {
     /// The conversation.
     pub conversation: ConversationId,
     /// Idle timeout in milliseconds. `None`: the current one, or the default for a new conversation.
     pub idle_ttl_ms: Option<u64>,
-    /// Trace context of the work items that have none of their own. `None`: the current one.
+    /// Trace context of work items that are issued without one. `None`: the current one.
     pub traceparent: Option<TraceParent>,
     /// Identifies retries of this command.
     pub attempt: AttemptId,
@@ -61,7 +61,7 @@ pub struct Issue {
     pub replay_window_ms: u64,
     /// The key that signs the token.
     pub key_id: KeyId,
-    /// The item's trace context, if the platform sent one. It precedes the conversation's.
+    /// The item's trace context, if the platform sent one. It takes precedence over the conversation's.
     pub traceparent: Option<TraceParent>,
     /// The trace context of the issuing request, used if neither the platform nor the conversation has one.
     pub request_traceparent: Option<TraceParent>,
@@ -149,7 +149,7 @@ pub struct Receipt {
     pub replayed: bool,
     /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
-    /// Whether it left items to release, which the sweeper releases.
+    /// Whether items are left to release. The sweeper releases them.
     pub unfinished: bool,
 }
 
@@ -230,7 +230,7 @@ pub struct CallbackTarget {
 pub struct NotAccepted {
     /// The reason.
     pub why: AcceptRefused,
-    /// The conversation and work item, where known. For logs; the provider does not get it.
+    /// The conversation and work item, where known. For logs only; the provider does not get them.
     pub target: Option<Box<CallbackTarget>>,
 }
 
@@ -241,7 +241,7 @@ pub struct Cancel {
     pub conversation: ConversationRef,
     /// The work item.
     pub work_item: WorkItemId,
-    /// Why, in the platform's words. The envelope carries it.
+    /// The platform's reason. The envelope carries it.
     pub reason: Option<Reason>,
     /// The cancelling request.
     pub request_id: RequestId,
@@ -258,7 +258,7 @@ pub struct Cancelled {
     pub item: WorkItemView,
     /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
-    /// Whether it left items to release, which the sweeper releases.
+    /// Whether items are left to release. The sweeper releases them.
     pub unfinished: bool,
 }
 
@@ -286,7 +286,7 @@ pub struct CancelTurn {
     pub conversation: ConversationRef,
     /// The turn.
     pub turn_id: TurnId,
-    /// Why, in the platform's words. The envelopes carry it.
+    /// The platform's reason. The envelopes carry it.
     pub reason: Option<Reason>,
     /// The cancelling request.
     pub request_id: RequestId,
@@ -296,7 +296,7 @@ pub struct CancelTurn {
     pub attempt: AttemptId,
 }
 
-/// Nothing of the turn is awaiting.
+/// No item of the turn is awaiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CancelledTurn {
     /// The turn's items that were not released before, in order, as they are after the operation.
@@ -305,11 +305,11 @@ pub struct CancelledTurn {
     pub cancelled: u64,
     /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
-    /// Whether it left items to release, which the sweeper releases.
+    /// Whether items are left to release. The sweeper releases them.
     pub unfinished: bool,
 }
 
-/// Why a turn was not cancelled. A turn without items is no reason.
+/// Why a turn was not cancelled. A turn without items is not refused.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum CancelTurnRefused {
     /// There is no such conversation.
@@ -369,7 +369,7 @@ pub struct TimedOut {
 /// The effects of due timers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
-    /// The conversation; `None` if it does not exist any more.
+    /// The conversation; `None` if it no longer exists.
     pub conversation_id: Option<ConversationId>,
     /// The items that timed out in this operation.
     pub timed_out: Vec<TimedOut>,
@@ -377,7 +377,7 @@ pub struct Expired {
     pub ended: Option<Ended>,
     /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
-    /// Whether it left items to release, which the sweeper releases.
+    /// Whether items are left to release. The sweeper releases them.
     pub unfinished: bool,
 }
 
@@ -390,7 +390,7 @@ pub struct WorkItemView {
     pub state: State,
     /// The outcome and when the item was settled.
     pub settled: Option<(Outcome, Timestamp)>,
-    /// Why it was cancelled, if the platform said so.
+    /// Why it was cancelled, if the platform gave a reason.
     pub reason: Option<Reason>,
     /// Bytes of the held result; 0 in every other state.
     pub held_bytes: u64,
@@ -414,11 +414,11 @@ pub struct ConversationView {
     pub conversation_id: ConversationId,
     /// When it was opened.
     pub opened_at: Timestamp,
-    /// When the idle timeout ends it, if it is not used before.
+    /// When the idle timeout ends it, unless it is used before.
     pub idle_at: Timestamp,
     /// Its end, once it has ended.
     pub ended: Option<Ended>,
-    /// Why the platform ended it, if it said so.
+    /// Why the platform ended it, if it gave a reason.
     pub end_reason: Option<Reason>,
     /// Its trace context.
     pub traceparent: Option<TraceParent>,

@@ -59,8 +59,8 @@ fn issue(
     conversation.issue(&command, at(now), &LIMITS)
 }
 
-/// What firing timers comes to when none of them is due.
-fn nothing(conversation: &Conversation) -> Expired {
+/// The effects of timers of which none is due.
+fn no_effects(conversation: &Conversation) -> Expired {
     Expired { conversation_id: Some(conversation.id.clone()), ..Expired::default() }
 }
 
@@ -96,7 +96,7 @@ fn released(conversation: &Conversation) -> Vec<(u64, Outcome)> {
 }
 
 #[test]
-fn what_comes_early_is_held_and_follows_what_it_waited_for() {
+fn held_results_are_released_in_order() {
     let mut c = opened();
     (1..=3).for_each(|n| drop(issue(&mut c, n, 0, 1_000)));
     let held = Delivery::Held { waiting_for: Sequence::new(1) };
@@ -109,7 +109,7 @@ fn what_comes_early_is_held_and_follows_what_it_waited_for() {
 }
 
 #[test]
-fn a_missed_deadline_lets_the_rest_pass_whoever_touches_first() {
+fn overdue_item_does_not_block_the_gate() {
     let mut c = opened();
     issue(&mut c, 1, 0, 10).unwrap();
     issue(&mut c, 2, 0, 1_000).unwrap();
@@ -119,31 +119,27 @@ fn a_missed_deadline_lets_the_rest_pass_whoever_touches_first() {
     let first = String::from_utf8_lossy(c.channel[0].bytes());
     assert!(
         first.contains(&format!("\"receivedAt\":\"{}\"", at(10))),
-        "at its deadline, not when looked at: {first}"
+        "settled at its deadline, not at the next operation: {first}"
     );
-    assert_eq!(
-        c.expire(&[Sequence::new(1)], None, at(12)),
-        nothing(&c),
-        "the timer comes too late to do anything"
-    );
+    assert_eq!(c.expire(&[Sequence::new(1)], None, at(12)), no_effects(&c), "the item is already settled");
 }
 
 #[test]
-fn a_timer_that_is_early_or_stale_settles_nothing() {
+fn early_or_stale_timer_has_no_effect() {
     let mut c = opened();
     issue(&mut c, 1, 0, 10).unwrap();
-    assert_eq!(c.expire(&[Sequence::new(1), Sequence::new(9)], None, at(9)), nothing(&c));
+    assert_eq!(c.expire(&[Sequence::new(1), Sequence::new(9)], None, at(9)), no_effects(&c));
     let expired = c.expire(&[Sequence::new(1)], None, at(15));
     assert_eq!(expired.timed_out.iter().map(|t| (t.work_item, t.late_ms)).collect::<Vec<_>>(), [(id(1), 5)]);
     assert_eq!(
         expired.released.iter().map(|r| (r.work_item, r.outcome)).collect::<Vec<_>>(),
         [(id(1), Outcome::TimedOut)]
     );
-    assert_eq!(c.expire(&[Sequence::new(1)], None, at(15)), nothing(&c));
+    assert_eq!(c.expire(&[Sequence::new(1)], None, at(15)), no_effects(&c));
 }
 
 #[test]
-fn the_held_limit_refuses_what_would_be_held_and_never_what_would_be_released() {
+fn held_limit_applies_only_to_results_that_would_be_held() {
     let mut c = opened();
     (1..=6).for_each(|n| drop(issue(&mut c, n, 0, 1_000)));
     for n in 2..=4 {
@@ -158,7 +154,7 @@ fn the_held_limit_refuses_what_would_be_held_and_never_what_would_be_released() 
 }
 
 #[test]
-fn awaiting_items_and_the_channels_length_are_limited_at_issue() {
+fn issue_limits_awaiting_items_and_channel_length() {
     let mut c = opened();
     (1..=8).for_each(|n| drop(issue(&mut c, n, 0, 1_000).unwrap()));
     assert_eq!(issue(&mut c, 9, 0, 1_000), Err(IssueRefused::AwaitingLimit));
@@ -167,7 +163,7 @@ fn awaiting_items_and_the_channels_length_are_limited_at_issue() {
 }
 
 #[test]
-fn an_end_drops_what_is_held_or_awaited_and_counts_it_once() {
+fn end_counts_dropped_items_once() {
     let mut c = opened();
     (1..=4).for_each(|n| drop(issue(&mut c, n, 0, 1_000)));
     accept(&mut c, 1, 1, "1").unwrap();
@@ -183,7 +179,7 @@ fn an_end_drops_what_is_held_or_awaited_and_counts_it_once() {
 }
 
 #[test]
-fn a_conversation_left_alone_counts_as_ended() {
+fn idle_conversation_counts_as_ended() {
     let mut c = opened();
     issue(&mut c, 1, 0, 10).unwrap();
     assert_eq!(issue(&mut c, 2, 1_000_000, 10), Err(IssueRefused::ConversationEnded));
@@ -195,25 +191,21 @@ fn a_conversation_left_alone_counts_as_ended() {
 }
 
 #[test]
-fn a_conversation_does_not_count_as_left_alone_before_the_last_deadline_of_what_it_awaits() {
+fn idle_timeout_waits_for_the_last_deadline() {
     let mut c = opened();
     issue(&mut c, 1, 0, 2_000_000).unwrap();
     issue(&mut c, 2, 0, 10).unwrap();
     assert_eq!((c.idle_at(), c.ended_at(at(1_999_999))), (at(2_000_000), None));
     accept(&mut c, 1, 1, "1").unwrap();
     assert_eq!(c.expire(&[Sequence::new(2)], None, at(10)).timed_out.len(), 1);
-    assert_eq!(
-        c.idle_at(),
-        at(2_000_000),
-        "what a deadline has put off, another deadline does not bring back"
-    );
+    assert_eq!(c.idle_at(), at(2_000_000), "a timeout does not shorten the idle timeout");
     issue(&mut c, 3, 20, 10).unwrap();
     accept(&mut c, 3, 21, "3").unwrap();
-    assert_eq!(c.idle_at(), at(1_000_021), "nothing is awaited");
+    assert_eq!(c.idle_at(), at(1_000_021), "no item is awaiting");
 }
 
 #[test]
-fn the_channels_bytes_are_limited() {
+fn channel_bytes_are_limited() {
     let mut c = opened();
     let large = format!("\"{}\"", "x".repeat(498));
     (1..=3).for_each(|n| drop(issue(&mut c, n, 0, 1_000).unwrap()));
@@ -224,9 +216,9 @@ fn the_channels_bytes_are_limited() {
 }
 
 proptest! {
-    /// Whatever happens in whatever order, the channel holds 1, 2, 3 … without gap or repetition.
+    /// After any commands in any order, the channel contains 1, 2, 3 … without gaps or duplicates.
     #[test]
-    fn the_channel_is_always_in_order(steps in prop::collection::vec((0u8..5, 1u64..9, 0u64..30), 1..60)) {
+    fn channel_is_always_in_order(steps in prop::collection::vec((0u8..5, 1u64..9, 0u64..30), 1..60)) {
         let mut c = opened();
         let mut now = 0;
         for (what, number, wait) in steps {

@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_is_never_exceeded_and_is_released() {
+    fn budget_is_not_exceeded_and_is_released() {
         let budget = BodyBudget::new(100);
         let mut first = budget.reserve(60).unwrap();
         assert!(budget.reserve(41).is_none());

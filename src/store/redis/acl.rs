@@ -29,7 +29,7 @@ pub(super) struct MissingPermissions {
 impl MissingPermissions {
     fn add(&mut self, command: String, error: &str) {
         if !is_permission_error(error) {
-            // The command is allowed but failed for another reason, for example `OOM`.
+            // The command is allowed; it failed for another reason, for example `OOM`.
             return;
         }
         if command == "PUBLISH" {

@@ -49,7 +49,7 @@ struct SlotMap {
 #[derive(Debug)]
 pub(super) struct Cluster {
     access: Access,
-    limits: ConnectionSettings,
+    settings: ConnectionSettings,
     replicas: Option<Replicas>,
     connections: Arc<AtomicU64>,
     /// The nodes in `store.url`. Kept even if the cluster does not report them.
@@ -63,14 +63,14 @@ impl Cluster {
     pub(super) fn new(
         access: Access,
         seeds: &[Address],
-        limits: ConnectionSettings,
+        settings: ConnectionSettings,
         replicas: Option<Replicas>,
         connections: Arc<AtomicU64>,
     ) -> Self {
         let map = SlotMap { owners: vec![None; usize::from(SLOTS)], nodes: HashMap::new() };
         Self {
             access,
-            limits,
+            settings,
             replicas,
             connections,
             seeds: seeds.to_vec(),
@@ -91,7 +91,7 @@ impl Cluster {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         let node = map.nodes.entry(address.clone()).or_insert_with(|| {
             let endpoint = Endpoint::Server { access: self.access.clone(), address: address.clone() };
-            Arc::new(Node::new(endpoint, self.limits, self.replicas, &self.connections))
+            Arc::new(Node::new(endpoint, self.settings, self.replicas, &self.connections))
         });
         Arc::clone(node)
     }
@@ -207,7 +207,7 @@ impl Cluster {
                 map.owners[slot.index()] = Some(address.clone());
             }
         }
-        // The connections of a removed node are closed when its last request has finished.
+        // The connections of a removed node are closed after its last request.
         let keep = |address: &Address| {
             self.seeds.contains(address) || ranges.iter().any(|(_, _, owner)| owner == address)
         };

@@ -24,8 +24,8 @@ use super::settings::ConnectionSettings;
 
 /// Time between a failed connection attempt and the next one. Requests fail immediately in between.
 const RECONNECT_DELAY: Duration = Duration::from_millis(100);
-/// Minimum lifetime of a connection to a read-only server, so that not every request reconnects.
-const READ_ONLY_KEEP: Duration = Duration::from_millis(250);
+/// Minimum age at which a connection to a read-only server is replaced, so that not every request reconnects.
+const READ_ONLY_MIN_AGE: Duration = Duration::from_millis(250);
 
 fn connect_aborted() -> RedisError {
     io::Error::other("the connection attempt was aborted").into()
@@ -48,7 +48,7 @@ pub(super) type RunId = Arc<str>;
 struct ActiveConnection {
     connection: MultiplexedConnection,
     address: Address,
-    run: Option<RunId>,
+    run_id: Option<RunId>,
     since: Instant,
     dead: Arc<AtomicBool>,
     timeouts: Arc<AtomicU32>,
@@ -72,7 +72,7 @@ impl ActiveConnection {
         let kind = classify(&error, &self.address);
         let discard = match kind {
             FailureKind::ConnectionLost => true,
-            FailureKind::NotPrimary => self.since.elapsed() >= READ_ONLY_KEEP,
+            FailureKind::NotPrimary => self.since.elapsed() >= READ_ONLY_MIN_AGE,
             FailureKind::TimedOut => {
                 self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= self.timeouts_in_a_row
             }
@@ -110,17 +110,17 @@ impl ConnectionState {
 
     /// Changes the state to `Connecting` if a new connection is needed and the delay has elapsed. Returns whether it
     /// changed the state.
-    fn begin(&mut self) -> bool {
-        let begins = match self {
+    fn begin_connecting(&mut self) -> bool {
+        let is_needed = match self {
             Self::Unused => true,
             Self::Connecting => false,
             Self::Connected(active) => active.is_dead(),
             Self::Failed(at, _) => at.elapsed() >= RECONNECT_DELAY,
         };
-        if begins {
+        if is_needed {
             *self = Self::Connecting;
         }
-        begins
+        is_needed
     }
 }
 
@@ -133,9 +133,9 @@ pub(super) struct ReconnectingConnection {
 /// Opens the connections of a [`ReconnectingConnection`].
 struct Connector {
     endpoint: Endpoint,
-    limits: ConnectionSettings,
+    settings: ConnectionSettings,
     /// Whether to query the `run_id` of the server.
-    identify: bool,
+    query_run_id: bool,
     /// Counter of opened connections, shared by the whole store.
     connections: Arc<AtomicU64>,
 }
@@ -143,7 +143,7 @@ struct Connector {
 impl std::fmt::Debug for ReconnectingConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ReconnectingConnection")
-            .field("limits", &self.connector.limits)
+            .field("settings", &self.connector.settings)
             .finish_non_exhaustive()
     }
 }
@@ -155,39 +155,39 @@ pub(super) struct Request<'a> {
     /// Loaded after a `NOSCRIPT` error.
     script: Option<&'a Script>,
     /// Sent directly before `command`, with no other command between them.
-    first: Option<&'a Cmd>,
-    /// Replaces `command` when the request is repeated and may already have been executed.
-    again: Option<&'a Cmd>,
+    preceding: Option<&'a Cmd>,
+    /// Sent instead of `command` when the request is retried and may already have been executed.
+    retry: Option<&'a Cmd>,
 }
 
 impl<'a> Request<'a> {
     pub(super) const fn command(command: &'a Cmd) -> Self {
-        Self { command, script: None, first: None, again: None }
+        Self { command, script: None, preceding: None, retry: None }
     }
 
     /// `call` is the `EVALSHA` command of `script`.
     pub(super) const fn script(script: &'a Script, call: &'a Cmd) -> Self {
-        Self { command: call, script: Some(script), first: None, again: None }
+        Self { command: call, script: Some(script), preceding: None, retry: None }
     }
 
     /// Sets a command that is sent directly before this one. If it fails, the request fails.
-    pub(super) const fn after(self, first: &'a Cmd) -> Self {
-        Self { first: Some(first), ..self }
+    pub(super) const fn preceded_by(self, preceding: &'a Cmd) -> Self {
+        Self { preceding: Some(preceding), ..self }
     }
 
-    /// Sets the command that replaces this one when the request is repeated.
-    pub(super) const fn or(self, again: &'a Cmd) -> Self {
-        Self { again: Some(again), ..self }
+    /// Sets the command to send instead when the request is retried.
+    pub(super) const fn with_retry(self, retry: &'a Cmd) -> Self {
+        Self { retry: Some(retry), ..self }
     }
 
     /// The request to send when this one may already have been executed.
-    pub(super) fn repeated(self) -> Self {
-        Self { command: self.again.unwrap_or(self.command), ..self }
+    pub(super) fn into_retry(self) -> Self {
+        Self { command: self.retry.unwrap_or(self.command), ..self }
     }
 
     async fn send_once(self, connection: &mut MultiplexedConnection) -> RedisResult<Value> {
-        let Some(first) = self.first else { return self.command.query_async(connection).await };
-        let pair = redis::pipe().add_command(first.clone()).add_command(self.command.clone()).to_owned();
+        let Some(preceding) = self.preceding else { return self.command.query_async(connection).await };
+        let pair = redis::pipe().add_command(preceding.clone()).add_command(self.command.clone()).to_owned();
         let mut last = Value::Nil;
         for answer in connection.send_packed_commands(&pair, 0, 2).await? {
             last = answer.extract_error()?;
@@ -212,7 +212,7 @@ impl<'a> Request<'a> {
 #[derive(Debug)]
 pub(super) struct ServerReply {
     pub(super) value: Value,
-    pub(super) run: Option<RunId>,
+    pub(super) run_id: Option<RunId>,
 }
 
 /// A failed request.
@@ -232,7 +232,7 @@ impl Connector {
                     sentinels.check_role(&mut active.connection).await?;
                     Ok(active)
                 });
-                timeout(self.limits.connect, found).await.map_err(io::Error::from)?
+                timeout(self.settings.connect, found).await.map_err(io::Error::from)?
             }
         }
     }
@@ -240,7 +240,7 @@ impl Connector {
     async fn open(&self, client: &Client, address: &Address) -> Result<ActiveConnection, RedisError> {
         let dead = Arc::new(AtomicBool::new(false));
         let closed = Arc::clone(&dead);
-        let config = self.limits.config().set_push_sender(move |push: PushInfo| {
+        let config = self.settings.config().set_push_sender(move |push: PushInfo| {
             if push.kind == PushKind::Disconnection {
                 closed.store(true, Ordering::Release);
             }
@@ -248,33 +248,33 @@ impl Connector {
         });
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         self.connections.fetch_add(1, Ordering::Relaxed);
-        let run = if self.identify {
+        let run_id = if self.query_run_id {
             let info = redis::cmd("INFO").arg("server").query_async::<String>(&mut connection).await?;
-            info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|run| run.trim().into())
+            info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|id| id.trim().into())
         } else {
             None
         };
         Ok(ActiveConnection {
             connection,
             address: address.clone(),
-            run,
+            run_id,
             since: Instant::now(),
             dead,
             timeouts: Arc::default(),
-            timeouts_in_a_row: self.limits.timeouts_in_a_row,
+            timeouts_in_a_row: self.settings.timeouts_in_a_row,
         })
     }
 }
 
 impl ReconnectingConnection {
-    /// `identify`: whether to query the `run_id` of each server. `connections` counts opened connections.
+    /// `query_run_id`: whether to query the `run_id` of each server. `connections` counts opened connections.
     pub(super) fn new(
         endpoint: Endpoint,
-        limits: ConnectionSettings,
-        identify: bool,
+        settings: ConnectionSettings,
+        query_run_id: bool,
         connections: Arc<AtomicU64>,
     ) -> Self {
-        let connector = Connector { endpoint, limits, identify, connections };
+        let connector = Connector { endpoint, settings, query_run_id, connections };
         Self { connector: Arc::new(connector), state: watch::Sender::new(ConnectionState::Unused) }
     }
 
@@ -283,7 +283,7 @@ impl ReconnectingConnection {
             return Ok(active.clone());
         }
         let mut state = self.state.subscribe();
-        if self.state.send_if_modified(ConnectionState::begin) {
+        if self.state.send_if_modified(ConnectionState::begin_connecting) {
             self.start_connecting();
         }
         let ended = state.wait_for(|state| !matches!(state, ConnectionState::Connecting)).await;
@@ -294,7 +294,7 @@ impl ReconnectingConnection {
         }
     }
 
-    /// Connects in a separate task, so that a cancelled request does not cancel the attempt for other requests.
+    /// Connects in a separate task, so that a dropped request does not abort the attempt for other requests.
     fn start_connecting(&self) {
         let (connector, state) = (Arc::clone(&self.connector), self.state.clone());
         let attempt = tokio::spawn(async move { connector.connect().await });
@@ -313,7 +313,7 @@ impl ReconnectingConnection {
         let mut active = self.active().await?;
         let answer = request.send(&mut active.connection).await;
         let value = active.check(answer)?;
-        Ok(ServerReply { value, run: active.run })
+        Ok(ServerReply { value, run_id: active.run_id })
     }
 
     /// Sends a pipeline. The returned values include error replies.

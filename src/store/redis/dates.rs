@@ -1,4 +1,4 @@
-//! The date table that scripts use to format times: Lua has no calendar.
+//! The date table that scripts use to format times, because Lua has no calendar.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,7 +15,7 @@ const DATES: u64 = 4;
 pub(super) struct Dates {
     clock: Clock,
     /// Offset of the server's clock from the local clock in milliseconds.
-    ahead_ms: AtomicI64,
+    offset_ms: AtomicI64,
     table: RwLock<DateTable>,
 }
 
@@ -38,20 +38,22 @@ impl DateTable {
 impl Dates {
     pub(super) fn new(clock: Clock) -> Self {
         let table = RwLock::new(DateTable::around(clock.now()));
-        Self { clock, ahead_ms: AtomicI64::new(0), table }
+        Self { clock, offset_ms: AtomicI64::new(0), table }
     }
 
     /// The estimated time of the server's clock.
     pub(super) fn now(&self) -> Timestamp {
-        let here = self.clock.now();
-        Timestamp::from_millis(here.as_millis().saturating_add_signed(self.ahead_ms.load(Ordering::Relaxed)))
+        let local = self.clock.now();
+        Timestamp::from_millis(
+            local.as_millis().saturating_add_signed(self.offset_ms.load(Ordering::Relaxed)),
+        )
     }
 
     /// Sets the offset from a time that the server has just reported.
     pub(super) fn synchronize(&self, server: Timestamp) {
-        let here = i64::try_from(self.clock.now().as_millis()).unwrap_or(i64::MAX);
-        let there = i64::try_from(server.as_millis()).unwrap_or(i64::MAX);
-        self.ahead_ms.store(there.saturating_sub(here), Ordering::Relaxed);
+        let local = i64::try_from(self.clock.now().as_millis()).unwrap_or(i64::MAX);
+        let remote = i64::try_from(server.as_millis()).unwrap_or(i64::MAX);
+        self.offset_ms.store(remote.saturating_sub(local), Ordering::Relaxed);
     }
 
     /// The date table for the server's current day. Rebuilt once a day.

@@ -21,8 +21,8 @@ impl Keys {
         conversation.partition(self.partitions)
     }
 
-    fn of(self, conversation: ConversationRef, what: &str) -> String {
-        format!("{{cb:{}}}:{what}:{conversation}", self.partition(conversation))
+    fn of(self, conversation: ConversationRef, kind: &str) -> String {
+        format!("{{cb:{}}}:{kind}:{conversation}", self.partition(conversation))
     }
 
     /// `KEYS` 1 to 5 of every conversation script, in the order of `conversation.lua`.
@@ -57,7 +57,7 @@ impl Keys {
         format!("{{cb:{partition}}}:totals")
     }
 
-    /// Set when a token is used: a string, the fingerprint of the accepted body.
+    /// Set when a token is used: a string, which contains the fingerprint of the accepted body.
     pub(super) fn used(self, conversation: ConversationRef, work_item: WorkItemId) -> String {
         format!("{}:{work_item}", self.of(conversation, "used"))
     }
@@ -67,9 +67,9 @@ impl Keys {
         format!("{{cb:due}}:{second}")
     }
 
-    /// Written to a conversation's partition before waiting for replicas (`WAIT`).
+    /// Written in a conversation's partition before the store waits for replicas (`WAIT`).
     pub(super) fn barrier(self, conversation: ConversationRef) -> String {
-        format!("{{cb:{}}}:fence", self.partition(conversation))
+        format!("{{cb:{}}}:barrier", self.partition(conversation))
     }
 
     /// An unused key of a partition, and a pub/sub channel without subscribers, for `probe.lua`.
@@ -77,7 +77,7 @@ impl Keys {
         (format!("{{cb:{partition}}}:probe"), format!("{{cb:{partition}}}:channel:probe"))
     }
 
-    /// Written to a partition by the health check of its node before it waits for replicas.
+    /// Written in a partition by the health check of its node before it waits for replicas.
     pub(super) fn health(partition: u16) -> String {
         format!("{{cb:{partition}}}:health")
     }

@@ -35,19 +35,19 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new(
         endpoint: Endpoint,
-        limits: ConnectionSettings,
+        settings: ConnectionSettings,
         replicas: Option<Replicas>,
         connections: &Arc<AtomicU64>,
     ) -> Self {
-        let connection = |limits, identify| {
-            ReconnectingConnection::new(endpoint.clone(), limits, identify, Arc::clone(connections))
+        let connection = |settings, query_run_id| {
+            ReconnectingConnection::new(endpoint.clone(), settings, query_run_id, Arc::clone(connections))
         };
         Self {
-            commands: connection(limits, replicas.is_some()),
-            reads: connection(limits.for_reads(), false),
-            pages: connection(limits.for_reads(), false),
+            commands: connection(settings, replicas.is_some()),
+            reads: connection(settings.for_reads(), false),
+            pages: connection(settings.for_reads(), false),
             barrier: replicas.map(|replicas| {
-                ReplicationBarrier::new(endpoint.clone(), limits, replicas, Arc::clone(connections))
+                ReplicationBarrier::new(endpoint.clone(), settings, replicas, Arc::clone(connections))
             }),
             endpoint,
         }

@@ -33,7 +33,7 @@ const MAX_REDIRECTIONS: u32 = 8;
 pub(super) struct NodeReply {
     pub(super) value: Value,
     pub(super) node: Arc<Node>,
-    pub(super) run: Option<RunId>,
+    pub(super) run_id: Option<RunId>,
 }
 
 impl NodeReply {
@@ -56,24 +56,25 @@ impl Nodes {
     /// `connections` counts opened connections, without those for pub/sub.
     pub(super) fn new(
         servers: Servers,
-        limits: ConnectionSettings,
+        settings: ConnectionSettings,
         replicas: Option<Replicas>,
         connections: &Arc<AtomicU64>,
     ) -> Self {
         let one = |endpoint, has_failover| {
-            let node = Arc::new(Node::new(endpoint, limits, replicas, connections));
+            let node = Arc::new(Node::new(endpoint, settings, replicas, connections));
             Self::Single { node, has_failover }
         };
         match servers {
             Servers::Single { access, address } => one(Endpoint::Server { access, address }, false),
             Servers::Sentinel { access, sentinel_access, sentinels, service } => {
-                let sentinels = Sentinels { access, sentinel_access, addresses: sentinels, service, limits };
+                let sentinels =
+                    Sentinels { access, sentinel_access, addresses: sentinels, service, settings };
                 one(Endpoint::Primary(Arc::new(sentinels)), true)
             }
             Servers::Cluster { access, seeds } => Self::Cluster(Box::new(Cluster::new(
                 access,
                 &seeds,
-                limits,
+                settings,
                 replicas,
                 Arc::clone(connections),
             ))),
@@ -129,7 +130,7 @@ impl Nodes {
         }
     }
 
-    /// Succeeds if at least one node accepts writes, because a cluster with failed nodes still serves the other slots.
+    /// Succeeds if at least one node accepts writes, because a cluster with failed nodes still serves other slots.
     pub(super) async fn ping(&self, partitions: u16) -> Result<(), StoreError> {
         let mut nodes: Vec<Arc<Node>> = Vec::new();
         let mut tried = FuturesUnordered::new();
@@ -153,15 +154,15 @@ impl Nodes {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Sends a write that Redis rejects under the same conditions as a callback's. It changes nothing, because the key
-    /// of `SET … XX` does not exist.
+    /// Sends a write that Redis rejects under the same conditions as the write of a callback. It changes nothing, because
+    /// `SET … XX` sets only an existing key, and this key never exists.
     async fn probe_write(&self, partition: u16) -> Result<(), StoreError> {
         let (key, _) = Keys::probe(partition);
         let write = redis::cmd("SET").arg(&key).arg("").arg("XX").arg("PX").arg(1).to_owned();
         let answer =
             self.call(ConnectionRole::Commands, HashSlot::of(&key), Request::command(&write)).await?;
         let Some(barrier) = &answer.node.barrier else { return Ok(()) };
-        let confirmed = barrier.confirm(answer.run.as_ref(), &Keys::health(partition)).await;
+        let confirmed = barrier.confirm(answer.run_id.as_ref(), &Keys::health(partition)).await;
         confirmed.map_err(StoreError::OutcomeUnknown)
     }
 
@@ -178,7 +179,7 @@ impl Nodes {
 
     /// Sends an idempotent request to the owner of a slot.
     ///
-    /// A request whose connection was lost is repeated once. A request that was not executed is retried for
+    /// A request whose connection was lost is retried once. A request that was not executed is retried for
     /// [`RETRY_WINDOW`] if a failover is possible.
     ///
     /// Fails with [`StoreError::OutcomeUnknown`] if a write may have been executed, with [`StoreError::Broken`] if a
@@ -201,13 +202,13 @@ impl Nodes {
         let mut refreshed = false;
         loop {
             let (owner, sent) = match redirected_to.take() {
-                Some(node) => (Ok(node), request.after(&asking)),
+                Some(node) => (Ok(node), request.preceded_by(&asking)),
                 None => (self.owner(slot).await, request),
             };
             let tried = owner.as_ref().ok().cloned();
             let failed = match owner {
                 Ok(node) => match node.connection(role).send(sent).await {
-                    Ok(ServerReply { value, run }) => return Ok(NodeReply { value, node, run }),
+                    Ok(ServerReply { value, run_id }) => return Ok(NodeReply { value, node, run_id }),
                     Err(failed) => failed,
                 },
                 Err(error) => RequestError { kind: FailureKind::NotSent, error },
@@ -223,7 +224,7 @@ impl Nodes {
                 FailureKind::ConnectionLost if lost.is_some() => return Err(unknown(error)),
                 FailureKind::ConnectionLost => {
                     lost = Some(error);
-                    request = request.repeated();
+                    request = request.into_retry();
                     continue;
                 }
                 FailureKind::Moved(slot, address) if redirections < MAX_REDIRECTIONS && self.is_cluster() => {
@@ -243,7 +244,7 @@ impl Nodes {
                     self.refresh_slots().await;
                     continue;
                 }
-                // Connecting to a dead host can take longer than the window. Try a new owner once, if there is one.
+                // Connecting to a failed host can take longer than the window. Try a new owner once, if there is one.
                 FailureKind::NotSent | FailureKind::NotPrimary if !refreshed && self.is_cluster() => {
                     refreshed = true;
                     self.refresh_slots().await;

@@ -16,7 +16,7 @@ use super::scripts::Scripts;
 use super::slots::HashSlot;
 use crate::domain::gate::Totals;
 use crate::domain::time::Timestamp;
-use crate::store::{CLAIM_MS, Due, StoreError, gather};
+use crate::store::{CLAIM_MS, Due, StoreError, group_by_conversation};
 
 /// Maximum number of partitions per script call. In a cluster it is one, because partitions are in different slots.
 const PARTITIONS_PER_CALL: usize = 64;
@@ -71,10 +71,10 @@ impl PartitionQuery for DueQuery {
                 }
             }
         }
-        Ok(Due { now, conversations: gather(timers), next_in_ms })
+        Ok(Due { now, conversations: group_by_conversation(timers), next_in_ms })
     }
 
-    /// Short, because a slow node delays the timers of the other nodes: by at most twice this time.
+    /// Short, because a slow node delays the timers of the other nodes by up to twice this time.
     fn timeout(response: Duration) -> Duration {
         response / 4
     }
@@ -145,8 +145,8 @@ impl Partitions<'_> {
     }
 
     /// Queries a node for some partitions in one pipeline. If the reply for a partition is an error, that partition is
-    /// queried again on its own. If the node does not respond, only the first partition is queried again: this finds
-    /// the new owner, which the next round then uses for all these partitions.
+    /// queried again on its own. If the node does not respond, only the first partition is queried again. This finds the
+    /// new owner, which the next query then uses for all these partitions.
     async fn query_node<Q: PartitionQuery>(
         &self,
         query: &Q,

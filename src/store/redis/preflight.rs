@@ -104,27 +104,27 @@ pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<MissingPermi
     if let Some(message) = missing.message() {
         return Err(PreflightError::Refused(message));
     }
-    let ours = format!("version={LAYOUT_VERSION} partitions={partitions}");
-    let set = cmd("SET").arg(LAYOUT).arg(&ours).arg("NX").arg("PX").arg(LAYOUT_TTL_MS).to_owned();
+    let expected = format!("version={LAYOUT_VERSION} partitions={partitions}");
+    let set = cmd("SET").arg(LAYOUT).arg(&expected).arg("NX").arg("PX").arg(LAYOUT_TTL_MS).to_owned();
     nodes.command(LAYOUT, &set).await?;
     nodes.command(LAYOUT, cmd("PEXPIRE").arg(LAYOUT).arg(LAYOUT_TTL_MS)).await?;
-    let known = nodes.command(LAYOUT, cmd("GET").arg(LAYOUT)).await?;
-    let Some(known) = Option::<String>::from_redis_value(known).ok().flatten() else {
+    let stored = nodes.command(LAYOUT, cmd("GET").arg(LAYOUT)).await?;
+    let Some(stored) = Option::<String>::from_redis_value(stored).ok().flatten() else {
         return Err(PreflightError::Unavailable(StoreError::Unavailable(
             "the layout key disappeared during the check".into(),
         )));
     };
-    if known == ours {
+    if stored == expected {
         return Ok(missing);
     }
     let version = format!("version={LAYOUT_VERSION} ");
-    Err(PreflightError::Refused(match known.strip_prefix(&version) {
-        Some(known) => format!(
-            "the store is in use with {known}, but store.partitions is {partitions}: work items would not be found. \
+    Err(PreflightError::Refused(match stored.strip_prefix(&version) {
+        Some(stored) => format!(
+            "the store is in use with {stored}, but store.partitions is {partitions}: work items would not be found. \
              Restore the setting, or use an empty database"
         ),
         None => format!(
-            "the store has the data of another version of callback-ingress (its layout is {known}, this version needs \
+            "the store has the data of another version of callback-ingress (its layout is {stored}, this version needs \
              version={LAYOUT_VERSION}): use an empty database, or the version that wrote the data"
         ),
     }))

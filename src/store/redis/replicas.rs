@@ -17,7 +17,7 @@ use super::settings::{ConnectionSettings, Replicas};
 use crate::store::Cause;
 
 /// TTL of the key of the small write, in milliseconds.
-const KEPT_MS: u64 = 60_000;
+const BARRIER_TTL_MS: u64 = 60_000;
 
 /// Why a write is not confirmed.
 #[derive(Debug, Error)]
@@ -45,13 +45,13 @@ pub(super) struct ReplicationBarrier {
 impl ReplicationBarrier {
     pub(super) fn new(
         endpoint: Endpoint,
-        mut limits: ConnectionSettings,
+        mut settings: ConnectionSettings,
         replicas: Replicas,
         connections: Arc<AtomicU64>,
     ) -> Self {
-        limits.response += replicas.timeout;
+        settings.response += replicas.timeout;
         Self {
-            connection: ReconnectingConnection::new(endpoint, limits, true, connections),
+            connection: ReconnectingConnection::new(endpoint, settings, true, connections),
             replicas,
             sent: AtomicU64::new(0),
             last: Mutex::default(),
@@ -60,7 +60,7 @@ impl ReplicationBarrier {
 
     /// Waits until enough replicas have everything that the server with this `run_id` executed before the call. `key`
     /// must be in a slot of the node. Fails with [`NotReplicated`].
-    pub(super) async fn confirm(&self, run: Option<&RunId>, key: &str) -> Result<(), Cause> {
+    pub(super) async fn confirm(&self, run_id: Option<&RunId>, key: &str) -> Result<(), Cause> {
         let before = self.sent.load(Ordering::SeqCst);
         let mut last = self.last.lock().await;
         let outcome = match &*last {
@@ -75,7 +75,7 @@ impl ReplicationBarrier {
         drop(last);
         match outcome {
             Err(error) => Err(NotReplicated::WaitFailed(error).into()),
-            Ok((_, other)) if other.as_ref() != run || run.is_none() => {
+            Ok((_, other)) if other.as_ref() != run_id || run_id.is_none() => {
                 Err(NotReplicated::ServerChanged.into())
             }
             Ok((count, _)) if count < self.replicas.count => {
@@ -86,15 +86,15 @@ impl ReplicationBarrier {
     }
 
     async fn wait(&self, key: &str) -> WaitResult {
-        let write = cmd("SET").arg(key).arg("").arg("PX").arg(KEPT_MS).to_owned();
+        let write = cmd("SET").arg(key).arg("").arg("PX").arg(BARRIER_TTL_MS).to_owned();
         let timeout = u64::try_from(self.replicas.timeout.as_millis()).unwrap_or(u64::MAX);
         let wait = cmd("WAIT").arg(self.replicas.count).arg(timeout).to_owned();
         let reply = self
             .connection
-            .send(Request::command(&wait).after(&write))
+            .send(Request::command(&wait).preceded_by(&write))
             .await
             .map_err(|failed| failed.error.to_string())?;
         let count = u64::from_redis_value(reply.value).map_err(|error| error.to_string())?;
-        Ok((count, reply.run))
+        Ok((count, reply.run_id))
     }
 }

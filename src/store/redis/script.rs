@@ -20,7 +20,7 @@ pub(super) struct ScriptCall<'a> {
     script: &'a Script,
     slot: HashSlot,
     command: Cmd,
-    again: Option<Cmd>,
+    retry: Option<Cmd>,
     scratch: String,
 }
 
@@ -33,7 +33,7 @@ impl<'a> ScriptCall<'a> {
             command.arg(key.as_ref());
         }
         let slot = HashSlot::of(keys.first().map_or("", AsRef::as_ref));
-        Self { script, slot, command, again: None, scratch: String::new() }
+        Self { script, slot, command, retry: None, scratch: String::new() }
     }
 
     /// Adds an argument in its text form.
@@ -64,14 +64,14 @@ impl<'a> ScriptCall<'a> {
         self.command
     }
 
-    /// Sets the call that replaces this one when it is repeated.
-    pub(super) fn or(self, again: Self) -> Self {
-        Self { again: Some(again.command), ..self }
+    /// Sets the call to send instead when this one is retried.
+    pub(super) fn with_retry(self, retry: Self) -> Self {
+        Self { retry: Some(retry.command), ..self }
     }
 
     pub(super) async fn send(self, nodes: &Nodes, role: ConnectionRole) -> Result<NodeReply, StoreError> {
         let request = Request::script(self.script, &self.command);
-        let request = self.again.as_ref().map_or(request, |again| request.or(again));
+        let request = self.retry.as_ref().map_or(request, |retry| request.with_retry(retry));
         nodes.call(role, self.slot, request).await
     }
 }

@@ -5,20 +5,22 @@ use redis::Script;
 use crate::domain::gate::Limits;
 use crate::store::CONTINUE_MS;
 
-/// Time in milliseconds that keys outlive their data. Expiry only frees memory; no rule depends on it.
+/// Time in milliseconds that keys exist longer than their data is needed. The TTL only frees memory; no rule depends
+/// on it.
 const GRACE_MS: u64 = 60_000;
-/// Longest time in milliseconds that a conversation exists without a step: the maximum of
+/// Longest lifetime in milliseconds of a conversation without a step: the maximum of
 /// `gate.conversation_idle_ttl_ms` (a week), the longest deadline (a day) and the maximum of
 /// `gate.ended_retention_ms` (a week).
 const LONGEST_LIFE_MS: u64 = (7 + 1 + 7) * 24 * 60 * 60 * 1000;
-/// Maximum number of items that one step releases; they take Redis about 1 ms.
+/// Maximum number of items that one step releases; that takes Redis about 1 ms.
 const STEP_ITEMS: u64 = 64;
 /// A step stops releasing items once their results have this many bytes.
 const STEP_BYTES: u64 = 1024 * 1024;
-/// Maximum number of timers that one step removes for an ended conversation, and of items that a retry of `issue`
-/// reads at a time.
-const STEP_MARKERS: u64 = 512;
-/// Maximum number of unreleased items that one step looks at, and so cancels, for a turn; they take Redis about 2 ms.
+/// Maximum number of timers that one step removes for an ended conversation.
+const STEP_TIMERS: u64 = 512;
+/// Maximum number of items among which a retry of `issue` searches for the one that the first call issued.
+const STEP_SEARCH: u64 = 512;
+/// Maximum number of unreleased items that one step of `cancel_turn` examines; that takes Redis about 2 ms.
 const STEP_TURN: u64 = 128;
 
 /// The scripts of a store, one per operation.
@@ -46,11 +48,11 @@ macro_rules! files {
 const FILES: [(&str, &str); 21] = files![
     "clock",
     "conversation",
-    "keep",
-    "arm",
+    "ttl",
+    "timer",
     "item",
     "release",
-    "withdraw",
+    "cancel_item",
     "ending",
     "open",
     "issue",
@@ -69,13 +71,13 @@ const FILES: [(&str, &str); 21] = files![
 
 /// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
 pub const OPERATIONS: [&[&str]; 12] = [
-    &["clock", "conversation", "keep", "arm", "open"],
-    &["clock", "conversation", "keep", "item", "issue"],
-    &["clock", "conversation", "keep", "item", "release", "accept"],
-    &["clock", "conversation", "keep", "item", "release", "withdraw", "cancel"],
-    &["clock", "conversation", "keep", "item", "release", "withdraw", "cancel_turn"],
-    &["clock", "conversation", "keep", "arm", "item", "release", "ending", "end"],
-    &["clock", "conversation", "keep", "arm", "item", "release", "ending", "expire"],
+    &["clock", "conversation", "ttl", "timer", "open"],
+    &["clock", "conversation", "ttl", "item", "issue"],
+    &["clock", "conversation", "ttl", "item", "release", "accept"],
+    &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel"],
+    &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel_turn"],
+    &["clock", "conversation", "ttl", "timer", "item", "release", "ending", "end"],
+    &["clock", "conversation", "ttl", "timer", "item", "release", "ending", "expire"],
     &["clock", "conversation", "inspect"],
     &["clock", "conversation", "item", "work_item"],
     &["clock", "conversation", "read"],
@@ -98,11 +100,12 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
         ("$continue_after", CONTINUE_MS),
         ("$step_items", STEP_ITEMS),
         ("$step_bytes", STEP_BYTES),
-        ("$step_markers", STEP_MARKERS),
+        ("$step_timers", STEP_TIMERS),
+        ("$step_search", STEP_SEARCH),
         ("$step_turn", STEP_TURN),
     ];
-    let named = FILES.iter().filter(|(name, _)| files.contains(name));
-    let text: String = named.map(|(name, text)| alter(name, text) + "\n").collect();
+    let included = FILES.iter().filter(|(name, _)| files.contains(name));
+    let text: String = included.map(|(name, text)| alter(name, text) + "\n").collect();
     constants.iter().fold(text, |text, (name, value)| text.replace(name, &value.to_string()))
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Sentinels {
     pub(super) sentinel_access: Access,
     pub(super) addresses: Vec<Address>,
     pub(super) service: String,
-    pub(super) limits: ConnectionSettings,
+    pub(super) settings: ConnectionSettings,
 }
 
 impl Sentinels {
@@ -82,8 +82,8 @@ impl Sentinels {
 
     async fn query(&self, sentinel: &Address) -> RedisResult<PrimaryReport> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.limits.connect))
-            .set_response_timeout(Some(self.limits.response));
+            .set_connection_timeout(Some(self.settings.connect))
+            .set_response_timeout(Some(self.settings.response));
         let client = self.sentinel_access.client(sentinel)?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         // Only the epoch is used: during a failover, the address in this reply is still that of the former primary.

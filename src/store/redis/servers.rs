@@ -175,8 +175,8 @@ fn parts(url: &str) -> Result<Parts<'_>, InvalidServers> {
 /// The connection settings of one host of the URL.
 fn access(tls: bool, credentials: &str, host: &str, path: &str) -> Result<ConnectionInfo, InvalidServers> {
     let scheme = if tls { "rediss" } else { "redis" };
-    let at = if credentials.is_empty() { "" } else { "@" };
-    let url = format!("{scheme}://{credentials}{at}{host}/{path}");
+    let separator = if credentials.is_empty() { "" } else { "@" };
+    let url = format!("{scheme}://{credentials}{separator}{host}/{path}");
     let invalid = InvalidServers::Url("is not a valid Redis URL");
     let Ok(info) = url.into_connection_info() else { return Err(invalid) };
     let keepalive =
@@ -275,8 +275,8 @@ impl Servers {
             )),
             Topology::Sentinel => {
                 for (address, host) in addresses.iter_mut().zip(&parts.hosts) {
-                    let bare = host.rsplit(']').next().unwrap_or_default();
-                    if !bare.contains(':') {
+                    let after_ipv6 = host.rsplit(']').next().unwrap_or_default();
+                    if !after_ipv6.contains(':') {
                         address.port = SENTINEL_PORT;
                     }
                 }
@@ -298,18 +298,18 @@ pub fn check_url(url: &SecretString) -> Result<(), InvalidServers> {
     Servers::new(url, &TlsFiles::default(), None, None).map(|_| ())
 }
 
-/// Whether a URL selects TLS.
-pub fn asks_for_tls(url: &SecretString) -> bool {
+/// Whether a URL has a TLS scheme (`rediss…`).
+pub fn uses_tls(url: &SecretString) -> bool {
     url.expose_secret().starts_with("rediss")
 }
 
 /// Whether a URL lists sentinels.
-pub fn names_sentinels(url: &SecretString) -> bool {
+pub fn uses_sentinels(url: &SecretString) -> bool {
     url.expose_secret().split("://").next().is_some_and(|scheme| scheme.ends_with("+sentinel"))
 }
 
 /// The byte range of the password in a URL.
-pub fn password(url: &str) -> Option<std::ops::Range<usize>> {
+pub fn password_range(url: &str) -> Option<std::ops::Range<usize>> {
     let start = url.find("://")? + 3;
     let authority = url[start..].split('/').next()?;
     let credentials = &authority[..authority.rfind('@')?];
@@ -317,17 +317,17 @@ pub fn password(url: &str) -> Option<std::ops::Range<usize>> {
     Some(start + colon + 1..start + credentials.len())
 }
 
-/// A URL with this password added. It must have none.
+/// A URL with this password added. The URL must not contain one.
 pub fn with_password(url: &SecretString, password: &SecretString) -> SecretString {
     let url = url.expose_secret();
     let start = url.find("://").map_or(0, |at| at + 3);
     let end = url[start..].find('/').map_or(url.len(), |at| start + at);
     let (user, hosts) = url[start..end].rsplit_once('@').unwrap_or(("", &url[start..end]));
     let user = user.trim_end_matches(':');
-    // Every byte is encoded: no character of the password has a meaning in the URL.
+    // Every byte is encoded, so that no character of the password has a meaning in the URL.
     let mut encoded = String::new();
     for byte in password.expose_secret().bytes() {
-        // Writing to a string does not fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(encoded, "%{byte:02X}");
     }
     format!("{}{user}:{encoded}@{hosts}{}", &url[..start], &url[end..]).into()
@@ -422,10 +422,10 @@ mod tests {
         for url in
             ["redis://u:hunter2@a/1", "redis+cluster://:hunter2@a,b:1", "rediss+sentinel://u:hunter2@a,b/s"]
         {
-            assert_eq!(password(url).map(|at| &url[at]), Some("hunter2"), "{url}");
+            assert_eq!(password_range(url).map(|at| &url[at]), Some("hunter2"), "{url}");
         }
-        assert_eq!(password("redis://u@a:1/x"), None);
-        assert_eq!(password("redis://a:1/x"), None);
+        assert_eq!(password_range("redis://u@a:1/x"), None);
+        assert_eq!(password_range("redis://a:1/x"), None);
     }
 
     #[test]

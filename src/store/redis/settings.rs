@@ -21,7 +21,7 @@ pub struct RedisSettings {
     pub sentinel_password: Option<SecretString>,
     /// Replicas that must confirm a write before it is acknowledged. `None`: no replicas.
     pub replicas: Option<Replicas>,
-    /// Number of partitions. It cannot be changed once the store has data.
+    /// Number of partitions. It cannot be changed while the store has data.
     pub partitions: u16,
     /// Timeout for connecting.
     pub connect_timeout: Duration,

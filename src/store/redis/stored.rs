@@ -38,14 +38,14 @@ impl<'a> Fields<'a> {
         std::str::from_utf8(self.bytes(count)?).map_err(|_| broken("a text is not UTF-8"))
     }
 
-    /// A text that follows its length; the length has `bytes` bytes.
-    fn sized(&mut self, bytes: usize) -> Result<&'a str, StoreError> {
+    /// A text preceded by its length, which has `bytes` bytes.
+    fn length_prefixed(&mut self, bytes: usize) -> Result<&'a str, StoreError> {
         let length = self.number(bytes)?;
         self.text(usize::try_from(length).unwrap_or(usize::MAX))
     }
 
     fn traceparent(&mut self) -> Result<Option<TraceParent>, StoreError> {
-        match self.sized(1)? {
+        match self.length_prefixed(1)? {
             "" => Ok(None),
             text => TraceParent::parse(text).map(Some).map_err(|_| broken("invalid traceparent")),
         }
@@ -113,13 +113,13 @@ impl StoredState {
         self.gate_deadline == 1 && self.ended_at.is_none()
     }
 
-    /// Whether timers of its items are left to remove after its end.
-    pub(super) const fn is_uncleared(&self) -> bool {
+    /// Whether it has ended and timers of its items are left to remove.
+    pub(super) const fn has_uncleared_timers(&self) -> bool {
         self.ended_at.is_some() && self.cleared < self.next.get()
     }
 }
 
-/// The data of a conversation that `open` sets.
+/// The metadata of a conversation, which `open` sets.
 #[derive(Clone, Debug)]
 pub(super) struct StoredConversation {
     pub(super) opened_at: Timestamp,
@@ -131,7 +131,8 @@ impl StoredConversation {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields(bytes);
         let (opened_at, _opened_by) = (fields.time()?, fields.bytes(8)?);
-        let id = ConversationId::parse(fields.sized(1)?).map_err(|_| broken("invalid conversation id"))?;
+        let id = ConversationId::parse(fields.length_prefixed(1)?)
+            .map_err(|_| broken("invalid conversation id"))?;
         Ok(Self { opened_at, id, traceparent: fields.traceparent()? })
     }
 }
@@ -141,7 +142,7 @@ impl StoredConversation {
 #[serde(rename_all = "camelCase")]
 struct Members<'a> {
     turn_id: Option<&'a str>,
-    /// The only one that can contain an escape.
+    /// The only member that can contain an escape.
     #[serde(borrow)]
     tool_call_id: Option<Cow<'a, str>>,
     name: Option<&'a str>,
@@ -166,7 +167,7 @@ pub(super) struct StoredItem {
     settlement: Option<StoredSettlement>,
 }
 
-/// Maps the numbers of `item.lua`. 0, awaiting, is `None`, and so is an unknown number.
+/// Maps the numbers of `item.lua`. `None` for 0 (awaiting) and for an unknown number.
 pub(super) const fn outcome(number: u64) -> Option<Outcome> {
     match number {
         1 => Some(Outcome::Succeeded),
@@ -192,9 +193,9 @@ impl StoredItem {
         let (outcome, deadline, window) = (outcome(fields.number(1)?), fields.time()?, fields.number(4)?);
         let id = WorkItemId::parse(fields.text(36)?).ok_or_else(|| broken("invalid work item id"))?;
         let (issued_at, _date) = (fields.rfc3339()?, fields.bytes(10)?);
-        let key_id = KeyId::parse(fields.sized(1)?).map_err(|_| broken("invalid key id"))?;
+        let key_id = KeyId::parse(fields.length_prefixed(1)?).map_err(|_| broken("invalid key id"))?;
         let traceparent = fields.traceparent()?;
-        let members = format!("{{{}}}", fields.sized(2)?);
+        let members = format!("{{{}}}", fields.length_prefixed(2)?);
         let members: Members<'_> =
             serde_json::from_str(&members).map_err(|_| broken("invalid envelope members"))?;
         let turn_id = members.turn_id.map(TurnId::parse).transpose();
@@ -217,7 +218,7 @@ impl StoredItem {
             None => None,
             Some(outcome) => {
                 let (received_at, attempt, bytes) = (fields.rfc3339()?, fields.number(8)?, fields.number(4)?);
-                let (_request_id, settled_in) = (fields.sized(1)?, fields.traceparent()?);
+                let (_request_id, settled_in) = (fields.length_prefixed(1)?, fields.traceparent()?);
                 let reason = reason(fields.0)?;
                 Some(StoredSettlement { outcome, received_at, attempt, bytes, reason, settled_in })
             }
@@ -237,7 +238,7 @@ impl StoredItem {
         })
     }
 
-    /// The item as seen at `now` in a conversation with this state.
+    /// The item at `now`, in a conversation with this state.
     pub(super) fn view(self, state: &StoredState, now: Timestamp) -> WorkItemView {
         let bytes = self.settlement.as_ref().map_or(0, |settlement| settlement.bytes);
         let settled = self.settled();

@@ -23,13 +23,13 @@ use crate::store::notifier::{ChannelNotifier, WatchEvent};
 const RECONNECT_DELAY: Duration = Duration::from_millis(250);
 /// Interval of `PING`, which detects that the peer is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Maximum number of channels per `SUBSCRIBE` or `UNSUBSCRIBE`, because Redis executes no other command meanwhile.
+/// Maximum number of channels per `SUBSCRIBE` or `UNSUBSCRIBE`, because Redis executes no other command in the meantime.
 const CHANNELS_PER_COMMAND: usize = 1_000;
 
 /// Runs until the last sender of events is dropped. Connects only while `verified` is set and a channel has listeners.
 pub(super) async fn listen(
     nodes: Arc<Nodes>,
-    limits: ConnectionSettings,
+    settings: ConnectionSettings,
     keys: Keys,
     notifier: ChannelNotifier,
     mut events: mpsc::UnboundedReceiver<WatchEvent>,
@@ -43,7 +43,7 @@ pub(super) async fn listen(
             return;
         }
         if verified.load(Ordering::Acquire) {
-            match listen_once(&nodes, limits, keys, &notifier, &mut events, &mut logged).await {
+            match listen_once(&nodes, settings, keys, &notifier, &mut events, &mut logged).await {
                 Ok(()) => return,
                 // Logged once per lost connection, not per attempt.
                 Err(error) if !logged => {
@@ -61,7 +61,7 @@ pub(super) async fn listen(
     }
 }
 
-/// Drops the queued events, whose result `watched` already includes. Keeps the queue short while there is no
+/// Drops the queued events, because `watched` already includes their effect. Keeps the queue short while there is no
 /// connection.
 fn discard(events: &mut mpsc::UnboundedReceiver<WatchEvent>) {
     while events.try_recv().is_ok() {}
@@ -69,18 +69,18 @@ fn discard(events: &mut mpsc::UnboundedReceiver<WatchEvent>) {
 
 async fn listen_once(
     nodes: &Nodes,
-    limits: ConnectionSettings,
+    settings: ConnectionSettings,
     keys: Keys,
     notifier: &ChannelNotifier,
     events: &mut mpsc::UnboundedReceiver<WatchEvent>,
     logged: &mut bool,
 ) -> RedisResult<()> {
-    let connection = nodes.listen(limits.connect).await?;
+    let connection = nodes.listen(settings.connect).await?;
     *logged = false;
     let (mut sink, mut messages) = connection.split();
     discard(events);
     for chunk in notifier.watched().chunks(CHANNELS_PER_COMMAND) {
-        in_time(limits, sink.subscribe(channels(keys, chunk))).await?;
+        with_timeout(settings, sink.subscribe(channels(keys, chunk))).await?;
     }
     notifier.notify_all();
     let mut ping = interval(PING_INTERVAL);
@@ -102,10 +102,10 @@ async fn listen_once(
                 let (started, stopped) = latest(changes.drain(..));
                 // `UNSUBSCRIBE` without arguments unsubscribes from all channels.
                 if !stopped.is_empty() {
-                    in_time(limits, sink.unsubscribe(channels(keys, &stopped))).await?;
+                    with_timeout(settings, sink.unsubscribe(channels(keys, &stopped))).await?;
                 }
                 if !started.is_empty() {
-                    in_time(limits, sink.subscribe(channels(keys, &started))).await?;
+                    with_timeout(settings, sink.subscribe(channels(keys, &started))).await?;
                 }
                 // Messages before the subscription may have been missed.
                 for conversation in started {
@@ -113,7 +113,7 @@ async fn listen_once(
                 }
             }
             _ = ping.tick() => {
-                in_time(limits, sink.ping::<redis::Value>()).await?;
+                with_timeout(settings, sink.ping::<redis::Value>()).await?;
             }
         }
     }
@@ -128,8 +128,10 @@ fn latest(changes: impl Iterator<Item = WatchEvent>) -> (Vec<ConversationRef>, V
             WatchEvent::Stopped(conversation) => watched.insert(conversation, false),
         };
     }
-    let with = |state: bool| watched.iter().filter(|(_, is)| **is == state).map(|(one, _)| *one).collect();
-    (with(true), with(false))
+    let in_state = |state: bool| {
+        watched.iter().filter(|(_, is_watched)| **is_watched == state).map(|(channel, _)| *channel).collect()
+    };
+    (in_state(true), in_state(false))
 }
 
 fn channels(keys: Keys, conversations: &[ConversationRef]) -> Vec<String> {
@@ -137,9 +139,9 @@ fn channels(keys: Keys, conversations: &[ConversationRef]) -> Vec<String> {
 }
 
 /// Applies the response timeout.
-async fn in_time<T>(
-    limits: ConnectionSettings,
+async fn with_timeout<T>(
+    settings: ConnectionSettings,
     reply: impl Future<Output = RedisResult<T>>,
 ) -> RedisResult<T> {
-    timeout(limits.response, reply).await.map_err(std::io::Error::from)?
+    timeout(settings.response, reply).await.map_err(std::io::Error::from)?
 }

@@ -15,7 +15,7 @@ use crate::telemetry::queue::ExportQueue;
 
 /// Sources of the counter [`names::LOST`].
 #[derive(Debug, Default)]
-pub(in crate::telemetry) struct Losses {
+pub(in crate::telemetry) struct DropCounters {
     pub(in crate::telemetry) queues: Vec<Arc<ExportQueue>>,
     /// Log lines that could not be written to standard error.
     pub(in crate::telemetry) lines: Option<ErrorCounter>,
@@ -69,7 +69,7 @@ macro_rules! observe {
 
 impl Gauges {
     /// Registers the instruments. The store's have no data points before [`Gauges::set_store_state`].
-    pub(super) fn new(meter: &Meter, losses: Losses) -> Arc<Self> {
+    pub(super) fn new(meter: &Meter, drop_counters: DropCounters) -> Arc<Self> {
         let all = Arc::new(Self::default());
         observe!(meter, i64_observable_up_down_counter, names::ACTIVE_REQUESTS, all, |all| Some(load(
             &all.active_requests
@@ -92,8 +92,8 @@ impl Gauges {
             .with_unit(names::LOST.unit)
             .with_description(names::LOST.meaning)
             .with_callback(move |observer| {
-                let queues = losses.queues.iter().map(|queue| (queue.signal, queue.lost()));
-                let lines = losses.lines.iter().map(|lines| ("stderr", lines.dropped_lines() as u64));
+                let queues = drop_counters.queues.iter().map(|queue| (queue.signal, queue.lost()));
+                let lines = drop_counters.lines.iter().map(|lines| ("stderr", lines.dropped_lines() as u64));
                 for (signal, items) in queues.chain(lines) {
                     observer.observe(items, &[KeyValue::new(names::SIGNAL, signal)]);
                 }

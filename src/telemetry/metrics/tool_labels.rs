@@ -12,12 +12,12 @@ const MAX_NAMES: usize = 100;
 /// The value for the names beyond [`MAX_NAMES`].
 const OTHER: &str = "other";
 
-/// The names that are values, in the order in which the process met them.
+/// The names that are used as values: the first [`MAX_NAMES`] that the process has seen.
 #[derive(Debug, Default)]
 pub(super) struct ToolLabels(RwLock<FxHashSet<ToolName>>);
 
 impl ToolLabels {
-    /// The value for a name: itself, or `other` once there are too many; empty without a name.
+    /// The value for a name: the name itself, or `other` if there are already [`MAX_NAMES`]. Empty without a name.
     pub(super) fn label<'a>(&self, name: Option<&'a ToolName>) -> &'a str {
         let Some(name) = name else { return "" };
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hundred_names_are_values_and_the_rest_is_other() {
+    fn names_over_the_maximum_become_other() {
         let labels = ToolLabels::default();
         assert_eq!(labels.label(None), "");
         let name = |number: usize| ToolName::parse(&format!("tool-{number}")).unwrap();

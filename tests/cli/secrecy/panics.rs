@@ -10,8 +10,8 @@ use axum::Router;
 use axum::routing::post;
 use callback_ingress::config::{Sources, load};
 use callback_ingress::http::context::{Instrumentation, Listener};
-use callback_ingress::http::observe::instrument;
-use callback_ingress::http::repeats::RepeatedRefusals;
+use callback_ingress::http::observe::observe_requests;
+use callback_ingress::http::refusal_summaries::RefusalSummaries;
 use callback_ingress::http::server::{self, ConnectionLimits};
 use callback_ingress::telemetry::{self, Exports};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -105,11 +105,16 @@ fn a_process_that_panics() {
             half_close: true,
         };
         let stop = CancellationToken::new();
-        let proxies = config.proxies();
-        let repeats = Arc::new(RepeatedRefusals::new(64));
-        let instrumentation =
-            Instrumentation { listener: Listener::Public, scheme: "http", proxies, telemetry, repeats };
-        let routes = instrument(instrumentation, routes);
+        let trusted_proxies = config.trusted_proxies();
+        let refusal_summaries = Arc::new(RefusalSummaries::new(64));
+        let instrumentation = Instrumentation {
+            listener: Listener::Public,
+            scheme: "http",
+            trusted_proxies,
+            telemetry,
+            refusal_summaries,
+        };
+        let routes = observe_requests(instrumentation, routes);
         let serving = tokio::spawn(server::serve(listener, routes, limits, None, stop.clone()));
         for way in WAYS {
             let mut stream = TcpStream::connect(address).await.unwrap();

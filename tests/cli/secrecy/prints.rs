@@ -125,6 +125,6 @@ async fn debug_output_shows_no_secret() {
     assert_eq!(page.envelopes.len(), 1);
     print(captures, "a page of a channel", &page);
     print(captures, "a conversation", &store.inspect(conversation.reference()).await);
-    print(captures, "the embedded store", &store);
+    print(captures, "the memory store", &store);
     nothing_leaks(&known, captures);
 }

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::command::{Command, Reply};
 use super::step::{CONVERSATIONS, ITEMS, Item, Step, Wait, What, Who};
-use crate::stage::observed;
+use crate::stage::instrumented;
 
 /// Small limits, which a story of a few dozen steps reaches.
 pub(super) const LIMITS: Limits = Limits {
@@ -68,7 +68,7 @@ impl<'a> Story<'a> {
     ) -> Self {
         Self {
             clock,
-            memory: observed(Backend::Memory(MemoryStore::new(Clock::Manual(clock.clone()), LIMITS))),
+            memory: instrumented(Backend::Memory(MemoryStore::new(Clock::Manual(clock.clone()), LIMITS))),
             redis,
             partitions,
             kinds,

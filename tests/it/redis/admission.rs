@@ -9,7 +9,7 @@ use test_support::redis_server::RedisServer;
 
 use super::stage_in;
 use crate::service::until;
-use crate::stage::{ROOMY, START, Stage, observed, redis_store, settings};
+use crate::stage::{ROOMY, START, Stage, instrumented, redis_store, settings};
 
 pub(crate) async fn verify(settings: &RedisSettings) -> Result<(), PreflightError> {
     RedisStore::new(settings, Clock::System).unwrap().verify().await
@@ -53,7 +53,7 @@ async fn store_of_another_layout_version_is_refused() {
 async fn unverified_store_refuses_all_operations() {
     let server = RedisServer::start();
     let store = RedisStore::new(&settings(server.url(0), ROOMY), Clock::System).unwrap();
-    let store = observed(Backend::Redis(Box::new(store)));
+    let store = instrumented(Backend::Redis(Box::new(store)));
     assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))));
     assert!(matches!(store.due(&[0], 1).await, Err(StoreError::Unavailable(_))));
     let Backend::Redis(unchecked) = store.backend() else { unreachable!() };

@@ -1,5 +1,5 @@
-// The callback handler that a team would write with Fastify and ioredis: raw body, HMAC, JSON check, one script.
-// Arguments: port of Redis, secret. Prints its address; ends when its standard input ends.
+// A hand-written callback handler with Fastify and ioredis: raw body, HMAC, JSON check, one script.
+// Arguments: port of Redis, secret. Prints its address; exits at the end of its standard input.
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import Fastify from 'fastify';
@@ -15,7 +15,7 @@ redis.defineCommand('settle', {
   lua: readFileSync(new URL('callback.lua', import.meta.url), 'utf8'),
 });
 
-// `<conversation>.<sequence>.<signature>`; undefined where the signature is not ours.
+// `<conversation>.<sequence>.<signature>`; undefined if the signature is invalid.
 function verify(token) {
   const end = token.lastIndexOf('.');
   const signed = token.slice(0, Math.max(end, 0));

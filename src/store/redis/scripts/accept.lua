@@ -1,10 +1,10 @@
--- Accepts a callback: checks it, detects replays, settles its item and releases what the gate allows.
+-- Accepts a callback: checks it, recognises replays, settles the item and releases what the gate allows.
 -- ARGV: 4 traceparent or empty, 5 sequence, 6 the next sequence, 7 work item id, 8 expiry of the token in ms,
 --       9 fingerprint of the body, 10 outcome (number in item.lua), 11 result, 12 request id, 13 attempt (8 bytes)
--- Reply: taken, replayed 0|1, now, gate, facts, item, more to release 0|1, then for each item released in this
---        step: item (empty: the accepted one), was held 0|1
+-- Reply: accepted, replayed 0|1, now, gate, metadata, item, unfinished 0|1, then for each item released in this
+--        step: item (empty: the accepted one), held before this step 0|1
 --        token_expired | conversation_ended | work_item_unknown | token_used | work_item_timed_out |
---        work_item_cancelled | held_limit | channel_limit, followed by facts and item where they are known
+--        work_item_cancelled | held_limit | channel_limit, followed by metadata and item where they are known
 local USED, ID, FINGERPRINT, PAYLOAD = KEYS[6], ARGV[7], ARGV[9], ARGV[11]
 local sequence, expires_at = tonumber(ARGV[5]), tonumber(ARGV[8])
 if NOW >= expires_at then
@@ -15,42 +15,42 @@ local c, item = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_ended' }
 elseif not item or id_of(item) ~= ID then
-    return { c.ended and 'conversation_ended' or 'work_item_unknown', c.facts }
+    return { c.ended and 'conversation_ended' or 'work_item_unknown', c.metadata }
 end
 
 local outcome = outcome_at(item, NOW)
 if outcome ~= AWAITING or c.ended then
     local first = call('GET', USED)
     if c.ended and (not first or sequence >= c.gate) then
-        return { 'conversation_ended', c.facts, item }
+        return { 'conversation_ended', c.metadata, item }
     elseif outcome == TIMED_OUT then
-        return { 'work_item_timed_out', c.facts, item }
+        return { 'work_item_timed_out', c.metadata, item }
     elseif outcome == CANCELLED then
-        return { 'work_item_cancelled', c.facts, item }
+        return { 'work_item_cancelled', c.metadata, item }
     elseif first ~= FINGERPRINT then
-        return { 'token_used', c.facts, item }
+        return { 'token_used', c.metadata, item }
     end
-    -- A replay gets the first receipt, with the current gate. Overdue items are released first: the gate must not
-    -- wait for them.
+    -- A replay gets the first receipt, with the current gate. Overdue items are released first, because the gate
+    -- must not wait for them.
     if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then
-        allow_writes()
+        bypass_maxmemory()
         release(c, { [sequence] = item })
         save(c)
     end
     local replayed = settled_by(item) == ARGV[13] and 0 or 1
-    return { 'taken', replayed, NOW, c.gate, c.facts, item, more(c), unpack(RELEASED) }
+    return { 'accepted', replayed, NOW, c.gate, c.metadata, item, unfinished(c), unpack(RELEASED) }
 end
 
 local bytes = #PAYLOAD
 -- The limits on held results do not apply to a result that this step releases.
 if sequence > c.gate and NOW < c.gate_deadline
     and (c.held_before >= $max_held_items or c.held_bytes + bytes > $max_held_bytes) then
-    return { 'held_limit', c.facts, item }
+    return { 'held_limit', c.metadata, item }
 elseif c.channel_bytes + c.held_bytes + bytes > $max_channel_bytes then
-    return { 'channel_limit', c.facts, item }
+    return { 'channel_limit', c.metadata, item }
 end
 if not call('SET', USED, FINGERPRINT, 'NX', 'PX', expires_at - NOW + $grace) and call('GET', USED) ~= FINGERPRINT then
-    return { 'token_used', c.facts, item }
+    return { 'token_used', c.metadata, item }
 end
 item = settle(c, sequence, item, tonumber(ARGV[10]), NOW_TEXT, ARGV[13], bytes, ARGV[12])
 touch(c)
@@ -64,4 +64,4 @@ if sequence >= c.gate then
     end
 end
 save(c)
-return { 'taken', 0, NOW, c.gate, c.facts, item, more(c), unpack(RELEASED) }
+return { 'accepted', 0, NOW, c.gate, c.metadata, item, unfinished(c), unpack(RELEASED) }

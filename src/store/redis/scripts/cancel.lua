@@ -1,8 +1,8 @@
 -- Cancels a work item.
 -- ARGV: 4 traceparent or empty, 5 sequence, 6 the next sequence, 7 work item id, 8 request id, 9 attempt (8 bytes),
 --       10 reason as a JSON string or empty
--- Reply: cancelled, now, state, facts, item, then for each item released in this step: item (empty: the cancelled
---        one), was held 0|1
+-- Reply: cancelled, now, state, metadata, item, then for each item released in this step: item (empty: the cancelled
+--        one), held before 0|1
 --        work_item_settled, outcome (number in item.lua)
 --        conversation_not_found | work_item_not_found | conversation_ended
 local sequence = tonumber(ARGV[5])
@@ -21,12 +21,12 @@ if c.ended and not repeated then
 elseif outcome ~= AWAITING and not repeated then
     return { 'work_item_settled', outcome }
 elseif not repeated then
-    allow_writes()
-    item = withdraw(c, sequence, item, ARGV[9], ARGV[8], ARGV[10])
+    bypass_maxmemory()
+    item = cancel_item(c, sequence, item, ARGV[9], ARGV[8], ARGV[10])
     touch(c)
     if sequence == c.gate or NOW >= c.gate_deadline then
         release(c, { [sequence] = item, [sequence + 1] = read[4] or nil }, sequence)
     end
     save(c)
 end
-return { 'cancelled', NOW, state_of(c), c.facts, item, unpack(RELEASED) }
+return { 'cancelled', NOW, state_of(c), c.metadata, item, unpack(RELEASED) }

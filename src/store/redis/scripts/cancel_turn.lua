@@ -1,10 +1,10 @@
--- Cancels what is awaiting of a turn, among $step_turn items of the conversation.
--- ARGV: 4 traceparent or empty, 5 first sequence to look at, 6 sequence at which to stop (empty: the next to be
---       issued), 7 start of the envelope's members of the turn's items, 8 request id, 9 attempt (8 bytes), 10 reason
+-- Cancels the awaiting items of a turn. A step examines up to $step_turn unreleased items of the conversation.
+-- ARGV: 4 traceparent or empty, 5 first sequence to examine, 6 sequence before which to stop (empty: the next to
+--       be issued), 7 start of the envelope's members of the turn's items, 8 request id, 9 attempt (8 bytes), 10 reason
 --       as a JSON string or empty
--- Reply: cancelled, now, state, facts, first sequence not looked at, sequence at which to stop (the caller repeats the
---        call until the first reaches the second), list of the turn's items that were not released before this step or that this
---        attempt has cancelled; then for each item released in this step: item, was held 0|1
+-- Reply: cancelled, now, state, metadata, first sequence not examined, sequence before which to stop (the caller
+--        repeats the call until the first reaches the second), list of the turn's items that were not released before this
+--        step or that this attempt has cancelled; then for each item released in this step: item, held before 0|1
 --        conversation_not_found | conversation_ended
 local MEMBERS, ATTEMPT = ARGV[7], ARGV[9]
 local read = call('HMGET', CONVERSATION, 's', 'c')
@@ -14,7 +14,7 @@ if not c then
 elseif c.ended then
     return { 'conversation_ended' }
 end
--- A step releases at most $step_items items. After a lost reply these are listed again.
+-- If the reply was lost, the first call has released up to $step_items items. They are listed again.
 local first = max(tonumber(ARGV[5]), c.gate - $step_items)
 local stop = tonumber(ARGV[6]) or c.next
 local sequences = {}
@@ -27,10 +27,10 @@ for i, item in ipairs(#sequences > 0 and call('HMGET', CONVERSATION, unpack(sequ
     if sub(select(9, decode(ITEM, item)), 1, #MEMBERS) == MEMBERS then
         if outcome_at(item, NOW) == AWAITING then
             if not cancelled then
-                allow_writes()
+                bypass_maxmemory()
                 cancelled = true
             end
-            item = withdraw(c, sequence, item, ATTEMPT, ARGV[8], ARGV[10])
+            item = cancel_item(c, sequence, item, ATTEMPT, ARGV[8], ARGV[10])
         end
         if sequence >= c.gate or outcome_at(item, NOW) == CANCELLED and settled_by(item) == ATTEMPT then
             listed[#listed + 1] = item
@@ -43,4 +43,4 @@ if cancelled then
     release(c, known)
     save(c)
 end
-return { 'cancelled', NOW, state_of(c), c.facts, first + #sequences, stop, listed, unpack(RELEASED) }
+return { 'cancelled', NOW, state_of(c), c.metadata, first + #sequences, stop, listed, unpack(RELEASED) }

@@ -1,4 +1,4 @@
--- The current time, and times as text. First part of every script that works on a conversation.
+-- The current time, and times as text. Comes first in every script that works on a conversation.
 -- ARGV: 1 current time in ms (empty: the server's clock)
 --       2 first day of the date table, in days since the Unix epoch
 --       3 date table: consecutive dates (YYYY-MM-DD, 10 characters each); Lua has no calendar
@@ -16,7 +16,7 @@ if today < 0 or today + 2 > #DATES / 10 then
     return { 'dates', NOW }
 end
 
--- The date of a time that the date table covers.
+-- The date of a time, as YYYY-MM-DD. The date table must contain it.
 local function date(ms)
     local at = (floor(ms / 86400000) - FIRST_DAY) * 10
     return sub(DATES, at + 1, at + 10)

@@ -1,13 +1,14 @@
 -- The stored form of a conversation.
--- KEYS: 1 conversation  hash: s -> state, c -> facts, <sequence> -> item, k<digest of an idempotency key> ->
---                       fingerprint of the request (16 bytes) and sequence, r -> reason of the end (a JSON string)
---       2 channel       stream: one entry per envelope, with the id <opened at>-<sequence>; after the end one more
+-- KEYS: 1 conversation  hash: s -> state, c -> metadata, <sequence> -> item, k<digest of an idempotency
+--                       key> -> fingerprint of the request (16 bytes) and sequence, r -> reason of the end (a JSON
+--                       string)
+--       2 channel       stream: one entry per envelope, with the id <opened at>-<sequence>; at the end, one more entry
 --       3 timers        sorted set of the partition: <conversation>:<sequence>, scored by the item's deadline, and
 --                       <conversation>, scored by the time at which the sweeper next processes it as a whole
 --       4 held          hash: sequence -> held result (accepted, not yet released)
 --       5 totals        hash of the partition: conversations, clearing (timers of ended conversations), held,
 --                       held_bytes
---       6 used          string: fingerprint of the body that used the token (accept.lua only)
+--       6 used          string: fingerprint of the body with which the token was used (accept.lua only)
 local CONVERSATION, CHANNEL, TIMERS, HELD, TOTALS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local REFERENCE = sub(CONVERSATION, -32)
 local encode, decode, max = struct.pack, struct.unpack, math.max
@@ -15,60 +16,60 @@ local encode, decode, max = struct.pack, struct.unpack, math.max
 -- State. Times and durations in ms, 0 for none:
 --   touched_at     last use
 --   idle_ttl       idle timeout
---   busy_until     latest deadline of an item; 0 once a use finds nothing awaiting
---   kept_until     expiry of the keys in Redis
---   ended_at       end; 0 also when the idle timeout has passed and no step has recorded it
+--   busy_until     latest deadline of an item; 0 after a use that leaves no item awaiting
+--   kept_until     time at which the keys expire in Redis
+--   ended_at       recorded end; still 0 after the idle timeout until a step records the end
 --   next           sequence of the next item to be issued
 --   gate           first sequence that is not released
 --   awaiting       number of items without an outcome
 --   held_bytes     bytes of the held results
---   gate_deadline  deadline of the item at the gate; 1 when a bounded step left items to release; 0 without an item
+--   gate_deadline  deadline of the item at the gate; 1 if a bounded step left items to release; 0 if there is no item
 --   channel_bytes  bytes of the results on the channel
---   cleared        after the end: the first sequence whose timer is not removed
---   last_issue     first 12 bytes of the id of the item issued last
+--   cleared        after the end: the first sequence whose timer is not removed yet
+--   last_issue     first 12 bytes of the id of the last issued item
 local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4c12'
--- Facts: opened at (ms), opening attempt; then, each after its length, the conversation id and the traceparent.
-local FACTS = '>I6c8Bc0Bc0'
+-- Metadata: opened at (ms), attempt that opened it; then, each preceded by its length, conversation id and traceparent.
+local METADATA = '>I6c8Bc0Bc0'
 
--- When the idle timeout expires, unless the conversation is used before.
+-- When the idle timeout ends the conversation, unless it is used before.
 local function idle_at(c)
     return max(c.touched_at + c.idle_ttl, c.busy_until)
 end
 
--- When the conversation ended, by a step or by its idle timeout; false if it has not.
+-- When the conversation ended, by a step or by its idle timeout; false if it has not ended.
 local function ended_at(c)
     if c.ended_at > 0 then
         return c.ended_at
     elseif c.gate_deadline == 1 then
-        -- The items that a bounded step left are released first.
+        -- The items that a bounded step left must be released first.
         return false
     end
     local time = idle_at(c)
     return NOW >= time and time
 end
 
--- Decodes a conversation, also one whose retention is over.
-local function stored(state, facts)
+-- Decodes a conversation, even if its retention is over.
+local function stored(state, metadata)
     local touched_at, idle_ttl, busy_until, kept_until, ended, next, gate, awaiting, held_bytes, gate_deadline,
         channel_bytes, cleared, last_issue = decode(STATE, state)
     local c = {
         touched_at = touched_at, idle_ttl = idle_ttl, busy_until = busy_until, kept_until = kept_until,
         ended_at = ended, next = next, gate = gate, awaiting = awaiting, held_bytes = held_bytes,
         gate_deadline = gate_deadline, channel_bytes = channel_bytes, cleared = cleared, last_issue = last_issue,
-        facts = facts, ended = false, gate_before = gate, held_before = next - gate - awaiting,
+        metadata = metadata, ended = false, gate_before = gate, held_before = next - gate - awaiting,
         bytes_before = held_bytes,
     }
     if ended > 0 then
-        -- What it dropped has been subtracted from the totals.
+        -- The end has subtracted its held results from the totals.
         c.held_before, c.bytes_before = 0, 0
     end
     c.ended = ended_at(c)
     return c
 end
 
--- Decodes a conversation; nil when it does not exist or its retention is over. Its keys can outlive the retention.
-local function conversation(state, facts)
-    local c = state and stored(state, facts)
+-- Decodes a conversation; nil if it does not exist or its retention is over. Its keys can exist longer than that.
+local function conversation(state, metadata)
+    local c = state and stored(state, metadata)
     return c and not (c.ended and NOW >= c.ended + $retention) and c or nil
 end
 

@@ -1,5 +1,5 @@
 -- Returns the due timers of some partitions and claims them: no other caller gets them until the claim expires.
--- A script of its own.
+-- Does not use clock.lua and conversation.lua.
 -- KEYS: timers of each partition
 -- ARGV: 1 current time in ms (empty: the server's clock), 2 maximum number of timers per partition, 3 duration of
 --       the claim in ms

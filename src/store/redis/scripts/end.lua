@@ -1,6 +1,6 @@
 -- Releases what is overdue, then ends a conversation. Idempotent.
 -- ARGV: 4 traceparent or empty, 5 reason as a JSON string or empty
--- Reply: ended, now, had ended before 0|1, state, facts, then for each item released in it: item, was held 0|1
+-- Reply: ended, now, already ended 0|1, state, metadata, then for each item released: item, held before 0|1
 --        unfinished, then the same fields: the limit of a step was reached and the conversation is still open; the
 --        caller repeats the call
 --        conversation_not_found
@@ -11,12 +11,12 @@ if not c then
 end
 local repeated = c.ended and 1 or 0
 if c.ended_at == 0 then
-    allow_writes()
+    bypass_maxmemory()
     if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then
         release(c, {})
-        if more(c) == 1 then
+        if unfinished(c) == 1 then
             save(c)
-            return { 'unfinished', NOW, 0, state_of(c), c.facts, unpack(RELEASED) }
+            return { 'unfinished', NOW, 0, state_of(c), c.metadata, unpack(RELEASED) }
         end
     end
     if repeated == 0 and ARGV[5] ~= '' then
@@ -25,6 +25,6 @@ if c.ended_at == 0 then
     end
     finish(c, c.ended or NOW)
     append_end(c)
-    arm(c)
+    set_timer(c)
 end
-return { 'ended', NOW, repeated, state_of(c), c.facts, unpack(RELEASED) }
+return { 'ended', NOW, repeated, state_of(c), c.metadata, unpack(RELEASED) }

@@ -1,20 +1,20 @@
 -- The end of a conversation, and its removal afterwards.
 
--- Removes up to $step_markers timers of an ended conversation's items. Returns how many of them existed.
-local function clear(c)
-    local markers = {}
-    for sequence = c.cleared, math.min(c.cleared + $step_markers, c.next) - 1 do
-        markers[#markers + 1] = REFERENCE .. ':' .. sequence
+-- Removes up to $step_timers timers of an ended conversation's items. Returns how many of them existed.
+local function clear_timers(c)
+    local timers = {}
+    for sequence = c.cleared, math.min(c.cleared + $step_timers, c.next) - 1 do
+        timers[#timers + 1] = REFERENCE .. ':' .. sequence
     end
-    c.cleared = c.cleared + #markers
-    return #markers > 0 and call('ZREM', TIMERS, unpack(markers)) or 0
+    c.cleared = c.cleared + #timers
+    return #timers > 0 and call('ZREM', TIMERS, unpack(timers)) or 0
 end
 
--- Ends a conversation at `time` and removes the first $step_markers timers of its items. The sweeper removes the
--- others. Until then the total `clearing` counts them, so that they do not count as awaiting.
+-- Ends a conversation at `time` and removes the first $step_timers timers of its items. The sweeper removes the
+-- others. Until then, the total `clearing` contains their number, so that they do not count as awaiting.
 local function finish(c, time)
     c.ended_at, c.ended, c.cleared = time, time, c.gate
-    local left = c.awaiting - clear(c)
+    local left = c.awaiting - clear_timers(c)
     if left > 0 then
         call('HINCRBY', TOTALS, 'clearing', left)
     end
@@ -25,7 +25,7 @@ end
 
 -- Appends the channel's last entry. pcall: Redis refuses an id that exists already.
 local function append_end(c)
-    local opened_at, _, id = decode(FACTS, c.facts)
+    local opened_at, _, id = decode(METADATA, c.metadata)
     redis.pcall('XADD', CHANNEL, opened_at .. '-' .. c.gate, 'end', '{"conversationId":"' .. id .. '","state":"ended"}')
     call('PEXPIRE', CHANNEL, c.kept_until - NOW)
 end

@@ -1,20 +1,20 @@
--- The sweeper's step: times out the given items if they are due, continues what a bounded step left unfinished,
--- ends a conversation whose idle timeout has passed, and deletes one whose retention is over. A stale timer has no
--- effect.
+-- The sweeper's step: times out the given items if they are due, continues a release that a bounded step left
+-- unfinished, ends a conversation whose idle timeout has passed, and deletes one whose retention is over. A stale
+-- timer has no effect.
 -- ARGV: 4 traceparent or empty, 5 whether to process the conversation as a whole 0|1, 6 … sequences
 -- Reply: gone: the conversation does not exist any more
---        expired, now, state, facts, ended by this step 0|1, number of items that timed out, then for each of
---        those: sequence, item; then for each item released in this step: item, was held 0|1
+--        expired, now, state, metadata, ended by this step 0|1, number of items that timed out, then for each of
+--        those: sequence, item; then for each item released in this step: item, held before 0|1
 local whole = ARGV[5] == '1'
-local named = {}
+local sequences = {}
 for i = 6, #ARGV do
-    named[i - 5] = tonumber(ARGV[i])
+    sequences[i - 5] = tonumber(ARGV[i])
 end
-local read = call('HMGET', CONVERSATION, 's', 'c', unpack(named))
+local read = call('HMGET', CONVERSATION, 's', 'c', unpack(sequences))
 local c = read[1] and stored(read[1], read[2])
-allow_writes()
+bypass_maxmemory()
 if not c then
-    for _, sequence in ipairs(named) do
+    for _, sequence in ipairs(sequences) do
         call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
     end
     if whole and call('ZREM', TIMERS, REFERENCE) == 1 then
@@ -25,8 +25,8 @@ end
 
 local timed_out, ended = {}, 0
 if c.ended then
-    for _, sequence in ipairs(named) do
-        -- clear() removes the others.
+    for _, sequence in ipairs(sequences) do
+        -- clear_timers removes the others.
         if sequence < c.gate or sequence >= c.next then
             call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
         end
@@ -35,7 +35,7 @@ if c.ended then
         finish(c, c.ended)
         ended = 1
     else
-        local cleared = clear(c)
+        local cleared = clear_timers(c)
         if cleared > 0 then
             call('HINCRBY', TOTALS, 'clearing', -cleared)
         end
@@ -50,7 +50,7 @@ if c.ended then
     whole = true
 else
     local known = {}
-    for i, sequence in ipairs(named) do
+    for i, sequence in ipairs(sequences) do
         local item = known[sequence] or read[i + 2]
         local outcome, deadline = AWAITING, 0
         if item then
@@ -63,21 +63,21 @@ else
         elseif item and outcome == AWAITING then
             call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
         else
-            MARKERS[#MARKERS + 1] = REFERENCE .. ':' .. sequence
+            OBSOLETE_TIMERS[#OBSOLETE_TIMERS + 1] = REFERENCE .. ':' .. sequence
         end
         known[sequence] = item or nil
     end
     if c.gate_deadline > 0 and NOW >= c.gate_deadline then
         release(c, known)
     end
-    if #MARKERS > 0 or c.gate > c.gate_before then
+    if #OBSOLETE_TIMERS > 0 or c.gate > c.gate_before then
         save(c)
     end
 end
 if whole then
-    arm(c)
+    set_timer(c)
 end
-local reply = { 'expired', NOW, state_of(c), c.facts, ended, #timed_out / 2 }
+local reply = { 'expired', NOW, state_of(c), c.metadata, ended, #timed_out / 2 }
 for _, value in ipairs(timed_out) do
     reply[#reply + 1] = value
 end

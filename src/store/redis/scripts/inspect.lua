@@ -1,6 +1,7 @@
 -- Returns a conversation and a range of its unreleased items, in order. Read-only.
 -- ARGV: 4 first sequence, 5 maximum number of items
--- Reply: conversation, now, state, facts, reason of the end as a JSON string or empty, sequence of the first item, list of items
+-- Reply: conversation, now, state, metadata, reason of the end as a JSON string or empty, sequence of the first
+--        item, list of items
 --        conversation_not_found
 local read = call('HMGET', CONVERSATION, 's', 'c', 'r')
 local c = conversation(read[1], read[2])
@@ -17,4 +18,4 @@ if first <= last then
     end
     items = call('HMGET', CONVERSATION, unpack(sequences))
 end
-return { 'conversation', NOW, read[1], c.facts, read[3] or '', first, items }
+return { 'conversation', NOW, read[1], c.metadata, read[3] or '', first, items }

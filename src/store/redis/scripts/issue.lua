@@ -7,15 +7,15 @@
 --        conversation_not_found | conversation_ended | idempotency_conflict | awaiting_limit | channel_limit
 local attempt, key, fingerprint = ARGV[4], ARGV[13], ARGV[14]
 local read = call('HMGET', CONVERSATION, 's', 'c', 'k' .. key)
-local c, known = conversation(read[1], read[2]), read[3]
+local c, previous = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_not_found' }
 end
 -- A retry after a lost reply returns the item that the first call issued, even if the conversation has ended since.
--- Only the last items are searched, because a retry follows immediately.
+-- Searches only the last $step_search items, because a retry follows immediately.
 if c.last_issue == ARGV[5] or ARGV[6] == '1' then
     local sequences = {}
-    for sequence = c.next - 1, max(c.next - $step_markers, 1), -1 do
+    for sequence = c.next - 1, max(c.next - $step_search, 1), -1 do
         sequences[#sequences + 1] = sequence
     end
     for i, item in ipairs(#sequences > 0 and call('HMGET', CONVERSATION, unpack(sequences)) or {}) do
@@ -26,9 +26,9 @@ if c.last_issue == ARGV[5] or ARGV[6] == '1' then
 end
 if c.ended then
     return { 'conversation_ended' }
-elseif known then
-    local sequence = tonumber(sub(known, 17))
-    if sub(known, 1, 16) ~= fingerprint then
+elseif previous then
+    local sequence = tonumber(sub(previous, 17))
+    if sub(previous, 1, 16) ~= fingerprint then
         return { 'idempotency_conflict' }
     end
     return { 'issued', 1, sequence, call('HGET', CONVERSATION, sequence) }
@@ -40,7 +40,7 @@ end
 
 local sequence, deadline, trace = c.next, NOW + ARGV[7], ARGV[10]
 if trace == '' then
-    trace = select(4, decode(FACTS, c.facts))
+    trace = select(4, decode(METADATA, c.metadata))
     trace = trace == '' and ARGV[11] or trace
 end
 local item = encode(ITEM, AWAITING, deadline, ARGV[8], attempt .. format('%08x', sequence), rfc3339(NOW, date(NOW)),
@@ -55,7 +55,7 @@ c.busy_until = max(c.busy_until, deadline)
 c.last_issue = ARGV[5]
 -- Redis refuses this write at maxmemory (OOM). It must be the first.
 call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
-keep(c)
+extend_ttl(c)
 if key == '' then
     call('HSET', CONVERSATION, 's', state_of(c), sequence, item)
 else

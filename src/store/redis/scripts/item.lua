@@ -1,11 +1,11 @@
 -- The stored form of a work item: the fields of ITEM and, once it has an outcome, those of SETTLEMENT.
 
--- Outcome (a number), deadline (ms), replay window (ms), id, issued at (text), date of the deadline (the date table
--- may not cover it when the item times out); then, each after its length, the signing key's id, the traceparent,
--- and the members of the envelope that are known at issue.
+-- Outcome (a number), deadline (ms), replay window (ms), id, issued at (text), date of the deadline (stored, because
+-- at the timeout the date table can be too new to contain it); then, each preceded by its length, the signing key's id,
+-- the traceparent, and the members of the envelope that are known at issue.
 local ITEM = '>BI6I4c36c24c10Bc0Bc0I2c0'
--- Received at (text), attempt, size of the result in bytes; then, each after its length, the id and the traceparent
--- of the request that settled the item. A cancelled item ends with the reason, a JSON string, if there is one.
+-- Received at (text), attempt, size of the result in bytes; then, each preceded by its length, the id and the
+-- traceparent of the request that settled the item. If a cancelled item has a reason, it follows as a JSON string.
 local SETTLEMENT = '>c24c8I4Bc0Bc0'
 
 local AWAITING, SUCCEEDED, FAILED, TIMED_OUT, CANCELLED = 0, 1, 2, 3, 4
@@ -14,7 +14,7 @@ local function id_of(item)
     return sub(item, 12, 47)
 end
 
--- The deadline rule: an unsettled item counts as timed out from its deadline on, before the sweeper has seen it.
+-- The deadline rule: an unsettled item counts as timed out from its deadline on, before the sweeper has processed it.
 local function outcome_at(item, now)
     local outcome, deadline = decode('>BI6', item)
     if outcome == AWAITING and now >= deadline then

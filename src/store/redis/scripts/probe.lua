@@ -1,6 +1,6 @@
 -- Runs every command that the scripts use, so that a missing permission is found at startup and not in the middle
--- of a script. Leaves no key behind. A script of its own.
--- KEYS: 1 a key that does not exist
+-- of a script. Leaves no key behind. Does not use clock.lua and conversation.lua.
+-- KEYS: 1 an unused key
 -- ARGV: 1 a pub/sub channel without subscribers
 -- Reply: a flat list: for each command that failed, its name and its error
 local key, errors = KEYS[1], {}

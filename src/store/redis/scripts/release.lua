@@ -4,24 +4,25 @@ local char, concat = string.char, table.concat
 local TRACE = ARGV[4]
 
 -- Collected during the step: fields and values for the conversation's hash, timers to remove, sequences of held
--- results to remove, sequences settled in this step, and the end of the reply (item and was held 0|1, alternating).
-local WRITES, MARKERS, FREED, FRESH, RELEASED = {}, {}, {}, {}, {}
+-- results that were released, set of sequences that this step has settled, and the end of the reply (item and held
+-- before 0|1, alternating).
+local WRITES, OBSOLETE_TIMERS, RELEASED_HELD, JUST_SETTLED, RELEASED = {}, {}, {}, {}, {}
 local NOW_TEXT = rfc3339(NOW, date(NOW))
 
--- Settles an unsettled item. Returns its new stored form.
+-- Settles an awaiting item. Returns its new stored form.
 local function settle(c, sequence, item, outcome, received_at, attempt, bytes, request)
     item = char(outcome) .. sub(item, 2)
         .. encode(SETTLEMENT, received_at, attempt, bytes, #request, request, #TRACE, TRACE)
     local n = #WRITES
     WRITES[n + 1], WRITES[n + 2] = sequence, item
-    MARKERS[#MARKERS + 1] = REFERENCE .. ':' .. sequence
-    FRESH[sequence] = true
+    OBSOLETE_TIMERS[#OBSOLETE_TIMERS + 1] = REFERENCE .. ':' .. sequence
+    JUST_SETTLED[sequence] = true
     c.awaiting = c.awaiting - 1
     c.held_bytes = c.held_bytes + bytes
     return item
 end
 
--- Marks the conversation as used. The sweeper's steps do not.
+-- Restarts the idle timeout. The sweeper's steps do not.
 local function touch(c)
     c.touched_at = NOW
     if c.awaiting == 0 then
@@ -29,8 +30,9 @@ local function touch(c)
     end
 end
 
--- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
-local function allow_writes()
+-- Lets the script write at maxmemory: Redis refuses writes (OOM) only until a script has written once, and never
+-- refuses PEXPIRE.
+local function bypass_maxmemory()
     call('PEXPIRE', TIMERS, $partition_ttl)
 end
 
@@ -39,8 +41,8 @@ local function time_out(c, sequence, item)
     return settle(c, sequence, item, TIMED_OUT, rfc3339(deadline, day), '\0\0\0\0\0\0\0\0', 0, '')
 end
 
--- Appends an item's envelope to the channel. Returns the size of its result in bytes. The state is written later:
--- if the step fails in between, the whole step is repeated.
+-- Appends an item's envelope to the channel. Returns the size of its result in bytes. `save` writes the state: if the
+-- step fails before that, the whole step is repeated.
 local function append(c, sequence, item, payload)
     local outcome, _, _, id, issued_at, _, _, trace, members, at = decode(ITEM, item)
     local received_at, _, bytes, request, settled_in, reason_at = decode(SETTLEMENT, item, at)
@@ -48,7 +50,7 @@ local function append(c, sequence, item, payload)
         trace = settled_in
     end
     if not c.id then
-        c.opened_at, _, c.id = decode(FACTS, c.facts)
+        c.opened_at, _, c.id = decode(METADATA, c.metadata)
     end
     local word, result = 'succeeded', ',"result":'
     if outcome == FAILED then
@@ -61,7 +63,7 @@ local function append(c, sequence, item, payload)
     end
     if result ~= '' and not payload then
         payload = call('HGET', HELD, sequence)
-        -- Redis has evicted it, or somebody has deleted it: the envelope has no result then.
+        -- If Redis has evicted it, or somebody has deleted it, the envelope has no result.
         result = payload and result or ''
     end
     local envelope = '{"sequence":' .. sequence .. ',"conversationId":"' .. c.id .. '","workItemId":"' .. id .. '",'
@@ -72,9 +74,9 @@ local function append(c, sequence, item, payload)
     local entry = c.opened_at .. '-' .. sequence
     local added = redis.pcall('XADD', CHANNEL, entry, 'envelope', envelope, 'sequence', sequence, 'outcome', word)
     if added.err then
-        -- The entry exists when an earlier step failed after it had appended it and before it wrote the state.
-        local there = call('XRANGE', CHANNEL, entry, entry)[1]
-        assert(there and there[2][1] == 'envelope', added.err)
+        -- The entry exists if an earlier step failed after it had appended it and before it wrote the state.
+        local existing = call('XRANGE', CHANNEL, entry, entry)[1]
+        assert(existing and existing[2][1] == 'envelope', added.err)
     end
     c.held_bytes = c.held_bytes - bytes
     c.channel_bytes = c.channel_bytes + bytes
@@ -82,21 +84,21 @@ local function append(c, sequence, item, payload)
 end
 
 -- THE GATE RULE: starting at the gate, releases every item that is settled or overdue. Stops at the first that is
--- neither. A step releases a bounded number of items and bytes. If it leaves some to the next step, it sets
--- gate_deadline to 1, a time in the past. `known`: items that are already read, by sequence. `own`: the sequence
--- that this call settled. `payload`: the result of that item, which is not in the held hash.
+-- neither. A step releases a bounded number of items and bytes. If it leaves items to the next step, it sets
+-- gate_deadline to 1, a time in the past. `known`: items that have been read, by sequence. `own`: the sequence that
+-- this call settled. `payload`: the result of that item, which is not in the held hash.
 local function release(c, known, own, payload)
     local first, bytes = c.gate, 0
     while c.gate < c.next do
         local sequence = c.gate
         local item = known[sequence]
         if not item then
-            local names = {}
+            local sequences = {}
             for i = 1, math.min(32, c.next - sequence) do
-                names[i] = sequence + i - 1
+                sequences[i] = sequence + i - 1
             end
-            for i, other in ipairs(call('HMGET', CONVERSATION, unpack(names))) do
-                -- The hash does not have the settlements of this step yet.
+            for i, other in ipairs(call('HMGET', CONVERSATION, unpack(sequences))) do
+                -- `known` has precedence: the hash does not contain this step's settlements yet.
                 known[sequence + i - 1] = known[sequence + i - 1] or other
             end
             item = known[sequence]
@@ -113,9 +115,9 @@ local function release(c, known, own, payload)
         end
         bytes = bytes + append(c, sequence, item, sequence == own and payload)
         local n = #RELEASED
-        RELEASED[n + 1], RELEASED[n + 2] = sequence == own and '' or item, FRESH[sequence] and 0 or 1
-        if not FRESH[sequence] then
-            FREED[#FREED + 1] = sequence
+        RELEASED[n + 1], RELEASED[n + 2] = sequence == own and '' or item, JUST_SETTLED[sequence] and 0 or 1
+        if not JUST_SETTLED[sequence] then
+            RELEASED_HELD[#RELEASED_HELD + 1] = sequence
         end
         c.gate = sequence + 1
     end
@@ -124,20 +126,20 @@ local function release(c, known, own, payload)
     end
 end
 
--- Writes the effects of the step.
+-- Writes the changes of the step.
 local function save(c)
-    keep(c)
+    extend_ttl(c)
     call('HSET', CONVERSATION, 's', state_of(c), unpack(WRITES))
     if c.gate_deadline == 1 then
-        -- The caller continues immediately. The sweeper continues if the caller has failed.
+        -- The caller continues immediately. If it fails, the sweeper continues.
         call('ZADD', TIMERS, NOW + $continue_after, REFERENCE)
     end
-    if #MARKERS > 0 then
-        -- pcall: a timer that remains has no effect, and the sweeper removes it.
-        redis.pcall('ZREM', TIMERS, unpack(MARKERS))
+    if #OBSOLETE_TIMERS > 0 then
+        -- pcall: an obsolete timer has no effect, and the sweeper removes it.
+        redis.pcall('ZREM', TIMERS, unpack(OBSOLETE_TIMERS))
     end
-    if #FREED > 0 then
-        call('HDEL', HELD, unpack(FREED))
+    if #RELEASED_HELD > 0 then
+        call('HDEL', HELD, unpack(RELEASED_HELD))
     end
     local held = c.ended and 0 or c.next - c.gate - c.awaiting
     if held ~= c.held_before then
@@ -156,7 +158,7 @@ local function save(c)
     end
 end
 
--- 1 if the step left items to release, 0 otherwise.
-local function more(c)
+-- 1 if the step left items to release, otherwise 0.
+local function unfinished(c)
     return c.gate_deadline == 1 and 1 or 0
 end

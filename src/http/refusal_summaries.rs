@@ -17,7 +17,7 @@ use crate::telemetry::names;
 /// Within this time, only the first of equal refusals has its own log line and span.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Interval at which ended windows are logged.
-const CHECK: Duration = Duration::from_secs(1);
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of windows. Beyond it, all further refusals with the same code share one window.
 const MAX_WINDOWS: usize = 256;
 /// Maximum number of windows of a client. Its further work items share one window for each code.
@@ -25,8 +25,8 @@ const MAX_CLIENT_WINDOWS: usize = 16;
 
 /// The key of a window. Refusals with equal keys are summarized together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Repeatable {
-    /// The client, or its IPv6 network. `None`: one of many.
+pub(super) struct RefusalKey {
+    /// The client, or its IPv6 network. `None`: the window is shared by all further clients.
     pub(super) client: Option<IpAddr>,
     /// `None`: the client disconnected.
     pub(super) code: Option<Code>,
@@ -35,26 +35,26 @@ pub(super) struct Repeatable {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Window {
+struct RefusalWindow {
     began: Instant,
     repeated: u64,
 }
 
-/// The current windows.
+/// The current windows, with the number of repeated refusals in each.
 #[derive(Debug)]
-pub struct RepeatedRefusals {
+pub struct RefusalSummaries {
     ipv6_prefix: u32,
-    windows: Mutex<HashMap<Repeatable, Window>>,
+    windows: Mutex<HashMap<RefusalKey, RefusalWindow>>,
 }
 
-impl RepeatedRefusals {
+impl RefusalSummaries {
     /// IPv6 addresses are grouped by `ipv6_prefix` bits: one client usually controls a whole network.
     pub fn new(ipv6_prefix: u64) -> Self {
         Self { ipv6_prefix: u32::try_from(ipv6_prefix).unwrap_or(u32::MAX), windows: Mutex::default() }
     }
 
     /// Counts a refusal. Returns whether it is the first in its window.
-    pub(super) fn is_first(&self, mut refusal: Repeatable) -> bool {
+    pub(super) fn is_first(&self, mut refusal: RefusalKey) -> bool {
         refusal.client = refusal.client.map(|client| network(client, self.ipv6_prefix));
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let of_client = || windows.keys().filter(|known| known.client == refusal.client).count();
@@ -62,11 +62,11 @@ impl RepeatedRefusals {
             refusal.work_item = None;
         }
         if !windows.contains_key(&refusal) && windows.len() >= MAX_WINDOWS {
-            refusal = Repeatable { client: None, work_item: None, code: refusal.code };
+            refusal = RefusalKey { client: None, work_item: None, code: refusal.code };
         }
         match windows.entry(refusal) {
             Entry::Vacant(new) => {
-                new.insert(Window { began: Instant::now(), repeated: 0 });
+                new.insert(RefusalWindow { began: Instant::now(), repeated: 0 });
                 true
             }
             Entry::Occupied(mut window) => {
@@ -77,7 +77,7 @@ impl RepeatedRefusals {
     }
 
     /// Removes the windows that began at `began` or earlier. Returns those with repeated refusals.
-    fn take(&self, began: Instant) -> Vec<(Repeatable, Window)> {
+    fn take_started_by(&self, began: Instant) -> Vec<(RefusalKey, RefusalWindow)> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         windows
             .extract_if(|_, window| window.began <= began)
@@ -86,7 +86,7 @@ impl RepeatedRefusals {
     }
 
     fn log(&self, began: Instant) {
-        for (Repeatable { client, code, work_item }, window) in self.take(began) {
+        for (RefusalKey { client, code, work_item }, window) in self.take_started_by(began) {
             let status = code.map_or(CLIENT_CLOSED_REQUEST, |code| code.status().as_u16());
             let code = code.map_or("", Code::as_str);
             tracing::info!(
@@ -106,9 +106,9 @@ impl RepeatedRefusals {
     }
 
     /// Logs one line for each window that has ended and had repeated refusals. Never returns.
-    pub async fn keep_logging(&self) {
+    pub async fn log_periodically(&self) {
         loop {
-            sleep(CHECK).await;
+            sleep(LOG_INTERVAL).await;
             if let Some(began) = Instant::now().checked_sub(WINDOW) {
                 self.log(began);
             }
@@ -127,46 +127,47 @@ mod tests {
 
     use super::*;
 
-    fn refusal(client: u32) -> Repeatable {
+    fn refusal(client: u32) -> RefusalKey {
         let client = Some(IpAddr::V4(Ipv4Addr::from_bits(client)));
-        Repeatable { client, code: Some(Code::CallbackTokenInvalid), work_item: None }
+        RefusalKey { client, code: Some(Code::CallbackTokenInvalid), work_item: None }
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_the_first_refusal_in_a_window_is_logged_individually() {
-        let repeats = RepeatedRefusals::new(64);
-        assert!(repeats.is_first(refusal(1)) && repeats.is_first(refusal(2)));
-        assert!(!repeats.is_first(refusal(1)) && !repeats.is_first(refusal(1)));
+        let summaries = RefusalSummaries::new(64);
+        assert!(summaries.is_first(refusal(1)) && summaries.is_first(refusal(2)));
+        assert!(!summaries.is_first(refusal(1)) && !summaries.is_first(refusal(1)));
         let began = Instant::now();
         tokio::time::advance(WINDOW).await;
-        let ended = repeats.take(began);
+        let ended = summaries.take_started_by(began);
         assert_eq!(
             ended.iter().map(|(of, window)| (*of, window.repeated)).collect::<Vec<_>>(),
             [(refusal(1), 2)]
         );
-        assert!(repeats.is_first(refusal(1)), "a new window");
+        assert!(summaries.is_first(refusal(1)), "a new window");
     }
 
     #[tokio::test]
     async fn number_of_windows_is_bounded() {
-        let repeats = RepeatedRefusals::new(64);
-        let first = (0..2000).filter(|client| repeats.is_first(refusal(*client))).count();
+        let summaries = RefusalSummaries::new(64);
+        let first = (0..2000).filter(|client| summaries.is_first(refusal(*client))).count();
         assert_eq!(first, MAX_WINDOWS + 1);
-        let repeated: u64 = repeats.take(Instant::now()).iter().map(|(_, window)| window.repeated).sum();
+        let repeated: u64 =
+            summaries.take_started_by(Instant::now()).iter().map(|(_, window)| window.repeated).sum();
         assert_eq!(repeated, 2000 - 1 - MAX_WINDOWS as u64);
     }
 
     #[tokio::test]
-    async fn one_client_cannot_take_the_windows_of_others() {
-        let repeats = RepeatedRefusals::new(64);
+    async fn windows_per_client_are_bounded() {
+        let summaries = RefusalSummaries::new(64);
         let of = |host: u128, item: u128| {
             let client = Some(IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) + host)));
             let work_item = (item > 0).then(|| WorkItemId::from_uuid(uuid::Uuid::from_u128(item)));
-            Repeatable { client, code: Some(Code::RateLimited), work_item }
+            RefusalKey { client, code: Some(Code::RateLimited), work_item }
         };
-        assert_eq!((1..2000).filter(|host| repeats.is_first(of(*host, 0))).count(), 1);
-        let first = (1..2000).filter(|item| repeats.is_first(of(1, *item))).count();
+        assert_eq!((1..2000).filter(|host| summaries.is_first(of(*host, 0))).count(), 1);
+        let first = (1..2000).filter(|item| summaries.is_first(of(1, *item))).count();
         assert_eq!(first, MAX_CLIENT_WINDOWS - 1);
-        assert!(repeats.is_first(refusal(1)), "another client");
+        assert!(summaries.is_first(refusal(1)), "another client");
     }
 }

@@ -1,8 +1,8 @@
--- Expiry of the keys in Redis. It only frees memory: every rule uses the times in the data.
+-- The TTL of the keys in Redis. It only frees memory: every rule uses the times in the data.
 
--- Extends the expiry of the conversation's keys to the end of its retention plus $grace ms, if less than half of
--- that margin is left. The partition's keys outlive the longest time that a conversation can go without a step.
-local function keep(c)
+-- Extends the TTL of the conversation's keys to the end of its retention plus $grace ms, if less than half of that
+-- margin is left. The TTL of the partition's keys exceeds the longest lifetime of a conversation without a step.
+local function extend_ttl(c)
     local needed = (c.ended or idle_at(c)) + $retention
     if c.kept_until < needed + $grace / 2 then
         c.kept_until = needed + $grace

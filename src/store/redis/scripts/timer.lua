@@ -1,5 +1,5 @@
--- Sets the time at which the sweeper next processes the conversation as a whole.
-local function arm(c)
+-- Sets the timer of the conversation as a whole: the time at which the sweeper next processes it.
+local function set_timer(c)
     local time
     if c.ended_at > 0 then
         time = c.cleared < c.next and NOW or c.ended_at + $retention

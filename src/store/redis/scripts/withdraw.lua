@@ -1,6 +1,0 @@
--- Cancels an awaiting item. `reason`: a JSON string, or empty. Returns the item's new stored form.
-local function withdraw(c, sequence, item, attempt, request, reason)
-    item = settle(c, sequence, item, CANCELLED, NOW_TEXT, attempt, 0, request) .. reason
-    WRITES[#WRITES] = item
-    return item
-end
