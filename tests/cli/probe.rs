@@ -27,8 +27,9 @@ fn service(arguments: &[&str]) -> Service {
 fn probe(service: &Service, arguments: &[&str]) -> Ran {
     let platform = format!("http://{}", service.platform);
     let ran = run_with(&keys(), &[&["probe", "--platform-url", &platform], arguments].concat());
-    for secret in ["cbt_", SERVICE_KEY] {
-        assert!(!ran.out.contains(secret) && !ran.err.contains(&format!("{secret}A")), "{ran:?}");
+    // Every token begins with its version.
+    for secret in ["cbt_A", SERVICE_KEY] {
+        assert!(!ran.out.contains(secret) && !ran.err.contains(secret), "{ran:?}");
     }
     ran
 }
@@ -341,7 +342,7 @@ fn what_a_gateway_spoils_is_told() {
         ),
         ("return 200 hello;", "callback by header", ["200 and not from callback-ingress", "another service"]),
         (
-            "proxy_pass http://127.0.0.1:9/;",
+            "return 502;",
             "callback by header",
             ["502 and not from callback-ingress", "reach the public listener?"],
         ),

@@ -183,19 +183,21 @@ enum Cause<'a> {
 
 /// The most specific cause.
 fn cause<'a>(error: &'a (dyn Error + 'static)) -> Cause<'a> {
-    // Dereferenced, because a reference to an error is an error with a shorter life.
-    let chain = || std::iter::successors(Some(error), |error| (*error).source());
-    let tls = chain().find_map(|error| {
-        // `source` of an I/O error skips the error that it contains.
-        let inner = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
-        inner.and_then(|inner| inner.downcast_ref()).or_else(|| error.downcast_ref::<rustls::Error>())
-    });
-    if let Some(tls) = tls {
+    let chain = || std::iter::successors(Some(error), |error| source(*error));
+    if let Some(tls) = chain().find_map(|error| error.downcast_ref()) {
         return Cause::Tls(tls);
     }
     let io = chain().filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
-    match io.filter(|kind| !matches!(kind, io::ErrorKind::Other)).last() {
+    match io.filter(|kind| *kind != io::ErrorKind::Other).last() {
         Some(kind) => Cause::Io(kind),
         None => Cause::Other(shown(&chain().last().map(ToString::to_string).unwrap_or_default())),
+    }
+}
+
+/// Also the error in an I/O error, whose `source` skips it.
+fn source<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner),
+        None => error.source(),
     }
 }
