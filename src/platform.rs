@@ -3,6 +3,7 @@
 mod auth;
 mod conversations;
 mod events;
+mod openapi;
 mod pages;
 mod refusals;
 mod request;
@@ -25,6 +26,7 @@ use crate::http::context::{Instrumentation, RequestContext};
 use crate::http::health::{self, Health};
 use crate::http::metrics;
 use crate::http::observe::observe_requests;
+use crate::http::openapi as http_openapi;
 use crate::public::Carriers;
 use crate::store::{InstrumentedStore, Store};
 
@@ -83,6 +85,7 @@ impl Platform {
 /// Routes of the platform API, health checks and metrics.
 pub fn router(platform: Arc<Platform>, instrumentation: Instrumentation, health: Health) -> Router {
     let conversation = put(conversations::open).get(conversations::show).delete(conversations::end);
+    let document = openapi::document(&platform);
     let calls = Router::new()
         .route("/conversations/{conversationId}", conversation)
         .route("/conversations/{conversationId}/events", get(events::follow))
@@ -94,7 +97,8 @@ pub fn router(platform: Arc<Platform>, instrumentation: Instrumentation, health:
             "/conversations/{conversationId}/work-items/{workItemId}",
             get(work_items::show).delete(work_items::cancel),
         )
-        .with_state(Arc::clone(&platform));
+        .with_state(Arc::clone(&platform))
+        .merge(http_openapi::route(openapi::PATH, document));
     let routes = health::routes(health).merge(metrics::routes(instrumentation.telemetry.metrics.clone()));
     observe_requests(instrumentation, routes.nest(PLATFORM_PATH, auth::require_service_key(platform, calls)))
 }

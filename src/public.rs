@@ -5,6 +5,7 @@
 mod callback;
 mod carrier;
 mod client_limits;
+mod openapi;
 mod reply;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::Instrumentation;
 use crate::http::health::{self, Health};
 use crate::http::observe::observe_requests;
+use crate::http::openapi as http_openapi;
 use crate::store::InstrumentedStore;
 
 /// Where callbacks are posted.
@@ -40,6 +42,8 @@ pub struct Public {
     pub keyring: Arc<Keyring>,
     /// Clock for token expiry.
     pub clock: Clock,
+    /// The prefix of callback URLs.
+    pub base_url: String,
     /// The enabled token carriers.
     pub carriers: Arc<Carriers>,
     /// Limits of a body.
@@ -56,11 +60,12 @@ pub struct Public {
 
 /// All routes of the public listener.
 pub fn router(public: Arc<Public>, instrumentation: Instrumentation, health: Health) -> Router {
+    let document = http_openapi::route(openapi::PATH, openapi::document(&public));
     let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::handle));
     if public.carriers.allows(Carrier::Path) {
         callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::handle));
     }
     let callbacks =
         callbacks.fallback(callback::refuse).method_not_allowed_fallback(callback::refuse).with_state(public);
-    observe_requests(instrumentation, health::routes(health).merge(callbacks))
+    observe_requests(instrumentation, health::routes(health).merge(document).merge(callbacks))
 }
