@@ -1,5 +1,7 @@
 //! The composition root: builds the service, binds the listeners, runs, drains.
 
+#[cfg(test)]
+mod documented_routes;
 mod key_files;
 mod store_check;
 mod tasks;

@@ -74,6 +74,8 @@ pub struct Page {
     pub released: u64,
     /// Whether the conversation has ended. No further envelopes follow.
     pub ended: bool,
+    /// Why it was ended.
+    pub end_reason: Option<Reason>,
     /// Time in milliseconds until the idle timeout.
     pub idle_in_ms: u64,
 }

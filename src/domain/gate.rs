@@ -409,6 +409,11 @@ impl Conversation {
         })
     }
 
+    /// Why it was ended.
+    pub const fn end_reason(&self) -> Option<&Reason> {
+        self.end_reason.as_ref()
+    }
+
     /// Releases what is overdue, then ends the conversation and drops its held and awaiting items. Idempotent.
     pub fn end(
         &mut self,
@@ -423,7 +428,7 @@ impl Conversation {
             self.end_reason = reason.cloned();
         }
         let ended = self.finish(ended_before.unwrap_or(now));
-        EndReceipt { ended, repeated: ended_before.is_some(), released }
+        EndReceipt { ended, repeated: ended_before.is_some(), reason: self.end_reason.clone(), released }
     }
 
     /// Records the end and drops the held results, unless an earlier operation has done so.

@@ -168,7 +168,7 @@ impl fmt::Debug for Token {
 }
 
 /// The first 8 hexadecimal digits of a token's SHA-256: the only form of a token in logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TokenFingerprint([u8; 4]);
 
 impl TokenFingerprint {

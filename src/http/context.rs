@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::client_address::TrustedProxies;
 use super::refusal::Refusal;
-use super::refusal_summaries::RefusalSummaries;
+use super::refusal_summaries::{RefusalSummaries, TokenIds};
 use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
 use crate::domain::ids::{
     ConversationId, ConversationRef, Fingerprint, RequestId, Sequence, ToolCallId, ToolName, TraceParent,
@@ -149,6 +149,16 @@ impl RequestLog {
         self.reference = Some(claims.conversation);
         self.work_item = Some(claims.work_item);
         self.sequence = Some(claims.sequence);
+    }
+
+    /// The ids of the request's authentic token.
+    pub(super) fn token_ids(&self) -> Option<TokenIds> {
+        Some(TokenIds {
+            reference: self.reference?,
+            work_item: self.work_item?,
+            sequence: self.sequence?,
+            fingerprint: self.token?,
+        })
     }
 
     /// Records the work item of the request, without its deadline.

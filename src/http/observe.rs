@@ -222,7 +222,7 @@ impl RequestState {
         };
         let may_be_summarized =
             code == Some(Code::RateLimited) || is_unauthenticated && code != Some(Code::Internal);
-        let refusal = RefusalKey { client: Some(self.client), code, work_item: log.work_item };
+        let refusal = RefusalKey { client: Some(self.client), code, token: log.token_ids() };
         !may_be_summarized || self.instrumentation.refusal_summaries.is_first(refusal)
     }
 

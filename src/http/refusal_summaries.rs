@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep};
 
 use super::code::{CLIENT_CLOSED_REQUEST, Code};
 use super::rate_limit::network;
-use crate::domain::ids::WorkItemId;
+use crate::domain::ids::{ConversationRef, Sequence, WorkItemId};
+use crate::domain::token::TokenFingerprint;
 use crate::telemetry::names;
 
 /// Within this time, only the first of equal refusals has its own log line and span.
@@ -30,8 +31,17 @@ pub(super) struct RefusalKey {
     pub(super) client: Option<IpAddr>,
     /// `None`: the client disconnected.
     pub(super) code: Option<Code>,
-    /// The work item of an authentic token.
-    pub(super) work_item: Option<WorkItemId>,
+    /// `None`: the request has no authentic token, or the window is shared.
+    pub(super) token: Option<TokenIds>,
+}
+
+/// The ids in an authentic token, and its fingerprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TokenIds {
+    pub(super) reference: ConversationRef,
+    pub(super) work_item: WorkItemId,
+    pub(super) sequence: Sequence,
+    pub(super) fingerprint: TokenFingerprint,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,10 +69,10 @@ impl RefusalSummaries {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let of_client = || windows.keys().filter(|known| known.client == refusal.client).count();
         if !windows.contains_key(&refusal) && of_client() >= MAX_CLIENT_WINDOWS {
-            refusal.work_item = None;
+            refusal.token = None;
         }
         if !windows.contains_key(&refusal) && windows.len() >= MAX_WINDOWS {
-            refusal = RefusalKey { client: None, work_item: None, code: refusal.code };
+            refusal = RefusalKey { client: None, token: None, code: refusal.code };
         }
         match windows.entry(refusal) {
             Entry::Vacant(new) => {
@@ -86,7 +96,7 @@ impl RefusalSummaries {
     }
 
     fn log(&self, began: Instant) {
-        for (RefusalKey { client, code, work_item }, window) in self.take_started_by(began) {
+        for (RefusalKey { client, code, token }, window) in self.take_started_by(began) {
             let status = code.map_or(CLIENT_CLOSED_REQUEST, |code| code.status().as_u16());
             let code = code.map_or("", Code::as_str);
             tracing::info!(
@@ -96,7 +106,10 @@ impl RefusalSummaries {
                     { names::CODE } = code,
                     { names::REPEATED } = window.repeated,
                     { names::CLIENT_ADDRESS } = client.map(tracing::field::display),
-                    { names::WORK_ITEM_ID } = work_item.map(tracing::field::display),
+                    { names::CONVERSATION_REFERENCE } = token.map(|of| tracing::field::display(of.reference)),
+                    { names::WORK_ITEM_ID } = token.map(|of| tracing::field::display(of.work_item)),
+                    { names::WORK_ITEM_SEQUENCE } = token.map(|of| of.sequence.get()),
+                    { names::TOKEN_FINGERPRINT } = token.map(|of| tracing::field::display(of.fingerprint)),
                 },
                 "{status} {code} {} more times in {} s",
                 window.repeated,
@@ -126,10 +139,11 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
+    use crate::domain::ids::ConversationId;
 
     fn refusal(client: u32) -> RefusalKey {
         let client = Some(IpAddr::V4(Ipv4Addr::from_bits(client)));
-        RefusalKey { client, code: Some(Code::CallbackTokenInvalid), work_item: None }
+        RefusalKey { client, code: Some(Code::CallbackTokenInvalid), token: None }
     }
 
     #[tokio::test(start_paused = true)]
@@ -162,8 +176,13 @@ mod tests {
         let summaries = RefusalSummaries::new(64);
         let of = |host: u128, item: u128| {
             let client = Some(IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) + host)));
-            let work_item = (item > 0).then(|| WorkItemId::from_uuid(uuid::Uuid::from_u128(item)));
-            RefusalKey { client, code: Some(Code::RateLimited), work_item }
+            let token = (item > 0).then(|| TokenIds {
+                reference: ConversationId::parse("call-1").unwrap().reference(),
+                work_item: WorkItemId::from_uuid(uuid::Uuid::from_u128(item)),
+                sequence: Sequence::new(1),
+                fingerprint: TokenFingerprint::of(""),
+            });
+            RefusalKey { client, code: Some(Code::RateLimited), token }
         };
         assert_eq!((1..2000).filter(|host| summaries.is_first(of(*host, 0))).count(), 1);
         let first = (1..2000).filter(|item| summaries.is_first(of(1, *item))).count();

@@ -175,6 +175,9 @@ struct EndedBody<'a> {
     conversation_id: &'a ConversationId,
     state: ConversationState,
     ended_at: Timestamp,
+    /// Why it was ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a Reason>,
     dropped_held: u64,
     dropped_awaiting: u64,
     channel: ChannelBody,
@@ -206,6 +209,7 @@ pub(super) async fn end(
         conversation_id: &conversation,
         state: ConversationState::Ended,
         ended_at: ended.ended_at,
+        reason: receipt.reason.as_ref(),
         dropped_held: ended.dropped_held,
         dropped_awaiting: ended.dropped_awaiting,
         channel: ChannelBody::of(&platform, &conversation),

@@ -25,6 +25,7 @@ use super::request::{PathIds, invalid};
 use crate::domain::envelope::{EnvelopeJson, event_id};
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, RequestId, Sequence};
+use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
@@ -168,12 +169,14 @@ fn parse_cursor(text: &str) -> Option<Cursor> {
 }
 
 /// The end of the channel at the last read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct ChannelEnd {
     /// The last sequence on the channel.
     released: u64,
     /// Whether the conversation has ended, so that nothing follows.
     is_final: bool,
+    /// Why the conversation was ended.
+    reason: Option<Reason>,
     /// Time after which the channel is read again without a notification.
     poll_after: Duration,
 }
@@ -181,7 +184,8 @@ struct ChannelEnd {
 impl ChannelEnd {
     fn of(page: &Page) -> Self {
         let poll_after = POLL_INTERVAL.min(Duration::from_millis(page.idle_in_ms + 1));
-        Self { released: page.released, is_final: page.ended, poll_after }
+        let reason = page.end_reason.clone();
+        Self { released: page.released, is_final: page.ended, reason, poll_after }
     }
 }
 
@@ -361,7 +365,9 @@ impl ChannelReader {
     fn end_event(&mut self) -> Event {
         self.finished = true;
         self.stream.closed = CloseReason::Ended;
-        let data = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, self.conversation);
+        let reason = self.end.reason.as_ref();
+        let reason = reason.map_or_else(String::new, |reason| format!(r#","reason":{}"#, reason.to_json()));
+        let data = format!(r#"{{"conversationId":"{}","state":"ended"{reason}}}"#, self.conversation);
         Event::default().event("end").data(data)
     }
 }

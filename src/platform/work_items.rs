@@ -1,5 +1,6 @@
 //! Issuing, showing and cancelling work items.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -186,24 +187,39 @@ pub(super) async fn issue(
     Ok(response)
 }
 
-/// The digest of the `Idempotency-Key` header. A quoted key, as the IETF draft requires (a string of RFC 8941), is the
-/// same key as without quotes.
+/// The digest of the `Idempotency-Key` header. A quoted key, as the IETF draft requires, is the same key as without quotes.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyDigest>, Refusal> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
         (Some(value), None) => {
-            let key = value
-                .to_str()
-                .ok()
-                .map(|text| text.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')).unwrap_or(text));
-            let digest = key.and_then(IdempotencyDigest::of);
+            let key = value.to_str().ok().and_then(unquoted);
+            let digest = key.and_then(|key| IdempotencyDigest::of(&key));
             digest.map(Some).ok_or_else(|| {
-                invalid("Idempotency-Key", "must be 1 to 255 visible ASCII characters, without spaces")
+                let why = "must be 1 to 255 visible ASCII characters, without spaces; within quotes, \" and \\ are \
+                           written as \\\" and \\\\";
+                invalid("Idempotency-Key", why)
             })
         }
         (Some(_), Some(_)) => Err(invalid("Idempotency-Key", "must not be repeated")),
     }
+}
+
+/// The content of a string of RFC 8941, section 3.3.3, which begins with a quotation mark; another text as it is. `None`
+/// if such a string is not well-formed.
+fn unquoted(text: &str) -> Option<Cow<'_, str>> {
+    let Some(quoted) = text.strip_prefix('"') else { return Some(Cow::Borrowed(text)) };
+    let quoted = quoted.strip_suffix('"')?;
+    let mut content = String::with_capacity(quoted.len());
+    let mut characters = quoted.chars();
+    while let Some(character) = characters.next() {
+        content.push(match character {
+            '"' => return None,
+            '\\' => characters.next().filter(|escaped| matches!(escaped, '"' | '\\'))?,
+            other => other,
+        });
+    }
+    Some(Cow::Owned(content))
 }
 
 /// The state of a work item.

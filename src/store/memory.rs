@@ -341,6 +341,7 @@ impl Store for MemoryStore {
             envelopes: page_of(conversation.read(after, count)).to_vec(),
             released: conversation.released(),
             ended: conversation.ended_at(now).is_some(),
+            end_reason: conversation.end_reason().cloned(),
             idle_in_ms: now.millis_until(conversation.idle_at()),
         }))
     }

@@ -611,13 +611,14 @@ impl Store for RedisStore {
             let (now, repeated) = (Timestamp::from_millis(reply.number()?), reply.number()? == 1);
             let state = StoredState::decode(&reply.bytes()?)?;
             let opened_at = StoredConversation::decode(&reply.bytes()?)?.opened_at;
+            let reason = stored::reason(&reply.bytes()?)?;
             all_released.extend(released(&mut reply, opened_at, now, None)?);
             all_released.truncate(MAX_REPORTED);
             if unfinished {
                 continue;
             }
             let ended = state.ended(now).ok_or_else(|| broken("an ended conversation has no end"))?;
-            return Ok(Ok(EndReceipt { ended, repeated, released: all_released }));
+            return Ok(Ok(EndReceipt { ended, repeated, reason, released: all_released }));
         }
     }
 
@@ -799,6 +800,7 @@ impl Store for RedisStore {
         let now = Timestamp::from_millis(reply.number()?);
         let state = StoredState::decode(&reply.bytes()?)?;
         let opened = StoredConversation::decode(&reply.bytes()?)?;
+        let end_reason = stored::reason(&reply.bytes()?)?;
         let json = |value| bytes(value).map(|json| EnvelopeJson::new(json.into()));
         let envelopes: Result<Vec<EnvelopeJson>, StoreError> = reply.list()?.into_iter().map(json).collect();
         Ok(Ok(Page {
@@ -806,6 +808,7 @@ impl Store for RedisStore {
             envelopes: envelopes?,
             released: state.gate.get() - 1,
             ended: state.ended_at(now).is_some(),
+            end_reason,
             idle_in_ms: now.millis_until(state.idle_at()),
         }))
     }

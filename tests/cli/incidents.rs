@@ -224,6 +224,30 @@ fn flood_of_forged_tokens_is_two_lines_and_loses_nothing_of_others() {
 }
 
 #[test]
+fn summary_of_rate_limited_callbacks_names_the_work_item() {
+    let mut service = Service::start(&["--set", "rate_limit.max=1", "--set", "http.drain_grace_ms=0"]);
+    let token = service.token("call-1");
+    let statuses = [(); 4].map(|()| service.callback(&token, "1").status);
+    assert_eq!(statuses, [202, 429, 429, 429]);
+    service.process.signal("TERM");
+    assert_eq!(service.process.exit_code(), Some(0));
+    let log = service.log.whole();
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let lines: Vec<_> = lines.filter(|line| line[names::CODE] == "RATE_LIMITED").collect();
+    let [first, summary] = &lines[..] else { panic!("{log}") };
+    assert_eq!(summary[names::REPEATED], 2);
+    for name in [
+        names::CONVERSATION_REFERENCE,
+        names::WORK_ITEM_ID,
+        names::WORK_ITEM_SEQUENCE,
+        names::TOKEN_FINGERPRINT,
+        names::CLIENT_ADDRESS,
+    ] {
+        assert!(!summary[name].is_null() && summary[name] == first[name], "{name}: {log}");
+    }
+}
+
+#[test]
 fn end_of_an_event_stream_tells_who_read_how_far_and_why_it_closed() {
     let (_collector, service) = exporting("memory:", &[]);
     let item = issue(&service, "call-1", 60_000);

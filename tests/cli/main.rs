@@ -12,7 +12,9 @@
 mod collector;
 mod configuration;
 mod demo;
+mod deployment;
 mod draining;
+mod examples;
 mod exporters;
 mod filter;
 mod healthcheck;
@@ -25,6 +27,7 @@ mod program;
 mod prometheus;
 mod readme;
 mod reason;
+mod runbook;
 mod secrecy;
 mod security;
 mod serve;

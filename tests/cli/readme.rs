@@ -179,6 +179,35 @@ fn readme_function_posts_a_callback() {
     assert_eq!(shown.0.trim(), "delivered", "{shown:?}");
 }
 
+/// The rates in the section on capacity follow from the table above it.
+#[test]
+fn capacity_follows_from_the_measurements() {
+    let page = include_str!("../../docs/performance.md");
+    let (measured, capacity) = page.split_once("\n## Capacity\n").unwrap();
+    let cells = |row: &str| -> Vec<String> { row.split('|').map(|cell| cell.trim().to_owned()).collect() };
+    let row =
+        |name: &str| cells(measured.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap());
+    let rate = |micros: &str| 1e6 / micros.parse::<f64>().unwrap();
+    let (redis, memory) = (row("service, Redis"), row("service, memory store"));
+    let (service, idle_redis) = (rate(&redis[5]), rate(&redis[6]));
+    let always = row("service, AOF always");
+    let connections = 64.0 / (redis[3].parse::<f64>().unwrap() / 1e3);
+    let expected = [
+        service,
+        rate(&memory[5]),
+        idle_redis,
+        rate(&row("service, AOF everysec")[6]),
+        rate(&always[6]),
+        connections,
+    ];
+    let rows = capacity.lines().filter(|line| line.starts_with("| one ") || line.starts_with("| service, "));
+    let shown: Vec<f64> = rows.map(|row| cells(row)[2].replace(',', "").parse().unwrap()).collect();
+    assert_eq!(shown.len(), expected.len());
+    for (shown, expected) in shown.iter().zip(expected) {
+        assert!((shown - 1_000.0..=shown + 1_000.0).contains(&expected), "{shown} {expected}");
+    }
+}
+
 /// How a heading is linked to.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase();
@@ -199,7 +228,8 @@ pub(crate) fn anchors(page: &str) -> Vec<String> {
 fn links_of_the_documentation_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let others = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "config/signoz/README.md"];
+    let others =
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "config/signoz/README.md", "examples/README.md"];
     let mut links = 0;
     for page in docs.chain(others.map(|name| root.join(name))) {
         let text = fs::read_to_string(&page).unwrap();

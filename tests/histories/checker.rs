@@ -9,6 +9,7 @@
 //! | the channel is 1, 2, 3 …, in both its forms; what is on it was issued here; nothing is late | `channel` |
 //! | an acknowledged result is there once, with its bytes; one winner a token; replies fit it | `items` |
 //! | a receipt tells who took it, and whether it was on the channel by then | `receipts` |
+//! | a turn is cancelled in one step, with all its items that await and no others | `turns` |
 //! | one item a key, one sequence an item, in the order of issue | `issuing` |
 //! | an end drops what it says it drops; readers see the channel, each part once, and go on where they were | `readers` |
 //! | where nothing is broken, the store is there | `unbroken` |
@@ -20,6 +21,7 @@ mod items;
 mod loss;
 mod readers;
 mod receipts;
+mod turns;
 mod unbroken;
 
 use std::collections::BTreeMap;
@@ -104,6 +106,8 @@ struct Item<'a> {
     asked: &'a Asked,
     posts: Vec<(&'a Operation, &'a Post)>,
     cancels: Vec<&'a Operation>,
+    /// The cancellations of its turn.
+    turn_cancels: Vec<&'a Operation>,
     shows: Vec<&'a Operation>,
     /// Its index on the channel.
     envelope: Option<usize>,
@@ -145,6 +149,7 @@ impl<'a> Case<'a> {
         self.check_channel();
         self.check_lateness();
         self.check_issuing();
+        self.check_turns();
         for item in std::mem::take(&mut self.items).into_values() {
             self.check_item(&item);
         }
@@ -174,6 +179,7 @@ impl<'a> Case<'a> {
                     asked,
                     posts: Vec::new(),
                     cancels: Vec::new(),
+                    turn_cancels: Vec::new(),
                     shows: Vec::new(),
                     envelope: self.envelopes.iter().position(|envelope| envelope.work_item_id == id),
                 };
@@ -191,6 +197,10 @@ impl<'a> Case<'a> {
                     if let Some(item) = self.items.get_mut(work_item.as_str()) {
                         item.cancels.push(operation);
                     }
+                }
+                Action::CancelTurn { turn } => {
+                    let of_turn = self.items.values_mut().filter(|item| item.asked.turn == *turn);
+                    of_turn.for_each(|item| item.turn_cancels.push(operation));
                 }
                 Action::Show { work_item } => {
                     if let Some(item) = self.items.get_mut(work_item.as_str()) {

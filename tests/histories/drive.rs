@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::bodies;
@@ -66,6 +66,12 @@ impl Actor {
         let ends = join_all(
             plan.ends.iter().map(|at| self.at(*at, Action::End, Call::platform("DELETE", &self.id))),
         );
+        let turn_cancels = join_all(plan.turn_cancels.iter().map(|(at, turn)| {
+            let turn = format!("t{turn}");
+            let call = Call::platform("DELETE", &format!("{}/work-items?turnId={turn}", self.id));
+            self.at(*at, Action::CancelTurn { turn }, call)
+        }));
+        let ends = join(ends, turn_cancels);
         let inspections = plan.inspections.iter();
         let inspections =
             join_all(inspections.map(|at| self.at(*at, Action::Inspect, Call::platform("GET", &self.id))));
@@ -103,10 +109,16 @@ impl Actor {
 
     async fn item(&self, number: usize, plan: &ItemPlan) {
         sleep_until(self.begun + Duration::from_millis(plan.at)).await;
-        let asked = Asked { turn: format!("t{number}"), kind: plan.kind, timeout_ms: plan.timeout_ms };
+        let asked = Asked {
+            tool_call: format!("c{number}"),
+            turn: format!("t{}", plan.turn),
+            name: plan.name,
+            kind: plan.kind,
+            timeout_ms: plan.timeout_ms,
+        };
         // The same key in each conversation, because keys are per conversation.
         let key = plan.keyed.then(|| format!("k{number}"));
-        let body = json!({"kind": asked.kind, "turnId": asked.turn, "timeoutMs": asked.timeout_ms});
+        let body = issue_body(&asked);
         let call = Call::platform("POST", &format!("{}/work-items", self.id));
         let call = key.iter().fold(call, |call, key| call.header("idempotency-key", key));
         let other = call.clone();
@@ -118,8 +130,8 @@ impl Actor {
         };
         let again = join_all(plan.again.map(|after| self.after(after, issue.clone(), call.clone())));
         let reused = join_all(plan.key_reused.map(|after| {
-            let asked = Asked { turn: format!("t{number}-other"), ..asked.clone() };
-            let body = json!({"kind": asked.kind, "turnId": asked.turn, "timeoutMs": asked.timeout_ms});
+            let asked = Asked { tool_call: format!("c{number}-other"), ..asked.clone() };
+            let body = issue_body(&asked);
             self.after(after, Action::Issue { asked, key: key.clone() }, other.json(body.to_string()))
         }));
         join(first, join(again, reused)).await;
@@ -189,6 +201,13 @@ impl Actor {
     }
 }
 
+fn issue_body(asked: &Asked) -> Value {
+    json!({
+        "kind": asked.kind, "turnId": asked.turn, "toolCallId": asked.tool_call, "name": asked.name,
+        "timeoutMs": asked.timeout_ms,
+    })
+}
+
 fn forge(token: &str, foreign: Option<&str>, forgery: Forgery) -> (&'static str, String) {
     match (forgery, foreign) {
         (Forgery::Spliced, Some(foreign)) => ("spliced", format!("{}{}", &token[..70], &foreign[70..])),
@@ -207,7 +226,7 @@ fn change(token: &str, at: usize) -> String {
 /// Waits until all items of a conversation are settled, and reads its final state.
 pub(crate) async fn truth(client: &Client, conversation: &str) -> Truth {
     let deadline = Instant::now() + REST_WITHIN;
-    let empty = |view: &serde_json::Value, list: &str| view[list].as_array().is_some_and(Vec::is_empty);
+    let empty = |view: &Value, list: &str| view[list].as_array().is_some_and(Vec::is_empty);
     let mut truth = Truth::default();
     while Instant::now() < deadline {
         let shown = client.perform(Action::Inspect, &Call::platform("GET", conversation)).await;

@@ -104,6 +104,15 @@ caught! {
         ("accept", "elseif first ~= FINGERPRINT then", "elseif false then"),
     ] => [Rule::OneWinner];
 
+    item_left_out_of_a_cancelled_turn_is_caught: [
+        ("cancel_turn", "if outcome_at(item, NOW) == AWAITING then", "
+            if outcome_at(item, NOW) == AWAITING and sequence % 2 == 1 then"),
+    ] => [Rule::Reply];
+
+    cancellation_of_another_turn_is_caught: [
+        ("cancel_turn", "if sub(select(9, decode(ITEM, item)), 1, #MEMBERS) == MEMBERS then", "if true then"),
+    ] => [Rule::Uncalled];
+
     lost_held_result_is_caught: [
         ("accept", "call('HSET', HELD, sequence, PAYLOAD)", "call('HSET', HELD, sequence, 'null')"),
     ] => [Rule::Bytes];
@@ -139,7 +148,7 @@ caught! {
     ] => [Rule::Order, Rule::Crossed];
 
     end_without_effect_is_caught: [
-        ("end", "    finish(c, c.ended or NOW)\n    append_end(c)\n    set_timer(c)\n", "    save(c)\n    c.ended_at = NOW\n"),
+        ("end", "    finish(c, c.ended or NOW)\n    append_end(c, reason)\n    set_timer(c)\n", "    save(c)\n    c.ended_at = NOW\n"),
     ] => [Rule::Ending];
 
     end_that_drops_a_timeout_is_caught: [

@@ -7,6 +7,8 @@ use crate::record::Says;
 
 /// Milliseconds within which all actions of a history start.
 pub(crate) const SPAN_MS: u64 = 1_200;
+/// Number of turns in a conversation.
+const TURNS: u8 = 2;
 /// A timeout that expires only after a fault.
 const AMPLE_MS: u64 = 1_000;
 
@@ -24,11 +26,16 @@ pub(crate) struct ConversationPlan {
     pub(crate) inspections: Vec<u64>,
     /// Times of ends, at most two.
     pub(crate) ends: Vec<u64>,
+    /// Cancellations of turns: time and turn.
+    pub(crate) turn_cancels: Vec<(u64, u8)>,
 }
 
 #[derive(Debug)]
 pub(crate) struct ItemPlan {
     pub(crate) at: u64,
+    /// One of [`TURNS`].
+    pub(crate) turn: u8,
+    pub(crate) name: Option<&'static str>,
     pub(crate) kind: &'static str,
     pub(crate) timeout_ms: u64,
     pub(crate) keyed: bool,
@@ -112,7 +119,9 @@ fn conversation(random: &mut StdRng) -> ConversationPlan {
     let inspections = times(random, 0..=2, SPAN_MS);
     // An end during other actions, sometimes two at once.
     let ends = if random.random_bool(0.35) { times(random, 1..=2, SPAN_MS) } else { Vec::new() };
-    ConversationPlan { items, readers, inspections, ends }
+    let turn_cancels = if random.random_bool(0.35) { times(random, 1..=2, SPAN_MS) } else { Vec::new() };
+    let turn_cancels = turn_cancels.into_iter().map(|at| (at, random.random_range(0..TURNS))).collect();
+    ConversationPlan { items, readers, inspections, ends, turn_cancels }
 }
 
 fn times(random: &mut StdRng, count: std::ops::RangeInclusive<usize>, before: u64) -> Vec<u64> {
@@ -166,6 +175,8 @@ fn item(random: &mut StdRng) -> ItemPlan {
     }
     ItemPlan {
         at: random.random_range(0..SPAN_MS * 2 / 3),
+        turn: random.random_range(0..TURNS),
+        name: [None, Some("maps.route"), Some("weather")][random.random_range(0..3)],
         kind,
         timeout_ms,
         keyed,

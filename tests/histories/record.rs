@@ -46,6 +46,9 @@ pub(crate) enum Action {
     },
     /// A cancellation of another conversation's item.
     CancelForeign,
+    CancelTurn {
+        turn: String,
+    },
     End,
     Inspect,
     Show {
@@ -53,10 +56,12 @@ pub(crate) enum Action {
     },
 }
 
-/// A requested work item. The turn id is unique, so an envelope identifies its request.
+/// A requested work item. The tool call's id is unique, so an envelope identifies its request.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
+    pub(crate) tool_call: String,
     pub(crate) turn: String,
+    pub(crate) name: Option<&'static str>,
     pub(crate) kind: &'static str,
     pub(crate) timeout_ms: u64,
 }
@@ -196,6 +201,8 @@ pub(crate) struct Envelope {
     pub(crate) conversation_id: String,
     pub(crate) work_item_id: String,
     pub(crate) turn_id: Option<String>,
+    pub(crate) tool_call_id: Option<String>,
+    pub(crate) name: Option<String>,
     pub(crate) kind: String,
     pub(crate) outcome: String,
     pub(crate) result: Option<Box<RawValue>>,

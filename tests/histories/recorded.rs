@@ -1,5 +1,5 @@
-//! A recorded history without violations: a live and an ended conversation, with every kind of reply that `tampering`
-//! changes.
+//! A recorded history without violations: a live and an ended conversation, and one in which a turn is cancelled, with
+//! every kind of reply that `tampering` changes.
 
 use serde_json::{Value, json};
 
@@ -12,6 +12,8 @@ use crate::record::{
 
 /// Time of both openings, in milliseconds.
 const OPENED_AT: u64 = 1_800_000_000_000;
+/// Name of every item's tool.
+const NAME: &str = "weather";
 /// End of the last reader, in milliseconds after the opening.
 const OVER: u64 = 1_000;
 
@@ -24,8 +26,13 @@ fn text(after: u64) -> String {
     Timestamp::from_millis(OPENED_AT + after).to_string()
 }
 
+/// There are two turns, which alternate.
 fn turn(sequence: u64) -> String {
-    format!("t{sequence}")
+    format!("t{}", sequence % 2)
+}
+
+fn tool_call(sequence: u64) -> String {
+    format!("c{sequence}")
 }
 
 fn work_item(sequence: u64) -> String {
@@ -72,9 +79,16 @@ impl Recording {
     }
 
     fn issue(&mut self, at: u64, sequence: u64, timeout_ms: u64) {
-        let asked = Asked { turn: turn(sequence), kind: "tool", timeout_ms };
+        let asked = Asked {
+            tool_call: tool_call(sequence),
+            turn: turn(sequence),
+            name: Some(NAME),
+            kind: "tool",
+            timeout_ms,
+        };
         let issued = json!({
             "workItemId": work_item(sequence), "conversationId": self.id, "sequence": sequence, "turnId": asked.turn,
+            "toolCallId": asked.tool_call, "name": asked.name,
             "kind": asked.kind, "issuedAt": text(at + 1), "deadline": text(at + 1 + timeout_ms),
             "callback": {"token": format!("cbt_{sequence}")},
         });
@@ -103,10 +117,11 @@ impl Recording {
     fn release(&mut self, outcome: &'static str, besides: &str, [issued, received, released]: [u64; 3]) {
         let sequence = self.released.len() as u64 + 1;
         let ids = format!(
-            r#""conversationId":"{}","workItemId":"{}","turnId":"{}","kind":"tool""#,
+            r#""conversationId":"{}","workItemId":"{}","turnId":"{}","toolCallId":"{}","name":"{NAME}","kind":"tool""#,
             self.id,
             work_item(sequence),
-            turn(sequence)
+            turn(sequence),
+            tool_call(sequence)
         );
         let times = format!(
             r#""issuedAt":"{}","receivedAt":"{}","releasedAt":"{}""#,
@@ -215,7 +230,28 @@ fn ended() -> Conversation {
     it.finish("ended", view)
 }
 
+/// Three items, the first and the last of a turn that is cancelled.
+fn interrupted() -> Conversation {
+    let mut it = Recording::begin("interrupted");
+    it.issue(10, 1, 900);
+    it.issue(20, 2, 900);
+    it.issue(30, 3, 900);
+    let told = |sequence: u64, state: &str| json!({"workItemId": work_item(sequence), "turnId": turn(sequence), "state": state, "outcome": "cancelled"});
+    let cancelled = json!({
+        "conversationId": it.id, "turnId": turn(1), "cancelled": 2,
+        "workItems": [told(1, "released"), told(3, "held")],
+    });
+    let cancel = it.perform(50, Action::CancelTurn { turn: turn(1) }, 200, cancelled);
+    let second = it.take(60, 2, None);
+    it.refused(70, post(3), 409, "WORK_ITEM_CANCELLED");
+    let cancelled = format!(r#","requestId":"{cancel}""#);
+    it.release("cancelled", &cancelled, [11, 51, 51]);
+    it.release("succeeded", &result_of(2, &second), [21, 61, 61]);
+    it.release("cancelled", &cancelled, [31, 51, 61]);
+    it.finish("live", json!({"nextSequence": 4, "waitingFor": 4}))
+}
+
 /// The recorded history.
 pub(crate) fn history() -> History {
-    History { conversations: vec![living(), ended()], outages: Vec::new() }
+    History { conversations: vec![living(), ended(), interrupted()], outages: Vec::new() }
 }

@@ -51,7 +51,7 @@ fn asked(action: &Action) -> String {
     match action {
         Action::Issue { asked, key } => {
             let key = key.as_deref().unwrap_or("no key");
-            format!("issue {} for {} ms ({key})", asked.turn, asked.timeout_ms)
+            format!("issue {} of {} for {} ms ({key})", asked.tool_call, asked.turn, asked.timeout_ms)
         }
         Action::Post(post) => {
             format!("post {:?} {:?} for {}", post.says, post.result, post.work_item)

@@ -10,7 +10,7 @@ use crate::recorded;
 /// Changes a conversation; false if it has nothing to change.
 type Tampering = fn(&mut Conversation) -> bool;
 
-const TAMPERINGS: [(&str, Tampering, Rule); 16] = [
+const TAMPERINGS: [(&str, Tampering, Rule); 20] = [
     ("a forged token is taken", a_forgery_is_taken, Rule::Forged),
     ("a stranger cancels", a_stranger_cancels, Rule::Crossed),
     ("a time-out is told of before the deadline", a_time_out_is_too_early, Rule::Reply),
@@ -25,6 +25,10 @@ const TAMPERINGS: [(&str, Tampering, Rule); 16] = [
     ("a reader sees what is not there", a_reader_sees_more, Rule::Reading),
     ("a reader of the Redis stream sees what is not there", a_stream_reader_sees_other, Rule::Reading),
     ("a reader is told of an end too early", a_reader_is_sent_away, Rule::Reading),
+    ("a turn is cancelled in two steps", a_turn_is_cancelled_in_two_steps, Rule::Agreement),
+    ("another turn is cancelled", another_turn_is_cancelled, Rule::Uncalled),
+    ("a turn is cancelled, and an item of it awaits", an_item_of_a_turn_awaits, Rule::Reply),
+    ("an item has another name", an_item_has_another_name, Rule::Agreement),
     ("something is awaiting for ever", something_stays, Rule::Deadline),
     ("the store knows nothing", everything_is_gone, Rule::Lost),
 ];
@@ -147,6 +151,49 @@ fn a_reader_is_sent_away(conversation: &mut Conversation) -> bool {
     let live = conversation.truth.view.as_ref().is_some_and(|view| view["state"] == "live");
     let mut sessions = conversation.sessions.iter_mut().filter(|_| live);
     sessions.next().map(|session| session.ended = true).is_some()
+}
+
+/// Replaces a text in the last event that has it, and in the entry of the Redis stream.
+fn rewrite(conversation: &mut Conversation, from: &str, to: &str) -> bool {
+    let events = conversation.truth.events.iter_mut().rev();
+    let Some(data) = events.map(|(_, data)| data).find(|data| data.contains(from)) else { return false };
+    let (before, after) = (data.clone(), data.replace(from, to));
+    data.clone_from(&after);
+    let read = conversation.sessions.iter_mut().flat_map(|session| &mut session.events);
+    for (.., data) in read.filter(|(.., data)| *data == before) {
+        data.clone_from(&after);
+    }
+    let entries = conversation.truth.stream.iter_mut().flatten();
+    let seen = conversation.stream_seen.iter_mut().map(|(_, entry)| entry);
+    for (_, bytes) in entries.chain(seen).flat_map(|(_, fields)| fields) {
+        if *bytes == before.as_bytes() {
+            *bytes = after.clone().into_bytes();
+        }
+    }
+    true
+}
+
+fn cancelled_turn(conversation: &mut Conversation) -> Option<&mut Operation> {
+    conversation.operations.iter_mut().find(|one| matches!(one.action, Action::CancelTurn { .. }))
+}
+
+fn a_turn_is_cancelled_in_two_steps(conversation: &mut Conversation) -> bool {
+    cancelled_turn(conversation).is_some()
+        && rewrite(conversation, ".051Z\",\"releasedAt", ".052Z\",\"releasedAt")
+}
+
+fn another_turn_is_cancelled(conversation: &mut Conversation) -> bool {
+    let operation = cancelled_turn(conversation);
+    operation.map(|one| one.action = Action::CancelTurn { turn: "t0".to_owned() }).is_some()
+}
+
+fn an_item_of_a_turn_awaits(conversation: &mut Conversation) -> bool {
+    let reply = cancelled_turn(conversation).and_then(|one| one.attempts[0].reply.as_mut());
+    reply.map(|reply| reply.body["workItems"][1]["state"] = json!("awaiting")).is_some()
+}
+
+fn an_item_has_another_name(conversation: &mut Conversation) -> bool {
+    rewrite(conversation, "\"name\":\"weather\"", "\"name\":\"route\"")
 }
 
 fn something_stays(conversation: &mut Conversation) -> bool {

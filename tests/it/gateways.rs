@@ -8,6 +8,8 @@
 mod attacks;
 mod program;
 mod recorder;
+mod shipped;
+mod streams;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

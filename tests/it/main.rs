@@ -10,6 +10,7 @@
     reason = "an unexpected result fails the test"
 )]
 
+mod clients;
 mod contract;
 mod conversation;
 mod events;

@@ -1,5 +1,5 @@
-//! Shared by the tests and the benchmarks: Redis servers, a proxy that breaks connections, and the figures that the
-//! kernel keeps of a process.
+//! Shared by the tests and the benchmarks: Redis servers, a proxy that breaks connections, packages of npm, and the
+//! figures that the kernel keeps of a process.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,6 +10,7 @@
 #![expect(clippy::missing_panics_doc, reason = "as above: every function panics when it fails")]
 
 pub mod fake_redis;
+pub mod npm;
 pub mod process;
 pub mod proxy;
 pub mod python;

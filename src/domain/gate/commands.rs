@@ -327,6 +327,8 @@ pub struct EndReceipt {
     pub ended: Ended,
     /// Whether it had already ended before this operation.
     pub repeated: bool,
+    /// Why it was ended, as the first operation said.
+    pub reason: Option<Reason>,
     /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
 }

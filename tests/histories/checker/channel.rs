@@ -31,7 +31,7 @@ impl Case<'_> {
 
     pub(super) fn check_channel(&mut self) {
         self.check_forms();
-        let mut of_turn: BTreeMap<String, usize> = BTreeMap::new();
+        let mut of_tool_call: BTreeMap<String, usize> = BTreeMap::new();
         let mut released_before = 0;
         for envelope in self.envelopes.clone() {
             let told = format!("{} of {}", envelope.sequence, envelope.work_item_id);
@@ -45,12 +45,14 @@ impl Case<'_> {
                 self.violated(Rule::Agreement, format!("{told}: its times are not in order"));
             }
             released_before = released;
-            let turn = envelope.turn_id.clone().unwrap_or_default();
-            *of_turn.entry(turn).or_default() += 1;
+            let tool_call = envelope.tool_call_id.clone().unwrap_or_default();
+            *of_tool_call.entry(tool_call).or_default() += 1;
             if let Some(item) = self.items.get(envelope.work_item_id.as_str()) {
                 let as_issued = item.sequence == envelope.sequence
                     && item.asked.kind == envelope.kind
-                    && Some(&item.asked.turn) == envelope.turn_id.as_ref();
+                    && Some(&item.asked.turn) == envelope.turn_id.as_ref()
+                    && Some(&item.asked.tool_call) == envelope.tool_call_id.as_ref()
+                    && item.asked.name == envelope.name.as_deref();
                 if !as_issued {
                     self.violated(Rule::Agreement, format!("{told} is not what was issued"));
                 }
@@ -58,9 +60,9 @@ impl Case<'_> {
                 self.check_stray(&envelope, &told);
             }
         }
-        for (turn, count) in of_turn {
-            if count > self.most_items(&turn) {
-                self.violated(Rule::Idempotency, format!("{count} items were issued for turn {turn}"));
+        for (tool_call, count) in of_tool_call {
+            if count > self.most_items(&tool_call) {
+                self.violated(Rule::Idempotency, format!("{count} items were issued for {tool_call}"));
             }
         }
     }
@@ -71,17 +73,17 @@ impl Case<'_> {
         let mut theirs = others.flat_map(|other| &other.truth.events);
         if theirs.any(|(_, data)| data.contains(&envelope.work_item_id)) {
             self.violated(Rule::Crossed, format!("{told} is another conversation's"));
-        } else if self.most_items(envelope.turn_id.as_deref().unwrap_or_default()) == 0 {
+        } else if self.most_items(envelope.tool_call_id.as_deref().unwrap_or_default()) == 0 {
             self.violated(Rule::Uncalled, format!("{told} was never asked for"));
-        } else if envelope.outcome != "timed_out" {
+        } else if envelope.outcome != "timed_out" && self.cancelled_turn(envelope).is_none() {
             self.violated(Rule::Uncalled, format!("{told} has an outcome, and nobody has its token"));
         }
     }
 
-    /// Largest number of items of a turn: one, or the number of attempts of a request without an idempotency key.
-    fn most_items(&self, turn: &str) -> usize {
+    /// Largest number of items of a tool call: one, or the number of attempts of a request without an idempotency key.
+    fn most_items(&self, tool_call: &str) -> usize {
         let issues = self.operations().filter_map(|operation| match &operation.action {
-            Action::Issue { asked, key } if asked.turn == turn => Some((operation, key)),
+            Action::Issue { asked, key } if asked.tool_call == tool_call => Some((operation, key)),
             _ => None,
         });
         let counts = issues.map(|(operation, key)| {

@@ -65,6 +65,8 @@ impl<'a> Case<'a> {
         let (issued, deadline) = (reply.millis("issuedAt"), reply.millis("deadline"));
         let as_asked = reply.text("conversationId") == self.conversation.id
             && reply.text("turnId") == asked.turn
+            && reply.text("toolCallId") == asked.tool_call
+            && reply.body["name"].as_str() == asked.name
             && reply.text("kind") == asked.kind
             && issued.map(|issued| issued + asked.timeout_ms) == deadline;
         if !as_asked {
@@ -79,7 +81,7 @@ impl<'a> Case<'a> {
         let other_may_have = || {
             self.operations().any(|other| {
                 matches!(&other.action, Action::Issue { asked: theirs, key: known }
-                    if known.as_deref() == key && theirs.turn != asked.turn)
+                    if known.as_deref() == key && theirs.tool_call != asked.tool_call)
                     && other.may_count_before(attempt.returned)
             })
         };
@@ -101,7 +103,7 @@ impl<'a> Case<'a> {
         if all.any(|other| Some(&other) != first.as_ref()) {
             self.violated(Rule::Idempotency, format!("key {key} was given two items or two tokens"));
         }
-        if given.iter().any(|other| other.asked.turn != given[0].asked.turn) {
+        if given.iter().any(|other| other.asked.tool_call != given[0].asked.tool_call) {
             self.violated(Rule::Idempotency, format!("key {key} was given an item for two bodies"));
         }
         if given.iter().filter(|given| !given.reply.idempotent_replay).count() > 1 {
@@ -117,19 +119,19 @@ impl<'a> Case<'a> {
                     && other.invoked < one.attempt.returned
             });
             if !known {
-                let turn = &one.asked.turn;
+                let tool_call = &one.asked.tool_call;
                 let tries = one.operation.attempts.len();
                 self.violated(
                     Rule::Idempotency,
-                    format!("{turn} ({key}, {tries} tries) was known before it was asked for"),
+                    format!("{tool_call} ({key}, {tries} tries) was known before it was asked for"),
                 );
             }
         }
         let issued = self.envelopes.iter().filter(|envelope| {
-            let turn = envelope.turn_id.as_deref();
+            let tool_call = envelope.tool_call_id.as_deref();
             self.operations().any(|operation| {
                 of_key(operation)
-                    && matches!(&operation.action, Action::Issue { asked, .. } if Some(asked.turn.as_str()) == turn)
+                    && matches!(&operation.action, Action::Issue { asked, .. } if Some(asked.tool_call.as_str()) == tool_call)
             })
         });
         if issued.count() > 1 {

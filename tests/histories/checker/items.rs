@@ -80,7 +80,7 @@ impl<'a> Case<'a> {
                 }
                 return;
             }
-            "cancelled" => item.cancels.iter().find_map(|operation| of(operation)),
+            "cancelled" => item.all_cancels().find_map(of),
             outcome => {
                 let found = item.posts.iter().find_map(|(operation, post)| Some((of(operation)?, *post)));
                 if let Some((_, post)) = &found
@@ -155,7 +155,11 @@ impl<'a> Case<'a> {
     /// The outcome without a result that settled it before the end, if any.
     fn over_at_the_end(&self, item: &Item<'a>) -> Option<&'static str> {
         let mut cancels = item.cancels.iter().flat_map(|cancel| cancel.answers());
-        if cancels.any(|(attempt, reply)| reply.status == 200 && !self.is_after_the_end(attempt)) {
+        let cancelled =
+            cancels.any(|(attempt, reply)| reply.status == 200 && !self.is_after_the_end(attempt));
+        let with_its_turn =
+            item.told_by_turn_cancels().any(|(_, told)| told["outcome"].as_str() == Some("cancelled"));
+        if cancelled || with_its_turn {
             return Some("cancelled");
         }
         let timed_out = self.ended_at().is_some_and(|ended_at| item.deadline <= ended_at);
@@ -210,7 +214,7 @@ impl<'a> Case<'a> {
                     && attempt.returned + SAME_MOMENT >= item.deadline * 1_000
             }
             (409, "WORK_ITEM_CANCELLED", _) => {
-                let mut cancels = item.cancels.iter().flat_map(|cancel| &cancel.attempts);
+                let mut cancels = item.all_cancels().flat_map(|cancel| &cancel.attempts);
                 let cancelled = cancels.any(|cancel| explains(cancel, attempt, gone));
                 (gone || outcome == Some("cancelled")) && cancelled
             }
@@ -250,7 +254,9 @@ impl<'a> Case<'a> {
         let shows = shows.filter(|(attempt, reply)| {
             reply.status == 200 && reply.body["outcome"].is_string() && !self.may_be_undone(attempt)
         });
-        let platform = cancels.chain(shows).map(|(attempt, _)| attempt.returned);
+        let turns = item.told_by_turn_cancels().filter(|(_, told)| told["outcome"].is_string());
+        let turns = turns.map(|(attempt, _)| attempt.returned);
+        let platform = cancels.chain(shows).map(|(attempt, _)| attempt.returned).chain(turns);
         posts.chain(platform).chain(self.seen_by_readers(item.id)).min().unwrap_or(Time::MAX)
     }
 
@@ -268,7 +274,7 @@ impl<'a> Case<'a> {
         for (attempt, reply) in answers {
             let known = reply.body["error"]["outcome"].as_str();
             let other_may_have = || {
-                let mut cancels = item.cancels.iter().flat_map(|cancel| &cancel.attempts);
+                let mut cancels = item.all_cancels().flat_map(|cancel| &cancel.attempts);
                 cancels.any(|other| explains(other, attempt, outcome.is_none()))
             };
             let posted = || {

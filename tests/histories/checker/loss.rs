@@ -19,7 +19,11 @@ impl Case<'_> {
         let in_danger = |(began, over): &(Time, Time)| from <= *over && until + REPLICATED_WITHIN >= *began;
         self.losing().filter(in_danger).any(|(began, _)| {
             let waits = |operation: &&Operation| match &operation.action {
-                Action::Open | Action::Issue { .. } | Action::Cancel { .. } | Action::End => true,
+                Action::Open
+                | Action::Issue { .. }
+                | Action::Cancel { .. }
+                | Action::CancelTurn { .. }
+                | Action::End => true,
                 Action::Post(post) => post.says.is_a_result(),
                 _ => false,
             };

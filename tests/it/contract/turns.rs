@@ -201,7 +201,10 @@ async fn first_reason_of_the_end_is_kept(backend: Backend) {
     let first = end("\"done\" \\").await.unwrap().unwrap();
     let second = end("another").await.unwrap().unwrap();
     assert_eq!((first.ended, second.repeated), (second.ended, true));
-    assert_eq!(shown(&conversation).await, Some(reason("\"done\" \\")));
+    let kept = Some(reason("\"done\" \\"));
+    assert_eq!((&first.reason, &second.reason), (&kept, &kept));
+    assert_eq!(conversation.read(0, 10).await.unwrap().end_reason, kept);
+    assert_eq!(shown(&conversation).await, kept);
     let silent = stage.conversation().await;
     silent.end().await.unwrap();
     stage.store.end(silent.reference(), None, Some(reason("too late"))).await.unwrap().unwrap();
@@ -211,5 +214,5 @@ async fn first_reason_of_the_end_is_kept(backend: Backend) {
     idle.open(|open| open.idle_ttl_ms = Some(10)).await.unwrap();
     stage.clock.advance(10);
     let ended = stage.store.end(idle.reference(), None, Some(reason("too late"))).await.unwrap().unwrap();
-    assert_eq!((ended.repeated, shown(&idle).await), (true, None));
+    assert_eq!((ended.repeated, ended.reason, shown(&idle).await), (true, None, None));
 }

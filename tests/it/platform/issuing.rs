@@ -110,7 +110,11 @@ async fn idempotency_key_returns_the_same_item(kind: Kind) {
     .await;
     let quoted = issue("\"one\"", &asked).send().await;
     assert_eq!(quoted.json(), first.json(), "in quotes, it is the same key");
-    assert_eq!(issued(&issue("One", &asked).send().await).sequence, 2, "another key is another item");
+    let escaped = issue(r#""o\"n\\e""#, &asked).send().await;
+    let bare = issue(r#"o"n\e"#, &asked).send().await;
+    assert_eq!((escaped.status.as_u16(), bare.json()), (201, escaped.json()), "with escapes as well");
+    assert_ne!(escaped.json(), first.json());
+    assert_eq!(issued(&issue("One", &asked).send().await).sequence, 3, "another key is another item");
     let elsewhere = deployment.any().open().await;
     let call = deployment.any().issuing(&elsewhere, &asked).header("idempotency-key", "one");
     assert_ne!(issued(&call.send().await).id, issued(&first).id, "a key is its conversation's own");
@@ -263,7 +267,20 @@ async fn invalid_issue_request_names_the_field() {
             );
         }
     }
-    for bad in ["", "\"\"", "a b", "\"a b\"", &"x".repeat(256), "é"] {
+    for bad in [
+        "",
+        "\"\"",
+        "a b",
+        "\"a b\"",
+        "\"",
+        "\"a",
+        "\"a\"b\"",
+        r#""a\""#,
+        r#""a\b""#,
+        r#""a\\\""#,
+        &"x".repeat(256),
+        "é",
+    ] {
         let call = service.issuing(&conversation, &json!({"kind": "tool"})).header("idempotency-key", bad);
         let reply = call.send().await;
         assert_eq!(reply.verdict(), (400, "REQUEST_INVALID".to_owned()), "{bad}");

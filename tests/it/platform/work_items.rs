@@ -155,10 +155,18 @@ async fn reasons_are_told(kind: Kind) {
     let path = format!("/conversations/{conversation}");
     assert!(deployment.any().shown(&path).await.get("reason").is_none());
     let longest = "é".repeat(200);
-    let ended = deployment.any().platform("DELETE", &format!("{path}?reason={}", "%C3%A9".repeat(200)));
-    assert_eq!(ended.send().await.status, 200);
-    deployment.any().platform("DELETE", &format!("{path}?reason=another")).send().await;
-    assert_eq!(deployment.any().shown(&path).await["reason"], json!(longest), "the first stays");
+    for given in ["%C3%A9".repeat(200), "another".to_owned()] {
+        let ended = deployment.any().platform("DELETE", &format!("{path}?reason={given}")).send().await;
+        assert_eq!(
+            (ended.status.as_u16(), &ended.json()["reason"]),
+            (200, &json!(longest)),
+            "the first stays"
+        );
+    }
+    assert_eq!(deployment.any().shown(&path).await["reason"], json!(longest));
+    let end = deployment.any().events(&conversation, "").await.rest().await.pop().unwrap();
+    let told: serde_json::Value = serde_json::from_str(&end.data).unwrap();
+    assert_eq!(told, json!({"conversationId": conversation, "state": "ended", "reason": longest}));
 }
 
 #[tokio::test]

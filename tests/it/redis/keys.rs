@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};
+use callback_ingress::domain::reason::Reason;
 use callback_ingress::store::Store;
 use test_support::redis_commands::content;
 use test_support::redis_server::RedisServer;
@@ -164,12 +165,14 @@ async fn channel_is_a_stream_under_the_reported_key() {
     );
     let now = stage.clock.now();
     assert!(result["envelope"].contains(&format!("\"result\":{{\"n\": 1}},\"issuedAt\":\"{now}\"")));
-    conversation.end().await.unwrap();
+    let reason = Reason::parse("the \"caller\" hung up").unwrap();
+    stage.store.end(conversation.reference(), None, Some(reason)).await.unwrap().unwrap();
     let entries: Vec<(String, BTreeMap<String, String>)> =
         redis::cmd("XRANGE").arg(&key).arg("-").arg("+").query(&mut server.connection(0)).unwrap();
     let (id, end) = &entries[2];
     assert_eq!(id, &format!("{opened_at}-3"));
-    let expected = format!(r#"{{"conversationId":"{}","state":"ended"}}"#, conversation.id);
+    let reason = r#""the \"caller\" hung up""#;
+    let expected = format!(r#"{{"conversationId":"{}","state":"ended","reason":{reason}}}"#, conversation.id);
     assert_eq!(end, &BTreeMap::from([("end".to_owned(), expected)]));
     assert_eq!(conversation.channel().await.len(), 2, "an end is no envelope");
 }

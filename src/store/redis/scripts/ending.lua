@@ -23,9 +23,11 @@ local function finish(c, time)
     call('UNLINK', HELD)
 end
 
--- Appends the channel's last entry. pcall: Redis refuses an id that exists already.
-local function append_end(c)
+-- Appends the channel's last entry. `reason`: a JSON string, or empty. pcall: Redis refuses an id that exists already.
+local function append_end(c, reason)
     local opened_at, _, id = decode(METADATA, c.metadata)
-    redis.pcall('XADD', CHANNEL, opened_at .. '-' .. c.gate, 'end', '{"conversationId":"' .. id .. '","state":"ended"}')
+    local member = reason == '' and '' or ',"reason":' .. reason
+    redis.pcall('XADD', CHANNEL, opened_at .. '-' .. c.gate, 'end',
+        '{"conversationId":"' .. id .. '","state":"ended"' .. member .. '}')
     call('PEXPIRE', CHANNEL, c.kept_until - NOW)
 end

@@ -41,7 +41,7 @@ if c.ended then
         end
         save(c)
     end
-    append_end(c)
+    append_end(c, '')
     if c.cleared == c.next and NOW >= c.ended + $retention then
         call('UNLINK', CONVERSATION, CHANNEL, HELD)
         call('HINCRBY', TOTALS, 'conversations', 0 - call('ZREM', TIMERS, REFERENCE))

@@ -1,9 +1,9 @@
 -- Reads a channel. Read-only.
 -- ARGV: 4 sequence to read after, 5 maximum number of envelopes, 6 maximum number of bytes; if the first envelope
 --       is larger, it is returned alone
--- Reply: page, now, state, metadata, list of envelopes
+-- Reply: page, now, state, metadata, reason of the end as a JSON string or empty, list of envelopes
 --        conversation_not_found
-local read = call('HMGET', CONVERSATION, 's', 'c')
+local read = call('HMGET', CONVERSATION, 's', 'c', 'r')
 local c = conversation(read[1], read[2])
 if not c then
     return { 'conversation_not_found' }
@@ -24,4 +24,4 @@ for sequence = after + 1, last do
     end
     envelopes[#envelopes + 1] = entry[2][2]
 end
-return { 'page', NOW, read[1], c.metadata, envelopes }
+return { 'page', NOW, read[1], c.metadata, read[3] or '', envelopes }

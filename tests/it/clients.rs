@@ -1,0 +1,47 @@
+//! Providers and platforms with the HTTP clients that they really use, from `tests/clients`.
+
+mod faulty;
+mod outage;
+mod program;
+mod providers;
+mod readers;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use test_support::{npm, python};
+use tokio::task::block_in_place;
+
+use self::program::Program;
+
+/// The programs for Node, with their packages.
+const NODE_FILES: [(&str, &str); 4] = [
+    ("package.json", include_str!("../clients/package.json")),
+    ("package-lock.json", include_str!("../clients/package-lock.json")),
+    ("provider.mjs", include_str!("../clients/provider.mjs")),
+    ("reader.mjs", include_str!("../clients/reader.mjs")),
+];
+
+/// Where Node's programs and packages are.
+fn node_directory() -> &'static Path {
+    static INSTALLED_IN: OnceLock<PathBuf> = OnceLock::new();
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    block_in_place(|| INSTALLED_IN.get_or_init(|| npm::install(parent, "clients", &NODE_FILES)))
+}
+
+/// Starts one of Node's programs.
+fn node(script: &str, arguments: &[&str]) -> Program {
+    let script = node_directory().join(script);
+    Program::start("node", &[&[script.to_str().unwrap()], arguments].concat())
+}
+
+/// Starts a Python program with the packages of the virtual environment.
+fn python(script: &str, arguments: &[&str]) -> Program {
+    let interpreter = python::interpreter(env!("CARGO_TARGET_TMPDIR"));
+    Program::start(interpreter.to_str().unwrap(), &[&[source(script).as_str()], arguments].concat())
+}
+
+/// The path of a program that runs where it is.
+fn source(script: &str) -> String {
+    format!("{}/tests/clients/{script}", env!("CARGO_MANIFEST_DIR"))
+}
