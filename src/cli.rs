@@ -5,14 +5,19 @@
 mod client;
 mod config;
 mod demo;
-mod event_reader;
+mod event_stream;
 mod healthcheck;
 mod keys;
 mod outcome;
 mod pinned_get;
+mod platform_client;
 mod probe;
 mod serve;
 mod settings;
+mod show;
+mod tail;
+mod text;
+mod waiting;
 mod width;
 
 use std::process::ExitCode;
@@ -24,6 +29,9 @@ use self::keys::NewKeysArgs;
 use self::outcome::{Failure, print, report_error};
 use self::probe::ProbeArgs;
 use self::settings::SettingsArgs;
+use self::show::ShowArgs;
+use self::tail::TailArgs;
+use self::waiting::WaitingArgs;
 
 /// Receives the callbacks of asynchronous LLM and tool providers and delivers the results of each conversation in the
 /// order of issue.
@@ -56,6 +64,12 @@ enum Command {
     Healthcheck(HealthcheckArgs),
     /// Make a round trip through a running deployment: open, issue, call back by each carrier, read the events, end
     Probe(ProbeArgs),
+    /// List the conversations whose results are held back, longest first, and what each waits for
+    Waiting(WaitingArgs),
+    /// Show the work items of a conversation as a timeline: issued, received, held behind, released; times are UTC
+    Show(ShowArgs),
+    /// Follow the channel of a conversation, one line an envelope, until it ends; times are UTC
+    Tail(TailArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -102,10 +116,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             settings.refuse_unused("healthcheck", arguments.used_settings())?;
             settings.load()?
         }
-        Command::Probe(arguments) => {
-            settings.refuse_unused("probe", arguments.used_settings())?;
-            settings.load()?
-        }
+        Command::Probe(arguments) => arguments.load(settings)?,
+        Command::Waiting(arguments) => arguments.platform.load("waiting", settings)?,
+        Command::Show(arguments) => arguments.platform.load("show", settings)?,
+        Command::Tail(arguments) => arguments.platform.load("tail", settings)?,
         Command::Serve | Command::Config { .. } => settings.load()?,
     };
     let command: std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>>>> = match cli.command {
@@ -116,6 +130,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Keys { .. } => return Ok(()),
         Command::Healthcheck(arguments) => Box::pin(healthcheck::run(loaded, arguments)),
         Command::Probe(arguments) => Box::pin(probe::run(loaded, arguments)),
+        Command::Waiting(arguments) => Box::pin(waiting::run(loaded, arguments)),
+        Command::Show(arguments) => Box::pin(show::run(loaded, arguments)),
+        Command::Tail(arguments) => Box::pin(tail::run(loaded, arguments)),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Runtime(error.into()))?;

@@ -6,6 +6,7 @@ pub mod envelope;
 pub mod gate;
 pub mod ids;
 pub mod json;
+pub mod progress;
 pub mod reason;
 pub mod result;
 pub mod time;

@@ -7,9 +7,12 @@
 //! |---|---|
 //! | which results are released, and when (**the gate**) | `release`, in [`domain::gate`] and `store/redis/scripts/release.lua` |
 //! | whether a callback is accepted | `accept`, in [`domain::gate`] and `store/redis/scripts/accept.lua` |
+//! | whether a heartbeat is accepted | `heartbeat`, in [`domain::gate`] and `store/redis/scripts/heartbeat.lua` |
+//! | what progress a provider can report | [`domain::progress`] |
 //! | what the cancellation of a turn cancels | `cancel_turn`, in [`domain::gate`] and `store/redis/scripts/cancel_turn.lua` |
-//! | when a work item has timed out | `outcome_at`, in [`domain::gate`] and `item.lua` |
+//! | when a work item has timed out | `outcome_at`, in [`domain::gate`] and `item.lua`; [`domain::work_item::WorkItem::times_out_at`] |
 //! | when a conversation has ended | `ended_at`, in [`domain::gate`] and `conversation.lua` |
+//! | which conversations are listed as waiting | `waiting`, in [`domain::gate`], `waiting_for.lua` and `index_waiting` in `release.lua` |
 //! | the contents and the verification of a token | [`domain::token`] |
 //! | whether a body is a result or a failure | [`domain::result`], from the scan by [`domain::json`] |
 //! | the contents of an envelope | [`domain::envelope`], and `append` in `release.lua` |

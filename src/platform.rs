@@ -7,6 +7,7 @@ mod openapi;
 mod pages;
 mod refusals;
 mod request;
+mod waiting;
 mod work_items;
 
 use std::sync::Arc;
@@ -87,6 +88,7 @@ pub fn router(platform: Arc<Platform>, instrumentation: Instrumentation, health:
     let conversation = put(conversations::open).get(conversations::show).delete(conversations::end);
     let document = openapi::document(&platform);
     let calls = Router::new()
+        .route("/conversations", get(waiting::list))
         .route("/conversations/{conversationId}", conversation)
         .route("/conversations/{conversationId}/events", get(events::follow))
         .route(

@@ -1,10 +1,12 @@
 //! The provider's listener: its routes.
 //!
 //! Path of a callback: `carrier` finds the token, `callback` verifies it and calls the store, `reply` responds.
+//! A `heartbeat` takes the same path.
 
 mod callback;
 mod carrier;
 mod client_limits;
+mod heartbeat;
 mod openapi;
 mod reply;
 
@@ -30,6 +32,8 @@ use crate::store::InstrumentedStore;
 
 /// Where callbacks are posted.
 pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
+/// Appended to a callback's path, for its heartbeats. Not a token.
+pub const HEARTBEAT_SEGMENT: &str = "/heartbeat";
 
 /// The state of the provider's listener.
 #[derive(Debug)]
@@ -61,9 +65,14 @@ pub struct Public {
 /// All routes of the public listener.
 pub fn router(public: Arc<Public>, instrumentation: Instrumentation, health: Health) -> Router {
     let document = http_openapi::route(openapi::PATH, openapi::document(&public));
-    let mut callbacks = Router::new().route(CALLBACKS_PATH, post(callback::handle));
+    let mut callbacks = Router::new()
+        .route(CALLBACKS_PATH, post(callback::handle))
+        .route(&format!("{CALLBACKS_PATH}{HEARTBEAT_SEGMENT}"), post(heartbeat::handle));
     if public.carriers.allows(Carrier::Path) {
-        callbacks = callbacks.route(&format!("{CALLBACKS_PATH}/{{token}}"), post(callback::handle));
+        let with_token = format!("{CALLBACKS_PATH}/{{token}}");
+        callbacks = callbacks
+            .route(&with_token, post(callback::handle))
+            .route(&format!("{with_token}{HEARTBEAT_SEGMENT}"), post(heartbeat::handle));
     }
     let callbacks =
         callbacks.fallback(callback::refuse).method_not_allowed_fallback(callback::refuse).with_state(public);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use health::StoreHealth;
 pub use instrumented::{Backend, InstrumentedStore};
-pub use notifier::ChannelListener;
+pub use notifier::{ChannelListener, Notice};
 pub use schedule::Schedule;
 pub use shield::ShieldedCalls;
 use thiserror::Error;
@@ -22,8 +22,9 @@ use thiserror::Error;
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    ConversationNotFound, ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued, LookupRefused,
-    NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
+    HeartbeatReceipt, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened,
+    Receipt, Totals, WaitingConversation, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
@@ -78,6 +79,15 @@ pub struct Page {
     pub end_reason: Option<Reason>,
     /// Time in milliseconds until the idle timeout.
     pub idle_in_ms: u64,
+}
+
+/// The reply to [`Store::waiting`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// The conversations, those with the oldest held results first.
+    pub conversations: Vec<WaitingConversation>,
+    /// Whether there can be more: the limit was reached, or a part of the store did not respond.
+    pub truncated: bool,
 }
 
 /// The due timers of one conversation.
@@ -149,6 +159,13 @@ pub(crate) fn group_by_conversation(
 ///     has ended it.
 /// 14. Cancelling a turn cancels the awaiting items of the turn and no others: in one atomic step if at most 128 items
 ///     are not released. If there are more, further steps follow, which leave out items that are issued meanwhile.
+/// 15. An awaiting item with a heartbeat timeout times out once it has been silent for that long, since its issue or its
+///     last heartbeat. A heartbeat changes neither the deadline nor anything else, and is refused once the item has timed
+///     out or is cancelled. Its progress reaches the listeners of the channel at most once, and at most every 500 ms for
+///     an item.
+/// 16. A live conversation is listed as waiting if it has held items behind an item whose deadline is ahead, from the
+///     operation that settles the first of them to the one that releases or drops the last. An overdue item counts as
+///     held once an operation has settled it. The list is not one atomic step, but each of its entries is.
 pub trait Store {
     /// Opens a conversation, or restarts the idle timeout of an open one.
     fn open(&self, command: Open) -> impl Future<Output = Answer<Opened, OpenRefused>> + Send;
@@ -156,6 +173,11 @@ pub trait Store {
     fn issue(&self, command: Issue) -> impl Future<Output = Answer<Issued, IssueRefused>> + Send;
     /// Accepts a callback.
     fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, NotAccepted>> + Send;
+    /// Records a heartbeat.
+    fn heartbeat(
+        &self,
+        command: Heartbeat,
+    ) -> impl Future<Output = Answer<HeartbeatReceipt, HeartbeatNotTaken>> + Send;
     /// Cancels a work item.
     fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<Cancelled, CancelRefused>> + Send;
     /// Cancels the awaiting items of a turn. Idempotent; a turn without items is not refused.
@@ -194,6 +216,8 @@ pub trait Store {
     fn partitions(&self) -> u16;
     /// Totals over the conversations of some partitions. Read-only.
     fn totals(&self, partitions: &[u16]) -> impl Future<Output = Result<Totals, StoreError>> + Send;
+    /// Lists the conversations that hold results back, at most `limit`, those with the oldest held results first.
+    fn waiting(&self, limit: usize) -> impl Future<Output = Result<Waiting, StoreError>> + Send;
     /// Returns a conversation. Read-only.
     fn inspect(
         &self,

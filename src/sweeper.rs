@@ -278,6 +278,7 @@ fn record_expired(telemetry: &Telemetry, sweep: &SpanRef, conversation: Conversa
                 { names::TOOL_CALL_ID } = timed_out.tool_call_id.as_ref().map(tracing::field::display),
                 { names::TOOL_NAME } = timed_out.name.as_ref().map(tracing::field::display),
                 { names::OUTCOME } = Outcome::TimedOut.as_str(),
+                { names::TIMEOUT_CAUSE } = timed_out.cause.as_str(),
                 { names::LATE_MS } = timed_out.late_ms,
                 { names::ISSUED_TRACE } = timed_out.issued_in.as_ref().map(TraceParent::trace_id),
             },

@@ -264,7 +264,7 @@ impl Telemetry {
         (reference, id): (ConversationRef, Option<&ConversationId>),
         timed_out: &TimedOut,
     ) {
-        self.metrics.record_timed_out(timed_out.kind, timed_out.late_ms);
+        self.metrics.record_timed_out((timed_out.kind, timed_out.cause), timed_out.late_ms);
         if let Some(tracer) = &self.tracer {
             let conversation = id.map_or_else(|| reference.to_string(), ToString::to_string);
             tracer.export_timeout(sweep, &conversation, timed_out);

@@ -195,6 +195,7 @@ fn check_envelope(kind: Kind, payload: &Payload) {
         name: None,
         issued_at: Timestamp::from_millis(1),
         deadline: Timestamp::from_millis(2),
+        heartbeat_timeout_ms: None,
         expires_at: Timestamp::from_millis(2),
         key_id: KeyId::parse("k").unwrap(),
         traceparent: None,

@@ -66,6 +66,7 @@ fn item(claims: &Claims, key_id: KeyId) -> WorkItem {
         name: None,
         issued_at: Timestamp::from_millis(0),
         deadline: Timestamp::from_millis(0),
+        heartbeat_timeout_ms: None,
         expires_at: claims.expires_at,
         key_id,
         traceparent: None,

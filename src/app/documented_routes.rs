@@ -70,8 +70,9 @@ async fn every_route_is_documented_and_every_documented_route_exists() {
     for (router, document) in documents(&app).await {
         let documented = document["paths"].as_object().unwrap();
         let undocumented = paths(router).into_iter().filter(|path| !documented.contains_key(path));
-        // Where the fallback of the nested router is.
-        let undocumented: Vec<_> = undocumented.filter(|path| !path.contains("{*")).collect();
+        // The console is for people. `{*` is the fallback of the nested router.
+        let undocumented: Vec<_> =
+            undocumented.filter(|path| !path.contains("{*") && !path.starts_with("/console")).collect();
         assert_eq!(undocumented, Vec::<String>::new());
         for (path, operations) in documented {
             let response = request(&app, router, "PATCH", path).await;

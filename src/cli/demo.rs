@@ -2,6 +2,7 @@
 //!
 //! Each step prints its requests, responses and envelopes. An unexpected response ends the demo with exit code 1.
 
+mod event_reader;
 mod screen;
 mod session;
 

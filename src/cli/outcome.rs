@@ -25,13 +25,24 @@ impl From<ConfigErrors> for Failure {
 
 /// Writes to standard output. A closed pipe is not an error.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    write(text).map(|_| ())
+}
+
+/// Writes to standard output. False: it is a closed pipe.
+pub(super) fn write(text: &str) -> Result<bool, Failure> {
     let mut out = anstream::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::Runtime(format!("cannot write to standard output: {error}").into()))
         }
-        Ok(()) | Err(_) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(_) => Ok(false),
     }
+}
+
+/// Writes a remark to standard error, without failing.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(anstream::stderr(), "callback-ingress: {text}");
 }
 
 /// Maximum time to write the error message before the process exits.

@@ -29,7 +29,7 @@ pub(super) async fn get(
     chain: &Path,
     time_limit: Duration,
 ) -> Result<ClientResponse, ClientError> {
-    let config = client_config(chain)?;
+    let config = pinned_config(chain)?;
     let request = async {
         let stream = TcpStream::connect(address).await?;
         let name = ServerName::from(address.ip());
@@ -46,7 +46,7 @@ pub(super) async fn get(
 }
 
 /// Trusts only a server with the first certificate in the file `chain`, and its private key.
-pub(super) fn client_config(chain: &Path) -> Result<ClientConfig, ClientError> {
+pub(super) fn pinned_config(chain: &Path) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(ring::default_provider());
     let certificate = tls::chain(chain)?.into_iter().next().ok_or("no certificate")?;
     let pinned = PinnedVerifier { certificate, provider: Arc::clone(&provider) };

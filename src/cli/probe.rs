@@ -23,8 +23,10 @@ use self::report::{Report, StepFailure};
 use self::round_trip::{Endpoints, RoundTrip};
 use super::client::ClientError;
 use super::healthcheck::connectable;
-use super::outcome::Failure;
+use super::outcome::{Failure, note};
 use super::pinned_get;
+use super::platform_client::use_service_key_file;
+use super::settings::SettingsArgs;
 use crate::config::{LoadedConfig, parse_base_url};
 use crate::public::CALLBACKS_PATH;
 
@@ -37,6 +39,9 @@ pub(super) struct ProbeArgs {
     /// URL of the platform listener; without it, http.platform_addr
     #[arg(long, value_name = "URL")]
     platform_url: Option<String>,
+    /// File with a service key, instead of platform.service_keys of the configuration or the environment
+    #[arg(long, value_name = "FILE")]
+    service_key_file: Option<PathBuf>,
     /// Certificates to trust in addition to the public authorities (PEM)
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -55,20 +60,23 @@ pub(super) struct ProbeArgs {
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl ProbeArgs {
-    /// The flags of settings that have an effect.
-    pub(super) const fn used_settings(&self) -> &'static [&'static str] {
-        if self.platform_url.is_some() {
+    /// Loads the settings for these arguments.
+    pub(super) fn load(&self, mut settings: SettingsArgs) -> Result<LoadedConfig, Failure> {
+        let used: &[&str] = if self.platform_url.is_some() {
             &["--config", "--set"]
         } else {
             &["--config", "--set", "--platform-addr"]
-        }
+        };
+        settings.refuse_unused("probe", used)?;
+        use_service_key_file(&mut settings, self.service_key_file.as_deref())?;
+        settings.load()
     }
 
     fn endpoints(&self, loaded: &LoadedConfig) -> Result<Endpoints, Failure> {
         let config = &loaded.config;
         let key = config.platform.service_keys.keys().first().ok_or_else(|| {
-            let message = "probe needs a service key: set platform.service_keys_file or platform.service_keys, \
-                           as for serve";
+            let message = "probe needs a service key: give --service-key-file, or set platform.service_keys_file or \
+                           platform.service_keys as for serve";
             Failure::Usage(message.into())
         })?;
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", key.expose_secret()))
@@ -83,7 +91,7 @@ impl ProbeArgs {
         };
         // The configured certificate is not for a loopback address, so it is recognised instead of verified.
         let platform_tls = match own_tls {
-            Some(files) => pinned_get::client_config(&files.chain).map_err(usage)?,
+            Some(files) => pinned_get::pinned_config(&files.chain).map_err(usage)?,
             None => self.tls()?,
         };
         let public_url = self.url.as_deref().map(|url| base_url("--url", url)).transpose()?;
@@ -139,14 +147,15 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: ProbeArgs) -> Result<()
     };
     let failure = result.err().map(|failure| (report.current_step(), failure));
     if let Some((step, _)) = &failure {
-        report.failed(step)?;
-        let cleanup = timeout(CLEANUP_TIMEOUT, round_trip.clean_up());
+        let printed = report.failed(step);
         tokio::select! {
-            left_behind = cleanup => if let Some(message) = left_behind.unwrap_or_else(|_| round_trip.left_behind("no answer")) {
-                anstream::eprintln!("callback-ingress: {message}");
-            },
+            cleaned = timeout(CLEANUP_TIMEOUT, round_trip.clean_up()) => {
+                let left_behind = cleaned.unwrap_or_else(|_| round_trip.left_behind("no answer"));
+                left_behind.iter().for_each(|message| note(message));
+            }
             () = interrupted() => {}
         }
+        printed?;
     }
     report.finish(&round_trip, failure, began.elapsed())
 }

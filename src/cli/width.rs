@@ -16,6 +16,11 @@ fn columns() -> Option<usize> {
     })
 }
 
+/// Whether a line of so many characters fits into one of standard output.
+pub(super) fn fits(characters: usize) -> bool {
+    columns().is_none_or(|columns| characters <= columns)
+}
+
 /// Wraps a text for standard output. The first line begins at column `first`, the others are indented by `indent`.
 pub(super) fn wrapped(text: &str, first: usize, indent: usize) -> String {
     match columns() {

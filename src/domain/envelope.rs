@@ -24,13 +24,13 @@ pub struct Envelope<'a> {
     pub outcome: Outcome,
     /// The provider's result or error.
     pub payload: Option<&'a Payload>,
-    /// When the callback or cancellation was accepted; for a timeout, the deadline.
+    /// When the callback or cancellation was accepted; for a timeout, the deadline or the end of the heartbeat timeout.
     pub received_at: Timestamp,
     /// When the envelope was written to the channel.
     pub released_at: Timestamp,
     /// The request that settled the item.
     pub request_id: Option<RequestId>,
-    /// Why the item was cancelled.
+    /// Why the item was cancelled, or that it timed out without a heartbeat.
     pub reason: Option<&'a Reason>,
     /// Trace context in which the item was settled, otherwise the one in which it was issued.
     pub traceparent: Option<&'a TraceParent>,
@@ -162,6 +162,7 @@ mod tests {
             name: None,
             issued_at: Timestamp::from_millis(1),
             deadline: Timestamp::from_millis(2),
+            heartbeat_timeout_ms: None,
             expires_at: Timestamp::from_millis(2),
             key_id: KeyId::parse("k").unwrap(),
             traceparent: None,

@@ -9,6 +9,7 @@
 //! | when a conversation has ended | [`ended_at`] |
 //! | an item's outcome at a given time | [`outcome_at`] |
 //! | whether a callback is accepted | [`Conversation::accept`] |
+//! | whether a heartbeat is taken | [`Conversation::heartbeat`] |
 //! | limits | [`Conversation::accept`], [`Conversation::issue`] |
 
 mod commands;
@@ -18,15 +19,17 @@ use std::ops::Range;
 
 pub use commands::{
     Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
-    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Ended, Expired, Issue,
-    IssueRefused, Issued, LookupRefused, MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt,
-    Released, TimedOut, Totals, WorkItemView,
+    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Ended, Expired, Heartbeat,
+    HeartbeatNotTaken, HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused,
+    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals,
+    WaitingConversation, WorkItemView,
 };
 
 use super::envelope::{Envelope, EnvelopeJson};
 use super::ids::{
     AttemptId, ConversationId, Fingerprint, IdempotencyDigest, RequestId, Sequence, TraceParent, WorkItemId,
 };
+use super::progress::PROGRESS_INTERVAL_MS;
 use super::reason::Reason;
 use super::result::Payload;
 use super::time::Timestamp;
@@ -79,13 +82,20 @@ fn size(payload: &Payload) -> u64 {
 #[derive(Clone, Debug)]
 struct Slot {
     item: WorkItem,
+    last_heartbeat_at: Option<Timestamp>,
+    /// When the last progress was published.
+    progress_at: Option<Timestamp>,
     settlement: Option<Settlement>,
 }
 
 impl Slot {
     fn outcome_at(&self, now: Timestamp) -> Option<(Outcome, Timestamp)> {
         let settled = self.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at));
-        outcome_at(settled, self.item.deadline, now)
+        outcome_at(settled, self.times_out_at(), now)
+    }
+
+    fn times_out_at(&self) -> Timestamp {
+        self.item.times_out_at(self.last_heartbeat_at)
     }
 }
 
@@ -106,6 +116,8 @@ pub struct Conversation {
     gate: Sequence,
     awaiting: u64,
     held_bytes: u64,
+    /// The held items by the time of their settlement.
+    held_by_time: BTreeSet<(Timestamp, Sequence)>,
     channel_bytes: u64,
     slots: BTreeMap<Sequence, Slot>,
     /// The key is the item's id with sequence 0.
@@ -135,6 +147,7 @@ impl Conversation {
             gate: Sequence::FIRST,
             awaiting: 0,
             held_bytes: 0,
+            held_by_time: BTreeSet::new(),
             channel_bytes: 0,
             slots: BTreeMap::new(),
             issued_by_attempt: HashMap::new(),
@@ -217,13 +230,15 @@ impl Conversation {
             name: command.name.clone(),
             issued_at: now,
             deadline,
+            heartbeat_timeout_ms: command.heartbeat_timeout_ms,
             expires_at: deadline.plus_millis(command.replay_window_ms),
             key_id: command.key_id,
             traceparent: [&command.traceparent, &self.traceparent, &command.request_traceparent]
                 .into_iter()
                 .find_map(Clone::clone),
         };
-        self.slots.insert(item.sequence, Slot { item: item.clone(), settlement: None });
+        let slot = Slot { item: item.clone(), last_heartbeat_at: None, progress_at: None, settlement: None };
+        self.slots.insert(item.sequence, slot);
         self.issued_by_attempt.insert(attempt, item.sequence);
         if let Some((key, fingerprint)) = command.idempotency {
             self.issued_by_key.insert(key, (fingerprint, item.sequence));
@@ -293,6 +308,47 @@ impl Conversation {
                 self.receipt(sequence, false, released).ok_or(AcceptRefused::WorkItemUnknown)
             }
         }
+    }
+
+    /// Records a heartbeat. A settled item is unchanged.
+    pub fn heartbeat(
+        &mut self,
+        command: &Heartbeat,
+        now: Timestamp,
+    ) -> Result<HeartbeatReceipt, HeartbeatRefused> {
+        if now >= command.expires_at {
+            return Err(HeartbeatRefused::TokenExpired);
+        }
+        let ended = self.ended_at(now).is_some();
+        let Some(slot) = self.slot(command.work_item) else {
+            return Err(if ended {
+                HeartbeatRefused::ConversationEnded
+            } else {
+                HeartbeatRefused::WorkItemUnknown
+            });
+        };
+        let (sequence, mut published) = (slot.item.sequence, false);
+        let outcome = slot.outcome_at(now).map(|(outcome, _)| outcome);
+        let has_result = matches!(outcome, Some(Outcome::Succeeded | Outcome::Failed));
+        if ended && !(has_result && sequence < self.gate) {
+            return Err(HeartbeatRefused::ConversationEnded);
+        }
+        match outcome {
+            Some(Outcome::TimedOut) => return Err(HeartbeatRefused::WorkItemTimedOut),
+            Some(Outcome::Cancelled) => return Err(HeartbeatRefused::WorkItemCancelled),
+            Some(Outcome::Succeeded | Outcome::Failed) => {}
+            None => {
+                let is_old =
+                    |last: Timestamp| last.as_millis().abs_diff(now.as_millis()) >= PROGRESS_INTERVAL_MS;
+                published = command.progress.is_some() && slot.progress_at.is_none_or(is_old);
+                if let Some(slot) = self.slots.get_mut(&sequence) {
+                    slot.last_heartbeat_at = Some(now);
+                    slot.progress_at = if published { Some(now) } else { slot.progress_at };
+                }
+            }
+        }
+        let item = self.work_item(command.work_item, now).ok_or(HeartbeatRefused::WorkItemUnknown)?;
+        Ok(HeartbeatReceipt { conversation_id: self.id.clone(), item, published })
     }
 
     /// Restarts the idle timeout. The sweeper's operations do not.
@@ -471,29 +527,41 @@ impl Conversation {
             };
         }
         let mut timed_out = Vec::new();
+        let mut next_in_ms: Option<u64> = None;
         for sequence in sequences {
-            let slot = self.slots.get(sequence);
-            let due = slot.filter(|slot| slot.settlement.is_none() && now >= slot.item.deadline);
-            if let Some(item) = due.map(|slot| slot.item.clone()) {
-                self.time_out(item.sequence, item.deadline, traceparent);
-                timed_out.push(TimedOut {
-                    work_item: item.id,
-                    sequence: item.sequence,
-                    kind: item.kind,
-                    tool_call_id: item.tool_call_id,
-                    name: item.name,
-                    late_ms: item.deadline.millis_until(now),
-                    issued_in: item.traceparent,
-                });
+            let Some(slot) = self.slots.get(sequence).filter(|slot| slot.settlement.is_none()) else {
+                continue;
+            };
+            let at = slot.times_out_at();
+            if now < at {
+                let in_ms = now.millis_until(at);
+                next_in_ms = Some(next_in_ms.map_or(in_ms, |earliest| earliest.min(in_ms)));
+                continue;
             }
+            let item = slot.item.clone();
+            self.time_out(item.sequence, traceparent);
+            timed_out.push(TimedOut {
+                work_item: item.id,
+                sequence: item.sequence,
+                kind: item.kind,
+                cause: item.timeout_cause(at),
+                tool_call_id: item.tool_call_id,
+                name: item.name,
+                late_ms: at.millis_until(now),
+                issued_in: item.traceparent,
+            });
         }
         let released = self.release(now, traceparent);
-        Expired { conversation_id, timed_out, ended: None, released, unfinished: false }
+        Expired { conversation_id, timed_out, ended: None, released, unfinished: false, next_in_ms }
     }
 
     fn settle(&mut self, sequence: Sequence, settlement: Settlement) {
         if let Some(slot) = self.slots.get_mut(&sequence) {
             self.held_bytes += settlement.held_bytes();
+            // The item at the gate is released in the same operation.
+            if sequence > self.gate {
+                self.held_by_time.insert((settlement.received_at, sequence));
+            }
             slot.settlement = Some(settlement);
             self.just_settled.insert(sequence);
             self.obsolete_timers.push(sequence);
@@ -526,17 +594,19 @@ impl Conversation {
         );
     }
 
-    fn time_out(&mut self, sequence: Sequence, deadline: Timestamp, traceparent: Option<&TraceParent>) {
+    fn time_out(&mut self, sequence: Sequence, traceparent: Option<&TraceParent>) {
+        let Some(slot) = self.slots.get(&sequence) else { return };
+        let (at, cause) = (slot.times_out_at(), slot.item.timeout_cause(slot.times_out_at()));
         self.settle(
             sequence,
             Settlement {
                 outcome: Outcome::TimedOut,
-                received_at: deadline,
+                received_at: at,
                 request_id: None,
                 traceparent: traceparent.cloned(),
                 attempt: None,
                 fingerprint: None,
-                reason: None,
+                reason: cause.reason(),
                 payload: None,
             },
         );
@@ -548,11 +618,10 @@ impl Conversation {
         let mut released = Vec::new();
         while let Some(slot) = self.slots.get(&self.gate) {
             if slot.settlement.is_none() {
-                let deadline = slot.item.deadline;
-                if now < deadline {
+                if now < slot.times_out_at() {
                     break;
                 }
-                self.time_out(self.gate, deadline, traceparent);
+                self.time_out(self.gate, traceparent);
             }
             let appended = self.append(self.gate, now);
             released.extend(appended.filter(|_| released.len() < MAX_REPORTED));
@@ -566,6 +635,7 @@ impl Conversation {
         let slot = self.slots.get_mut(&sequence)?;
         let settlement = slot.settlement.as_mut()?;
         self.held_bytes -= settlement.held_bytes();
+        self.held_by_time.remove(&(settlement.received_at, sequence));
         self.channel_bytes += settlement.held_bytes();
         let settled_in = settlement.traceparent.clone();
         let payload = settlement.payload.take();
@@ -639,10 +709,35 @@ impl Conversation {
         (self.next.get() - self.gate.get() - self.awaiting, self.held_bytes)
     }
 
-    /// The conversation and work item of a refused callback.
+    /// When the oldest held item was settled. `None`: nothing is held, or the end is recorded.
+    pub fn held_since(&self) -> Option<Timestamp> {
+        let oldest = self.held_by_time.first().filter(|_| !self.has_ended());
+        oldest.map(|(settled_at, _)| *settled_at)
+    }
+
+    /// What it waits for and holds back at `now`. `None`: nothing is held, it has ended, or the next operation releases
+    /// what is held, because the deadline of the item at the gate has passed.
+    pub fn waiting(&self, now: Timestamp) -> Option<WaitingConversation> {
+        let since = self.held_since().filter(|_| self.ended_at(now).is_none())?;
+        let waiting_for = self.slots.get(&self.gate).filter(|slot| slot.outcome_at(now).is_none())?;
+        let (held, held_bytes) = self.held();
+        Some(WaitingConversation {
+            conversation_id: self.id.clone(),
+            waiting_for: waiting_for.item.clone(),
+            held,
+            held_bytes,
+            since,
+        })
+    }
+
+    /// The conversation and work item of a refused callback or heartbeat.
     pub fn target(&self, work_item: WorkItemId) -> CallbackTarget {
-        let item = self.slot(work_item).map(|slot| slot.item.clone());
-        CallbackTarget { conversation_id: self.id.clone(), item }
+        let slot = self.slot(work_item);
+        CallbackTarget {
+            conversation_id: self.id.clone(),
+            item: slot.map(|slot| slot.item.clone()),
+            times_out_at: slot.map(Slot::times_out_at),
+        }
     }
 
     /// A work item at `now`.
@@ -654,8 +749,9 @@ impl Conversation {
         let settled = slot.settlement.as_ref().map(|settlement| (settlement.outcome, settlement.received_at));
         let bytes = slot.settlement.as_ref().map_or(0, Settlement::held_bytes);
         let reason = slot.settlement.as_ref().and_then(|settlement| settlement.reason.clone());
-        let view = WorkItemView::new(slot.item.clone(), settled, bytes, self.gate, self.ended_at(now), now);
-        WorkItemView { reason, ..view }
+        let (item, heartbeat) = (slot.item.clone(), slot.last_heartbeat_at);
+        let view = WorkItemView::new(item, heartbeat, settled, bytes, self.gate, self.ended_at(now), now);
+        WorkItemView { reason: reason.or(view.reason), ..view }
     }
 
     /// The conversation at `now`.
@@ -684,10 +780,10 @@ impl Conversation {
         }
     }
 
-    /// The deadline of an item without an outcome.
-    pub fn deadline_of(&self, sequence: Sequence) -> Option<Timestamp> {
+    /// When an item without an outcome times out.
+    pub fn times_out_at(&self, sequence: Sequence) -> Option<Timestamp> {
         let slot = self.slots.get(&sequence).filter(|slot| slot.settlement.is_none());
-        slot.map(|slot| slot.item.deadline)
+        slot.map(Slot::times_out_at)
     }
 
     /// The items without an outcome.
@@ -711,27 +807,29 @@ pub fn ended_at(ended_at: Option<Timestamp>, idle_at: Timestamp, now: Timestamp)
     ended_at.or_else(|| (now >= idle_at).then_some(idle_at))
 }
 
-/// The deadline rule: an unsettled item counts as timed out from its deadline on, before the sweeper has processed it.
+/// The deadline rule: an unsettled item counts as timed out from this time on, before the sweeper has processed it. See
+/// [`WorkItem::times_out_at`].
 pub fn outcome_at(
     settled: Option<(Outcome, Timestamp)>,
-    deadline: Timestamp,
+    times_out_at: Timestamp,
     now: Timestamp,
 ) -> Option<(Outcome, Timestamp)> {
-    settled.or_else(|| (now >= deadline).then_some((Outcome::TimedOut, deadline)))
+    settled.or_else(|| (now >= times_out_at).then_some((Outcome::TimedOut, times_out_at)))
 }
 
 impl WorkItemView {
-    /// An item at `now`, without the reason. `gate`: the first sequence that is not released. `ended_at`: when the
-    /// conversation ended.
+    /// An item at `now`, without the reason of a cancellation. `gate`: the first sequence that is not released. `ended_at`:
+    /// when the conversation ended.
     pub fn new(
         item: WorkItem,
+        last_heartbeat_at: Option<Timestamp>,
         settled: Option<(Outcome, Timestamp)>,
         bytes: u64,
         gate: Sequence,
         ended_at: Option<Timestamp>,
         now: Timestamp,
     ) -> Self {
-        let settled = outcome_at(settled, item.deadline, ended_at.unwrap_or(now));
+        let settled = outcome_at(settled, item.times_out_at(last_heartbeat_at), ended_at.unwrap_or(now));
         let state = match (item.sequence < gate, ended_at, settled) {
             (true, _, _) => State::Released,
             (false, Some(_), _) => State::Dropped,
@@ -739,7 +837,15 @@ impl WorkItemView {
             (false, None, None) => State::Awaiting,
         };
         let held_bytes = if state == State::Held { bytes } else { 0 };
-        Self { item, state, settled, reason: None, held_bytes }
+        let timed_out = settled.filter(|(outcome, _)| *outcome == Outcome::TimedOut);
+        let reason = timed_out.and_then(|(_, at)| item.timeout_cause(at).reason());
+        Self { item, state, settled, reason, last_heartbeat_at, held_bytes }
+    }
+
+    /// When the item times out unless a heartbeat comes before. `None` if it needs no heartbeats, or no more.
+    pub fn heartbeat_deadline(&self) -> Option<Timestamp> {
+        let is_asked = self.state == State::Awaiting && self.item.heartbeat_timeout_ms.is_some();
+        is_asked.then(|| self.item.times_out_at(self.last_heartbeat_at))
     }
 }
 

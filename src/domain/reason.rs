@@ -37,6 +37,11 @@ impl Reason {
         }
     }
 
+    /// The reason of a timeout because no heartbeat came.
+    pub fn heartbeat() -> Self {
+        Self("heartbeat".into())
+    }
+
     /// The unchanged text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -327,6 +327,7 @@ mod tests {
             name: None,
             issued_at: Timestamp::from_millis(0),
             deadline: Timestamp::from_millis(0),
+            heartbeat_timeout_ms: None,
             expires_at: Timestamp::from_millis(expires_at),
             key_id,
             traceparent: None,

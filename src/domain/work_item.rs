@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{Sequence, ToolCallId, ToolName, TraceParent, TurnId, WorkItemId};
+use super::reason::Reason;
 use super::time::Timestamp;
 
 /// The kind of provider. Determines which results are valid.
@@ -89,6 +90,36 @@ pub enum State {
     Dropped,
 }
 
+/// Why a work item timed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TimeoutCause {
+    /// Its deadline passed.
+    Deadline,
+    /// It was silent for its heartbeat timeout, before its deadline.
+    Heartbeat,
+}
+
+impl TimeoutCause {
+    /// Both causes.
+    pub const ALL: [Self; 2] = [Self::Deadline, Self::Heartbeat];
+
+    /// The name in log lines, spans and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deadline => "deadline",
+            Self::Heartbeat => "heartbeat",
+        }
+    }
+
+    /// The `reason` of the envelope and of the inspection: silence is told, a passed deadline needs no reason.
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            Self::Deadline => None,
+            Self::Heartbeat => Some(Reason::heartbeat()),
+        }
+    }
+}
+
 /// The immutable data of a work item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkItem {
@@ -106,12 +137,30 @@ pub struct WorkItem {
     pub name: Option<ToolName>,
     /// When it was issued, by the store's clock.
     pub issued_at: Timestamp,
-    /// When it times out.
+    /// When it times out, if it is not silent for too long before.
     pub deadline: Timestamp,
+    /// Longest time without a heartbeat in milliseconds, from its issue on. `None`: it needs no heartbeats.
+    pub heartbeat_timeout_ms: Option<u64>,
     /// When its token expires: the deadline plus the replay window.
     pub expires_at: Timestamp,
     /// The id of the key that signs its token.
     pub key_id: super::token::KeyId,
     /// The trace context in which it was issued.
     pub traceparent: Option<TraceParent>,
+}
+
+impl WorkItem {
+    /// When the item times out, if nothing settles it before and no heartbeat follows the last one: at the deadline, or
+    /// earlier because of silence.
+    pub fn times_out_at(&self, last_heartbeat_at: Option<Timestamp>) -> Timestamp {
+        let silent_at = self
+            .heartbeat_timeout_ms
+            .map(|timeout_ms| last_heartbeat_at.unwrap_or(self.issued_at).plus_millis(timeout_ms));
+        silent_at.map_or(self.deadline, |silent_at| silent_at.min(self.deadline))
+    }
+
+    /// Why an item that timed out at this time did so.
+    pub fn timeout_cause(&self, timed_out_at: Timestamp) -> TimeoutCause {
+        if timed_out_at < self.deadline { TimeoutCause::Heartbeat } else { TimeoutCause::Deadline }
+    }
 }

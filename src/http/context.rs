@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::client_address::TrustedProxies;
 use super::refusal::Refusal;
 use super::refusal_summaries::{RefusalSummaries, TokenIds};
-use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
+use crate::domain::gate::{CallbackTarget, Delivery, HeartbeatReceipt, Receipt};
 use crate::domain::ids::{
     ConversationId, ConversationRef, Fingerprint, RequestId, Sequence, ToolCallId, ToolName, TraceParent,
     TurnId, WorkItemId,
@@ -20,7 +20,7 @@ use crate::domain::ids::{
 use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{Claims, TokenFingerprint};
-use crate::domain::work_item::{Kind, Outcome, WorkItem};
+use crate::domain::work_item::{Kind, Outcome, TimeoutCause, WorkItem};
 use crate::telemetry::trace::{SpanRef, saturating_i64};
 use crate::telemetry::{ActiveRequest, Telemetry, names};
 
@@ -113,8 +113,12 @@ pub struct RequestLog {
     /// The work item's deadline, and the time from its issue to the deadline in milliseconds. Only for the platform's
     /// requests and late callbacks.
     pub deadline: Option<(Timestamp, u64)>,
-    /// Time from the deadline to a late callback, in milliseconds.
+    /// Time from the timeout to a late callback or heartbeat, in milliseconds.
     pub late_ms: Option<u64>,
+    /// Why the work item of a late callback or heartbeat timed out.
+    pub timeout_cause: Option<TimeoutCause>,
+    /// Whether it is a heartbeat. Accepted heartbeats are logged at `debug`, because there can be many.
+    pub is_heartbeat: bool,
     /// Time from the issue to the acceptance of the result, in milliseconds.
     pub turnaround_ms: Option<u64>,
     /// The trace in which the work item was issued.
@@ -189,17 +193,24 @@ impl RequestLog {
         self.turnaround_ms = Some(receipt.item.issued_at.millis_until(receipt.received_at));
     }
 
-    /// Records the conversation and the item of a refused callback. `now` determines how late the callback was.
-    pub fn refused(&mut self, refused: &NotAccepted, now: Timestamp) {
-        let Some(target) = &refused.target else { return };
+    /// Records an accepted heartbeat.
+    pub fn heartbeat(&mut self, receipt: &HeartbeatReceipt) {
+        self.conversation = Some(receipt.conversation_id.clone());
+        self.item(&receipt.item.item);
+    }
+
+    /// Records the conversation and the item of a refused callback or heartbeat. `late_at`: the time, if it came after the
+    /// item's timeout.
+    pub fn refused(&mut self, target: &CallbackTarget, late_at: Option<Timestamp>) {
         self.conversation = Some(target.conversation_id.clone());
-        if let Some(item) = &target.item {
-            if refused.why == AcceptRefused::WorkItemTimedOut {
+        let Some(item) = &target.item else { return };
+        match (late_at, target.times_out_at) {
+            (Some(now), Some(timed_out_at)) => {
                 self.item_with_deadline(item);
-                self.late_ms = Some(item.deadline.millis_until(now));
-            } else {
-                self.item(item);
+                self.late_ms = Some(timed_out_at.millis_until(now));
+                self.timeout_cause = Some(item.timeout_cause(timed_out_at));
             }
+            _ => self.item(item),
         }
     }
 
@@ -250,6 +261,7 @@ impl RequestLog {
         let deadline = self.deadline.filter(|_| self.late_ms.is_some());
         add(&mut all, names::DEADLINE, deadline.map(|(deadline, _)| deadline.to_string()));
         add(&mut all, names::TIMEOUT_MS, deadline.map(|(_, timeout)| saturating_i64(timeout)));
+        add(&mut all, names::TIMEOUT_CAUSE, self.timeout_cause.map(TimeoutCause::as_str));
         add(&mut all, names::LATE_MS, self.late_ms.map(saturating_i64));
         add(&mut all, names::TURNAROUND_MS, self.turnaround_ms.map(saturating_i64));
         add(&mut all, names::ISSUED_TRACE, self.issued_trace().map(ToOwned::to_owned));

@@ -27,7 +27,7 @@ use super::refusal::{INTERNAL, Refusal};
 use super::refusal_summaries::RefusalKey;
 use crate::clock::Entropy;
 use crate::domain::ids::{RequestId, Sequence, contains_token};
-use crate::domain::work_item::{Kind, Outcome};
+use crate::domain::work_item::{Kind, Outcome, TimeoutCause};
 use crate::telemetry::trace::{self, SpanRef};
 use crate::telemetry::{self, ResponseLabels, names};
 
@@ -249,7 +249,7 @@ impl RequestState {
                 })
             };
         }
-        if self.line.probe { line!(debug) } else { line!(info) }
+        if self.line.probe || log.is_heartbeat { line!(debug) } else { line!(info) }
     }
 
     /// Logs a refusal, or a request whose client disconnected.
@@ -261,6 +261,7 @@ impl RequestState {
                     { names::CODE } = code.map(Code::as_str),
                     { names::MESSAGE } = refusal.map(|refusal| &*refusal.message),
                     error = refusal.and_then(|refusal| refusal.cause.as_deref()),
+                    { names::TIMEOUT_CAUSE } = log.timeout_cause.map(TimeoutCause::as_str),
                     { names::LATE_MS } = log.late_ms,
                     { names::CLIENT_ADDRESS } = %self.client,
                     { names::USER_AGENT } = self.user_agent(),
@@ -318,9 +319,9 @@ impl RequestState {
             failure: code.and_then(server_error),
         };
         let body = log.body.map(|(bytes, _)| bytes);
-        let on_public = self.instrumentation.listener == Listener::Public;
+        let is_callback = self.instrumentation.listener == Listener::Public && !log.is_heartbeat;
         let decided_at = log.decided_at.unwrap_or_else(Instant::now);
-        let decision = log.body.filter(|_| on_public).map(|(_, read_at)| decided_at - read_at);
+        let decision = log.body.filter(|_| is_callback).map(|(_, read_at)| decided_at - read_at);
         let metrics = &self.instrumentation.telemetry.metrics;
         metrics.record_request(self.route(), labels, self.started.elapsed(), body, decision);
     }

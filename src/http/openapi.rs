@@ -22,6 +22,8 @@ use crate::domain::ids::RequestId;
 const REQUEST_ID: &str = "018f0000-0000-7000-8000-00000000abcd";
 /// The example of a trace id.
 const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
+/// The example of the id of a work item.
+pub const WORK_ITEM_ID: &str = "01970000-0000-7000-8000-000000000001";
 /// The example of a time.
 pub const TIME: &str = "2026-11-28T12:00:00.000Z";
 
@@ -295,6 +297,11 @@ fn shared_schemas() -> Value {
         "Error": object(&["error"], &json!({"error": error})),
         "Outcome": {"type": "string", "enum": outcomes},
         "Sequence": {"type": "integer", "minimum": 1, "description": "Position in the order of issue."},
+        "State": {
+            "type": "string",
+            "enum": ["awaiting", "held", "released", "dropped"],
+            "description": "`held` waits for an earlier work item; `dropped` was held when the conversation ended.",
+        },
         "Timestamp": {
             "type": "string",
             "format": "date-time",

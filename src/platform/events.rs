@@ -17,20 +17,21 @@ use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use memchr::memchr3;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Platform;
 use super::pages::FetchedPage;
-use super::request::{PathIds, invalid};
+use super::request::{self, PathIds, invalid};
 use crate::domain::envelope::{EnvelopeJson, event_id};
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, RequestId, Sequence};
+use crate::domain::progress::ProgressJson;
 use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::store::{ChannelListener, Page, Store};
+use crate::store::{ChannelListener, Notice, Page, Store};
 use crate::telemetry::names;
 use crate::telemetry::trace::SpanRef;
 
@@ -62,7 +63,7 @@ pub(super) async fn follow(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let conversation = ids.recorded_conversation(&context)?;
-    let requested = requested_cursor(&headers, query.as_deref().unwrap_or_default())?;
+    let requested = requested_cursor(&headers, query.as_deref())?;
     let permit = Arc::clone(&platform.event_streams)
         .try_acquire_owned()
         .map_err(|_| Refusal::new(Code::Overloaded, "too many event streams are open"))?;
@@ -141,18 +142,17 @@ struct Cursor {
 }
 
 /// The cursor of a request. `None`: start at the end of the channel.
-fn requested_cursor(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
-    let from = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "from");
+fn requested_cursor(headers: &HeaderMap, query: Option<&str>) -> Result<Option<Cursor>, Refusal> {
+    let [from] = request::query(query, ["from"])?;
+    let from = from
+        .map(|id| parse_cursor(&id).ok_or_else(|| invalid("from", "must be 0 or an event id")))
+        .transpose()?;
+    // A client that reconnects sends both.
     if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
         let id = id.to_str().ok().and_then(parse_cursor);
         return id.map(Some).ok_or_else(|| invalid("Last-Event-ID", "must be an event id"));
     }
-    match from {
-        Some((_, id)) => {
-            parse_cursor(&id).map(Some).ok_or_else(|| invalid("from", "must be 0 or an event id"))
-        }
-        None => Ok(None),
-    }
+    Ok(from)
 }
 
 /// Parses an event id or a sequence.
@@ -177,15 +177,15 @@ struct ChannelEnd {
     is_final: bool,
     /// Why the conversation was ended.
     reason: Option<Reason>,
-    /// Time after which the channel is read again without a notification.
-    poll_after: Duration,
+    /// When the channel is read again without a notification. A time, because progress does not postpone it.
+    poll_at: Instant,
 }
 
 impl ChannelEnd {
     fn of(page: &Page) -> Self {
-        let poll_after = POLL_INTERVAL.min(Duration::from_millis(page.idle_in_ms + 1));
+        let poll_at = Instant::now() + POLL_INTERVAL.min(Duration::from_millis(page.idle_in_ms + 1));
         let reason = page.end_reason.clone();
-        Self { released: page.released, is_final: page.ended, reason, poll_after }
+        Self { released: page.released, is_final: page.ended, reason, poll_at }
     }
 }
 
@@ -302,7 +302,9 @@ impl ChannelReader {
                 if self.end.is_final {
                     return Some(self.end_event());
                 }
-                self.wait(self.end.poll_after).await;
+                if let Some(progress) = self.wait().await {
+                    return Some(progress);
+                }
             }
             // Changes after this point may be missing from the page.
             self.listener.mark_seen();
@@ -342,7 +344,7 @@ impl ChannelReader {
                         );
                     }
                     let pause = *self.retry_delay.insert(retry_after(failed_before));
-                    self.wait(pause).await;
+                    self.pause(pause).await;
                 }
             }
         }
@@ -353,8 +355,20 @@ impl ChannelReader {
         None
     }
 
+    /// Waits until the channel changes, it is time to poll or draining begins. Returns earlier with a work item's progress.
+    async fn wait(&mut self) -> Option<Event> {
+        tokio::select! {
+            notice = self.listener.next() => match notice {
+                Notice::Progress(progress) => progress_event(&progress),
+                Notice::Changed => None,
+            },
+            () = sleep_until(self.end.poll_at) => None,
+            () = self.platform.lifecycle.draining_started() => None,
+        }
+    }
+
     /// Waits until the channel changes, `limit` has passed or draining begins.
-    async fn wait(&mut self, limit: Duration) {
+    async fn pause(&mut self, limit: Duration) {
         tokio::select! {
             () = self.listener.changed() => {}
             () = sleep(limit) => {}
@@ -380,6 +394,12 @@ fn retry_after(before: Option<Duration>) -> Duration {
 /// An envelope as an event. A line break in a result splits the data into two lines, which clients join with a line feed.
 fn envelope_event(id: &str, json: &str) -> Event {
     Event::default().id(id).data(normalize_line_breaks(json))
+}
+
+/// Progress as an event, without an id: a client that reconnects does not get it again. `None` if it is not UTF-8.
+fn progress_event(progress: &ProgressJson) -> Option<Event> {
+    let json = std::str::from_utf8(progress.bytes()).ok()?;
+    Some(Event::default().event("progress").data(normalize_line_breaks(json)))
 }
 
 /// Normalizes the line breaks of a JSON text, so that all clients see the same lines. Carriage returns become line feeds:

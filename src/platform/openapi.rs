@@ -6,10 +6,12 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use self::schemas::{conversation_example, issued_example, schemas, work_item_example};
-use super::{PLATFORM_PATH, Platform};
+use super::{PLATFORM_PATH, Platform, waiting};
 use crate::http::code::Code;
 use crate::http::metrics;
-use crate::http::openapi::{Document, Operation, TIME, json_response, response_headers, schema_ref};
+use crate::http::openapi::{
+    Document, Operation, TIME, WORK_ITEM_ID, json_response, response_headers, schema_ref,
+};
 
 /// Where the document is served, below [`PLATFORM_PATH`]. Like all calls, it needs the service key.
 pub(super) const PATH: &str = "/openapi.json";
@@ -98,7 +100,7 @@ fn work_item_id() -> Value {
         "in": "path",
         "required": true,
         "schema": schema_ref("Id"),
-        "example": "01970000-0000-7000-8000-000000000001",
+        "example": WORK_ITEM_ID,
     })
 }
 
@@ -136,6 +138,33 @@ fn conversation_links() -> Value {
 }
 
 fn conversations(document: &mut Document) {
+    let waiting_example = json!({"conversations": [{
+        "conversationId": "call-7",
+        "waitingFor": {"sequence": 3, "workItemId": WORK_ITEM_ID, "kind": "tool", "name": "weather",
+            "issuedAt": TIME, "deadline": TIME},
+        "held": {"count": 2, "bytes": 1234},
+        "since": TIME,
+    }], "truncated": false});
+    let list = guarded("listWaiting", "List the conversations whose gate holds results back", &[
+        &[Code::RequestInvalid, Code::StoreUnavailable],
+    ])
+    .with("parameters", json!([
+        {
+            "name": "waiting",
+            "in": "query",
+            "required": true,
+            "description": "Other conversations cannot be listed.",
+            "schema": {"const": "true"},
+        },
+        {
+            "name": "limit",
+            "in": "query",
+            "schema": {"type": "integer", "minimum": 1, "maximum": waiting::MAX_LIMIT, "default": waiting::DEFAULT_LIMIT},
+        },
+    ]))
+    .responds(200, json_response("The conversations.", "WaitingConversations", &waiting_example));
+    document.operation("get", &format!("{PLATFORM_PATH}/conversations"), list);
+
     let path = format!("{PLATFORM_PATH}/conversations/{{conversationId}}");
     let opened = json!({"conversationId": "call-7", "state": "live", "channel": {
         "events": format!("{PLATFORM_PATH}/conversations/call-7/events"),
@@ -172,9 +201,10 @@ fn conversations(document: &mut Document) {
     let events = guarded("followEvents", "Follow the channel of a conversation", &[&READ])
         .with(
             "description",
-            "Server-sent events. An event without a type is an `Envelope`, and its id can be sent as \
-             `Last-Event-ID` to continue after it. The event `end`, an `EndEvent`, is the last one. A stream that \
-             closes without it is to be opened again.",
+            "Server-sent events; the schema is that of one event. An event without a type is an `Envelope`, and its \
+             id can be sent as `Last-Event-ID` to continue after it. `progress` comes from heartbeats, outside the \
+             order and at most once. `end` is the last event. A stream that closes without it is to be opened \
+             again.",
         )
         .with("parameters", json!([
             conversation_id(),
@@ -196,12 +226,7 @@ fn conversations(document: &mut Document) {
         .responds(200, json!({
             "description": "The events.",
             "headers": response_headers(&[]),
-            "content": {"text/event-stream": {
-                "schema": {"type": "string"},
-                "example": "id: 1795000000000-1\ndata: {\"sequence\":1,…}\n\nevent: end\ndata: \
-                            {\"conversationId\":\"call-7\",\"state\":\"ended\"}\n\n",
-                "x-events": {"message": schema_ref("Envelope"), "end": schema_ref("EndEvent")},
-            }},
+            "content": {"text/event-stream": {"schema": schema_ref("Event")}},
         }));
     document.operation("get", &format!("{path}/events"), events);
 }

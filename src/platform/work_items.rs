@@ -25,7 +25,7 @@ use crate::domain::token::Token;
 use crate::domain::work_item::{Kind, Outcome, State as ItemState, WorkItem};
 use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
-use crate::public::{CALLBACKS_PATH, TokenLocation};
+use crate::public::{CALLBACKS_PATH, HEARTBEAT_SEGMENT, TokenLocation};
 use crate::store::Store;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -43,13 +43,15 @@ struct IssueBody {
     traceparent: Option<String>,
     tool_call_id: Option<String>,
     name: Option<String>,
+    heartbeat_timeout_ms: Option<Millis>,
 }
 
 impl IssueBody {
     /// A digest of the fields' values, which does not depend on the formatting of the JSON. It must not change between
     /// releases: it is stored with the idempotency key, and a retry may reach another version of the service.
     fn fingerprint(&self) -> Fingerprint {
-        let timeout_ms = self.timeout_ms.and_then(Millis::get).map(|timeout_ms| timeout_ms.to_string());
+        let text = |duration: Option<Millis>| duration.and_then(Millis::get).map(|ms| ms.to_string());
+        let (timeout_ms, heartbeat_timeout_ms) = (text(self.timeout_ms), text(self.heartbeat_timeout_ms));
         // The order is part of the fingerprint: append new fields, and skip absent ones.
         let fields = [
             ("kind", Some(self.kind.as_str())),
@@ -59,6 +61,7 @@ impl IssueBody {
             ("traceparent", self.traceparent.as_deref()),
             ("toolCallId", self.tool_call_id.as_deref()),
             ("name", self.name.as_deref()),
+            ("heartbeatTimeoutMs", heartbeat_timeout_ms.as_deref()),
         ];
         let mut form = b"issue/v1".to_vec();
         for (name, value) in fields {
@@ -87,6 +90,11 @@ struct IssuedBody<'a> {
     name: Option<&'a ToolName>,
     issued_at: Timestamp,
     deadline: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_timeout_ms: Option<u64>,
+    /// When the first heartbeat is due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_deadline: Option<Timestamp>,
     callback: CallbackBody<'a>,
 }
 
@@ -95,6 +103,9 @@ struct IssuedBody<'a> {
 #[serde(rename_all = "camelCase")]
 struct CallbackBody<'a> {
     url: String,
+    /// Where heartbeats go, if the item needs them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_url: Option<String>,
     method: &'static str,
     token: &'a str,
     carrier: Carrier,
@@ -109,16 +120,25 @@ impl<'a> CallbackBody<'a> {
     fn new(base_url: &str, location: TokenLocation<'a>, token: &'a Token, item: &WorkItem) -> Self {
         let token = token.expose();
         let mut url = format!("{base_url}{CALLBACKS_PATH}");
+        let mut heartbeat_url = format!("{url}{HEARTBEAT_SEGMENT}");
         let mut headers = BTreeMap::from([("Content-Type", "application/json")]);
         // Neither a token nor a parameter's name needs percent-encoding.
         match location.carrier {
             Carrier::Header => drop(headers.insert(location.name, token)),
-            Carrier::Query => url = format!("{url}?{}={token}", location.name),
-            Carrier::Path => url = format!("{url}/{token}"),
+            Carrier::Query => {
+                let query = format!("?{}={token}", location.name);
+                url.push_str(&query);
+                heartbeat_url.push_str(&query);
+            }
+            Carrier::Path => {
+                url = format!("{url}/{token}");
+                heartbeat_url = format!("{url}{HEARTBEAT_SEGMENT}");
+            }
             Carrier::Body => {}
         }
         Self {
             url,
+            heartbeat_url: item.heartbeat_timeout_ms.map(|_| heartbeat_url),
             method: "POST",
             token,
             carrier: location.carrier,
@@ -145,7 +165,11 @@ pub(super) async fn issue(
         .carriers
         .location(body.carrier)
         .ok_or_else(|| invalid("carrier", "this carrier is switched off"))?;
-    let timeout_ms = request::milliseconds("timeoutMs", body.timeout_ms, platform.max_timeout_ms)?;
+    let timeout_ms = request::milliseconds("timeoutMs", body.timeout_ms, platform.max_timeout_ms)?
+        .unwrap_or(platform.default_timeout_ms);
+    // Longer than the item's timeout, it would have no effect.
+    let heartbeat_timeout_ms =
+        request::milliseconds("heartbeatTimeoutMs", body.heartbeat_timeout_ms, timeout_ms)?;
     let command = Issue {
         conversation: conversation.reference(),
         work_item: Entropy.work_item_id(),
@@ -153,7 +177,8 @@ pub(super) async fn issue(
         turn_id: body.turn_id.as_deref().map(request::turn_id).transpose()?,
         tool_call_id: body.tool_call_id.as_deref().map(request::tool_call_id).transpose()?,
         name: body.name.as_deref().map(request::tool_name).transpose()?,
-        timeout_ms: timeout_ms.unwrap_or(platform.default_timeout_ms),
+        timeout_ms,
+        heartbeat_timeout_ms,
         replay_window_ms: platform.replay_window_ms,
         key_id: platform.keyring.signing_key_id(),
         traceparent: request::traceparent(body.traceparent.as_deref(), &parts.headers)?,
@@ -177,6 +202,8 @@ pub(super) async fn issue(
         name: item.name.as_ref(),
         issued_at: item.issued_at,
         deadline: item.deadline,
+        heartbeat_timeout_ms: item.heartbeat_timeout_ms,
+        heartbeat_deadline: item.heartbeat_timeout_ms.map(|_| item.times_out_at(None)),
         callback: CallbackBody::new(&platform.public_base_url, location, &token, &item),
     };
     let mut response = (StatusCode::CREATED, Json(reply)).into_response();
@@ -239,11 +266,18 @@ pub(super) struct WorkItemBody<'a> {
     state: ItemState,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<Outcome>,
-    /// Why it was cancelled.
+    /// Why it was cancelled; `heartbeat` if it timed out without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a Reason>,
     issued_at: Timestamp,
     deadline: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_timeout_ms: Option<u64>,
+    /// When the next heartbeat is due, while the item needs one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_deadline: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_heartbeat_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     received_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -266,6 +300,9 @@ impl<'a> WorkItemBody<'a> {
             reason: view.reason.as_ref(),
             issued_at: item.issued_at,
             deadline: item.deadline,
+            heartbeat_timeout_ms: item.heartbeat_timeout_ms,
+            heartbeat_deadline: view.heartbeat_deadline(),
+            last_heartbeat_at: view.last_heartbeat_at,
             received_at: view.settled.map(|(_, received_at)| received_at),
             traceparent: item.traceparent.as_ref(),
         }
@@ -398,6 +435,7 @@ mod tests {
             (r#"{"kind":"tool","timeoutMs":1}"#, " { \"timeoutMs\" : 1,\n\"kind\":\"t\\u006fol\" } "),
             (r#"{"kind":"tool"}"#, r#"{"turnId":null,"kind":"tool","timeoutMs":null,"carrier":null}"#),
             (r#"{"kind":"tool","name":"a"}"#, r#"{"name":"\u0061","toolCallId":null,"kind":"tool"}"#),
+            (r#"{"kind":"tool"}"#, r#"{"kind":"tool","heartbeatTimeoutMs":null}"#),
         ] {
             assert_eq!(fingerprint(body), fingerprint(other), "{other}");
         }
@@ -423,6 +461,9 @@ mod tests {
             r#"{"kind":"tool","name":"1"}"#.to_owned(),
             r#"{"kind":"tool","toolCallId":"1","name":"1"}"#.to_owned(),
             r#"{"kind":"tool","toolCallId":"1","name":"2"}"#.to_owned(),
+            r#"{"kind":"tool","heartbeatTimeoutMs":1}"#.to_owned(),
+            r#"{"kind":"tool","heartbeatTimeoutMs":2}"#.to_owned(),
+            r#"{"kind":"tool","timeoutMs":2,"heartbeatTimeoutMs":1}"#.to_owned(),
         ];
         let distinct: std::collections::HashSet<String> =
             bodies.iter().map(|body| fingerprint(body)).collect();

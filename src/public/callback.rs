@@ -1,23 +1,25 @@
 //! One callback, from the request to the receipt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
 use opentelemetry::context::FutureExt;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use super::carrier::{Carriers, SentToken};
 use super::{Public, reply};
 use crate::clock::Entropy;
-use crate::domain::gate::{Accept, Receipt};
+use crate::domain::gate::{Accept, AcceptRefused, NotAccepted, Receipt};
 use crate::domain::json::Scan;
 use crate::domain::result::{CallbackResult, ResultRefused};
 use crate::domain::token::{Claims, TokenDefect, TokenFingerprint, TokenRefused};
 use crate::http::admission::OVERLOAD_DELAY;
-use crate::http::body;
+use crate::http::body::{self, BodyLimits, Reservation};
 use crate::http::code::Code;
 use crate::http::context::RequestContext;
 use crate::http::media_type;
@@ -38,9 +40,18 @@ pub(super) async fn handle(
     request: Request,
 ) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let processed = Callback { public: &public, context: &context, parts: &parts }.process(body).await;
+    let processed = ProviderRequest { public: &public, context: &context, parts: &parts }.process(body).await;
     // Recorded before the delay of a refusal.
     context.record(|log| log.decided_at = Some(Instant::now()));
+    finish(&public, &context, processed).await
+}
+
+/// Delays and counts a refusal.
+pub(super) async fn finish(
+    public: &Public,
+    context: &RequestContext,
+    processed: Result<Response, Refusal>,
+) -> Result<Response, Refusal> {
     match processed {
         Err(refusal) if refusal.code == Code::Overloaded => {
             sleep(OVERLOAD_DELAY).await;
@@ -59,7 +70,7 @@ pub(super) async fn refuse(
     let (parts, body) = request.into_parts();
     body::discard(&parts.headers, body);
     // Records the token's ids, so that the log line names the work item.
-    let _: HeadToken<'_> = Callback { public: &public, context: &context, parts: &parts }.head_token();
+    let _: HeadToken<'_> = ProviderRequest { public: &public, context: &context, parts: &parts }.head_token();
     admit(&public, &context).err().unwrap_or_else(|| match parts.extensions.get::<MatchedPath>() {
         Some(_) => {
             Refusal::new(Code::MethodNotAllowed, "send it with POST; other methods do not spend a token")
@@ -73,14 +84,33 @@ fn admit(public: &Public, context: &RequestContext) -> Result<(), Refusal> {
     public.clients.count_request(context.client)
 }
 
-struct Callback<'a> {
-    public: &'a Public,
-    context: &'a RequestContext,
-    parts: &'a Parts,
+/// A callback or a heartbeat.
+#[derive(Clone, Copy)]
+pub(super) struct ProviderRequest<'a> {
+    pub(super) public: &'a Public,
+    pub(super) context: &'a RequestContext,
+    pub(super) parts: &'a Parts,
+}
+
+/// The bodies that a request may have.
+#[derive(Clone, Copy)]
+pub(super) struct AllowedBody {
+    /// Maximum size in bytes, if it is below the configured one.
+    pub(super) max_bytes: usize,
+    /// Whether it may be empty. An empty body needs no content type.
+    pub(super) may_be_empty: bool,
+}
+
+/// A request whose body was read.
+pub(super) struct Received<'a> {
+    pub(super) head_token: HeadToken<'a>,
+    pub(super) body: Bytes,
+    pub(super) reservation: Reservation,
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
 /// The token in the request's head.
-enum HeadToken<'a> {
+pub(super) enum HeadToken<'a> {
     /// A token, and the result of its verification.
     Present(SentToken<'a>, Result<Claims, TokenRefused>),
     Absent,
@@ -88,11 +118,14 @@ enum HeadToken<'a> {
     Ambiguous(Refusal),
 }
 
-impl Callback<'_> {
-    /// Order of checks (part of the API): size, content type, token, JSON, shape, then the store in one step. Only the
-    /// last step uses up the token.
-    async fn process(&self, body: axum::body::Body) -> Result<Response, Refusal> {
-        let Self { public, context, parts, .. } = self;
+impl<'a> ProviderRequest<'a> {
+    /// The first checks: admission, size and content type.
+    pub(super) async fn receive(
+        &self,
+        body: axum::body::Body,
+        allowed: AllowedBody,
+    ) -> Result<Received<'a>, Refusal> {
+        let Self { public, context, parts } = *self;
         // Verified first, so that refusals are logged with the token's ids.
         let head_token = self.head_token();
         if let Err(refusal) = self.admit(&head_token) {
@@ -101,15 +134,27 @@ impl Callback<'_> {
         }
         let is_authentic = matches!(head_token, HeadToken::Present(_, Ok(_)));
         let budget = if is_authentic { &public.authenticated } else { &public.anonymous };
-        let (body, reservation) = body::read(&parts.headers, body, public.body, budget).await?;
+        let limits = BodyLimits { max_bytes: allowed.max_bytes.min(public.body.max_bytes), ..public.body };
+        let (body, reservation) = body::read(&parts.headers, body, limits, budget).await?;
         context.record(|log| log.body = Some((body.len(), Instant::now())));
         let permit = public.admission.permit()?;
-        media_type::check_json(&parts.headers)?;
+        if !(allowed.may_be_empty && body.is_empty()) {
+            media_type::check_json(&parts.headers)?;
+        }
         if matches!(head_token, HeadToken::Absent)
             && !Carriers::may_be_in(&body, |token| self.is_authentic(token))
         {
             public.clients.refuse_without_token(context.client)?;
         }
+        Ok(Received { head_token, body, reservation, permit })
+    }
+
+    /// Order of checks (part of the API): size, content type, token, JSON, shape, then the store in one step. Only the
+    /// last step uses up the token.
+    async fn process(&self, body: axum::body::Body) -> Result<Response, Refusal> {
+        let Self { public, context, .. } = *self;
+        let allowed = AllowedBody { max_bytes: usize::MAX, may_be_empty: false };
+        let Received { head_token, body, reservation, permit } = self.receive(body, allowed).await?;
         let (result, claims) = self.read_result(head_token, &body)?;
         context.record(|log| log.digest = Some(result.fingerprint));
         // Frees the received body if the result is a copy, because the token's field was removed.
@@ -132,25 +177,20 @@ impl Callback<'_> {
             drop(permit);
             match &accepted {
                 Ok(Ok(receipt)) => record_accepted(&store, &context, &claims, receipt),
-                Ok(Err(refused)) => {
-                    context.record(|log| log.refused(refused, clock.now()));
+                Ok(Err(NotAccepted { why, target: Some(target) })) => {
+                    let late_at = (*why == AcceptRefused::WorkItemTimedOut).then(|| clock.now());
+                    context.record(|log| log.refused(target, late_at));
                 }
-                // The Redis client keeps an unanswered command until it closes the connection.
-                Err(StoreError::OutcomeUnknown(_)) => {
-                    tokio::spawn(async move {
-                        sleep(release_after).await;
-                        drop(reservation);
-                    });
-                }
-                Err(StoreError::Unavailable(_) | StoreError::Broken(_)) => {}
+                Ok(Err(_)) | Err(_) => {}
             }
+            free(reservation, &accepted, release_after);
             accepted
         };
         Ok(reply::receipt(&public.admission.shield(step.with_current_context()).await??))
     }
 
     /// Finds and verifies the token in the request's head, and records its ids.
-    fn head_token(&self) -> HeadToken<'_> {
+    fn head_token(&self) -> HeadToken<'a> {
         match self.public.carriers.in_head(self.parts) {
             Ok(Some(token)) => {
                 let claims = self.verify(&token);
@@ -186,19 +226,27 @@ impl Callback<'_> {
         head_token: HeadToken<'_>,
         body: &Bytes,
     ) -> Result<(CallbackResult, Claims), Refusal> {
-        let carriers = &self.public.carriers;
-        let field = carriers.body_field();
+        let field = self.public.carriers.body_field();
         let scan = Scan::new(body, CallbackResult::NAMES.into_iter().chain(field));
+        let claims = self.claims(head_token, scan.as_ref().ok())?;
+        let scan = scan.map_err(ResultRefused::from)?;
+        Ok((CallbackResult::classify(claims.kind, body, &scan, field)?, claims))
+    }
+
+    /// The claims of the token in the head or the body. `body`: `None` if it is not JSON.
+    pub(super) fn claims(
+        &self,
+        head_token: HeadToken<'_>,
+        body: Option<&Scan<'_>>,
+    ) -> Result<Claims, Refusal> {
         let (head_token, verified) = match head_token {
             HeadToken::Present(token, verified) => (Some(token), Some(verified)),
             HeadToken::Absent => (None, None),
             HeadToken::Ambiguous(refusal) => return Err(refusal),
         };
-        let token = carriers.in_request(head_token, scan.as_ref().ok())?;
+        let token = self.public.carriers.in_request(head_token, body)?;
         let claims = verified.unwrap_or_else(|| self.verify(&token));
-        let claims = claims.map_err(|refused| reply::token_refused(refused, token.as_deref()))?;
-        let scan = scan.map_err(ResultRefused::from)?;
-        Ok((CallbackResult::classify(claims.kind, body, &scan, field)?, claims))
+        claims.map_err(|refused| reply::token_refused(refused, token.as_deref()))
     }
 
     /// Whether a text is an authentic token, expired or not.
@@ -227,6 +275,17 @@ impl Callback<'_> {
             log.token = Some(TokenFingerprint::of(token));
         });
         verified
+    }
+}
+
+/// Frees the memory of a body after the store's answer. The Redis client keeps an unanswered command until it closes the
+/// connection.
+pub(super) fn free<T>(reservation: Reservation, answer: &Result<T, StoreError>, release_after: Duration) {
+    if matches!(answer, Err(StoreError::OutcomeUnknown(_))) {
+        tokio::spawn(async move {
+            sleep(release_after).await;
+            drop(reservation);
+        });
     }
 }
 

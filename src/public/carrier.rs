@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use axum::http::request::Parts;
 use memchr::memmem;
 
-use super::CALLBACKS_PATH;
+use super::{CALLBACKS_PATH, HEARTBEAT_SEGMENT};
 use crate::config::{Carrier, TokenConfig, TokenHeader};
 use crate::domain::ids::TOKEN_PREFIX;
 use crate::domain::json::{Scan, decode_string};
@@ -104,7 +104,9 @@ impl Carriers {
 
     /// Not percent-decoded: a token has exactly one encoding.
     fn in_path<'a>(&self, parts: &'a Parts) -> impl Iterator<Item = SentToken<'a>> {
-        let token = parts.uri.path().strip_prefix(CALLBACKS_PATH).and_then(|rest| rest.strip_prefix('/'));
+        let rest = parts.uri.path().strip_prefix(CALLBACKS_PATH);
+        let token = rest.map(|rest| rest.strip_suffix(HEARTBEAT_SEGMENT).unwrap_or(rest));
+        let token = token.and_then(|rest| rest.strip_prefix('/'));
         token.filter(|_| self.allows(Carrier::Path)).map(|token| Some(Cow::Borrowed(token))).into_iter()
     }
 

@@ -3,20 +3,20 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{CALLBACKS_PATH, Carriers, Public};
+use super::{CALLBACKS_PATH, Carriers, HEARTBEAT_SEGMENT, Public};
 use crate::config::Carrier;
+use crate::domain::progress;
 use crate::http::code::Code;
 use crate::http::openapi::{
-    Document, Operation, TIME, json_response, object, response_headers, schema_ref, uuid,
+    Document, Operation, TIME, WORK_ITEM_ID, json_response, object, response_headers, schema_ref, uuid,
 };
 
 /// Where the document is served.
 pub(super) const PATH: &str = "/api/v1/webhooks/openapi.json";
 
-/// The refusals of a callback.
-const CALLBACK: [Code; 25] = [
+/// The refusals of a callback and of a heartbeat.
+const COMMON: [Code; 21] = [
     Code::BodyMalformed,
-    Code::ResultShapeInvalid,
     Code::RequestMalformed,
     Code::TokenCarriersDisagree,
     Code::CallbackTokenMissing,
@@ -25,22 +25,24 @@ const CALLBACK: [Code; 25] = [
     Code::NotFound,
     Code::MethodNotAllowed,
     Code::RequestTimeout,
-    Code::CallbackTokenUsed,
     Code::WorkItemTimedOut,
     Code::WorkItemCancelled,
     Code::WorkItemUnknown,
     Code::ConversationEnded,
-    Code::ChannelLimit,
     Code::BodyTooLarge,
     Code::ContentTypeUnsupported,
     Code::RateLimited,
     Code::Internal,
-    Code::HeldLimit,
     Code::StoreUnavailable,
     Code::OutcomeUnknown,
     Code::Draining,
     Code::Overloaded,
 ];
+/// Further refusals of a callback.
+const CALLBACK: [Code; 4] =
+    [Code::ResultShapeInvalid, Code::CallbackTokenUsed, Code::ChannelLimit, Code::HeldLimit];
+/// Further refusals of a heartbeat.
+const HEARTBEAT: [Code; 1] = [Code::RequestInvalid];
 
 /// The document for these settings.
 pub(super) fn document(public: &Public) -> Bytes {
@@ -81,8 +83,10 @@ pub(super) fn document(public: &Public) -> Bytes {
         // OpenAPI has no security scheme for a field of the body: it is in the schema.
         security.push(json!({}));
     }
-    let callback = callback_operation("postCallback", public).with("security", security);
+    let callback = callback_operation("postCallback", public).with("security", security.clone());
     document.operation("post", CALLBACKS_PATH, callback);
+    let heartbeat = heartbeat_operation("postHeartbeat").with("security", security);
+    document.operation("post", &format!("{CALLBACKS_PATH}{HEARTBEAT_SEGMENT}"), heartbeat);
     if carriers.allows(Carrier::Path) {
         let token = json!([{
             "name": "token",
@@ -91,8 +95,12 @@ pub(super) fn document(public: &Public) -> Bytes {
             "description": "The token of one work item.",
             "schema": {"type": "string", "minLength": 1},
         }]);
-        let callback = callback_operation("postCallbackWithTokenInPath", public).with("parameters", token);
-        document.operation("post", &format!("{CALLBACKS_PATH}/{{token}}"), callback);
+        let path = format!("{CALLBACKS_PATH}/{{token}}");
+        let callback =
+            callback_operation("postCallbackWithTokenInPath", public).with("parameters", token.clone());
+        document.operation("post", &path, callback);
+        let heartbeat = heartbeat_operation("postHeartbeatWithTokenInPath").with("parameters", token);
+        document.operation("post", &format!("{path}{HEARTBEAT_SEGMENT}"), heartbeat);
     }
     document.finish()
 }
@@ -100,7 +108,7 @@ pub(super) fn document(public: &Public) -> Bytes {
 fn callback_operation(id: &str, public: &Public) -> Operation {
     let receipt = json!({
         "status": "delivered",
-        "workItemId": "01970000-0000-7000-8000-000000000001",
+        "workItemId": WORK_ITEM_ID,
         "conversationId": "call-7",
         "sequence": 2,
         "outcome": "succeeded",
@@ -139,7 +147,25 @@ fn callback_operation(id: &str, public: &Public) -> Operation {
         )
         .responds(202, response("The result was accepted.", &receipt))
         .responds(200, response("The same result was accepted before.", &replayed))
-        .refuses(&CALLBACK)
+        .refuses(&[&COMMON[..], &CALLBACK].concat())
+}
+
+fn heartbeat_operation(id: &str) -> Operation {
+    let heard =
+        json!({"state": "awaiting", "deadline": TIME, "heartbeatDeadline": TIME, "cancelRequested": false});
+    let mut response = json_response("The heartbeat was taken.", "HeartbeatReceipt", &heard);
+    response["headers"] = response_headers(&["Cache-Control"]);
+    Operation::new(id, "Show that the work goes on")
+        .with("description", "Uses nothing up, and does not move the deadline. The body can be empty.")
+        .with(
+            "requestBody",
+            json!({"content": {"application/json": {
+                "schema": schema_ref("Heartbeat"),
+                "example": {"message": "half done", "data": {"rows": 500}},
+            }}}),
+        )
+        .responds(200, response)
+        .refuses(&[&COMMON[..], &HEARTBEAT].concat())
 }
 
 fn schemas(carriers: &Carriers) -> Value {
@@ -159,9 +185,23 @@ fn schemas(carriers: &Carriers) -> Value {
         "required": ["content"],
         "properties": {"content": {"type": ["string", "array"]}},
     });
+    let mut heartbeat = object(
+        &[],
+        &json!({
+            "message": {
+                "type": ["string", "null"],
+                "maxLength": progress::MAX_MESSAGE,
+                "pattern": r"^(?!.*[cC][bB][tT]_)[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$",
+            },
+            "data": {"description": format!("Any JSON of at most {} bytes.", progress::MAX_DATA)},
+        }),
+    );
+    heartbeat["description"] =
+        "Goes to the platform's open event streams, at most once and not each time.".into();
     if let Some(field) = carriers.body_field() {
         let token = json!({"type": ["string", "null"], "description": "The token; removed from the result."});
         failure["properties"][field] = token.clone();
+        heartbeat["properties"][field] = token.clone();
         llm_object["properties"][field] = token;
     }
     let mut receipt = object(
@@ -186,6 +226,13 @@ fn schemas(carriers: &Carriers) -> Value {
     receipt["else"] = json!({"not": {"required": ["waitingFor"]}});
     json!({
         "Receipt": receipt,
+        "Heartbeat": heartbeat,
+        "HeartbeatReceipt": object(&["state", "deadline", "cancelRequested"], &json!({
+            "state": schema_ref("State"),
+            "deadline": schema_ref("Timestamp"),
+            "heartbeatDeadline": schema_ref("Timestamp"),
+            "cancelRequested": {"const": false, "description": "Once the work is cancelled, heartbeats are refused."},
+        })),
         "CallbackBody": {
             "description": "A failure, or a result of the work item's kind. Anything that is not of the form of a \
                             failure is a result, except what was evidently meant to be one.",

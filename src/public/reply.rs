@@ -7,12 +7,15 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::domain::gate::{AcceptRefused, Delivery, NotAccepted, Receipt};
+use crate::domain::gate::{
+    AcceptRefused, CallbackTarget, Delivery, HeartbeatNotTaken, HeartbeatRefused, NotAccepted, Receipt,
+    WorkItemView,
+};
 use crate::domain::ids::{ConversationId, Sequence, TOKEN_PREFIX, WorkItemId};
 use crate::domain::result::ResultRefused;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{TOKEN_CHARS, TokenRefused};
-use crate::domain::work_item::Outcome;
+use crate::domain::work_item::{Outcome, State, TimeoutCause};
 use crate::http::code::Code;
 use crate::http::refusal::Refusal;
 
@@ -49,6 +52,29 @@ pub(super) fn receipt(receipt: &Receipt) -> Response {
     let status = if receipt.replayed { StatusCode::OK } else { StatusCode::ACCEPTED };
     let no_store = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     (status, [no_store], Json(body)).into_response()
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HeartbeatBody {
+    state: State,
+    deadline: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_deadline: Option<Timestamp>,
+    /// Always false: once the work is cancelled, heartbeats are refused.
+    cancel_requested: bool,
+}
+
+/// The response to a heartbeat that was taken.
+pub(super) fn heartbeat(item: &WorkItemView) -> Response {
+    let body = HeartbeatBody {
+        state: item.state,
+        deadline: item.item.deadline,
+        heartbeat_deadline: item.heartbeat_deadline(),
+        cancel_requested: false,
+    };
+    let no_store = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    (StatusCode::OK, [no_store], Json(body)).into_response()
 }
 
 /// The refusal of a token. Its message describes only what the sender can see in the sent text. The reason why a
@@ -105,15 +131,15 @@ impl From<NotAccepted> for Refusal {
     fn from(refused: NotAccepted) -> Self {
         let (code, message) = match refused.why {
             AcceptRefused::TokenExpired => return expired(),
-            AcceptRefused::ConversationEnded => {
-                (Code::ConversationEnded, "the conversation has ended and accepts no more results")
-            }
-            AcceptRefused::WorkItemUnknown => {
-                (Code::WorkItemUnknown, "the conversation has no such work item")
-            }
+            AcceptRefused::ConversationEnded => (Code::ConversationEnded, CONVERSATION_ENDED),
+            AcceptRefused::WorkItemUnknown => (Code::WorkItemUnknown, WORK_ITEM_UNKNOWN),
             AcceptRefused::TokenUsed => {
                 (Code::CallbackTokenUsed, "the token was used with another body; the first result stands")
             }
+            AcceptRefused::WorkItemTimedOut if is_silent(refused.target.as_deref()) => (
+                Code::WorkItemTimedOut,
+                "the work item timed out before this callback arrived, because no heartbeat came in time",
+            ),
             AcceptRefused::WorkItemTimedOut => {
                 (Code::WorkItemTimedOut, "the work item timed out before this callback arrived")
             }
@@ -126,6 +152,38 @@ impl From<NotAccepted> for Refusal {
             ),
             AcceptRefused::ChannelLimit => {
                 (Code::ChannelLimit, "the conversation's channel has reached its size limit")
+            }
+        };
+        Self::new(code, message)
+    }
+}
+
+const CONVERSATION_ENDED: &str = "the conversation has ended and accepts no more results";
+const WORK_ITEM_UNKNOWN: &str = "the conversation has no such work item";
+
+/// Whether the item timed out because it was silent.
+fn is_silent(target: Option<&CallbackTarget>) -> bool {
+    target.is_some_and(|target| {
+        let times = target.item.as_ref().zip(target.times_out_at);
+        times.is_some_and(|(item, at)| item.timeout_cause(at) == TimeoutCause::Heartbeat)
+    })
+}
+
+impl From<HeartbeatNotTaken> for Refusal {
+    fn from(refused: HeartbeatNotTaken) -> Self {
+        let (code, message) = match refused.why {
+            HeartbeatRefused::TokenExpired => return expired(),
+            HeartbeatRefused::ConversationEnded => (Code::ConversationEnded, CONVERSATION_ENDED),
+            HeartbeatRefused::WorkItemUnknown => (Code::WorkItemUnknown, WORK_ITEM_UNKNOWN),
+            HeartbeatRefused::WorkItemTimedOut if is_silent(refused.target.as_deref()) => (
+                Code::WorkItemTimedOut,
+                "the work item timed out, because this heartbeat did not come in time; stop the work",
+            ),
+            HeartbeatRefused::WorkItemTimedOut => {
+                (Code::WorkItemTimedOut, "the work item has passed its deadline; stop the work")
+            }
+            HeartbeatRefused::WorkItemCancelled => {
+                (Code::WorkItemCancelled, "the platform cancelled the work item; stop the work")
             }
         };
         Self::new(code, message)

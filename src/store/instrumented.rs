@@ -13,11 +13,14 @@ use tokio::time::Instant;
 use super::health::{HealthMonitor, StoreHealth};
 use super::memory::MemoryStore;
 use super::redis::RedisStore;
-use super::{Answer, CONTINUE_MS, ChannelListener, Due, DueConversation, Page, Schedule, Store, StoreError};
+use super::{
+    Answer, CONTINUE_MS, ChannelListener, Due, DueConversation, Page, Schedule, Store, StoreError, Waiting,
+};
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    ConversationNotFound, ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued, LookupRefused,
-    NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
+    HeartbeatReceipt, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened,
+    Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
@@ -155,6 +158,16 @@ impl InstrumentedStore {
         conversation.partition(self.partitions())
     }
 
+    /// Schedules a timer of the partition in this time: here, and by an announcement on the other instances.
+    fn schedule_timer(&self, partition: u16, in_ms: u64) {
+        self.schedule.arm(partition, Instant::now() + Duration::from_millis(in_ms));
+        if let Some(now) = self.schedule.store_now_ms() {
+            let second = now.saturating_add(in_ms) / 1000;
+            self.schedule.announce((second, partition));
+            self.schedule.announce((second + 1, partition));
+        }
+    }
+
     /// Schedules the sweeper to continue the release after [`CONTINUE_MS`], if the call left it unfinished or failed.
     fn schedule_continuation<T, R>(
         &self,
@@ -216,18 +229,13 @@ impl Store for InstrumentedStore {
 
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
         let partition = self.partition(command.conversation);
-        let timeout = Duration::from_millis(command.timeout_ms);
+        let timeout_ms = command.heartbeat_timeout_ms.unwrap_or(u64::MAX).min(command.timeout_ms);
         // Before the call, because the item may exist even if the reply is lost or this instance fails.
-        self.schedule.arm(partition, Instant::now() + timeout);
-        if let Some(now) = self.schedule.store_now_ms() {
-            let second = now.saturating_add(command.timeout_ms) / 1000;
-            self.schedule.announce((second, partition));
-            self.schedule.announce((second + 1, partition));
-        }
+        self.schedule_timer(partition, timeout_ms);
         let issued =
             self.call(Operation::Script("issue"), backend_async!(self, store => store.issue(command))).await;
         // Once more, because the sweeper may have queried the partition before the item existed.
-        self.schedule.arm(partition, Instant::now() + timeout);
+        self.schedule.arm(partition, Instant::now() + Duration::from_millis(timeout_ms));
         issued
     }
 
@@ -238,6 +246,11 @@ impl Store for InstrumentedStore {
             .await;
         self.schedule_continuation(conversation, &accepted, |done| done.unfinished);
         accepted
+    }
+
+    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, HeartbeatNotTaken> {
+        self.call(Operation::Script("heartbeat"), backend_async!(self, store => store.heartbeat(command)))
+            .await
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
@@ -280,8 +293,14 @@ impl Store for InstrumentedStore {
         due: DueConversation,
         traceparent: Option<TraceParent>,
     ) -> Result<Expired, StoreError> {
-        self.call(Operation::Script("expire"), backend_async!(self, store => store.expire(due, traceparent)))
-            .await
+        let partition = self.partition(due.conversation);
+        let expired = self
+            .call(Operation::Script("expire"), backend_async!(self, store => store.expire(due, traceparent)))
+            .await?;
+        if let Some(next_in_ms) = expired.next_in_ms {
+            self.schedule_timer(partition, next_in_ms);
+        }
+        Ok(expired)
     }
 
     async fn due(&self, partitions: &[u16], limit: usize) -> Result<Due, StoreError> {
@@ -311,6 +330,10 @@ impl Store for InstrumentedStore {
 
     async fn totals(&self, partitions: &[u16]) -> Result<Totals, StoreError> {
         self.call(Operation::Script("totals"), backend_async!(self, store => store.totals(partitions))).await
+    }
+
+    async fn waiting(&self, limit: usize) -> Result<Waiting, StoreError> {
+        self.call(Operation::Script("waiting"), backend_async!(self, store => store.waiting(limit))).await
     }
 
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {

@@ -1,21 +1,23 @@
 //! The memory store: a mutex around [`crate::domain::gate`]. Its data is lost when the process ends.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::notifier::ChannelNotifier;
 use super::{
-    Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError,
+    Answer, CLAIM_MS, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Waiting,
     group_by_conversation,
 };
 use crate::clock::Clock;
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    Conversation, ConversationNotFound, ConversationView, EndReceipt, Expired, Issue, IssueRefused, Issued,
-    Limits, LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    Conversation, ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
+    HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, Limits, LookupRefused, NotAccepted,
+    Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
@@ -27,38 +29,51 @@ pub struct MemoryStore {
     clock: Clock,
     limits: Limits,
     notifier: ChannelNotifier,
-    state: Mutex<MemoryState>,
+    state: Box<Mutex<MemoryState>>,
 }
 
 #[derive(Debug, Default)]
 struct MemoryState {
     conversations: HashMap<ConversationRef, Conversation>,
     timers: Timers,
+    /// The conversations with held items, by the time at which the oldest was settled.
+    waiting: ByTime<ConversationRef>,
 }
 
 /// The timer of an item. Without a sequence, the timer of the conversation as a whole.
 type Timer = (ConversationRef, Option<Sequence>);
 
-/// Timers, indexed by time and by key. A timer that fires early or is out of date has no effect.
-#[derive(Debug, Default)]
-struct Timers {
-    by_time: BTreeSet<(Timestamp, Timer)>,
-    times: HashMap<Timer, Timestamp>,
+/// Timers. A timer that fires early or is out of date has no effect.
+type Timers = ByTime<Timer>;
+
+/// Keys with a time each, indexed by time and by key.
+#[derive(Debug)]
+struct ByTime<K> {
+    by_time: BTreeSet<(Timestamp, K)>,
+    times: HashMap<K, Timestamp>,
+}
+
+impl<K> Default for ByTime<K> {
+    fn default() -> Self {
+        Self { by_time: BTreeSet::new(), times: HashMap::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash + Ord> ByTime<K> {
+    fn set(&mut self, key: K, time: Timestamp) {
+        self.remove(key);
+        self.times.insert(key, time);
+        self.by_time.insert((time, key));
+    }
+
+    fn remove(&mut self, key: K) {
+        if let Some(time) = self.times.remove(&key) {
+            self.by_time.remove(&(time, key));
+        }
+    }
 }
 
 impl Timers {
-    fn set(&mut self, timer: Timer, time: Timestamp) {
-        self.remove(timer);
-        self.times.insert(timer, time);
-        self.by_time.insert((time, timer));
-    }
-
-    fn remove(&mut self, timer: Timer) {
-        if let Some(time) = self.times.remove(&timer) {
-            self.by_time.remove(&(time, timer));
-        }
-    }
-
     /// The timers that are due at `now`, in order.
     fn due(&self, now: Timestamp) -> impl Iterator<Item = Timer> {
         self.by_time.range(..Self::after(now)).map(|(_, timer)| *timer)
@@ -92,7 +107,8 @@ impl MemoryState {
         self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
     }
 
-    /// Calls `step` with a conversation, unless its retention is over. Removes the timers that become obsolete.
+    /// Calls `step` with a conversation, unless its retention is over. Removes the timers that become obsolete, and updates
+    /// the index of waiting conversations.
     fn with_conversation<T>(
         &mut self,
         reference: ConversationRef,
@@ -101,9 +117,17 @@ impl MemoryState {
         step: impl FnOnce(&mut Conversation) -> T,
     ) -> Option<T> {
         let conversation = self.conversation(reference, now, limits)?;
+        let (held_before, _) = conversation.held();
         let result = step(conversation);
+        let (held, _) = conversation.held();
+        let held_since = conversation.held_since();
         for sequence in conversation.take_obsolete_timers() {
             self.timers.remove((reference, Some(sequence)));
+        }
+        if let Some(since) = held_since {
+            self.waiting.set(reference, since);
+        } else if held_before > 0 || held > 0 {
+            self.waiting.remove(reference);
         }
         Some(result)
     }
@@ -119,7 +143,7 @@ impl MemoryState {
 impl MemoryStore {
     /// An empty store.
     pub fn new(clock: Clock, limits: Limits) -> Self {
-        Self { clock, limits, notifier: ChannelNotifier::new(None), state: Mutex::default() }
+        Self { clock, limits, notifier: ChannelNotifier::new(None), state: Box::default() }
     }
 
     /// Locks the state, and returns it with the current time. Ignores a poisoned lock, because every step leaves the
@@ -148,6 +172,7 @@ impl Store for MemoryStore {
             conversation.reopen(&command, now)
         } else {
             state.conversations.insert(reference, Conversation::open(&command, now, &self.limits));
+            state.waiting.remove(reference);
             Ok(Opened { created: true })
         };
         if opened.is_ok() {
@@ -166,7 +191,7 @@ impl Store for MemoryStore {
         if let Ok(Issued { item, .. }) = &issued
             && item.sequence == before
         {
-            state.timers.set((command.conversation, Some(item.sequence)), item.deadline);
+            state.timers.set((command.conversation, Some(item.sequence)), item.times_out_at(None));
         }
         Ok(issued)
     }
@@ -189,6 +214,26 @@ impl Store for MemoryStore {
             self.notifier.notify(command.conversation);
         }
         Ok(accepted)
+    }
+
+    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, HeartbeatNotTaken> {
+        let (mut state, now) = self.lock();
+        let refused = |why, target| Ok(Err(HeartbeatNotTaken { why, target }));
+        if now >= command.expires_at {
+            return refused(HeartbeatRefused::TokenExpired, None);
+        }
+        let Some(conversation) = state.conversation(command.conversation, now, &self.limits) else {
+            return refused(HeartbeatRefused::ConversationEnded, None);
+        };
+        match conversation.heartbeat(&command, now) {
+            Ok(receipt) => {
+                if let Some(progress) = command.progress.filter(|_| receipt.published) {
+                    self.notifier.publish(command.conversation, progress.event(&receipt.item.item, now));
+                }
+                Ok(Ok(receipt))
+            }
+            Err(why) => refused(why, Some(Box::new(conversation.target(command.work_item)))),
+        }
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
@@ -243,13 +288,13 @@ impl Store for MemoryStore {
         let expire =
             |conversation: &mut Conversation| conversation.expire(&due.sequences, traceparent.as_ref(), now);
         let expired = state.with_conversation(reference, now, &self.limits, expire).unwrap_or_default();
-        // `due` has moved the claimed timers. Reset the timer of an awaiting item to its deadline, and remove the timer
-        // of any other item.
+        // `due` has moved the claimed timers. Set the timer of an awaiting item to the time at which it times out, and
+        // remove the timer of any other item.
         for &sequence in &due.sequences {
             let conversation = state.conversations.get(&reference);
             let live = conversation.filter(|conversation| conversation.ended_at(now).is_none());
-            match live.and_then(|conversation| conversation.deadline_of(sequence)) {
-                Some(deadline) => state.timers.set((reference, Some(sequence)), deadline),
+            match live.and_then(|conversation| conversation.times_out_at(sequence)) {
+                Some(time) => state.timers.set((reference, Some(sequence)), time),
                 None => state.timers.remove((reference, Some(sequence))),
             }
         }
@@ -263,6 +308,7 @@ impl Store for MemoryStore {
                 state.timers.remove((reference, Some(sequence)));
             }
             state.timers.remove((reference, None));
+            state.waiting.remove(reference);
         } else if due.whole || ended {
             state.set_timer(reference, &self.limits);
         }
@@ -306,6 +352,16 @@ impl Store for MemoryStore {
             let (held, bytes) = conversation.held();
             Totals { held: totals.held + held, held_bytes: totals.held_bytes + bytes, ..totals }
         }))
+    }
+
+    async fn waiting(&self, limit: usize) -> Result<Waiting, StoreError> {
+        let (state, now) = self.lock();
+        let indexed = state.waiting.by_time.iter();
+        let known = indexed.filter_map(|(_, reference)| state.conversations.get(reference)?.waiting(now));
+        let mut conversations: Vec<_> = known.take(limit.saturating_add(1)).collect();
+        let truncated = conversations.len() > limit;
+        conversations.truncate(limit);
+        Ok(Waiting { conversations, truncated })
     }
 
     async fn inspect(&self, reference: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {

@@ -37,7 +37,7 @@ use std::time::Duration;
 
 pub use diagnosis::{diagnosis, hosts};
 pub use durability::DurabilityWarning;
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
 pub use preflight::PreflightError;
 use redis::{FromRedisValue, Script, cmd};
 pub use servers::{
@@ -53,24 +53,26 @@ use self::dates::Dates;
 use self::keys::{Keys, timer_member};
 use self::node::ConnectionRole;
 use self::nodes::{NodeReply, Nodes};
-use self::partitions::{DueQuery, Partitions, TotalsQuery};
-use self::script::{ScriptCall, ScriptReply, broken, bytes, number};
+use self::partitions::{DueQuery, Partitions, TotalsQuery, WaitingQuery};
+use self::script::{ScriptCall, ScriptReply, broken, bytes, number, text};
 use self::scripts::Scripts;
 use self::servers::Servers;
 use self::settings::ConnectionSettings;
 use self::slots::HashSlot;
 use self::stored::{StoredConversation, StoredItem, StoredState};
 use super::notifier::ChannelNotifier;
-use super::{Answer, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError};
+use super::{Answer, ChannelListener, Due, DueConversation, PAGE_BYTES, Page, Store, StoreError, Waiting};
 use crate::clock::Clock;
 use crate::domain::envelope::{EnvelopeJson, members_at_issue, turn_member};
 use crate::domain::gate::{
     Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
-    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Issue,
-    IssueRefused, Issued, LookupRefused, MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt,
-    Released, Totals, WorkItemView,
+    CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Heartbeat,
+    HeartbeatNotTaken, HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused,
+    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, Totals, WaitingConversation,
+    WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
+use crate::domain::progress::Progress;
 use crate::domain::reason::Reason;
 use crate::domain::result::Payload;
 use crate::domain::time::Timestamp;
@@ -80,6 +82,9 @@ const ITEMS_PER_INSPECT: u64 = 512;
 
 /// Length of a work item id without the 8 digits of its sequence.
 const ATTEMPT_CHARS: usize = 28;
+
+/// Number of conversations that [`Store::waiting`] looks at beyond its limit, because some of them may not wait any more.
+const SPARE_CANDIDATES: usize = 16;
 
 /// Delay in milliseconds before a partition that did not respond is queried again.
 const RETRY_QUERY_MS: u64 = 250;
@@ -228,7 +233,7 @@ impl RedisStore {
         }
     }
 
-    /// A call with the keys and arguments that all conversation scripts share. `used`: key 6, for `accept.lua`;
+    /// A call with the keys and arguments that all conversation scripts share. `used`: key 7, for `accept.lua`;
     /// `payload`: size of the long arguments in bytes.
     fn call<'a>(
         &self,
@@ -241,8 +246,12 @@ impl RedisStore {
         let dates = self.dates.current();
         let call = match used {
             Some(used) => {
-                let [conversation, channel, timers, held, totals] = keys;
-                ScriptCall::new(script, &[conversation, channel, timers, held, totals, used], payload)
+                let [conversation, channel, timers, held, totals, waiting] = keys;
+                ScriptCall::new(
+                    script,
+                    &[conversation, channel, timers, held, totals, waiting, used],
+                    payload,
+                )
             }
             None => ScriptCall::new(script, &keys, payload),
         };
@@ -370,7 +379,7 @@ impl ExpireStep {
         let state = StoredState::decode(&reply.bytes()?)?;
         let opened = StoredConversation::decode(&reply.bytes()?)?;
         let ended = reply.number()? == 1;
-        let count = reply.number()?;
+        let (next_in_ms, count) = (reply.number()?, reply.number()?);
         let mut timed_out = Vec::new();
         for _ in 0..count {
             let (_sequence, item) = (reply.number()?, reply.bytes()?);
@@ -381,6 +390,7 @@ impl ExpireStep {
             timed_out,
             ended: ended.then(|| state.ended(now)).flatten(),
             unfinished: state.is_unfinished() || state.has_uncleared_timers(),
+            next_in_ms: (next_in_ms > 0).then_some(next_in_ms),
             released: released(&mut reply, opened.opened_at, now, None)?,
         };
         Ok(Some(Self { expired, state }))
@@ -426,12 +436,13 @@ impl Store for RedisStore {
                 .option(command.traceparent.as_ref().map(TraceParent::as_str))
                 .option(command.request_traceparent.as_ref().map(TraceParent::as_str))
                 .raw(&members);
-            match &command.idempotency {
+            let call = match &command.idempotency {
                 Some((key, fingerprint)) => {
                     call.raw(&key.as_bytes()[..16]).raw(&fingerprint.as_bytes()[..16])
                 }
                 None => call.raw("").raw(""),
-            }
+            };
+            call.option(command.heartbeat_timeout_ms)
         };
         // If the reply is lost, the retry searches for the item that the first call may have issued.
         let mut reply = self.step(conversation, || call(false).with_retry(call(true))).await?;
@@ -482,15 +493,36 @@ impl Store for RedisStore {
             "channel_limit" => AcceptRefused::ChannelLimit,
             _ => return Err(reply.unexpected()),
         };
-        let target = match reply.next() {
-            None => None,
-            Some(opened) => {
-                let item = reply.next().map(|item| StoredItem::decode(&bytes(item)?)).transpose()?;
-                let conversation_id = StoredConversation::decode(&bytes(opened)?)?.id;
-                Some(Box::new(CallbackTarget { conversation_id, item: item.map(|item| item.item) }))
-            }
+        Ok(Err(NotAccepted { why, target: target(&mut reply)? }))
+    }
+
+    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, HeartbeatNotTaken> {
+        let conversation = command.conversation;
+        let progress = command.progress.as_ref().map(Progress::members).unwrap_or_default();
+        let call = || {
+            self.call(&self.scripts.heartbeat, conversation, None, progress.len())
+                .arg(command.work_item.sequence())
+                .arg(command.work_item)
+                .arg(command.expires_at.as_millis())
+                .raw(progress)
         };
-        Ok(Err(NotAccepted { why, target }))
+        let mut reply = self.step(conversation, call).await?;
+        let why = match reply.word() {
+            "alive" => {
+                let now = Timestamp::from_millis(reply.number()?);
+                let state = StoredState::decode(&reply.bytes()?)?;
+                let conversation_id = StoredConversation::decode(&reply.bytes()?)?.id;
+                let item = StoredItem::decode(&reply.bytes()?)?.view(&state, now);
+                return Ok(Ok(HeartbeatReceipt { conversation_id, item, published: reply.number()? == 1 }));
+            }
+            "token_expired" => HeartbeatRefused::TokenExpired,
+            "conversation_ended" => HeartbeatRefused::ConversationEnded,
+            "work_item_unknown" => HeartbeatRefused::WorkItemUnknown,
+            "work_item_timed_out" => HeartbeatRefused::WorkItemTimedOut,
+            "work_item_cancelled" => HeartbeatRefused::WorkItemCancelled,
+            _ => return Err(reply.unexpected()),
+        };
+        Ok(Err(HeartbeatNotTaken { why, target: target(&mut reply)? }))
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
@@ -713,6 +745,33 @@ impl Store for RedisStore {
         Ok(all)
     }
 
+    async fn waiting(&self, limit: usize) -> Result<Waiting, StoreError> {
+        self.check_verified()?;
+        let wanted = limit.saturating_add(SPARE_CANDIDATES);
+        // First the oldest of each partition. The oldest of all are in the partitions of the oldest of these.
+        let all: Vec<u16> = (0..self.keys.partitions).collect();
+        let (mut heads, is_complete) = self.oldest_waiting(1, &all).await?;
+        heads.truncate(wanted);
+        let partitions: Vec<u16> =
+            heads.iter().map(|(_, conversation)| self.keys.partition(*conversation)).collect();
+        let (mut candidates, is_still_complete) = self.oldest_waiting(wanted, &partitions).await?;
+        candidates.truncate(wanted);
+        let mut is_complete = is_complete && is_still_complete;
+        let looked = join_all(candidates.iter().map(|(_, conversation)| self.waiting_for(*conversation)));
+        let mut conversations = Vec::new();
+        for waiting in looked.await {
+            match waiting {
+                Ok(waiting) => conversations.extend(waiting),
+                Err(_) if self.nodes.is_cluster() => is_complete = false,
+                Err(error) => return Err(error),
+            }
+        }
+        conversations.sort_by_key(|waiting| (waiting.since, waiting.conversation_id.reference()));
+        let truncated = conversations.len() > limit || !is_complete;
+        conversations.truncate(limit);
+        Ok(Waiting { conversations, truncated })
+    }
+
     async fn inspect(&self, conversation: ConversationRef) -> Answer<ConversationView, ConversationNotFound> {
         let mut unreleased: Vec<WorkItemView> = Vec::new();
         let mut from = Sequence::FIRST;
@@ -827,6 +886,16 @@ impl Store for RedisStore {
     }
 }
 
+/// The conversation and the item of a refused callback or heartbeat, where the reply has them.
+fn target(reply: &mut ScriptReply) -> Result<Option<Box<CallbackTarget>>, StoreError> {
+    let Some(opened) = reply.next() else { return Ok(None) };
+    let conversation_id = StoredConversation::decode(&bytes(opened)?)?.id;
+    let item = reply.next().map(|item| StoredItem::decode(&bytes(item)?)).transpose()?;
+    let times_out_at = item.as_ref().map(StoredItem::times_out_at);
+    let item = item.map(|item| item.item);
+    Ok(Some(Box::new(CallbackTarget { conversation_id, item, times_out_at })))
+}
+
 /// The released items at the end of a reply. `own`: the item that the step settled, which the reply lists as an empty
 /// string.
 fn released(
@@ -847,6 +916,56 @@ fn released(
 }
 
 impl RedisStore {
+    /// The conversations with the oldest held results of some partitions, oldest first. Second: whether all of them
+    /// responded. In a cluster it is enough that some do.
+    async fn oldest_waiting(
+        &self,
+        count: usize,
+        partitions: &[u16],
+    ) -> Result<(Vec<(u64, ConversationRef)>, bool), StoreError> {
+        let mut found = Vec::new();
+        let (mut some_respond, mut failure) = (false, None);
+        for (_, reply) in self.partition_queries().query(&WaitingQuery { count }, partitions).await {
+            match reply {
+                Ok(conversations) => {
+                    some_respond = true;
+                    found.extend(conversations);
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        found.sort_unstable();
+        match failure {
+            Some(error) if !(some_respond && self.nodes.is_cluster()) => Err(error),
+            failure => Ok((found, failure.is_none())),
+        }
+    }
+
+    /// What a conversation waits for. `None`: it does not hold results back any more.
+    async fn waiting_for(
+        &self,
+        conversation: ConversationRef,
+    ) -> Result<Option<WaitingConversation>, StoreError> {
+        let call = || self.call(&self.scripts.waiting_for, conversation, None, 0);
+        let (mut reply, _) = self.run(ConnectionRole::Reads, call).await?;
+        match reply.word() {
+            "waiting" => {}
+            "not_waiting" => return Ok(None),
+            _ => return Err(reply.unexpected()),
+        }
+        let state = StoredState::decode(&reply.bytes()?)?;
+        let opened = StoredConversation::decode(&reply.bytes()?)?;
+        let waiting_for = StoredItem::decode(&reply.bytes()?)?.item;
+        let since = reply.next().map(text).transpose()?.and_then(|since| since.parse().ok());
+        Ok(Some(WaitingConversation {
+            conversation_id: opened.id,
+            waiting_for,
+            held: state.held(),
+            held_bytes: state.held_bytes,
+            since: Timestamp::from_millis(since.ok_or_else(|| broken("the time is not a number"))?),
+        }))
+    }
+
     /// The receipt of an accepted callback. Completes the release of held items first.
     async fn receipt(&self, mut reply: ScriptReply, command: &Accept) -> Result<Receipt, StoreError> {
         let (replayed, now) = (reply.number()? == 1, Timestamp::from_millis(reply.number()?));

@@ -25,7 +25,7 @@ use self::tool_labels::ToolLabels;
 use super::names::{self, Metric};
 use crate::domain::gate::{Released, Totals};
 use crate::domain::time::Timestamp;
-use crate::domain::work_item::{Kind, Outcome, WorkItem};
+use crate::domain::work_item::{Kind, Outcome, TimeoutCause, WorkItem};
 
 /// Histogram boundaries in seconds for requests and store calls.
 const REQUEST_SECONDS: &[f64] = &[
@@ -106,7 +106,7 @@ struct Instruments {
     released: Counter<u64>,
     issued: Counter<u64>,
     dropped: Counter<u64>,
-    lateness: BoundHistograms<Kind, f64>,
+    lateness: BoundHistograms<(Kind, TimeoutCause), f64>,
     /// Keyed by command and script. Successful calls only.
     store_duration: BoundHistograms<(&'static str, &'static str), f64>,
     panics: Counter<u64>,
@@ -305,10 +305,11 @@ impl Metrics {
         self.0.end_to_end.record("", key, since(envelope.issued_at), attributes);
     }
 
-    /// Records how long after its deadline the sweeper timed out a work item.
-    pub fn record_timed_out(&self, kind: Kind, late_ms: u64) {
+    /// Records how late the sweeper timed out a work item.
+    pub fn record_timed_out(&self, key: (Kind, TimeoutCause), late_ms: u64) {
         let late = Duration::from_millis(late_ms).as_secs_f64();
-        self.0.lateness.record("", kind, late, || vec![kind_attribute(kind)]);
+        let attributes = || vec![kind_attribute(key.0), KeyValue::new(names::TIMEOUT_CAUSE, key.1.as_str())];
+        self.0.lateness.record("", key, late, attributes);
     }
 
     /// Records a call to Redis with its command and the name of its script, which is empty for other commands.

@@ -52,8 +52,10 @@ attributes! {
         "the `name` of the tool or provider; in metrics at most 100 values, then `other`; missing without a name";
     DEADLINE = "work_item.deadline", "deadline of the work item; on successful platform requests and on callbacks that came too late";
     TIMEOUT_MS = "work_item.timeout_ms", "time from issue to deadline in milliseconds; on the same records as `work_item.deadline`";
+    TIMEOUT_CAUSE = "work_item.timeout_cause",
+        "why a work item timed out: `deadline`, or `heartbeat` if it was silent for its heartbeat timeout";
     LATE_MS = "work_item.late_ms",
-        "time from the deadline to the sweep that timed the item out, or to the callback that came too late";
+        "time from the timeout to the sweep that found it, or to the callback or heartbeat that came too late";
     CODE = "callback.code", "the code of a refusal; missing on success, in metrics empty";
     OUTCOME = "callback.outcome", "`succeeded`, `failed`, `timed_out` or `cancelled`";
     DELIVERY = "callback.delivery", "`delivered`, or `held` until an earlier work item has an outcome";
@@ -185,7 +187,7 @@ metrics! {
     HELD_BYTES = "callback_ingress.result.held.size", "By", "gauge",
         "bytes of held results, in the whole store", [];
     LATENESS = "callback_ingress.sweeper.lateness", "s", "histogram",
-        "time from deadline to sweep, for each work item that the sweeper timed out", [WORK_ITEM_KIND];
+        "time from timeout to sweep, for each work item that the sweeper timed out", [WORK_ITEM_KIND, TIMEOUT_CAUSE];
     STORE_DURATION = metric::DB_CLIENT_OPERATION_DURATION, "s", "histogram",
         "duration of calls to Redis, including retries",
         [DB_SYSTEM_NAME, DB_OPERATION_NAME, DB_STORED_PROCEDURE_NAME, DB_NAMESPACE, SERVER_ADDRESS, SERVER_PORT,

@@ -104,6 +104,7 @@ impl Tracer {
             KeyValue::new(names::WORK_ITEM_SEQUENCE, saturating_i64(timed_out.sequence.get())),
             KeyValue::new(names::WORK_ITEM_KIND, timed_out.kind.as_str()),
             KeyValue::new(names::OUTCOME, Outcome::TimedOut.as_str()),
+            KeyValue::new(names::TIMEOUT_CAUSE, timed_out.cause.as_str()),
             KeyValue::new(names::LATE_MS, saturating_i64(timed_out.late_ms)),
         ];
         let tool = tool_attributes(timed_out.tool_call_id.as_ref(), timed_out.name.as_ref());

@@ -9,6 +9,7 @@
     reason = "an unexpected result fails the test"
 )]
 
+mod blocking;
 mod collector;
 mod configuration;
 mod demo;

@@ -112,13 +112,17 @@ fn carriers_that_are_switched_off_are_left_out() {
 fn platform_address_is_that_of_the_configuration() {
     let service = service(&[]);
     run_with(&keys(), &["probe", "--platform-addr", &service.platform]).exits(0);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "{SERVICE_KEY}").unwrap();
+    let key_file = file.path().to_str().unwrap();
+    run(&["probe", "--platform-addr", &service.platform, "--service-key-file", key_file]).exits(0);
     let arguments = ["probe", "--platform-url", "http://a", "--platform-addr", &service.platform];
     run_with(&keys(), &arguments).complains(2, &["probe does not use --platform-addr"]);
 }
 
 #[test]
 fn wrong_usage_is_told() {
-    run(&["probe"]).complains(2, &["probe needs a service key", "platform.service_keys_file"]);
+    run(&["probe"]).complains(2, &["probe needs a service key", "--service-key-file"]);
     for (arguments, complaint) in [
         (["--url", "api.example.com"], "--url must be an absolute URL"),
         (["--url", "https://user:hunter2@a"], "--url must consist of"),

@@ -27,8 +27,11 @@ mod wire;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use callback_ingress::domain::ids::ConversationId;
+use callback_ingress::domain::progress::PROGRESS_INTERVAL_MS;
 use callback_ingress::http::code::Code;
 use serde_json::json;
 use test_support::proxy::Cut;
@@ -126,6 +129,12 @@ impl Watched {
         });
         let refused = self.session.platform("GET", &format!("{conversation}/events"), "");
         assert_eq!(refused.code(), "OVERLOADED");
+        // Progress, which the streams may hold.
+        let item = self.session.issue(conversation, &json!({"kind": "tool", "heartbeatTimeoutMs": 60_000}));
+        for _ in 0..3 {
+            assert_eq!(self.session.heartbeat(&item.token).status, 200);
+            thread::sleep(Duration::from_millis(PROGRESS_INTERVAL_MS));
+        }
         streams
     }
 
@@ -266,4 +275,12 @@ fn nothing_leaks_on_a_failing_redis() {
         assert!(holding.contains(expected), "{expected} is not among {holding:?}");
     }
     nothing_leaks(&known, &captures);
+}
+
+/// The long run of `tests/secrecy-mutations` is not part of the suite.
+#[test]
+fn secrecy_mutations_fit_the_source() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/secrecy-mutations");
+    let ran = std::process::Command::new(script).arg("--check").output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::program::{PROGRAM, run};
 
-const LEVELS: [&[&str]; 10] = [
+const LEVELS: [&[&str]; 13] = [
     &[],
     &["serve"],
     &["demo"],
@@ -16,6 +16,9 @@ const LEVELS: [&[&str]; 10] = [
     &["probe"],
     &["keys"],
     &["keys", "new"],
+    &["waiting"],
+    &["show"],
+    &["tail"],
 ];
 
 #[test]
@@ -61,7 +64,8 @@ fn wrong_usage_exits_2_with_a_message() {
 fn invalid_setting_stops_every_command() {
     for command in &LEVELS[1..] {
         if command[0] != "keys" && *command != ["config"] {
-            let arguments = [command, &["--set", "http.port=1"][..]].concat();
+            let operand = matches!(command[0], "show" | "tail").then_some("call-1");
+            let arguments = [command, operand.as_slice(), &["--set", "http.port=1"]].concat();
             run(&arguments).complains(2, &["callback-ingress: unknown key http.port in the command line"]);
         }
     }

@@ -1,4 +1,4 @@
-//! Bodies of callbacks.
+//! Bodies of callbacks, and heartbeats.
 
 use crate::client::Call;
 use crate::plan::Carrier;
@@ -38,4 +38,11 @@ pub(crate) fn callback(carrier: Carrier, token: &str, body: String) -> Call {
     }
     let call = Call { method: "POST", public: true, path, headers, body: bytes::Bytes::new() };
     call.json(body)
+}
+
+/// A heartbeat with progress.
+pub(crate) fn heartbeat(token: &str) -> Call {
+    let path = format!("{CALLBACKS}/heartbeat");
+    let call = Call { method: "POST", public: true, path, headers: Vec::new(), body: bytes::Bytes::new() };
+    call.header("x-callback-token", token).json("{\"message\":\"on it\",\"data\":[1.50]}")
 }

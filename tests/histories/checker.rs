@@ -8,6 +8,7 @@
 //! |---|---|
 //! | the channel is 1, 2, 3 …, in both its forms; what is on it was issued here; nothing is late | `channel` |
 //! | an acknowledged result is there once, with its bytes; one winner a token; replies fit it | `items` |
+//! | silence and nothing else times out early; heartbeats tell the state | `heartbeats` |
 //! | a receipt tells who took it, and whether it was on the channel by then | `receipts` |
 //! | a turn is cancelled in one step, with all its items that await and no others | `turns` |
 //! | one item a key, one sequence an item, in the order of issue | `issuing` |
@@ -16,6 +17,7 @@
 //! | a failover loses only what was written shortly before it | `loss` |
 
 mod channel;
+mod heartbeats;
 mod issuing;
 mod items;
 mod loss;
@@ -58,7 +60,7 @@ pub(crate) enum Rule {
     Idempotency,
     /// No result is accepted without its token.
     Forged,
-    /// Nothing is accepted after its deadline, and items time out at their deadline.
+    /// Nothing is accepted after its deadline or a silence, and items time out then.
     Deadline,
     /// After an end nothing is accepted, and the counts of dropped items are correct.
     Ending,
@@ -102,9 +104,11 @@ struct Case<'a> {
 struct Item<'a> {
     id: &'a str,
     sequence: u64,
+    issued: u64,
     deadline: u64,
     asked: &'a Asked,
     posts: Vec<(&'a Operation, &'a Post)>,
+    beats: Vec<&'a Operation>,
     cancels: Vec<&'a Operation>,
     /// The cancellations of its turn.
     turn_cancels: Vec<&'a Operation>,
@@ -155,6 +159,7 @@ impl<'a> Case<'a> {
         }
         self.check_ending();
         self.check_readers();
+        self.check_progress();
         self.check_rest();
     }
 
@@ -175,9 +180,11 @@ impl<'a> Case<'a> {
                 let item = Item {
                     id,
                     sequence: reply.number("sequence").unwrap_or_default(),
+                    issued: reply.millis("issuedAt").unwrap_or_default(),
                     deadline: reply.millis("deadline").unwrap_or_default(),
                     asked,
                     posts: Vec::new(),
+                    beats: Vec::new(),
                     cancels: Vec::new(),
                     turn_cancels: Vec::new(),
                     shows: Vec::new(),
@@ -191,6 +198,11 @@ impl<'a> Case<'a> {
                 Action::Post(post) => {
                     if let Some(item) = self.items.get_mut(post.work_item.as_str()) {
                         item.posts.push((operation, post));
+                    }
+                }
+                Action::Beat { work_item } => {
+                    if let Some(item) = self.items.get_mut(work_item.as_str()) {
+                        item.beats.push(operation);
                     }
                 }
                 Action::Cancel { work_item } => {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::bodies;
@@ -115,10 +115,11 @@ impl Actor {
             name: plan.name,
             kind: plan.kind,
             timeout_ms: plan.timeout_ms,
+            heartbeat_timeout_ms: plan.heartbeat_timeout_ms,
         };
         // The same key in each conversation, because keys are per conversation.
         let key = plan.keyed.then(|| format!("k{number}"));
-        let body = issue_body(&asked);
+        let body = asked.body();
         let call = Call::platform("POST", &format!("{}/work-items", self.id));
         let call = key.iter().fold(call, |call, key| call.header("idempotency-key", key));
         let other = call.clone();
@@ -131,7 +132,7 @@ impl Actor {
         let again = join_all(plan.again.map(|after| self.after(after, issue.clone(), call.clone())));
         let reused = join_all(plan.key_reused.map(|after| {
             let asked = Asked { tool_call: format!("c{number}-other"), ..asked.clone() };
-            let body = issue_body(&asked);
+            let body = asked.body();
             self.after(after, Action::Issue { asked, key: key.clone() }, other.json(body.to_string()))
         }));
         join(first, join(again, reused)).await;
@@ -149,6 +150,10 @@ impl Actor {
             let (action, call) = self.post(&work_item, &token, plan.kind, number, post);
             self.perform(action, call).await;
         });
+        let beats = plan.beats.iter().map(|after| {
+            let action = Action::Beat { work_item: work_item.clone() };
+            self.after(*after, action, bodies::heartbeat(&token))
+        });
         let cancels = plan.cancels.iter().map(|after| {
             let action = Action::Cancel { work_item: work_item.clone() };
             self.after(*after, action, Call::platform("DELETE", &path))
@@ -164,7 +169,8 @@ impl Actor {
                 self.perform(Action::CancelForeign, Call::platform("DELETE", &path)).await;
             }
         });
-        join(join(join_all(posts), join_all(cancels)), join(join_all(shows), join_all(stranger))).await;
+        let provider = join(join_all(posts), join_all(beats));
+        join(join(provider, join_all(cancels)), join(join_all(shows), join_all(stranger))).await;
     }
 
     /// An item of another conversation.
@@ -199,13 +205,6 @@ impl Actor {
             }
         }
     }
-}
-
-fn issue_body(asked: &Asked) -> Value {
-    json!({
-        "kind": asked.kind, "turnId": asked.turn, "toolCallId": asked.tool_call, "name": asked.name,
-        "timeoutMs": asked.timeout_ms,
-    })
 }
 
 fn forge(token: &str, foreign: Option<&str>, forgery: Forgery) -> (&'static str, String) {

@@ -68,20 +68,37 @@ caught! {
     ] => [Rule::Order];
 
     result_accepted_after_its_deadline_is_caught: [
-        ("item", "now >= deadline then", "now >= deadline + 100 then"),
-        ("release", "if outcome == AWAITING and NOW < deadline then", "
-            if outcome == AWAITING and NOW < deadline + 100 then"),
+        ("item", "now >= times_out_at then", "now >= times_out_at + 100 then"),
+        ("release", "if outcome == AWAITING and NOW < times_out_at then", "
+            if outcome == AWAITING and NOW < times_out_at + 100 then"),
     ] => [Rule::Deadline];
 
     lost_deadline_is_caught: [
-        ("issue", "call('ZADD', TIMERS, deadline,", "call('ZREM', TIMERS,"),
+        ("issue", "call('ZADD', TIMERS, times_out_at,", "call('ZREM', TIMERS,"),
     ] => [Rule::Deadline];
+
+    ignored_heartbeat_is_caught: [
+        ("heartbeat", "times_out_at = math.min(NOW + timeout, deadline)", "times_out_at = times_out_at"),
+    ] => [Rule::Deadline, Rule::Reply];
+
+    silence_without_a_timeout_is_caught: [
+        ("issue", "times_out_at = math.min(NOW + heartbeat_timeout, deadline)", "times_out_at = deadline"),
+    ] => [Rule::Deadline];
+
+    heartbeat_that_moves_the_deadline_is_caught: [
+        ("heartbeat", "times_out_at = math.min(NOW + timeout, deadline)", "times_out_at = NOW + timeout"),
+    ] => [Rule::Deadline, Rule::Reply, Rule::Agreement];
+
+    heartbeat_after_a_cancellation_is_caught: [
+        ("heartbeat", "elseif outcome == CANCELLED then", "elseif false then"),
+        ("heartbeat", "elseif has_result then", "elseif has_result or outcome == CANCELLED then"),
+    ] => [Rule::Reply];
 
     cancellation_of_a_settled_item_is_caught: [
         ("cancel", "local outcome = outcome_at(item, NOW)\n", "
             local outcome = decode('>B', item)
             if outcome ~= AWAITING and outcome ~= CANCELLED then
-                item = char(AWAITING) .. sub(item, 2, select(10, decode(ITEM, item)) - 1)
+                item = char(AWAITING) .. sub(item, 2, select(11, decode(ITEM, item)) - 1)
                 c.awaiting = c.awaiting + 1
                 outcome = AWAITING
             end\n"),
@@ -89,7 +106,7 @@ caught! {
 
     repetition_delivered_again_is_caught: [
         ("accept", "    local replayed = settled_by", "
-            item = char(AWAITING) .. sub(item, 2, select(10, decode(ITEM, item)) - 1)
+            item = char(AWAITING) .. sub(item, 2, select(11, decode(ITEM, item)) - 1)
             c.awaiting = c.awaiting + 1
             end
             if c.ended then
@@ -152,7 +169,7 @@ caught! {
     ] => [Rule::Ending];
 
     end_that_drops_a_timeout_is_caught: [
-        ("issue", "call('ZADD', TIMERS, deadline,", "call('ZADD', TIMERS, deadline + 1000,"),
+        ("issue", "call('ZADD', TIMERS, times_out_at,", "call('ZADD', TIMERS, times_out_at + 1000,"),
         ("end", "if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then", "if false then"),
     ] => [Rule::Ending];
 

@@ -38,6 +38,10 @@ pub(crate) struct ItemPlan {
     pub(crate) name: Option<&'static str>,
     pub(crate) kind: &'static str,
     pub(crate) timeout_ms: u64,
+    /// Heartbeats are needed at least this often.
+    pub(crate) heartbeat_timeout_ms: Option<u64>,
+    /// Heartbeats, at these times after the issue.
+    pub(crate) beats: Vec<u64>,
     pub(crate) keyed: bool,
     /// Repeats the request after this time; only with an idempotency key.
     pub(crate) again: Option<u64>,
@@ -173,12 +177,20 @@ fn item(random: &mut StdRng) -> ItemPlan {
         let after = soon(random);
         posts.push(post(random, after, PostKind::Forged(forgery)));
     }
+    let heartbeat_timeout_ms = random.random_bool(0.3).then(|| random.random_range(15..=timeout_ms.min(600)));
+    let beats = if heartbeat_timeout_ms.is_some() || random.random_bool(0.1) {
+        times(random, 0..=4, timeout_ms.min(600) + 50)
+    } else {
+        Vec::new()
+    };
     ItemPlan {
         at: random.random_range(0..SPAN_MS * 2 / 3),
         turn: random.random_range(0..TURNS),
         name: [None, Some("maps.route"), Some("weather")][random.random_range(0..3)],
         kind,
         timeout_ms,
+        heartbeat_timeout_ms,
+        beats,
         keyed,
         again: (keyed && random.random_bool(0.4)).then(|| soon(random)),
         key_reused: (keyed && random.random_bool(0.1)).then(|| soon(random)),

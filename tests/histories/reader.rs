@@ -34,7 +34,15 @@ pub(crate) async fn read(
     let request_id = Entropy.request_id().to_string();
     let (replica, answer) = client.send(&call, &request_id);
     let opened = timeout_at(until.min(Instant::now() + OPENED_WITHIN), answer).await.ok()??;
-    let mut session = Session { replica, after, events: Vec::new(), ended: false, refused: None, over: 0 };
+    let mut session = Session {
+        replica,
+        after,
+        events: Vec::new(),
+        progress: Vec::new(),
+        ended: false,
+        refused: None,
+        over: 0,
+    };
     if opened.status() != 200 {
         let status = opened.status().as_u16();
         let body = opened.into_body().collect().await.ok()?.to_bytes();
@@ -70,6 +78,8 @@ fn take_events(read: &mut Vec<u8>, client: &Client, session: &mut Session) {
         };
         if value("event") == "end" {
             session.ended = true;
+        } else if value("event") == "progress" {
+            session.progress.push((client.stopwatch.now(), value("data")));
         } else if !value("data").is_empty() {
             session.events.push((client.stopwatch.now(), value("id"), value("data")));
         }

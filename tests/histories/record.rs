@@ -4,8 +4,8 @@ use bytes::Bytes;
 use callback_ingress::clock::Clock;
 use callback_ingress::domain::time::Timestamp;
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 /// Microseconds since the Unix epoch, on a monotonic clock.
@@ -37,6 +37,10 @@ pub(crate) enum Action {
         key: Option<String>,
     },
     Post(Post),
+    /// A heartbeat with an issued token.
+    Beat {
+        work_item: String,
+    },
     /// A callback with a forged token.
     Forged {
         how: &'static str,
@@ -64,6 +68,21 @@ pub(crate) struct Asked {
     pub(crate) name: Option<&'static str>,
     pub(crate) kind: &'static str,
     pub(crate) timeout_ms: u64,
+    pub(crate) heartbeat_timeout_ms: Option<u64>,
+}
+
+impl Asked {
+    /// The body of the request.
+    pub(crate) fn body(&self) -> Value {
+        let mut body = json!({
+            "kind": self.kind, "turnId": self.turn, "toolCallId": self.tool_call, "name": self.name,
+            "timeoutMs": self.timeout_ms,
+        });
+        if let Some(heartbeat_timeout_ms) = self.heartbeat_timeout_ms {
+            body["heartbeatTimeoutMs"] = json!(heartbeat_timeout_ms);
+        }
+        body
+    }
 }
 
 /// A callback with an issued token.
@@ -211,6 +230,8 @@ pub(crate) struct Envelope {
     pub(crate) received_at: String,
     pub(crate) released_at: String,
     pub(crate) request_id: Option<String>,
+    /// Of a timeout without a heartbeat; clients give no reasons for cancellations.
+    pub(crate) reason: Option<String>,
     #[expect(
         dead_code,
         reason = "an envelope may have it, and clients that are not traced know nothing of it"
@@ -233,6 +254,8 @@ pub(crate) struct Session {
     pub(crate) after: u64,
     /// Time, id and data of each event.
     pub(crate) events: Vec<(Time, String, String)>,
+    /// Time and data of each progress event.
+    pub(crate) progress: Vec<(Time, String)>,
     /// Whether the event `end` was received.
     pub(crate) ended: bool,
     /// The refusal, if any.

@@ -85,6 +85,7 @@ impl Recording {
             name: Some(NAME),
             kind: "tool",
             timeout_ms,
+            heartbeat_timeout_ms: None,
         };
         let issued = json!({
             "workItemId": work_item(sequence), "conversationId": self.id, "sequence": sequence, "turnId": asked.turn,
@@ -162,7 +163,9 @@ impl Recording {
             events: events.iter().map(|(_, id, data)| (id.clone(), data.clone())).collect(),
             stream: Some(entries.iter().map(|(_, entry)| entry.clone()).collect()),
         };
-        let session = Session { replica: 0, after: 0, events, ended, refused: None, over: micros(OVER) };
+        let progress = Vec::new();
+        let session =
+            Session { replica: 0, after: 0, events, progress, ended, refused: None, over: micros(OVER) };
         Conversation {
             id: self.id.to_owned(),
             operations: self.operations,
@@ -193,6 +196,8 @@ fn living() -> Conversation {
     it.issue(20, 2, 900);
     it.issue(30, 3, 40);
     it.issue(40, 4, 900);
+    let alive = json!({"state": "awaiting", "deadline": text(41 + 900), "cancelRequested": false});
+    it.perform(43, Action::Beat { work_item: work_item(4) }, 200, alive);
     let held = it.take(45, 2, Some(1));
     let first = it.take(50, 1, None);
     it.perform(54, post(1), 200, it.receipt(50, 1, None, true));
@@ -202,6 +207,7 @@ fn living() -> Conversation {
     let cancelled = json!({"workItemId": work_item(4), "state": "released", "outcome": "cancelled"});
     let cancel = it.perform(90, Action::Cancel { work_item: work_item(4) }, 200, cancelled);
     it.refused(94, post(4), 409, "WORK_ITEM_CANCELLED");
+    it.refused(97, Action::Beat { work_item: work_item(4) }, 409, "WORK_ITEM_CANCELLED");
     let shown = json!({"workItemId": work_item(1), "state": "released", "outcome": "succeeded"});
     it.perform(100, Action::Show { work_item: work_item(1) }, 200, shown);
     it.perform(104, Action::Inspect, 200, json!({"state": "live", "awaiting": [], "held": []}));

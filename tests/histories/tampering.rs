@@ -10,7 +10,7 @@ use crate::recorded;
 /// Changes a conversation; false if it has nothing to change.
 type Tampering = fn(&mut Conversation) -> bool;
 
-const TAMPERINGS: [(&str, Tampering, Rule); 20] = [
+const TAMPERINGS: [(&str, Tampering, Rule); 23] = [
     ("a forged token is taken", a_forgery_is_taken, Rule::Forged),
     ("a stranger cancels", a_stranger_cancels, Rule::Crossed),
     ("a time-out is told of before the deadline", a_time_out_is_too_early, Rule::Reply),
@@ -18,6 +18,9 @@ const TAMPERINGS: [(&str, Tampering, Rule); 20] = [
     ("an end is told of that nobody asked for", nobody_ended, Rule::Ending),
     ("a repetition is recognised that is none", nothing_was_repeated, Rule::Reply),
     ("a reply bears another request's id", another_request, Rule::Agreement),
+    ("a heartbeat is taken after a cancellation", a_heartbeat_is_too_late, Rule::Agreement),
+    ("a heartbeat is told another deadline", a_heartbeat_moves_the_deadline, Rule::Agreement),
+    ("progress is told of that nobody sent", progress_of_nobody, Rule::Reading),
     ("the Redis stream has other bytes", the_stream_differs, Rule::Agreement),
     ("the Redis stream says nothing of the end", the_stream_does_not_end, Rule::Agreement),
     ("the Redis stream ends, and the conversation lives", the_stream_ends, Rule::Agreement),
@@ -54,6 +57,27 @@ fn answered<'c>(
 fn turn_into(attempt: Option<&mut Attempt>, status: u16, body: Value) -> bool {
     let reply = attempt.and_then(|attempt| attempt.reply.as_mut());
     reply.map(|reply| (reply.status, reply.body) = (status, body)).is_some()
+}
+
+fn is_beat(action: &Action) -> bool {
+    matches!(action, Action::Beat { .. })
+}
+
+fn a_heartbeat_is_too_late(conversation: &mut Conversation) -> bool {
+    let taken = answered(conversation, is_beat, "").and_then(|attempt| attempt.reply.clone());
+    let refused = answered(conversation, is_beat, "WORK_ITEM_CANCELLED");
+    taken.is_some_and(|taken| turn_into(refused, 200, taken.body))
+}
+
+fn a_heartbeat_moves_the_deadline(conversation: &mut Conversation) -> bool {
+    let taken = answered(conversation, is_beat, "").and_then(|attempt| attempt.reply.as_mut());
+    taken.map(|reply| reply.body["deadline"] = json!("2027-01-15T08:00:00.000Z")).is_some()
+}
+
+fn progress_of_nobody(conversation: &mut Conversation) -> bool {
+    let session = conversation.sessions.first_mut();
+    let progress = r#"{"workItemId":"01a21f28-0000-7000-8000-000000000001","message":"on it"}"#.to_owned();
+    session.map(|session| session.progress.push((session.over, progress))).is_some()
 }
 
 fn a_forgery_is_taken(conversation: &mut Conversation) -> bool {

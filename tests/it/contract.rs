@@ -13,9 +13,12 @@
 //! | 12 wakes, and reading | `reading` |
 //! | 13 totals | `totals` |
 //! | 14 cancelling a turn, and reasons | `turns` |
+//! | 15 heartbeats and progress | `heartbeats` |
+//! | 16 waiting conversations | `waiting` |
 
 mod deadlines;
 mod ending;
+mod heartbeats;
 mod issue;
 mod limits;
 mod reading;
@@ -25,3 +28,4 @@ mod replay;
 mod settlement;
 mod totals;
 mod turns;
+mod waiting;

@@ -5,12 +5,13 @@ use callback_ingress::clock::Entropy;
 use callback_ingress::domain::envelope::EnvelopeJson;
 use callback_ingress::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, CancelledTurn,
-    ConversationNotFound, ConversationView, Ended, Issue, IssueRefused, Issued, LookupRefused, Open,
-    OpenRefused, Opened, Receipt, WorkItemView,
+    ConversationNotFound, ConversationView, Ended, Heartbeat, HeartbeatReceipt, HeartbeatRefused, Issue,
+    IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, WorkItemView,
 };
 use callback_ingress::domain::ids::{
     ConversationId, ConversationRef, Fingerprint, Sequence, TurnId, WorkItemId,
 };
+use callback_ingress::domain::progress::Progress;
 use callback_ingress::domain::result::{CallbackResult, Payload};
 use callback_ingress::domain::token::KeyId;
 use callback_ingress::domain::work_item::{Kind, Outcome, WorkItem};
@@ -75,6 +76,7 @@ impl<'a> Conversation<'a> {
             tool_call_id: None,
             name: None,
             timeout_ms,
+            heartbeat_timeout_ms: None,
             replay_window_ms: REPLAY_WINDOW_MS,
             key_id: KeyId::parse("k").unwrap(),
             traceparent: None,
@@ -122,6 +124,25 @@ impl<'a> Conversation<'a> {
     /// Accepts a result.
     pub(crate) async fn accept(&self, item: &WorkItem, body: &str) -> Result<Receipt, AcceptRefused> {
         self.accept_with(self.bringing(item, body.as_bytes())).await
+    }
+
+    /// A heartbeat of an item.
+    pub(crate) fn beating(&self, item: &WorkItem, progress: Option<Progress>) -> Heartbeat {
+        Heartbeat {
+            conversation: self.reference(),
+            work_item: item.id,
+            expires_at: item.expires_at,
+            progress,
+        }
+    }
+
+    pub(crate) async fn heartbeat(
+        &self,
+        item: &WorkItem,
+        progress: Option<Progress>,
+    ) -> Result<HeartbeatReceipt, HeartbeatRefused> {
+        let taken = self.stage.store.heartbeat(self.beating(item, progress)).await.unwrap();
+        taken.map_err(|refused| refused.why)
     }
 
     /// A command that cancels an item.

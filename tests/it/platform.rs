@@ -6,6 +6,7 @@ mod inspection;
 mod issuing;
 mod requests;
 mod traces;
+mod waiting;
 mod work_items;
 
 use serde_json::Value;

@@ -6,6 +6,7 @@ mod cluster;
 mod connections;
 mod faults;
 mod health;
+mod heartbeats;
 mod keys;
 mod recovery;
 mod refused;
@@ -14,6 +15,7 @@ mod sentinel;
 mod server;
 mod sweeping;
 mod tls;
+mod waiting;
 
 use callback_ingress::clock::ManualClock;
 use test_support::redis_server::RedisServer;

@@ -4,6 +4,7 @@ mod bad_input;
 mod carriers;
 mod connections;
 mod drain;
+mod heartbeats;
 mod http;
 mod limits;
 mod messages;

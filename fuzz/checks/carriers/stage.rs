@@ -218,6 +218,7 @@ async fn issue(
         tool_call_id: None,
         name: None,
         timeout_ms: 60_000,
+        heartbeat_timeout_ms: None,
         replay_window_ms: 600_000,
         key_id,
         traceparent: None,

@@ -6,14 +6,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use hyper::body::Incoming;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
+use super::event_reader::{EventReader, StreamEvent};
 use super::screen;
 use crate::app::App;
 use crate::cli::client::{Client, ClientError, ClientRequest, ClientResponse};
-use crate::cli::event_reader::{EventReader, StreamEvent};
 use crate::clock::Entropy;
 use crate::config::Config;
 
@@ -56,7 +55,7 @@ pub(super) struct Session {
     platform: SocketAddr,
     key: SecretString,
     conversation: String,
-    events: Option<EventReader<Incoming>>,
+    events: Option<EventReader>,
     envelopes: Vec<Value>,
     /// Whether a callback was shown with its URL and header, which is done once.
     has_shown_url: Cell<bool>,

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::report::StepFailure;
 use crate::cli::client::ClientError;
+use crate::cli::text::plain;
 use crate::http::code::Code;
 use crate::http::tls;
 
@@ -145,9 +146,9 @@ impl Answer {
     }
 }
 
-/// Text of another system without control characters, in limited length.
+/// Text of another system, in limited length.
 pub(super) fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect()
+    plain(&text.chars().take(MAX_SHOWN).collect::<String>())
 }
 
 /// Why there is no answer.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::explain::{self, Sent};
 use super::http_client::{Answer, HttpClient, Side, call, send, shown};
 use super::report::{Report, StepFailure, Took};
-use crate::cli::event_reader::{EventReader, StreamEvent};
+use crate::cli::event_stream::{EventStream, StreamEvent};
 use crate::clock::Entropy;
 use crate::config::{Carrier, MAX_IDLE_TTL_MS};
 use crate::http::code::Code;
@@ -65,7 +65,7 @@ pub(super) struct RoundTrip<'a> {
     tokens: RefCell<Vec<String>>,
 }
 
-type Events = EventReader<reqwest::Body>;
+type Events = EventStream<reqwest::Body>;
 
 impl<'a> RoundTrip<'a> {
     pub(super) fn new(endpoints: Endpoints, report: &'a Report, bytes: usize, limit: Duration) -> Self {
@@ -109,12 +109,10 @@ impl<'a> RoundTrip<'a> {
         }
         self.end().await?;
         let began = self.report.begin("end of the events");
-        match next(&mut events).await? {
-            StreamEvent::End => self.done(began),
-            StreamEvent::Envelope(_) => {
-                Err(StepFailure::new("an event that belongs to no callback of the probe"))
-            }
+        if !next(&mut events).await?.is_end() {
+            return Err(StepFailure::new("an event that belongs to no callback of the probe"));
         }
+        self.done(began)
     }
 
     /// The failure of the current step when the time is over.
@@ -182,7 +180,7 @@ impl<'a> RoundTrip<'a> {
         }
         self.done(began)?;
         // The time limit is that of all steps.
-        Ok(EventReader::new(response.into(), Duration::MAX))
+        Ok(EventStream::new(response.into(), Duration::MAX))
     }
 
     /// `None`: the carrier is switched off.
@@ -237,9 +235,10 @@ impl<'a> RoundTrip<'a> {
             Ok((event, Instant::now()))
         };
         let (answered, (event, seen)) = tokio::try_join!(callback, event)?;
-        let StreamEvent::Envelope(envelope) = event else {
-            return Err(StepFailure::new("the event stream ended before the event of the callback"));
-        };
+        if !event.is_envelope() {
+            return Err(StepFailure::new("the conversation ended before the event of the callback"));
+        }
+        let envelope: Value = serde_json::from_str(&event.data).unwrap_or_default();
         let expected = [
             ("sequence", &issued.sequence),
             ("workItemId", &issued.work_item),
@@ -301,7 +300,16 @@ fn with_json(request: reqwest::RequestBuilder, body: &Value) -> reqwest::Request
     request.header(header::CONTENT_TYPE, "application/json").body(body.to_string())
 }
 
+/// Waits for the next envelope or the end.
 async fn next(events: &mut Events) -> Result<StreamEvent, StepFailure> {
-    let failed = |error| StepFailure::new(format!("the event stream failed: {}", shown(&format!("{error}"))));
-    events.next().await.map_err(failed)
+    loop {
+        let next = events.next().await;
+        let next = next.and_then(|event| event.ok_or_else(|| "it was closed".into()));
+        let event = next.map_err(|error| {
+            StepFailure::new(format!("the event stream failed: {}", shown(&error.to_string())))
+        })?;
+        if event.is_envelope() || event.is_end() {
+            return Ok(event);
+        }
+    }
 }

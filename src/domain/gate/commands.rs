@@ -6,11 +6,12 @@ use crate::domain::ids::{
     AttemptId, ConversationId, ConversationRef, Fingerprint, IdempotencyDigest, RequestId, Sequence,
     ToolCallId, ToolName, TraceParent, TurnId, WorkItemId,
 };
+use crate::domain::progress::Progress;
 use crate::domain::reason::Reason;
 use crate::domain::result::CallbackResult;
 use crate::domain::time::Timestamp;
 use crate::domain::token::KeyId;
-use crate::domain::work_item::{Kind, Outcome, State, WorkItem};
+use crate::domain::work_item::{Kind, Outcome, State, TimeoutCause, WorkItem};
 
 /// Opens a conversation, or restarts the idle timeout of an open one.
 #[derive(Clone, Debug)]
@@ -57,6 +58,8 @@ pub struct Issue {
     pub name: Option<ToolName>,
     /// Time from now to the deadline, in milliseconds.
     pub timeout_ms: u64,
+    /// Longest time without a heartbeat in milliseconds. `None`: the item needs no heartbeats.
+    pub heartbeat_timeout_ms: Option<u64>,
     /// Time from the deadline to the expiry of the token, in milliseconds.
     pub replay_window_ms: u64,
     /// The key that signs the token.
@@ -202,7 +205,7 @@ pub enum AcceptRefused {
     /// The token was used with another body.
     #[error("the token was used with another body")]
     TokenUsed,
-    /// The deadline passed before the callback.
+    /// The deadline passed, or no heartbeat came in time, before the callback.
     #[error("the work item timed out")]
     WorkItemTimedOut,
     /// The platform cancelled the item before the callback.
@@ -216,13 +219,15 @@ pub enum AcceptRefused {
     ChannelLimit,
 }
 
-/// The conversation and work item of a refused callback.
+/// The conversation and work item of a refused callback or heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallbackTarget {
     /// The conversation.
     pub conversation_id: ConversationId,
     /// The work item; `None` if the conversation has no such item.
     pub item: Option<WorkItem>,
+    /// When the item times or timed out; see [`WorkItem::times_out_at`].
+    pub times_out_at: Option<Timestamp>,
 }
 
 /// A refused callback.
@@ -231,6 +236,60 @@ pub struct NotAccepted {
     /// The reason.
     pub why: AcceptRefused,
     /// The conversation and work item, where known. For logs only; the provider does not get them.
+    pub target: Option<Box<CallbackTarget>>,
+}
+
+/// Reports that a provider is at work. Uses nothing up, and does not count as a use of the conversation.
+#[derive(Clone, Debug)]
+pub struct Heartbeat {
+    /// The conversation in the token.
+    pub conversation: ConversationRef,
+    /// The work item in the token.
+    pub work_item: WorkItemId,
+    /// Expiry of the token.
+    pub expires_at: Timestamp,
+    /// What the event streams that are open get, at most every
+    /// [`PROGRESS_INTERVAL_MS`](crate::domain::progress::PROGRESS_INTERVAL_MS).
+    pub progress: Option<Progress>,
+}
+
+/// The state of the work item after a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeartbeatReceipt {
+    /// The conversation.
+    pub conversation_id: ConversationId,
+    /// The work item: awaiting, or settled by a callback.
+    pub item: WorkItemView,
+    /// Whether the progress was published. Not if the item is settled, or if the last progress is too recent.
+    pub published: bool,
+}
+
+/// Why a heartbeat was refused.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum HeartbeatRefused {
+    /// The token has expired by the store's clock.
+    #[error("the token has expired")]
+    TokenExpired,
+    /// The conversation has ended or does not exist.
+    #[error("the conversation has ended")]
+    ConversationEnded,
+    /// The conversation is open and has no such item.
+    #[error("the work item is unknown")]
+    WorkItemUnknown,
+    /// The deadline passed, or no heartbeat came in time.
+    #[error("the work item timed out")]
+    WorkItemTimedOut,
+    /// The platform cancelled the item.
+    #[error("the work item was cancelled")]
+    WorkItemCancelled,
+}
+
+/// A refused heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeartbeatNotTaken {
+    /// The reason.
+    pub why: HeartbeatRefused,
+    /// The conversation and work item, where known. For logs; the provider does not get it.
     pub target: Option<Box<CallbackTarget>>,
 }
 
@@ -362,7 +421,9 @@ pub struct TimedOut {
     pub tool_call_id: Option<ToolCallId>,
     /// The tool or provider.
     pub name: Option<ToolName>,
-    /// Time from the deadline to the sweep, in milliseconds.
+    /// Whether the deadline passed or no heartbeat came.
+    pub cause: TimeoutCause,
+    /// Time from the timeout to the sweep, in milliseconds.
     pub late_ms: u64,
     /// Trace context in which the item was issued.
     pub issued_in: Option<TraceParent>,
@@ -381,6 +442,9 @@ pub struct Expired {
     pub released: Vec<Released>,
     /// Whether items are left to release. The sweeper releases them.
     pub unfinished: bool,
+    /// Time in milliseconds to the earliest of the given timers that were early and are set again. Heartbeats do not move
+    /// timers: a timer that finds its item alive is set to the time at which the item times out now.
+    pub next_in_ms: Option<u64>,
 }
 
 /// The state of a work item at one time.
@@ -392,8 +456,10 @@ pub struct WorkItemView {
     pub state: State,
     /// The outcome and when the item was settled.
     pub settled: Option<(Outcome, Timestamp)>,
-    /// Why it was cancelled, if the platform gave a reason.
+    /// Why it was cancelled, if the platform gave a reason, or that it timed out without a heartbeat.
     pub reason: Option<Reason>,
+    /// The last heartbeat.
+    pub last_heartbeat_at: Option<Timestamp>,
     /// Bytes of the held result; 0 in every other state.
     pub held_bytes: u64,
 }
@@ -432,6 +498,21 @@ pub struct ConversationView {
     pub unreleased: Vec<WorkItemView>,
     /// The time of the view by the store's clock.
     pub now: Timestamp,
+}
+
+/// A conversation that holds results back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingConversation {
+    /// The conversation.
+    pub conversation_id: ConversationId,
+    /// The item at the gate. It has no outcome.
+    pub waiting_for: WorkItem,
+    /// Number of settled items behind it.
+    pub held: u64,
+    /// Bytes of their results.
+    pub held_bytes: u64,
+    /// When the oldest of them was settled.
+    pub since: Timestamp,
 }
 
 /// Totals over the conversations of a store.

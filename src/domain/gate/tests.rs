@@ -50,6 +50,7 @@ fn issue(
         tool_call_id: None,
         name: None,
         timeout_ms,
+        heartbeat_timeout_ms: None,
         replay_window_ms: 100,
         key_id: KeyId::parse("k").unwrap(),
         traceparent: None,
@@ -128,7 +129,8 @@ fn overdue_item_does_not_block_the_gate() {
 fn early_or_stale_timer_has_no_effect() {
     let mut c = opened();
     issue(&mut c, 1, 0, 10).unwrap();
-    assert_eq!(c.expire(&[Sequence::new(1), Sequence::new(9)], None, at(9)), no_effects(&c));
+    let set_again = Expired { next_in_ms: Some(1), ..no_effects(&c) };
+    assert_eq!(c.expire(&[Sequence::new(1), Sequence::new(9)], None, at(9)), set_again);
     let expired = c.expire(&[Sequence::new(1)], None, at(15));
     assert_eq!(expired.timed_out.iter().map(|t| (t.work_item, t.late_ms)).collect::<Vec<_>>(), [(id(1), 5)]);
     assert_eq!(

@@ -4,11 +4,10 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Carrier, MAX_IDLE_TTL_MS};
 use crate::domain::work_item::Kind;
-use crate::http::openapi::{TIME, object, pattern, schema_ref, uuid};
+use crate::http::openapi::{TIME, WORK_ITEM_ID, object, pattern, schema_ref, uuid};
 use crate::platform::{PLATFORM_PATH, Platform};
 use crate::public::CALLBACKS_PATH;
 
-const ITEM: &str = "01970000-0000-7000-8000-000000000001";
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 /// The alphabet of ids and names, without the token prefix in any case.
 const ID: &str = r"^(?!.*[cC][bB][tT]_)[A-Za-z0-9._:-]+$";
@@ -16,7 +15,7 @@ const ID: &str = r"^(?!.*[cC][bB][tT]_)[A-Za-z0-9._:-]+$";
 /// All schemas.
 pub(super) fn schemas(platform: &Platform) -> Value {
     let mut all = Map::new();
-    for part in [words(), requests(platform), conversations(), work_items(platform), events()] {
+    for part in [words(), requests(platform), conversations(), waiting(), work_items(platform), events()] {
         if let Value::Object(part) = part {
             all.extend(part);
         }
@@ -44,12 +43,7 @@ fn words() -> Value {
             "pattern": r"^(?!.*[cC][bB][tT]_)[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$",
         },
         "Kind": {"type": "string", "enum": Kind::ALL.map(Kind::as_str)},
-        "State": {
-            "type": "string",
-            "enum": ["awaiting", "held", "released", "dropped"],
-            "description": "`held` waits for an earlier work item; `dropped` was held when the conversation ended.",
-        },
-        "TraceParent": pattern("^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"),
+        "TraceParent": pattern("^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$"),
         "Cursor": pattern("^[0-9]{1,15}(-[0-9]{1,15})?$"),
     })
 }
@@ -81,6 +75,10 @@ fn requests(platform: &Platform) -> Value {
         "traceparent": optional("TraceParent"),
         "toolCallId": optional("ToolCallId"),
         "name": optional("ToolName"),
+        "heartbeatTimeoutMs": optional_ms(
+            "The work item times out after so long without a heartbeat. At most `timeoutMs`.",
+            platform.max_timeout_ms,
+        ),
     });
     json!({
         "OpenConversation": object(&[], &json!({
@@ -135,11 +133,48 @@ fn conversations() -> Value {
                 "conversationId": id(),
                 "state": {"const": "ended"},
                 "endedAt": time(),
+                "reason": schema_ref("Reason"),
                 "droppedHeld": count(),
                 "droppedAwaiting": count(),
                 "channel": schema_ref("Channel"),
             }),
         ),
+    })
+}
+
+fn waiting() -> Value {
+    let count = || json!({"type": "integer", "minimum": 0});
+    let waiting_for = object(
+        &["sequence", "workItemId", "kind", "issuedAt", "deadline"],
+        &json!({
+            "sequence": schema_ref("Sequence"),
+            "workItemId": uuid(),
+            "kind": schema_ref("Kind"),
+            "name": schema_ref("ToolName"),
+            "toolCallId": schema_ref("ToolCallId"),
+            "turnId": schema_ref("Id"),
+            "issuedAt": schema_ref("Timestamp"),
+            "deadline": schema_ref("Timestamp"),
+        }),
+    );
+    let conversation = object(
+        &["conversationId", "waitingFor", "held", "since"],
+        &json!({
+            "conversationId": schema_ref("Id"),
+            "waitingFor": waiting_for,
+            "held": object(&["count", "bytes"], &json!({"count": count(), "bytes": count()})),
+            "since": {"description": "When the oldest held result was received.", "allOf": [schema_ref("Timestamp")]},
+        }),
+    );
+    json!({
+        "WaitingConversations": object(&["conversations", "truncated"], &json!({
+            "conversations": {
+                "type": "array",
+                "items": conversation,
+                "description": "Those with the oldest held results first.",
+            },
+            "truncated": {"type": "boolean", "description": "Whether there can be more."},
+        })),
     })
 }
 
@@ -158,9 +193,15 @@ fn work_item_properties() -> Value {
         "name": schema_ref("ToolName"),
         "state": schema_ref("State"),
         "outcome": schema_ref("Outcome"),
-        "reason": {"description": "Why it was cancelled.", "allOf": [schema_ref("Reason")]},
+        "reason": {
+            "description": "Why it was cancelled; `heartbeat` if it timed out without one.",
+            "allOf": [schema_ref("Reason")],
+        },
         "issuedAt": schema_ref("Timestamp"),
         "deadline": schema_ref("Timestamp"),
+        "heartbeatTimeoutMs": {"type": "integer", "minimum": 1},
+        "heartbeatDeadline": {"description": "When the next heartbeat is due.", "allOf": [schema_ref("Timestamp")]},
+        "lastHeartbeatAt": schema_ref("Timestamp"),
         "receivedAt": schema_ref("Timestamp"),
         "traceparent": schema_ref("TraceParent"),
     })
@@ -169,6 +210,11 @@ fn work_item_properties() -> Value {
 fn work_items(platform: &Platform) -> Value {
     let callback = json!({
         "url": {"type": "string", "format": "uri"},
+        "heartbeatUrl": {
+            "type": "string",
+            "format": "uri",
+            "description": "Where heartbeats go, if the work item was issued with `heartbeatTimeoutMs`.",
+        },
         "method": {"const": "POST"},
         "token": {"type": "string"},
         "carrier": {"type": "string", "enum": carriers(platform)},
@@ -190,6 +236,8 @@ fn work_items(platform: &Platform) -> Value {
         "name": schema_ref("ToolName"),
         "issuedAt": schema_ref("Timestamp"),
         "deadline": schema_ref("Timestamp"),
+        "heartbeatTimeoutMs": {"type": "integer", "minimum": 1},
+        "heartbeatDeadline": {"description": "When the first heartbeat is due.", "allOf": [schema_ref("Timestamp")]},
         "callback": schema_ref("Callback"),
     });
     let required = ["workItemId", "conversationId", "sequence", "kind", "issuedAt", "deadline", "callback"];
@@ -233,7 +281,10 @@ fn events() -> Value {
             "outcome": schema_ref("Outcome"),
             "result": {"description": "The provider's body, if it has `succeeded`."},
             "error": {"type": "object", "description": "The provider's `error`, if it has `failed`."},
-            "reason": {"description": "Why it was cancelled.", "allOf": [schema_ref("Reason")]},
+            "reason": {
+                "description": "Why it was cancelled; `heartbeat` if it timed out without one.",
+                "allOf": [schema_ref("Reason")],
+            },
             "issuedAt": schema_ref("Timestamp"),
             "receivedAt": schema_ref("Timestamp"),
             "releasedAt": schema_ref("Timestamp"),
@@ -241,6 +292,29 @@ fn events() -> Value {
             "traceparent": schema_ref("TraceParent"),
         }),
     );
+    let progress = object(
+        &["sequence", "workItemId", "kind", "at"],
+        &json!({
+            "sequence": schema_ref("Sequence"),
+            "workItemId": uuid(),
+            "kind": schema_ref("Kind"),
+            "turnId": schema_ref("Id"),
+            "toolCallId": schema_ref("ToolCallId"),
+            "name": schema_ref("ToolName"),
+            "message": {"type": "string"},
+            "data": {"description": "Any JSON."},
+            "at": schema_ref("Timestamp"),
+        }),
+    );
+    let event = |schema: &str, rest: &Value| {
+        let mut event = rest.clone();
+        event["properties"]["data"] = json!({
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": schema_ref(schema),
+        });
+        event
+    };
     let only_with = |outcome: &str, member: &str| {
         json!({
             "if": {"properties": {"outcome": {"const": outcome}}},
@@ -250,12 +324,24 @@ fn events() -> Value {
     };
     envelope["allOf"] = json!([only_with("succeeded", "result"), only_with("failed", "error")]);
     envelope["examples"] = json!([{
-        "sequence": 1, "conversationId": "call-7", "workItemId": ITEM, "turnId": "turn-3", "name": "weather",
+        "sequence": 1, "conversationId": "call-7", "workItemId": WORK_ITEM_ID, "turnId": "turn-3", "name": "weather",
         "kind": "tool", "outcome": "succeeded", "result": {"temperature": 21.5}, "issuedAt": TIME, "receivedAt": TIME,
         "releasedAt": TIME, "requestId": "018f0000-0000-7000-8000-00000000abcd", "traceparent": TRACEPARENT,
     }]);
     json!({
         "Envelope": envelope,
+        "Progress": progress,
+        "Event": {
+            "description": "A server-sent event.",
+            "type": "object",
+            "required": ["data"],
+            "properties": {"event": {"type": "string"}, "id": {"type": "string"}},
+            "oneOf": [
+                event("Envelope", &json!({"not": {"required": ["event"]}, "required": ["id"]})),
+                event("Progress", &json!({"properties": {"event": {"const": "progress"}}, "required": ["event"]})),
+                event("EndEvent", &json!({"properties": {"event": {"const": "end"}}, "required": ["event"]})),
+            ],
+        },
         "EndEvent": object(&["conversationId", "state"], &json!({
             "conversationId": schema_ref("Id"),
             "state": {"const": "ended"},
@@ -266,7 +352,7 @@ fn events() -> Value {
 /// A work item with this outcome.
 pub(super) fn work_item_example(outcome: &str) -> Value {
     json!({
-        "workItemId": ITEM, "conversationId": "call-7", "sequence": 1, "kind": "tool", "turnId": "turn-3",
+        "workItemId": WORK_ITEM_ID, "conversationId": "call-7", "sequence": 1, "kind": "tool", "turnId": "turn-3",
         "name": "weather", "state": "released", "outcome": outcome, "issuedAt": TIME, "deadline": TIME,
         "receivedAt": TIME,
     })
@@ -277,7 +363,7 @@ pub(super) fn conversation_example() -> Value {
         "conversationId": "call-7", "state": "live", "openedAt": TIME, "idleAt": TIME, "nextSequence": 2,
         "waitingFor": 1, "held": [], "heldBytes": 0,
         "awaiting": [{
-            "workItemId": ITEM, "conversationId": "call-7", "sequence": 1, "kind": "tool", "state": "awaiting",
+            "workItemId": WORK_ITEM_ID, "conversationId": "call-7", "sequence": 1, "kind": "tool", "state": "awaiting",
             "issuedAt": TIME, "deadline": TIME,
         }],
         "channel": {"events": format!("{PLATFORM_PATH}/conversations/call-7/events")},
@@ -287,7 +373,7 @@ pub(super) fn conversation_example() -> Value {
 pub(super) fn issued_example(platform: &Platform) -> Value {
     let location = platform.carriers.location(None);
     json!({
-        "workItemId": ITEM, "conversationId": "call-7", "sequence": 1, "kind": "tool", "turnId": "turn-3",
+        "workItemId": WORK_ITEM_ID, "conversationId": "call-7", "sequence": 1, "kind": "tool", "turnId": "turn-3",
         "name": "weather", "issuedAt": TIME, "deadline": TIME,
         "callback": {
             "url": format!("{}{CALLBACKS_PATH}", platform.public_base_url),

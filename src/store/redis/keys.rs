@@ -25,8 +25,8 @@ impl Keys {
         format!("{{cb:{}}}:{kind}:{conversation}", self.partition(conversation))
     }
 
-    /// `KEYS` 1 to 5 of every conversation script, in the order of `conversation.lua`.
-    pub(super) fn conversation(self, conversation: ConversationRef) -> [String; 5] {
+    /// `KEYS` 1 to 6 of every conversation script, in the order of `conversation.lua`.
+    pub(super) fn conversation(self, conversation: ConversationRef) -> [String; 6] {
         let partition = self.partition(conversation);
         [
             self.of(conversation, "conversation"),
@@ -34,6 +34,7 @@ impl Keys {
             Self::timers(partition),
             self.of(conversation, "held"),
             Self::totals(partition),
+            Self::waiting(partition),
         ]
     }
 
@@ -55,6 +56,11 @@ impl Keys {
     /// The totals of a partition: a hash.
     pub(super) fn totals(partition: u16) -> String {
         format!("{{cb:{partition}}}:totals")
+    }
+
+    /// The conversations of a partition with held results: a sorted set by the time of the oldest.
+    pub(super) fn waiting(partition: u16) -> String {
+        format!("{{cb:{partition}}}:waiting")
     }
 
     /// Set when a token is used: a string, which contains the fingerprint of the accepted body.

@@ -1,4 +1,4 @@
-//! Queries over many partitions: due timers and totals. On a single server, one script call covers many partitions. On a
+//! Queries over many partitions: due timers, totals and waiting conversations. On a single server, one script call covers many partitions. On a
 //! cluster, each node gets one pipeline, with one script call per partition.
 
 use std::sync::Arc;
@@ -11,10 +11,11 @@ use tokio::time::timeout;
 use super::keys::{self, Keys};
 use super::node::{ConnectionRole, Node};
 use super::nodes::Nodes;
-use super::script::{ScriptCall, broken, bytes, list, number};
+use super::script::{ScriptCall, broken, bytes, list, number, text};
 use super::scripts::Scripts;
 use super::slots::HashSlot;
 use crate::domain::gate::Totals;
+use crate::domain::ids::ConversationRef;
 use crate::domain::time::Timestamp;
 use crate::store::{CLAIM_MS, Due, StoreError, group_by_conversation};
 
@@ -97,6 +98,39 @@ impl PartitionQuery for TotalsQuery {
         let mut values = list(reply)?.into_iter();
         let mut count = || values.next().ok_or_else(|| broken("a total is missing")).and_then(|n| number(&n));
         Ok(Totals { awaiting: count()?, held: count()?, held_bytes: count()? })
+    }
+
+    fn timeout(response: Duration) -> Duration {
+        response
+    }
+}
+
+/// Finds the conversations with the oldest held results, at most `count` per partition.
+pub(super) struct WaitingQuery {
+    pub(super) count: usize,
+}
+
+impl PartitionQuery for WaitingQuery {
+    /// When the oldest held item of the conversation was settled, in milliseconds, and the conversation.
+    type Output = Vec<(u64, ConversationRef)>;
+    const ROLE: ConnectionRole = ConnectionRole::Reads;
+
+    fn call<'a>(&self, scripts: &'a Scripts, partitions: &[u16]) -> ScriptCall<'a> {
+        let keys: Vec<String> = partitions.iter().copied().map(Keys::waiting).collect();
+        ScriptCall::new(&scripts.waiting, &keys, 0).arg(self.count)
+    }
+
+    fn read(reply: Value, _: &[u16]) -> Result<Self::Output, StoreError> {
+        let mut values = list(reply)?.into_iter();
+        let mut found = Vec::new();
+        while let (Some(conversation), Some(since)) = (values.next(), values.next()) {
+            let conversation = text(conversation)?.parse();
+            // An invalid member must not hide the others.
+            if let (Ok(conversation), Ok(since)) = (conversation, text(since)?.parse()) {
+                found.push((since, conversation));
+            }
+        }
+        Ok(found)
     }
 
     fn timeout(response: Duration) -> Duration {

@@ -95,6 +95,10 @@ pub(super) fn bytes(value: Value) -> Result<Vec<u8>, StoreError> {
     if let Value::BulkString(bytes) = value { Ok(bytes) } else { Err(broken("not a string")) }
 }
 
+pub(super) fn text(value: Value) -> Result<String, StoreError> {
+    String::from_utf8(bytes(value)?).map_err(|_| broken("not UTF-8"))
+}
+
 pub(super) fn number(value: &Value) -> Result<u64, StoreError> {
     if let Value::Int(number) = value {
         u64::try_from(*number).map_err(|_| broken("a negative number"))

@@ -3,6 +3,7 @@
 use redis::Script;
 
 use crate::domain::gate::Limits;
+use crate::domain::progress::PROGRESS_INTERVAL_MS;
 use crate::store::CONTINUE_MS;
 
 /// Time in milliseconds that keys exist longer than their data is needed. The TTL only frees memory; no rule depends
@@ -22,6 +23,9 @@ const STEP_TIMERS: u64 = 512;
 const STEP_SEARCH: u64 = 512;
 /// Maximum number of unreleased items that one step of `cancel_turn` examines; that takes Redis about 2 ms.
 const STEP_TURN: u64 = 128;
+/// Maximum number of unreleased items that one step reads to find the oldest held result. If there are more, the time in
+/// the index can be too early.
+const STEP_HELD: u64 = 128;
 
 /// The scripts of a store, one per operation.
 #[derive(Debug)]
@@ -29,6 +33,7 @@ pub(super) struct Scripts {
     pub(super) open: Script,
     pub(super) issue: Script,
     pub(super) accept: Script,
+    pub(super) heartbeat: Script,
     pub(super) cancel: Script,
     pub(super) cancel_turn: Script,
     pub(super) end: Script,
@@ -38,6 +43,8 @@ pub(super) struct Scripts {
     pub(super) read: Script,
     pub(super) due: Script,
     pub(super) totals: Script,
+    pub(super) waiting: Script,
+    pub(super) waiting_for: Script,
 }
 
 macro_rules! files {
@@ -45,7 +52,7 @@ macro_rules! files {
 }
 
 /// The script files by name.
-const FILES: [(&str, &str); 21] = files![
+const FILES: [(&str, &str); 24] = files![
     "clock",
     "conversation",
     "ttl",
@@ -57,6 +64,7 @@ const FILES: [(&str, &str); 21] = files![
     "open",
     "issue",
     "accept",
+    "heartbeat",
     "cancel",
     "cancel_turn",
     "end",
@@ -66,14 +74,17 @@ const FILES: [(&str, &str); 21] = files![
     "read",
     "due",
     "totals",
+    "waiting",
+    "waiting_for",
     "probe",
 ];
 
 /// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
-pub const OPERATIONS: [&[&str]; 12] = [
+pub const OPERATIONS: [&[&str]; 15] = [
     &["clock", "conversation", "ttl", "timer", "open"],
     &["clock", "conversation", "ttl", "item", "issue"],
     &["clock", "conversation", "ttl", "item", "release", "accept"],
+    &["clock", "conversation", "item", "heartbeat"],
     &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel"],
     &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel_turn"],
     &["clock", "conversation", "ttl", "timer", "item", "release", "ending", "end"],
@@ -83,6 +94,8 @@ pub const OPERATIONS: [&[&str]; 12] = [
     &["clock", "conversation", "read"],
     &["due"],
     &["totals"],
+    &["waiting"],
+    &["clock", "conversation", "waiting_for"],
 ];
 
 /// The script of an operation. `alter` gets the name and text of each file and returns the text to use.
@@ -103,6 +116,8 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
         ("$step_timers", STEP_TIMERS),
         ("$step_search", STEP_SEARCH),
         ("$step_turn", STEP_TURN),
+        ("$step_held", STEP_HELD),
+        ("$progress_interval", PROGRESS_INTERVAL_MS),
     ];
     let included = FILES.iter().filter(|(name, _)| files.contains(name));
     let text: String = included.map(|(name, text)| alter(name, text) + "\n").collect();
@@ -111,8 +126,40 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
 
 impl Scripts {
     pub(super) fn new(limits: &Limits) -> Self {
-        let [open, issue, accept, cancel, cancel_turn, end, expire, inspect, work_item, read, due, totals] =
-            OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
-        Self { open, issue, accept, cancel, cancel_turn, end, expire, inspect, work_item, read, due, totals }
+        let scripts = OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
+        let [
+            open,
+            issue,
+            accept,
+            heartbeat,
+            cancel,
+            cancel_turn,
+            end,
+            expire,
+            inspect,
+            work_item,
+            read,
+            due,
+            totals,
+            waiting,
+            waiting_for,
+        ] = scripts;
+        Self {
+            open,
+            issue,
+            accept,
+            heartbeat,
+            cancel,
+            cancel_turn,
+            end,
+            expire,
+            inspect,
+            work_item,
+            read,
+            due,
+            totals,
+            waiting,
+            waiting_for,
+        }
     }
 }

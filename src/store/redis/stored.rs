@@ -66,6 +66,7 @@ pub(super) struct StoredState {
     pub(super) next: Sequence,
     pub(super) gate: Sequence,
     awaiting: u64,
+    pub(super) held_bytes: u64,
     gate_deadline: u64,
     cleared: u64,
 }
@@ -76,7 +77,7 @@ impl StoredState {
         let (touched_at, idle_ttl_ms, busy_until) = (fields.time()?, fields.number(4)?, fields.time()?);
         let (_kept_until, ended_at) = (fields.time()?, fields.time()?);
         let (next, gate, awaiting) = (fields.number(4)?, fields.number(4)?, fields.number(4)?);
-        let (_held_bytes, gate_deadline) = (fields.number(6)?, fields.number(6)?);
+        let (held_bytes, gate_deadline) = (fields.number(6)?, fields.number(6)?);
         let (_channel_bytes, cleared) = (fields.number(6)?, fields.number(4)?);
         Ok(Self {
             touched_at,
@@ -86,6 +87,7 @@ impl StoredState {
             next: Sequence::new(next),
             gate: Sequence::new(gate),
             awaiting,
+            held_bytes,
             gate_deadline,
             cleared,
         })
@@ -104,8 +106,13 @@ impl StoredState {
 
     /// The end of the conversation and the items that it dropped, once it has ended.
     pub(super) fn ended(&self, now: Timestamp) -> Option<Ended> {
-        let dropped_held = self.next.get().saturating_sub(self.gate.get()).saturating_sub(self.awaiting);
-        self.ended_at(now).map(|ended_at| Ended { ended_at, dropped_held, dropped_awaiting: self.awaiting })
+        let (dropped_held, dropped_awaiting) = (self.held(), self.awaiting);
+        self.ended_at(now).map(|ended_at| Ended { ended_at, dropped_held, dropped_awaiting })
+    }
+
+    /// Number of settled items that are not released.
+    pub(super) const fn held(&self) -> u64 {
+        self.next.get().saturating_sub(self.gate.get()).saturating_sub(self.awaiting)
     }
 
     /// Whether a bounded step left items to release.
@@ -149,6 +156,26 @@ struct Members<'a> {
     kind: Kind,
 }
 
+/// The deadline, the heartbeat timeout and the last heartbeat of an item.
+#[derive(Clone, Copy, Debug)]
+struct StoredHeartbeat {
+    deadline: Timestamp,
+    timeout_ms: Option<u64>,
+    last_at: Option<Timestamp>,
+}
+
+impl StoredHeartbeat {
+    fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        let mut fields = Fields(bytes);
+        let (deadline, timeout_ms, last_at) = (fields.time()?, fields.number(4)?, fields.time()?);
+        Ok(Self {
+            deadline,
+            timeout_ms: (timeout_ms > 0).then_some(timeout_ms),
+            last_at: (last_at.as_millis() > 0).then_some(last_at),
+        })
+    }
+}
+
 /// How an item was settled.
 #[derive(Clone, Debug)]
 struct StoredSettlement {
@@ -164,6 +191,7 @@ struct StoredSettlement {
 #[derive(Clone, Debug)]
 pub(super) struct StoredItem {
     pub(super) item: WorkItem,
+    last_heartbeat_at: Option<Timestamp>,
     settlement: Option<StoredSettlement>,
 }
 
@@ -190,12 +218,17 @@ pub(super) fn reason(json: &[u8]) -> Result<Option<Reason>, StoreError> {
 impl StoredItem {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields(bytes);
-        let (outcome, deadline, window) = (outcome(fields.number(1)?), fields.time()?, fields.number(4)?);
+        let (outcome, times_out_at, window) = (outcome(fields.number(1)?), fields.time()?, fields.number(4)?);
         let id = WorkItemId::parse(fields.text(36)?).ok_or_else(|| broken("invalid work item id"))?;
         let (issued_at, _date) = (fields.rfc3339()?, fields.bytes(10)?);
         let key_id = KeyId::parse(fields.length_prefixed(1)?).map_err(|_| broken("invalid key id"))?;
         let traceparent = fields.traceparent()?;
         let members = format!("{{{}}}", fields.length_prefixed(2)?);
+        let heartbeat = match fields.number(1)? {
+            0 => StoredHeartbeat { deadline: times_out_at, timeout_ms: None, last_at: None },
+            length => StoredHeartbeat::decode(fields.bytes(usize::try_from(length).unwrap_or(usize::MAX))?)?,
+        };
+        let deadline = heartbeat.deadline;
         let members: Members<'_> =
             serde_json::from_str(&members).map_err(|_| broken("invalid envelope members"))?;
         let turn_id = members.turn_id.map(TurnId::parse).transpose();
@@ -210,6 +243,7 @@ impl StoredItem {
             name: name.map_err(|_| broken("invalid name"))?,
             issued_at,
             deadline,
+            heartbeat_timeout_ms: heartbeat.timeout_ms,
             expires_at: deadline.plus_millis(window),
             key_id,
             traceparent,
@@ -223,7 +257,12 @@ impl StoredItem {
                 Some(StoredSettlement { outcome, received_at, attempt, bytes, reason, settled_in })
             }
         };
-        Ok(Self { item, settlement })
+        Ok(Self { item, last_heartbeat_at: heartbeat.last_at, settlement })
+    }
+
+    /// When the item times or timed out.
+    pub(super) fn times_out_at(&self) -> Timestamp {
+        self.item.times_out_at(self.last_heartbeat_at)
     }
 
     /// The outcome and the time of settlement.
@@ -243,8 +282,9 @@ impl StoredItem {
         let bytes = self.settlement.as_ref().map_or(0, |settlement| settlement.bytes);
         let settled = self.settled();
         let reason = self.settlement.and_then(|settlement| settlement.reason);
-        let view = WorkItemView::new(self.item, settled, bytes, state.gate, state.ended_at(now), now);
-        WorkItemView { reason, ..view }
+        let (item, heartbeat) = (self.item, self.last_heartbeat_at);
+        let view = WorkItemView::new(item, heartbeat, settled, bytes, state.gate, state.ended_at(now), now);
+        WorkItemView { reason: reason.or(view.reason), ..view }
     }
 
     /// The record of this item's release at `now`. Fails if the item has no outcome.
@@ -274,13 +314,15 @@ impl StoredItem {
 
     /// The record of this item's timeout, found at `now`.
     pub(super) fn timed_out(self, now: Timestamp) -> TimedOut {
+        let at = self.times_out_at();
         TimedOut {
             work_item: self.item.id,
             sequence: self.item.sequence,
             kind: self.item.kind,
+            cause: self.item.timeout_cause(at),
             tool_call_id: self.item.tool_call_id,
             name: self.item.name,
-            late_ms: self.item.deadline.millis_until(now),
+            late_ms: at.millis_until(now),
             issued_in: self.item.traceparent,
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use redis::RedisResult;
 use tokio::sync::mpsc;
@@ -17,6 +18,7 @@ use super::keys::{Keys, conversation_of};
 use super::nodes::Nodes;
 use super::settings::ConnectionSettings;
 use crate::domain::ids::ConversationRef;
+use crate::domain::progress::ProgressJson;
 use crate::store::notifier::{ChannelNotifier, WatchEvent};
 
 /// Delay before reconnecting.
@@ -90,7 +92,14 @@ async fn listen_once(
             message = messages.next() => match message {
                 Some(message) => {
                     if let Some(conversation) = conversation_of(message.get_channel_name()) {
-                        notifier.notify(conversation);
+                        // A change has no content, progress is the event.
+                        match message.get_payload_bytes() {
+                            [] => notifier.notify(conversation),
+                            progress => {
+                                let progress = ProgressJson::new(Bytes::copy_from_slice(progress));
+                                notifier.publish(conversation, progress);
+                            }
+                        }
                     }
                 }
                 None => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),

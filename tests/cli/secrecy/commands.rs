@@ -47,6 +47,9 @@ fn no_command_prints_a_secret() {
         prints(code, &["config", command, "--store", &sentinel, "--set", &sentinels_own]);
     }
     prints(1, &["healthcheck", "--public-addr", "127.0.0.1:1"]);
+    for command in [&["waiting"][..], &["show", "call-1"], &["tail", "call-1"]] {
+        prints(1, &[command, &["--url", "http://127.0.0.1:1"]].concat());
+    }
     prints(0, &["demo", "--store", &url]);
     prints(0, &["--version"]);
     for command in [&["--help"][..], &["serve", "--help"], &["demo", "--help"], &["config", "--help"]] {

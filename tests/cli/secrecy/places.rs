@@ -24,6 +24,15 @@ pub(crate) const PUBLIC: &[&str] = &[
     "POST /api/v1/webhooks/callbacks\n\n{\"callbackToken\":{\"{T}\":\"{T}\"},\"result\":{R}}",
     "POST /api/v1/webhooks/callbacks\n\n\"{T}\"",
     "POST /api/v1/webhooks/callbacks\n\n{T}",
+    // Of a heartbeat.
+    "POST /api/v1/webhooks/callbacks/heartbeat\nx-callback-token: {T}\n\n{\"message\":\"at work\",\"data\":{R}}",
+    "POST /api/v1/webhooks/callbacks/heartbeat?callbackToken={T}\n\n{\"message\":\"{T}\"}",
+    "POST /api/v1/webhooks/callbacks/{T}/heartbeat\n\n{\"data\":{\"{T}\":\"{T}\"}}",
+    "POST /api/v1/webhooks/callbacks/{T}/heartbeat\n\n{\"{T}\":{R}}",
+    "POST /api/v1/webhooks/callbacks/heartbeat\n\n{\"callbackToken\":\"{T}\",\"message\":{R}}",
+    "POST /api/v1/webhooks/callbacks/heartbeat\nx-callback-token: {T}\n\n{T}",
+    "POST /api/v1/webhooks/callbacks/{T}/heartbeat/{T}\n\n{R}",
+    "GET /api/v1/webhooks/callbacks/{T}/heartbeat\n\n",
     // Elsewhere in the target.
     "POST /api/v1/webhooks/callbacks?token={T}\n\n{R}",
     "POST /api/v1/webhooks/callbacks?{T}={T}\n\n{R}",
@@ -88,6 +97,7 @@ pub(crate) const PLATFORM: &[&str] = &[
     "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"{T}\"}",
     "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"turnId\":\"{M}\"}",
     "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"timeoutMs\":\"{T}\"}",
+    "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"heartbeatTimeoutMs\":\"{T}\"}",
     "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"carrier\":\"{T}\"}",
     "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"traceparent\":\"{T}\"}",
     "POST /platform/v1/conversations/{C}/work-items\nauthorization: Bearer {K}\n\n{\"kind\":\"tool\",\"{T}\":1}",

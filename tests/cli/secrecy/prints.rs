@@ -88,6 +88,7 @@ async fn debug_output_shows_no_secret() {
             tool_call_id: None,
             name: None,
             timeout_ms: 60_000,
+            heartbeat_timeout_ms: None,
             replay_window_ms: 60_000,
             key_id: ring.signing_key_id(),
             traceparent: None,

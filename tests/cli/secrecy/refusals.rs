@@ -35,6 +35,8 @@ impl Session {
     pub(crate) fn refuse_providers(&mut self, signing_key: &str) {
         let (conversation, item) = self.tool();
         let token = item.token.as_str();
+        assert_eq!(self.heartbeat(token).status, 200);
+        refused(&self.heartbeat(&changed(token, 90)), "CALLBACK_TOKEN_INVALID");
         refused(&self.public("POST /api/v1/webhooks/callbacks\n\n{R}", token), "CALLBACK_TOKEN_MISSING");
         refused(&self.callback(&changed(token, 90)), "CALLBACK_TOKEN_INVALID");
         let expired = signed(signing_key, &conversation, 1);
@@ -124,10 +126,12 @@ impl Session {
         let late = self.issue(&conversation, &json!({"kind": "tool", "timeoutMs": 1}));
         self.wait_for(&conversation, &late, "released");
         refused(&self.callback(&late.token), "WORK_ITEM_TIMED_OUT");
+        refused(&self.heartbeat(&late.token), "WORK_ITEM_TIMED_OUT");
         let withdrawn = self.issue(&conversation, &json!({"kind": "tool"}));
         let path = format!("{conversation}/work-items/{}", withdrawn.id);
         assert_eq!(self.platform("DELETE", &path, "").status, 200);
         refused(&self.callback(&withdrawn.token), "WORK_ITEM_CANCELLED");
+        refused(&self.heartbeat(&withdrawn.token), "WORK_ITEM_CANCELLED");
         refused(&self.platform("DELETE", &path, ""), "WORK_ITEM_SETTLED");
 
         let items: Vec<_> = (0..6).map(|_| self.issue(&conversation, &json!({"kind": "tool"}))).collect();
@@ -143,6 +147,7 @@ impl Session {
         assert_eq!(self.callback(&items[5].token).status, 202);
         assert_eq!(self.platform("DELETE", &conversation, "").status, 200);
         refused(&self.callback(&items[4].token), "CONVERSATION_ENDED");
+        refused(&self.heartbeat(&items[4].token), "CONVERSATION_ENDED");
         refused(&self.platform("PUT", &conversation, ""), "CONVERSATION_ENDED");
         // The whole channel; the stream ends with the conversation.
         assert_eq!(self.platform("GET", &format!("{conversation}/events?from=0"), "").status, 200);

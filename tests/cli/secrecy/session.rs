@@ -26,6 +26,7 @@ pub(crate) struct Session {
     conversations: usize,
 }
 
+const HEARTBEAT: &str = "POST /api/v1/webhooks/callbacks/heartbeat\nx-callback-token: {T}\n\n";
 const CALLBACK: &str = "POST /api/v1/webhooks/callbacks\nx-callback-token: {T}\n\n{R}";
 
 impl Session {
@@ -63,6 +64,12 @@ impl Session {
     /// Sends another result with this token.
     pub(crate) fn another(&mut self, token: &str) -> Answer {
         self.public(&CALLBACK.replace("{R}", "[{R}]"), token)
+    }
+
+    /// Sends a heartbeat whose message and data are secret.
+    pub(crate) fn heartbeat(&mut self, token: &str) -> Answer {
+        let progress = json!({"message": self.canary, "data": {"canary": self.canary}});
+        self.public(&format!("{HEARTBEAT}{progress}"), token)
     }
 
     /// Opens a new conversation.

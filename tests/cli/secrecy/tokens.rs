@@ -90,6 +90,7 @@ pub(crate) fn signed(key: &str, conversation: &str, expires_at: u64) -> String {
         name: None,
         issued_at: Timestamp::from_millis(0),
         deadline: Timestamp::from_millis(0),
+        heartbeat_timeout_ms: None,
         expires_at: Timestamp::from_millis(expires_at),
         key_id,
         traceparent: None,

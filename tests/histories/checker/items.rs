@@ -57,6 +57,7 @@ impl<'a> Case<'a> {
             self.told(item, Rule::OneWinner, format!("taken after it was settled: {:?}", one.reply.body));
         }
         self.check_cancels(item, envelope.as_ref());
+        self.check_beats(item, envelope.as_ref(), settled);
         self.check_looks(item, envelope.as_ref(), settled);
     }
 
@@ -72,9 +73,7 @@ impl<'a> Case<'a> {
         };
         let settled_by = match envelope.outcome.as_str() {
             "timed_out" => {
-                if millis(&envelope.received_at) != Some(item.deadline) {
-                    self.told(item, Rule::Deadline, "it timed out at another time than its deadline");
-                }
+                self.check_timeout(item, envelope);
                 if envelope.payload().is_some() || envelope.request_id.is_some() {
                     self.told(item, Rule::Bytes, "a time-out with a result");
                 }
@@ -104,8 +103,8 @@ impl<'a> Case<'a> {
             }
             Some(attempt) => {
                 let received = millis(&envelope.received_at).unwrap_or_default();
-                if received >= item.deadline {
-                    self.told(item, Rule::Deadline, "settled after its deadline");
+                if !item.may_be_alive(received) {
+                    self.told(item, Rule::Deadline, "settled after its deadline, or after silence");
                 }
                 // Without a reply, the time of acceptance is unknown.
                 let until = if attempt.answer().is_some() { attempt.returned } else { Time::MAX };
@@ -162,12 +161,12 @@ impl<'a> Case<'a> {
         if cancelled || with_its_turn {
             return Some("cancelled");
         }
-        let timed_out = self.ended_at().is_some_and(|ended_at| item.deadline <= ended_at);
-        timed_out.then_some("past its deadline")
+        let timed_out = self.ended_at().is_some_and(|ended_at| item.is_over_by(ended_at));
+        timed_out.then_some("past its deadline, or silent")
     }
 
     /// Whether it was sent after an acknowledged end.
-    fn is_after_the_end(&self, attempt: &Attempt) -> bool {
+    pub(super) fn is_after_the_end(&self, attempt: &Attempt) -> bool {
         self.ended_by().is_some_and(|ended| ended < attempt.invoked)
     }
 
@@ -210,8 +209,7 @@ impl<'a> Case<'a> {
             (200, ..) => reply.body["replayed"] == true && (gone || is_winner) && by_other(true),
             (409, "CALLBACK_TOKEN_USED", _) => (gone || has_result && !is_winner) && by_other(false),
             (409, "WORK_ITEM_TIMED_OUT", _) => {
-                (gone || outcome == Some("timed_out"))
-                    && attempt.returned + SAME_MOMENT >= item.deadline * 1_000
+                (gone || outcome == Some("timed_out")) && item.may_be_over_by(attempt.returned)
             }
             (409, "WORK_ITEM_CANCELLED", _) => {
                 let mut cancels = item.all_cancels().flat_map(|cancel| &cancel.attempts);
@@ -256,7 +254,11 @@ impl<'a> Case<'a> {
         });
         let turns = item.told_by_turn_cancels().filter(|(_, told)| told["outcome"].is_string());
         let turns = turns.map(|(attempt, _)| attempt.returned);
-        let platform = cancels.chain(shows).map(|(attempt, _)| attempt.returned).chain(turns);
+        let beats = item.beats.iter().flat_map(|beat| beat.answers()).filter(|(_, reply)| {
+            matches!(reply.code(), "WORK_ITEM_TIMED_OUT" | "WORK_ITEM_CANCELLED")
+                || matches!(reply.text("state"), "held" | "released")
+        });
+        let platform = cancels.chain(shows).chain(beats).map(|(attempt, _)| attempt.returned).chain(turns);
         posts.chain(platform).chain(self.seen_by_readers(item.id)).min().unwrap_or(Time::MAX)
     }
 
@@ -291,7 +293,7 @@ impl<'a> Case<'a> {
                 }
                 (409, "WORK_ITEM_SETTLED") => {
                     let possible = match known {
-                        Some("timed_out") => attempt.returned + SAME_MOMENT >= item.deadline * 1_000,
+                        Some("timed_out") => item.may_be_over_by(attempt.returned),
                         Some("cancelled") => other_may_have(),
                         Some("succeeded" | "failed") => posted(),
                         _ => false,
@@ -352,7 +354,7 @@ impl<'a> Case<'a> {
 }
 
 /// Whether one attempt explains the reply to another. `gone`: the item is not on the channel.
-fn explains(one: &Attempt, other: &Attempt, gone: bool) -> bool {
+pub(super) fn explains(one: &Attempt, other: &Attempt, gone: bool) -> bool {
     let counts = if gone { one.may_be_dropped() } else { one.may_count() };
     one.request_id != other.request_id && counts && one.invoked < other.returned
 }

@@ -21,6 +21,7 @@ impl Case<'_> {
             let waits = |operation: &&Operation| match &operation.action {
                 Action::Open
                 | Action::Issue { .. }
+                | Action::Beat { .. }
                 | Action::Cancel { .. }
                 | Action::CancelTurn { .. }
                 | Action::End => true,

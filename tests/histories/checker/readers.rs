@@ -1,5 +1,7 @@
 //! Ends, and what readers received.
 
+use serde_json::Value;
+
 use super::{Case, Rule};
 use crate::record::{Action, Time, millis};
 
@@ -102,6 +104,27 @@ impl Case<'_> {
             let at_the_end = self.has_ended() && start + session.events.len() == channel.len();
             if session.ended && !at_the_end && !self.may_be_forgotten(session.over, session.over) {
                 self.violated(Rule::Reading, "a reader was told of the end too early");
+            }
+        }
+    }
+
+    /// Progress is that of a heartbeat, and no reader gets it twice or too often.
+    pub(super) fn check_progress(&mut self) {
+        for session in &self.conversation.sessions {
+            let mut last: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();
+            for (time, data) in &session.progress {
+                let told: Value = serde_json::from_str(data).unwrap_or_default();
+                let work_item = told["workItemId"].as_str().unwrap_or_default().to_owned();
+                let beats = self.operations().filter(
+                    |beat| matches!(&beat.action, Action::Beat { work_item: of } if *of == work_item),
+                );
+                let sent = beats.flat_map(|beat| &beat.attempts).any(|attempt| attempt.invoked < *time);
+                let at = told["at"].as_str().and_then(millis).unwrap_or_default();
+                let too_soon = last.insert(work_item, at).is_some_and(|before| at < before + 500)
+                    && !self.may_be_forgotten(*time, *time);
+                if !sent || too_soon || told["message"] != "on it" {
+                    self.violated(Rule::Reading, format!("a reader was told of progress: {data}"));
+                }
             }
         }
     }

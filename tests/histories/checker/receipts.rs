@@ -8,8 +8,8 @@ impl<'a> Case<'a> {
     /// For the accepted attempt: request id and times.
     pub(super) fn check_receipt(&mut self, item: &Item<'a>, envelope: Option<&Envelope>, one: &Answered<'a>) {
         let received = one.reply.millis("receivedAt").unwrap_or_default();
-        if received >= item.deadline {
-            self.told(item, Rule::Deadline, "taken at or after its deadline");
+        if !item.may_be_alive(received) {
+            self.told(item, Rule::Deadline, "taken at or after its deadline, or after silence");
         }
         if !is_between(received, one.attempt.invoked, one.attempt.returned) {
             self.told(item, Rule::Agreement, "its receipt has a time at which it was not being taken");

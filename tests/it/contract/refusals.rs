@@ -29,7 +29,8 @@ async fn refused_callback_names_its_item(backend: Backend) {
     };
     let about = |item: Option<&WorkItem>| {
         let conversation_id = conversation.id.clone();
-        Some(Box::new(CallbackTarget { conversation_id, item: item.cloned() }))
+        let times_out_at = item.map(|item| item.deadline);
+        Some(Box::new(CallbackTarget { conversation_id, item: item.cloned(), times_out_at }))
     };
     for item in [&used, &cancelled, &late] {
         assert_eq!(refusal(conversation.bringing(item, b"2")).await.target, about(Some(item)));

@@ -2,8 +2,9 @@
 
 use callback_ingress::domain::gate::{
     Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Issue, IssueRefused, Issued,
-    LookupRefused, NotAccepted, Open, OpenRefused, Opened, Receipt, WorkItemView,
+    ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
+    HeartbeatReceipt, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened,
+    Receipt, WorkItemView,
 };
 use callback_ingress::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use callback_ingress::domain::reason::Reason;
@@ -15,6 +16,7 @@ pub(super) enum Command {
     Open(Open),
     Issue(Issue),
     Accept(Accept),
+    Heartbeat(Heartbeat),
     Cancel(Cancel),
     CancelTurn(CancelTurn),
     End(ConversationRef, Option<TraceParent>, Option<Reason>),
@@ -31,6 +33,7 @@ pub(super) enum Reply {
     Open(Result<Opened, OpenRefused>),
     Issue(Result<Issued, IssueRefused>),
     Accept(Result<Receipt, NotAccepted>),
+    Heartbeat(Result<HeartbeatReceipt, HeartbeatNotTaken>),
     Cancel(Result<Cancelled, CancelRefused>),
     CancelTurn(Result<CancelledTurn, CancelTurnRefused>),
     End(Result<EndReceipt, ConversationNotFound>),
@@ -48,6 +51,7 @@ impl Command {
             Self::Open(command) => Reply::Open(store.open(command).await.unwrap()),
             Self::Issue(command) => Reply::Issue(store.issue(command).await.unwrap()),
             Self::Accept(command) => Reply::Accept(store.accept(command).await.unwrap()),
+            Self::Heartbeat(command) => Reply::Heartbeat(store.heartbeat(command).await.unwrap()),
             Self::Cancel(command) => Reply::Cancel(store.cancel(command).await.unwrap()),
             Self::CancelTurn(command) => Reply::CancelTurn(store.cancel_turn(command).await.unwrap()),
             Self::End(conversation, trace, reason) => {
@@ -105,6 +109,11 @@ impl Reply {
                     Delivery::Held { .. } => format!("{} held{again}", receipt.outcome),
                 }
             }),
+            Self::Heartbeat(Err(refused)) => format!("heartbeat: refused, {:?}", refused.why),
+            Self::Heartbeat(result) => or_refused("heartbeat", result, |receipt| {
+                let published = if receipt.published { ", published" } else { "" };
+                format!("{:?}{published}", receipt.item.state)
+            }),
             Self::Cancel(result) => or_refused("cancel", result, |view| format!("{:?}", view.item.state)),
             Self::CancelTurn(result) => or_refused("cancel turn", result, |turn| {
                 let cancelled = some(turn.cancelled == 0);
@@ -118,6 +127,7 @@ impl Reply {
                 }
             }),
             Self::Expire(expired) if expired.ended.is_some() => "expire: ended".to_owned(),
+            Self::Expire(expired) if expired.next_in_ms.is_some() => "expire: set again".to_owned(),
             Self::Expire(expired) => format!("expire: {}", some(expired.timed_out.is_empty())),
             Self::Due(due) if due.next_in_ms == [(0, Some(0))] => "due: more".to_owned(),
             Self::Due(due) => {
@@ -164,6 +174,15 @@ pub(super) const EVERY_KIND: &[&str] = &[
     "accept: refused, WorkItemCancelled",
     "accept: refused, HeldLimit",
     "accept: refused, ChannelLimit",
+    "heartbeat: Awaiting",
+    "heartbeat: Awaiting, published",
+    "heartbeat: Held",
+    "heartbeat: Released",
+    "heartbeat: refused, TokenExpired",
+    "heartbeat: refused, ConversationEnded",
+    "heartbeat: refused, WorkItemUnknown",
+    "heartbeat: refused, WorkItemTimedOut",
+    "heartbeat: refused, WorkItemCancelled",
     "cancel: Held",
     "cancel: Released",
     "cancel: refused, ConversationNotFound",
@@ -185,6 +204,7 @@ pub(super) const EVERY_KIND: &[&str] = &[
     "expire: none",
     "expire: some",
     "expire: ended",
+    "expire: set again",
     "due: more",
     "due: none now, none later",
     "due: none now, some later",

@@ -27,6 +27,7 @@ pub(super) enum Step {
         who: Who,
         item: What,
         timeout_ms: u64,
+        heartbeat_timeout_ms: Option<u64>,
         llm: bool,
         trace: Option<u8>,
         key: Option<(u8, u8)>,
@@ -36,6 +37,11 @@ pub(super) enum Step {
         item: Item,
         body: u8,
         attempt: u64,
+    },
+    Heartbeat {
+        who: Who,
+        item: Item,
+        progress: bool,
     },
     Cancel {
         who: Who,
@@ -96,6 +102,10 @@ pub(super) enum Wait {
     Deadline {
         before: u64,
     },
+    /// To this many milliseconds before the next heartbeat is due.
+    Silence {
+        before: u64,
+    },
     /// To this many milliseconds before the expiry of an item's token.
     Expiry {
         who: Who,
@@ -135,6 +145,7 @@ fn wait() -> impl Strategy<Value = Wait> {
     prop_oneof![
         16 => select(vec![0, 1, 10, 60]).prop_map(Wait::Millis),
         12 => before().prop_map(|before| Wait::Deadline { before }),
+        6 => before().prop_map(|before| Wait::Silence { before }),
         2 => (who(), item(), before()).prop_map(|(who, item, before)| Wait::Expiry { who, item, before }),
         1 => (who(), before()).prop_map(|(who, before)| Wait::Idle { who, before }),
         1 => (who(), before()).prop_map(|(who, before)| Wait::Gone { who, before }),
@@ -146,13 +157,17 @@ fn step() -> impl Strategy<Value = Step> {
     let attempt = || 0..4u64;
     let idle = prop::option::weighted(0.2, select(vec![300, 5_000, 30_000]));
     let key = prop::option::weighted(0.3, (0..3u8, select(vec![0, 0, 0, 1u8])));
+    let heartbeat = prop::option::weighted(0.4, select(vec![10, 50, 600, 2_000]));
+    let timeouts = (select(vec![20, 100, 1_000, 1_000, 1_000, 1_000]), heartbeat);
     prop_oneof![
         8 => (who(), idle, trace(), attempt())
             .prop_map(|(who, idle_ttl_ms, trace, attempt)| Step::Open { who, idle_ttl_ms, trace, attempt }),
-        24 => (who(), 0..ITEMS, select(vec![20, 100, 1_000, 1_000, 1_000, 1_000]), any::<bool>(), trace(), key)
-            .prop_map(|(who, item, timeout_ms, llm, trace, key)| {
-                Step::Issue { who, item, timeout_ms, llm, trace, key }
+        24 => (who(), 0..ITEMS, timeouts, any::<bool>(), trace(), key)
+            .prop_map(|(who, item, (timeout_ms, heartbeat_timeout_ms), llm, trace, key)| {
+                Step::Issue { who, item, timeout_ms, heartbeat_timeout_ms, llm, trace, key }
             }),
+        8 => (who(), item(), any::<bool>())
+            .prop_map(|(who, item, progress)| Step::Heartbeat { who, item, progress }),
         30 => (who(), item(), select(vec![0, 0, 3, 3, 2, 1, 4]), attempt())
             .prop_map(|(who, item, body, attempt)| Step::Accept { who, item, body, attempt }),
         7 => (who(), item(), attempt()).prop_map(|(who, item, attempt)| Step::Cancel { who, item, attempt }),

@@ -5,11 +5,14 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use callback_ingress::clock::{Clock, ManualClock};
-use callback_ingress::domain::gate::{Accept, Cancel, CancelTurn, ConversationView, Issue, Limits, Open};
+use callback_ingress::domain::gate::{
+    Accept, Cancel, CancelTurn, ConversationView, Heartbeat, Issue, Limits, Open, WorkItemView,
+};
 use callback_ingress::domain::ids::{
     AttemptId, ConversationId, ConversationRef, Fingerprint, IdempotencyDigest, RequestId, Sequence,
     ToolCallId, ToolName, TraceParent, TurnId, WorkItemId,
 };
+use callback_ingress::domain::progress::Progress;
 use callback_ingress::domain::reason::Reason;
 use callback_ingress::domain::result::{CallbackResult, Payload};
 use callback_ingress::domain::time::Timestamp;
@@ -126,7 +129,8 @@ impl<'a> Story<'a> {
             Command::Accept(accept) => (accept.attempt, accept.request_id) = (other, self.request_id()),
             Command::Cancel(cancel) => (cancel.attempt, cancel.request_id) = (other, self.request_id()),
             Command::CancelTurn(cancel) => (cancel.attempt, cancel.request_id) = (other, self.request_id()),
-            Command::End(..)
+            Command::Heartbeat(_)
+            | Command::End(..)
             | Command::Expire(..)
             | Command::Due(_)
             | Command::Inspect(_)
@@ -170,7 +174,21 @@ impl<'a> Story<'a> {
                 .map_err(|why| format!("asked then for {question:?}, {why}"))?;
             self.learn(&question, &reply);
         }
-        self.compare_totals().await
+        self.compare_totals().await?;
+        self.compare_waiting().await
+    }
+
+    async fn compare_waiting(&self) -> Result<(), String> {
+        for limit in [1, 100] {
+            let in_memory = self.memory.waiting(limit).await.unwrap();
+            let in_redis = self.redis.waiting(limit).await.unwrap();
+            if in_memory != in_redis {
+                return Err(format!(
+                    "of waiting conversations, the memory store lists\n  {in_memory:?}\nand Redis\n  {in_redis:?}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     async fn compare_totals(&self) -> Result<(), String> {
@@ -222,6 +240,11 @@ impl<'a> Story<'a> {
                 let deadlines = self.issued.values().map(|item| item.deadline);
                 (deadlines.filter(|deadline| deadline.as_millis() > now.as_millis() + before).min()?, before)
             }
+            Wait::Silence { before } => {
+                let views = self.views.iter().flatten().flat_map(|view| &view.unreleased);
+                let due = views.filter_map(WorkItemView::heartbeat_deadline);
+                (due.filter(|due| due.as_millis() > now.as_millis() + before).min()?, before)
+            }
             Wait::Expiry { who, item, before } => {
                 (self.issued.get(&(who, self.item_id(who, item)))?.expires_at, before)
             }
@@ -262,6 +285,12 @@ impl<'a> Story<'a> {
         WorkItemId::from_uuid(Uuid::from_u128(self.step << 48 | u128::from(item) << 32))
     }
 
+    /// The expiry of the item's token.
+    fn expiry(&self, who: Who, work_item: WorkItemId) -> Timestamp {
+        let issued = self.issued.get(&(who, work_item));
+        issued.map_or_else(|| self.clock.now().plus_millis(100), |item| item.expires_at)
+    }
+
     fn request_id(&self) -> RequestId {
         RequestId::from_uuid(Uuid::from_u128(self.step))
     }
@@ -284,35 +313,45 @@ impl<'a> Story<'a> {
                 traceparent: trace.map(traceparent),
                 attempt: AttemptId::from_random(*attempt),
             }),
-            Step::Issue { who, item, timeout_ms, llm, trace, key } => Command::Issue(Issue {
-                conversation: reference(*who),
-                work_item: self.attempt(*item),
-                kind: if *llm { Kind::Llm } else { Kind::Tool },
-                turn_id: llm.then(|| TurnId::parse("turn").unwrap()),
-                tool_call_id: (item % 3 == 0).then(|| ToolCallId::parse("\"call\"\\").unwrap()),
-                name: (item % 2 == 0).then(|| ToolName::parse("tool").unwrap()),
-                timeout_ms: *timeout_ms,
-                replay_window_ms: 500,
-                key_id: KeyId::parse("key").unwrap(),
-                traceparent: trace.map(traceparent),
-                request_traceparent: None,
-                idempotency: key.map(|(key, body)| {
-                    (IdempotencyDigest::of(&key.to_string()).unwrap(), Fingerprint::of(&[body]))
-                }),
-            }),
+            Step::Issue { who, item, timeout_ms, heartbeat_timeout_ms, llm, trace, key } => {
+                Command::Issue(Issue {
+                    conversation: reference(*who),
+                    work_item: self.attempt(*item),
+                    kind: if *llm { Kind::Llm } else { Kind::Tool },
+                    turn_id: llm.then(|| TurnId::parse("turn").unwrap()),
+                    tool_call_id: (item % 3 == 0).then(|| ToolCallId::parse("\"call\"\\").unwrap()),
+                    name: (item % 2 == 0).then(|| ToolName::parse("tool").unwrap()),
+                    timeout_ms: *timeout_ms,
+                    heartbeat_timeout_ms: *heartbeat_timeout_ms,
+                    replay_window_ms: 500,
+                    key_id: KeyId::parse("key").unwrap(),
+                    traceparent: trace.map(traceparent),
+                    request_traceparent: None,
+                    idempotency: key.map(|(key, body)| {
+                        (IdempotencyDigest::of(&key.to_string()).unwrap(), Fingerprint::of(&[body]))
+                    }),
+                })
+            }
             Step::Accept { who, item, body, attempt } => {
                 let work_item = self.item_id(*who, *item);
-                let issued = self.issued.get(&(*who, work_item));
                 Command::Accept(Accept {
                     conversation: reference(*who),
                     work_item,
                     sequence: work_item.sequence(),
-                    expires_at: issued
-                        .map_or_else(|| self.clock.now().plus_millis(100), |item| item.expires_at),
+                    expires_at: self.expiry(*who, work_item),
                     result: result(*body),
                     request_id: self.request_id(),
                     traceparent: self.trace(),
                     attempt: AttemptId::from_random(*attempt),
+                })
+            }
+            Step::Heartbeat { who, item, progress } => {
+                let work_item = self.item_id(*who, *item);
+                Command::Heartbeat(Heartbeat {
+                    conversation: reference(*who),
+                    work_item,
+                    expires_at: self.expiry(*who, work_item),
+                    progress: Progress::new(progress.then_some("on \"it\""), None).unwrap(),
                 })
             }
             Step::Cancel { who, item, attempt } => Command::Cancel(Cancel {

@@ -96,6 +96,11 @@ async fn idempotency_key_returns_the_same_item(kind: Kind) {
         ("another time", issue("one", &json!({"kind": "tool"})), reused),
         ("another name", issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "name": "n"})), reused),
         (
+            "another heartbeat timeout",
+            issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "heartbeatTimeoutMs": 5_000})),
+            reused,
+        ),
+        (
             "another tool call",
             issue("one", &json!({"kind": "tool", "timeoutMs": 5_000, "toolCallId": "c"})),
             reused,
@@ -222,6 +227,15 @@ async fn invalid_issue_request_names_the_field() {
         ("{\"kind\":\"tool\",\"timeoutMs\":true}", "timeoutMs"),
         ("{\"kind\":\"tool\",\"timeoutMs\":[60000]}", "timeoutMs"),
         ("{\"kind\":\"tool\",\"timeoutMs\":18446744073709551616}", "timeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":0}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":60001}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":-1}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":1.5}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":\"\"}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":\"cbt_AQJrMQ\"}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":[1]}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeatTimeoutMs\":1,\"heartbeatTimeoutMs\":1}", "heartbeatTimeoutMs"),
+        ("{\"kind\":\"tool\",\"heartbeat_timeout_ms\":1}", "heartbeat_timeout_ms"),
         ("{\"kind\":\"tool\",\"carrier\":\"query\"}", "carrier"),
         ("{\"kind\":\"tool\",\"carrier\":\"cookie\"}", "carrier"),
         ("{\"kind\":\"tool\",\"turnId\":\"\"}", "turnId"),
@@ -267,6 +281,12 @@ async fn invalid_issue_request_names_the_field() {
             );
         }
     }
+    let asked = json!({"kind": "tool", "timeoutMs": 500, "heartbeatTimeoutMs": 501});
+    assert_eq!(
+        service.issuing(&conversation, &asked).send().await.message(),
+        "heartbeatTimeoutMs: must be a whole number of milliseconds from 1 to 500",
+        "the item's own timeout"
+    );
     for bad in [
         "",
         "\"\"",

@@ -40,7 +40,7 @@ async fn other_partition_count_is_refused() {
 #[tokio::test]
 async fn store_of_another_layout_version_is_refused() {
     let server = RedisServer::start();
-    for former in ["partitions=64", "version=2 partitions=64", "anything"] {
+    for former in ["partitions=64", "version=2 partitions=64", "version=3 partitions=64", "anything"] {
         redis::cmd("SET").arg("cb:layout").arg(former).exec(&mut server.connection(0)).unwrap();
         let why = refusal(verify(&settings(server.url(0), ROOMY)).await);
         for word in ["another version of callback-ingress", former, "an empty database"] {

@@ -149,6 +149,21 @@ async fn scripts_stay_short_at_the_limits() {
     let totals = stage.totals().await;
     assert_eq!((totals.awaiting, totals.held, totals.held_bytes), (0, 0, 0));
 
+    is_short("releasing a part of the held items", async || {
+        let other = stage.conversation().await;
+        let items = issued(&other).await;
+        hold(&other, &items[1..2]).await;
+        hold(&other, &items[3..]).await;
+        slow_log.take();
+        other.accept(&items[0], "\"first\"").await.unwrap();
+        let slow = slow_log.take();
+        let waiting = stage.store.waiting(100).await.unwrap().conversations;
+        assert_eq!((waiting[0].waiting_for.sequence.get(), waiting[0].held), (3, ITEMS - 3));
+        other.end().await.unwrap();
+        slow
+    })
+    .await;
+
     is_short("cancelling a turn", async || {
         let other = stage.conversation().await;
         issued(&other).await;

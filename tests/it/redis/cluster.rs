@@ -242,6 +242,9 @@ async fn unavailable_node_does_not_delay_timers_of_others() {
     assert!((1..30).contains(&there));
     // Unreachable for this store, not yet failed for the cluster.
     block_in_place(|| cluster.node(victim).suspend());
+    // What waits on the other nodes is listed.
+    let listed = stage.store.waiting(100).await.unwrap();
+    assert_eq!((listed.conversations.len(), listed.truncated), (0, true));
     for _ in 0..5 {
         let since = Instant::now();
         assert_eq!(stage.due(100).await.conversations.len(), there);

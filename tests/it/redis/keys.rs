@@ -76,7 +76,11 @@ async fn every_key_has_a_ttl_and_a_hash_tag() {
     }
     assert!(keys.contains(&"cb:layout".to_owned()));
     let kinds: Vec<_> = kinds.keys().map(String::as_str).collect();
-    assert_eq!(kinds, ["channel", "conversation", "held", "timers", "totals", "used"], "all there are");
+    assert_eq!(
+        kinds,
+        ["channel", "conversation", "held", "timers", "totals", "used", "waiting"],
+        "all there are"
+    );
 }
 
 #[tokio::test]

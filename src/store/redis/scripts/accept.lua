@@ -5,7 +5,7 @@
 --        step: item (empty: the accepted one), held before this step 0|1
 --        token_expired | conversation_ended | work_item_unknown | token_used | work_item_timed_out |
 --        work_item_cancelled | held_limit | channel_limit, followed by metadata and item where they are known
-local USED, ID, FINGERPRINT, PAYLOAD = KEYS[6], ARGV[7], ARGV[9], ARGV[11]
+local USED, ID, FINGERPRINT, PAYLOAD = KEYS[7], ARGV[7], ARGV[9], ARGV[11]
 local sequence, expires_at = tonumber(ARGV[5]), tonumber(ARGV[8])
 if NOW >= expires_at then
     return { 'token_expired' }

@@ -3,13 +3,16 @@
 --                       key> -> fingerprint of the request (16 bytes) and sequence, r -> reason of the end (a JSON
 --                       string)
 --       2 channel       stream: one entry per envelope, with the id <opened at>-<sequence>; at the end, one more entry
---       3 timers        sorted set of the partition: <conversation>:<sequence>, scored by the item's deadline, and
+--       3 timers        sorted set of the partition: <conversation>:<sequence>, scored by the time at which the item times
+--                       out or, after a heartbeat, an earlier one, and
 --                       <conversation>, scored by the time at which the sweeper next processes it as a whole
 --       4 held          hash: sequence -> held result (accepted, not yet released)
 --       5 totals        hash of the partition: conversations, clearing (timers of ended conversations), held,
 --                       held_bytes
---       6 used          string: fingerprint of the body with which the token was used (accept.lua only)
-local CONVERSATION, CHANNEL, TIMERS, HELD, TOTALS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+--       6 waiting       sorted set of the partition: <conversation>, scored by the time at which the oldest of its held
+--                       items was settled; only conversations with held items
+--       7 used          string: fingerprint of the body with which the token was used (accept.lua only)
+local CONVERSATION, CHANNEL, TIMERS, HELD, TOTALS, WAITING = unpack(KEYS, 1, 6)
 local REFERENCE = sub(CONVERSATION, -32)
 local encode, decode, max = struct.pack, struct.unpack, math.max
 
@@ -23,7 +26,7 @@ local encode, decode, max = struct.pack, struct.unpack, math.max
 --   gate           first sequence that is not released
 --   awaiting       number of items without an outcome
 --   held_bytes     bytes of the held results
---   gate_deadline  deadline of the item at the gate; 1 if a bounded step left items to release; 0 if there is no item
+--   gate_deadline  time at which the item at the gate times out; 1 if a bounded step left items to release; 0 if there is no item
 --   channel_bytes  bytes of the results on the channel
 --   cleared        after the end: the first sequence whose timer is not removed yet
 --   last_issue     first 12 bytes of the id of the last issued item

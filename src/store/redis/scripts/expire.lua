@@ -3,8 +3,9 @@
 -- timer has no effect.
 -- ARGV: 4 traceparent or empty, 5 whether to process the conversation as a whole 0|1, 6 … sequences
 -- Reply: gone: the conversation does not exist any more
---        expired, now, state, metadata, ended by this step 0|1, number of items that timed out, then for each of
---        those: sequence, item; then for each item released in this step: item, held before 0|1
+--        expired, now, state, metadata, ended by this step 0|1, time in ms to the earliest of the given timers that
+--        were early and are set again (0: none), number of items that timed out, then for each of those: sequence,
+--        item; then for each item released in this step: item, held before 0|1
 local whole = ARGV[5] == '1'
 local sequences = {}
 for i = 6, #ARGV do
@@ -20,10 +21,11 @@ if not c then
     if whole and call('ZREM', TIMERS, REFERENCE) == 1 then
         call('HINCRBY', TOTALS, 'conversations', -1)
     end
+    redis.pcall('ZREM', WAITING, REFERENCE)
     return { 'gone' }
 end
 
-local timed_out, ended = {}, 0
+local timed_out, ended, next_in = {}, 0, 0
 if c.ended then
     for _, sequence in ipairs(sequences) do
         -- clear_timers removes the others.
@@ -52,16 +54,17 @@ else
     local known = {}
     for i, sequence in ipairs(sequences) do
         local item = known[sequence] or read[i + 2]
-        local outcome, deadline = AWAITING, 0
+        local outcome, times_out_at = AWAITING, 0
         if item then
-            outcome, deadline = decode('>BI6', item)
+            outcome, times_out_at = decode('>BI6', item)
         end
-        if item and outcome == AWAITING and NOW >= deadline then
+        if item and outcome == AWAITING and NOW >= times_out_at then
             item = time_out(c, sequence, item)
             timed_out[#timed_out + 1] = sequence
             timed_out[#timed_out + 1] = item
         elseif item and outcome == AWAITING then
-            call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
+            call('ZADD', TIMERS, times_out_at, REFERENCE .. ':' .. sequence)
+            next_in = next_in == 0 and times_out_at - NOW or math.min(next_in, times_out_at - NOW)
         else
             OBSOLETE_TIMERS[#OBSOLETE_TIMERS + 1] = REFERENCE .. ':' .. sequence
         end
@@ -77,7 +80,7 @@ end
 if whole then
     set_timer(c)
 end
-local reply = { 'expired', NOW, state_of(c), c.metadata, ended, #timed_out / 2 }
+local reply = { 'expired', NOW, state_of(c), c.metadata, ended, next_in, #timed_out / 2 }
 for _, value in ipairs(timed_out) do
     reply[#reply + 1] = value
 end

@@ -2,7 +2,7 @@
 -- ARGV: 4 attempt: the work item id without its last 8 digits, 5 the same as 12 bytes, 6 whether this call is a
 --       retry 0|1, 7 timeout in ms, 8 replay window in ms, 9 key id, 10 traceparent of the work item or empty,
 --       11 traceparent of the request or empty, 12 members of the envelope, 13 digest of the idempotency key (16
---       bytes) or empty, 14 fingerprint of the request (16 bytes) or empty
+--       bytes) or empty, 14 fingerprint of the request (16 bytes) or empty, 15 heartbeat timeout in ms or empty
 -- Reply: issued, repeated by idempotency key 0|1, sequence, item
 --        conversation_not_found | conversation_ended | idempotency_conflict | awaiting_limit | channel_limit
 local attempt, key, fingerprint = ARGV[4], ARGV[13], ARGV[14]
@@ -43,10 +43,16 @@ if trace == '' then
     trace = select(4, decode(METADATA, c.metadata))
     trace = trace == '' and ARGV[11] or trace
 end
-local item = encode(ITEM, AWAITING, deadline, ARGV[8], attempt .. format('%08x', sequence), rfc3339(NOW, date(NOW)),
-    date(deadline), #ARGV[9], ARGV[9], #trace, trace, #ARGV[12], ARGV[12])
+local times_out_at, heartbeat, heartbeat_timeout = deadline, '', tonumber(ARGV[15])
+if heartbeat_timeout then
+    times_out_at = math.min(NOW + heartbeat_timeout, deadline)
+    heartbeat = encode(HEARTBEAT, deadline, heartbeat_timeout, 0, 0)
+end
+local item = encode(ITEM, AWAITING, times_out_at, ARGV[8], attempt .. format('%08x', sequence),
+    rfc3339(NOW, date(NOW)), date(times_out_at), #ARGV[9], ARGV[9], #trace, trace, #ARGV[12], ARGV[12], #heartbeat,
+    heartbeat)
 if c.gate == sequence then
-    c.gate_deadline = deadline
+    c.gate_deadline = times_out_at
 end
 c.next = sequence + 1
 c.awaiting = c.awaiting + 1
@@ -54,7 +60,7 @@ c.touched_at = NOW
 c.busy_until = max(c.busy_until, deadline)
 c.last_issue = ARGV[5]
 -- Redis refuses this write at maxmemory (OOM). It must be the first.
-call('ZADD', TIMERS, deadline, REFERENCE .. ':' .. sequence)
+call('ZADD', TIMERS, times_out_at, REFERENCE .. ':' .. sequence)
 extend_ttl(c)
 if key == '' then
     call('HSET', CONVERSATION, 's', state_of(c), sequence, item)

@@ -1,11 +1,16 @@
 -- The stored form of a work item: the fields of ITEM and, once it has an outcome, those of SETTLEMENT.
 
--- Outcome (a number), deadline (ms), replay window (ms), id, issued at (text), date of the deadline (stored, because
--- at the timeout the date table can be too new to contain it); then, each preceded by its length, the signing key's id,
--- the traceparent, and the members of the envelope that are known at issue.
-local ITEM = '>BI6I4c36c24c10Bc0Bc0I2c0'
+-- Outcome (a number), time at which it times out (ms), replay window (ms), id, issued at (text), date of the timeout
+-- (stored, because at the timeout the date table can be too new to contain it); then, each preceded by its length, the
+-- signing key's id, the traceparent, the members of the envelope that are known at issue, and the fields of HEARTBEAT
+-- or nothing. Without HEARTBEAT, the item times out at its deadline.
+local ITEM = '>BI6I4c36c24c10Bc0Bc0I2c0Bc0'
+-- Of an item that has a heartbeat timeout or has had a heartbeat: deadline, heartbeat timeout (0 without one), last
+-- heartbeat (0 before the first), last published progress (0 before the first), all in ms.
+local HEARTBEAT = '>I6I4I6I6'
 -- Received at (text), attempt, size of the result in bytes; then, each preceded by its length, the id and the
--- traceparent of the request that settled the item. If a cancelled item has a reason, it follows as a JSON string.
+-- traceparent of the request that settled the item. If a cancelled or timed out item has a reason, it follows as a
+-- JSON string.
 local SETTLEMENT = '>c24c8I4Bc0Bc0'
 
 local AWAITING, SUCCEEDED, FAILED, TIMED_OUT, CANCELLED = 0, 1, 2, 3, 4
@@ -14,10 +19,11 @@ local function id_of(item)
     return sub(item, 12, 47)
 end
 
--- The deadline rule: an unsettled item counts as timed out from its deadline on, before the sweeper has processed it.
+-- The deadline rule: an unsettled item counts as timed out from the time of its timeout on, before the sweeper has
+-- processed it.
 local function outcome_at(item, now)
-    local outcome, deadline = decode('>BI6', item)
-    if outcome == AWAITING and now >= deadline then
+    local outcome, times_out_at = decode('>BI6', item)
+    if outcome == AWAITING and now >= times_out_at then
         return TIMED_OUT
     end
     return outcome
@@ -25,6 +31,6 @@ end
 
 -- The attempt that settled an item (8 bytes). The item must be settled.
 local function settled_by(item)
-    local at = select(10, decode(ITEM, item))
+    local at = select(11, decode(ITEM, item))
     return sub(item, at + 24, at + 31)
 end

@@ -33,9 +33,11 @@ if c.is_new then
     if not former then
         call('HINCRBY', TOTALS, 'conversations', 1)
     elseif former.ended_at == 0 then
-        -- It ended by its idle timeout, and no step has subtracted its held results from the totals.
+        -- It ended by its idle timeout, and no step has subtracted its held results from the totals or removed it from the
+        -- index of waiting conversations.
         call('HINCRBY', TOTALS, 'held', 0 - former.held_before)
         call('HINCRBY', TOTALS, 'held_bytes', 0 - former.bytes_before)
+        redis.pcall('ZREM', WAITING, REFERENCE)
     end
 end
 extend_ttl(c)

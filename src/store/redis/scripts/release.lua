@@ -4,8 +4,8 @@ local char, concat = string.char, table.concat
 local TRACE = ARGV[4]
 
 -- Collected during the step: fields and values for the conversation's hash, timers to remove, sequences of held
--- results that were released, set of sequences that this step has settled, and the end of the reply (item and held
--- before 0|1, alternating).
+-- results that were released, times (text) of the settlements of this step by sequence, and the end of the reply (item
+-- and held before 0|1, alternating).
 local WRITES, OBSOLETE_TIMERS, RELEASED_HELD, JUST_SETTLED, RELEASED = {}, {}, {}, {}, {}
 local NOW_TEXT = rfc3339(NOW, date(NOW))
 
@@ -16,7 +16,7 @@ local function settle(c, sequence, item, outcome, received_at, attempt, bytes, r
     local n = #WRITES
     WRITES[n + 1], WRITES[n + 2] = sequence, item
     OBSOLETE_TIMERS[#OBSOLETE_TIMERS + 1] = REFERENCE .. ':' .. sequence
-    JUST_SETTLED[sequence] = true
+    JUST_SETTLED[sequence] = received_at
     c.awaiting = c.awaiting - 1
     c.held_bytes = c.held_bytes + bytes
     return item
@@ -37,14 +37,20 @@ local function bypass_maxmemory()
 end
 
 local function time_out(c, sequence, item)
-    local _, deadline, _, _, _, day = decode(ITEM, item)
-    return settle(c, sequence, item, TIMED_OUT, rfc3339(deadline, day), '\0\0\0\0\0\0\0\0', 0, '')
+    local _, times_out_at, _, _, _, day, _, _, _, heartbeat = decode(ITEM, item)
+    item = settle(c, sequence, item, TIMED_OUT, rfc3339(times_out_at, day), '\0\0\0\0\0\0\0\0', 0, '')
+    if heartbeat ~= '' and times_out_at < decode(HEARTBEAT, heartbeat) then
+        -- The reason: it was silent.
+        item = item .. '"heartbeat"'
+        WRITES[#WRITES] = item
+    end
+    return item
 end
 
 -- Appends an item's envelope to the channel. Returns the size of its result in bytes. `save` writes the state: if the
 -- step fails before that, the whole step is repeated.
 local function append(c, sequence, item, payload)
-    local outcome, _, _, id, issued_at, _, _, trace, members, at = decode(ITEM, item)
+    local outcome, _, _, id, issued_at, _, _, trace, members, _, at = decode(ITEM, item)
     local received_at, _, bytes, request, settled_in, reason_at = decode(SETTLEMENT, item, at)
     if settled_in ~= '' then
         trace = settled_in
@@ -103,9 +109,9 @@ local function release(c, known, own, payload)
             end
             item = known[sequence]
         end
-        local outcome, deadline = decode('>BI6', item)
-        if outcome == AWAITING and NOW < deadline then
-            c.gate_deadline = deadline
+        local outcome, times_out_at = decode('>BI6', item)
+        if outcome == AWAITING and NOW < times_out_at then
+            c.gate_deadline = times_out_at
             break
         elseif sequence - first >= $step_items or bytes >= $step_bytes then
             c.gate_deadline = 1
@@ -126,6 +132,60 @@ local function release(c, known, own, payload)
     end
 end
 
+-- The time of a settlement in ms. `text`: RFC 3339; nil if the date table does not contain its day.
+local function ms_of(text)
+    local at = string.find(DATES, sub(text, 1, 10), 1, true)
+    return at and (FIRST_DAY + (at - 1) / 10) * 86400000 + sub(text, 12, 13) * 3600000 + sub(text, 15, 16) * 60000
+        + sub(text, 18, 19) * 1000 + sub(text, 21, 23)
+end
+
+-- When the oldest of the held items was settled (text). Reads at most $step_held items. Second: whether these were all
+-- held items. Called when the hash has the settlements of this step.
+local function held_since(c, held)
+    local sequences, since, found = {}, nil, 0
+    for sequence = c.gate, math.min(c.gate + $step_held, c.next) - 1 do
+        sequences[#sequences + 1] = sequence
+    end
+    for _, item in ipairs(call('HMGET', CONVERSATION, unpack(sequences))) do
+        if item and decode('>B', item) ~= AWAITING then
+            local members = { decode(ITEM, item) }
+            -- The last one is the position of the settlement, which begins with its time.
+            local received_at = decode('>c24', item, members[#members])
+            since = since and since < received_at and since or received_at
+            found = found + 1
+        end
+    end
+    return since, found == held
+end
+
+-- Keeps the index of the conversations that hold results back. pcall: no rule depends on the index, and a damaged key
+-- must not fail the step.
+local function index_waiting(c, held)
+    if held == 0 then
+        redis.pcall('ZREM', WAITING, REFERENCE)
+        return
+    end
+    local since, exact = nil, c.held_before == 0
+    for sequence, received_at in pairs(JUST_SETTLED) do
+        if sequence >= c.gate and not (since and since < received_at) then
+            since = received_at
+        end
+    end
+    if #RELEASED_HELD > 0 and c.gate_deadline ~= 1 then
+        since, exact = held_since(c, held)
+    elseif not exact and since == NOW_TEXT then
+        -- The results that were held before are older.
+        return
+    end
+    local score = since and ms_of(since)
+    if score and exact then
+        redis.pcall('ZADD', WAITING, score, REFERENCE)
+    elseif score then
+        redis.pcall('ZADD', WAITING, 'LT', score, REFERENCE)
+    end
+    redis.pcall('PEXPIRE', WAITING, $partition_ttl)
+end
+
 -- Writes the changes of the step.
 local function save(c)
     extend_ttl(c)
@@ -142,6 +202,9 @@ local function save(c)
         call('HDEL', HELD, unpack(RELEASED_HELD))
     end
     local held = c.ended and 0 or c.next - c.gate - c.awaiting
+    if held > 0 or c.held_before > 0 then
+        index_waiting(c, held)
+    end
     if held ~= c.held_before then
         call('HINCRBY', TOTALS, 'held', held - c.held_before)
     end

@@ -1,0 +1,39 @@
+//! Reads the envelopes of the demo's channel.
+
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use crate::cli::client::ClientError;
+use crate::cli::event_stream::EventStream;
+
+/// One event of the stream.
+#[derive(Debug)]
+pub(super) enum StreamEvent {
+    /// An envelope.
+    Envelope(Value),
+    /// The conversation has ended.
+    End,
+}
+
+/// Reads the events of a response body.
+pub(super) struct EventReader(EventStream);
+
+impl EventReader {
+    pub(super) const fn new(body: Incoming, timeout: Duration) -> Self {
+        Self(EventStream::new(body, timeout))
+    }
+
+    /// Waits for the next event, at most the timeout for each chunk of the body.
+    pub(super) async fn next(&mut self) -> Result<StreamEvent, ClientError> {
+        loop {
+            let event = self.0.next().await?.ok_or("the event stream ended early")?;
+            if event.is_end() {
+                return Ok(StreamEvent::End);
+            } else if event.is_envelope() {
+                return Ok(StreamEvent::Envelope(serde_json::from_str(&event.data).unwrap_or_default()));
+            }
+        }
+    }
+}

@@ -1,0 +1,16 @@
+-- Returns what a conversation waits for and holds back. Removes the entry of a conversation that holds nothing, and of
+-- one that does not exist any more, from the index; otherwise read-only.
+-- Reply: waiting, state, metadata, the item at the gate, the time in ms at which the oldest held item was settled (text)
+--        not_waiting: nothing is held, or the next step releases it
+local read = call('HMGET', CONVERSATION, 's', 'c')
+local c = conversation(read[1], read[2])
+if not c or c.next - c.gate == c.awaiting then
+    -- pcall: a full or read-only Redis refuses it.
+    redis.pcall('ZREM', WAITING, REFERENCE)
+    return { 'not_waiting' }
+end
+local since = call('ZSCORE', WAITING, REFERENCE)
+if not since or c.ended or NOW >= c.gate_deadline then
+    return { 'not_waiting' }
+end
+return { 'waiting', read[1], c.metadata, call('HGET', CONVERSATION, c.gate), since }

@@ -1,0 +1,157 @@
+//! Heartbeats: what keeps an item alive, when it times out by silence, and what a reply to a heartbeat may say.
+
+use super::items::{explains, is_between};
+use super::{Case, Item, Rule, SAME_MOMENT};
+use crate::record::{Attempt, Envelope, Reply, Time, millis};
+
+/// A sign of life of an item: the store recorded it between these times, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Sign {
+    from: u64,
+    until: u64,
+    /// Whether it was acknowledged.
+    certain: bool,
+}
+
+impl Item<'_> {
+    /// Longest silence in milliseconds; `None` if it needs no heartbeats.
+    fn silence(&self) -> Option<u64> {
+        self.asked.heartbeat_timeout_ms
+    }
+
+    /// The issue, and every heartbeat that may have been recorded.
+    fn signs(&self, silence: u64) -> Vec<Sign> {
+        let mut signs = vec![Sign { from: self.issued, until: self.issued, certain: true }];
+        for attempt in self.beats.iter().flat_map(|beat| &beat.attempts) {
+            let alive = attempt.reply.as_ref().filter(|reply| reply.status == 200);
+            match alive.map(|reply| (reply.text("state"), reply.millis("heartbeatDeadline"))) {
+                // The time of the heartbeat, unless the deadline comes first.
+                Some(("awaiting", Some(until))) if until < self.deadline => {
+                    let at = until.saturating_sub(silence);
+                    signs.push(Sign { from: at, until: at, certain: true });
+                }
+                Some(("awaiting", Some(_))) => {
+                    let from = self.deadline.saturating_sub(silence);
+                    signs.push(Sign { from, until: self.deadline, certain: true });
+                }
+                Some(_) => {}
+                None if attempt.may_count() => {
+                    let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
+                    signs.push(Sign { from, until: u64::MAX, certain: false });
+                }
+                None => {}
+            }
+        }
+        signs
+    }
+
+    /// Whether it may have been alive at this time, in milliseconds.
+    pub(super) fn may_be_alive(&self, at: u64) -> bool {
+        let Some(silence) = self.silence() else { return at < self.deadline };
+        let keeps = |sign: &Sign| sign.from <= at && at - sign.until.min(at) < silence;
+        at < self.deadline && self.signs(silence).iter().any(keeps)
+    }
+
+    /// Whether it had certainly timed out by this time, in milliseconds.
+    pub(super) fn is_over_by(&self, at: u64) -> bool {
+        let is_silent = self.silence().is_some_and(|silence| {
+            let signs = self.signs(silence);
+            signs.iter().all(|sign| sign.certain && sign.until.saturating_add(silence) <= at)
+        });
+        at >= self.deadline || is_silent
+    }
+
+    /// Whether it may have timed out by this time, in microseconds.
+    pub(super) fn may_be_over_by(&self, time: Time) -> bool {
+        let silent_at = self.silence().map_or(u64::MAX, |silence| self.issued + silence);
+        time + SAME_MOMENT >= self.deadline.min(silent_at) * 1_000
+    }
+
+    /// Why it cannot have timed out at this time, in milliseconds, if so.
+    fn timeout_defect(&self, at: u64, by_silence: bool) -> Option<&'static str> {
+        let Some(silence) = self.silence().filter(|_| by_silence) else {
+            let silent_before = self.silence().is_some() && !self.may_be_alive(self.deadline - 1);
+            return match (at == self.deadline && !by_silence, silent_before) {
+                (true, false) => None,
+                (true, true) => Some("it timed out at its deadline, and was silent before"),
+                (false, _) => Some("it timed out at another time than its deadline"),
+            };
+        };
+        let signs = self.signs(silence);
+        let last = at.saturating_sub(silence);
+        if at >= self.deadline || !signs.iter().any(|sign| (sign.from..=sign.until).contains(&last)) {
+            return Some("it timed out by silence at a time that no heartbeat explains");
+        }
+        let ignored = signs.iter().any(|sign| sign.certain && sign.from > last);
+        ignored.then_some("it timed out by silence, and a later heartbeat was acknowledged")
+    }
+}
+
+impl<'a> Case<'a> {
+    /// An envelope of a timeout has the time and the reason of that timeout.
+    pub(super) fn check_timeout(&mut self, item: &Item<'a>, envelope: &Envelope) {
+        let by_silence = envelope.reason.as_deref() == Some("heartbeat");
+        let at = millis(&envelope.received_at).unwrap_or_default();
+        if let Some(defect) = item.timeout_defect(at, by_silence) {
+            self.told(item, Rule::Deadline, defect);
+        }
+    }
+
+    /// Replies to heartbeats report the item as awaiting before its settlement and as settled after it.
+    pub(super) fn check_beats(&mut self, item: &Item<'a>, envelope: Option<&Envelope>, settled: Time) {
+        let answers: Vec<_> = item.beats.iter().flat_map(|beat| beat.answers()).collect();
+        let outcome = envelope.map(|envelope| envelope.outcome.as_str());
+        let has_result = matches!(outcome, Some("succeeded" | "failed"));
+        for (attempt, reply) in answers {
+            let gone = envelope.is_none();
+            let explained = |by: &[&crate::record::Operation]| {
+                by.iter().flat_map(|other| &other.attempts).any(|other| explains(other, attempt, gone))
+            };
+            let posts: Vec<_> = item.posts.iter().map(|(operation, _)| *operation).collect();
+            let fits = match (reply.status, reply.code(), reply.text("state")) {
+                (200, _, "awaiting") => {
+                    self.check_alive(item, attempt, reply, settled);
+                    true
+                }
+                (200, _, "held" | "released") => (gone || has_result) && explained(&posts),
+                (409, "WORK_ITEM_TIMED_OUT", _) => {
+                    (gone || outcome == Some("timed_out")) && item.may_be_over_by(attempt.returned)
+                }
+                (409, "WORK_ITEM_CANCELLED", _) => {
+                    (gone || outcome == Some("cancelled"))
+                        && explained(&item.all_cancels().collect::<Vec<_>>())
+                }
+                (409, "CONVERSATION_ENDED", _) => !has_result && self.may_have_ended_before(attempt.returned),
+                _ => false,
+            };
+            if !fits {
+                let told = format!("{} {} {:?}", reply.status, reply.code(), reply.text("state"));
+                let what = format!("a heartbeat: {told} does not fit (on the channel: {outcome:?})");
+                self.told(item, Rule::Reply, what);
+            }
+        }
+    }
+
+    fn check_alive(&mut self, item: &Item<'a>, attempt: &Attempt, reply: &Reply, settled: Time) {
+        let due = reply.millis("heartbeatDeadline");
+        let as_issued = reply.millis("deadline") == Some(item.deadline)
+            && reply.body["cancelRequested"] == false
+            && due.is_some() == item.silence().is_some();
+        let in_time = match (due, item.silence()) {
+            (Some(due), Some(silence)) if due < item.deadline => {
+                is_between(due.saturating_sub(silence), attempt.invoked, attempt.returned)
+            }
+            (Some(due), _) => due == item.deadline,
+            (None, _) => true,
+        };
+        if !as_issued || !in_time {
+            self.told(item, Rule::Agreement, format!("a heartbeat was told {}", reply.body));
+        }
+        if attempt.invoked > settled {
+            self.told(item, Rule::Agreement, "a heartbeat was taken after it was settled");
+        }
+        if self.is_after_the_end(attempt) {
+            self.told(item, Rule::Ending, "a heartbeat was taken after an end was acknowledged");
+        }
+    }
+}
