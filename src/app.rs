@@ -285,10 +285,14 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
         refusal_summaries,
     };
-    let (permits, max) = (event_streams, http.max_event_streams.size());
-    app.telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
+    count_event_streams(&app.telemetry, event_streams, http.max_event_streams.size());
     app.telemetry.export_initial_counters();
     Ok(app)
+}
+
+/// Measures the number of open event streams: the permits in use, of at most `max`.
+fn count_event_streams(telemetry: &Telemetry, permits: Arc<Semaphore>, max: usize) {
+    telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
 }
 
 /// Computes the totals of the store at intervals, for the metrics.
