@@ -45,6 +45,8 @@ pub struct Config {
     pub token: TokenConfig,
     /// The platform's credentials.
     pub platform: PlatformConfig,
+    /// The page on the platform listener.
+    pub console: ConsoleConfig,
     /// Limits per client address.
     pub rate_limit: RateLimitConfig,
     /// Limits and timeouts of conversations.
@@ -229,6 +231,16 @@ pub struct PlatformConfig {
     /// A file with these keys instead.
     #[serde(deserialize_with = "values::path")]
     pub service_keys_file: Option<PathBuf>,
+}
+
+/// `[console]`
+#[derive(Clone, Debug, Deserialize)]
+pub struct ConsoleConfig {
+    /// Whether the platform listener serves `/console`.
+    pub enabled: bool,
+    /// The address of a trace in a trace viewer, with `{traceId}` for its id. `None`: trace ids are not links.
+    #[serde(deserialize_with = "values::trace_url")]
+    pub trace_url: Option<String>,
 }
 
 impl TokenConfig {

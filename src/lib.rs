@@ -19,6 +19,7 @@
 //! | the format of the data in Redis | `conversation.lua` and `item.lua`, decoded by `store/redis/stored.rs` |
 //! | when a timer fires | [`sweeper`], with [`store::Schedule`] and `due.lua` |
 //! | what `/health` reports about the store | `store/health.rs` |
+//! | the console | `platform/console/`: a page, a script and a style sheet, served by `platform/console.rs` |
 //! | the size of a page of a channel | `platform/pages.rs` |
 //! | how the client's address is determined | [`http::client_address`] |
 //! | rate limits | [`http::rate_limit`], `public/client_limits.rs`, `platform/auth.rs` |
@@ -42,7 +43,7 @@
 //! cli                      one file per subcommand
 //!  └ app                   builds the service, binds, runs, drains
 //!     ├ public             the provider's listener: carrier → callback → reply
-//!     ├ platform           the platform's listener: conversations, work items, events
+//!     ├ platform           the platform's listener: conversations, work items, events, console
 //!     ├ sweeper            times out work items and ends idle conversations
 //!     └ store              the trait with its numbered promises
 //!        ├ memory          a mutex around domain::gate

@@ -1,6 +1,7 @@
-//! The platform's listener: conversations, work items and event streams, behind a service key.
+//! The platform's listener: conversations, work items and event streams, behind a service key, and the console.
 
 mod auth;
+mod console;
 mod conversations;
 mod events;
 mod openapi;
@@ -18,6 +19,7 @@ use axum::routing::{get, post, put};
 pub use pages::Pages;
 use tokio::sync::Semaphore;
 
+use crate::config::ConsoleConfig;
 use crate::domain::gate::Released;
 use crate::domain::ids::ConversationId;
 use crate::domain::token::Keyring;
@@ -83,8 +85,13 @@ impl Platform {
     }
 }
 
-/// Routes of the platform API, health checks and metrics.
-pub fn router(platform: Arc<Platform>, instrumentation: Instrumentation, health: Health) -> Router {
+/// Routes of the platform API, the console, health checks and metrics.
+pub fn router(
+    platform: Arc<Platform>,
+    console: &ConsoleConfig,
+    instrumentation: Instrumentation,
+    health: Health,
+) -> Router {
     let conversation = put(conversations::open).get(conversations::show).delete(conversations::end);
     let document = openapi::document(&platform);
     let calls = Router::new()
@@ -101,6 +108,8 @@ pub fn router(platform: Arc<Platform>, instrumentation: Instrumentation, health:
         )
         .with_state(Arc::clone(&platform))
         .merge(http_openapi::route(openapi::PATH, document));
-    let routes = health::routes(health).merge(metrics::routes(instrumentation.telemetry.metrics.clone()));
+    let routes = health::routes(health)
+        .merge(metrics::routes(instrumentation.telemetry.metrics.clone()))
+        .merge(console::routes(console));
     observe_requests(instrumentation, routes.nest(PLATFORM_PATH, auth::require_service_key(platform, calls)))
 }

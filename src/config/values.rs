@@ -282,6 +282,25 @@ pub fn parse_base_url(text: &str) -> Result<String, &'static str> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
+/// `None` if empty. An address with one `{traceId}` after its host.
+pub(super) fn trace_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    const MARK: &str = "{traceId}";
+    let Some(text) = text(deserializer)? else { return Ok(None) };
+    let mut parts = text.split(MARK);
+    let (start, is_single) = (parts.next().unwrap_or_default(), parts.count() == 1);
+    let url = url::Url::parse(start).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    // A path in what stands before the placeholder: so the placeholder is not in the host.
+    let has_path = start.splitn(4, '/').count() == 4;
+    match url {
+        Some(url) if is_single && has_path && url.username().is_empty() && url.password().is_none() => {
+            Ok(Some(text))
+        }
+        Some(_) | None => {
+            Err(D::Error::custom("must be an http:// or https:// URL with {traceId} in its path or query"))
+        }
+    }
+}
+
 /// `None` if empty.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(deserializer)?;

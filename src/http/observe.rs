@@ -336,7 +336,7 @@ fn server_error(code: Code) -> Option<&'static str> {
 fn framework_refusal(response: &Response) -> Option<Refusal> {
     let reason = response.status().canonical_reason().unwrap_or("refused");
     let (code, message) = match response.status() {
-        status if status.is_success() => return None,
+        status if status.is_success() || status == StatusCode::NOT_MODIFIED => return None,
         StatusCode::NOT_FOUND => (Code::NotFound, "there is no such path on this listener"),
         StatusCode::METHOD_NOT_ALLOWED => {
             (Code::MethodNotAllowed, "the path does not take this method; see the header Allow")

@@ -205,7 +205,8 @@ impl<'de> Deserialize<'de> for Millis {
     reason = "the number is whole, not negative, and less than 2^53"
 )]
 fn whole(value: &serde_json::Value) -> Option<u64> {
-    const EXACT: f64 = (1_u64 << 53) as f64;
+    /// 2^53: a larger one may be rounded.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
     let float = || value.as_f64().filter(|number| number.fract() == 0.0 && (0.0..EXACT).contains(number));
     value.as_u64().or_else(|| float().map(|number| number as u64))
 }

@@ -62,6 +62,9 @@ fn invalid_value_is_named_with_its_bounds() {
         ),
         ("http.public_addr=localhost", "http.public_addr (from the command line): "),
         ("http.public_base_url=example.com", "must be an absolute URL"),
+        ("console.trace_url=https://signoz.example.com/trace", "with {traceId} in its path or query"),
+        ("console.trace_url=https://{traceId}.example.com/", "with {traceId} in its path or query"),
+        ("console.trace_url=javascript:alert(1)//{traceId}", "console.trace_url (from the command line): "),
         (
             "http.platform_addr=127.0.0.1:8080",
             "http.platform_addr (from the command line): must differ from http.public_addr",

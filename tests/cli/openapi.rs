@@ -1,6 +1,8 @@
 //! The OpenAPI documents against the running program: they are valid, and requests that schemathesis generates from them
 //! get the responses that they describe.
 
+#![expect(clippy::print_stdout, reason = "the number of requests is worth a look")]
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

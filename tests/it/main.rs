@@ -11,6 +11,7 @@
 )]
 
 mod clients;
+mod console;
 mod contract;
 mod conversation;
 mod events;
