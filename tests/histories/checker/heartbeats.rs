@@ -117,7 +117,8 @@ impl<'a> Case<'a> {
                     (gone || outcome == Some("timed_out")) && item.may_be_over_by(attempt.returned)
                 }
                 (409, "WORK_ITEM_CANCELLED", _) => {
-                    (gone || outcome == Some("cancelled")) && explained(&item.all_cancels().collect::<Vec<_>>())
+                    (gone || outcome == Some("cancelled"))
+                        && explained(&item.all_cancels().collect::<Vec<_>>())
                 }
                 (409, "CONVERSATION_ENDED", _) => !has_result && self.may_have_ended_before(attempt.returned),
                 _ => false,
