@@ -62,7 +62,11 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: WaitingArgs) -> Result<
         return print(&format!("{}\n", json_line(&reply)));
     }
     if waiting.conversations.is_empty() {
-        let text = if waiting.truncated { "a part of the store did not respond" } else { "nothing waits" };
+        let text = if waiting.truncated {
+            "none was found, but the list is incomplete: a part of the store may not respond"
+        } else {
+            "nothing waits"
+        };
         return print(&format!("{text}\n"));
     }
     let rows: Vec<[String; 7]> =

@@ -159,16 +159,16 @@ async fn silent_item_times_out_soon_after_its_last_heartbeat() {
     let server = RedisServer::start();
     let service = Service::on(&server).await;
     let conversation = service.open().await;
-    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 1_500});
+    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 2_500});
     let item = service.issue(&conversation, &asked).await;
     // Its timer fires twice meanwhile.
-    for _ in 0..7 {
+    for _ in 0..12 {
         sleep(Duration::from_millis(500)).await;
         beat(&service, &item.token).await;
     }
     // Without the schedule, the rotation over all partitions finds the timer only within 22 seconds.
     let late = lateness(&service, &conversation).await;
-    assert!(late <= 500, "{late} ms late");
+    assert!(late <= 2_000, "{late} ms late");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -176,14 +176,14 @@ async fn silent_item_of_a_stopped_instance_times_out_on_another() {
     let server = RedisServer::start();
     let (leaving, staying) = (Service::on(&server).await, Service::on(&server).await);
     let conversation = leaving.open().await;
-    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 3_000});
+    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 5_000});
     let item = leaving.issue(&conversation, &asked).await;
-    sleep(Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(3)).await;
     beat(&leaving, &item.token).await;
     // The timer fires and is set again. Long enough for the announcement.
-    sleep(Duration::from_secs(2)).await;
+    sleep(Duration::from_millis(3_500)).await;
     leaving.drain();
     leaving.ended().await;
     let late = lateness(&staying, &conversation).await;
-    assert!(late <= 1_500, "{late} ms late");
+    assert!(late <= 2_500, "{late} ms late");
 }
