@@ -1,4 +1,4 @@
-//! `waiting`: the conversations whose gate holds results back, and what each waits for.
+//! `waiting`: the conversations that hold results, and the work item that each waits for.
 
 use clap::Args;
 use serde::Deserialize;
@@ -62,14 +62,18 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: WaitingArgs) -> Result<
         return print(&format!("{}\n", json_line(&reply)));
     }
     if waiting.conversations.is_empty() {
-        let text = if waiting.truncated { "a part of the store did not respond" } else { "nothing waits" };
+        let text = if waiting.truncated {
+            "a part of the store did not respond"
+        } else {
+            "no conversation is waiting"
+        };
         return print(&format!("{text}\n"));
     }
     let rows: Vec<[String; 7]> =
         waiting.conversations.iter().map(|conversation| row(conversation, Clock::System.now())).collect();
     print(&table(&rows))?;
     if waiting.truncated {
-        print("there are more; --limit shows up to 100\n")?;
+        print("more conversations may be waiting; --limit shows up to 100\n")?;
     }
     Ok(())
 }
@@ -89,7 +93,7 @@ fn row(conversation: &WaitingConversation, now: Timestamp) -> [String; 7] {
     ]
 }
 
-/// The rows under a head. If the terminal is too narrow, each row as a sentence.
+/// A table. If the terminal is too narrow, each row as a sentence.
 fn table(rows: &[[String; 7]]) -> String {
     let mut widths = HEAD.map(str::len);
     for row in rows {
