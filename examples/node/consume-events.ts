@@ -26,6 +26,8 @@ async function * follow (conversation: string): AsyncGenerator<Envelope> {
       try {
         for await (const { event, id, data } of events) {
           if (event === 'end') return
+          // Other events with a name, such as `progress`, are not on the channel.
+          if (event) continue
           yield JSON.parse(data)
           // Set after the event is processed: unprocessed events are sent again.
           headers['last-event-id'] = id ?? ''

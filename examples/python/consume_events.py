@@ -26,6 +26,8 @@ def follow(conversation: str) -> Iterator[dict[str, Any]]:
                         for event in events(response.iter_lines()):
                             if event.get("event") == "end":
                                 return
+                            if "event" in event:
+                                continue  # such as `progress`, which is not on the channel
                             yield json.loads(event["data"])
                             # Set after the event is processed: unprocessed events are sent again.
                             headers["last-event-id"] = event["id"]

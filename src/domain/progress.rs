@@ -23,14 +23,14 @@ pub enum InvalidProgress {
     /// Too long, or with a character or a prefix that is not allowed.
     #[error(
         "message: must be at most 1000 characters without control characters and line separators, and must not \
-         contain the token prefix cbt_"
+         contain a token"
     )]
     Message,
     /// Larger than 4 KiB.
     #[error("data: must be at most 4096 bytes of JSON")]
     DataSize,
     /// Contains the token prefix.
-    #[error("data: must not contain the token prefix cbt_")]
+    #[error("data: must not contain a token")]
     DataToken,
 }
 

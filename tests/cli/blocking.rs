@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use test_support::redis_server::RedisServer;
@@ -64,6 +65,8 @@ fn blocked(service: &Service, conversation: &str) -> (String, Reply) {
         issue(service, conversation, &json!({"kind": "tool", "name": "weather", "timeoutMs": 600_000}));
     let fourth = issue(service, conversation, &json!({"kind": "tool", "name": "hotel"}));
     assert_eq!(service.callback(&second, "[2]").status, 202);
+    // Times have milliseconds: the next callback comes in a later one.
+    thread::sleep(Duration::from_millis(2));
     assert_eq!(service.callback(&first, "\"one\"").status, 202);
     let held = service.callback(&fourth, "{\"rooms\": 4}");
     assert_eq!(held.json()["status"], "held");

@@ -248,6 +248,11 @@ fn consumers_read_the_channel_once_in_order() {
         for number in 0..count {
             let issued = issue(&service, "call-1", &json!({"kind": "tool"}));
             let token = issued["callback"]["token"].as_str().unwrap();
+            // An event that is not on the channel.
+            let (path, header) =
+                ("POST /api/v1/webhooks/callbacks/heartbeat", format!("x-callback-token: {token}"));
+            let progress = call(&service.public, path, &[&header], r#"{"message":"at work"}"#);
+            assert_eq!(progress.status, 200, "{progress:?}");
             assert_eq!(service.callback(token, &json!({"number": number}).to_string()).status, 202);
         }
     };

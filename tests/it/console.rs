@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use test_support::redis_server::RedisServer;
 
 use self::browser::Page;
-use crate::service::{Item, SERVICE_KEY, Service};
+use crate::service::{CALLBACKS, Item, SERVICE_KEY, Service};
 
 const TRACE_URL: (&str, &str) = ("console.trace_url", "https://signoz.example.com/trace/{traceId}?a=\"><b>");
 
@@ -184,6 +184,33 @@ async fn results_are_shown_on_demand(page: &mut Page, service: &Service, convers
     page.until("[...document.querySelectorAll('tr.details')].at(-1).innerText.includes('barge-in')").await;
     page.evaluate(&format!("{}.click()", button(5))).await;
     page.until("document.querySelectorAll('tr.details')[2].innerText.includes('when it is released')").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn progress_is_shown_beside_its_item() {
+    let service = Service::on_memory().await;
+    let conversation = service.open().await;
+    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 500_000});
+    let item = service.issue(&conversation, &asked).await;
+    let mut page = unlocked(&service, &conversation).await;
+    page.until_text("#timeline", "awaiting").await;
+    page.until_text("#connection", "Live").await;
+    let heartbeat = service.provider("POST", &format!("{CALLBACKS}/heartbeat"));
+    let heartbeat =
+        heartbeat.header("x-callback-token", &item.token).json(r#"{"message":"<b>half</b> done"}"#);
+    assert_eq!(heartbeat.send().await.status, 200);
+    page.until_text("#timeline", "awaiting <b>half</b> done").await;
+    page.until_text("#blocker", "“<b>half</b> done”").await;
+    answer(&service, &issue(&service, &conversation, "route").await, "1").await;
+    page.until_text("#timeline", "holds back 1").await;
+    page.until_text("#blocker", "“<b>half</b> done”").await;
+    page.evaluate("document.querySelector('#timeline td.action button').click()").await;
+    let shown = service.shown(&item.path()).await;
+    for field in ["lastHeartbeatAt", "heartbeatDeadline"] {
+        let time = shown[field].as_str().unwrap();
+        page.until_text("tr.details", time).await;
+    }
+    assert_eq!(page.complaints(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -34,12 +34,11 @@ impl Item<'_> {
                     let from = self.deadline.saturating_sub(silence);
                     signs.push(Sign { from, until: self.deadline, certain: true });
                 }
-                Some(_) => {}
                 None if attempt.may_count() => {
                     let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
                     signs.push(Sign { from, until: u64::MAX, certain: false });
                 }
-                None => {}
+                Some(_) | None => {}
             }
         }
         signs

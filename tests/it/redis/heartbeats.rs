@@ -177,10 +177,10 @@ async fn silent_item_of_a_stopped_instance_times_out_on_another() {
     let conversation = leaving.open().await;
     let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 3_000});
     let item = leaving.issue(&conversation, &asked).await;
-    sleep(Duration::from_millis(2_000)).await;
+    sleep(Duration::from_secs(2)).await;
     beat(&leaving, &item.token).await;
     // The timer fires and is set again. Long enough for the announcement.
-    sleep(Duration::from_millis(2_000)).await;
+    sleep(Duration::from_secs(2)).await;
     leaving.drain();
     leaving.ended().await;
     let late = lateness(&staying, &conversation).await;
