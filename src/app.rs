@@ -1,5 +1,7 @@
 //! The composition root: builds the service, binds the listeners, runs, drains.
 
+#[cfg(test)]
+mod documented_routes;
 mod key_files;
 mod store_check;
 mod tasks;
@@ -215,11 +217,14 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let event_streams = Arc::new(Semaphore::new(http.max_event_streams.size()));
     let carriers = Arc::new(Carriers::new(&config.token));
     let buffered = http.max_buffered_bytes.size();
+    let own_url = || format!("{}://{public_addr}", scheme_of(public_tls.as_ref()));
+    let public_base_url = http.public_base_url.clone().unwrap_or_else(own_url);
     let public = Public {
         store: Arc::clone(&store),
         store_timeout: config.store.response_timeout_ms.duration(),
         keyring: Arc::clone(&keyring),
         clock,
+        base_url: public_base_url.clone(),
         carriers: Arc::clone(&carriers),
         body: BodyLimits { copies: public::CALLBACK_COPIES, ..body },
         authenticated: BodyBudget::new(buffered / 4 * 3),
@@ -227,12 +232,11 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         admission: admission(),
         clients: ClientLimits::new(config),
     };
-    let own_url = || format!("{}://{public_addr}", scheme_of(public_tls.as_ref()));
     let platform = Platform {
         store: Arc::clone(&store),
         keyring,
         carriers,
-        public_base_url: http.public_base_url.clone().unwrap_or_else(own_url),
+        public_base_url,
         default_timeout_ms: config.gate.default_timeout_ms.get(),
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),

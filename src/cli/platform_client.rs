@@ -66,14 +66,18 @@ impl PlatformArgs {
             &["--config", "--set", "--platform-addr"]
         };
         settings.refuse_unused(command, used)?;
-        if let Some(file) = &self.service_key_file {
-            let file =
-                file.to_str().ok_or_else(|| Failure::Usage("--service-key-file is not UTF-8".into()))?;
-            settings.set.push("platform.service_keys=[]".into());
-            settings.set.push(format!("platform.service_keys_file={file}"));
-        }
+        use_service_key_file(&mut settings, self.service_key_file.as_deref())?;
         settings.load()
     }
+}
+
+/// Replaces the configured service keys by those in a file.
+pub(super) fn use_service_key_file(settings: &mut SettingsArgs, file: Option<&Path>) -> Result<(), Failure> {
+    let Some(file) = file else { return Ok(()) };
+    let file = file.to_str().ok_or_else(|| Failure::Usage("--service-key-file is not UTF-8".into()))?;
+    settings.set.push("platform.service_keys=[]".into());
+    settings.set.push(format!("platform.service_keys_file={file}"));
+    Ok(())
 }
 
 /// Why a request has no usable response.

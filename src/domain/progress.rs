@@ -11,9 +11,9 @@ use super::time::Timestamp;
 use super::work_item::WorkItem;
 
 /// Maximum length of a message in characters.
-const MAX_MESSAGE: usize = 1_000;
+pub const MAX_MESSAGE: usize = 1_000;
 /// Maximum size of the data in bytes, as sent.
-const MAX_DATA: usize = 4 * 1024;
+pub const MAX_DATA: usize = 4 * 1024;
 /// Minimum time in milliseconds between two progress events of a work item.
 pub const PROGRESS_INTERVAL_MS: u64 = 500;
 

@@ -17,9 +17,9 @@ use crate::http::refusal::Refusal;
 use crate::store::Store;
 
 /// Maximum number of conversations in a reply.
-const MAX_LIMIT: usize = 100;
+pub(super) const MAX_LIMIT: usize = 100;
 /// The default of `limit`.
-const DEFAULT_LIMIT: usize = 20;
+pub(super) const DEFAULT_LIMIT: usize = 20;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

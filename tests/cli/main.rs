@@ -23,6 +23,7 @@ mod incidents;
 mod keys;
 mod memory;
 mod open_files;
+mod probe;
 mod program;
 mod prometheus;
 mod readme;

@@ -1,0 +1,102 @@
+//! What an unexpected answer means for an operator.
+
+use super::http_client::{Answer, OwnError, Side};
+use super::report::StepFailure;
+use crate::config::Carrier;
+use crate::http::code::Code;
+
+/// A callback that was sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent<'a> {
+    pub(super) carrier: Carrier,
+    /// The name of the header, parameter or field.
+    pub(super) name: &'a str,
+    pub(super) bytes: usize,
+}
+
+/// Explains an answer of the platform listener.
+pub(super) fn platform(answer: &Answer) -> StepFailure {
+    explain(Side::Platform, answer, |error| match error.map(|error| error.code) {
+        Some(Code::ServiceKeyInvalid) => Some("the service key is not one of this deployment".into()),
+        Some(Code::NotFound) | None => Some("is it the address of the platform listener?".into()),
+        Some(_) => None,
+    })
+}
+
+/// Explains an answer to a callback.
+pub(super) fn callback(answer: &Answer, sent: Sent<'_>) -> StepFailure {
+    explain(Side::Public, answer, |error| match error {
+        Some(error) => in_service(error, sent),
+        None => Some(at_gateway(answer, sent)),
+    })
+}
+
+fn explain(side: Side, answer: &Answer, hint: impl Fn(Option<&OwnError>) -> Option<String>) -> StepFailure {
+    let (error, status) = (answer.own_error(), answer.status.as_u16());
+    let (side, hint) =
+        (side.as_str(), hint(error.as_ref()).map(|hint| format!(": {hint}")).unwrap_or_default());
+    match error {
+        Some(OwnError { code, message, request_id }) => StepFailure {
+            reason: format!(
+                "{side} answered {status} {} ({message}; request id {request_id}){hint}",
+                code.as_str()
+            ),
+            status: Some(status),
+            code: Some(code.as_str()),
+            request_id: Some(request_id),
+        },
+        None => {
+            let server = answer.header("server").map(|name| format!(" (Server: {name})")).unwrap_or_default();
+            let reason = format!("{side} answered {status} and not from callback-ingress{server}{hint}");
+            StepFailure { status: Some(status), ..StepFailure::new(reason) }
+        }
+    }
+}
+
+/// The request has reached callback-ingress.
+fn in_service(error: &OwnError, sent: Sent<'_>) -> Option<String> {
+    let place = match sent.carrier {
+        Carrier::Header => format!("the header {}", sent.name),
+        Carrier::Query => format!("the query parameter {}", sent.name),
+        Carrier::Body => format!("the field {} of the body", sent.name),
+        Carrier::Path => "the last segment of the path".to_owned(),
+    };
+    Some(match error.code {
+        Code::CallbackTokenMissing => format!("does the gateway drop {place}?"),
+        Code::CallbackTokenInvalid | Code::CallbackTokenExpired => {
+            "does the public URL lead to another deployment, or to an instance with other token.keys?".into()
+        }
+        Code::TokenCarriersDisagree => "does the gateway add a token?".into(),
+        Code::ConversationEnded | Code::WorkItemUnknown => {
+            "does the public URL lead to an instance with another store.url? The store memory: belongs to one \
+             instance"
+                .into()
+        }
+        Code::NotFound | Code::MethodNotAllowed => "does the gateway change the path or the method?".into(),
+        Code::BodyTooLarge => format!("http.max_body_bytes is less than {}", sent.bytes),
+        Code::BodyMalformed | Code::RequestMalformed | Code::ContentTypeUnsupported => {
+            "does the gateway change the body or its Content-Type?".into()
+        }
+        _ => return None,
+    })
+}
+
+/// The request has not reached callback-ingress, or its answer was replaced.
+fn at_gateway(answer: &Answer, sent: Sent<'_>) -> String {
+    match answer.status.as_u16() {
+        404 => "is the path prefix right at the gateway?".into(),
+        401 | 403 => "does the gateway ask for credentials of its own?".into(),
+        405 => "does the gateway allow POST on this path?".into(),
+        413 => format!("the gateway's limit for bodies is less than {} bytes", sent.bytes),
+        414 | 431 => {
+            "does the gateway limit the length of a URL or a header? A token has about 150 characters".into()
+        }
+        status @ 300..=399 => match answer.header("location") {
+            Some(location) => format!("{status} leads to {location}: providers must get that URL"),
+            None => "callbacks must not be redirected".into(),
+        },
+        502..=504 => "does the gateway reach the public listener?".into(),
+        200..=299 => "another service answers at this URL".into(),
+        _ => "see the log of the gateway".into(),
+    }
+}
