@@ -167,7 +167,7 @@ fn public_url_that_nobody_answers_is_told() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("http://{}", silent.local_addr().unwrap());
     let arguments = ["--url", &silent, "--timeout", "1s"];
-    fails(&service, &arguments, "callback by header", &["no answer before the time limit of 1s"]);
+    fails(&service, &arguments, "callback by header", &["no response within the time limit of 1s"]);
     let public = format!("https://{}", service.public);
     fails(&service, &["--url", &public], "callback by header", &["does not speak TLS: is the URL http://?"]);
 }
@@ -312,10 +312,10 @@ fn probe_goes_through_nginx() {
         &service,
         &["--url", &nginx.url],
         step,
-        &["404 and not from callback-ingress", "path prefix right"],
+        &["404, but not from callback-ingress", "path prefix of the gateway"],
     );
     let too_large = ["--url", &prefixed, "--bytes", "70000"];
-    fails(&service, &too_large, step, &["413 and not from callback-ingress", "less than 70000 bytes"]);
+    fails(&service, &too_large, step, &["413, but not from callback-ingress", "less than 70000 bytes"]);
     let too_large = ["--bytes", "2000000"];
     fails(&service, &too_large, step, &["413 BODY_TOO_LARGE", "http.max_body_bytes is less than 2000000"]);
 }

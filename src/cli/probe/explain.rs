@@ -1,4 +1,4 @@
-//! What an unexpected answer means for an operator.
+//! Explains unexpected responses to operators.
 
 use super::http_client::{Answer, OwnError, Side};
 use super::report::StepFailure;
@@ -14,7 +14,7 @@ pub(super) struct Sent<'a> {
     pub(super) bytes: usize,
 }
 
-/// Explains an answer of the platform listener.
+/// Explains a response of the platform listener.
 pub(super) fn platform(answer: &Answer) -> StepFailure {
     explain(Side::Platform, answer, |error| match error.map(|error| error.code) {
         Some(Code::ServiceKeyInvalid) => Some("the service key is not one of this deployment".into()),
@@ -23,7 +23,7 @@ pub(super) fn platform(answer: &Answer) -> StepFailure {
     })
 }
 
-/// Explains an answer to a callback.
+/// Explains a response to a callback.
 pub(super) fn callback(answer: &Answer, sent: Sent<'_>) -> StepFailure {
     explain(Side::Public, answer, |error| match error {
         Some(error) => in_service(error, sent),
@@ -38,7 +38,7 @@ fn explain(side: Side, answer: &Answer, hint: impl Fn(Option<&OwnError>) -> Opti
     match error {
         Some(OwnError { code, message, request_id }) => StepFailure {
             reason: format!(
-                "{side} answered {status} {} ({message}; request id {request_id}){hint}",
+                "{side} responded with {status} {} ({message}; request id {request_id}){hint}",
                 code.as_str()
             ),
             status: Some(status),
@@ -47,7 +47,8 @@ fn explain(side: Side, answer: &Answer, hint: impl Fn(Option<&OwnError>) -> Opti
         },
         None => {
             let server = answer.header("server").map(|name| format!(" (Server: {name})")).unwrap_or_default();
-            let reason = format!("{side} answered {status} and not from callback-ingress{server}{hint}");
+            let reason =
+                format!("{side} responded with {status}, but not from callback-ingress{server}{hint}");
             StepFailure { status: Some(status), ..StepFailure::new(reason) }
         }
     }
@@ -81,22 +82,22 @@ fn in_service(error: &OwnError, sent: Sent<'_>) -> Option<String> {
     })
 }
 
-/// The request has not reached callback-ingress, or its answer was replaced.
+/// The request did not reach callback-ingress, or its response was replaced.
 fn at_gateway(answer: &Answer, sent: Sent<'_>) -> String {
     match answer.status.as_u16() {
-        404 => "is the path prefix right at the gateway?".into(),
-        401 | 403 => "does the gateway ask for credentials of its own?".into(),
+        404 => "is the path prefix of the gateway correct?".into(),
+        401 | 403 => "does the gateway require its own credentials?".into(),
         405 => "does the gateway allow POST on this path?".into(),
-        413 => format!("the gateway's limit for bodies is less than {} bytes", sent.bytes),
+        413 => format!("the gateway's body limit is less than {} bytes", sent.bytes),
         414 | 431 => {
             "does the gateway limit the length of a URL or a header? A token has about 150 characters".into()
         }
         status @ 300..=399 => match answer.header("location") {
-            Some(location) => format!("{status} leads to {location}: providers must get that URL"),
+            Some(location) => format!("{status} redirects to {location}: give that URL to providers"),
             None => "callbacks must not be redirected".into(),
         },
         502..=504 => "does the gateway reach the public listener?".into(),
-        200..=299 => "another service answers at this URL".into(),
-        _ => "see the log of the gateway".into(),
+        200..=299 => "another service responds at this URL".into(),
+        _ => "check the log of the gateway".into(),
     }
 }
