@@ -337,18 +337,25 @@ fn what_a_gateway_spoils_is_told() {
         (
             "return 301 https://api.example.com$request_uri;",
             "callback by header",
-            ["301 and not from callback-ingress (Server: nginx", "leads to https://api.example.com/edge/api"],
+            [
+                "301, but not from callback-ingress (Server: nginx",
+                "leads to https://api.example.com/edge/api",
+            ],
         ),
         (
             "return 401;",
             "callback by header",
-            ["401 and not from callback-ingress", "credentials of its own?"],
+            ["401, but not from callback-ingress", "credentials of its own?"],
         ),
-        ("return 200 hello;", "callback by header", ["200 and not from callback-ingress", "another service"]),
+        (
+            "return 200 hello;",
+            "callback by header",
+            ["200, but not from callback-ingress", "another service"],
+        ),
         (
             "return 502;",
             "callback by header",
-            ["502 and not from callback-ingress", "reach the public listener?"],
+            ["502, but not from callback-ingress", "reach the public listener?"],
         ),
     ] {
         let nginx = Nginx::before(&service, directives);
@@ -374,7 +381,7 @@ fn token_that_a_gateway_repeats_is_not_printed() {
         &service,
         &["--url", &url],
         "callback by path",
-        &["leads to https://a/api/v1/webhooks/callbacks/cbt_…:"],
+        &["redirects to https://a/api/v1/webhooks/callbacks/cbt_…;"],
     );
     answering.join().unwrap();
 }

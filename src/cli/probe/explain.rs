@@ -92,8 +92,8 @@ fn at_gateway(answer: &Answer, sent: Sent<'_>) -> String {
         414 | 431 => {
             "does the gateway limit the length of a URL or a header? A token has about 150 characters".into()
         }
-        status @ 300..=399 => match answer.header("location") {
-            Some(location) => format!("{status} redirects to {location}: give that URL to providers"),
+        300..=399 => match answer.header("location") {
+            Some(location) => format!("it redirects to {location}; give that URL to providers"),
             None => "callbacks must not be redirected".into(),
         },
         502..=504 => "does the gateway reach the public listener?".into(),
