@@ -55,20 +55,20 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Make keys
+    /// Create keys
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
     },
     /// Check that a running service is alive, or with --ready that it can take callbacks
     Healthcheck(HealthcheckArgs),
-    /// Make a round trip through a running deployment: open, issue, call back by each carrier, read the events, end
+    /// Make a round trip through a running deployment: open, issue, post a callback with each carrier, read, end
     Probe(ProbeArgs),
-    /// List the conversations whose results are held back, longest first, and what each waits for
+    /// List the conversations that hold results, longest wait first, and the work item that each waits for
     Waiting(WaitingArgs),
-    /// Show the work items of a conversation as a timeline: issued, received, held behind, released; times are UTC
+    /// Show the work items of a conversation as a timeline: issued, received, held, released; times are in UTC
     Show(ShowArgs),
-    /// Follow the channel of a conversation, one line an envelope, until it ends; times are UTC
+    /// Follow the channel of a conversation until it ends, one line per envelope; times are in UTC
     Tail(TailArgs),
 }
 

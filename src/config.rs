@@ -413,7 +413,7 @@ impl Config {
             .map(|(key, address)| {
                 let message = format!(
                     "{address} is not a loopback address, so {missing} must be set; callback-ingress keys new \
-                     makes keys"
+                     creates keys"
                 );
                 (key, message)
             })

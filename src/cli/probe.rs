@@ -1,7 +1,7 @@
 //! `probe`: a round trip through a running deployment, as the platform and as a provider.
 //!
 //! Exits with 0 if every step succeeded, otherwise with 1 and the reason at the step that failed. The conversation that it
-//! opens is ended in any case; where that fails, it ends by itself.
+//! opens is ended in any case. If that fails, its idle timeout ends it.
 
 mod explain;
 mod http_client;
@@ -33,25 +33,25 @@ use crate::public::CALLBACKS_PATH;
 #[derive(Debug, Args)]
 #[expect(clippy::doc_markdown, reason = "shown as help on the terminal")]
 pub(super) struct ProbeArgs {
-    /// Public base URL, as providers reach it; without it, the URL that the service gives out
+    /// Public base URL for providers; default: the URL that the service gives out
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// URL of the platform listener; without it, http.platform_addr
+    /// URL of the platform listener; default: http.platform_addr
     #[arg(long, value_name = "URL")]
     platform_url: Option<String>,
-    /// File with a service key, instead of platform.service_keys of the configuration or the environment
+    /// File with a service key, instead of platform.service_keys
     #[arg(long, value_name = "FILE")]
     service_key_file: Option<PathBuf>,
-    /// Certificates to trust in addition to the public authorities (PEM)
+    /// PEM file with certificates to trust in addition to the public authorities
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Time limit for all steps, such as 30s or 1500ms
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Size of each result in bytes, to find a limit of the gateway
+    /// Size of each result in bytes, to test the body limit of the gateway
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     bytes: usize,
-    /// Print one JSON document instead of a line for each step
+    /// Print one JSON document instead of one line per step
     #[arg(long)]
     json: bool,
 }
@@ -150,7 +150,7 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: ProbeArgs) -> Result<()
         let printed = report.failed(step);
         tokio::select! {
             cleaned = timeout(CLEANUP_TIMEOUT, round_trip.clean_up()) => {
-                let left_behind = cleaned.unwrap_or_else(|_| round_trip.left_behind("no answer"));
+                let left_behind = cleaned.unwrap_or_else(|_| round_trip.left_behind("no response"));
                 if let Some(message) = left_behind {
                     note(&message);
                 }

@@ -1,4 +1,4 @@
-//! `waiting`: the conversations whose gate holds results back, and what each waits for.
+//! `waiting`: the conversations that hold results, and the work item that each waits for.
 
 use clap::Args;
 use serde::Deserialize;
@@ -63,9 +63,9 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: WaitingArgs) -> Result<
     }
     if waiting.conversations.is_empty() {
         let text = if waiting.truncated {
-            "none was found, but the list is incomplete: a part of the store may not respond"
+            "no conversation was found, but the list is incomplete: a part of the store did not respond"
         } else {
-            "nothing waits"
+            "no conversation is waiting"
         };
         return print(&format!("{text}\n"));
     }
@@ -73,7 +73,7 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: WaitingArgs) -> Result<
         waiting.conversations.iter().map(|conversation| row(conversation, Clock::System.now())).collect();
     print(&table(&rows))?;
     if waiting.truncated {
-        print("there are more; --limit shows up to 100\n")?;
+        print("more conversations may be waiting; --limit shows up to 100\n")?;
     }
     Ok(())
 }
@@ -93,7 +93,7 @@ fn row(conversation: &WaitingConversation, now: Timestamp) -> [String; 7] {
     ]
 }
 
-/// The rows under a head. If the terminal is too narrow, each row as a sentence.
+/// A table. If the terminal is too narrow, each row as a sentence.
 fn table(rows: &[[String; 7]]) -> String {
     let mut widths = HEAD.map(str::len);
     for row in rows {

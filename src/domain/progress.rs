@@ -42,7 +42,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Checks a message and the JSON text of the data. `None` if there is neither; an empty message is none.
+    /// Checks a message and the JSON text of the data. `None` if there is neither. An empty message counts as none.
     ///
     /// Like a [`Reason`](super::reason::Reason), a message is one line.
     pub fn new(message: Option<&str>, data: Option<&str>) -> Result<Option<Self>, InvalidProgress> {
@@ -67,7 +67,7 @@ impl Progress {
         &self.members
     }
 
-    /// The event as JSON. `publish_progress` in `store/redis/scripts/heartbeat.lua` writes the same.
+    /// The event as JSON, equal to the one that `store/redis/scripts/heartbeat.lua` publishes.
     pub fn event(&self, item: &WorkItem, at: Timestamp) -> ProgressJson {
         let known = members_at_issue(
             item.kind,
@@ -85,7 +85,7 @@ impl Progress {
 
 fn is_message(text: &str) -> bool {
     let allowed = |c: char| !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}');
-    // A character has at most 4 bytes: a long text is not counted.
+    // A character has at most 4 bytes, so the characters of a longer text need not be counted.
     let in_bounds = text.len() <= 4 * MAX_MESSAGE && text.chars().count() <= MAX_MESSAGE;
     in_bounds && text.chars().all(allowed) && !contains_token(text)
 }

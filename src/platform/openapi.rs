@@ -108,7 +108,7 @@ fn reason() -> Value {
     json!({
         "name": "reason",
         "in": "query",
-        "description": "Is logged and shown in the inspection and in envelopes.",
+        "description": "Logged, and contained in the inspection and in envelopes.",
         "schema": schema_ref("Reason"),
     })
 }
@@ -145,7 +145,7 @@ fn conversations(document: &mut Document) {
         "held": {"count": 2, "bytes": 1234},
         "since": TIME,
     }], "truncated": false});
-    let list = guarded("listWaiting", "List the conversations whose gate holds results back", &[
+    let list = guarded("listWaiting", "List the conversations that hold results", &[
         &[Code::RequestInvalid, Code::StoreUnavailable],
     ])
     .with("parameters", json!([
@@ -248,11 +248,11 @@ fn work_items(document: &mut Document, platform: &Platform) {
         &WITH_BODY,
         &[Code::ConversationEnded, Code::IdempotencyKeyReused, Code::AwaitingLimit, Code::ChannelLimit],
     ])
-    .with("description", "It is stored before the response, so a callback cannot come too early.")
+    .with("description", "It is stored before the response is sent, so no callback can arrive before it exists.")
     .with("parameters", json!([conversation_id(), traceparent(), {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "The same key issues one work item: the first response is given again. In quotes or without.",
+        "description": "Requests with the same key issue one work item and get the first response. The key can be quoted.",
         "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     }]))
     .with("requestBody", request_body("IssueWorkItem", &json!({"kind": "tool", "turnId": "turn-3", "name": "weather"})))

@@ -120,10 +120,7 @@ pub(super) fn query<const N: usize>(
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         let Some(at) = known.iter().position(|known| *known == name) else {
             let known = known.map(|known| format!("`{known}`")).join(", ");
-            return Err(invalid(
-                safe_name(&name),
-                format_args!("unknown query parameter; known are {known}"),
-            ));
+            return Err(invalid(safe_name(&name), format_args!("unknown query parameter; expected {known}")));
         };
         // The parser replaces invalid UTF-8 by this character.
         if value.contains(char::REPLACEMENT_CHARACTER) {
@@ -150,7 +147,7 @@ fn expectation(error: &str) -> String {
     match error.rsplit_once(", expected ") {
         _ if is_about_a_field => error.to_owned(),
         Some((received, expected)) if received.starts_with("unknown field ") => {
-            format!("unknown; known are {}", expected.trim_start_matches("one of "))
+            format!("unknown field; expected {}", expected.trim_start_matches("one of "))
         }
         Some((_, expected)) => format!("must be {}", expected.replace("u64", "an unsigned integer")),
         None => "is invalid".to_owned(),
@@ -273,13 +270,13 @@ mod tests {
         assert_eq!(parse(""), values(None, None));
         assert_eq!(parse("reason=a+b%20%C3%A9&turnId="), values(Some(""), Some("a b é")));
         for (text, expected) in [
-            ("turnid=t", "turnid: unknown query parameter; known are `turnId`, `reason`"),
-            ("turn_id=t", "turn_id: unknown query parameter; known are `turnId`, `reason`"),
+            ("turnid=t", "turnid: unknown query parameter; expected `turnId`, `reason`"),
+            ("turn_id=t", "turn_id: unknown query parameter; expected `turnId`, `reason`"),
             ("turnId=t&turnId=t", "turnId: must not be repeated"),
             ("reason=%FF", "reason: must be UTF-8, percent-encoded"),
             (
                 "cbt_AQJrMQ=1",
-                "a field whose name is not shown: unknown query parameter; known are `turnId`, `reason`",
+                "a field whose name is not shown: unknown query parameter; expected `turnId`, `reason`",
             ),
         ] {
             assert_eq!(parse(text).unwrap_err(), expected, "{text}");
@@ -304,7 +301,10 @@ mod tests {
                 "number: must be an unsigned integer at line 1 column 31",
             ),
             (r#"{"word":"SECRET, expected x"}"#, "word: must be `one` or `two` at line 1 column 29"),
-            (r#"{"other":1}"#, "other: unknown; known are `word`, `other_word`, `number` at line 1 column 8"),
+            (
+                r#"{"other":1}"#,
+                "other: unknown field; expected `word`, `other_word`, `number` at line 1 column 8",
+            ),
         ] {
             assert_eq!(refused(body.to_owned()).await, expected, "{body}");
         }
@@ -312,7 +312,7 @@ mod tests {
             let expected = refused(format!("{{\"{name}\":1}}")).await;
             assert!(
                 expected.starts_with(
-                    "a field whose name is not shown: unknown; known are `word`, `other_word`, `number`"
+                    "a field whose name is not shown: unknown field; expected `word`, `other_word`, `number`"
                 ),
                 "{expected}"
             );

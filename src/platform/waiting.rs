@@ -1,4 +1,4 @@
-//! Lists the conversations that hold results back.
+//! Lists the conversations that hold results.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::store::Store;
 
 /// Maximum number of conversations in a reply.
 pub(super) const MAX_LIMIT: usize = 100;
-/// Their number without `limit`.
+/// The default of `limit`.
 pub(super) const DEFAULT_LIMIT: usize = 20;
 
 #[derive(Serialize)]
@@ -87,7 +87,7 @@ impl<'a> From<&'a WaitingConversation> for WaitingConversationBody<'a> {
     }
 }
 
-/// `GET` on the list: the conversations whose gate holds results back. Others cannot be listed.
+/// `GET` on the collection: the conversations that hold results. Others cannot be listed.
 pub(super) async fn list(
     State(platform): State<Arc<Platform>>,
     RawQuery(query): RawQuery,

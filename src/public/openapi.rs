@@ -72,7 +72,7 @@ pub(super) fn document(public: &Public) -> Bytes {
         [(Carrier::Header, "header", "tokenInHeader"), (Carrier::Query, "query", "tokenInQuery")]
     {
         if let Some(location) = carriers.location(Some(carrier)) {
-            let description = "The token of one work item, as its `callback` has it.";
+            let description = "The token of one work item, from its `callback`.";
             let value =
                 json!({"type": "apiKey", "in": place, "name": location.name, "description": description});
             document.security_scheme(scheme, value);
@@ -153,10 +153,13 @@ fn callback_operation(id: &str, public: &Public) -> Operation {
 fn heartbeat_operation(id: &str) -> Operation {
     let heard =
         json!({"state": "awaiting", "deadline": TIME, "heartbeatDeadline": TIME, "cancelRequested": false});
-    let mut response = json_response("The heartbeat was taken.", "HeartbeatReceipt", &heard);
+    let mut response = json_response("The heartbeat was recorded.", "HeartbeatReceipt", &heard);
     response["headers"] = response_headers(&["Cache-Control"]);
-    Operation::new(id, "Show that the work goes on")
-        .with("description", "Uses nothing up, and does not move the deadline. The body can be empty.")
+    Operation::new(id, "Report that the work is in progress")
+        .with(
+            "description",
+            "Does not use up the token, and does not change the deadline. The body can be empty.",
+        )
         .with(
             "requestBody",
             json!({"content": {"application/json": {
@@ -176,10 +179,10 @@ fn schemas(carriers: &Carriers) -> Value {
             "type": "object",
             "required": ["code", "message"],
             "properties": {"code": string(), "message": string()},
-            "description": "Details belong in it, as further members.",
+            "description": "Can have further members with details.",
         }}),
     );
-    failure["description"] = "The work has failed. No member stands beside `error`.".into();
+    failure["description"] = "The work has failed. `error` is the only member.".into();
     let mut llm_object = json!({
         "type": "object",
         "required": ["content"],
@@ -197,7 +200,7 @@ fn schemas(carriers: &Carriers) -> Value {
         }),
     );
     heartbeat["description"] =
-        "Goes to the platform's open event streams, at most once and not each time.".into();
+        "Sent to the platform's open event streams, at most once and not every time.".into();
     if let Some(field) = carriers.body_field() {
         let token = json!({"type": ["string", "null"], "description": "The token; removed from the result."});
         failure["properties"][field] = token.clone();
@@ -231,7 +234,7 @@ fn schemas(carriers: &Carriers) -> Value {
             "state": schema_ref("State"),
             "deadline": schema_ref("Timestamp"),
             "heartbeatDeadline": schema_ref("Timestamp"),
-            "cancelRequested": {"const": false, "description": "Once the work is cancelled, heartbeats are refused."},
+            "cancelRequested": {"const": false, "description": "After a cancellation, heartbeats are refused."},
         })),
         "CallbackBody": {
             "description": "A failure, or a result of the work item's kind. Anything that is not of the form of a \

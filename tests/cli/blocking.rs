@@ -76,7 +76,7 @@ fn blocked(service: &Service, conversation: &str) -> (String, Reply) {
 fn names_the_blocking_tool(store: &str) {
     let service = service(store);
     let nothing = against(&service, &["waiting"]).exits(0);
-    assert_eq!((nothing.out.as_str(), nothing.err.as_str()), ("nothing waits\n", ""));
+    assert_eq!((nothing.out.as_str(), nothing.err.as_str()), ("no conversation is waiting\n", ""));
     let (blocking, held) = blocked(&service, "call-7");
 
     // "Calls hang": the list names the tool.
@@ -124,14 +124,14 @@ fn names_the_blocking_tool(store: &str) {
     assert!(shown.out.contains("\n2 released items not shown (see --limit)\n#3 "), "{shown:?}");
 
     assert_eq!(service.callback(&blocking, "3").status, 202);
-    assert_eq!(against(&service, &["waiting"]).exits(0).out, "nothing waits\n");
+    assert_eq!(against(&service, &["waiting"]).exits(0).out, "no conversation is waiting\n");
     let shown = against(&service, &["show", "call-7"]).exits(0);
-    assert!(shown.out.contains("\nit waits for nothing: no item is awaiting\n"), "{shown:?}");
+    assert!(shown.out.contains("\nit waits for nothing: no work item is awaiting\n"), "{shown:?}");
     assert!(shown.out.lines().last().unwrap().contains("held behind #3, released "), "{shown:?}");
     assert_eq!(platform(&service, "DELETE", "/call-7?reason=hangup", "").status, 200);
     let shown = against(&service, &["show", "call-7"]).exits(0);
     assert!(shown.out.starts_with("call-7 is ended: ") && shown.out.contains("reason: hangup"), "{shown:?}");
-    assert!(shown.out.contains("\nit waits for nothing any more\n"), "{shown:?}");
+    assert!(shown.out.contains("\nit has ended and waits for nothing\n"), "{shown:?}");
 }
 
 /// The value of a header of a reply.
@@ -365,7 +365,7 @@ fn control_characters_never_reach_the_terminal() {
         assert!(!shown.contains(unsafe_character), "{arguments:?}: {shown:?}");
     }
     assert!(outputs[0].contains("\\u{1b}]0;x\\u{7}\\u{9b}2J\\u{202e}\\u{d}\\u{a}"), "{}", outputs[0]);
-    assert!(outputs[0].contains("there are more"), "{}", outputs[0]);
+    assert!(outputs[0].contains("more conversations may be waiting"), "{}", outputs[0]);
 }
 
 #[test]
@@ -437,7 +437,7 @@ fn service_key_is_read_from_a_file() {
     fs::write(&file, format!("# the platform's\n{SERVICE_KEY}\n")).unwrap();
     let file = file.to_str().unwrap();
     let arguments = ["waiting", "--platform-addr", &service.platform, "--service-key-file", file];
-    assert_eq!(run(&arguments).exits(0).out, "nothing waits\n");
+    assert_eq!(run(&arguments).exits(0).out, "no conversation is waiting\n");
     let wrong = [("CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS", r#"["another-key-of-the-tests"]"#)];
     run_with(&wrong, &arguments).exits(0);
     fs::write(file, "").unwrap();
@@ -458,11 +458,11 @@ fn listener_with_tls_is_trusted_by_its_own_configuration_or_an_authority() {
     let flags = ["--set", &flags[0], "--set", &flags[1]];
     let service = Service::start_with(&keys(), &flags);
     let own = [&["waiting", "--platform-addr", &service.platform], &flags[..]].concat();
-    assert_eq!(run_with(&keys(), &own).exits(0).out, "nothing waits\n");
+    assert_eq!(run_with(&keys(), &own).exits(0).out, "no conversation is waiting\n");
     let (_, port) = service.platform.rsplit_once(':').unwrap();
     let url = format!("https://localhost:{port}");
     let with_ca = |url: &str| run_with(&keys(), &["waiting", "--url", url, "--ca", &chain]);
-    assert_eq!(with_ca(&url).exits(0).out, "nothing waits\n");
+    assert_eq!(with_ca(&url).exits(0).out, "no conversation is waiting\n");
     at(&url, &["waiting"]).complains(1, &["no response from", "certificate"]);
     with_ca(&format!("https://127.0.0.1:{port}")).complains(1, &["certificate"]);
     with_ca("http://127.0.0.1:1").complains(2, &["--ca is only valid with an https:// URL"]);

@@ -167,7 +167,7 @@ fn public_url_that_nobody_answers_is_told() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("http://{}", silent.local_addr().unwrap());
     let arguments = ["--url", &silent, "--timeout", "1s"];
-    fails(&service, &arguments, "callback by header", &["no answer before the time limit of 1s"]);
+    fails(&service, &arguments, "callback by header", &["no response within the time limit of 1s"]);
     let public = format!("https://{}", service.public);
     fails(&service, &["--url", &public], "callback by header", &["does not speak TLS: is the URL http://?"]);
 }
@@ -312,10 +312,10 @@ fn probe_goes_through_nginx() {
         &service,
         &["--url", &nginx.url],
         step,
-        &["404 and not from callback-ingress", "path prefix right"],
+        &["404, but not from callback-ingress", "path prefix of the gateway"],
     );
     let too_large = ["--url", &prefixed, "--bytes", "70000"];
-    fails(&service, &too_large, step, &["413 and not from callback-ingress", "less than 70000 bytes"]);
+    fails(&service, &too_large, step, &["413, but not from callback-ingress", "less than 70000 bytes"]);
     let too_large = ["--bytes", "2000000"];
     fails(&service, &too_large, step, &["413 BODY_TOO_LARGE", "http.max_body_bytes is less than 2000000"]);
 }
@@ -337,18 +337,25 @@ fn what_a_gateway_spoils_is_told() {
         (
             "return 301 https://api.example.com$request_uri;",
             "callback by header",
-            ["301 and not from callback-ingress (Server: nginx", "leads to https://api.example.com/edge/api"],
+            [
+                "301, but not from callback-ingress (Server: nginx",
+                "leads to https://api.example.com/edge/api",
+            ],
         ),
         (
             "return 401;",
             "callback by header",
-            ["401 and not from callback-ingress", "credentials of its own?"],
+            ["401, but not from callback-ingress", "credentials of its own?"],
         ),
-        ("return 200 hello;", "callback by header", ["200 and not from callback-ingress", "another service"]),
+        (
+            "return 200 hello;",
+            "callback by header",
+            ["200, but not from callback-ingress", "another service"],
+        ),
         (
             "return 502;",
             "callback by header",
-            ["502 and not from callback-ingress", "reach the public listener?"],
+            ["502, but not from callback-ingress", "reach the public listener?"],
         ),
     ] {
         let nginx = Nginx::before(&service, directives);
@@ -374,7 +381,7 @@ fn token_that_a_gateway_repeats_is_not_printed() {
         &service,
         &["--url", &url],
         "callback by path",
-        &["leads to https://a/api/v1/webhooks/callbacks/cbt_…:"],
+        &["redirects to https://a/api/v1/webhooks/callbacks/cbt_…;"],
     );
     answering.join().unwrap();
 }

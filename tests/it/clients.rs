@@ -1,4 +1,4 @@
-//! Providers and platforms with the HTTP clients that they really use, from `tests/clients`.
+//! Providers and platforms with common HTTP clients, from `tests/clients`.
 
 mod faulty;
 mod outage;
@@ -23,7 +23,7 @@ const NODE_FILES: [(&str, &str); 4] = [
     ("reader.mjs", include_str!("../clients/reader.mjs")),
 ];
 
-/// Where Node's programs and packages are.
+/// The directory of the programs for Node and their packages.
 fn node_directory() -> &'static Path {
     static INSTALLED_IN: OnceLock<PathBuf> = OnceLock::new();
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));

@@ -1,4 +1,4 @@
-//! What an unexpected answer means for an operator.
+//! Explains unexpected responses to operators.
 
 use super::http_client::{Answer, OwnError, Side};
 use super::report::StepFailure;
@@ -14,7 +14,7 @@ pub(super) struct Sent<'a> {
     pub(super) bytes: usize,
 }
 
-/// Explains an answer of the platform listener.
+/// Explains a response of the platform listener.
 pub(super) fn platform(answer: &Answer) -> StepFailure {
     explain(Side::Platform, answer, |error| match error.map(|error| error.code) {
         Some(Code::ServiceKeyInvalid) => Some("the service key is not one of this deployment".into()),
@@ -23,7 +23,7 @@ pub(super) fn platform(answer: &Answer) -> StepFailure {
     })
 }
 
-/// Explains an answer to a callback.
+/// Explains a response to a callback.
 pub(super) fn callback(answer: &Answer, sent: Sent<'_>) -> StepFailure {
     explain(Side::Public, answer, |error| match error {
         Some(error) => in_service(error, sent),
@@ -37,12 +37,12 @@ fn explain(side: Side, answer: &Answer, hint: impl Fn(Option<&OwnError>) -> Opti
         (side.as_str(), hint(error.as_ref()).map(|hint| format!(": {hint}")).unwrap_or_default());
     let Some(OwnError { code, message, request_id }) = error else {
         let server = answer.header("server").map(|name| format!(" (Server: {name})")).unwrap_or_default();
-        let reason = format!("{side} answered {status} and not from callback-ingress{server}{hint}");
+        let reason = format!("{side} responded with {status}, but not from callback-ingress{server}{hint}");
         return StepFailure { status: Some(status), ..StepFailure::new(reason) };
     };
     let code = code.as_str();
     StepFailure {
-        reason: format!("{side} answered {status} {code} ({message}; request id {request_id}){hint}"),
+        reason: format!("{side} responded with {status} {code} ({message}; request id {request_id}){hint}"),
         status: Some(status),
         code: Some(code),
         request_id: Some(request_id),
@@ -97,22 +97,22 @@ fn in_service(error: &OwnError, sent: Sent<'_>) -> Option<String> {
     })
 }
 
-/// The request has not reached callback-ingress, or its answer was replaced.
+/// The request did not reach callback-ingress, or its response was replaced.
 fn at_gateway(answer: &Answer, sent: Sent<'_>) -> String {
     match answer.status.as_u16() {
-        404 => "is the path prefix right at the gateway?".into(),
-        401 | 403 => "does the gateway ask for credentials of its own?".into(),
+        404 => "is the path prefix of the gateway correct?".into(),
+        401 | 403 => "does the gateway require its own credentials?".into(),
         405 => "does the gateway allow POST on this path?".into(),
-        413 => format!("the gateway's limit for bodies is less than {} bytes", sent.bytes),
+        413 => format!("the gateway's body limit is less than {} bytes", sent.bytes),
         414 | 431 => {
             "does the gateway limit the length of a URL or a header? A token has about 150 characters".into()
         }
-        status @ 300..=399 => match answer.header("location") {
-            Some(location) => format!("{status} leads to {location}: providers must get that URL"),
+        300..=399 => match answer.header("location") {
+            Some(location) => format!("it redirects to {location}; give that URL to providers"),
             None => "callbacks must not be redirected".into(),
         },
         502..=504 => "does the gateway reach the public listener?".into(),
-        200..=299 => "another service answers at this URL".into(),
-        _ => "see the log of the gateway".into(),
+        200..=299 => "another service responds at this URL".into(),
+        _ => "check the log of the gateway".into(),
     }
 }

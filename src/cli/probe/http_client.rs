@@ -1,4 +1,4 @@
-//! An HTTP client over TLS, whose errors say what an operator can check, and never contain a URL: it can have a token.
+//! An HTTP client with TLS. Its errors say what an operator can check. They never contain a URL, which can have a token.
 
 use std::error::Error;
 use std::io;
@@ -17,12 +17,12 @@ use crate::cli::text::plain;
 use crate::http::code::Code;
 use crate::http::tls;
 
-/// Maximum size of a response that is read, in bytes. What a gateway shows can be long.
+/// Maximum number of bytes that are read of a response. The error page of a gateway can be long.
 const MAX_BODY: usize = 64 * 1024;
-/// Maximum length of another's text that is shown, in characters.
+/// Maximum number of characters that are shown of a foreign text.
 const MAX_SHOWN: usize = 200;
 
-/// Trusts the built-in certificate authorities, and the certificates in this file.
+/// Trusts the built-in certificate authorities and the certificates in this file.
 pub(super) fn trusting(ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     for certificate in ca.map(tls::chain).transpose()?.unwrap_or_default() {
@@ -34,7 +34,7 @@ pub(super) fn trusting(ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
         .with_no_client_auth())
 }
 
-/// Which of the two listeners a request is for. Its name in messages.
+/// The listener of a request, with its name in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Platform,
@@ -68,7 +68,7 @@ impl HttpClient {
         let builder = builder
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
-            // No connection is reused after a pause, so that none is closed by the server at the same time.
+            // Connections are not reused after a pause, because the server may close them at the same time.
             .pool_idle_timeout(Duration::from_secs(1))
             .user_agent(concat!("callback-ingress-probe/", env!("CARGO_PKG_VERSION")));
         Ok(Self(builder.build()?))
@@ -125,7 +125,7 @@ impl Answer {
         self.json[field].as_str().unwrap_or_default()
     }
 
-    /// A header, for people.
+    /// A header as text for people.
     pub(super) fn header(&self, name: &str) -> Option<String> {
         self.headers.get(name).map(|value| shown(&String::from_utf8_lossy(value.as_bytes())))
     }
@@ -146,12 +146,12 @@ impl Answer {
     }
 }
 
-/// Text of another system, in limited length.
+/// Foreign text, truncated and without control characters.
 pub(super) fn shown(text: &str) -> String {
     plain(&text.chars().take(MAX_SHOWN).collect::<String>())
 }
 
-/// Why there is no answer.
+/// Explains a missing response.
 fn no_answer(side: Side, error: reqwest::Error) -> StepFailure {
     let host =
         error.url().and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?)));
@@ -162,16 +162,16 @@ fn no_answer(side: Side, error: reqwest::Error) -> StepFailure {
             format!("{host} does not speak TLS: is the URL http://?")
         }
         Cause::Tls(problem @ rustls::Error::InvalidCertificate(_)) => {
-            format!("TLS error at {host}: {problem} (--ca FILE trusts further certificates)")
+            format!("TLS error at {host}: {problem} (--ca FILE adds trusted certificates)")
         }
         Cause::Tls(problem) => format!("TLS error at {host}: {problem}"),
         Cause::Io(io::ErrorKind::ConnectionRefused) => format!("connection refused by {host}"),
         Cause::Io(io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) => {
-            format!("{host} closed the connection without an answer")
+            format!("{host} closed the connection without a response")
         }
         Cause::Other(text) if error.is_connect() => format!("cannot connect to {host}: {text}"),
-        Cause::Other(text) => format!("no usable answer from {host}: {text}"),
-        Cause::Io(kind) => format!("no answer from {host}: {kind}"),
+        Cause::Other(text) => format!("no usable response from {host}: {text}"),
+        Cause::Io(kind) => format!("no response from {host}: {kind}"),
     };
     StepFailure::new(format!("{}: {what}", side.as_str()))
 }

@@ -1,4 +1,4 @@
-//! What the probe prints: a line for each step, or one JSON document.
+//! The output of the probe: one line per step, or one JSON document.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -39,9 +39,9 @@ impl From<Failure> for StepFailure {
 /// The time of a step.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Took {
-    /// From the request to the answer.
+    /// From the request to the response.
     Call(Duration),
-    /// How long after, or before, the answer to the callback.
+    /// Relative to the response to the callback.
     After(Duration),
     Before(Duration),
 }

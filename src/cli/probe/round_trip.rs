@@ -17,7 +17,7 @@ use crate::http::code::Code;
 use crate::platform::PLATFORM_PATH;
 use crate::public::CALLBACKS_PATH;
 
-/// The conversation ends by itself this long after the time limit, if the probe cannot end it.
+/// Idle timeout of the conversation after the time limit, in case the probe cannot end it.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 const CARRIERS: [Carrier; 4] = [Carrier::Header, Carrier::Query, Carrier::Body, Carrier::Path];
 
@@ -36,7 +36,7 @@ pub(super) struct Endpoints {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Conversation {
     Unopened,
-    /// An answer to the request is missing.
+    /// The response to the request is missing.
     MayBeOpen,
     Open,
     Ended,
@@ -90,7 +90,7 @@ impl<'a> RoundTrip<'a> {
         self.carriers.borrow().clone()
     }
 
-    /// Removes what an answer may have repeated.
+    /// Removes secrets that a response may have repeated.
     pub(super) fn without_secrets(&self, text: &str) -> String {
         let key = self.endpoints.authorization.to_str().unwrap_or_default().trim_start_matches("Bearer ");
         let tokens = self.tokens.borrow();
@@ -115,13 +115,15 @@ impl<'a> RoundTrip<'a> {
         self.done(began)
     }
 
-    /// The failure of the current step when the time is over.
+    /// The failure of the current step at the time limit.
     pub(super) fn timed_out(&self, limit: Duration) -> StepFailure {
         let limit = humantime::format_duration(limit);
         StepFailure::new(if self.report.current_step() == EVENT {
-            format!("the callback was accepted, but its event did not come before the time limit of {limit}")
+            format!(
+                "the callback was accepted, but its event did not arrive within the time limit of {limit}"
+            )
         } else {
-            format!("no answer before the time limit of {limit}")
+            format!("no response within the time limit of {limit}")
         })
     }
 
@@ -219,7 +221,7 @@ impl<'a> RoundTrip<'a> {
         })
     }
 
-    /// Posts a result and waits for its event at the same time, since either can be first.
+    /// Posts a result and waits for its event at the same time, because either can arrive first.
     async fn call_back(&self, issued: &Issued, events: &mut Events) -> Result<(), StepFailure> {
         let began = self.report.begin(format!("callback by {}", issued.carrier.as_str()));
         let result = self.result(issued.carrier);
@@ -251,7 +253,7 @@ impl<'a> RoundTrip<'a> {
         Ok(self.report.done(Took::between(answered, seen))?)
     }
 
-    /// A result of the wanted size.
+    /// A result of the requested size.
     fn result(&self, carrier: Carrier) -> Value {
         let mut result = json!({"probe": self.name, "carrier": carrier.as_str(), "filler": ""});
         let missing = self.bytes.saturating_sub(result.to_string().len());

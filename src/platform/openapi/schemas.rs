@@ -77,13 +77,13 @@ fn requests(platform: &Platform) -> Value {
         "toolCallId": optional("ToolCallId"),
         "name": optional("ToolName"),
         "heartbeatTimeoutMs": optional_ms(
-            "The work item times out after so long without a heartbeat. At most `timeoutMs`.",
+            "The work item times out after this time without a heartbeat. At most `timeoutMs`.",
             platform.max_timeout_ms,
         ),
     });
     json!({
         "OpenConversation": object(&[], &json!({
-            "idleTtlMs": optional_ms("Untouched for so long, it counts as ended.", MAX_IDLE_TTL_MS),
+            "idleTtlMs": optional_ms("A conversation that is idle for this time has ended.", MAX_IDLE_TTL_MS),
             "traceparent": optional("TraceParent"),
         })),
         "IssueWorkItem": object(&["kind"], &issue),
@@ -226,7 +226,7 @@ fn work_items(platform: &Platform) -> Value {
     });
     let required = ["url", "method", "token", "carrier", "name", "headers", "deadline", "expiresAt"];
     let mut callback = object(&required, &callback);
-    callback["description"] = "What the provider needs: give it to the provider as it is.".into();
+    callback["description"] = "What the provider needs: pass it on unchanged.".into();
     let issued = json!({
         "workItemId": uuid(),
         "conversationId": schema_ref("Id"),
@@ -249,7 +249,7 @@ fn work_items(platform: &Platform) -> Value {
         "CancelledTurn": object(&["conversationId", "turnId", "cancelled", "workItems"], &json!({
             "conversationId": schema_ref("Id"),
             "turnId": schema_ref("Id"),
-            "cancelled": {"type": "integer", "minimum": 0, "description": "How many this request has cancelled."},
+            "cancelled": {"type": "integer", "minimum": 0, "description": "Number of work items that this request cancelled."},
             "workItems": {
                 "type": "array",
                 "items": schema_ref("WorkItem"),

@@ -1,5 +1,5 @@
-//! Queries over many partitions: due timers, totals and waiting conversations. On a single server, one script call covers
-//! many partitions. On a cluster, each node gets one pipeline, with one script call per partition.
+//! Queries over many partitions: due timers, totals and waiting conversations. On a single server, one script call
+//! covers many partitions. On a cluster, each node gets one pipeline, with one script call per partition.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -131,7 +131,7 @@ impl Provider {
         assert!(channel[0].contains("\"result\":\"72 °F ✅\""), "{:?}: {}", self.client, channel[0]);
     }
 
-    /// The same bytes again after a refusal, a closed connection and a lost reply.
+    /// Repeats the same bytes after a refusal, a closed connection and a lost response.
     async fn retries(&mut self, service: &Service) {
         let fates = [Fate::Refused, Fate::Dropped, Fate::ReplyLost, Fate::Forwarded];
         let gateway = Faulty::start(service.public, &fates).await;
@@ -143,7 +143,7 @@ impl Provider {
         let received = gateway.received();
         assert_eq!(received.len(), fates.len(), "{:?}: {received:?}", self.client);
         assert!(received.iter().all(|request| request.body == sent), "{:?}: {received:?}", self.client);
-        // curl tries again at once if a connection that it uses again was closed.
+        // curl retries immediately if a reused connection was closed.
         let waits: &[u64] = if matches!(self.client, Client::Curl) { &[1_000] } else { &[1_000, 375, 750] };
         for (pair, at_least_ms) in received.windows(2).zip(waits) {
             let waited = pair[1].at - pair[0].at;
@@ -164,7 +164,7 @@ impl Provider {
         assert!(received.iter().all(|request| request.body == "1"), "{:?}: {received:?}", self.client);
     }
 
-    /// The service has closed the connection of the first callbacks meanwhile.
+    /// The service has closed the connection of the first callbacks in the meantime.
     async fn connects_again(&mut self, service: &Service) {
         let item = service.fresh_tool().await;
         let (status, body) = self.post(&callbacks(service.public), &item.token, far(), "7").await;
@@ -172,7 +172,7 @@ impl Provider {
     }
 }
 
-/// Items that no callback can settle any more: timed out, cancelled, and of an ended conversation.
+/// Items that no callback can settle: timed out, cancelled, and of an ended conversation.
 async fn over(service: &Service) -> [Item; 3] {
     let conversation = service.open().await;
     let late = service.issue(&conversation, &json!({"kind": "tool", "timeoutMs": 1})).await;

@@ -1,4 +1,4 @@
-//! Chromium without a window, driven by its debugging protocol.
+//! Headless Chromium, controlled by its debugging protocol.
 //!
 //! The protocol runs over pipes, so no port is involved, and Chromium exits when they close, however the test ends.
 
@@ -186,7 +186,7 @@ impl Page {
         }
     }
 
-    /// What a screen reader is told of the element that has the focus: its role and its name.
+    /// The role and the name that a screen reader gets for the focused element.
     pub(super) async fn focused(&mut self) -> (String, String) {
         let tree = self.call("Accessibility.getFullAXTree", json!({})).await;
         let nodes = tree["nodes"].as_array().unwrap();
@@ -199,7 +199,8 @@ impl Page {
         focused.map(|node| (text(&node["role"]), text(&node["name"]))).unwrap_or_default()
     }
 
-    /// Presses Tab until the focus is on an element of this role whose name contains this. Returns how often.
+    /// Presses Tab until the focus is on an element with this role and a name that contains this text. Returns the number
+    /// of presses.
     pub(super) async fn tab_to(&mut self, role: &str, name: &str) -> usize {
         let mut passed = Vec::new();
         for presses in 1..=30 {
