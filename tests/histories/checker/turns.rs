@@ -50,7 +50,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// All cancelled items are of the turn, and were cancelled at the same time.
+    /// All cancelled items are of the turn, and those that were issued before the first cancellation were cancelled with
+    /// it. The service repeats the step if its reply was lost, and then cancels what was issued meanwhile.
     fn check_one_step(&mut self, turn: &str, attempt: &Attempt) {
         let cancelled = self.envelopes.iter().filter(|envelope| {
             envelope.outcome == "cancelled" && envelope.request_id.as_ref() == Some(&attempt.request_id)
@@ -61,7 +62,11 @@ impl<'a> Case<'a> {
                 format!("{} of turn {:?} was cancelled with turn {turn}", other.sequence, other.turn_id);
             self.violated(Rule::Uncalled, what);
         }
-        if cancelled.windows(2).any(|pair| pair[0].received_at != pair[1].received_at) {
+        let first = cancelled.iter().filter_map(|envelope| millis(&envelope.received_at)).min();
+        let was_left = |envelope: &Envelope| {
+            millis(&envelope.received_at) > first && millis(&envelope.issued_at) < first
+        };
+        if cancelled.iter().any(was_left) {
             self.violated(Rule::Agreement, format!("turn {turn} was not cancelled in one step"));
         }
     }
