@@ -123,6 +123,11 @@ impl Bound {
     }
 }
 
+/// The prefix of callback URLs.
+fn public_base_url(http: &HttpConfig, address: SocketAddr, tls: Option<&Tls>) -> String {
+    http.public_base_url.clone().unwrap_or_else(|| format!("{}://{address}", scheme_of(tls)))
+}
+
 const fn scheme_of(tls: Option<&Tls>) -> &'static str {
     if tls.is_some() { "https" } else { "http" }
 }
@@ -217,8 +222,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let event_streams = Arc::new(Semaphore::new(http.max_event_streams.size()));
     let carriers = Arc::new(Carriers::new(&config.token));
     let buffered = http.max_buffered_bytes.size();
-    let own_url = || format!("{}://{public_addr}", scheme_of(public_tls.as_ref()));
-    let public_base_url = http.public_base_url.clone().unwrap_or_else(own_url);
+    let public_base_url = public_base_url(http, public_addr, public_tls.as_ref());
     let public = Public {
         store: Arc::clone(&store),
         store_timeout: config.store.response_timeout_ms.duration(),
@@ -285,10 +289,14 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
         refusal_summaries,
     };
-    let (permits, max) = (event_streams, http.max_event_streams.size());
-    app.telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
+    count_event_streams(&app.telemetry, event_streams, http.max_event_streams.size());
     app.telemetry.export_initial_counters();
     Ok(app)
+}
+
+/// Measures the number of open event streams: the permits in use, of at most `max`.
+fn count_event_streams(telemetry: &Telemetry, permits: Arc<Semaphore>, max: usize) {
+    telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
 }
 
 /// Computes the totals of the store at intervals, for the metrics.

@@ -151,7 +151,9 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: ProbeArgs) -> Result<()
         tokio::select! {
             cleaned = timeout(CLEANUP_TIMEOUT, round_trip.clean_up()) => {
                 let left_behind = cleaned.unwrap_or_else(|_| round_trip.left_behind("no response"));
-                left_behind.iter().for_each(|message| note(message));
+                if let Some(message) = left_behind {
+                    note(&message);
+                }
             }
             () = interrupted() => {}
         }

@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 use super::code::Code;
 use super::refusal::Refusal;
 use crate::domain::ids::RequestId;
+use crate::domain::work_item::Outcome;
 
 /// The example of a request id.
 const REQUEST_ID: &str = "018f0000-0000-7000-8000-00000000abcd";
@@ -204,11 +205,8 @@ fn refusal(codes: &[Code]) -> Value {
             (code.as_str().to_owned(), example)
         })
         .collect();
-    let retryable: Vec<bool> = {
-        let mut values: Vec<bool> = codes.iter().map(|code| code.retryable()).collect();
-        values.dedup();
-        values
-    };
+    let mut retryable: Vec<bool> = codes.iter().map(|code| code.retryable()).collect();
+    retryable.dedup();
     json!({
         "description": lines.join("\n\n"),
         "headers": response_headers(&refusal_headers(codes)),
@@ -281,7 +279,7 @@ pub fn pattern(pattern: &str) -> Value {
 
 fn shared_schemas() -> Value {
     let codes: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
-    let outcomes = crate::domain::work_item::Outcome::ALL.map(|outcome| outcome.as_str());
+    let outcomes = Outcome::ALL.map(Outcome::as_str);
     let error = object(
         &["code", "message", "requestId", "retryable", "traceId"],
         &json!({

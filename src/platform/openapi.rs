@@ -220,7 +220,7 @@ fn conversations(document: &mut Document) {
                 "name": "Last-Event-ID",
                 "in": "header",
                 "description": "Start after this event.",
-                "schema": schema_ref("Cursor"),
+                "schema": schema_ref("LastEventId"),
             },
         ]))
         .responds(200, json!({

@@ -191,8 +191,21 @@ impl Millis {
 
 impl<'de> Deserialize<'de> for Millis {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        serde_json::Value::deserialize(deserializer).map(|value| Self(value.as_u64()))
+        serde_json::Value::deserialize(deserializer).map(|value| Self(whole(&value)))
     }
+}
+
+/// A whole number. JSON does not distinguish `60000` and `60000.0`, and some writers have only floating point numbers.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the number is whole, not negative, and less than 2^53"
+)]
+fn whole(value: &serde_json::Value) -> Option<u64> {
+    /// 2^53: a larger one may be rounded.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let float = || value.as_f64().filter(|number| number.fract() == 0.0 && (0.0..EXACT).contains(number));
+    value.as_u64().or_else(|| float().map(|number| number as u64))
 }
 
 /// Checks a duration: 1 to `max` milliseconds.
@@ -235,6 +248,17 @@ mod tests {
             .unwrap_err()
             .message
             .into_owned()
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_as_floating_point_numbers() {
+        let millis = |json: &str| serde_json::from_str::<Millis>(json).unwrap().get();
+        for json in ["60000", "60000.0", "6e4", "600.00e2"] {
+            assert_eq!(millis(json), Some(60_000), "{json}");
+        }
+        for json in ["0.5", "-1", "-1.0", "1e300", "9007199254740992.0", "true", "\"1\"", "[1]", "null"] {
+            assert_eq!(millis(json), None, "{json}");
+        }
     }
 
     #[test]

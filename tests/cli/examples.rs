@@ -256,17 +256,24 @@ fn consumers_read_the_channel_once_in_order() {
             assert_eq!(service.callback(token, &json!({"number": number}).to_string()).status, 202);
         }
     };
+    let all_have = |sequence: u64| {
+        for (name, consumer) in &consumers {
+            eventually(&format!("{name} has number {sequence}"), || {
+                let texts = [format!("\"sequence\":{sequence},"), format!("\"sequence\": {sequence},")];
+                texts.iter().any(|text| consumer.out.text().contains(text))
+            });
+        }
+    };
     answer(3);
-    for (name, consumer) in &consumers {
-        eventually(&format!("{name} has the third"), || {
-            consumer.out.text().contains("\"sequence\":3") || consumer.out.text().contains("\"sequence\": 3")
-        });
-    }
+    all_have(3);
+    // Now all event streams are open, and get progress.
+    answer(1);
+    all_have(4);
     is_cut.store(true, Ordering::SeqCst);
     answer(3);
     assert_eq!(service.platform("DELETE", "call-1", "").status, 200);
     for (name, consumer) in consumers {
-        assert_eq!(consumer.sequences(), [1, 2, 3, 4, 5, 6], "{name}");
+        assert_eq!(consumer.sequences(), [1, 2, 3, 4, 5, 6, 7], "{name}");
     }
 
     // A consumer of the group crashed before it confirmed: it gets the entry again.

@@ -23,6 +23,7 @@ mod incidents;
 mod keys;
 mod memory;
 mod open_files;
+mod openapi;
 mod probe;
 mod program;
 mod prometheus;

@@ -35,22 +35,17 @@ fn explain(side: Side, answer: &Answer, hint: impl Fn(Option<&OwnError>) -> Opti
     let (error, status) = (answer.own_error(), answer.status.as_u16());
     let (side, hint) =
         (side.as_str(), hint(error.as_ref()).map(|hint| format!(": {hint}")).unwrap_or_default());
-    match error {
-        Some(OwnError { code, message, request_id }) => StepFailure {
-            reason: format!(
-                "{side} responded with {status} {} ({message}; request id {request_id}){hint}",
-                code.as_str()
-            ),
-            status: Some(status),
-            code: Some(code.as_str()),
-            request_id: Some(request_id),
-        },
-        None => {
-            let server = answer.header("server").map(|name| format!(" (Server: {name})")).unwrap_or_default();
-            let reason =
-                format!("{side} responded with {status}, but not from callback-ingress{server}{hint}");
-            StepFailure { status: Some(status), ..StepFailure::new(reason) }
-        }
+    let Some(OwnError { code, message, request_id }) = error else {
+        let server = answer.header("server").map(|name| format!(" (Server: {name})")).unwrap_or_default();
+        let reason = format!("{side} responded with {status}, but not from callback-ingress{server}{hint}");
+        return StepFailure { status: Some(status), ..StepFailure::new(reason) };
+    };
+    let code = code.as_str();
+    StepFailure {
+        reason: format!("{side} responded with {status} {code} ({message}; request id {request_id}){hint}"),
+        status: Some(status),
+        code: Some(code),
+        request_id: Some(request_id),
     }
 }
 
@@ -78,7 +73,27 @@ fn in_service(error: &OwnError, sent: Sent<'_>) -> Option<String> {
         Code::BodyMalformed | Code::RequestMalformed | Code::ContentTypeUnsupported => {
             "does the gateway change the body or its Content-Type?".into()
         }
-        _ => return None,
+        Code::CallbackTokenUsed
+        | Code::WorkItemTimedOut
+        | Code::WorkItemCancelled
+        | Code::WorkItemSettled
+        | Code::WorkItemNotFound
+        | Code::ConversationNotFound
+        | Code::ResultShapeInvalid
+        | Code::RequestInvalid
+        | Code::RequestTimeout
+        | Code::RateLimited
+        | Code::HeldLimit
+        | Code::AwaitingLimit
+        | Code::ChannelLimit
+        | Code::IdempotencyKeyReused
+        | Code::ServiceKeyMissing
+        | Code::ServiceKeyInvalid
+        | Code::StoreUnavailable
+        | Code::OutcomeUnknown
+        | Code::Draining
+        | Code::Overloaded
+        | Code::Internal => return None,
     })
 }
 

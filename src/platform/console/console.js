@@ -407,16 +407,21 @@ class Conversation {
   /** The state without its channel: the released items are read from the event stream. */
   async start() {
     await this.inspect();
-    const released = this.view.waitingFor - 1;
-    const after = Math.max(0, released - RELEASED.first);
+    const after = Math.max(0, this.released() - RELEASED.first);
     this.firstShown = after + 1;
     this.lastEventId = String(after);
     show(byId('conversation-view'), true);
   }
 
+  /** The sequence of the last item on the channel. An item that is overdue or was dropped is not on it. */
+  released() {
+    const { nextSequence, awaiting, held, droppedAwaiting = 0, droppedHeld = 0 } = this.view;
+    return nextSequence - 1 - awaiting.length - held.length - droppedAwaiting - droppedHeld;
+  }
+
   /** Whether all released items are shown. */
   isComplete() {
-    return Number(this.lastEventId.split('-').pop()) >= this.view.waitingFor - 1;
+    return Number(this.lastEventId.split('-').pop()) >= this.released();
   }
 
   async look() {

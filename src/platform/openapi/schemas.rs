@@ -45,6 +45,7 @@ fn words() -> Value {
         "Kind": {"type": "string", "enum": Kind::ALL.map(Kind::as_str)},
         "TraceParent": pattern("^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$"),
         "Cursor": pattern("^[0-9]{1,15}(-[0-9]{1,15})?$"),
+        "LastEventId": {"description": "Empty: none.", "anyOf": [schema_ref("Cursor"), {"const": ""}]},
     })
 }
 
@@ -337,7 +338,7 @@ fn events() -> Value {
             "required": ["data"],
             "properties": {"event": {"type": "string"}, "id": {"type": "string"}},
             "oneOf": [
-                event("Envelope", &json!({"not": {"required": ["event"]}, "required": ["id"]})),
+                event("Envelope", &json!({"properties": {"event": {"const": "message"}}, "required": ["id"]})),
                 event("Progress", &json!({"properties": {"event": {"const": "progress"}}, "required": ["event"]})),
                 event("EndEvent", &json!({"properties": {"event": {"const": "end"}}, "required": ["event"]})),
             ],
@@ -345,6 +346,7 @@ fn events() -> Value {
         "EndEvent": object(&["conversationId", "state"], &json!({
             "conversationId": schema_ref("Id"),
             "state": {"const": "ended"},
+            "reason": schema_ref("Reason"),
         })),
     })
 }

@@ -1,6 +1,6 @@
 """What schemathesis cannot generate: tokens of work items, and event streams that end.
 
-PLATFORM is the URL of the platform listener, KEY the service key.
+PLATFORM is the URL of the platform listener, KEY the service key, PUBLIC the URL of the public one.
 """
 
 import itertools
@@ -12,53 +12,67 @@ import schemathesis
 
 CONVERSATIONS = os.environ["PLATFORM"] + "/platform/v1/conversations/"
 CALLBACKS = "/api/v1/webhooks/callbacks"
-KINDS = itertools.cycle(["tool", "llm", "tool"])
-cases = itertools.count()
 platform = requests.Session()
 platform.headers["Authorization"] = "Bearer " + os.environ["KEY"]
+kinds = itertools.cycle(["tool", "llm", "tool"])
+posts = itertools.count()
+
+
+def issue(conversation, **fields):
+    platform.put(CONVERSATIONS + conversation).raise_for_status()
+    issued = platform.post(CONVERSATIONS + conversation + "/work-items", json=fields)
+    issued.raise_for_status()
+    return issued.json()
 
 
 def ended_conversation():
+    """The id of a conversation that has ended, with an event of each outcome."""
     conversation = f"ended-{uuid.uuid4()}"
-    platform.put(CONVERSATIONS + conversation).raise_for_status()
-    platform.post(CONVERSATIONS + conversation + "/work-items", json={"kind": "tool"}).raise_for_status()
+    names = {"turnId": "turn-1", "toolCallId": "call_1", "name": "probe"}
+    for body in [{"temperature": 21.5}, {"error": {"code": "NO_SUCH_CITY", "message": "there is no such city"}}, None]:
+        item = issue(conversation, kind="tool", **names)
+        if body is None:
+            url = CONVERSATIONS + conversation + "/work-items/" + item["workItemId"]
+            platform.delete(url, params={"reason": "no longer needed"}).raise_for_status()
+        else:
+            callback = item["callback"]
+            requests.post(os.environ["PUBLIC"] + CALLBACKS, headers=callback["headers"], json=body).raise_for_status()
+    issue(conversation, kind="llm", timeoutMs=1)
+    with platform.get(CONVERSATIONS + conversation + "/events?from=0", stream=True) as events:
+        next(line for line in events.iter_lines() if b"timed_out" in line)
     platform.delete(CONVERSATIONS + conversation).raise_for_status()
     return conversation
 
 
-def fresh_token():
-    platform.put(CONVERSATIONS + "callbacks").raise_for_status()
-    issued = platform.post(CONVERSATIONS + "callbacks/work-items", json={"kind": next(KINDS)})
-    issued.raise_for_status()
-    return issued.json()["callback"]["token"]
+def is_live(conversation):
+    shown = platform.get(CONVERSATIONS + requests.utils.quote(conversation, safe=""))
+    return shown.json().get("state") == "live"
 
 
-ENDED = ended_conversation()
-LAST_TOKEN = fresh_token()
+ended = ended_conversation()
+token = None
 
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    global LAST_TOKEN
+    global token
     path = case.operation.path
     if path.endswith("/events"):
-        # A stream of a live conversation does not end.
-        wanted = (case.path_parameters or {}).get("conversationId")
-        if isinstance(wanted, str) and state(wanted) == "live":
-            case.path_parameters["conversationId"] = ENDED
+        # The stream of a live conversation does not end.
+        conversation = (case.path_parameters or {}).get("conversationId")
+        if isinstance(conversation, str) and (conversation == "call-7" or is_live(conversation)):
+            case.path_parameters["conversationId"] = ended
     elif path.startswith(CALLBACKS) and case.method.upper() == "POST":
-        # Of three cases, one is a first callback, one is another callback with the same token, and one is as generated.
-        number = next(cases) % 3
-        if number == 0:
-            LAST_TOKEN = fresh_token()
-        if number < 2:
-            if "{token}" in path:
-                case.path_parameters["token"] = LAST_TOKEN
-            else:
-                case.headers = dict(case.headers or {}, **{"X-Callback-Token": LAST_TOKEN})
-                case.query = {}
-
-
-def state(conversation):
-    shown = platform.get(CONVERSATIONS + requests.utils.quote(conversation, safe=""))
-    return shown.json().get("state")
+        # Of three requests, one has a fresh token, one the same token again, and one is as generated.
+        number = next(posts) % 3
+        if number == 0 or token is None:
+            token = issue("callbacks", kind=next(kinds), heartbeatTimeoutMs=60000)["callback"]["token"]
+        if number == 2:
+            return
+        if "{token}" in path:
+            case.path_parameters["token"] = token
+        else:
+            case.headers = dict(case.headers or {}, **{"X-Callback-Token": token})
+            case.query = {}
+        if isinstance(case.body, dict):
+            case.body.pop("callbackToken", None)

@@ -10,7 +10,7 @@ use tokio::time::Duration;
 
 use super::faulty::{Fate, Faulty};
 use super::program::Program;
-use super::{node, python, source};
+use super::{built_with_go, node, python, source};
 use crate::service::{CALLBACKS, Item, Service, until};
 
 /// An HTTP client.
@@ -19,8 +19,14 @@ enum Client {
     Python(&'static str),
     Node(&'static str),
     Java,
+    Jetty,
+    Go,
     Curl,
 }
+
+/// Jetty's client, from the package `libjetty9-extra-java`.
+const JETTY: &str = "/usr/share/java/jetty9-client.jar:/usr/share/java/jetty9-http.jar:\
+                     /usr/share/java/jetty9-io.jar:/usr/share/java/jetty9-util.jar";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn python_clients_are_served() {
@@ -33,8 +39,13 @@ async fn node_clients_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn java_client_and_curl_are_served() {
-    are_served(&[Client::Java, Client::Curl]).await;
+async fn java_clients_are_served() {
+    are_served(&[Client::Java, Client::Jetty]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_client_and_curl_are_served() {
+    are_served(&[Client::Go, Client::Curl]).await;
 }
 
 async fn are_served(clients: &[Client]) {
@@ -57,7 +68,9 @@ impl Client {
         match self {
             Self::Python(library) => python("provider.py", &[library]),
             Self::Node(library) => node("provider.mjs", &[library]),
-            Self::Java => Program::start("java", &[&source("Provider.java")]),
+            Self::Java => Program::start("java", &["-cp", JETTY, &source("Provider.java"), "jdk"]),
+            Self::Jetty => Program::start("java", &["-cp", JETTY, &source("Provider.java"), "jetty"]),
+            Self::Go => Program::start(&built_with_go("provider.go"), &[]),
             Self::Curl => Program::start("bash", &[&source("provider.sh")]),
         }
     }
