@@ -95,7 +95,7 @@ fn members<'a>(value: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
             object.values().for_each(|value| members(value, name, found));
         }
         Value::Array(values) => values.iter().for_each(|value| members(value, name, found)),
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
