@@ -33,7 +33,7 @@ use crate::public::CALLBACKS_PATH;
 #[derive(Debug, Args)]
 #[expect(clippy::doc_markdown, reason = "shown as help on the terminal")]
 pub(super) struct ProbeArgs {
-    /// Public base URL for providers; default: the URL that the service gives out
+    /// Public base URL for providers; default: the URL in the service's `callback` object
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// URL of the platform listener; default: http.platform_addr

@@ -63,7 +63,7 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: WaitingArgs) -> Result<
     }
     if waiting.conversations.is_empty() {
         let text = if waiting.truncated {
-            "no conversation was found, but the list is incomplete: a part of the store did not respond"
+            "no conversation was found, but the list is incomplete: a part of the store may not have responded"
         } else {
             "no conversation is waiting"
         };

@@ -1,4 +1,4 @@
-//! `waiting`, `show` and `tail`: who blocks, from the command line alone.
+//! `waiting`, `show` and `tail`: find the blocking work item from the command line.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -65,7 +65,7 @@ fn blocked(service: &Service, conversation: &str) -> (String, Reply) {
         issue(service, conversation, &json!({"kind": "tool", "name": "weather", "timeoutMs": 600_000}));
     let fourth = issue(service, conversation, &json!({"kind": "tool", "name": "hotel"}));
     assert_eq!(service.callback(&second, "[2]").status, 202);
-    // Times have milliseconds: the next callback comes in a later one.
+    // Times have milliseconds, so the next callback is sent in a later one.
     thread::sleep(Duration::from_millis(2));
     assert_eq!(service.callback(&first, "\"one\"").status, 202);
     let held = service.callback(&fourth, "{\"rooms\": 4}");

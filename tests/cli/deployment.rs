@@ -66,7 +66,7 @@ fn compose_file_is_valid() {
             assert!(is_there, "{name}: {source}");
         }
     }
-    // Every variable of the collector's file is given, and no other.
+    // Exactly the variables of the collector's file are set.
     let collector = environment(&compose["services"]["otel-collector"]);
     let given: Vec<_> = collector.keys().map(String::as_str).collect();
     let used = ["SIGNOZ_INGESTION_KEY", "SIGNOZ_OTLP_ENDPOINT", "SIGNOZ_OTLP_INSECURE"];
@@ -74,7 +74,7 @@ fn compose_file_is_valid() {
     assert!(used.iter().all(|name| crate::signoz::COLLECTOR.contains(&format!("${{env:{name}"))));
 }
 
-/// Starts what the file describes, without containers: the same commands, variables and health checks, on free ports of
+/// Starts the services of the file without containers: the same commands, variables and health checks, on free ports of
 /// this machine.
 #[test]
 fn processes_of_the_compose_file_work_together() {
@@ -93,7 +93,7 @@ fn processes_of_the_compose_file_work_together() {
 
     let collector = Collector::start(Protocol::Http);
     let mut variables = environment(service);
-    // The image's own, which the tests replace by free ports.
+    // The addresses of the image, which the tests replace by free ports.
     for (name, port) in [("PUBLIC", 8080), ("PLATFORM", 8081)] {
         assert!(DOCKERFILE.contains(&format!("CALLBACK_INGRESS__HTTP__{name}_ADDR=0.0.0.0:{port}")));
         assert!(strings(&service["ports"]).contains(&format!("127.0.0.1:{port}:{port}")));

@@ -65,7 +65,7 @@ impl Example {
         Self { process, out, err }
     }
 
-    /// Everything that it has written.
+    /// Its complete output.
     fn text(&self) -> String {
         format!("{}\n{}", self.out.text(), self.err.text())
     }
@@ -79,7 +79,7 @@ impl Example {
         format!("127.0.0.1:{port}")
     }
 
-    /// Waits until it has ended well, and returns the sequences of the envelopes that it has printed.
+    /// Waits until it has exited with 0, and returns the sequences of the printed envelopes.
     fn sequences(mut self) -> Vec<u64> {
         assert_eq!(self.process.exit_code(), Some(0), "{}", self.text());
         let lines = self.out.whole();
@@ -160,7 +160,7 @@ fn forward(client: TcpStream, to: &str, is_cut: &Arc<AtomicBool>) -> std::io::Re
     Ok(())
 }
 
-/// A provider answers with every carrier, reports a failure, and retries. `field`: the member of its work that is empty
+/// A provider posts with every carrier, reports a failure, and retries. `field`: the member of its work that is empty
 /// for a failure.
 fn provider_posts_results(mut provider: Example, kind: &str, field: &str) {
     let service = Service::start(&[]);
@@ -237,7 +237,7 @@ fn consumers_read_the_channel_once_in_order() {
     let (key, url) = (service.made_key(), redis.url(0));
     let of_platform = [("PLATFORM_URL", &*platform_url), ("SERVICE_KEY", &*key)];
     let of_redis = [("REDIS_URL", &*url)];
-    // Two that read from the start, and one of which a consumer group has an entry that it has not confirmed.
+    // Two that read from the start, and one with an unacknowledged entry of a consumer group.
     let consumers = [
         ("events in TypeScript", Example::node("consume-events.ts", &["call-1"], &of_platform)),
         ("events in Python", Example::python(&["consume_events.py", "call-1"], &of_platform)),
@@ -266,7 +266,7 @@ fn consumers_read_the_channel_once_in_order() {
     };
     answer(3);
     all_have(3);
-    // Now all event streams are open, and get progress.
+    // All event streams are open now and get progress.
     answer(1);
     all_have(4);
     is_cut.store(true, Ordering::SeqCst);
@@ -276,7 +276,7 @@ fn consumers_read_the_channel_once_in_order() {
         assert_eq!(consumer.sequences(), [1, 2, 3, 4, 5, 6, 7], "{name}");
     }
 
-    // A consumer of the group crashed before it confirmed: it gets the entry again.
+    // A consumer of the group crashed before it acknowledged the entry, and gets it again.
     let group = |stream: &str| -> redis::RedisResult<()> {
         let mut connection = redis.connection(0);
         let _: () = connection.xgroup_create_mkstream(stream, "platform", "0")?;
@@ -294,7 +294,7 @@ fn consumers_read_the_channel_once_in_order() {
     group(stream).unwrap();
     assert_eq!(service.platform("DELETE", "call-2", "").status, 200);
     assert_eq!(Example::python(&["consume_redis.py", stream], &of_redis).sequences(), [1, 2]);
-    // The group does not keep the stream from expiring.
+    // The group does not prevent the stream from expiring.
     let ttl: i64 = redis.connection(0).pttl(stream).unwrap();
     assert!(ttl > 0, "{ttl}");
 }

@@ -339,18 +339,18 @@ fn what_a_gateway_spoils_is_told() {
             "callback by header",
             [
                 "301, but not from callback-ingress (Server: nginx",
-                "leads to https://api.example.com/edge/api",
+                "redirects to https://api.example.com/edge/api",
             ],
         ),
         (
             "return 401;",
             "callback by header",
-            ["401, but not from callback-ingress", "credentials of its own?"],
+            ["401, but not from callback-ingress", "require its own credentials?"],
         ),
         (
             "return 200 hello;",
             "callback by header",
-            ["200, but not from callback-ingress", "another service"],
+            ["200, but not from callback-ingress", "another service responds"],
         ),
         (
             "return 502;",

@@ -30,7 +30,7 @@ pub fn install(parent: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
     if is_installed() {
         return folder;
     }
-    // Installed under a temporary name first, so that no other run uses it half installed.
+    // Installed under a temporary name first, so that no other run uses an incomplete installation.
     let fresh = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir_in(parent).unwrap();
     for (name, text) in files {
         let file = fresh.path().join(name);
@@ -53,7 +53,7 @@ pub fn install(parent: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
         Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", folder.display()),
         _ => {}
     }
-    // Another run may have installed the same files meanwhile.
+    // Another run may have installed the same files in the meantime.
     let renamed = fs::rename(fresh.path(), &folder);
     assert!(renamed.is_ok() || is_installed(), "{}: {renamed:?}", folder.display());
     folder

@@ -1,4 +1,4 @@
-//! Promise 15: silence times out, heartbeats keep alive, and progress is told at most every 500 ms.
+//! Promise 15: an item times out without heartbeats and not with them; progress is sent at most every 500 ms.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ async fn silent_item_times_out_and_says_why(backend: Backend) {
     let view = conversation.work_item(&silent).await.unwrap();
     assert_eq!((view.state, view.heartbeat_deadline()), (State::Awaiting, Some(silent_at)));
     stage.wait_until(silent_at);
-    // Before the sweeper has seen it.
+    // Before the sweeper has processed it.
     let view = conversation.work_item(&silent).await.unwrap();
     assert_eq!(view.settled, Some((Outcome::TimedOut, silent_at)));
     assert_eq!(
@@ -160,7 +160,7 @@ async fn timers_follow_heartbeats(backend: Backend) {
     let [silent] = &due.conversations[..] else { panic!("{due:?}") };
     let expired = stage.store.expire(silent.clone(), None).await.unwrap();
     assert_eq!((expired.timed_out.len(), expired.next_in_ms), (1, None));
-    // An old timer does nothing to a newer item.
+    // An old timer does not affect a newer item.
     let newer = issue(&conversation, 1_000, 30).await;
     stage.store.expire(silent.clone(), None).await.unwrap();
     assert_eq!(conversation.work_item(&newer).await.unwrap().state, State::Awaiting);

@@ -1,4 +1,4 @@
-//! Heartbeats are cheap: few commands, no timer, no growth, and nothing at all for a callback.
+//! The cost of heartbeats: few commands, no timer, no growth, and no cost for callbacks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -180,7 +180,7 @@ async fn silent_item_of_a_stopped_instance_times_out_on_another() {
     let item = leaving.issue(&conversation, &asked).await;
     sleep(Duration::from_secs(3)).await;
     beat(&leaving, &item.token).await;
-    // The timer fires and is set again. Long enough for the announcement.
+    // Long enough for the timer to fire and be set again, and for the announcement.
     sleep(Duration::from_millis(3_500)).await;
     leaving.drain();
     leaving.ended().await;

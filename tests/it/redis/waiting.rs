@@ -1,4 +1,4 @@
-//! The index of waiting conversations in Redis: what it costs, how it is read, and what happens to foreign entries.
+//! The index of waiting conversations in Redis: its cost, its reads, and foreign entries.
 
 use std::collections::BTreeMap;
 

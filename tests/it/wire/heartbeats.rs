@@ -24,7 +24,7 @@ fn beat<'a>(service: &'a Service, token: &str, body: &str) -> Call<'a> {
     if body.is_empty() { call } else { call.json(body.to_owned()) }
 }
 
-/// An item that must be heard of every `heartbeat_timeout_ms`.
+/// Issues an item with this heartbeat timeout.
 async fn watched(service: &Service, conversation: &str, heartbeat_timeout_ms: u64) -> Item {
     let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": heartbeat_timeout_ms});
     service.issue(conversation, &asked).await
@@ -159,7 +159,7 @@ async fn silence_is_told_on_the_channel_and_by_inspection(kind: Kind) {
     let listed = service.shown(&format!("/conversations/{conversation}")).await;
     assert_eq!(listed["awaiting"][0]["heartbeatTimeoutMs"], 5_000);
     assert_eq!(listed["held"][0]["reason"], "heartbeat");
-    // Without a heartbeat the first one does not live until its deadline either.
+    // Without heartbeats, the first item also times out before its deadline.
     let channel = service.channel(&conversation, 2).await;
     for envelope in &channel {
         let envelope: Value = serde_json::from_str(envelope).unwrap();

@@ -35,7 +35,7 @@ async fn wrong_paths_and_methods_are_explained() {
 
     let not_allowed = (405, "METHOD_NOT_ALLOWED");
     let get = service.provider("GET", CALLBACKS).header("x-callback-token", &item.token);
-    assert!(message(get, not_allowed).await.contains("with POST"));
+    assert!(message(get, not_allowed).await.contains("use POST"));
     assert!(message(service.platform("PATCH", "/conversations/a"), not_allowed).await.contains("Allow"));
     assert_eq!(service.state(&item).await, "awaiting");
 }
