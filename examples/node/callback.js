@@ -32,10 +32,12 @@ export async function postCallback (callback, result) {
 
     const isFinal = reply.status !== 0 && !RETRYABLE.includes(reply.status)
     const wait = Math.max(pause, 1_000 * reply.seconds) * (1 + Math.random() / 4)
-    if (isFinal || Date.now() + wait >= Date.parse(callback.deadline)) {
+    // The last attempt is just before the deadline.
+    const left = Date.parse(callback.deadline) - Date.now() - 250
+    if (isFinal || left <= 0) {
       throw new Error(`the result was not accepted: ${reply.status} ${reply.text}`)
     }
-    await sleep(wait)
+    await sleep(Math.min(wait, left))
   }
 }
 

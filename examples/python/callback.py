@@ -43,7 +43,8 @@ async def post_callback(callback: dict[str, Any], result: Any) -> dict[str, Any]
                 seconds = reply.headers.get("retry-after", "")
                 wait = max(wait, int(seconds) if seconds.isdigit() else 0)
             wait *= random.uniform(1, 1.25)
-            if time() + wait >= until:
+            left = until - time() - 0.25  # the last attempt is just before the deadline
+            if left <= 0:
                 raise RuntimeError(f"the result was not accepted before the deadline: {failure}")
-            await asyncio.sleep(wait)
+            await asyncio.sleep(min(wait, left))
             pause = min(2 * pause, 8)

@@ -1,5 +1,7 @@
 //! The HTTP client of the subcommands.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,11 +12,27 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::http::tls;
+
 /// A failed request.
 pub(super) type ClientError = Box<dyn std::error::Error>;
+
+/// Trusts the built-in certificate authorities and the certificates in this file.
+pub(super) fn trusting(ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    for certificate in ca.map(tls::chain).transpose()?.unwrap_or_default() {
+        roots.add(certificate)?;
+    }
+    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
 
 /// A request; a body is sent as JSON.
 pub(super) struct ClientRequest<'a> {

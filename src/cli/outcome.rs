@@ -46,7 +46,7 @@ pub(super) fn note(text: &str) {
 }
 
 /// Maximum time to write the error message before the process exits.
-const STDERR_TIMEOUT: Duration = Duration::from_millis(500);
+const STDERR_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Writes the error with its causes to standard error.
 pub(super) fn report_error(error: &dyn Error, code: u8) -> ExitCode {

@@ -13,9 +13,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
@@ -25,7 +23,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
-use super::client::ClientError;
+use super::client::{ClientError, trusting};
 use super::healthcheck::connectable;
 use super::outcome::Failure;
 use super::pinned_get::pinned_config;
@@ -34,7 +32,6 @@ use super::text::plain;
 use crate::config::LoadedConfig;
 use crate::domain::ids::ConversationId;
 use crate::domain::time::Timestamp;
-use crate::http::tls;
 use crate::platform::PLATFORM_PATH;
 
 /// Maximum size of a response. The inspection of a conversation at its limits has about 10 MB.
@@ -49,7 +46,7 @@ pub(super) struct PlatformArgs {
     /// File with a service key, instead of platform.service_keys
     #[arg(long, value_name = "FILE")]
     service_key_file: Option<PathBuf>,
-    /// PEM file with certificate authorities for an https:// URL, instead of the public ones
+    /// PEM file with certificates to trust in addition to the public authorities
     #[arg(long, value_name = "FILE", requires = "url")]
     ca: Option<PathBuf>,
     /// Timeout of a request in milliseconds
@@ -192,10 +189,9 @@ impl PlatformClient {
         };
         let tls = if url.scheme() == "https" {
             let usage = |error: ClientError| Failure::Usage(error);
-            let config = match (own_tls, &arguments.ca) {
-                (Some(files), _) => pinned_config(&files.chain),
-                (None, Some(ca)) => verifying_config(Some(ca)),
-                (None, None) => verifying_config(None),
+            let config = match own_tls {
+                Some(files) => pinned_config(&files.chain),
+                None => trusting(arguments.ca.as_deref()),
             };
             let name = ServerName::try_from(host.clone()).map_err(|_| invalid_url())?;
             Some((TlsConnector::from(Arc::new(config.map_err(usage)?)), name))
@@ -320,22 +316,6 @@ fn parse_url(text: &str) -> Result<Url, Failure> {
             && url.fragment().is_none()
     });
     url.ok_or_else(invalid_url)
-}
-
-/// Verifies the server's certificate by these authorities.
-fn verifying_config(ca: Option<&PathBuf>) -> Result<ClientConfig, ClientError> {
-    let mut roots = RootCertStore::empty();
-    match ca {
-        Some(file) => {
-            for certificate in tls::chain(Path::new(file))? {
-                roots.add(certificate)?;
-            }
-        }
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// The id of a conversation on the command line.

@@ -18,10 +18,10 @@ use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, timeout};
 
-use self::http_client::{HttpClient, trusting};
+use self::http_client::HttpClient;
 use self::report::{Report, StepFailure};
 use self::round_trip::{Endpoints, RoundTrip};
-use super::client::ClientError;
+use super::client::{ClientError, trusting};
 use super::healthcheck::connectable;
 use super::outcome::{Failure, note};
 use super::pinned_get;
@@ -45,9 +45,9 @@ pub(super) struct ProbeArgs {
     /// PEM file with certificates to trust in addition to the public authorities
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Time limit for all steps, such as 30s or 1500ms
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
+    /// Time limit for all steps in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout_ms: u64,
     /// Size of each result in bytes, to test the body limit of the gateway
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     bytes: usize,
@@ -123,9 +123,7 @@ fn base_url(flag: &str, text: &str) -> Result<String, Failure> {
 }
 
 pub(super) async fn run(loaded: LoadedConfig, arguments: ProbeArgs) -> Result<(), Failure> {
-    if arguments.timeout.is_zero() {
-        return Err(Failure::Usage("--timeout must be more than 0".into()));
-    }
+    let limit = Duration::from_millis(arguments.timeout_ms);
     let endpoints = arguments.endpoints(&loaded)?;
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
         .map(signal)
@@ -138,10 +136,10 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: ProbeArgs) -> Result<()
     };
     let report = Report::new(arguments.json);
     let began = Instant::now();
-    let round_trip = RoundTrip::new(endpoints, &report, arguments.bytes, arguments.timeout);
+    let round_trip = RoundTrip::new(endpoints, &report, arguments.bytes, limit);
     let result = tokio::select! {
-        result = timeout(arguments.timeout, round_trip.run()) => {
-            result.unwrap_or_else(|_| Err(round_trip.timed_out(arguments.timeout)))
+        result = timeout(limit, round_trip.run()) => {
+            result.unwrap_or_else(|_| Err(round_trip.timed_out(limit)))
         }
         () = interrupted() => Err(StepFailure::new("interrupted")),
     };

@@ -127,8 +127,8 @@ fn wrong_usage_is_told() {
         (["--url", "api.example.com"], "--url must be an absolute URL"),
         (["--url", "https://user:hunter2@a"], "--url must consist of"),
         (["--platform-url", "redis://a"], "--platform-url must consist of"),
-        (["--timeout", "soon"], "--timeout"),
-        (["--timeout", "0s"], "--timeout must be more than 0"),
+        (["--timeout-ms", "soon"], "--timeout-ms"),
+        (["--timeout-ms", "0"], "--timeout-ms"),
         (["--ca", "/nowhere.pem"], "--ca /nowhere.pem"),
     ] {
         let ran = run_with(&keys(), &[&["probe"], &arguments[..]].concat()).complains(2, &[complaint]);
@@ -166,7 +166,7 @@ fn public_url_that_nobody_answers_is_told() {
     );
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("http://{}", silent.local_addr().unwrap());
-    let arguments = ["--url", &silent, "--timeout", "1s"];
+    let arguments = ["--url", &silent, "--timeout-ms", "1000"];
     fails(&service, &arguments, "callback by header", &["no response within the time limit of 1s"]);
     let public = format!("https://{}", service.public);
     fails(&service, &["--url", &public], "callback by header", &["does not speak TLS: is the URL http://?"]);

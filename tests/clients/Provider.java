@@ -86,10 +86,11 @@ final class Provider {
             }
             long jittered = (long) (delay * ThreadLocalRandom.current().nextDouble(0.75, 1.25));
             long wait = Math.max(jittered, reply.retryAfterMs);
-            if (!Instant.now().plusMillis(wait).isBefore(deadline)) {
+            long left = Duration.between(Instant.now(), deadline).toMillis() - 250;
+            if (left <= 0) {
                 return reply;
             }
-            Thread.sleep(wait);
+            Thread.sleep(Math.min(wait, left));
         }
     }
 

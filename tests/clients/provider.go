@@ -63,8 +63,12 @@ func postUntil(client *http.Client, deadline time.Time, url, token, body string)
 		if wait < last.retryAfter {
 			wait = last.retryAfter
 		}
-		if !time.Now().Add(wait).Before(deadline) {
+		left := time.Until(deadline) - 250*time.Millisecond
+		if left <= 0 {
 			return last
+		}
+		if wait > left {
+			wait = left
 		}
 		time.Sleep(wait)
 	}

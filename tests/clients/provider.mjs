@@ -36,8 +36,9 @@ async function postUntil (deadline, ...callback) {
     const reply = await send(...callback).catch((error) => ({ status: 0, text: String(error) }))
     if (reply.status > 0 && !RETRYABLE.has(reply.status)) return reply
     const wait = Math.max(delay * (0.75 + Math.random() / 2), 1_000 * (reply.retryAfter ?? 0))
-    if (Date.now() + wait >= Date.parse(deadline)) return reply
-    await sleep(wait)
+    const left = Date.parse(deadline) - Date.now() - 250
+    if (left <= 0) return reply
+    await sleep(Math.min(wait, left))
   }
 }
 

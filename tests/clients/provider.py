@@ -76,9 +76,10 @@ def post_until(deadline, post, url, headers, body):
         if status > 0 and status not in RETRYABLE:
             return status, text
         wait = max(delay * random.uniform(0.75, 1.25), float(retry_after or 0))
-        if time.time() + wait >= until:
+        left = until - time.time() - 0.25
+        if left <= 0:
             return status, text
-        time.sleep(wait)
+        time.sleep(min(wait, left))
         delay = min(2 * delay, 8)
 
 

@@ -2,37 +2,21 @@
 
 use std::error::Error;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
-use rustls::crypto::ring;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use serde_json::Value;
 
 use super::report::StepFailure;
 use crate::cli::client::ClientError;
 use crate::cli::text::plain;
 use crate::http::code::Code;
-use crate::http::tls;
 
 /// Maximum number of bytes that are read of a response. The error page of a gateway can be long.
 const MAX_BODY: usize = 64 * 1024;
 /// Maximum number of characters that are shown of a foreign text.
 const MAX_SHOWN: usize = 200;
-
-/// Trusts the built-in certificate authorities and the certificates in this file.
-pub(super) fn trusting(ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    for certificate in ca.map(tls::chain).transpose()?.unwrap_or_default() {
-        roots.add(certificate)?;
-    }
-    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
 
 /// The listener of a request, with its name in messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
