@@ -12,8 +12,8 @@ const REFRESH = 2000;
 const SILENCE = 40000;
 /** Pause before the event stream is opened again, in ms. It doubles to the maximum. */
 const RETRY = { min: 500, max: 8000 };
-/** Released items that a timeline starts with, and that it adds each time. */
-const RELEASED = { first: 25, more: 100 };
+/** Released items that a timeline starts with, that it keeps of those that come, and that it adds on demand. */
+const RELEASED = { first: 25, kept: 200, more: 100 };
 /** Unreleased items that a timeline shows at most. */
 const MAX_OPEN = 200;
 /** Characters of a result that are shown at most. */
@@ -377,6 +377,7 @@ class Conversation {
     /** By sequence. Released items are kept without their results. */
     this.items = new Map();
     this.firstShown = 1;
+    this.keptReleased = RELEASED.kept;
     this.lastEventId = '';
   }
 
@@ -493,7 +494,7 @@ class Conversation {
       for (const item of items) {
         open.add(item.sequence);
         const known = this.items.get(item.sequence);
-        if (known?.state === 'released') continue;
+        if (known?.state === 'released' || item.sequence < this.firstShown) continue;
         this.items.set(item.sequence, { ...this.fromApi(item, state), progress: known?.progress });
       }
     }
@@ -556,6 +557,7 @@ class Conversation {
     try {
       await this.read(after, last, (event) => this.release(JSON.parse(event.data)));
       this.firstShown = after + 1;
+      this.keptReleased += RELEASED.more;
       this.render();
     } catch (error) {
       failed(error, this.signal);
@@ -586,7 +588,9 @@ class Conversation {
     if (!this.view) return;
     const all = [...this.items.values()].filter((item) => item.sequence >= this.firstShown);
     all.sort((one, other) => one.sequence - other.sequence);
-    const open = all.filter(isOpen);
+    // What is not released comes after all that is.
+    const open = all.filter((item) => item.state !== 'released');
+    this.forgetReleased(all.splice(0, all.length - open.length - this.keptReleased));
     const held = open.filter((item) => item.state === 'held');
     // An event may be here before the inspection that goes with it.
     this.blocker = this.view.state === 'live' && open[0]?.state === 'awaiting' ? open[0] : undefined;
@@ -608,6 +612,14 @@ class Conversation {
       (item) => this.create(item),
     );
     this.tick();
+  }
+
+  /** They are still on the channel, as earlier items. */
+  forgetReleased(items) {
+    for (const { sequence } of items) {
+      this.items.delete(sequence);
+      this.firstShown = sequence + 1;
+    }
   }
 
   renderFacts(time) {
