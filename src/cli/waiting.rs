@@ -61,17 +61,17 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: WaitingArgs) -> Result<
     if arguments.json {
         return print(&format!("{}\n", json_line(&reply)));
     }
-    if waiting.conversations.is_empty() {
-        let text = if waiting.truncated { "a part of the store did not respond" } else { "nothing waits" };
-        return print(&format!("{text}\n"));
-    }
     let rows: Vec<[String; 7]> =
         waiting.conversations.iter().map(|conversation| row(conversation, Clock::System.now())).collect();
-    print(&table(&rows))?;
-    if waiting.truncated {
-        print("there are more; --limit shows up to 100\n")?;
+    if !rows.is_empty() {
+        print(&table(&rows))?;
     }
-    Ok(())
+    match (waiting.truncated, rows.len() < usize::from(arguments.limit)) {
+        (true, true) => print("a part of the store did not respond\n"),
+        (true, false) => print("there are more; --limit shows up to 100\n"),
+        (false, _) if rows.is_empty() => print("nothing waits\n"),
+        (false, _) => Ok(()),
+    }
 }
 
 const HEAD: [&str; 7] = ["CONVERSATION", "WAITS FOR", "NAME", "KIND", "FOR", "DEADLINE IN", "HELD"];

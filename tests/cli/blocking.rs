@@ -232,6 +232,25 @@ fn tail_follows_the_channel_to_its_end_on_redis() {
     follows_the_channel(&redis.url(0));
 }
 
+#[test]
+fn tail_ends_when_nobody_reads_it() {
+    let service = service("memory:");
+    blocked(&service, "call-7");
+    let url = format!("http://{}", service.platform);
+    let mut command = Command::new(PROGRAM);
+    command.args(["tail", "call-7", "--from", "0", "--url", &url]).env_clear().envs(keys());
+    let mut tail = Process(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut out = BufReader::new(tail.0.stdout.take().unwrap());
+    let mut lines = String::new();
+    for _ in 0..2 {
+        out.read_line(&mut lines).unwrap();
+    }
+    assert!(lines.contains("#2 route"), "{lines}");
+    // As `| head -2`. Nothing comes any more that could be written.
+    drop(out);
+    assert_eq!(tail.exit_code(), Some(0));
+}
+
 /// A server that sends one of these replies to each connection, in order. Returns its URL, and the requests.
 fn scripted(replies: Vec<String>) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -344,7 +363,8 @@ fn control_characters_never_reach_the_terminal() {
     let events = || stream(&format!("{}{end}", envelope(1, evil)));
     let mut outputs = Vec::new();
     for (replies, arguments) in [
-        (vec![ok(&list)], &["waiting"][..]),
+        (vec![ok(&list)], &["waiting", "--limit", "1"][..]),
+        (vec![ok(&list)], &["waiting"]),
         (vec![ok(&list)], &["waiting", "--json"]),
         (vec![reply("500 Internal Server Error", &refusal.to_string())], &["waiting"]),
         (vec![reply("200 OK", evil)], &["waiting"]),
@@ -363,6 +383,7 @@ fn control_characters_never_reach_the_terminal() {
     }
     assert!(outputs[0].contains("\\u{1b}]0;x\\u{7}\\u{9b}2J\\u{202e}\\u{d}\\u{a}"), "{}", outputs[0]);
     assert!(outputs[0].contains("there are more"), "{}", outputs[0]);
+    assert!(outputs[1].contains("did not respond"), "{}", outputs[1]);
 }
 
 #[test]
