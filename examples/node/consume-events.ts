@@ -26,6 +26,8 @@ async function * follow (conversation: string): AsyncGenerator<Envelope> {
       try {
         for await (const { event, id, data } of events) {
           if (event === 'end') return
+          // An envelope has no name. Others do, such as `progress`.
+          if (event) continue
           yield JSON.parse(data)
           // After it is handled: what was not handled comes again.
           headers['last-event-id'] = id ?? ''

@@ -26,6 +26,9 @@ def follow(conversation: str) -> Iterator[dict[str, Any]]:
                         for event in events(response.iter_lines()):
                             if event.get("event") == "end":
                                 return
+                            # An envelope has no name. Others do, such as `progress`.
+                            if "event" in event:
+                                continue
                             yield json.loads(event["data"])
                             # After it is handled: what was not handled comes again.
                             headers["last-event-id"] = event["id"]
@@ -36,12 +39,13 @@ def follow(conversation: str) -> Iterator[dict[str, Any]]:
 
 
 def events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
-    """The fields of each event. The service writes each field in one line."""
+    """The fields of each event. A result with line breaks is in several lines of `data`."""
     event: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
         if name:
-            event[name] = value.removeprefix(" ")
+            value = value.removeprefix(" ")
+            event[name] = f"{event[name]}\n{value}" if name in event else value
         elif not line and "data" in event:
             yield event
             event = {}
