@@ -56,7 +56,7 @@ pub(super) async fn stdout_closed() {
         }
     });
     if closed.await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

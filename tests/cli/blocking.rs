@@ -491,7 +491,10 @@ fn listener_with_tls_is_trusted_by_its_own_configuration_or_an_authority() {
 fn output_fits_into_a_narrow_terminal() {
     let service = service("memory:");
     blocked(&service, "call-with-a-longer-id");
-    for (columns, arguments) in [(60, "waiting"), (60, "show call-with-a-longer-id"), (100, "waiting")] {
+    blocked(&service, "call-with-a-longer-name");
+    issue(&service, "call-with-a-longer-name", &json!({"kind": "tool", "name": "long-".repeat(10)}));
+    let shows = [(60, "show call-with-a-longer-id"), (60, "show call-with-a-longer-name")];
+    for (columns, arguments) in [(60, "waiting"), (100, "waiting")].into_iter().chain(shows) {
         let line = format!("stty cols {columns}; '{PROGRAM}' {arguments} --url http://{}", service.platform);
         let mut script = Command::new("script");
         script.args(["-q", "-e", "-c", &line, "/dev/null"]);
