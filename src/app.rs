@@ -1,5 +1,7 @@
 //! The composition root: builds the service, binds the listeners, runs, drains.
 
+#[cfg(test)]
+mod documented_routes;
 mod key_files;
 mod store_check;
 mod tasks;
@@ -121,6 +123,11 @@ impl Bound {
     }
 }
 
+/// The prefix of callback URLs.
+fn public_base_url(http: &HttpConfig, address: SocketAddr, tls: Option<&Tls>) -> String {
+    http.public_base_url.clone().unwrap_or_else(|| format!("{}://{address}", scheme_of(tls)))
+}
+
 const fn scheme_of(tls: Option<&Tls>) -> &'static str {
     if tls.is_some() { "https" } else { "http" }
 }
@@ -215,11 +222,13 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let event_streams = Arc::new(Semaphore::new(http.max_event_streams.size()));
     let carriers = Arc::new(Carriers::new(&config.token));
     let buffered = http.max_buffered_bytes.size();
+    let public_base_url = public_base_url(http, public_addr, public_tls.as_ref());
     let public = Public {
         store: Arc::clone(&store),
         store_timeout: config.store.response_timeout_ms.duration(),
         keyring: Arc::clone(&keyring),
         clock,
+        base_url: public_base_url.clone(),
         carriers: Arc::clone(&carriers),
         body: BodyLimits { copies: public::CALLBACK_COPIES, ..body },
         authenticated: BodyBudget::new(buffered / 4 * 3),
@@ -227,12 +236,11 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         admission: admission(),
         clients: ClientLimits::new(config),
     };
-    let own_url = || format!("{}://{public_addr}", scheme_of(public_tls.as_ref()));
     let platform = Platform {
         store: Arc::clone(&store),
         keyring,
         carriers,
-        public_base_url: http.public_base_url.clone().unwrap_or_else(own_url),
+        public_base_url,
         default_timeout_ms: config.gate.default_timeout_ms.get(),
         max_timeout_ms: config.gate.max_timeout_ms.get(),
         replay_window_ms: config.token.replay_window_ms.get(),
@@ -281,10 +289,14 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
         refusal_summaries,
     };
-    let (permits, max) = (event_streams, http.max_event_streams.size());
-    app.telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
+    count_event_streams(&app.telemetry, event_streams, http.max_event_streams.size());
     app.telemetry.export_initial_counters();
     Ok(app)
+}
+
+/// Measures the number of open event streams: the permits in use, of at most `max`.
+fn count_event_streams(telemetry: &Telemetry, permits: Arc<Semaphore>, max: usize) {
+    telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
 }
 
 /// Computes the totals of the store at intervals, for the metrics.

@@ -11,6 +11,7 @@ mod keys;
 mod outcome;
 mod pinned_get;
 mod platform_client;
+mod probe;
 mod serve;
 mod settings;
 mod show;
@@ -26,6 +27,7 @@ use clap::{Parser, Subcommand};
 use self::healthcheck::HealthcheckArgs;
 use self::keys::NewKeysArgs;
 use self::outcome::{Failure, print, report_error};
+use self::probe::ProbeArgs;
 use self::settings::SettingsArgs;
 use self::show::ShowArgs;
 use self::tail::TailArgs;
@@ -53,18 +55,20 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Make keys
+    /// Create keys
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
     },
     /// Check that a running service is alive, or with --ready that it can take callbacks
     Healthcheck(HealthcheckArgs),
-    /// List the conversations whose results are held back, longest first, and what each waits for
+    /// Make a round trip through a running deployment: open, issue, post a callback with each carrier, read, end
+    Probe(ProbeArgs),
+    /// List the conversations that hold results, longest wait first, and the work item that each waits for
     Waiting(WaitingArgs),
-    /// Show the work items of a conversation as a timeline: issued, received, held behind, released; times are UTC
+    /// Show the work items of a conversation as a timeline: issued, received, held, released; times are in UTC
     Show(ShowArgs),
-    /// Follow the channel of a conversation, one line an envelope, until it ends; times are UTC
+    /// Follow the channel of a conversation until it ends, one line per envelope; times are in UTC
     Tail(TailArgs),
 }
 
@@ -112,6 +116,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             settings.refuse_unused("healthcheck", arguments.used_settings())?;
             settings.load()?
         }
+        Command::Probe(arguments) => arguments.load(settings)?,
         Command::Waiting(arguments) => arguments.platform.load("waiting", settings)?,
         Command::Show(arguments) => arguments.platform.load("show", settings)?,
         Command::Tail(arguments) => arguments.platform.load("tail", settings)?,
@@ -124,6 +129,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config { command: ConfigCommand::Dump } => return print(&loaded.dump()),
         Command::Keys { .. } => return Ok(()),
         Command::Healthcheck(arguments) => Box::pin(healthcheck::run(loaded, arguments)),
+        Command::Probe(arguments) => Box::pin(probe::run(loaded, arguments)),
         Command::Waiting(arguments) => Box::pin(waiting::run(loaded, arguments)),
         Command::Show(arguments) => Box::pin(show::run(loaded, arguments)),
         Command::Tail(arguments) => Box::pin(tail::run(loaded, arguments)),

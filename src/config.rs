@@ -17,7 +17,9 @@ pub use layers::{ConfigError, ConfigErrors, LoadedConfig, Sources, VARIABLE_PREF
 use secrecy::{ExposeSecret, SecretString};
 pub use secret_files::SecretFileError;
 use serde::Deserialize;
-pub use values::{Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader};
+pub use values::{
+    Bounded, Carrier, LogFormat, ServiceKeys, SigningKeys, StoreUrl, TokenHeader, parse_base_url,
+};
 
 use crate::domain::gate::Limits;
 use crate::http::client_address::{ForwardedHeader, TrustedProxies};
@@ -411,7 +413,7 @@ impl Config {
             .map(|(key, address)| {
                 let message = format!(
                     "{address} is not a loopback address, so {missing} must be set; callback-ingress keys new \
-                     makes keys"
+                     creates keys"
                 );
                 (key, message)
             })

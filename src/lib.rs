@@ -27,6 +27,7 @@
 //! | limits on the size, the time and the memory of a body | [`http::body`] |
 //! | which Content-Type and Content-Encoding are accepted | [`http::media_type`] |
 //! | an error code, its status, and whether to retry | [`http::code`] |
+//! | what the OpenAPI documents say | `public/openapi.rs` and `platform/openapi.rs`, from the parts in [`http::openapi`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
 //! | a Redis key | `store/redis/keys.rs`, the only place that builds keys |

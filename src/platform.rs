@@ -4,6 +4,7 @@ mod auth;
 mod console;
 mod conversations;
 mod events;
+mod openapi;
 mod pages;
 mod refusals;
 mod request;
@@ -28,6 +29,7 @@ use crate::http::context::{Instrumentation, RequestContext};
 use crate::http::health::{self, Health};
 use crate::http::metrics;
 use crate::http::observe::observe_requests;
+use crate::http::openapi as http_openapi;
 use crate::public::Carriers;
 use crate::store::{InstrumentedStore, Store};
 
@@ -91,6 +93,7 @@ pub fn router(
     health: Health,
 ) -> Router {
     let conversation = put(conversations::open).get(conversations::show).delete(conversations::end);
+    let document = openapi::document(&platform);
     let calls = Router::new()
         .route("/conversations", get(waiting::list))
         .route("/conversations/{conversationId}", conversation)
@@ -103,7 +106,8 @@ pub fn router(
             "/conversations/{conversationId}/work-items/{workItemId}",
             get(work_items::show).delete(work_items::cancel),
         )
-        .with_state(Arc::clone(&platform));
+        .with_state(Arc::clone(&platform))
+        .merge(http_openapi::route(openapi::PATH, document));
     let routes = health::routes(health)
         .merge(metrics::routes(instrumentation.telemetry.metrics.clone()))
         .merge(console::routes(console));

@@ -7,6 +7,7 @@ mod callback;
 mod carrier;
 mod client_limits;
 mod heartbeat;
+mod openapi;
 mod reply;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::Instrumentation;
 use crate::http::health::{self, Health};
 use crate::http::observe::observe_requests;
+use crate::http::openapi as http_openapi;
 use crate::store::InstrumentedStore;
 
 /// Where callbacks are posted.
@@ -44,6 +46,8 @@ pub struct Public {
     pub keyring: Arc<Keyring>,
     /// Clock for token expiry.
     pub clock: Clock,
+    /// The prefix of callback URLs.
+    pub base_url: String,
     /// The enabled token carriers.
     pub carriers: Arc<Carriers>,
     /// Limits of a body.
@@ -60,6 +64,7 @@ pub struct Public {
 
 /// All routes of the public listener.
 pub fn router(public: Arc<Public>, instrumentation: Instrumentation, health: Health) -> Router {
+    let document = http_openapi::route(openapi::PATH, openapi::document(&public));
     let mut callbacks = Router::new()
         .route(CALLBACKS_PATH, post(callback::handle))
         .route(&format!("{CALLBACKS_PATH}{HEARTBEAT_SEGMENT}"), post(heartbeat::handle));
@@ -71,5 +76,5 @@ pub fn router(public: Arc<Public>, instrumentation: Instrumentation, health: Hea
     }
     let callbacks =
         callbacks.fallback(callback::refuse).method_not_allowed_fallback(callback::refuse).with_state(public);
-    observe_requests(instrumentation, health::routes(health).merge(callbacks))
+    observe_requests(instrumentation, health::routes(health).merge(document).merge(callbacks))
 }

@@ -1,10 +1,10 @@
 // Fastify as a gateway in front of several instances of callback-ingress, and as a load balancer for the platform.
-// docs/gateways.md has the settings of the service that belong to it.
+// docs/gateways.md lists the requirements and the matching settings of the service.
 //
 // INSTANCES           public listeners, separated by commas: http://10.0.0.1:8080,http://10.0.0.2:8080
-// PLATFORM_INSTANCES  platform listeners of the same instances; empty: only providers are served
-// HOST, PORT          where providers connect
-// PLATFORM_HOST, PLATFORM_PORT   where the platform connects, on its private network
+// PLATFORM_INSTANCES  platform listeners of the same instances; empty: no listener for the platform
+// HOST, PORT          address for providers
+// PLATFORM_HOST, PLATFORM_PORT   address for the platform, on its private network
 
 import { randomUUID } from 'node:crypto'
 import { STATUS_CODES } from 'node:http'
@@ -20,7 +20,7 @@ const {
   PLATFORM_PORT = '8001'
 } = process.env
 
-// As the service's http.max_body_bytes, http.head_timeout_ms, and http.head_timeout_ms + http.body_timeout_ms.
+// Equal to http.max_body_bytes, http.head_timeout_ms, and http.head_timeout_ms + http.body_timeout_ms.
 const MAX_BODY_BYTES = 1_048_576
 const HEAD_TIMEOUT_MS = 10_000
 const REQUEST_TIMEOUT_MS = 20_000
@@ -29,13 +29,13 @@ const POOL = {
   connections: 64,
   connect: { timeout: 1_000 },
   headersTimeout: 10_000,
-  // Event streams without events have a comment every 15 seconds.
+  // Without events, the service sends a comment every 15 seconds.
   bodyTimeout: 60_000,
   // Shorter than http.keep_alive_timeout_ms, so that the gateway closes idle connections first.
   keepAliveTimeout: 60_000
 }
 
-// They belong to one connection, and are not passed on. Node has answered Expect, and undici sets Content-Length.
+// These headers are for one connection only. Node responds to Expect, and undici sets Content-Length.
 const HOP_BY_HOP = [
   'connection', 'keep-alive', 'proxy-authenticate', 'proxy-authorization', 'proxy-connection', 'te', 'trailer',
   'transfer-encoding', 'upgrade', 'expect', 'content-length'
@@ -47,7 +47,7 @@ function endToEnd (headers) {
   return Object.fromEntries(Object.entries(headers).filter(isPassed))
 }
 
-// A refusal in the form of the service's.
+// A refusal in the format of the service.
 function refuse (request, reply, status, code, message) {
   const retryable = status >= 500
   reply.code(status).header('x-request-id', request.id)
@@ -55,8 +55,8 @@ function refuse (request, reply, status, code, message) {
   return reply.send({ error: { code, message, requestId: request.id, retryable } })
 }
 
-// `prefix`: the only path that is forwarded, beside /health. `mayRepeat`: whether a request may be sent to a second
-// instance although the first may have seen it.
+// `prefix`: the only path that is forwarded, except /health. `mayRepeat`: whether a request may be sent to a second
+// instance if the first may have received it.
 function gateway (prefix, origins, { mayRepeat, keepsRequestId }) {
   const instances = origins.split(',').map((origin) => new Pool(origin, POOL))
   let turn = 0
@@ -70,7 +70,7 @@ function gateway (prefix, origins, { mayRepeat, keepsRequestId }) {
     disableRequestLogging: true,
     logger: {
       serializers: {
-        // A token can be in the path or the query: the log has the route.
+        // The route instead of the URL: a token can be in the path or the query.
         req: (request) => ({ method: request.method, route: request.routeOptions.url, client: request.ip }),
         // The message of an error can contain the path.
         err: (error) => ({ type: error.name, code: error.code })
@@ -82,11 +82,11 @@ function gateway (prefix, origins, { mayRepeat, keepsRequestId }) {
     request.log.info({ req: request, res: reply, responseTime: reply.elapsedTime }, 'request completed')
   })
 
-  // Passes bodies on as they are. A request that is sent twice needs all of its body.
+  // Passes bodies on unchanged. A retry needs the whole body.
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => done(null, body))
 
-  // Asks one instance, and the others when it is away, is draining (503) or did not respond.
+  // Sends the request to one instance. Retries with the others after a failed connection, a timeout or 503.
   async function ask (request) {
     const first = turn++
     for (let tries = 1; ; tries++) {
@@ -103,7 +103,7 @@ function gateway (prefix, origins, { mayRepeat, keepsRequestId }) {
         await response.body.dump()
       } catch (error) {
         request.log.warn({ code: error.code, tries }, 'the instance did not respond')
-        // Without a connection, nothing was sent.
+        // Without a connection, the request was not sent.
         const isUnsent = error.code === 'ECONNREFUSED' || error.code === 'UND_ERR_CONNECT_TIMEOUT'
         if (isLast || !(isUnsent || mayRepeat(request))) throw error
       }
@@ -122,7 +122,7 @@ function gateway (prefix, origins, { mayRepeat, keepsRequestId }) {
 
   app.all(`${prefix}*`, forward)
   app.get('/health', forward)
-  // Everything else is not there. Fastify's own handler would log the path.
+  // All other paths. Fastify's own handler would log the path.
   app.setNotFoundHandler((request, reply) => refuse(request, reply, 404, 'NOT_FOUND', 'there is no such path'))
   app.setErrorHandler((error, request, reply) => {
     if (error.code === 'FST_ERR_CTP_BODY_TOO_LARGE') {
@@ -136,7 +136,7 @@ function gateway (prefix, origins, { mayRepeat, keepsRequestId }) {
 }
 
 const providers = gateway('/api/v1/webhooks/', INSTANCES, {
-  // The same callback again is taken once and gets its receipt.
+  // A callback that arrives twice is accepted once.
   mayRepeat: () => true,
   keepsRequestId: false
 })
@@ -145,7 +145,7 @@ const apps = [providers]
 
 if (PLATFORM_INSTANCES) {
   const platform = gateway('/platform/v1/', PLATFORM_INSTANCES, {
-    // Work that is issued without an Idempotency-Key would be issued twice.
+    // Without an Idempotency-Key, a retry would issue the work twice.
     mayRepeat: (request) => request.method !== 'POST' || 'idempotency-key' in request.headers,
     keepsRequestId: true
   })

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 const RETRYABLE = [408, 429, 500, 502, 503, 504]
 
 /**
- * The object `callback` that comes with the work.
+ * The object `callback` that the platform sends with the work.
  *
  * @typedef {object} Callback
  * @property {string} url contains the token if `carrier` is `query` or `path`
@@ -24,7 +24,7 @@ const RETRYABLE = [408, 429, 500, 502, 503, 504]
  * @returns {Promise<unknown>} the receipt
  */
 export async function postCallback (callback, result) {
-  // Only once, because a retry must send the same bytes.
+  // Serialized only once, because a retry must send the same bytes.
   const body = JSON.stringify(withToken(callback, result))
   for (let pause = 250; ; pause = Math.min(2 * pause, 8_000)) {
     const reply = await send(callback, body).catch((error) => ({ status: 0, text: String(error), seconds: 0 }))

@@ -26,17 +26,17 @@ async function * follow (conversation: string): AsyncGenerator<Envelope> {
       try {
         for await (const { event, id, data } of events) {
           if (event === 'end') return
-          // An envelope has no name. Others do, such as `progress`.
+          // Other events with a name, such as `progress`, are not on the channel.
           if (event) continue
           yield JSON.parse(data)
-          // After it is handled: what was not handled comes again.
+          // Set after the event is processed: unprocessed events are sent again.
           headers['last-event-id'] = id ?? ''
         }
       } catch (error) {
-        console.error('connecting again:', error)
+        console.error('reconnecting:', error)
       }
     }
-    // The stream was closed without `end`, such as by a deployment.
+    // The stream was closed without `end`, for example by a deployment.
     await sleep(500)
   }
 }

@@ -1,5 +1,5 @@
 // Follows the channel of a conversation in Redis, until the conversation ends. The stream's key is `channel.redisStream`
-// in the reply to PUT, and the second argument is the id of the last entry that was handled:
+// in the response to PUT. The second argument is the id of the last processed entry:
 //   REDIS_URL=redis://127.0.0.1:6379 npx tsx consume-redis.ts '{cb:17}:channel:…' 0-0
 import { createClient } from 'redis'
 
@@ -14,7 +14,7 @@ for (let isLive = true; isLive;) {
   for (const { id, message } of streams?.[0]?.messages ?? []) {
     if (message.envelope) console.log(message.envelope)
     if (message.end) isLive = false
-    // Store it together with what was done for the entry, to go on from there after a crash.
+    // Store it together with the effects of the entry, to continue from here after a crash.
     last = id
   }
 }

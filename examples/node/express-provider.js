@@ -1,4 +1,4 @@
-// A provider of a tool, in Express. The platform posts {"callback": {…}, "city": "…"} to /work.
+// A provider with a tool, in Express. The platform posts {"callback": {…}, "city": "…"} to /work.
 import express from 'express'
 import { postCallback } from './callback.js'
 
@@ -10,7 +10,7 @@ app.post('/work', express.json(), (request, response) => {
   work(callback, city).catch((error) => console.error(error.message))
 })
 
-// Work that must survive a restart belongs into a queue.
+// Put work that must survive a restart into a queue.
 async function work (callback, city) {
   let result
   try {

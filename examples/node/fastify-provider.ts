@@ -1,4 +1,4 @@
-// A provider of a language model, in Fastify. The platform posts {"callback": {…}, "prompt": "…"} to /work.
+// A provider with a language model, in Fastify. The platform posts {"callback": {…}, "prompt": "…"} to /work.
 import Fastify from 'fastify'
 import { postCallback, type Callback } from './callback.js'
 
@@ -7,13 +7,13 @@ interface Work {
   prompt: string
 }
 
-// Fastify's log of requests has paths, but no bodies: the token is not in it.
+// Fastify logs paths but no bodies, so the log does not contain the token.
 const app = Fastify({ logger: true })
 
 app.post<{ Body: Work }>('/work', async (request, reply) => {
   const { callback, prompt } = request.body
   reply.code(202).send()
-  // Work that must survive a restart belongs into a queue.
+  // Put work that must survive a restart into a queue.
   answer(prompt)
     .catch((error: Error) => ({ error: { code: 'MODEL_FAILED', message: error.message } }))
     .then((result) => postCallback(callback, result))

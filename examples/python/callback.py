@@ -15,14 +15,14 @@ RETRYABLE = {408, 429, 500, 502, 503, 504}
 async def post_callback(callback: dict[str, Any], result: Any) -> dict[str, Any]:
     """Posts a result, and repeats the request until the deadline. Returns the receipt.
 
-    `callback` is the object that comes with the work. `result` is JSON; {"error": {"code": …, "message": …}} reports a
+    `callback` is the object that the platform sends with the work. `result` is JSON; {"error": {"code": …, "message": …}} reports a
     failure.
     """
     if callback["carrier"] == "body":
         if not isinstance(result, dict):
             raise TypeError("a token in the body needs a result that is an object")
         result = {**result, callback["name"]: callback["token"]}
-    body = json.dumps(result)  # only once, because a retry must send the same bytes
+    body = json.dumps(result)  # serialized only once, because a retry must send the same bytes
     until = datetime.fromisoformat(callback["deadline"]).timestamp()
     pause = 0.25
     async with httpx.AsyncClient(timeout=10) as client:

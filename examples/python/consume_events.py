@@ -16,7 +16,7 @@ import httpx
 def follow(conversation: str) -> Iterator[dict[str, Any]]:
     url = f"{os.environ['PLATFORM_URL']}/platform/v1/conversations/{conversation}/events?from=0"
     headers = {"authorization": f"Bearer {os.environ['SERVICE_KEY']}"}
-    # The stream has a comment every 15 seconds: one that is silent for longer is lost.
+    # The service sends a comment every 15 seconds, so a connection without data for longer is lost.
     with httpx.Client(timeout=30) as client:
         while True:
             try:
@@ -26,20 +26,19 @@ def follow(conversation: str) -> Iterator[dict[str, Any]]:
                         for event in events(response.iter_lines()):
                             if event.get("event") == "end":
                                 return
-                            # An envelope has no name. Others do, such as `progress`.
                             if "event" in event:
-                                continue
+                                continue  # such as `progress`, which is not on the channel
                             yield json.loads(event["data"])
-                            # After it is handled: what was not handled comes again.
+                            # Set after the event is processed: unprocessed events are sent again.
                             headers["last-event-id"] = event["id"]
             except httpx.TransportError as error:
-                print("connecting again:", error, file=sys.stderr)
-            # The stream was closed without `end`, such as by a deployment.
+                print("reconnecting:", error, file=sys.stderr)
+            # The stream was closed without `end`, for example by a deployment.
             time.sleep(0.5)
 
 
 def events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
-    """The fields of each event. A result with line breaks is in several lines of `data`."""
+    """Yields the fields of each event. A result with line breaks is in several `data` lines."""
     event: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")

@@ -1,7 +1,7 @@
 """Follows the channel of a conversation in Redis with a consumer group, until the conversation ends.
 
-Redis keeps the position of the group, and what each consumer has read and not confirmed. The stream's key is
-`channel.redisStream` in the reply to PUT:
+Redis stores the position of the group, and the entries that each consumer has read and not acknowledged. The stream's
+key is `channel.redisStream` in the response to PUT:
 
     REDIS_URL=redis://127.0.0.1:6379 python consume_redis.py '{cb:17}:channel:…'
 """
@@ -12,18 +12,18 @@ import sys
 import redis
 
 GROUP = "platform"
-# Unchanged by a restart. Only one consumer may read a conversation at a time, or its order is lost.
+# The same after a restart. Only one consumer may read a conversation at a time; several would break the order.
 CONSUMER = "consumer-1"
 
 
 def follow(client: redis.Redis, stream: str) -> None:
     try:
-        # Before the first result, there is no stream.
+        # Before the first result, the stream does not exist.
         client.xgroup_create(stream, GROUP, id="0", mkstream=True)
     except redis.ResponseError as error:
         if not str(error).startswith("BUSYGROUP"):
             raise
-    # First what this consumer has read and not confirmed before a crash, then what is new.
+    # First the entries that this consumer read and did not acknowledge before a crash, then new ones.
     position = "0"
     while True:
         streams = client.xreadgroup(GROUP, CONSUMER, {stream: position}, count=100, block=5_000)
@@ -33,7 +33,7 @@ def follow(client: redis.Redis, stream: str) -> None:
         for entry, fields in entries:
             if "envelope" in fields:
                 print(fields["envelope"], flush=True)
-            # After it is handled: what was not handled comes again.
+            # Acknowledged after it is processed: other entries are read again after a crash.
             client.xack(stream, GROUP, entry)
             if "end" in fields:
                 return

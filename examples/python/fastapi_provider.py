@@ -1,4 +1,4 @@
-"""A provider of a tool, in FastAPI. The platform posts {"callback": {…}, "city": "…"} to /work.
+"""A provider with a tool, in FastAPI. The platform posts {"callback": {…}, "city": "…"} to /work.
 
     uvicorn fastapi_provider:app --port 3000
 """
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from callback import post_callback
 
-# httpx logs each URL at the level INFO, and a token can be in it.
+# httpx logs each URL at level INFO, and a URL can contain a token.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 log = logging.getLogger("uvicorn.error")
 app = FastAPI()
@@ -24,7 +24,7 @@ class Work(BaseModel):
 
 @app.post("/work", status_code=202)
 async def accept(work: Work, background: BackgroundTasks) -> None:
-    # Work that must survive a restart belongs into a queue.
+    # Put work that must survive a restart into a queue.
     background.add_task(answer, work)
 
 

@@ -44,8 +44,8 @@ async fn check_request(input: &[u8]) {
             first["replayed"] = Value::Bool(true);
             assert_eq!((again.status, again.json()), (StatusCode::OK, first), "sent again");
         }
-        // A refused request has not used up a token.
-        Verdict::Refused(_) | Verdict::Healthy => {
+        // A refused request or a heartbeat has not used up a token.
+        Verdict::Refused(_) | Verdict::Healthy | Verdict::Alive => {
             stage.allow("hqbp");
             let corrected = stage.ask(&Written::plain(&stage.tokens.tool)).await;
             assert_eq!(corrected.status, StatusCode::ACCEPTED, "corrected: {}", corrected.text());
@@ -67,6 +67,11 @@ fn check_reply(written: &Written, reply: &Reply, verdict: &Verdict) {
     assert!(!shown.contains("cbt_"), "a token was echoed: {shown}");
     match verdict {
         Verdict::Healthy => assert_eq!(reply.status, StatusCode::OK),
+        Verdict::Alive => {
+            assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+            let alive = reply.json();
+            assert_eq!((&alive["state"], &alive["cancelRequested"]), (&"awaiting".into(), &false.into()));
+        }
         Verdict::Refused(code) => {
             check_refusal(reply, *code, written.method == Method::HEAD, named, trace);
         }
@@ -126,7 +131,7 @@ async fn check_store(stage: &Stage, verdict: &Verdict) {
             assert!(channel.is_empty());
             assert_eq!(states, [State::Awaiting, State::Held]);
         }
-        Verdict::Refused(_) | Verdict::Healthy => {
+        Verdict::Refused(_) | Verdict::Healthy | Verdict::Alive => {
             assert!(channel.is_empty());
             assert_eq!(states, [State::Awaiting, State::Awaiting]);
         }

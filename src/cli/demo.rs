@@ -96,7 +96,7 @@ async fn run_steps(session: &mut Session, store: &str) -> Result<(), DemoError> 
     screen::step("A different body with the same token is refused.");
     session.expect_refused(&first, r#"{"content": "Something else."}"#, 409, "CALLBACK_TOKEN_USED").await?;
 
-    screen::step("A forged token is refused without a call of the store.");
+    screen::step("A forged token is refused without a call to the store.");
     session.expect_refused(&fourth.forged(), r#""let me in""#, 401, "CALLBACK_TOKEN_INVALID").await?;
 
     screen::step(
@@ -113,7 +113,7 @@ async fn run_steps(session: &mut Session, store: &str) -> Result<(), DemoError> 
     session.expect_refused(&fifth, r#""too late""#, 409, "WORK_ITEM_CANCELLED").await?;
 
     screen::step(
-        "The third provider never responds. Its work item times out, and the results held for it are released.",
+        "The third provider never responds. Its work item times out, and the results held behind it are released.",
     );
     session.expect_envelopes(&[(3, "timed_out"), (4, "failed"), (5, "cancelled")]).await?;
     session.expect_refused(&third, "1", 409, "WORK_ITEM_TIMED_OUT").await?;
@@ -132,8 +132,8 @@ async fn run_steps(session: &mut Session, store: &str) -> Result<(), DemoError> 
     screen::done("Five work items, five envelopes, in order, each exactly once.");
     screen::next(&[
         "callback-ingress serve runs the service and prints commands to paste",
-        "callback-ingress keys new makes keys for a deployment",
-        "callback-ingress config check checks its configuration and its store",
+        "callback-ingress keys new creates keys for a deployment",
+        "callback-ingress config check validates a configuration and checks its store",
     ]);
     Ok(())
 }

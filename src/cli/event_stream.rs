@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use axum::body::HttpBody;
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use memchr::memmem;
@@ -31,17 +33,17 @@ impl StreamEvent {
 }
 
 /// Reads the events of a response body. The service ends lines with line feeds only.
-pub(super) struct EventStream {
-    body: Incoming,
+pub(super) struct EventStream<B = Incoming> {
+    body: B,
     received: Vec<u8>,
     /// Number of bytes of `received` that have no end of an event.
     searched: usize,
     timeout: Duration,
 }
 
-impl EventStream {
+impl<B: HttpBody<Data = Bytes, Error: Into<ClientError>> + Unpin> EventStream<B> {
     /// `timeout`: the longest time between two chunks of the body. The service sends a comment at least every 15 s.
-    pub(super) const fn new(body: Incoming, timeout: Duration) -> Self {
+    pub(super) const fn new(body: B, timeout: Duration) -> Self {
         Self { body, received: Vec::new(), searched: 0, timeout }
     }
 
@@ -58,7 +60,7 @@ impl EventStream {
             // The line feeds can be in two chunks.
             self.searched = self.received.len().saturating_sub(1);
             let Some(frame) = timeout(self.timeout, self.body.frame()).await? else { return Ok(None) };
-            if let Some(data) = frame?.data_ref() {
+            if let Some(data) = frame.map_err(Into::into)?.data_ref() {
                 self.received.extend_from_slice(data);
             }
         }

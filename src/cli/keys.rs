@@ -1,4 +1,4 @@
-//! `keys new`: makes a signing key and a service key.
+//! `keys new`: creates a signing key and a service key.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

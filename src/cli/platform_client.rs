@@ -37,7 +37,7 @@ use crate::domain::time::Timestamp;
 use crate::http::tls;
 use crate::platform::PLATFORM_PATH;
 
-/// Maximum size of a reply. The inspection of a conversation at its limits has some 10 MB.
+/// Maximum size of a response. The inspection of a conversation at its limits has about 10 MB.
 const MAX_REPLY: usize = 64 * 1024 * 1024;
 
 #[derive(Debug, Args)]
@@ -46,10 +46,10 @@ pub(super) struct PlatformArgs {
     /// URL of the platform listener, such as http://127.0.0.1:8081, instead of http.platform_addr
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// File with a service key, instead of platform.service_keys of the configuration or the environment
+    /// File with a service key, instead of platform.service_keys
     #[arg(long, value_name = "FILE")]
     service_key_file: Option<PathBuf>,
-    /// File with the authorities to trust for an https:// URL (PEM), instead of those that the web trusts
+    /// PEM file with certificate authorities for an https:// URL, instead of the public ones
     #[arg(long, value_name = "FILE", requires = "url")]
     ca: Option<PathBuf>,
     /// Timeout of a request in milliseconds
@@ -66,24 +66,28 @@ impl PlatformArgs {
             &["--config", "--set", "--platform-addr"]
         };
         settings.refuse_unused(command, used)?;
-        if let Some(file) = &self.service_key_file {
-            let file =
-                file.to_str().ok_or_else(|| Failure::Usage("--service-key-file is not UTF-8".into()))?;
-            settings.set.push("platform.service_keys=[]".into());
-            settings.set.push(format!("platform.service_keys_file={file}"));
-        }
+        use_service_key_file(&mut settings, self.service_key_file.as_deref())?;
         settings.load()
     }
 }
 
-/// Why a request has no usable reply.
+/// Replaces the configured service keys by those in a file.
+pub(super) fn use_service_key_file(settings: &mut SettingsArgs, file: Option<&Path>) -> Result<(), Failure> {
+    let Some(file) = file else { return Ok(()) };
+    let file = file.to_str().ok_or_else(|| Failure::Usage("--service-key-file is not UTF-8".into()))?;
+    settings.set.push("platform.service_keys=[]".into());
+    settings.set.push(format!("platform.service_keys_file={file}"));
+    Ok(())
+}
+
+/// Why a request has no usable response.
 #[derive(Debug)]
 pub(super) enum CallError {
     /// The connection failed, or the response took too long.
     NoResponse { url: String, cause: String },
     /// The service refused the request.
     Refused { url: String, status: StatusCode, error: ErrorBody },
-    /// The reply is not one of this service.
+    /// The response is not one of this service.
     Unexpected { url: String, why: String },
 }
 
@@ -109,7 +113,7 @@ impl fmt::Display for CallError {
             Self::Refused { url, status, error } if error.code.is_empty() => {
                 write!(f, "{url} responded with {status}: is it the platform listener of callback-ingress?")
             }
-            // Of a listener that has no such path.
+            // The public listener has no such path.
             Self::Refused { url, error, .. } if error.code == "NOT_FOUND" => {
                 write!(f, "{url} responded with 404 NOT_FOUND: is it the platform listener?")
             }
@@ -124,7 +128,7 @@ impl fmt::Display for CallError {
             Self::Unexpected { url, why } => {
                 write!(
                     f,
-                    "the reply of {url} is not one of callback-ingress {}: ",
+                    "the response of {url} is not one of callback-ingress {}: ",
                     env!("CARGO_PKG_VERSION")
                 )?;
                 f.write_str(&plain(why))

@@ -180,9 +180,9 @@ fn quick_start(app: &App, token: &TokenConfig, key: &str) -> String {
         0,
     );
     let next = [
-        "go on in that terminal with docs/platform.md",
-        "callback-ingress keys new makes keys that outlive this run",
-        "callback-ingress config check tells what a deployment still needs",
+        "continue in that terminal with docs/platform.md",
+        "callback-ingress keys new creates keys that stay valid after this run",
+        "callback-ingress config check lists what a deployment still needs",
     ]
     .map(|line| format!("  - {}\n", wrapped(line, 4, 4)))
     .concat();

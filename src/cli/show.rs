@@ -1,6 +1,6 @@
-//! `show`: the gate of a conversation as a timeline, one line an item.
+//! `show`: the work items of a conversation as a timeline, one line per item.
 //!
-//! Inspection returns what is awaiting and held. What has been released comes from the channel.
+//! The inspection returns the awaiting and held items. The released items are read from the channel.
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -27,10 +27,10 @@ pub(super) struct ShowArgs {
     conversation: ConversationId,
     #[command(flatten)]
     pub(super) platform: PlatformArgs,
-    /// Maximum number of released items, 0 to 1000; the last ones are shown
+    /// Maximum number of released items, 0 to 1000; the latest are shown
     #[arg(long, value_name = "NUMBER", default_value_t = 50, value_parser = clap::value_parser!(u16).range(0..=1000))]
     limit: u16,
-    /// Print the reply of the API, with the released items and without their results
+    /// Print the response of the API and the released items, without their results
     #[arg(long)]
     json: bool,
 }
@@ -110,7 +110,7 @@ impl Item {
     }
 }
 
-/// Requests the inspection of a conversation: the reply, and what it means.
+/// Requests the inspection of a conversation. Returns the response and its parsed form.
 pub(super) async fn inspect(
     client: &PlatformClient,
     conversation: &ConversationId,
@@ -134,13 +134,16 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: ShowArgs) -> Result<(),
     }
     match failure {
         Some(failure) => Err(Failure::Runtime(
-            format!("the channel was not read to its end, so released items are missing: {failure}").into(),
+            format!(
+                "released items are missing, because the channel could not be read to its end: {failure}"
+            )
+            .into(),
         )),
         None => Ok(()),
     }
 }
 
-/// The last `limit` items on the channel, as far as they were there at the inspection; and why some are missing.
+/// The last `limit` items that were on the channel at the inspection, and the error if some could not be read.
 async fn read_released(
     client: &PlatformClient,
     conversation: &ConversationId,
@@ -172,7 +175,7 @@ async fn read_released(
     (items, None)
 }
 
-/// The summary, what is waited for, and a line for each item.
+/// The summary, what the gate waits for, and one line per item.
 fn timeline(
     conversation: &ConversationId,
     inspection: &Inspection,
@@ -209,7 +212,7 @@ fn row(item: &Item, text: String) -> (String, &str, String) {
     (item.label(), item.outcome.as_deref().map_or("awaiting", known_outcome), text)
 }
 
-/// An outcome as this version knows it.
+/// A known outcome, or `?`.
 fn known_outcome(outcome: &str) -> &'static str {
     crate::domain::work_item::Outcome::parse(outcome).map_or("?", crate::domain::work_item::Outcome::as_str)
 }
@@ -244,8 +247,8 @@ fn reason(text: &str) -> String {
 /// One sentence on what the gate waits for.
 fn waiting_line(inspection: &Inspection, now: Timestamp) -> String {
     let text = match inspection.waiting_for() {
-        _ if inspection.ended_at.is_some() => "it waits for nothing any more".to_owned(),
-        None => "it waits for nothing: no item is awaiting".to_owned(),
+        _ if inspection.ended_at.is_some() => "it has ended and waits for nothing".to_owned(),
+        None => "it waits for nothing: no work item is awaiting".to_owned(),
         Some(item) => {
             let held = match inspection.held.len() as u64 {
                 0 => "nothing is held".to_owned(),
@@ -303,8 +306,8 @@ fn unreleased_text(item: &Item, inspection: &Inspection, now: Timestamp) -> Stri
     parts.join(", ")
 }
 
-/// For each released item, the earlier item that it was held behind at last: the one of the earlier items that was
-/// settled last, if that was after the item itself.
+/// For each released item, the earlier item that released it: the earlier item that was settled last, if it was settled
+/// after the item itself.
 fn blockers(released: &[Item]) -> Vec<Option<u64>> {
     let mut latest: Option<(Timestamp, u64)> = None;
     let blocker = |item: &Item| {
@@ -354,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn timeline_has_one_line_for_each_item() {
+    fn timeline_has_one_line_per_item() {
         let inspection = Inspection {
             state: "live".into(),
             opened_at: START,

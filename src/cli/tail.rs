@@ -1,4 +1,4 @@
-//! `tail`: follows the channel of a conversation, one line an envelope.
+//! `tail`: follows the channel of a conversation, one line per envelope.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::config::LoadedConfig;
 use crate::domain::ids::ConversationId;
 use crate::domain::time::Timestamp;
 
-/// Longest time without a chunk: the service sends a comment every 15 s.
+/// Maximum time without data: the service sends a comment every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
 /// Delay before the first reconnection. It doubles up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(250);
@@ -32,13 +32,13 @@ pub(super) struct TailArgs {
     conversation: ConversationId,
     #[command(flatten)]
     pub(super) platform: PlatformArgs,
-    /// Begin after this sequence; 0 is the start of the channel. By default with what comes next
+    /// Start after this sequence; 0 is the start of the channel. Default: only new envelopes
     #[arg(long, value_name = "SEQUENCE")]
     from: Option<u32>,
-    /// Show the results as well
+    /// Also print the results
     #[arg(long)]
     results: bool,
-    /// Print each envelope as a line of JSON, without its result unless --results is given
+    /// Print each envelope as one line of JSON, with its result only if --results is given
     #[arg(long)]
     json: bool,
 }
@@ -71,7 +71,7 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: TailArgs) -> Result<(),
 
 /// Follows the channel to its end, or until standard output is closed.
 async fn follow(client: &PlatformClient, arguments: &TailArgs) -> Result<(), Failure> {
-    // A reconnection begins where the first connection did, if no event has come.
+    // If the connection is lost before the first event, the next one starts at the same place.
     let (_, inspection) = inspect(client, &arguments.conversation).await?;
     let from = arguments.from.map_or_else(|| inspection.released(), u64::from);
     let path = format!("/conversations/{}/events?from={}", arguments.conversation, inspection.event_id(from));
@@ -100,7 +100,7 @@ async fn follow(client: &PlatformClient, arguments: &TailArgs) -> Result<(), Fai
                 }
             }
         };
-        // Once in an outage.
+        // Printed once per outage.
         if pause == PAUSE {
             note(&format!("{failure}; reconnecting"));
         }
@@ -109,7 +109,7 @@ async fn follow(client: &PlatformClient, arguments: &TailArgs) -> Result<(), Fai
     }
 }
 
-/// Prints an envelope or the end; nothing for other events. False: standard output is a closed pipe.
+/// Prints an envelope or the end. Ignores other events. Returns false if standard output is a closed pipe.
 fn print_event(client: &PlatformClient, event: &StreamEvent, arguments: &TailArgs) -> Result<bool, Failure> {
     let line = match (event.is_envelope(), event.is_end()) {
         (true, _) => envelope_line(client, &event.data, arguments)?,

@@ -1,4 +1,4 @@
-//! Text for the terminal: durations, sizes, times, and strings from elsewhere made harmless.
+//! Text for the terminal: durations, sizes, times, and untrusted strings without control characters.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ fn is_unsafe(c: char) -> bool {
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// A string from elsewhere for the terminal. Characters that a terminal may act on are escaped.
+/// An untrusted string for the terminal. Characters that a terminal may act on are escaped.
 pub(super) fn plain(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -20,15 +20,15 @@ pub(super) fn plain(text: &str) -> String {
     shown
 }
 
-/// A JSON text in one line for the terminal; the same JSON. Control characters outside of strings are white space, and
-/// inside of strings an escape means the same.
+/// A JSON text in one line for the terminal, with the same value: control characters outside strings are white space, those
+/// inside strings become escapes.
 pub(super) fn json_line(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
     for c in json.chars() {
         if matches!(c, '\t' | '\n' | '\r') {
             line.push(' ');
         } else if is_unsafe(c) {
-            // All of them have four hexadecimal digits. Writing to a `String` cannot fail.
+            // Four hexadecimal digits are enough for all of them. Writing to a `String` cannot fail.
             let _ = write!(line, "\\u{:04x}", u32::from(c));
         } else {
             line.push(c);
@@ -37,7 +37,7 @@ pub(super) fn json_line(json: &str) -> String {
     line
 }
 
-/// A duration, with as many units as matter.
+/// A duration in at most two units.
 pub(super) fn duration(millis: u64) -> String {
     let seconds = millis / 1000;
     let (minutes, hours) = (seconds / 60, seconds / 3600);

@@ -1,4 +1,4 @@
-//! `waiting`: the conversations whose gate holds results back, and what each waits for.
+//! `waiting`: the conversations that hold results, and the work item that each waits for.
 
 use clap::Args;
 use serde::Deserialize;
@@ -61,17 +61,21 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: WaitingArgs) -> Result<
     if arguments.json {
         return print(&format!("{}\n", json_line(&reply)));
     }
+    if waiting.conversations.is_empty() {
+        let text = if waiting.truncated {
+            "no conversation was found, but the list is incomplete: a part of the store did not respond"
+        } else {
+            "no conversation is waiting"
+        };
+        return print(&format!("{text}\n"));
+    }
     let rows: Vec<[String; 7]> =
         waiting.conversations.iter().map(|conversation| row(conversation, Clock::System.now())).collect();
-    if !rows.is_empty() {
-        print(&table(&rows))?;
+    print(&table(&rows))?;
+    if waiting.truncated {
+        print("more conversations may be waiting; --limit shows up to 100\n")?;
     }
-    match (waiting.truncated, rows.len() < usize::from(arguments.limit)) {
-        (true, true) => print("a part of the store did not respond\n"),
-        (true, false) => print("there are more; --limit shows up to 100\n"),
-        (false, _) if rows.is_empty() => print("nothing waits\n"),
-        (false, _) => Ok(()),
-    }
+    Ok(())
 }
 
 const HEAD: [&str; 7] = ["CONVERSATION", "WAITS FOR", "NAME", "KIND", "FOR", "DEADLINE IN", "HELD"];
@@ -89,7 +93,7 @@ fn row(conversation: &WaitingConversation, now: Timestamp) -> [String; 7] {
     ]
 }
 
-/// The rows under a head. If the terminal is too narrow, each row as a sentence.
+/// A table. If the terminal is too narrow, each row as a sentence.
 fn table(rows: &[[String; 7]]) -> String {
     let mut widths = HEAD.map(str::len);
     for row in rows {

@@ -269,12 +269,17 @@ pub(super) fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
     if text.is_empty() {
         return Ok(None);
     }
-    let url = url::Url::parse(&text).map_err(|_| D::Error::custom("must be an absolute URL"))?;
+    parse_base_url(&text).map(Some).map_err(D::Error::custom)
+}
+
+/// A URL to which paths are appended, without a slash at its end.
+pub fn parse_base_url(text: &str) -> Result<String, &'static str> {
+    let url = url::Url::parse(text).map_err(|_| "must be an absolute URL")?;
     let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
     if !plain || !url.username().is_empty() || url.password().is_some() {
-        return Err(D::Error::custom("must consist of http:// or https://, a host and optionally a path"));
+        return Err("must consist of http:// or https://, a host and optionally a path");
     }
-    Ok(Some(url.as_str().trim_end_matches('/').to_owned()))
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
 /// `None` if empty. An address with one `{traceId}` after its host.

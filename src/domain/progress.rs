@@ -11,9 +11,9 @@ use super::time::Timestamp;
 use super::work_item::WorkItem;
 
 /// Maximum length of a message in characters.
-const MAX_MESSAGE: usize = 1_000;
+pub const MAX_MESSAGE: usize = 1_000;
 /// Maximum size of the data in bytes, as sent.
-const MAX_DATA: usize = 4 * 1024;
+pub const MAX_DATA: usize = 4 * 1024;
 /// Minimum time in milliseconds between two progress events of a work item.
 pub const PROGRESS_INTERVAL_MS: u64 = 500;
 
@@ -23,14 +23,14 @@ pub enum InvalidProgress {
     /// Too long, or with a character or a prefix that is not allowed.
     #[error(
         "message: must be at most 1000 characters without control characters and line separators, and must not \
-         contain the token prefix cbt_"
+         contain a token"
     )]
     Message,
     /// Larger than 4 KiB.
     #[error("data: must be at most 4096 bytes of JSON")]
     DataSize,
     /// Contains the token prefix.
-    #[error("data: must not contain the token prefix cbt_")]
+    #[error("data: must not contain a token")]
     DataToken,
 }
 
@@ -42,7 +42,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Checks a message and the JSON text of the data. `None` if there is neither; an empty message is none.
+    /// Checks a message and the JSON text of the data. `None` if there is neither. An empty message counts as none.
     ///
     /// Like a [`Reason`](super::reason::Reason), a message is one line.
     pub fn new(message: Option<&str>, data: Option<&str>) -> Result<Option<Self>, InvalidProgress> {
@@ -67,7 +67,7 @@ impl Progress {
         &self.members
     }
 
-    /// The event as JSON. `publish_progress` in `store/redis/scripts/heartbeat.lua` writes the same.
+    /// The event as JSON, equal to the one that `store/redis/scripts/heartbeat.lua` publishes.
     pub fn event(&self, item: &WorkItem, at: Timestamp) -> ProgressJson {
         let known = members_at_issue(
             item.kind,
@@ -85,7 +85,7 @@ impl Progress {
 
 fn is_message(text: &str) -> bool {
     let allowed = |c: char| !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}');
-    // A character has at most 4 bytes: a long text is not counted.
+    // A character has at most 4 bytes, so the characters of a longer text need not be counted.
     let in_bounds = text.len() <= 4 * MAX_MESSAGE && text.chars().count() <= MAX_MESSAGE;
     in_bounds && text.chars().all(allowed) && !contains_token(text)
 }

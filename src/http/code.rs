@@ -5,14 +5,14 @@ use axum::http::StatusCode;
 /// Status in logs, spans and metrics if the client disconnects before the response, as in nginx.
 pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Defines [`Code`] from a table: the variant, the stable name on the wire, the status, and whether sending the same
-/// request again can help.
+/// Defines [`Code`] from a table: the meaning, the variant, the stable name on the wire, the status, and whether sending
+/// the same request again can help.
 macro_rules! codes {
-    ($($(#[$doc:meta])* $code:ident = $name:literal, $status:ident, $retry:ident;)*) => {
+    ($($(#[doc = $doc:literal])+ $code:ident = $name:literal, $status:ident, $retry:ident;)*) => {
         /// Why a request is refused.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Code {
-            $($(#[$doc])* $code,)*
+            $($(#[doc = $doc])+ $code,)*
         }
 
         impl Code {
@@ -24,6 +24,14 @@ macro_rules! codes {
                 match self {
                     $(Self::$code => $name,)*
                 }
+            }
+
+            /// The meaning, for people.
+            pub fn description(self) -> &'static str {
+                let text = match self {
+                    $(Self::$code => concat!($($doc),+),)*
+                };
+                text.trim_start()
             }
 
             /// The HTTP status.

@@ -339,7 +339,7 @@ fn framework_refusal(response: &Response) -> Option<Refusal> {
         status if status.is_success() || status == StatusCode::NOT_MODIFIED => return None,
         StatusCode::NOT_FOUND => (Code::NotFound, "there is no such path on this listener"),
         StatusCode::METHOD_NOT_ALLOWED => {
-            (Code::MethodNotAllowed, "the path does not take this method; see the header Allow")
+            (Code::MethodNotAllowed, "the path does not support this method; see the header Allow")
         }
         StatusCode::PAYLOAD_TOO_LARGE => (Code::BodyTooLarge, reason),
         StatusCode::UNSUPPORTED_MEDIA_TYPE => (Code::ContentTypeUnsupported, reason),

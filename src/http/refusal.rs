@@ -70,8 +70,8 @@ impl Refusal {
         self
     }
 
-    /// The response.
-    pub fn render(&self, request_id: RequestId, trace_id: &str) -> Response {
+    /// The body of the response.
+    pub fn envelope(&self, request_id: RequestId, trace_id: &str) -> Vec<u8> {
         let body = ErrorBody {
             error: ErrorFields {
                 code: self.code.as_str(),
@@ -82,7 +82,12 @@ impl Refusal {
                 outcome: self.outcome,
             },
         };
-        let json = serde_json::to_vec(&body).unwrap_or_default();
+        serde_json::to_vec(&body).unwrap_or_default()
+    }
+
+    /// The response.
+    pub fn render(&self, request_id: RequestId, trace_id: &str) -> Response {
+        let json = self.envelope(request_id, trace_id);
         let mut response = (self.code.status(), Body::from(json)).into_response();
         let headers = response.headers_mut();
         headers.extend(self.headers.clone());

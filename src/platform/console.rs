@@ -1,7 +1,7 @@
-//! `/console`: a page that shows which conversations wait, and one conversation as a timeline.
+//! `/console`: a page that shows the conversations that hold results, and one conversation as a timeline.
 //!
-//! The page is a client of the platform API like any other. Its files contain no data, so they need no service key; the
-//! page asks for the key and sends it with its own requests.
+//! The page is an ordinary client of the platform API. Its files contain no data, so they need no service key. The page
+//! asks for the key and sends it with its requests.
 
 use axum::Router;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -21,10 +21,10 @@ const PAGE: &str = include_str!("console/console.html");
 const SCRIPT: &str = include_str!("console/console.js");
 const STYLE: &str = include_str!("console/console.css");
 
-/// Where the page has `console.trace_url`.
+/// The placeholder for `console.trace_url` in the page.
 const TRACE_URL_MARK: &str = "{traceUrl}";
 
-/// `no-cache`: a copy is used only after its `ETag` was compared, so that a page of an earlier version never runs.
+/// `no-cache`: browsers compare the `ETag` before they use a copy, so that a page of an earlier version never runs.
 const HEADERS: [(HeaderName, &str); 4] = [
     (header::CACHE_CONTROL, "no-cache"),
     (
@@ -36,7 +36,7 @@ const HEADERS: [(HeaderName, &str); 4] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
 ];
 
-/// The routes of the page, its script and its style sheet. None if the console is switched off.
+/// The routes of the page, its script and its style sheet. No routes if the console is disabled.
 pub(super) fn routes(config: &ConsoleConfig) -> Router {
     if !config.enabled {
         return Router::new();

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Platform;
 use super::pages::FetchedPage;
-use super::request::{PathIds, invalid};
+use super::request::{self, PathIds, invalid};
 use crate::domain::envelope::{EnvelopeJson, event_id};
 use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationId, RequestId, Sequence};
@@ -63,7 +63,7 @@ pub(super) async fn follow(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let conversation = ids.recorded_conversation(&context)?;
-    let requested = requested_cursor(&headers, query.as_deref().unwrap_or_default())?;
+    let requested = requested_cursor(&headers, query.as_deref())?;
     let permit = Arc::clone(&platform.event_streams)
         .try_acquire_owned()
         .map_err(|_| Refusal::new(Code::Overloaded, "too many event streams are open"))?;
@@ -142,18 +142,17 @@ struct Cursor {
 }
 
 /// The cursor of a request. `None`: start at the end of the channel.
-fn requested_cursor(headers: &HeaderMap, query: &str) -> Result<Option<Cursor>, Refusal> {
-    let from = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "from");
+fn requested_cursor(headers: &HeaderMap, query: Option<&str>) -> Result<Option<Cursor>, Refusal> {
+    let [from] = request::query(query, ["from"])?;
+    let from = from
+        .map(|id| parse_cursor(&id).ok_or_else(|| invalid("from", "must be 0 or an event id")))
+        .transpose()?;
+    // A client that reconnects sends both.
     if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
         let id = id.to_str().ok().and_then(parse_cursor);
         return id.map(Some).ok_or_else(|| invalid("Last-Event-ID", "must be an event id"));
     }
-    match from {
-        Some((_, id)) => {
-            parse_cursor(&id).map(Some).ok_or_else(|| invalid("from", "must be 0 or an event id"))
-        }
-        None => Ok(None),
-    }
+    Ok(from)
 }
 
 /// Parses an event id or a sequence.

@@ -120,10 +120,7 @@ pub(super) fn query<const N: usize>(
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         let Some(at) = known.iter().position(|known| *known == name) else {
             let known = known.map(|known| format!("`{known}`")).join(", ");
-            return Err(invalid(
-                safe_name(&name),
-                format_args!("unknown query parameter; known are {known}"),
-            ));
+            return Err(invalid(safe_name(&name), format_args!("unknown query parameter; expected {known}")));
         };
         // The parser replaces invalid UTF-8 by this character.
         if value.contains(char::REPLACEMENT_CHARACTER) {
@@ -150,7 +147,7 @@ fn expectation(error: &str) -> String {
     match error.rsplit_once(", expected ") {
         _ if is_about_a_field => error.to_owned(),
         Some((received, expected)) if received.starts_with("unknown field ") => {
-            format!("unknown; known are {}", expected.trim_start_matches("one of "))
+            format!("unknown field; expected {}", expected.trim_start_matches("one of "))
         }
         Some((_, expected)) => format!("must be {}", expected.replace("u64", "an unsigned integer")),
         None => "is invalid".to_owned(),
@@ -194,8 +191,21 @@ impl Millis {
 
 impl<'de> Deserialize<'de> for Millis {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        serde_json::Value::deserialize(deserializer).map(|value| Self(value.as_u64()))
+        serde_json::Value::deserialize(deserializer).map(|value| Self(whole(&value)))
     }
+}
+
+/// A whole number. JSON does not distinguish `60000` and `60000.0`, and some writers have only floating point numbers.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the number is whole, not negative, and less than 2^53"
+)]
+fn whole(value: &serde_json::Value) -> Option<u64> {
+    /// 2^53: a larger one may be rounded.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let float = || value.as_f64().filter(|number| number.fract() == 0.0 && (0.0..EXACT).contains(number));
+    value.as_u64().or_else(|| float().map(|number| number as u64))
 }
 
 /// Checks a duration: 1 to `max` milliseconds.
@@ -241,6 +251,17 @@ mod tests {
     }
 
     #[test]
+    fn whole_numbers_may_be_written_as_floating_point_numbers() {
+        let millis = |json: &str| serde_json::from_str::<Millis>(json).unwrap().get();
+        for json in ["60000", "60000.0", "6e4", "600.00e2"] {
+            assert_eq!(millis(json), Some(60_000), "{json}");
+        }
+        for json in ["0.5", "-1", "-1.0", "1e300", "9007199254740992.0", "true", "\"1\"", "[1]", "null"] {
+            assert_eq!(millis(json), None, "{json}");
+        }
+    }
+
+    #[test]
     fn query_parameters_are_known_and_not_repeated() {
         let parse = |text| query(Some(text), ["turnId", "reason"]).map_err(|refusal| refusal.message);
         let values = |turn: Option<&str>, reason: Option<&str>| {
@@ -249,13 +270,13 @@ mod tests {
         assert_eq!(parse(""), values(None, None));
         assert_eq!(parse("reason=a+b%20%C3%A9&turnId="), values(Some(""), Some("a b é")));
         for (text, expected) in [
-            ("turnid=t", "turnid: unknown query parameter; known are `turnId`, `reason`"),
-            ("turn_id=t", "turn_id: unknown query parameter; known are `turnId`, `reason`"),
+            ("turnid=t", "turnid: unknown query parameter; expected `turnId`, `reason`"),
+            ("turn_id=t", "turn_id: unknown query parameter; expected `turnId`, `reason`"),
             ("turnId=t&turnId=t", "turnId: must not be repeated"),
             ("reason=%FF", "reason: must be UTF-8, percent-encoded"),
             (
                 "cbt_AQJrMQ=1",
-                "a field whose name is not shown: unknown query parameter; known are `turnId`, `reason`",
+                "a field whose name is not shown: unknown query parameter; expected `turnId`, `reason`",
             ),
         ] {
             assert_eq!(parse(text).unwrap_err(), expected, "{text}");
@@ -280,7 +301,10 @@ mod tests {
                 "number: must be an unsigned integer at line 1 column 31",
             ),
             (r#"{"word":"SECRET, expected x"}"#, "word: must be `one` or `two` at line 1 column 29"),
-            (r#"{"other":1}"#, "other: unknown; known are `word`, `other_word`, `number` at line 1 column 8"),
+            (
+                r#"{"other":1}"#,
+                "other: unknown field; expected `word`, `other_word`, `number` at line 1 column 8",
+            ),
         ] {
             assert_eq!(refused(body.to_owned()).await, expected, "{body}");
         }
@@ -288,7 +312,7 @@ mod tests {
             let expected = refused(format!("{{\"{name}\":1}}")).await;
             assert!(
                 expected.starts_with(
-                    "a field whose name is not shown: unknown; known are `word`, `other_word`, `number`"
+                    "a field whose name is not shown: unknown field; expected `word`, `other_word`, `number`"
                 ),
                 "{expected}"
             );

@@ -1,4 +1,4 @@
-//! Lists the conversations that hold results back.
+//! Lists the conversations that hold results.
 
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ use crate::http::refusal::Refusal;
 use crate::store::Store;
 
 /// Maximum number of conversations in a reply.
-const MAX_LIMIT: usize = 100;
-/// Their number without `limit`.
-const DEFAULT_LIMIT: usize = 20;
+pub(super) const MAX_LIMIT: usize = 100;
+/// The default of `limit`.
+pub(super) const DEFAULT_LIMIT: usize = 20;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -87,7 +87,7 @@ impl<'a> From<&'a WaitingConversation> for WaitingConversationBody<'a> {
     }
 }
 
-/// `GET` on the list: the conversations whose gate holds results back. Others cannot be listed.
+/// `GET` on the collection: the conversations that hold results. Others cannot be listed.
 pub(super) async fn list(
     State(platform): State<Arc<Platform>>,
     RawQuery(query): RawQuery,

@@ -72,9 +72,7 @@ pub(super) async fn refuse(
     // Records the token's ids, so that the log line names the work item.
     let _: HeadToken<'_> = ProviderRequest { public: &public, context: &context, parts: &parts }.head_token();
     admit(&public, &context).err().unwrap_or_else(|| match parts.extensions.get::<MatchedPath>() {
-        Some(_) => {
-            Refusal::new(Code::MethodNotAllowed, "send it with POST; other methods do not spend a token")
-        }
+        Some(_) => Refusal::new(Code::MethodNotAllowed, "use POST; other methods do not use up a token"),
         None => Refusal::not_found(parts.uri.path()),
     })
 }
@@ -278,8 +276,8 @@ impl<'a> ProviderRequest<'a> {
     }
 }
 
-/// Frees the memory of a body after the store's answer. The Redis client keeps an unanswered command until it closes the
-/// connection.
+/// Frees the memory of a body after the store has responded. The Redis client keeps a command without a response until
+/// it closes the connection.
 pub(super) fn free<T>(reservation: Reservation, answer: &Result<T, StoreError>, release_after: Duration) {
     if matches!(answer, Err(StoreError::OutcomeUnknown(_))) {
         tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! A heartbeat: a provider's sign of life, with its progress. It uses nothing up.
+//! Heartbeats: a provider reports that it is working, and its progress. A heartbeat does not use up the token.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::http::context::RequestContext;
 use crate::http::refusal::Refusal;
 use crate::store::Store;
 
-/// Maximum size of a body: a message in escapes, data, and a token.
+/// Maximum size of a body: an escaped message, data and a token.
 const MAX_BODY_BYTES: usize = 32 * 1024;
 
 /// The members of a body.
@@ -37,7 +37,7 @@ pub(super) async fn handle(
     finish(&public, &context, processed).await
 }
 
-/// The order of checks is that of a callback. The last one, in the store, changes only when the item times out.
+/// The order of checks is that of a callback. The last step, in the store, changes only when the item times out.
 async fn process(request: &ProviderRequest<'_>, body: Body) -> Result<Response, Refusal> {
     let ProviderRequest { public, context, .. } = *request;
     let allowed = AllowedBody { max_bytes: MAX_BODY_BYTES, may_be_empty: true };
@@ -81,14 +81,18 @@ fn progress(scan: &Scan<'_>, token_field: Option<&str>) -> Result<Option<Progres
         return Err(ResultRefused::from(problem.clone()).into());
     }
     if scan.shape() != Shape::Object {
-        return Err(invalid("the body of a heartbeat is empty, or a JSON object with message and data"));
+        return Err(invalid(
+            "the body of a heartbeat must be empty, or a JSON object with `message`, `data` or both",
+        ));
     }
     let known = [NAMES[0], NAMES[1], token_field.unwrap_or(NAMES[0])];
     if scan.count_others(&known) > 0 {
-        return Err(invalid("known are `message` and `data`; post a result to callback.url"));
+        return Err(invalid(
+            "a heartbeat has only the members `message` and `data`; post a result to callback.url",
+        ));
     }
     let [message, data] = NAMES.map(|name| {
-        // A field that carries the token is not shown to anybody.
+        // A field that carries the token is not published.
         let mut values = scan.values(name).filter(|_| token_field != Some(name));
         let value = values.next().filter(|value| *value != "null");
         if values.next().is_some() {

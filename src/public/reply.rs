@@ -61,11 +61,11 @@ struct HeartbeatBody {
     deadline: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     heartbeat_deadline: Option<Timestamp>,
-    /// Always false: once the work is cancelled, heartbeats are refused.
+    /// Always false: after a cancellation, heartbeats are refused.
     cancel_requested: bool,
 }
 
-/// The response to a heartbeat that was taken.
+/// The response to an accepted heartbeat.
 pub(super) fn heartbeat(item: &WorkItemView) -> Response {
     let body = HeartbeatBody {
         state: item.state,
@@ -93,18 +93,18 @@ fn advice(sent: Option<&str>) -> Cow<'static, str> {
     let Some(sent) = sent else { return "send it as a string of ASCII characters".into() };
     let bare = sent.trim_matches(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`'));
     if bare.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("Bearer ")) {
-        return "send it without Bearer before it".into();
+        return "remove Bearer before it".into();
     }
     if bare.len() < sent.len() {
-        return "send it without quotes or blanks around it".into();
+        return "remove the quotes or spaces around it".into();
     }
     match bare.chars().count() {
-        _ if !bare.starts_with(TOKEN_PREFIX) => "it does not begin as a token does".into(),
+        _ if !bare.starts_with(TOKEN_PREFIX) => "it does not begin with cbt_".into(),
         length if length < TOKEN_CHARS => {
-            format!("it was cut, it has {length} of {TOKEN_CHARS} characters").into()
+            format!("it is truncated: it has {length} of {TOKEN_CHARS} characters").into()
         }
         length if length > TOKEN_CHARS => {
-            format!("it has {length} characters, and a token has {TOKEN_CHARS}").into()
+            format!("it is too long: it has {length} characters instead of {TOKEN_CHARS}").into()
         }
         _ => "send callback.token exactly as it was given".into(),
     }
@@ -138,7 +138,7 @@ impl From<NotAccepted> for Refusal {
             }
             AcceptRefused::WorkItemTimedOut if is_silent(refused.target.as_deref()) => (
                 Code::WorkItemTimedOut,
-                "the work item timed out before this callback arrived, because no heartbeat came in time",
+                "the work item timed out before this callback arrived, because no heartbeat arrived in time",
             ),
             AcceptRefused::WorkItemTimedOut => {
                 (Code::WorkItemTimedOut, "the work item timed out before this callback arrived")
@@ -177,7 +177,7 @@ impl From<HeartbeatNotTaken> for Refusal {
             HeartbeatRefused::WorkItemUnknown => (Code::WorkItemUnknown, WORK_ITEM_UNKNOWN),
             HeartbeatRefused::WorkItemTimedOut if is_silent(refused.target.as_deref()) => (
                 Code::WorkItemTimedOut,
-                "the work item timed out, because this heartbeat did not come in time; stop the work",
+                "the work item timed out, because this heartbeat did not arrive in time; stop the work",
             ),
             HeartbeatRefused::WorkItemTimedOut => {
                 (Code::WorkItemTimedOut, "the work item has passed its deadline; stop the work")

@@ -12,6 +12,8 @@ use crate::domain::progress::ProgressJson;
 
 /// Maximum number of progress events that are kept for the listeners of a channel.
 const MAX_EVENTS: usize = 32;
+/// Maximum number of progress events that a listener gets before a change that is there already.
+const MAX_BEFORE_CHANGE: usize = 8;
 /// Maximum bytes of progress events that are kept for all listeners.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
@@ -110,7 +112,14 @@ impl ChannelNotifier {
         };
         let (seen_changes, seen_progress) = (receiver.borrow().changes, senders.published);
         let notifier = self.clone();
-        ChannelListener { conversation, receiver: Some(receiver), seen_changes, seen_progress, notifier }
+        ChannelListener {
+            conversation,
+            receiver: Some(receiver),
+            seen_changes,
+            seen_progress,
+            progress_in_a_row: 0,
+            notifier,
+        }
     }
 
     /// Notifies the listeners of a channel.
@@ -155,6 +164,8 @@ pub struct ChannelListener {
     seen_changes: u64,
     /// The number of the last progress event that was seen.
     seen_progress: u64,
+    /// Number of progress events since the last change.
+    progress_in_a_row: usize,
     notifier: ChannelNotifier,
 }
 
@@ -176,23 +187,26 @@ impl ChannelListener {
     /// Waits for progress, or for a change. Cancel-safe. Progress that is not read in time is dropped.
     pub async fn next(&mut self) -> Notice {
         let (seen_changes, seen_progress) = (self.seen_changes, self.seen_progress);
+        // Progress comes first, because it is older than the result, but not forever.
+        let change_is_next = self.progress_in_a_row >= MAX_BEFORE_CHANGE;
         let (changes, progress) = self
             .wait_for(|notices| {
                 let new = notices.progress.iter().find(|(number, _)| *number > seen_progress);
-                match new {
+                let has_changed = notices.changes != seen_changes;
+                match new.filter(|_| !(change_is_next && has_changed)) {
                     Some(progress) => Some((seen_changes, Some(progress.clone()))),
-                    None if notices.changes != seen_changes => Some((notices.changes, None)),
-                    None => None,
+                    None => has_changed.then_some((notices.changes, None)),
                 }
             })
             .await;
         self.seen_changes = changes;
-        match progress {
-            Some((number, progress)) => {
-                self.seen_progress = number;
-                Notice::Progress(progress)
-            }
-            None => Notice::Changed,
+        if let Some((number, progress)) = progress {
+            self.seen_progress = number;
+            self.progress_in_a_row += 1;
+            Notice::Progress(progress)
+        } else {
+            self.progress_in_a_row = 0;
+            Notice::Changed
         }
     }
 
@@ -277,7 +291,10 @@ mod tests {
         notifier.notify(channel);
         (0..100).for_each(|number| notifier.publish(channel, progress(number, 8)));
         assert_eq!(slow.next().await, Notice::Progress(progress(100 - MAX_EVENTS, 8)));
-        slow.changed().await;
+        for number in 1..MAX_BEFORE_CHANGE {
+            assert_eq!(slow.next().await, Notice::Progress(progress(100 - MAX_EVENTS + number, 8)));
+        }
+        assert_eq!(slow.next().await, Notice::Changed);
         let other = ConversationId::parse("b").unwrap().reference();
         let mut large = notifier.watch(other);
         notifier.publish(other, progress(7, MAX_BYTES - 11));

@@ -756,7 +756,7 @@ impl Store for RedisStore {
             heads.iter().map(|(_, conversation)| self.keys.partition(*conversation)).collect();
         let (mut candidates, is_still_complete) = self.oldest_waiting(wanted, &partitions).await?;
         candidates.truncate(wanted);
-        // If all of these were looked at and few wait, the next ones can wait.
+        // If so many are found, there can be more that are not looked at.
         let mut is_complete = is_complete && is_still_complete && candidates.len() < wanted;
         let looked = join_all(candidates.iter().map(|(_, conversation)| self.waiting_for(*conversation)));
         let mut conversations = Vec::new();

@@ -87,9 +87,9 @@ fn processes_of_the_compose_file_work_together() {
     let server = RedisServer::with(&options);
     let check = strings(&redis["healthcheck"]["test"]);
     assert_eq!(check[0], "CMD");
-    let mut ping = Command::new(&check[1]);
-    let pong = ping.args(["-p", &server.port().to_string()]).args(&check[2..]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&pong.stdout).trim(), "PONG");
+    let mut probe = Command::new(&check[1]);
+    let ran = probe.args(["-p", &server.port().to_string()]).args(&check[2..]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ran.stdout).trim(), "PONG");
 
     let collector = Collector::start(Protocol::Http);
     let mut variables = environment(service);

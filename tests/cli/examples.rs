@@ -269,24 +269,32 @@ fn consumers_read_the_channel_once_in_order() {
         for number in 0..count {
             let issued = issue(&service, "call-1", &json!({"kind": "tool"}));
             let token = issued["callback"]["token"].as_str().unwrap();
-            // Neither progress nor a result in several lines disturbs a reader.
-            let key = format!("X-Callback-Token: {token}");
-            let heartbeat = "POST /api/v1/webhooks/callbacks/heartbeat";
-            assert_eq!(call(&service.public, heartbeat, &[&key], r#"{"message":"halfway"}"#).status, 200);
+            // An event that is not on the channel.
+            let (path, header) =
+                ("POST /api/v1/webhooks/callbacks/heartbeat", format!("x-callback-token: {token}"));
+            let progress = call(&service.public, path, &[&header], r#"{"message":"at work"}"#);
+            assert_eq!(progress.status, 200, "{progress:?}");
             assert_eq!(service.callback(token, &format!("{{\n  \"number\": {number}\n}}")).status, 202);
         }
     };
+    let all_have = |sequence: u64| {
+        for (name, consumer) in &consumers {
+            eventually(&format!("{name} has number {sequence}"), || {
+                let texts = [format!("\"sequence\":{sequence},"), format!("\"sequence\": {sequence},")];
+                texts.iter().any(|text| consumer.out.text().contains(text))
+            });
+        }
+    };
     answer(3);
-    for (name, consumer) in &consumers {
-        eventually(&format!("{name} has the third"), || {
-            consumer.out.text().contains("\"sequence\":3") || consumer.out.text().contains("\"sequence\": 3")
-        });
-    }
+    all_have(3);
+    // Now all event streams are open, and get progress.
+    answer(1);
+    all_have(4);
     is_cut.store(true, Ordering::SeqCst);
     answer(3);
     assert_eq!(service.platform("DELETE", "call-1", "").status, 200);
     for (name, consumer) in consumers {
-        assert_eq!(consumer.sequences(), [1, 2, 3, 4, 5, 6], "{name}");
+        assert_eq!(consumer.sequences(), [1, 2, 3, 4, 5, 6, 7], "{name}");
     }
 
     // A consumer of the group crashed before it confirmed: it gets the entry again.

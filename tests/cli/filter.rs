@@ -1,5 +1,5 @@
-//! The subset of SigNoz's filter syntax that the README uses: `name = 'value'`, `name != 'value'`, `name IN $variable`,
-//! `name IN ('a', 'b')`, `name EXISTS`, their negations, and `AND`.
+//! The subset of SigNoz's filter syntax that the documentation uses: `name = 'value'`, `name != 'value'`,
+//! `name IN $variable`, `name IN ('a', 'b')`, `name EXISTS`, their negations, and `AND`.
 
 use std::collections::BTreeMap;
 

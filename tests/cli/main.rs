@@ -1,4 +1,4 @@
-//! The program as a process: exit codes, signals, output, and the README's examples.
+//! The program as a process: exit codes, signals, output, and the documented examples.
 //!
 //! `program` runs it to its end, `service` starts it as a server, `wire` sends HTTP requests.
 
@@ -23,6 +23,8 @@ mod incidents;
 mod keys;
 mod memory;
 mod open_files;
+mod openapi;
+mod probe;
 mod program;
 mod prometheus;
 mod readme;

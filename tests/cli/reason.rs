@@ -1,4 +1,4 @@
-//! "From a requestId to the reason": evaluates the README's filters on exported telemetry.
+//! "From a requestId to the reason": evaluates the documented filters on exported telemetry.
 
 use std::collections::{BTreeMap, BTreeSet};
 

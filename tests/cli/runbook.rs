@@ -26,7 +26,7 @@ fn commands(text: &str) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     for line in blocks.flat_map(str::lines) {
         match commands.last_mut() {
-            Some(command) if line.starts_with("  ") => *command += &format!("\n{line}"),
+            Some(command) if line.starts_with("  ") => command.extend(["\n", line]),
             _ => commands.push(line.to_owned()),
         }
     }
@@ -76,7 +76,8 @@ fn runbook_commands_and_filters_find_the_incidents() {
     let mut events =
         begin(&service.platform, "GET /platform/v1/conversations/call-2/events?from=0", &[&key], "\r\n");
     events.read_until("\"sequence\":1");
-    drop(events);
+    assert_eq!(service.platform("DELETE", "call-2", "").status, 200);
+    events.rest();
     service.log.wait_for("event stream closed");
     for _ in 0..2 {
         service.callback("cbt_forged", "1");

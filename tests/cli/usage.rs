@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::program::{PROGRAM, run};
 
-const LEVELS: [&[&str]; 12] = [
+const LEVELS: [&[&str]; 13] = [
     &[],
     &["serve"],
     &["demo"],
@@ -13,6 +13,7 @@ const LEVELS: [&[&str]; 12] = [
     &["config", "check"],
     &["config", "dump"],
     &["healthcheck"],
+    &["probe"],
     &["keys"],
     &["keys", "new"],
     &["waiting"],
@@ -72,7 +73,7 @@ fn invalid_setting_stops_every_command() {
 
 #[test]
 fn flag_that_a_command_does_not_use_is_refused() {
-    let unused: [(&[&str], &str); 10] = [
+    let unused: [(&[&str], &str); 11] = [
         (&["demo", "--public-addr", "127.0.0.1:0"], "demo does not use --public-addr"),
         (&["demo", "--platform-addr", "127.0.0.1:0"], "demo does not use --platform-addr"),
         (&["demo", "--set", "http.public_base_url=http://a"], "demo does not use http.public_base_url"),
@@ -81,6 +82,7 @@ fn flag_that_a_command_does_not_use_is_refused() {
         (&["healthcheck", "--log-level", "info"], "healthcheck does not use --log-level"),
         (&["healthcheck", "--url", "http://a", "--public-addr", "127.0.0.1:1"], "does not use --public-addr"),
         (&["healthcheck", "--url", "http://a", "--ready"], "--ready"),
+        (&["probe", "--store", "memory:"], "probe does not use --store"),
         (&["keys", "new", "--config", "a.toml"], "keys new does not use --config"),
         (&["keys", "new", "--set", "a.b=hunter2"], "keys new does not use --set"),
     ];

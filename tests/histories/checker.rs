@@ -4,16 +4,16 @@
 //! settlement carries, so the settling attempt is known. For each work item, every reply before its settlement must
 //! report it as awaiting, and every reply after it must report that settlement.
 //!
-//! | rule | in |
+//! | rule | module |
 //! |---|---|
-//! | the channel is 1, 2, 3 …, in both its forms; what is on it was issued here; nothing is late | `channel` |
-//! | an acknowledged result is there once, with its bytes; one winner a token; replies fit it | `items` |
-//! | silence and nothing else times out early; heartbeats tell the state | `heartbeats` |
-//! | a receipt tells who took it, and whether it was on the channel by then | `receipts` |
-//! | a turn is cancelled in one step, with all its items that await and no others | `turns` |
-//! | one item a key, one sequence an item, in the order of issue | `issuing` |
-//! | an end drops what it says it drops; readers see the channel, each part once, and go on where they were | `readers` |
-//! | where nothing is broken, the store is there | `unbroken` |
+//! | both forms of the channel are 1, 2, 3 …, with items of the conversation only; timeouts are not late | `channel` |
+//! | an acknowledged result is on the channel once, unchanged; a token has one result; replies agree | `items` |
+//! | an item times out before its deadline only without heartbeats; heartbeats report the state | `heartbeats` |
+//! | a receipt reports the accepted attempt, and whether the result was on the channel at that time | `receipts` |
+//! | cancelling a turn cancels all its awaiting items and no others, in one step | `turns` |
+//! | a key has one item, and an item one sequence, in the order of issue | `issuing` |
+//! | an end drops what it reports; readers get each part of the channel once, and continue there | `readers` |
+//! | without a fault, the store is available | `unbroken` |
 //! | a failover loses only what was written shortly before it | `loss` |
 
 mod channel;
@@ -60,7 +60,7 @@ pub(crate) enum Rule {
     Idempotency,
     /// No result is accepted without its token.
     Forged,
-    /// Nothing is accepted after its deadline or a silence, and items time out then.
+    /// Nothing is accepted after the deadline or the heartbeat timeout, and items time out then.
     Deadline,
     /// After an end nothing is accepted, and the counts of dropped items are correct.
     Ending,

@@ -1,5 +1,5 @@
-//! A client that retries as the README says: after a missing reply or a retryable status it repeats the request byte for
-//! byte. Its times are scaled down to the deadlines of the histories.
+//! A client that retries as docs/providers.md says: after a missing reply or a retryable status it repeats the same
+//! bytes. Its times are scaled down to the deadlines of the histories.
 
 use std::sync::Arc;
 use std::time::Duration;

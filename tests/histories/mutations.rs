@@ -87,7 +87,7 @@ caught! {
 
     heartbeat_that_moves_the_deadline_is_caught: [
         ("heartbeat", "times_out_at = math.min(NOW + timeout, deadline)", "times_out_at = NOW + timeout"),
-    ] => [Rule::Deadline, Rule::Reply, Rule::Agreement];
+    ] => [Rule::Deadline, Rule::Reply, Rule::Agreement, Rule::Ending];
 
     heartbeat_after_a_cancellation_is_caught: [
         ("heartbeat", "elseif outcome == CANCELLED then", "elseif false then"),

@@ -153,7 +153,7 @@ impl Reply {
         millis(self.text(member))
     }
 
-    /// Whether the README allows a repetition.
+    /// Whether docs/providers.md allows a retry.
     pub(crate) const fn may_be_repeated(&self) -> bool {
         matches!(self.status, 408 | 429 | 500 | 502 | 503 | 504)
     }

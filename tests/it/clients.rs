@@ -1,4 +1,4 @@
-//! Providers and platforms with the HTTP clients that they really use, from `tests/clients`.
+//! Providers and platforms with common HTTP clients, from `tests/clients`.
 
 mod faulty;
 mod outage;
@@ -7,6 +7,7 @@ mod providers;
 mod readers;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use test_support::{npm, python};
@@ -22,7 +23,7 @@ const NODE_FILES: [(&str, &str); 4] = [
     ("reader.mjs", include_str!("../clients/reader.mjs")),
 ];
 
-/// Where Node's programs and packages are.
+/// The directory of the programs for Node and their packages.
 fn node_directory() -> &'static Path {
     static INSTALLED_IN: OnceLock<PathBuf> = OnceLock::new();
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -39,6 +40,19 @@ fn node(script: &str, arguments: &[&str]) -> Program {
 fn python(script: &str, arguments: &[&str]) -> Program {
     let interpreter = python::interpreter(env!("CARGO_TARGET_TMPDIR"));
     Program::start(interpreter.to_str().unwrap(), &[&[source(script).as_str()], arguments].concat())
+}
+
+/// Builds a Go program, and returns its path.
+fn built_with_go(script: &str) -> String {
+    let directory = env!("CARGO_TARGET_TMPDIR");
+    let program = format!("{directory}/{script}.program");
+    let built = block_in_place(|| {
+        let mut go = Command::new("go");
+        go.args(["build", "-o", &program, &source(script)]).env("GOCACHE", format!("{directory}/go-cache"));
+        go.output().expect("these tests need the program go: install the package golang-go")
+    });
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    program
 }
 
 /// The path of a program that runs where it is.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use test_support::redis_server::RedisServer;
 
 use self::browser::Page;
-use crate::service::{Item, SERVICE_KEY, Service};
+use crate::service::{CALLBACKS, Item, SERVICE_KEY, Service};
 
 const TRACE_URL: (&str, &str) = ("console.trace_url", "https://signoz.example.com/trace/{traceId}?a=\"><b>");
 
@@ -31,7 +31,7 @@ async fn enter(page: &mut Page, key: &str) {
     page.press("Enter").await;
 }
 
-/// An item for ten minutes.
+/// Issues an item with a timeout of ten minutes.
 async fn issue(service: &Service, conversation: &str, name: &str) -> Item {
     let asked = json!({
         "kind": "tool", "name": name, "turnId": "turn-3", "timeoutMs": 600_000, "traceparent": TRACEPARENT,
@@ -52,7 +52,7 @@ fn head(row: &[String]) -> [&str; 3] {
 async fn list_shows_who_waits_for_whom() {
     let service = Service::on_memory().await;
     let mut page = unlocked(&service, "").await;
-    page.until_text("#list-empty", "Nothing waits.").await;
+    page.until_text("#list-empty", "No conversation is waiting.").await;
 
     let conversation = service.open().await;
     let first = issue(&service, &conversation, "weather").await;
@@ -70,7 +70,7 @@ async fn list_shows_who_waits_for_whom() {
     assert!(since.ends_with('s') && deadline.starts_with("9 m"), "{since}, {deadline}");
 
     answer(&service, &first, "1").await;
-    page.until_text("#list-empty", "Nothing waits.").await;
+    page.until_text("#list-empty", "No conversation is waiting.").await;
     assert_eq!(page.complaints(), [""; 0]);
 }
 
@@ -84,7 +84,7 @@ async fn truncated_list_says_so() {
         answer(&service, &issue(&service, &conversation, "route").await, "1").await;
     }
     let mut page = unlocked(&service, "").await;
-    page.until_text("#list-summary", "The 100 that wait longest; more may wait").await;
+    page.until_text("#list-summary", "The 100 that have waited longest; there may be more").await;
     let shown: Vec<String> = page.rows("#list").await.into_iter().map(|row| row[0].clone()).collect();
     let told = service.shown("/conversations?waiting=true&limit=100").await;
     let ids = told["conversations"].as_array().unwrap().iter();
@@ -128,7 +128,7 @@ async fn timeline_shows_what_the_store_says() {
     bars_are_in_proportion(&mut page).await;
     results_are_shown_on_demand(&mut page, &service, &conversation).await;
 
-    // Live: what is released and issued now appears by itself.
+    // Items that are released and issued now appear without a reload.
     answer(&service, &blocking, "true").await;
     page.until_text("#blocker", "Nothing is awaited.").await;
     page.until_text("#connection", "Live").await;
@@ -184,6 +184,33 @@ async fn results_are_shown_on_demand(page: &mut Page, service: &Service, convers
     page.until("[...document.querySelectorAll('tr.details')].at(-1).innerText.includes('barge-in')").await;
     page.evaluate(&format!("{}.click()", button(5))).await;
     page.until("document.querySelectorAll('tr.details')[2].innerText.includes('when it is released')").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn progress_is_shown_beside_its_item() {
+    let service = Service::on_memory().await;
+    let conversation = service.open().await;
+    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 500_000});
+    let item = service.issue(&conversation, &asked).await;
+    let mut page = unlocked(&service, &conversation).await;
+    page.until_text("#timeline", "awaiting").await;
+    page.until_text("#connection", "Live").await;
+    let heartbeat = service.provider("POST", &format!("{CALLBACKS}/heartbeat"));
+    let heartbeat =
+        heartbeat.header("x-callback-token", &item.token).json(r#"{"message":"<b>half</b> done"}"#);
+    assert_eq!(heartbeat.send().await.status, 200);
+    page.until_text("#timeline", "awaiting <b>half</b> done").await;
+    page.until_text("#blocker", "“<b>half</b> done”").await;
+    answer(&service, &issue(&service, &conversation, "route").await, "1").await;
+    page.until_text("#timeline", "holds back 1").await;
+    page.until_text("#blocker", "“<b>half</b> done”").await;
+    page.evaluate("document.querySelector('#timeline td.action button').click()").await;
+    let shown = service.shown(&item.path()).await;
+    for field in ["lastHeartbeatAt", "heartbeatDeadline"] {
+        let time = shown[field].as_str().unwrap();
+        page.until_text("tr.details", time).await;
+    }
+    assert_eq!(page.complaints(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -256,7 +283,7 @@ async fn service_key_stays_in_memory() {
     enter(&mut page, "a-key-that-is-not-the-one").await;
     page.until_text("#problem", "401 SERVICE_KEY_INVALID: the service key is not valid").await;
     enter(&mut page, SERVICE_KEY).await;
-    page.until_text("#list-empty", "Nothing waits.").await;
+    page.until_text("#list-empty", "No conversation is waiting.").await;
     page.open(&address(&service, &conversation)).await;
     page.until_text("#timeline-empty", "No work item").await;
     let kept = page
@@ -308,7 +335,7 @@ async fn markup_from_strangers_is_shown_as_text() {
     assert_eq!(page.evaluate("document.title").await, json!(conversation));
     let foreign = "document.querySelectorAll('img, b, body script, main [onerror]').length";
     assert_eq!(page.evaluate(foreign).await, 0);
-    // The address is of strangers, too.
+    // The address is untrusted, too.
     page.open(&address(&service, "%3Cimg%20src=x%20onerror=alert(1)%3E")).await;
     page.until("document.getElementById('conversation-id').textContent === '<img src=x onerror=alert(1)>'")
         .await;
@@ -369,7 +396,7 @@ async fn page_fits_narrow_and_wide_screens() {
             assert!(scrolls.as_u64().unwrap() <= width, "{shown} is {scrolls} wide at {width}");
         }
     }
-    // Screen readers keep the table where its rows are blocks.
+    // The table keeps its roles for screen readers when its rows are blocks.
     let metrics = json!({"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": false});
     page.call("Emulation.setDeviceMetricsOverride", metrics).await;
     let tree = page.call("Accessibility.getFullAXTree", json!({})).await;

@@ -1,9 +1,9 @@
-//! The service behind real gateways, attacked with requests that two parsers may read in two ways: no request is
-//! ever answered by the service that the gateway did not mean to send.
+//! Request smuggling through real gateways: requests that two parsers can read differently. The service must not
+//! respond to a request that the gateway did not forward.
 //!
-//! The gateway gives each request that it forwards an id, and writes it down. The service answers with the id of the
-//! request, and the wire between the two writes that down. A request that is hidden in another has no id of the
-//! gateway's, and one that meets the remains of another gets an answer that is not its own.
+//! The gateway sets an id on each request that it forwards, and logs it. The service returns the id, and a recorder
+//! between the two logs it. A smuggled request has no id of the gateway, and a request that follows the rest of a
+//! smuggled one gets the response to another request.
 
 mod attacks;
 mod program;

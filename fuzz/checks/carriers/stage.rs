@@ -151,6 +151,7 @@ impl Stage {
             store: Arc::clone(&self.store),
             keyring: Arc::clone(&self.keyring),
             clock: self.clock.clone(),
+            base_url: String::new(),
             carriers: Arc::new(Carriers::new(&token)),
             body: BodyLimits { max_bytes: MOST_BYTES, timeout: Duration::from_secs(10), copies: 1 },
             authenticated: BodyBudget::new(BUDGET),

@@ -239,7 +239,7 @@ pub struct NotAccepted {
     pub target: Option<Box<CallbackTarget>>,
 }
 
-/// Reports that a provider is at work. Uses nothing up, and does not count as a use of the conversation.
+/// Reports that a provider is working. Does not use up the token, and does not restart the idle timeout.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
     /// The conversation in the token.
@@ -248,7 +248,7 @@ pub struct Heartbeat {
     pub work_item: WorkItemId,
     /// Expiry of the token.
     pub expires_at: Timestamp,
-    /// What the event streams that are open get, at most every
+    /// Sent to open event streams, at most every
     /// [`PROGRESS_INTERVAL_MS`](crate::domain::progress::PROGRESS_INTERVAL_MS).
     pub progress: Option<Progress>,
 }

@@ -1,22 +1,23 @@
-// The console: what waits now, and one conversation as a timeline. It uses the documented platform API only.
+// The console: the conversations that hold results, and one conversation as a timeline. It uses only the documented
+// platform API.
 //
-// Names and results come from strangers, so they reach the page only as text nodes. The service key is in one variable:
-// not in storage, in a URL or in the history.
+// Names and results are untrusted, so they are inserted only as text nodes. The service key is kept in one variable, not
+// in storage, a URL or the history.
 
 const API = 'platform/v1/conversations';
-/** Conversations in the list: as many as the service lists at once. */
+/** Maximum number of conversations in the list, which is the maximum of the API. */
 const LIST_LIMIT = 100;
 /** Pause between two requests for the same state, in ms. */
 const REFRESH = 2000;
-/** The event stream has a comment every 15 s. After this time without one, in ms, its connection is lost. */
+/** The service sends a comment on the event stream every 15 s. After this time without data, in ms, it is lost. */
 const SILENCE = 40000;
 /** Pause before the event stream is opened again, in ms. It doubles to the maximum. */
 const RETRY = { min: 500, max: 8000 };
-/** Released items that a timeline starts with, that it keeps of those that come, and that it adds on demand. */
+/** Number of released items that a timeline shows at first, keeps as more arrive, and adds on demand. */
 const RELEASED = { first: 25, kept: 200, more: 100 };
-/** Unreleased items that a timeline shows at most. */
+/** Maximum number of unreleased items in a timeline. */
 const MAX_OPEN = 200;
-/** Characters of a result that are shown at most. */
+/** Maximum number of characters of a result. */
 const MAX_SHOWN = 500000;
 
 const byId = (id) => document.getElementById(id);
@@ -24,7 +25,7 @@ const show = (element, isShown) => {
   element.hidden = !isShown;
 };
 
-/** Sets a text only if it changes, so that selections and screen readers are not disturbed. */
+/** Sets a text only if it changes, which keeps selections and does not interrupt screen readers. */
 function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -54,7 +55,7 @@ function exactly(ms) {
   return running(ms);
 }
 
-/** A duration that goes on, in whole seconds: 12 s, 1 m 03 s, 2 h 05 m, 1 d 03 h. */
+/** A duration that still grows or shrinks, in whole seconds: 12 s, 1 m 03 s, 2 h 05 m, 1 d 03 h. */
 function running(ms) {
   const seconds = Math.max(0, Math.floor(ms / 1000));
   const two = (number) => String(number).padStart(2, '0');
@@ -162,7 +163,7 @@ async function* readEvents(path, { lastEventId = '', signal, onOpen = () => {} }
   }
 }
 
-/* What every view shows */
+/* Elements of every view */
 
 const connection = byId('connection');
 
@@ -176,10 +177,10 @@ function setProblem(text) {
   setText(byId('problem'), text);
 }
 
-/** What screen readers are to be told. */
+/** Messages for screen readers. */
 const announcements = new Set();
 
-/** Tells screen readers, together with what else happens within a second. Of many, the last five. */
+/** Announces a message to screen readers, together with others of the same second, at most the last five. */
 function announce(text) {
   if (announcements.size === 0) {
     setTimeout(() => {
@@ -202,7 +203,7 @@ function pause(ms, signal) {
   });
 }
 
-/** What a failed request means for the page: a wrong key ends it, everything else is told and tried again. */
+/** Handles a failed request: after an invalid key, shows the key form; shows other errors, and the request is retried. */
 function failed(error, signal) {
   if (signal.aborted) return;
   if (error instanceof Refused && error.status === 401) {
@@ -228,7 +229,7 @@ function traceLink(traceparent) {
   });
 }
 
-/** Brings the rows of a table body into the order of `items`, and reuses those that it has, so that the focus stays. */
+/** Orders the rows of a table body like `items`. Reuses existing rows, which keeps the focus. */
 function arrange(body, rows, items, keyOf, create) {
   const unused = new Set(rows.keys());
   let previous = null;
@@ -263,7 +264,7 @@ function makeRow(className, cells) {
   return row;
 }
 
-/* The list of what waits */
+/* The list of waiting conversations */
 
 class List {
   constructor(signal) {
@@ -300,11 +301,11 @@ class List {
     const isWhole = `${plural(count, 'conversation')}, longest first`;
     setText(
       byId('list-summary'),
-      truncated ? `The ${number} that wait longest; more may wait` : count > 0 ? isWhole : '',
+      truncated ? `The ${number} that have waited longest; there may be more` : count > 0 ? isWhole : '',
     );
     document.title = `${count > 0 ? `(${number}${truncated ? '+' : ''}) ` : ''}Waiting conversations`;
     announce(
-      count > 0 ? `${plural(count, 'conversation')}${truncated ? ' or more' : ''} waiting` : 'Nothing waits.',
+      count > 0 ? `${plural(count, 'conversation')}${truncated ? ' or more' : ''} waiting` : 'No conversation is waiting.',
     );
     const create = (waiting) => this.create(waiting);
     arrange(byId('list').tBodies[0], this.rows, conversations, (waiting) => waiting.conversationId, create);
@@ -396,7 +397,7 @@ class Conversation {
         setConnection('Reconnecting', 'lost');
       } catch (error) {
         failed(error, this.signal);
-        // The conversation is another one by now, or its channel has lost data: start over.
+        // The conversation was opened again, or its channel has lost data: start over.
         if (error instanceof Refused && error.status === 400) this.forgetItems();
       }
       await pause(this.retry, this.signal);
@@ -407,16 +408,21 @@ class Conversation {
   /** The state without its channel: the released items are read from the event stream. */
   async start() {
     await this.inspect();
-    const released = this.view.waitingFor - 1;
-    const after = Math.max(0, released - RELEASED.first);
+    const after = Math.max(0, this.released() - RELEASED.first);
     this.firstShown = after + 1;
     this.lastEventId = String(after);
     show(byId('conversation-view'), true);
   }
 
-  /** Whether all that was released is shown. */
+  /** The sequence of the last item on the channel. An item that is overdue or was dropped is not on it. */
+  released() {
+    const { nextSequence, awaiting, held, droppedAwaiting = 0, droppedHeld = 0 } = this.view;
+    return nextSequence - 1 - awaiting.length - held.length - droppedAwaiting - droppedHeld;
+  }
+
+  /** Whether all released items are shown. */
   isComplete() {
-    return Number(this.lastEventId.split('-').pop()) >= this.view.waitingFor - 1;
+    return Number(this.lastEventId.split('-').pop()) >= this.released();
   }
 
   async look() {
@@ -425,7 +431,7 @@ class Conversation {
     if (!document.hidden && !this.signal.aborted) await this.inspect();
   }
 
-  /** Follows the event stream until it ends or the page is hidden, and inspects beside it. */
+  /** Follows the event stream until it ends or the page is hidden, and requests inspections at the same time. */
   async follow() {
     const stop = new AbortController();
     const signal = AbortSignal.any([this.signal, stop.signal]);
@@ -435,7 +441,7 @@ class Conversation {
     };
     document.addEventListener('visibilitychange', hide, { signal });
     try {
-      // The sequence alone is a cursor as well: what the stream starts after.
+      // A sequence alone is a valid cursor: the stream starts after it.
       const isFirst = !this.lastEventId.includes('-');
       const path = `${this.path}/events${isFirst ? `?from=${this.lastEventId}` : ''}`;
       const onOpen = () => {
@@ -475,7 +481,7 @@ class Conversation {
         failed(error, signal);
         if (error instanceof Refused && error.status === 404) stop.abort();
       }
-      // Soon after an event, and not at once: of a chain of releases, the last one counts.
+      // Delayed, so that a series of released events causes one inspection.
       const woken = AbortSignal.any([signal, this.wake.signal]);
       await pause(Math.max(REFRESH, 5 * (performance.now() - began)), woken);
       if (this.wake.signal.aborted) await pause(150, signal);
@@ -498,7 +504,7 @@ class Conversation {
         this.items.set(item.sequence, { ...this.fromApi(item, state), progress: known?.progress });
       }
     }
-    // What is neither open nor on the channel of an ended conversation was dropped.
+    // In an ended conversation, items that are neither open nor on the channel were dropped.
     for (const item of this.items.values()) {
       if (view.state === 'ended' && item.state !== 'released' && !open.has(item.sequence))
         item.state = 'dropped';
@@ -535,7 +541,7 @@ class Conversation {
     this.wake?.abort();
   }
 
-  /** Takes the item of an envelope, which has no deadline. */
+  /** Adds the item of an envelope, which has no deadline. */
   release(envelope) {
     const item = this.fromApi(envelope, 'released');
     item.deadline = this.items.get(item.sequence)?.deadline;
@@ -576,7 +582,7 @@ class Conversation {
     throw new Error('the event stream ended early');
   }
 
-  /** Once for all events that arrive together. */
+  /** Renders once for all events that arrive together. */
   renderSoon() {
     this.rendering ??= requestAnimationFrame(() => {
       this.rendering = undefined;
@@ -588,11 +594,11 @@ class Conversation {
     if (!this.view) return;
     const all = [...this.items.values()].filter((item) => item.sequence >= this.firstShown);
     all.sort((one, other) => one.sequence - other.sequence);
-    // What is not released comes after all that is.
+    // Unreleased items come after all released ones.
     const open = all.filter((item) => item.state !== 'released');
     this.forgetReleased(all.splice(0, all.length - open.length - this.keptReleased));
     const held = open.filter((item) => item.state === 'held');
-    // An event may be here before the inspection that goes with it.
+    // An event can arrive before the inspection that contains its item.
     this.blocker = this.view.state === 'live' && open[0]?.state === 'awaiting' ? open[0] : undefined;
     this.held = held;
     this.lastHeld = held.at(-1)?.sequence ?? 0;
@@ -748,7 +754,7 @@ class Conversation {
     return classes.join(' ');
   }
 
-  /** The state in words, and what goes with it. */
+  /** The state in words, with its details. */
   stateOf(item) {
     if (item.state === 'released') return [words(item.outcome), ''];
     if (item.state === 'held')
@@ -767,7 +773,7 @@ class Conversation {
     for (const row of this.rows.values()) row.tick(time, span);
   }
 
-  /** The time that the bars cover. It goes on while something is open. */
+  /** The time span of the bars. It grows while an item is open. */
   span(time) {
     const chosen = byId('span').value;
     const latest = this.shown.map((item) => item.releasedAt ?? item.receivedAt ?? item.issuedAt);
@@ -835,7 +841,7 @@ class Conversation {
     );
   }
 
-  /** The result is read from the channel now, and not kept. */
+  /** Reads the result from the channel on demand. It is not kept. */
   async renderResult(element, item) {
     const note = (text) => element.replaceChildren(make('p', { className: 'muted', textContent: text }));
     if (item.state === 'held') return note('Its result can be read when it is released.');
@@ -862,7 +868,7 @@ class Conversation {
   }
 }
 
-/** The times of a row, of which some go on. */
+/** The times of a row. Some still grow or shrink. */
 function tickRow({ item, cells, lane, bars }, time, span) {
   const { state, issuedAt, receivedAt, releasedAt, deadline } = item;
   const settledAt = receivedAt ?? (state === 'awaiting' ? time : issuedAt);
@@ -879,7 +885,7 @@ function tickRow({ item, cells, lane, bars }, time, span) {
   lane.classList.toggle('before', !isOpen(item) && heldUntil < span.from);
 }
 
-/** Places a bar on its lane, or hides it if it is outside of the span. */
+/** Positions a bar, or hides it if it is outside the time span. */
 function place(bar, { from, to }, start, end) {
   const position = (ms) => Math.min(1, Math.max(0, (ms - from) / (to - from)));
   const isInside = end >= from && start <= to;
@@ -916,7 +922,7 @@ function drawAxis({ from, to }) {
   );
 }
 
-/* Which view is shown */
+/* Selection of the view */
 
 let view = null;
 let leave = new AbortController();
@@ -929,7 +935,7 @@ function conversationInAddress() {
   }
 }
 
-/** Shows what the address names: a conversation by its id, or the list. */
+/** Shows the conversation whose id is in the address, or the list. */
 function navigate() {
   leave.abort();
   leave = new AbortController();
@@ -972,7 +978,7 @@ byId('open').addEventListener('submit', (event) => {
 });
 byId('forget').addEventListener('click', () => forget());
 window.addEventListener('hashchange', navigate);
-// A page that the browser keeps for its back button must not keep the key.
+// A page in the browser's back/forward cache must not keep the key.
 window.addEventListener('pagehide', () => forget());
 setInterval(() => {
   if (!document.hidden) view?.tick();

@@ -1,5 +1,5 @@
-//! Queries over many partitions: due timers, totals and waiting conversations. On a single server, one script call covers many partitions. On a
-//! cluster, each node gets one pipeline, with one script call per partition.
+//! Queries over many partitions: due timers, totals and waiting conversations. On a single server, one script call
+//! covers many partitions. On a cluster, each node gets one pipeline, with one script call per partition.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,8 @@ use crate::store::{CLAIM_MS, Due, StoreError, group_by_conversation};
 
 /// Maximum number of partitions per script call. In a cluster it is one, because partitions are in different slots.
 const PARTITIONS_PER_CALL: usize = 64;
+/// Maximum number of index entries that one script call returns, unless a partition has more; that takes Redis about 2 ms.
+const WAITING_PER_CALL: usize = 2_048;
 
 /// A query that is executed as a script call for one or more partitions.
 pub(super) trait PartitionQuery: Sync {
@@ -34,6 +36,10 @@ pub(super) trait PartitionQuery: Sync {
     fn read(reply: Value, partitions: &[u16]) -> Result<Self::Output, StoreError>;
     /// The timeout for a cluster node, derived from the response timeout of a command.
     fn timeout(response: Duration) -> Duration;
+    /// Maximum number of partitions per script call on a single server.
+    fn partitions_per_call(&self) -> usize {
+        PARTITIONS_PER_CALL
+    }
 }
 
 /// Finds and claims due timers, at most `limit` per partition.
@@ -136,6 +142,10 @@ impl PartitionQuery for WaitingQuery {
     fn timeout(response: Duration) -> Duration {
         response
     }
+
+    fn partitions_per_call(&self) -> usize {
+        (WAITING_PER_CALL / self.count.max(1)).clamp(1, PARTITIONS_PER_CALL)
+    }
 }
 
 /// A reply and the partitions that it covers.
@@ -158,7 +168,7 @@ impl Partitions<'_> {
         if self.nodes.is_cluster() {
             return self.query_cluster(query, partitions).await;
         }
-        let groups = partitions.chunks(PARTITIONS_PER_CALL);
+        let groups = partitions.chunks(query.partitions_per_call());
         join_all(groups.map(async |group| (group.to_vec(), self.query_group(query, group).await))).await
     }
 

@@ -87,6 +87,9 @@ pub(crate) const PLATFORM: &[&str] = &[
     "DELETE /platform/v1/conversations/{C}/work-items/{T}\nauthorization: Bearer {K}\n\n",
     "DELETE /platform/v1/conversations/{C}/work-items?turnId={M}\nauthorization: Bearer {K}\n\n",
     "DELETE /platform/v1/conversations/{C}/work-items?turnId=t&{T}={T}\nauthorization: Bearer {K}\n\n",
+    "GET /platform/v1/conversations?waiting={T}\nauthorization: Bearer {K}\n\n",
+    "GET /platform/v1/conversations?waiting=true&limit={M}\nauthorization: Bearer {K}\n\n",
+    "GET /platform/v1/conversations?waiting=true&{T}={T}\nauthorization: Bearer {K}\n\n",
     // Reasons.
     "DELETE /platform/v1/conversations/{C}?reason={M}\nauthorization: Bearer {K}\n\n",
     "DELETE /platform/v1/conversations/{C}/work-items?turnId=t&reason=of+{M}\nauthorization: Bearer {K}\n\n",

@@ -1,10 +1,10 @@
-//! Heartbeats: what keeps an item alive, when it times out by silence, and what a reply to a heartbeat may say.
+//! Heartbeats: when an item times out without them, and what a reply to a heartbeat may report.
 
 use super::items::{explains, is_between};
 use super::{Case, Item, Rule, SAME_MOMENT};
 use crate::record::{Attempt, Envelope, Reply, Time, millis};
 
-/// A sign of life of an item: the store recorded it between these times, in milliseconds.
+/// The issue or a heartbeat of an item: the store recorded it between these times, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 struct Sign {
     from: u64,
@@ -14,7 +14,7 @@ struct Sign {
 }
 
 impl Item<'_> {
-    /// Longest silence in milliseconds; `None` if it needs no heartbeats.
+    /// Heartbeat timeout in milliseconds; `None` if it needs no heartbeats.
     fn silence(&self) -> Option<u64> {
         self.asked.heartbeat_timeout_ms
     }
@@ -34,18 +34,17 @@ impl Item<'_> {
                     let from = self.deadline.saturating_sub(silence);
                     signs.push(Sign { from, until: self.deadline, certain: true });
                 }
-                Some(_) => {}
                 None if attempt.may_count() => {
                     let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
                     signs.push(Sign { from, until: u64::MAX, certain: false });
                 }
-                None => {}
+                Some(_) | None => {}
             }
         }
         signs
     }
 
-    /// Whether it may have been alive at this time, in milliseconds.
+    /// Whether it may not have timed out at this time, in milliseconds.
     pub(super) fn may_be_alive(&self, at: u64) -> bool {
         let Some(silence) = self.silence() else { return at < self.deadline };
         let keeps = |sign: &Sign| sign.from <= at && at - sign.until.min(at) < silence;
@@ -67,7 +66,7 @@ impl Item<'_> {
         time + SAME_MOMENT >= self.deadline.min(silent_at) * 1_000
     }
 
-    /// Why it cannot have timed out at this time, in milliseconds, if so.
+    /// Why it cannot have timed out at this time, in milliseconds. `None` if it can.
     fn timeout_defect(&self, at: u64, by_silence: bool) -> Option<&'static str> {
         let Some(silence) = self.silence().filter(|_| by_silence) else {
             let silent_before = self.silence().is_some() && !self.may_be_alive(self.deadline - 1);

@@ -108,7 +108,7 @@ impl Case<'_> {
         }
     }
 
-    /// Progress is that of a heartbeat, and no reader gets it twice or too often.
+    /// Each progress event is of a heartbeat, and no reader gets it twice or too often.
     pub(super) fn check_progress(&mut self) {
         for session in &self.conversation.sessions {
             let mut last: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();

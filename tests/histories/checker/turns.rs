@@ -11,7 +11,7 @@ impl<'a> Item<'a> {
         self.cancels.iter().chain(&self.turn_cancels).copied()
     }
 
-    /// What the cancellations of its turn have told about it.
+    /// What the cancellations of its turn have reported about it.
     pub(super) fn told_by_turn_cancels(
         &self,
     ) -> impl Iterator<Item = (&'a Attempt, &'a Value)> + use<'_, 'a> {
@@ -50,7 +50,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Everything that it has cancelled is of the turn, and was cancelled at one time.
+    /// All cancelled items are of the turn, and were cancelled at the same time.
     fn check_one_step(&mut self, turn: &str, attempt: &Attempt) {
         let cancelled = self.envelopes.iter().filter(|envelope| {
             envelope.outcome == "cancelled" && envelope.request_id.as_ref() == Some(&attempt.request_id)
@@ -66,7 +66,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Nothing of the turn awaits after it, and the reply tells what it has done.
+    /// No item of the turn is awaiting after it, and the reply reports the cancelled items.
     fn check_cancelled_turn(&mut self, turn: &str, attempt: &Attempt, reply: &Reply) {
         if self.ended_by().is_some_and(|ended| ended < attempt.invoked) {
             self.violated(Rule::Ending, format!("turn {turn} was cancelled after an end was acknowledged"));

@@ -15,19 +15,19 @@ use tokio::time::Instant;
 
 use crate::service::{Call, Client};
 
-/// What becomes of a request.
+/// How a request is handled.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fate {
     /// 503 with `Retry-After: 1`, on a connection that stays open.
     Refused,
     /// The connection is closed.
     Dropped,
-    /// The service answers, and the connection is closed without its reply.
+    /// The service responds, and the connection is closed without the response.
     ReplyLost,
     Forwarded,
 }
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug)]
 pub(super) struct Received {
     pub(super) at: Instant,
@@ -55,7 +55,7 @@ struct Shared {
 struct Closed;
 
 impl Faulty {
-    /// Starts in front of this address. The requests have these fates, in order; the last one repeats.
+    /// Starts in front of this address. Handles the requests in these ways, in order; the last one repeats.
     pub(super) async fn start(upstream: SocketAddr, fates: &[Fate]) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -70,7 +70,7 @@ impl Faulty {
                 tokio::spawn(async move {
                     let answer = service_fn(|request| shared.answer(request));
                     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-                    // Fails where it closes the connection.
+                    // An error if the connection is closed deliberately.
                     drop(connection.await);
                 });
             }

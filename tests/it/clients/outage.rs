@@ -1,4 +1,4 @@
-//! The retry policy as the documentation prints it, while Redis is away.
+//! The documented retry programs, while Redis is unavailable.
 
 use std::fs;
 
@@ -33,7 +33,7 @@ with ThreadPoolExecutor(64) as pool:
         print(outcome)
 "#;
 
-/// The same in TypeScript, which is JavaScript too.
+/// The same in TypeScript and JavaScript.
 const TYPESCRIPT: &str = r"
 import { readFileSync } from 'node:fs';
 const lines = readFileSync(0, 'utf8').trim().split('\n');
@@ -74,7 +74,7 @@ fn programs() -> [Program; 3] {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn documented_retries_lose_nothing_while_redis_is_away() {
     let mut redis = RedisServer::durable();
-    // The defaults, which the other tests lengthen.
+    // The defaults; the other tests use longer timeouts.
     let timeouts = [("store.connect_timeout_ms", "1000"), ("store.response_timeout_ms", "1000")];
     let url = redis.url(0);
     let service = Service::start(&[&[("store.url", url.as_str())], &timeouts[..]].concat()).await;

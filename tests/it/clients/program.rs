@@ -1,4 +1,4 @@
-//! A client as a process, which reads lines and writes lines.
+//! A client process that reads and writes lines.
 
 use std::process::Stdio;
 
@@ -30,7 +30,7 @@ impl Program {
         Self { input: process.stdin.take(), process, output }
     }
 
-    /// Sends it a line.
+    /// Sends a line to its input.
     pub(super) async fn tell(&mut self, line: &str) {
         let line = format!("{line}\n");
         let sent = self.input.as_mut().unwrap().write_all(line.as_bytes());
@@ -42,7 +42,7 @@ impl Program {
         timeout(PATIENCE, self.output.next_line()).await.expect("a line in time").unwrap()
     }
 
-    /// Ends its input, and returns the rest of the output of a program that succeeds.
+    /// Closes its input, expects it to succeed, and returns the rest of its output.
     pub(super) async fn finish(mut self) -> Vec<String> {
         drop(self.input.take());
         let mut rest = Vec::new();

@@ -10,7 +10,7 @@ use tokio::time::Duration;
 
 use super::faulty::{Fate, Faulty};
 use super::program::Program;
-use super::{node, python, source};
+use super::{built_with_go, node, python, source};
 use crate::service::{CALLBACKS, Item, Service, until};
 
 /// An HTTP client.
@@ -19,8 +19,14 @@ enum Client {
     Python(&'static str),
     Node(&'static str),
     Java,
+    Jetty,
+    Go,
     Curl,
 }
+
+/// Jetty's client, from the package `libjetty9-extra-java`.
+const JETTY: &str = "/usr/share/java/jetty9-client.jar:/usr/share/java/jetty9-http.jar:\
+                     /usr/share/java/jetty9-io.jar:/usr/share/java/jetty9-util.jar";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn python_clients_are_served() {
@@ -33,8 +39,13 @@ async fn node_clients_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn java_client_and_curl_are_served() {
-    are_served(&[Client::Java, Client::Curl]).await;
+async fn java_clients_are_served() {
+    are_served(&[Client::Java, Client::Jetty]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn go_client_and_curl_are_served() {
+    are_served(&[Client::Go, Client::Curl]).await;
 }
 
 async fn are_served(clients: &[Client]) {
@@ -57,7 +68,9 @@ impl Client {
         match self {
             Self::Python(library) => python("provider.py", &[library]),
             Self::Node(library) => node("provider.mjs", &[library]),
-            Self::Java => Program::start("java", &[&source("Provider.java")]),
+            Self::Java => Program::start("java", &["-cp", JETTY, &source("Provider.java"), "jdk"]),
+            Self::Jetty => Program::start("java", &["-cp", JETTY, &source("Provider.java"), "jetty"]),
+            Self::Go => Program::start(&built_with_go("provider.go"), &[]),
             Self::Curl => Program::start("bash", &[&source("provider.sh")]),
         }
     }
@@ -118,7 +131,7 @@ impl Provider {
         assert!(channel[0].contains("\"result\":\"72 °F ✅\""), "{:?}: {}", self.client, channel[0]);
     }
 
-    /// The same bytes again after a refusal, a closed connection and a lost reply.
+    /// Repeats the same bytes after a refusal, a closed connection and a lost response.
     async fn retries(&mut self, service: &Service) {
         let fates = [Fate::Refused, Fate::Dropped, Fate::ReplyLost, Fate::Forwarded];
         let gateway = Faulty::start(service.public, &fates).await;
@@ -130,7 +143,7 @@ impl Provider {
         let received = gateway.received();
         assert_eq!(received.len(), fates.len(), "{:?}: {received:?}", self.client);
         assert!(received.iter().all(|request| request.body == sent), "{:?}: {received:?}", self.client);
-        // curl tries again at once if a connection that it uses again was closed.
+        // curl retries immediately if a reused connection was closed.
         let waits: &[u64] = if matches!(self.client, Client::Curl) { &[1_000] } else { &[1_000, 375, 750] };
         for (pair, at_least_ms) in received.windows(2).zip(waits) {
             let waited = pair[1].at - pair[0].at;
@@ -151,7 +164,7 @@ impl Provider {
         assert!(received.iter().all(|request| request.body == "1"), "{:?}: {received:?}", self.client);
     }
 
-    /// The service has closed the connection of the first callbacks meanwhile.
+    /// The service has closed the connection of the first callbacks in the meantime.
     async fn connects_again(&mut self, service: &Service) {
         let item = service.fresh_tool().await;
         let (status, body) = self.post(&callbacks(service.public), &item.token, far(), "7").await;
@@ -159,7 +172,7 @@ impl Provider {
     }
 }
 
-/// Items that no callback can settle any more: timed out, cancelled, and of an ended conversation.
+/// Items that no callback can settle: timed out, cancelled, and of an ended conversation.
 async fn over(service: &Service) -> [Item; 3] {
     let conversation = service.open().await;
     let late = service.issue(&conversation, &json!({"kind": "tool", "timeoutMs": 1})).await;

@@ -1,4 +1,4 @@
-//! Libraries for server-sent events read each result as it was sent, whatever they take for the end of a line.
+//! Libraries for server-sent events read each result as it was sent, whichever characters they treat as line ends.
 
 use futures_util::future::join_all;
 use serde_json::Value;

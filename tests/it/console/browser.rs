@@ -1,9 +1,10 @@
-//! Chromium without a window, driven by its debugging protocol.
+//! Headless Chromium, controlled by its debugging protocol.
 //!
 //! The protocol runs over pipes, so no port is involved, and Chromium exits when they close, however the test ends.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ impl Page {
         let browser = Command::new("sh")
             .args(["-c", PIPES, "chromium"])
             .arg(&log)
-            .arg("chromium")
+            .arg(program())
             .args(OPTIONS)
             .arg(format!("--user-data-dir={}", directory.path().join("profile").display()))
             .arg("about:blank")
@@ -101,7 +102,7 @@ impl Page {
 
     fn lost(&self) -> String {
         let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-        format!("these tests need Chromium: install the package chromium, and have it on PATH: {log}")
+        format!("Chromium ended: {log}")
     }
 
     /// Opens an address, and waits until it is loaded.
@@ -185,7 +186,7 @@ impl Page {
         }
     }
 
-    /// What a screen reader is told of the element that has the focus: its role and its name.
+    /// The role and the name that a screen reader gets for the focused element.
     pub(super) async fn focused(&mut self) -> (String, String) {
         let tree = self.call("Accessibility.getFullAXTree", json!({})).await;
         let nodes = tree["nodes"].as_array().unwrap();
@@ -198,7 +199,8 @@ impl Page {
         focused.map(|node| (text(&node["role"]), text(&node["name"]))).unwrap_or_default()
     }
 
-    /// Presses Tab until the focus is on an element of this role whose name contains this. Returns how often.
+    /// Presses Tab until the focus is on an element with this role and a name that contains this text. Returns the number
+    /// of presses.
     pub(super) async fn tab_to(&mut self, role: &str, name: &str) -> usize {
         let mut passed = Vec::new();
         for presses in 1..=30 {
@@ -229,6 +231,20 @@ impl Page {
         let others = said.filter(|event| event["params"]["entry"]["source"] != "network");
         others.map(|event| event["params"].to_string()).collect()
     }
+}
+
+/// Chromium or Chrome.
+fn program() -> &'static str {
+    static FOUND: OnceLock<&str> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let is_there = |name: &&str| {
+            let mut command = Command::new(name);
+            let output = command.arg("--version").stdin(Stdio::null()).output();
+            output.is_ok_and(|output| output.status.success())
+        };
+        let found = ["chromium", "chromium-browser", "google-chrome"].into_iter().find(is_there);
+        found.expect("these tests need Chromium: install the package chromium, and have it on PATH")
+    })
 }
 
 /// Chromium ends when its input is closed.

@@ -13,6 +13,7 @@ on_every_store!(
     late_timer_of_an_earlier_deadline_moves_the_waiting_time_back,
     conversations_are_listed_longest_first_and_up_to_the_limit,
     overdue_item_holds_nothing_back,
+    item_that_is_alive_holds_back,
     cancelled_items_are_held,
     ended_conversation_does_not_wait,
     idle_conversation_does_not_wait,
@@ -131,6 +132,24 @@ async fn overdue_item_holds_nothing_back(backend: Backend) {
     assert_eq!(listed(&stage).await, [(id(&conversation), 2, 1, 1, 0)]);
     conversation.cancel(&second).await.unwrap();
     assert_eq!(listed(&stage).await, []);
+}
+
+async fn item_that_is_alive_holds_back(backend: Backend) {
+    let stage = backend.alone(ROOMY).await;
+    let conversation = stage.conversation().await;
+    let mut issue = conversation.issuing(10_000);
+    issue.heartbeat_timeout_ms = Some(100);
+    let first = conversation.issue_with(issue).await.unwrap().item;
+    let second = conversation.issue(10_000).await;
+    conversation.accept(&second, "1").await.unwrap();
+    stage.clock.advance(90);
+    conversation.heartbeat(&first, None).await.unwrap();
+    stage.clock.advance(99);
+    assert_eq!(listed(&stage).await, [(id(&conversation), 1, 1, 1, 0)]);
+    stage.clock.advance(1);
+    assert_eq!(listed(&stage).await, [], "silent for too long");
+    conversation.expire(&[&first]).await;
+    assert_eq!((listed(&stage).await, conversation.channel().await.len()), (vec![], 2));
 }
 
 async fn cancelled_items_are_held(backend: Backend) {

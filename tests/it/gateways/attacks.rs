@@ -1,4 +1,4 @@
-//! What the literature knows of requests that are framed in two ways, each with a request hidden in it or behind it.
+//! Known attacks with ambiguous framing. Each has a request hidden in it or behind it.
 //!
 //! An attack is a text with places in it:
 //!

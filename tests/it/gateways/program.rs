@@ -55,8 +55,9 @@ pub(super) enum Kind {
     /// Forwards a body while it arrives.
     StreamingNginx,
     Fastify,
-    /// With its default settings, as is the next one.
+    /// nginx with its default settings.
     DefaultNginx,
+    /// Fastify with its default settings.
     DefaultFastify,
 }
 
@@ -85,7 +86,7 @@ struct Program {
 #[derive(Debug)]
 pub(super) struct Gateway {
     pub(super) address: SocketAddr,
-    /// Where the platform connects, on a shipped gateway.
+    /// The platform's address of a shipped gateway.
     pub(super) platform: SocketAddr,
     keeper: Child,
     directory: TempDir,
@@ -267,7 +268,7 @@ fn shipped_nginx(directory: &Path, ports: [u16; 2], instances: [Instance; 2]) ->
         ("/var/log/nginx/error.log warn", format!("{directory}/error.log warn")),
         ("/var/log/nginx/callbacks.log", format!("{directory}/callbacks.log")),
         ("/run/nginx.pid", format!("{directory}/ready")),
-        // Where nginx may write without being root.
+        // Paths that nginx can write without being root.
         (
             "client_max_body_size",
             ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]

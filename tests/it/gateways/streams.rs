@@ -10,7 +10,7 @@ use crate::service::{Call, EventReader, PATIENCE, SERVICE_KEY, Service};
 
 /// Longest time to the first byte of a stream, and from a callback to its event.
 const AT_ONCE: Duration = Duration::from_millis(200);
-/// How often it is tried: the fastest counts, since other tests may keep the processors busy.
+/// Number of attempts. The fastest counts, because other tests may keep the processors busy.
 const TRIES: usize = 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

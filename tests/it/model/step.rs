@@ -157,7 +157,7 @@ fn step() -> impl Strategy<Value = Step> {
     let attempt = || 0..4u64;
     let idle = prop::option::weighted(0.2, select(vec![300, 5_000, 30_000]));
     let key = prop::option::weighted(0.3, (0..3u8, select(vec![0, 0, 0, 1u8])));
-    let heartbeat = prop::option::weighted(0.4, select(vec![10, 50, 600, 2_000]));
+    let heartbeat = prop::option::weighted(0.3, select(vec![10, 50, 600, 600, 2_000]));
     let timeouts = (select(vec![20, 100, 1_000, 1_000, 1_000, 1_000]), heartbeat);
     prop_oneof![
         8 => (who(), idle, trace(), attempt())
@@ -166,7 +166,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(who, item, (timeout_ms, heartbeat_timeout_ms), llm, trace, key)| {
                 Step::Issue { who, item, timeout_ms, heartbeat_timeout_ms, llm, trace, key }
             }),
-        8 => (who(), item(), any::<bool>())
+        6 => (who(), item(), any::<bool>())
             .prop_map(|(who, item, progress)| Step::Heartbeat { who, item, progress }),
         30 => (who(), item(), select(vec![0, 0, 3, 3, 2, 1, 4]), attempt())
             .prop_map(|(who, item, body, attempt)| Step::Accept { who, item, body, attempt }),

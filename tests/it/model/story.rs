@@ -33,7 +33,7 @@ pub(super) const LIMITS: Limits = Limits {
     max_held_bytes: 40,
     max_awaiting_items: 4,
     max_channel_length: 7,
-    max_channel_bytes: 100,
+    max_channel_bytes: 75,
     conversation_idle_ttl_ms: 10_000,
     ended_retention_ms: 2_000,
 };

@@ -22,7 +22,7 @@ const TRIES: usize = 4;
 type Entry = (u64, u64, u64, Vec<Vec<u8>>, String, String);
 
 /// The slow log of a server.
-struct SlowLog<'a> {
+pub(super) struct SlowLog<'a> {
     server: &'a RedisServer,
     connection: redis::Connection,
     /// [`waited`] at the last call of [`SlowLog::take`].
@@ -37,7 +37,7 @@ fn waited(server: &RedisServer) -> u64 {
 }
 
 impl<'a> SlowLog<'a> {
-    fn of(server: &'a RedisServer) -> Self {
+    pub(super) fn of(server: &'a RedisServer) -> Self {
         let mut connection = server.connection(0);
         cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(LONGEST).exec(&mut connection).unwrap();
         Self { server, connection, waited: waited(server) }
@@ -45,7 +45,7 @@ impl<'a> SlowLog<'a> {
 
     /// The slow commands since the last call. The log has wall-clock time: a few slow commands do not count if the
     /// server had to wait for a core for as long as they were too slow.
-    fn take(&mut self) -> Vec<String> {
+    pub(super) fn take(&mut self) -> Vec<String> {
         let entries: Vec<Entry> = cmd("SLOWLOG").arg("GET").arg(-1).query(&mut self.connection).unwrap();
         let statistics: String = cmd("INFO").arg("commandstats").query(&mut self.connection).unwrap();
         let scripts = statistics.split_once("cmdstat_evalsha:calls=").map_or("0", |(_, rest)| rest);
@@ -81,7 +81,7 @@ async fn hold(conversation: &Conversation<'_>, items: &[WorkItem]) {
 }
 
 /// Repeats an operation until none of its scripts is too slow. Fails after [`TRIES`] attempts.
-async fn is_short(what: &str, mut step: impl AsyncFnMut() -> Vec<String>) {
+pub(super) async fn is_short(what: &str, mut step: impl AsyncFnMut() -> Vec<String>) {
     let mut all = Vec::new();
     for _ in 0..TRIES {
         let slow = step().await;

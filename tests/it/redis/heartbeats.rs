@@ -112,7 +112,6 @@ async fn ten_thousand_heartbeats_of_one_item_hurt_nobody() {
             .unwrap()
     };
     let (before, set_for) = (size(&mut connection), timer(&mut connection));
-    cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(5_000).exec(&mut connection).unwrap();
     let progress =
         Progress::new(Some(&"x".repeat(1_000)), Some(&format!("\"{}\"", "x".repeat(4_000)))).unwrap();
     let beats = stream::iter(0..10_000_u32).map(|number| {
@@ -134,11 +133,13 @@ async fn ten_thousand_heartbeats_of_one_item_hurt_nobody() {
         slowest
     };
     let ((), slowest) = tokio::join!(beats, others);
-    assert!(slowest < Duration::from_secs(5), "{slowest:?} for opening, issuing and a callback");
+    assert!(slowest < Duration::from_secs(10), "{slowest:?} for opening, issuing and a callback");
     assert!(size(&mut connection) <= before + 64, "a heartbeat replaces the one before");
     assert_eq!(timer(&mut connection), set_for, "its timer was left alone");
-    let slow: u64 = cmd("SLOWLOG").arg("LEN").query(&mut connection).unwrap();
-    assert!(slow < 5, "{slow} slow commands");
+    let stats: String = cmd("INFO").arg("commandstats").query(&mut connection).unwrap();
+    let calls = stats.split("cmdstat_evalsha:").nth(1).unwrap();
+    let micros = calls.split("usec_per_call=").nth(1).unwrap().split([',', '\r']).next().unwrap();
+    assert!(micros.parse::<f64>().unwrap() < 1_000.0, "{micros} µs for each call");
 }
 
 /// Time from the timeout of the first item to its release, in milliseconds.
@@ -158,16 +159,16 @@ async fn silent_item_times_out_soon_after_its_last_heartbeat() {
     let server = RedisServer::start();
     let service = Service::on(&server).await;
     let conversation = service.open().await;
-    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 1_500});
+    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 2_500});
     let item = service.issue(&conversation, &asked).await;
     // Its timer fires twice meanwhile.
-    for _ in 0..7 {
+    for _ in 0..12 {
         sleep(Duration::from_millis(500)).await;
         beat(&service, &item.token).await;
     }
     // Without the schedule, the rotation over all partitions finds the timer only within 22 seconds.
     let late = lateness(&service, &conversation).await;
-    assert!(late <= 500, "{late} ms late");
+    assert!(late <= 2_000, "{late} ms late");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -175,14 +176,14 @@ async fn silent_item_of_a_stopped_instance_times_out_on_another() {
     let server = RedisServer::start();
     let (leaving, staying) = (Service::on(&server).await, Service::on(&server).await);
     let conversation = leaving.open().await;
-    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 3_000});
+    let asked = json!({"kind": "tool", "timeoutMs": 600_000, "heartbeatTimeoutMs": 5_000});
     let item = leaving.issue(&conversation, &asked).await;
-    sleep(Duration::from_millis(2_000)).await;
+    sleep(Duration::from_secs(3)).await;
     beat(&leaving, &item.token).await;
     // The timer fires and is set again. Long enough for the announcement.
-    sleep(Duration::from_millis(2_000)).await;
+    sleep(Duration::from_millis(3_500)).await;
     leaving.drain();
     leaving.ended().await;
     let late = lateness(&staying, &conversation).await;
-    assert!(late <= 1_500, "{late} ms late");
+    assert!(late <= 2_500, "{late} ms late");
 }

@@ -139,10 +139,11 @@ async fn silence_is_told_on_the_channel_and_by_inspection(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let service = deployment.any();
     let conversation = service.open().await;
+    // Far enough apart to see the second one held on a busy machine.
     let [first, second] =
-        [watched(service, &conversation, 1_500).await, watched(service, &conversation, 300).await];
-    assert_eq!(first.issued["heartbeatTimeoutMs"], 1_500);
-    assert_eq!(millis(&first.issued["heartbeatDeadline"]), millis(&first.issued["issuedAt"]) + 1_500);
+        [watched(service, &conversation, 5_000).await, watched(service, &conversation, 300).await];
+    assert_eq!(first.issued["heartbeatTimeoutMs"], 5_000);
+    assert_eq!(millis(&first.issued["heartbeatDeadline"]), millis(&first.issued["issuedAt"]) + 5_000);
     beat(service, &first.token, "").send().await;
     let mut shown = Value::Null;
     until("it is silent", async || {
@@ -156,7 +157,7 @@ async fn silence_is_told_on_the_channel_and_by_inspection(kind: Kind) {
     );
     assert_eq!((shown.get("heartbeatDeadline"), shown.get("lastHeartbeatAt")), (None, None));
     let listed = service.shown(&format!("/conversations/{conversation}")).await;
-    assert_eq!(listed["awaiting"][0]["heartbeatTimeoutMs"], 1_500);
+    assert_eq!(listed["awaiting"][0]["heartbeatTimeoutMs"], 5_000);
     assert_eq!(listed["held"][0]["reason"], "heartbeat");
     // Without a heartbeat the first one does not live until its deadline either.
     let channel = service.channel(&conversation, 2).await;
@@ -270,9 +271,9 @@ async fn invalid_heartbeat_is_refused_with_its_bounds_and_changes_nothing() {
         (json!({"message": "a\nb"}).to_string(), "without control characters"),
         (json!({"message": "\0"}).to_string(), "without control characters"),
         (json!({"message": "\u{2028}"}).to_string(), "without control characters"),
-        (json!({ "message": item.token }).to_string(), "token prefix"),
+        (json!({ "message": item.token }).to_string(), "must not contain a token"),
         (format!("{{\"data\":{wide}}}"), "at most 4096 bytes"),
-        (json!({"data": {"token": item.token}}).to_string(), "data: must not contain the token prefix"),
+        (json!({"data": {"token": item.token}}).to_string(), "data: must not contain a token"),
         (json!({"mesage": "x"}).to_string(), "post a result to callback.url"),
         (json!({"answer": 42}).to_string(), "post a result to callback.url"),
         ("{\"message\":\"a\",\"message\":\"b\"}".into(), "message: must not be repeated"),

@@ -49,13 +49,13 @@ async fn slips_around_a_token_are_explained() {
         |value: &str| service.provider("POST", CALLBACKS).json(format!("{{\"callbackToken\":{value}}}"));
     let invalid = (401, "CALLBACK_TOKEN_INVALID");
     for (call, advice) in [
-        (service.callback(&format!("Bearer {token}"), "1"), "without Bearer"),
-        (service.callback(&format!("\"{token}\""), "1"), "without quotes or blanks"),
-        (service.callback(&format!("'{token}"), "1"), "without quotes or blanks"),
-        (in_body(&format!("\"{token}\\n\"")), "without quotes or blanks"),
-        (service.callback(&token[..100], "1"), "it was cut, it has 100 of 116 characters"),
+        (service.callback(&format!("Bearer {token}"), "1"), "remove Bearer"),
+        (service.callback(&format!("\"{token}\""), "1"), "remove the quotes or spaces"),
+        (service.callback(&format!("'{token}"), "1"), "remove the quotes or spaces"),
+        (in_body(&format!("\"{token}\\n\"")), "remove the quotes or spaces"),
+        (service.callback(&token[..100], "1"), "it is truncated: it has 100 of 116 characters"),
         (service.callback(&format!("{token}="), "1"), "it has 117 characters"),
-        (service.callback(&token[4..], "1"), "does not begin as a token does"),
+        (service.callback(&token[4..], "1"), "does not begin with cbt_"),
         (service.callback("cbt_é", "1"), "string of ASCII"),
         (in_body("7"), "string of ASCII"),
     ] {

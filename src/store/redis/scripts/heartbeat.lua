@@ -1,10 +1,10 @@
--- Records a heartbeat of a work item. It uses nothing up, and does not count as a use of the conversation. The item's
--- timer stays as it is: when it fires, expire.lua finds the item alive and sets it again.
+-- Records a heartbeat of a work item. Does not use up the token, and does not restart the conversation's idle timeout.
+-- Does not change the item's timer: when it fires, expire.lua finds that the item has not timed out, and sets it again.
 -- ARGV: 4 sequence, 5 work item id, 6 expiry of the token in ms, 7 members `message` and `data` of the progress event
 --       or empty
 -- Reply: alive, now, state, metadata, item, progress published 0|1
 --        token_expired | conversation_ended | work_item_unknown | work_item_timed_out | work_item_cancelled, followed
---        by metadata and item where they are known
+--        by metadata and item if they are known
 local sequence, PROGRESS = tonumber(ARGV[4]), ARGV[7]
 if NOW >= tonumber(ARGV[6]) then
     return { 'token_expired' }
@@ -34,7 +34,7 @@ if heartbeat ~= '' then
     deadline, timeout, last_at, progress_at = decode(HEARTBEAT, heartbeat)
 end
 local publishes = PROGRESS ~= '' and math.abs(NOW - progress_at) >= $progress_interval
--- Any number of heartbeats in a millisecond write once.
+-- Several heartbeats in the same millisecond write once.
 if last_at == NOW and not publishes then
     return { 'alive', NOW, state_of(c), c.metadata, item, 0 }
 end
@@ -45,8 +45,8 @@ end
 heartbeat = encode(HEARTBEAT, deadline, timeout, NOW, publishes and NOW or progress_at)
 item = encode(ITEM, AWAITING, times_out_at, window, id, issued_at, day, #key, key, #trace, trace, #members, members,
     #heartbeat, heartbeat)
--- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE. An item must
--- not time out because Redis is full.
+-- An item must not time out because Redis is full. At maxmemory, Redis refuses a script's first write (OOM) but not the
+-- following ones, and it never refuses PEXPIRE.
 call('PEXPIRE', TIMERS, $partition_ttl)
 if sequence == c.gate and c.gate_deadline > 1 then
     c.gate_deadline = times_out_at

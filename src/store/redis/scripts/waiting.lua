@@ -1,4 +1,4 @@
--- Returns the conversations with the oldest held results of some partitions. Read-only. A script of its own.
+-- Returns the conversations of some partitions with the oldest held results. Read-only. Does not use conversation.lua.
 -- KEYS: waiting of each partition
 -- ARGV: 1 maximum number of conversations per partition
 -- Reply: conversation and the time in ms at which its oldest held item was settled, alternating

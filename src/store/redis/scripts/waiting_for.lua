@@ -1,11 +1,11 @@
--- Returns what a conversation waits for and holds back. Removes the entry of a conversation that holds nothing, and of
--- one that does not exist any more, from the index; otherwise read-only.
+-- Returns the item that a conversation waits for, and since when it holds results. Removes the conversation from the
+-- index if it holds nothing or no longer exists. Otherwise read-only.
 -- Reply: waiting, state, metadata, the item at the gate, the time in ms at which the oldest held item was settled (text)
 --        not_waiting: nothing is held, or the next step releases it
 local read = call('HMGET', CONVERSATION, 's', 'c')
 local c = conversation(read[1], read[2])
 if not c or c.next - c.gate == c.awaiting then
-    -- pcall: a full or read-only Redis refuses it.
+    -- pcall: a full or read-only Redis refuses the write.
     redis.pcall('ZREM', WAITING, REFERENCE)
     return { 'not_waiting' }
 end

@@ -1,0 +1,204 @@
+//! An HTTP client with TLS. Its errors say what an operator can check. They never contain a URL, which can have a token.
+
+use std::error::Error;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, StatusCode};
+use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+
+use super::report::StepFailure;
+use crate::cli::client::ClientError;
+use crate::cli::text::plain;
+use crate::http::code::Code;
+use crate::http::tls;
+
+/// Maximum number of bytes that are read of a response. The error page of a gateway can be long.
+const MAX_BODY: usize = 64 * 1024;
+/// Maximum number of characters that are shown of a foreign text.
+const MAX_SHOWN: usize = 200;
+
+/// Trusts the built-in certificate authorities and the certificates in this file.
+pub(super) fn trusting(ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    for certificate in ca.map(tls::chain).transpose()?.unwrap_or_default() {
+        roots.add(certificate)?;
+    }
+    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+/// The listener of a request, with its name in messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Platform,
+    Public,
+}
+
+impl Side {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Platform => "the platform URL",
+            Self::Public => "the public URL",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct HttpClient(reqwest::Client);
+
+impl HttpClient {
+    /// A client that connects to the host of the URL.
+    pub(super) fn direct(tls: ClientConfig) -> Result<Self, ClientError> {
+        Self::build(reqwest::Client::builder().no_proxy(), tls)
+    }
+
+    /// A client that uses the proxy in the environment, such as `HTTPS_PROXY`.
+    pub(super) fn by_proxy_of_environment(tls: ClientConfig) -> Result<Self, ClientError> {
+        Self::build(reqwest::Client::builder(), tls)
+    }
+
+    fn build(builder: reqwest::ClientBuilder, tls: ClientConfig) -> Result<Self, ClientError> {
+        let builder = builder
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            // Connections are not reused after a pause, because the server may close them at the same time.
+            .pool_idle_timeout(Duration::from_secs(1))
+            .user_agent(concat!("callback-ingress-probe/", env!("CARGO_PKG_VERSION")));
+        Ok(Self(builder.build()?))
+    }
+
+    pub(super) fn request(&self, method: reqwest::Method, url: &str) -> reqwest::RequestBuilder {
+        self.0.request(method, url)
+    }
+}
+
+/// Sends a request. Returns the response with its body unread.
+pub(super) async fn send(
+    side: Side,
+    request: reqwest::RequestBuilder,
+) -> Result<reqwest::Response, StepFailure> {
+    request.send().await.map_err(|error| no_answer(side, error))
+}
+
+/// Sends a request and reads the response.
+pub(super) async fn call(side: Side, request: reqwest::RequestBuilder) -> Result<Answer, StepFailure> {
+    Answer::read(side, send(side, request).await?).await
+}
+
+/// A response, and whether it is from callback-ingress.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    headers: HeaderMap,
+    pub(super) json: Value,
+}
+
+/// An error envelope of callback-ingress.
+#[derive(Debug)]
+pub(super) struct OwnError {
+    pub(super) code: Code,
+    pub(super) message: String,
+    pub(super) request_id: String,
+}
+
+impl Answer {
+    pub(super) async fn read(side: Side, mut response: reqwest::Response) -> Result<Self, StepFailure> {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(side, error))? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_BODY {
+                break;
+            }
+        }
+        Ok(Self { status, headers, json: serde_json::from_slice(&body).unwrap_or_default() })
+    }
+
+    pub(super) fn text(&self, field: &str) -> &str {
+        self.json[field].as_str().unwrap_or_default()
+    }
+
+    /// A header as text for people.
+    pub(super) fn header(&self, name: &str) -> Option<String> {
+        self.headers.get(name).map(|value| shown(&String::from_utf8_lossy(value.as_bytes())))
+    }
+
+    /// `None`: the response is not from callback-ingress. A gateway can have error envelopes of the same form, without a
+    /// trace id or with other codes.
+    pub(super) fn own_error(&self) -> Option<OwnError> {
+        let error = &self.json["error"];
+        let text = |field: &str| error[field].as_str().map(shown);
+        let code = error["code"].as_str()?;
+        let code = *Code::ALL.iter().find(|known| known.as_str() == code)?;
+        let _trace_id = text("traceId")?;
+        (self.status == code.status()).then_some(OwnError {
+            code,
+            message: text("message")?,
+            request_id: text("requestId")?,
+        })
+    }
+}
+
+/// Foreign text, truncated and without control characters.
+pub(super) fn shown(text: &str) -> String {
+    plain(&text.chars().take(MAX_SHOWN).collect::<String>())
+}
+
+/// Explains a missing response.
+fn no_answer(side: Side, error: reqwest::Error) -> StepFailure {
+    let host =
+        error.url().and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?)));
+    let host = host.unwrap_or_default();
+    let error = error.without_url();
+    let what = match cause(&error) {
+        Cause::Tls(rustls::Error::InvalidMessage(_)) => {
+            format!("{host} does not speak TLS: is the URL http://?")
+        }
+        Cause::Tls(problem @ rustls::Error::InvalidCertificate(_)) => {
+            format!("TLS error at {host}: {problem} (--ca FILE adds trusted certificates)")
+        }
+        Cause::Tls(problem) => format!("TLS error at {host}: {problem}"),
+        Cause::Io(io::ErrorKind::ConnectionRefused) => format!("connection refused by {host}"),
+        Cause::Io(io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) => {
+            format!("{host} closed the connection without a response")
+        }
+        Cause::Other(text) if error.is_connect() => format!("cannot connect to {host}: {text}"),
+        Cause::Other(text) => format!("no usable response from {host}: {text}"),
+        Cause::Io(kind) => format!("no response from {host}: {kind}"),
+    };
+    StepFailure::new(format!("{}: {what}", side.as_str()))
+}
+
+enum Cause<'a> {
+    Tls(&'a rustls::Error),
+    Io(io::ErrorKind),
+    Other(String),
+}
+
+/// The most specific cause.
+fn cause<'a>(error: &'a (dyn Error + 'static)) -> Cause<'a> {
+    let chain = || std::iter::successors(Some(error), |error| source(*error));
+    if let Some(tls) = chain().find_map(|error| error.downcast_ref()) {
+        return Cause::Tls(tls);
+    }
+    let io = chain().filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
+    match io.filter(|kind| *kind != io::ErrorKind::Other).last() {
+        Some(kind) => Cause::Io(kind),
+        None => Cause::Other(shown(&chain().last().map(ToString::to_string).unwrap_or_default())),
+    }
+}
+
+/// Also the error in an I/O error, whose `source` skips it.
+fn source<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner),
+        None => error.source(),
+    }
+}

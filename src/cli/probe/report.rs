@@ -1,0 +1,152 @@
+//! The output of the probe: one line per step, or one JSON document.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use super::round_trip::RoundTrip;
+use crate::cli::outcome::{Failure, print};
+
+/// Columns of the steps' names.
+const WIDTH: usize = 20;
+
+/// Why a step failed.
+#[derive(Debug, Default)]
+pub(super) struct StepFailure {
+    pub(super) reason: String,
+    pub(super) status: Option<u16>,
+    pub(super) code: Option<&'static str>,
+    pub(super) request_id: Option<String>,
+}
+
+impl StepFailure {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), ..Self::default() }
+    }
+}
+
+impl From<Failure> for StepFailure {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Usage(error) | Failure::Runtime(error) => Self::new(error.to_string()),
+        }
+    }
+}
+
+/// The time of a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Took {
+    /// From the request to the response.
+    Call(Duration),
+    /// Relative to the response to the callback.
+    After(Duration),
+    Before(Duration),
+}
+
+impl Took {
+    /// From `answered` to `seen`.
+    pub(super) fn between(answered: Instant, seen: Instant) -> Self {
+        match seen.checked_duration_since(answered) {
+            Some(after) => Self::After(after),
+            None => Self::Before(answered - seen),
+        }
+    }
+
+    fn ms(self) -> f64 {
+        let ms = |duration: Duration| (duration.as_secs_f64() * 1e4).round() / 10.0;
+        match self {
+            Self::Call(duration) | Self::After(duration) => ms(duration),
+            Self::Before(duration) => -ms(duration),
+        }
+    }
+}
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = match self {
+            Self::Call(_) => "",
+            Self::After(_) => " after",
+            Self::Before(_) => " before",
+        };
+        write!(f, "{:>7.1} ms{suffix}", self.ms().abs())
+    }
+}
+
+/// The steps so far.
+#[derive(Debug)]
+pub(super) struct Report {
+    as_json: bool,
+    current: RefCell<String>,
+    done: RefCell<Vec<Value>>,
+}
+
+impl Report {
+    pub(super) fn new(as_json: bool) -> Self {
+        Self { as_json, current: RefCell::default(), done: RefCell::default() }
+    }
+
+    /// Names the step that begins now.
+    pub(super) fn begin(&self, step: impl Into<String>) -> Instant {
+        *self.current.borrow_mut() = step.into();
+        Instant::now()
+    }
+
+    pub(super) fn current_step(&self) -> String {
+        self.current.borrow().clone()
+    }
+
+    /// The current step has succeeded.
+    pub(super) fn done(&self, took: Took) -> Result<(), Failure> {
+        let step = self.current_step();
+        self.done.borrow_mut().push(json!({"step": step, "ms": took.ms()}));
+        self.line(&format!("{step:<WIDTH$} {took}"))
+    }
+
+    pub(super) fn failed(&self, step: &str) -> Result<(), Failure> {
+        self.line(&format!("{step:<WIDTH$}  FAILED"))
+    }
+
+    fn line(&self, text: &str) -> Result<(), Failure> {
+        if self.as_json { Ok(()) } else { print(&format!("{text}\n")) }
+    }
+
+    /// Prints the result.
+    pub(super) fn finish(
+        &self,
+        round_trip: &RoundTrip<'_>,
+        failure: Option<(String, StepFailure)>,
+        took: Duration,
+    ) -> Result<(), Failure> {
+        let took = Took::Call(took);
+        let reason = failure.map(|(step, failure)| {
+            let StepFailure { reason, status, code, request_id } = failure;
+            let reason = round_trip.without_secrets(&reason);
+            let mut told = Map::new();
+            told.insert("step".into(), step.clone().into());
+            told.insert("reason".into(), reason.clone().into());
+            let facts = [("status", status.map(Value::from)), ("code", code.map(Value::from))];
+            let facts = facts.into_iter().chain([("requestId", request_id.map(Value::from))]);
+            told.extend(facts.filter_map(|(name, fact)| Some((name.to_owned(), fact?))));
+            (Value::from(told), format!("{step}: {reason}"))
+        });
+        if self.as_json {
+            let mut told = json!({
+                "ok": reason.is_none(),
+                "conversationId": round_trip.conversation(),
+                "carriers": round_trip.carriers(),
+                "steps": self.done.take(),
+                "totalMs": took.ms(),
+            });
+            if let Some((failure, _)) = &reason {
+                told["failure"] = failure.clone();
+            }
+            print(&format!("{told:#}\n"))?;
+        } else if reason.is_none() {
+            self.line(&format!("{:<WIDTH$} {took}", "ok"))?;
+        }
+        reason.map_or(Ok(()), |(_, text)| Err(Failure::Runtime(text.into())))
+    }
+}

@@ -1,0 +1,310 @@
+//! The parts of the OpenAPI documents that both listeners share.
+//!
+//! The documents are built by code, and not derived from the types: carriers, names and limits are settings, and handlers
+//! read their requests themselves, so derived schemas would be stated by hand at each type, too. Tests compare the
+//! documents with the routes, the codes and the responses of the running service.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::code::Code;
+use super::refusal::Refusal;
+use crate::domain::ids::RequestId;
+use crate::domain::work_item::Outcome;
+
+/// The example of a request id.
+const REQUEST_ID: &str = "018f0000-0000-7000-8000-00000000abcd";
+/// The example of a trace id.
+const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
+/// The example of the id of a work item.
+pub const WORK_ITEM_ID: &str = "01970000-0000-7000-8000-000000000001";
+/// The example of a time.
+pub const TIME: &str = "2026-11-28T12:00:00.000Z";
+
+/// The version of OpenAPI.
+const VERSION: &str = "3.1.1";
+
+/// The route of a document.
+pub fn route(path: &str, document: Bytes) -> Router {
+    Router::new().route(path, get(move || async move { serve(document) }))
+}
+
+fn serve(document: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], Body::from(document))
+        .into_response()
+}
+
+/// A document under construction.
+#[derive(Debug)]
+pub struct Document {
+    info: Value,
+    server: String,
+    paths: BTreeMap<String, Map<String, Value>>,
+    schemas: Map<String, Value>,
+    security_schemes: Map<String, Value>,
+}
+
+impl Document {
+    /// A document without paths. `server`: the URL before the paths.
+    pub fn new(title: &str, description: &str, server: &str) -> Self {
+        let info = json!({
+            "title": title,
+            "description": description,
+            "version": env!("CARGO_PKG_VERSION"),
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+        });
+        let server = server.to_owned();
+        let mut document =
+            Self { info, server, paths: BTreeMap::new(), schemas: Map::new(), security_schemes: Map::new() };
+        document.schemas(shared_schemas());
+        document
+    }
+
+    /// Adds schemas: the members of an object.
+    pub fn schemas(&mut self, schemas: Value) {
+        if let Value::Object(schemas) = schemas {
+            self.schemas.extend(schemas);
+        }
+    }
+
+    /// Adds a way to authenticate.
+    pub fn security_scheme(&mut self, name: &str, scheme: Value) {
+        self.security_schemes.insert(name.to_owned(), scheme);
+    }
+
+    /// Adds an operation. `method` is in lower case.
+    pub fn operation(&mut self, method: &str, path: &str, operation: Operation) {
+        self.paths.entry(path.to_owned()).or_default().insert(method.to_owned(), operation.0.into());
+    }
+
+    /// Adds the health checks.
+    pub fn health(&mut self) {
+        let ok = || json_response("The service can be used.", "Health", &json!({"status": "ok"}));
+        let health = Operation::new("health", "Whether requests can be handled, for load balancers")
+            .responds(200, ok())
+            .refuses(&[Code::MethodNotAllowed, Code::Draining, Code::StoreUnavailable]);
+        let live = Operation::new("live", "Whether the process runs, for orchestrators")
+            .responds(200, ok())
+            .refuses(&[Code::MethodNotAllowed]);
+        self.operation("get", "/health", health);
+        self.operation("get", "/health/live", live);
+        self.schemas(json!({
+            "Health": object(&["status"], &json!({"status": {"const": "ok"}})),
+        }));
+    }
+
+    /// The document as JSON.
+    pub fn finish(self) -> Bytes {
+        let document = json!({
+            "openapi": VERSION,
+            "info": self.info,
+            "servers": [{"url": self.server}],
+            "paths": self.paths,
+            "components": {
+                "schemas": self.schemas,
+                "headers": headers(),
+                "securitySchemes": self.security_schemes,
+            },
+        });
+        serde_json::to_vec(&document).unwrap_or_default().into()
+    }
+}
+
+/// An operation under construction.
+#[derive(Clone, Debug)]
+pub struct Operation(Map<String, Value>);
+
+impl Operation {
+    /// An operation without responses, which needs no authentication.
+    pub fn new(id: &str, summary: &str) -> Self {
+        let mut fields = Map::new();
+        fields.insert("operationId".to_owned(), id.into());
+        fields.insert("summary".to_owned(), summary.into());
+        fields.insert("security".to_owned(), json!([]));
+        fields.insert("responses".to_owned(), json!({}));
+        Self(fields)
+    }
+
+    /// Sets a field.
+    #[must_use]
+    pub fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
+        self.0.insert(field.to_owned(), value.into());
+        self
+    }
+
+    /// Adds a response.
+    #[must_use]
+    pub fn responds(mut self, status: u16, response: Value) -> Self {
+        self.0["responses"][status.to_string()] = response;
+        self
+    }
+
+    /// Adds the refusals with these codes, one response for each status.
+    #[must_use]
+    pub fn refuses(mut self, codes: &[Code]) -> Self {
+        let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
+        for code in codes {
+            by_status.entry(code.status().as_u16()).or_default().push(*code);
+        }
+        for (status, codes) in by_status {
+            self = self.responds(status, refusal(&codes));
+        }
+        self
+    }
+}
+
+/// A response with a JSON body.
+pub fn json_response(description: &str, schema: &str, example: &Value) -> Value {
+    json!({
+        "description": description,
+        "headers": response_headers(&[]),
+        "content": {"application/json": {"schema": schema_ref(schema), "example": example}},
+    })
+}
+
+/// A schema of the document.
+pub fn schema_ref(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+/// The schema of an object without further members.
+pub fn object(required: &[&str], properties: &Value) -> Value {
+    json!({
+        "type": "object",
+        "required": required,
+        "properties": properties,
+        "additionalProperties": false,
+    })
+}
+
+/// The headers that every response has, and these.
+pub fn response_headers(others: &[&str]) -> Value {
+    let names = ["X-Request-Id", "X-Trace-Id", "traceresponse", "Server-Timing"].iter().chain(others);
+    names
+        .map(|name| ((*name).to_owned(), json!({"$ref": format!("#/components/headers/{name}")})))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// The response with one of these codes, which have the same status.
+fn refusal(codes: &[Code]) -> Value {
+    let lines: Vec<String> =
+        codes.iter().map(|code| format!("`{}`: {}", code.as_str(), code.description())).collect();
+    let names: Vec<&str> = codes.iter().map(|code| code.as_str()).collect();
+    let examples: Map<String, Value> = codes
+        .iter()
+        .map(|code| {
+            let example = json!({"summary": code.description(), "value": envelope(*code)});
+            (code.as_str().to_owned(), example)
+        })
+        .collect();
+    let mut retryable: Vec<bool> = codes.iter().map(|code| code.retryable()).collect();
+    retryable.dedup();
+    json!({
+        "description": lines.join("\n\n"),
+        "headers": response_headers(&refusal_headers(codes)),
+        "content": {"application/json": {
+            "schema": {
+                "allOf": [schema_ref("Error")],
+                "properties": {"error": {"properties": {
+                    "code": {"enum": names},
+                    "retryable": {"enum": retryable},
+                }}},
+            },
+            "examples": examples,
+        }},
+    })
+}
+
+fn envelope(code: Code) -> Value {
+    let id = RequestId::parse(REQUEST_ID).map(|id| {
+        Refusal::new(code, code.description().trim_end_matches('.').to_owned()).envelope(id, TRACE_ID)
+    });
+    id.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
+}
+
+/// The headers that all refusals with these codes have.
+fn refusal_headers(codes: &[Code]) -> Vec<&'static str> {
+    let all = |has: fn(Code) -> bool| codes.iter().all(|code| has(*code));
+    [
+        ("WWW-Authenticate", all(|code| code.challenge().is_some())),
+        ("Retry-After", all(|code| code.retry_after().is_some())),
+        ("webhook-delivery", all(|code| !code.retryable())),
+        ("Accept", all(|code| code == Code::ContentTypeUnsupported)),
+        ("Allow", all(|code| code.status() == StatusCode::METHOD_NOT_ALLOWED)),
+    ]
+    .into_iter()
+    .filter_map(|(name, has)| has.then_some(name))
+    .collect()
+}
+
+/// The component of each header that a document can name.
+fn headers() -> Value {
+    let header = |description: &str, schema: Value| json!({"description": description, "required": true, "schema": schema});
+    let text = || json!({"type": "string"});
+    json!({
+        "X-Request-Id": header("Identifies the request in logs; quote it when you report a problem.", uuid()),
+        "X-Trace-Id": header("The trace of the request.", pattern("^[0-9a-f]{32}$")),
+        "traceresponse": header("The span of the request (W3C Trace Context Level 2).", text()),
+        "Server-Timing": header("The span once more: `trace;desc=<traceparent>`.", text()),
+        "WWW-Authenticate": header("`CallbackToken` or `Bearer`.", json!({"enum": ["CallbackToken", "Bearer"]})),
+        "Retry-After": header("Seconds to wait before the next try.", json!({"type": "integer", "minimum": 0})),
+        "webhook-delivery": header("The same request must not be sent again.", json!({"const": "abort-message"})),
+        "Accept": header("The media type to send.", json!({"const": "application/json"})),
+        "Allow": header("The methods of the path.", text()),
+        "Cache-Control": header("Responses with tokens and receipts are not cached.", json!({"const": "no-store"})),
+        "Idempotent-Replayed": {
+            "description": "Present if the idempotency key was known: the response is the first one again.",
+            "schema": {"const": "true"},
+        },
+    })
+}
+
+/// The schema of a UUID.
+pub fn uuid() -> Value {
+    json!({"type": "string", "format": "uuid"})
+}
+
+/// The schema of a string.
+pub fn pattern(pattern: &str) -> Value {
+    json!({"type": "string", "pattern": pattern})
+}
+
+fn shared_schemas() -> Value {
+    let codes: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
+    let outcomes = Outcome::ALL.map(Outcome::as_str);
+    let error = object(
+        &["code", "message", "requestId", "retryable", "traceId"],
+        &json!({
+            "code": {"type": "string", "enum": codes, "description": "Stable."},
+            "message": {"type": "string", "description": "For people; can change."},
+            "requestId": uuid(),
+            "retryable": {"type": "boolean", "description": "Whether the same request can succeed later."},
+            "traceId": pattern("^[0-9a-f]{32}$"),
+            "outcome": {"description": "Of a work item that is settled.", "allOf": [schema_ref("Outcome")]},
+        }),
+    );
+    json!({
+        "Error": object(&["error"], &json!({"error": error})),
+        "Outcome": {"type": "string", "enum": outcomes},
+        "Sequence": {"type": "integer", "minimum": 1, "description": "Position in the order of issue."},
+        "State": {
+            "type": "string",
+            "enum": ["awaiting", "held", "released", "dropped"],
+            "description": "`held` waits for an earlier work item; `dropped` was held when the conversation ended.",
+        },
+        "Timestamp": {
+            "type": "string",
+            "format": "date-time",
+            "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
+            "examples": [TIME],
+        },
+    })
+}
