@@ -41,7 +41,7 @@ async def post_callback(callback: dict[str, Any], result: Any) -> dict[str, Any]
                 if reply.status_code not in RETRYABLE:
                     raise RuntimeError(f"the result was not accepted: {failure}")
                 seconds = reply.headers.get("retry-after", "")
-                wait = max(wait, int(seconds) if seconds.isdigit() else 0)
+                wait = max(wait, int(seconds) if seconds.isdecimal() else 0)
             wait *= random.uniform(1, 1.25)
             left = until - time() - 0.25  # the last attempt is just before the deadline
             if left <= 0:

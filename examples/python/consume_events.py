@@ -38,12 +38,13 @@ def follow(conversation: str) -> Iterator[dict[str, Any]]:
 
 
 def events(lines: Iterator[str]) -> Iterator[dict[str, str]]:
-    """Yields the fields of each event. The service writes each field in one line."""
+    """Yields the fields of each event. A result with line breaks is in several `data` lines."""
     event: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
         if name:
-            event[name] = value.removeprefix(" ")
+            value = value.removeprefix(" ")
+            event[name] = f"{event[name]}\n{value}" if name in event else value
         elif not line and "data" in event:
             yield event
             event = {}

@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+use tokio::sync::oneshot;
+
 use crate::config::ConfigErrors;
 
 /// Why a command failed.
@@ -37,6 +41,22 @@ pub(super) fn write(text: &str) -> Result<bool, Failure> {
         }
         Ok(()) => Ok(true),
         Err(_) => Ok(false),
+    }
+}
+
+/// Waits until standard output is a closed pipe, without writing. A file is never closed.
+pub(super) async fn stdout_closed() {
+    let (sender, closed) = oneshot::channel();
+    // Not a task: the process does not wait for this thread when it ends.
+    std::thread::spawn(move || {
+        let stdout = std::io::stdout();
+        let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+        if retry_on_intr(|| poll(&mut watched, None)).is_ok() {
+            let _ = sender.send(());
+        }
+    });
+    if closed.await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -11,11 +11,14 @@ use super::outcome::{Failure, print};
 use super::platform_client::{CallError, PlatformArgs, PlatformClient, conversation_id, optional_time, time};
 use super::text::{clock_time, count, duration, json_line, plain, size};
 use super::waiting::{label, results};
-use super::width::wrapped;
+use super::width::{fits, wrapped};
 use crate::clock::Clock;
 use crate::config::LoadedConfig;
 use crate::domain::ids::ConversationId;
 use crate::domain::time::Timestamp;
+
+/// Columns that a row needs beside its label: the state, the gaps, and room for some words.
+const BESIDE_LABEL: usize = 40;
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
@@ -195,11 +198,13 @@ fn timeline(
         .chain(unreleased.into_iter().map(|item| row(item, unreleased_text(item, inspection, now))))
         .collect();
     let width = rows.iter().map(|(label, ..)| label.chars().count()).max().unwrap_or_default();
-    lines.extend(rows.into_iter().map(|(label, state, text)| {
-        let start = format!("{label:width$}  {state:9}  ");
-        let indent = start.chars().count();
-        format!("{start}{}", wrapped(&text, indent, 6))
-    }));
+    // With a long name, a narrow terminal has no room for columns.
+    let [width, state_width] = if fits(width + BESIDE_LABEL) { [width, 9] } else { [0, 0] };
+    lines.extend(
+        rows.into_iter().map(|(label, state, text)| {
+            wrapped(&format!("{label:width$}  {state:state_width$}  {text}"), 0, 6)
+        }),
+    );
     lines.join("\n").trim_end().to_owned() + "\n"
 }
 

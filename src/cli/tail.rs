@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use tokio::time::sleep;
 
 use super::event_stream::{EventStream, StreamEvent};
-use super::outcome::{Failure, note, write};
+use super::outcome::{Failure, note, stdout_closed, write};
 use super::platform_client::{CallError, PlatformArgs, PlatformClient, conversation_id, time};
 use super::show::inspect;
 use super::text::{clock_time, json_line, plain, size};
@@ -65,6 +65,7 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: TailArgs) -> Result<(),
     tokio::select! {
         result = follow(&client, &arguments) => result,
         _ = tokio::signal::ctrl_c() => Ok(()),
+        () = stdout_closed() => Ok(()),
     }
 }
 

@@ -53,7 +53,7 @@ impl Progress {
         if data.is_some_and(|data| data.len() > MAX_DATA) {
             return Err(InvalidProgress::DataSize);
         }
-        if data.is_some_and(contains_token) {
+        if data.is_some_and(|data| contains_token(&without_escapes(data))) {
             return Err(InvalidProgress::DataToken);
         }
         let message = message.map(|message| format!("\"message\":{}", serde_json::Value::from(message)));
@@ -88,6 +88,19 @@ fn is_message(text: &str) -> bool {
     // A character has at most 4 bytes, so the characters of a longer text need not be counted.
     let in_bounds = text.len() <= 4 * MAX_MESSAGE && text.chars().count() <= MAX_MESSAGE;
     in_bounds && text.chars().all(allowed) && !contains_token(text)
+}
+
+/// A JSON text with the characters of its `\u` escapes in place of these.
+fn without_escapes(json: &str) -> String {
+    let mut parts = json.split("\\u");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..4).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let character = code.and_then(char::from_u32);
+        text.extend(character);
+        text.push_str(&part[if character.is_some() { 4 } else { 0 }..]);
+    }
+    text
 }
 
 impl fmt::Debug for Progress {
@@ -144,7 +157,9 @@ mod tests {
             assert_eq!(members(Some(bad), None), Err(InvalidProgress::Message), "{bad:?}");
         }
         assert_eq!(members(None, Some(&"1".repeat(4_097))), Err(InvalidProgress::DataSize));
-        assert_eq!(members(None, Some("[\"cbt_AQJrMQ\"]")), Err(InvalidProgress::DataToken));
+        for bad in [r#"["cbt_AQJrMQ"]"#, r#"{"\u0063bt_AQJrMQ":1}"#, r#"["cb\u0054\u005fAQJrMQ"]"#] {
+            assert_eq!(members(None, Some(bad)), Err(InvalidProgress::DataToken), "{bad}");
+        }
         assert!(InvalidProgress::Message.to_string().contains(&MAX_MESSAGE.to_string()));
         assert!(InvalidProgress::DataSize.to_string().contains(&MAX_DATA.to_string()));
     }

@@ -235,6 +235,25 @@ fn tail_follows_the_channel_to_its_end_on_redis() {
     follows_the_channel(&redis.url(0));
 }
 
+#[test]
+fn tail_ends_when_nobody_reads_it() {
+    let service = service("memory:");
+    blocked(&service, "call-7");
+    let url = format!("http://{}", service.platform);
+    let mut command = Command::new(PROGRAM);
+    command.args(["tail", "call-7", "--from", "0", "--url", &url]).env_clear().envs(keys());
+    let mut tail = Process(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut out = BufReader::new(tail.0.stdout.take().unwrap());
+    let mut lines = String::new();
+    for _ in 0..2 {
+        out.read_line(&mut lines).unwrap();
+    }
+    assert!(lines.contains("#2 route"), "{lines}");
+    // As `| head -2`. Nothing comes any more that could be written.
+    drop(out);
+    assert_eq!(tail.exit_code(), Some(0));
+}
+
 /// A server that sends one of these replies to each connection, in order. Returns its URL, and the requests.
 fn scripted(replies: Vec<String>) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -473,7 +492,10 @@ fn listener_with_tls_is_trusted_by_its_own_configuration_or_an_authority() {
 fn output_fits_into_a_narrow_terminal() {
     let service = service("memory:");
     blocked(&service, "call-with-a-longer-id");
-    for (columns, arguments) in [(60, "waiting"), (60, "show call-with-a-longer-id"), (100, "waiting")] {
+    blocked(&service, "call-with-a-longer-name");
+    issue(&service, "call-with-a-longer-name", &json!({"kind": "tool", "name": "long-".repeat(10)}));
+    let shows = [(60, "show call-with-a-longer-id"), (60, "show call-with-a-longer-name")];
+    for (columns, arguments) in [(60, "waiting"), (100, "waiting")].into_iter().chain(shows) {
         let line = format!("stty cols {columns}; '{PROGRAM}' {arguments} --url http://{}", service.platform);
         let mut script = Command::new("script");
         script.args(["-q", "-e", "-c", &line, "/dev/null"]);

@@ -82,9 +82,9 @@ impl Example {
     /// Waits until it has exited with 0, and returns the sequences of the printed envelopes.
     fn sequences(mut self) -> Vec<u64> {
         assert_eq!(self.process.exit_code(), Some(0), "{}", self.text());
-        let lines = self.out.whole();
-        let envelopes = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        envelopes.map(|envelope| envelope["sequence"].as_u64().unwrap()).collect()
+        let written = self.out.whole();
+        let envelopes = serde_json::Deserializer::from_str(&written).into_iter::<Value>();
+        envelopes.map(|envelope| envelope.unwrap()["sequence"].as_u64().unwrap()).collect()
     }
 }
 
@@ -121,7 +121,7 @@ fn unreliable(to: &str) -> String {
     thread::spawn(move || {
         for (number, client) in listener.incoming().map_while(Result::ok).enumerate() {
             match number {
-                0 => unavailable(client),
+                0 => respond(client, "503 Service Unavailable\r\nretry-after: 1"),
                 1 => {}
                 _ => drop(forward(client, &to, &Arc::default())),
             }
@@ -130,16 +130,14 @@ fn unreliable(to: &str) -> String {
     address
 }
 
-/// Reads a request, and responds 503.
-fn unavailable(mut client: TcpStream) {
+/// Reads a request, and responds with this status and header field.
+fn respond(mut client: TcpStream, head: &str) {
     let mut read = Vec::new();
     let mut byte = [0];
     while !read.ends_with(b"}") && client.read(&mut byte).unwrap() == 1 {
         read.extend(byte);
     }
-    client
-        .write_all(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n")
-        .unwrap();
+    client.write_all(format!("HTTP/1.1 {head}\r\ncontent-length: 0\r\n\r\n").as_bytes()).unwrap();
 }
 
 /// Forwards both directions until one of them ends, or `is_cut`.
@@ -215,6 +213,29 @@ fn fastapi_provider_posts_results() {
 }
 
 #[test]
+fn providers_follow_no_redirect() {
+    let service = Service::start(&[]);
+    let fastapi = ["-m", "uvicorn", "fastapi_provider:app", "--port", "0"];
+    for mut provider in
+        [Example::node("express-provider.js", &[], &[("PORT", "0")]), Example::python(&fastapi, &[])]
+    {
+        let address = provider.address();
+        let mut issued = issue(&service, "call-1", &json!({"kind": "tool"}));
+        let url = issued["callback"]["url"].as_str().unwrap().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let elsewhere = listener.local_addr().unwrap().to_string();
+        issued["callback"]["url"] = url.replace(&service.public, &elsewhere).into();
+        let work = json!({"callback": issued["callback"], "city": "Oslo"});
+        assert_eq!(call(&address, "POST /work", &[], &work.to_string()).status, 202);
+        let redirect = format!("308 Permanent Redirect\r\nlocation: {url}");
+        respond(listener.accept().unwrap().0, &redirect);
+        eventually("it says so", || provider.text().contains("not accepted: 308"));
+        let item = format!("call-1/work-items/{}", issued["workItemId"].as_str().unwrap());
+        assert_eq!(service.platform("GET", &item, "").json()["state"], "awaiting");
+    }
+}
+
+#[test]
 fn consumers_read_the_channel_once_in_order() {
     let redis = RedisServer::start();
     let service = Service::start(&["--store", &redis.url(0)]);
@@ -253,7 +274,7 @@ fn consumers_read_the_channel_once_in_order() {
                 ("POST /api/v1/webhooks/callbacks/heartbeat", format!("x-callback-token: {token}"));
             let progress = call(&service.public, path, &[&header], r#"{"message":"at work"}"#);
             assert_eq!(progress.status, 200, "{progress:?}");
-            assert_eq!(service.callback(token, &json!({"number": number}).to_string()).status, 202);
+            assert_eq!(service.callback(token, &format!("{{\n  \"number\": {number}\n}}")).status, 202);
         }
     };
     let all_have = |sequence: u64| {

@@ -231,6 +231,27 @@ async fn long_channel_is_shown_from_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_release_keeps_the_timeline_short() {
+    let service = Service::on_memory().await;
+    let conversation = service.open().await;
+    let first = issue(&service, &conversation, "first").await;
+    for _ in 0..250 {
+        answer(&service, &issue(&service, &conversation, "held").await, "1").await;
+    }
+    let mut page = unlocked(&service, &conversation).await;
+    page.until_text("#blocker", "holds back 250 results").await;
+    let rows = |count: usize| format!("document.querySelectorAll('#timeline tr.row').length === {count}");
+    page.until(&rows(200)).await;
+    answer(&service, &first, "1").await;
+    page.until_text("#blocker", "Nothing is awaited.").await;
+    page.until("document.querySelectorAll('#timeline tr.succeeded').length === 200").await;
+    assert_eq!(head(&page.rows("#timeline").await[0])[0], "52");
+    page.evaluate("document.getElementById('earlier').click()").await;
+    page.until(&rows(251)).await;
+    assert_eq!(head(&page.rows("#timeline").await[0])[0], "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn event_stream_is_resumed_after_a_restart() {
     let redis = RedisServer::start();
     let (service, other) = (Service::on(&redis).await, Service::on(&redis).await);

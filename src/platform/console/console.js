@@ -13,8 +13,8 @@ const REFRESH = 2000;
 const SILENCE = 40000;
 /** Pause before the event stream is opened again, in ms. It doubles to the maximum. */
 const RETRY = { min: 500, max: 8000 };
-/** Number of released items that a timeline shows at first, and adds each time. */
-const RELEASED = { first: 25, more: 100 };
+/** Number of released items that a timeline shows at first, keeps as more arrive, and adds on demand. */
+const RELEASED = { first: 25, kept: 200, more: 100 };
 /** Maximum number of unreleased items in a timeline. */
 const MAX_OPEN = 200;
 /** Maximum number of characters of a result. */
@@ -378,6 +378,7 @@ class Conversation {
     /** By sequence. Released items are kept without their results. */
     this.items = new Map();
     this.firstShown = 1;
+    this.keptReleased = RELEASED.kept;
     this.lastEventId = '';
   }
 
@@ -499,7 +500,7 @@ class Conversation {
       for (const item of items) {
         open.add(item.sequence);
         const known = this.items.get(item.sequence);
-        if (known?.state === 'released') continue;
+        if (known?.state === 'released' || item.sequence < this.firstShown) continue;
         this.items.set(item.sequence, { ...this.fromApi(item, state), progress: known?.progress });
       }
     }
@@ -562,6 +563,7 @@ class Conversation {
     try {
       await this.read(after, last, (event) => this.release(JSON.parse(event.data)));
       this.firstShown = after + 1;
+      this.keptReleased += RELEASED.more;
       this.render();
     } catch (error) {
       failed(error, this.signal);
@@ -592,7 +594,9 @@ class Conversation {
     if (!this.view) return;
     const all = [...this.items.values()].filter((item) => item.sequence >= this.firstShown);
     all.sort((one, other) => one.sequence - other.sequence);
-    const open = all.filter(isOpen);
+    // Unreleased items come after all released ones.
+    const open = all.filter((item) => item.state !== 'released');
+    this.forgetReleased(all.splice(0, all.length - open.length - this.keptReleased));
     const held = open.filter((item) => item.state === 'held');
     // An event can arrive before the inspection that contains its item.
     this.blocker = this.view.state === 'live' && open[0]?.state === 'awaiting' ? open[0] : undefined;
@@ -614,6 +618,14 @@ class Conversation {
       (item) => this.create(item),
     );
     this.tick();
+  }
+
+  /** They are still on the channel, as earlier items. */
+  forgetReleased(items) {
+    for (const { sequence } of items) {
+      this.items.delete(sequence);
+      this.firstShown = sequence + 1;
+    }
   }
 
   renderFacts(time) {

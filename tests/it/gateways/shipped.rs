@@ -367,6 +367,15 @@ async fn client_address_request_id_and_trace_context_are_passed_on(kind: Shipped
     assert_ne!(id, spoofed[2].1);
     assert_eq!(Uuid::try_parse(id).unwrap().to_string(), id);
 
+    if matches!(kind, Shipped::Nginx) {
+        for route in ["/heartbeat", "/{token}/heartbeat", "/{token}"] {
+            let path = format!("{CALLBACKS}{}", route.replace("{token}", "cbt_x"));
+            assert_eq!(caller.send("POST", &path, &spoofed, "{}").await.unwrap().status, 200);
+            let logged = format!("\"route\":\"{CALLBACKS}{route}\"");
+            until("its route is in the log", async || gateway.written().contains(&logged)).await;
+        }
+    }
+
     // The service limits the failed attempts per client, and keeps the gateway's request id.
     let limit = ("rate_limit.failed_max", "1");
     let deployment = Deployment::start(kind, &[limit]).await;

@@ -131,6 +131,25 @@ async fn long_index_is_read_in_short_scripts() {
 }
 
 #[tokio::test]
+async fn many_overdue_items_do_not_hide_who_waits() {
+    let server = RedisServer::start();
+    let stage = stage_in(&server).await;
+    for _ in 0..17 {
+        let overdue = stage.conversation().await;
+        overdue.issue(100).await;
+        let held = overdue.issue(1_000).await;
+        overdue.accept(&held, "1").await.unwrap();
+    }
+    stage.clock.advance(100);
+    wait(&stage.unopened()).await;
+    assert!(stage.store.waiting(1).await.unwrap().truncated, "there can be more");
+    let listed = stage.store.waiting(2).await.unwrap();
+    assert_eq!((listed.conversations.len(), listed.truncated), (1, true));
+    let listed = stage.store.waiting(3).await.unwrap();
+    assert_eq!((listed.conversations.len(), listed.truncated), (1, false));
+}
+
+#[tokio::test]
 async fn entry_of_a_lost_conversation_is_removed() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
