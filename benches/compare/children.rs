@@ -110,8 +110,16 @@ pub(crate) fn end_with_signals() {
 
 /// A free loopback port below the ephemeral range, so that no outgoing connection takes it before the server binds it.
 pub(crate) fn free_port() -> u16 {
-    let ports = std::iter::repeat_with(|| rand::random_range(20_000..32_000));
-    ports.take(1000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a port is free")
+    let [port] = free_ports();
+    port
+}
+
+/// Different free ports.
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
+    let ports = std::iter::repeat_with(|| rand::random_range(20_000..32_000_u16)).take(1000);
+    let mut bound = ports.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    let bound = [(); N].map(|()| bound.next().expect("a port is free"));
+    bound.map(|listener| listener.local_addr().unwrap().port())
 }
 
 /// This program in another role.

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::children::{Process, free_port};
+use crate::children::{Process, free_ports};
 
 /// The program that Cargo built beside this benchmark.
 pub(crate) fn built() -> PathBuf {
@@ -26,7 +26,7 @@ impl Service {
     /// Starts it with generated keys. Its log is JSON in a file, or off. The rate limits are disabled.
     pub(crate) fn start(program: &Path, store: &str, log: bool, variables: &[(String, String)]) -> Self {
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let (public, platform) = (loopback(free_port()), loopback(free_port()));
+        let [public, platform] = free_ports().map(loopback);
         let key = BASE64_STANDARD.encode(rand::random::<[u8; 24]>());
         let signing = BASE64_STANDARD.encode(rand::random::<[u8; 32]>());
         // The file is deleted when the program has exited.
