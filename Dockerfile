@@ -1,20 +1,19 @@
 # callback-ingress as a service: docker build --tag callback-ingress .
 #
-# It listens on every address of its container, which the program refuses to do without keys of the operator's: a
-# container that was given none ends at once with a message that names what is missing, rather than making up keys
-# that no other instance shares. So a deployment sets, from its secrets and never in an image:
-#   CALLBACK_INGRESS__TOKEN__KEYS='["k1:<base64 of 32 bytes or more>"]'    what callback tokens are signed with
-#   CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS='["<16 characters or more>"]' what the platform shows
-# or, from mounted secrets, CALLBACK_INGRESS__TOKEN__KEYS_FILE and CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS_FILE;
-#   CALLBACK_INGRESS__STORE__URL=redis://…                                 where conversations outlive the container
-#   CALLBACK_INGRESS__HTTP__PUBLIC_BASE_URL=https://…                      what providers reach port 8080 as
-# Everything else that can be set: config/default.toml.
+# The service listens on all addresses of its container, so it refuses to start without configured keys. Set these from
+# the secrets of the deployment, never in an image:
+#   CALLBACK_INGRESS__TOKEN__KEYS='["k1:<base64 of 32 bytes or more>"]'       signing keys of callback tokens
+#   CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS='["<16 characters or more>"]'    service keys of the platform
+# or, for mounted files, CALLBACK_INGRESS__TOKEN__KEYS_FILE and CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS_FILE. Also set:
+#   CALLBACK_INGRESS__STORE__URL=redis://…                                    conversations then outlive the container
+#   CALLBACK_INGRESS__HTTP__PUBLIC_BASE_URL=https://…                         the URL at which providers reach port 8080
+# config/default.toml documents all settings.
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 
-# The dependencies, in a layer that only the manifests and Cargo.lock make stale. Empty sources stand in for ours. Cargo
-# reads the manifests of the test crates and builds nothing of them.
+# The dependencies, in a layer that depends only on the manifests and Cargo.lock. The sources are empty placeholders. Cargo
+# reads the manifests of the test crates and does not build them.
 COPY Cargo.toml Cargo.lock ./
 COPY fuzz/checks/Cargo.toml fuzz/checks/
 COPY tests/support/Cargo.toml tests/support/
@@ -24,15 +23,14 @@ RUN mkdir src \
     && cargo build --locked --profile dist --bin callback-ingress \
     && rm -r src
 
-# The program. The two roots are touched since copied files may be older than what was built of their stand-ins.
+# The program. The copied files can be older than the build of the placeholders, so touch the crate roots.
 COPY config config
 COPY src src
 RUN touch src/lib.rs src/main.rs \
     && cargo build --locked --profile dist --bin callback-ingress
 
 FROM debian:bookworm-slim
-# No package is added: the program links libc and libgcc, which are there, and brings the certificate authorities that
-# it trusts.
+# No package is needed: the image has libc and libgcc, and the program contains its certificate authorities.
 COPY --from=build /build/target/dist/callback-ingress /usr/local/bin/callback-ingress
 
 ENV CALLBACK_INGRESS__HTTP__PUBLIC_ADDR=0.0.0.0:8080 \
