@@ -15,7 +15,7 @@ use super::connection::{Endpoint, Request, RequestError, RunId, ServerReply};
 use super::failure::FailureKind;
 use super::keys::Keys;
 use super::node::{ConnectionRole, Node};
-use super::sentinel::Sentinels;
+use super::sentinel::{LastEpoch, Sentinels};
 use super::servers::{Address, Servers};
 use super::settings::{ConnectionSettings, Replicas};
 use super::slots::HashSlot;
@@ -67,8 +67,14 @@ impl Nodes {
         match servers {
             Servers::Single { access, address } => one(Endpoint::Server { access, address }, false),
             Servers::Sentinel { access, sentinel_access, sentinels, service } => {
-                let sentinels =
-                    Sentinels { access, sentinel_access, addresses: sentinels, service, settings };
+                let sentinels = Sentinels {
+                    access,
+                    sentinel_access,
+                    addresses: sentinels,
+                    service,
+                    settings,
+                    last_seen: LastEpoch::default(),
+                };
                 one(Endpoint::Primary(Arc::new(sentinels)), true)
             }
             Servers::Cluster { access, seeds } => Self::Cluster(Box::new(Cluster::new(

@@ -3,19 +3,24 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value, cmd};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::servers::{Access, Address};
 use super::settings::ConnectionSettings;
 
 /// Time to wait for further replies after the first, because sentinels learn of a failover at different times.
 const LATE_REPLY_WAIT: Duration = Duration::from_millis(100);
+
+/// How long an epoch is remembered after it was last seen. After that, a lower one is accepted, because new sentinels start
+/// at 0.
+const EPOCH_MEMORY: Duration = Duration::from_secs(60);
 
 /// The primary as one sentinel reports it.
 #[derive(Debug)]
@@ -35,12 +40,31 @@ pub(super) struct Sentinels {
     pub(super) addresses: Vec<Address>,
     pub(super) service: String,
     pub(super) settings: ConnectionSettings,
+    pub(super) last_seen: LastEpoch,
+}
+
+/// The epoch of the primary that was connected to last, and when. All connections share it: each knows of a failover as
+/// soon as one of them does.
+#[derive(Debug, Default)]
+pub(super) struct LastEpoch(Mutex<Option<(u64, Instant)>>);
+
+impl LastEpoch {
+    fn get(&self) -> Option<u64> {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.filter(|(_, seen)| seen.elapsed() < EPOCH_MEMORY).map(|(epoch, _)| epoch)
+    }
+
+    fn set(&self, epoch: Option<u64>) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = epoch.map(|epoch| (epoch, Instant::now())).or(*last);
+    }
 }
 
 impl Sentinels {
     /// Queries all sentinels concurrently, and calls `connect` for each reported server until one succeeds, beginning
-    /// with the highest epoch. Ignores reports with an older epoch than that of a tried server: a restarted former
-    /// primary claims to be the primary until it is reconfigured, and an outdated sentinel still reports it.
+    /// with the highest epoch. Ignores reports with an older epoch than that of a tried server, or of the last primary: a
+    /// restarted former primary claims to be the primary until it is reconfigured, and an outdated sentinel still reports
+    /// it.
     pub(super) async fn primary<T, F: Future<Output = RedisResult<T>>>(
         &self,
         connect: impl Fn(Client, Address) -> F,
@@ -48,7 +72,7 @@ impl Sentinels {
         let mut replies: FuturesUnordered<_> =
             self.addresses.iter().map(|sentinel| self.query(sentinel)).collect();
         let mut tried = Vec::new();
-        let (mut failure, mut latest) = (None, None);
+        let (mut failure, mut latest) = (None, self.last_seen.get());
         while let Some(first) = replies.next().await {
             let mut reports = vec![first];
             let others = async {
@@ -61,7 +85,9 @@ impl Sentinels {
             reports.sort_by_key(|report| Reverse(report.as_ref().ok().and_then(|report| report.epoch)));
             for report in reports {
                 let attempt = match report {
-                    Ok(PrimaryReport { address, epoch }) if tried.contains(&address) || epoch < latest => {
+                    Ok(PrimaryReport { address, .. }) if tried.contains(&address) => continue,
+                    Ok(PrimaryReport { epoch, .. }) if epoch < latest => {
+                        failure.get_or_insert_with(outdated);
                         continue;
                     }
                     Ok(PrimaryReport { address, epoch }) => {
@@ -72,7 +98,10 @@ impl Sentinels {
                     Err(error) => Err(error),
                 };
                 match attempt {
-                    Ok(found) => return Ok(found),
+                    Ok(found) => {
+                        self.last_seen.set(latest);
+                        return Ok(found);
+                    }
                     Err(error) => failure = Some(error),
                 }
             }
@@ -111,6 +140,10 @@ impl Sentinels {
             _ => Err((ErrorKind::MasterNameNotFoundBySentinel, "the server is not the primary").into()),
         }
     }
+}
+
+fn outdated() -> RedisError {
+    (ErrorKind::MasterNameNotFoundBySentinel, "the sentinel does not know of the latest failover").into()
 }
 
 /// A field of the reply to `HELLO`.

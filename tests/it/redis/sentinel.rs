@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use callback_ingress::clock::ManualClock;
 use callback_ingress::domain::work_item::WorkItem;
-use callback_ingress::store::Store;
 use callback_ingress::store::redis::Replicas;
+use callback_ingress::store::{Store, StoreError};
 use test_support::fake_redis;
 use test_support::proxy::Proxy;
 use test_support::redis_sentinels::RedisSentinels;
@@ -113,6 +113,27 @@ async fn former_primary_is_not_used() {
     conversation.accept(&item, "1").await.unwrap();
     let there: u64 = redis::cmd("DBSIZE").query(&mut replaced.connection(database)).unwrap();
     assert_eq!(there, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn former_primary_is_not_read_while_only_an_outdated_sentinel_responds() {
+    let service = block_in_place(|| RedisSentinels::start(1, 1, 60_000));
+    block_in_place(|| service.fail_over());
+    let replaced = RedisServer::start();
+    let late = sentinel_that_names(replaced.port());
+    let sentinel = Proxy::to(service.sentinel_port());
+    let url = format!("redis+sentinel://127.0.0.1:{},127.0.0.1:{late}/calls/3", sentinel.port());
+    let stage = Stage::in_redis(settings(url, ROOMY), ManualClock::at(START)).await;
+    let conversation = stage.conversation().await;
+    // The connection for commands is made; that for reads is not.
+    sentinel.swallow(true);
+    let read = stage.store.inspect(conversation.reference()).await;
+    assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
+    sentinel.swallow(false);
+    until("the store reads", async || {
+        matches!(stage.store.inspect(conversation.reference()).await, Ok(Ok(_)))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
