@@ -99,7 +99,7 @@ fn advice(sent: Option<&str>) -> Cow<'static, str> {
         return "remove the quotes or spaces around it".into();
     }
     match bare.chars().count() {
-        _ if !bare.starts_with(TOKEN_PREFIX) => "it does not begin with cbt_".into(),
+        _ if !bare.starts_with(TOKEN_PREFIX) => "it does not begin with the prefix of a token".into(),
         length if length < TOKEN_CHARS => {
             format!("it is truncated: it has {length} of {TOKEN_CHARS} characters").into()
         }
