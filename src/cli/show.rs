@@ -96,6 +96,8 @@ struct Item {
     #[serde(default, deserialize_with = "optional_time", skip_serializing_if = "Option::is_none")]
     deadline: Option<Timestamp>,
     #[serde(default, deserialize_with = "optional_time", skip_serializing_if = "Option::is_none")]
+    heartbeat_deadline: Option<Timestamp>,
+    #[serde(default, deserialize_with = "optional_time", skip_serializing_if = "Option::is_none")]
     received_at: Option<Timestamp>,
     #[serde(default, deserialize_with = "optional_time", skip_serializing_if = "Option::is_none")]
     released_at: Option<Timestamp>,
@@ -107,6 +109,16 @@ struct Item {
 impl Item {
     fn label(&self) -> String {
         label(self.sequence, self.name.as_deref(), &self.kind)
+    }
+
+    /// When it times out.
+    fn due(&self, now: Timestamp) -> String {
+        let left = |at: Timestamp| duration(now.millis_until(at));
+        let deadline = format!("deadline in {}", self.deadline.map_or_else(|| left(now), left));
+        match self.heartbeat_deadline.filter(|heartbeat| Some(*heartbeat) < self.deadline) {
+            Some(heartbeat) => format!("heartbeat due in {}, {deadline}", left(heartbeat)),
+            None => deadline,
+        }
     }
 }
 
@@ -254,12 +266,11 @@ fn waiting_line(inspection: &Inspection, now: Timestamp) -> String {
                 0 => "nothing is held".to_owned(),
                 held => format!("{} held behind it", results(held, inspection.held_bytes)),
             };
-            let deadline = item.deadline.map_or(0, |deadline| now.millis_until(deadline));
             format!(
-                "it waits for {}, issued {} ago, deadline in {}; {held}",
+                "it waits for {}, issued {} ago, {}; {held}",
                 item.label(),
                 duration(item.issued_at.millis_until(now)),
-                duration(deadline)
+                item.due(now)
             )
         }
     };
@@ -300,8 +311,7 @@ fn unreleased_text(item: &Item, inspection: &Inspection, now: Timestamp) -> Stri
         let (behind, waited) = (behind.unwrap_or_default(), duration(received_at.millis_until(now)));
         parts.push(format!("held{behind} for {waited} ({})", size(item.bytes)));
     } else {
-        let deadline = item.deadline.map_or(0, |deadline| now.millis_until(deadline));
-        parts.push(format!("deadline in {}", duration(deadline)));
+        parts.push(item.due(now));
     }
     parts.join(", ")
 }
@@ -339,6 +349,7 @@ mod tests {
             reason: None,
             issued_at: START,
             deadline: Some(START.plus_millis(60_000)),
+            heartbeat_deadline: None,
             received_at: received.map(|millis| START.plus_millis(millis)),
             released_at: released.map(|millis| START.plus_millis(millis)),
             bytes: 2_000,
@@ -354,6 +365,16 @@ mod tests {
             item(4, Some(60), None),
         ];
         assert_eq!(blockers(&released), [None, Some(1), None, Some(3)]);
+    }
+
+    #[test]
+    fn earlier_heartbeat_deadline_is_shown() {
+        let due = |heartbeat| {
+            let heartbeat_deadline = Some(START.plus_millis(heartbeat));
+            Item { heartbeat_deadline, ..item(1, None, None) }.due(START)
+        };
+        assert_eq!(due(5_000), "heartbeat due in 5.0 s, deadline in 60.0 s");
+        assert_eq!(due(60_000), "deadline in 60.0 s");
     }
 
     #[test]

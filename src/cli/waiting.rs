@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::outcome::{Failure, print};
-use super::platform_client::{PlatformArgs, PlatformClient, time};
+use super::platform_client::{PlatformArgs, PlatformClient, optional_time, time};
 use super::text::{count, duration, json_line, plain, size};
 use super::width::{fits, wrapped};
 use crate::clock::Clock;
@@ -40,12 +40,15 @@ struct WaitingConversation {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct WaitingFor {
     sequence: u64,
     kind: String,
     name: Option<String>,
     #[serde(deserialize_with = "time")]
     deadline: Timestamp,
+    #[serde(default, deserialize_with = "optional_time")]
+    heartbeat_deadline: Option<Timestamp>,
 }
 
 #[derive(Deserialize)]
@@ -88,7 +91,7 @@ fn row(conversation: &WaitingConversation, now: Timestamp) -> [String; 7] {
         waiting_for.name.as_deref().map_or_else(|| "-".to_owned(), plain),
         plain(&waiting_for.kind),
         duration(since.millis_until(now)),
-        duration(now.millis_until(waiting_for.deadline)),
+        duration(now.millis_until(waiting_for.heartbeat_deadline.unwrap_or(waiting_for.deadline))),
         format!("{} ({})", held.count, size(held.bytes)),
     ]
 }

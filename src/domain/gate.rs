@@ -723,6 +723,7 @@ impl Conversation {
         let (held, held_bytes) = self.held();
         Some(WaitingConversation {
             conversation_id: self.id.clone(),
+            heartbeat_deadline: waiting_for.item.heartbeat_deadline(waiting_for.last_heartbeat_at),
             waiting_for: waiting_for.item.clone(),
             held,
             held_bytes,
@@ -844,8 +845,8 @@ impl WorkItemView {
 
     /// When the item times out unless a heartbeat comes before. `None` if it needs no heartbeats, or no more.
     pub fn heartbeat_deadline(&self) -> Option<Timestamp> {
-        let is_asked = self.state == State::Awaiting && self.item.heartbeat_timeout_ms.is_some();
-        is_asked.then(|| self.item.times_out_at(self.last_heartbeat_at))
+        let item = Some(&self.item).filter(|_| self.state == State::Awaiting);
+        item.and_then(|item| item.heartbeat_deadline(self.last_heartbeat_at))
     }
 }
 

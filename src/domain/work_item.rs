@@ -159,6 +159,11 @@ impl WorkItem {
         silent_at.map_or(self.deadline, |silent_at| silent_at.min(self.deadline))
     }
 
+    /// When the awaiting item times out unless a heartbeat comes before. `None`: it needs no heartbeats.
+    pub fn heartbeat_deadline(&self, last_heartbeat_at: Option<Timestamp>) -> Option<Timestamp> {
+        self.heartbeat_timeout_ms.map(|_| self.times_out_at(last_heartbeat_at))
+    }
+
     /// Why an item that timed out at this time did so.
     pub fn timeout_cause(&self, timed_out_at: Timestamp) -> TimeoutCause {
         if timed_out_at < self.deadline { TimeoutCause::Heartbeat } else { TimeoutCause::Deadline }

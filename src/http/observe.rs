@@ -214,14 +214,15 @@ impl Drop for RequestState {
 }
 
 impl RequestState {
-    /// Whether a refusal gets its own log line and span. Repeated refusals of unauthenticated clients are summarized.
+    /// Whether a refusal gets its own log line and span. Repeated refusals of unauthenticated clients and of
+    /// heartbeats are summarized.
     fn has_own_line(&self, code: Option<Code>, log: &RequestLog) -> bool {
         let is_unauthenticated = match self.instrumentation.listener {
             Listener::Public => log.reference.is_none(),
             Listener::Platform => matches!(code, Some(Code::ServiceKeyMissing | Code::ServiceKeyInvalid)),
         };
-        let may_be_summarized =
-            code == Some(Code::RateLimited) || is_unauthenticated && code != Some(Code::Internal);
+        let may_be_summarized = code == Some(Code::RateLimited)
+            || (is_unauthenticated || log.is_heartbeat) && code != Some(Code::Internal);
         let refusal = RefusalKey { client: Some(self.client), code, token: log.token_ids() };
         !may_be_summarized || self.instrumentation.refusal_summaries.is_first(refusal)
     }

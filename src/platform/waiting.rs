@@ -55,6 +55,8 @@ struct WaitingForBody<'a> {
     turn_id: Option<&'a TurnId>,
     issued_at: Timestamp,
     deadline: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_deadline: Option<Timestamp>,
 }
 
 /// What is held behind it.
@@ -80,6 +82,7 @@ impl<'a> From<&'a WaitingConversation> for WaitingConversationBody<'a> {
                 turn_id: item.turn_id.as_ref(),
                 issued_at: item.issued_at,
                 deadline: item.deadline,
+                heartbeat_deadline: waiting.heartbeat_deadline,
             },
             held: HeldBody { count: waiting.held, bytes: waiting.held_bytes },
             since: waiting.since,

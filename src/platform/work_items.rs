@@ -203,7 +203,7 @@ pub(super) async fn issue(
         issued_at: item.issued_at,
         deadline: item.deadline,
         heartbeat_timeout_ms: item.heartbeat_timeout_ms,
-        heartbeat_deadline: item.heartbeat_timeout_ms.map(|_| item.times_out_at(None)),
+        heartbeat_deadline: item.heartbeat_deadline(None),
         callback: CallbackBody::new(&platform.public_base_url, location, &token, &item),
     };
     let mut response = (StatusCode::CREATED, Json(reply)).into_response();

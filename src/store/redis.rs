@@ -956,10 +956,11 @@ impl RedisStore {
         }
         let state = StoredState::decode(&reply.bytes()?)?;
         let opened = StoredConversation::decode(&reply.bytes()?)?;
-        let waiting_for = StoredItem::decode(&reply.bytes()?)?.item;
+        let StoredItem { item: waiting_for, last_heartbeat_at, .. } = StoredItem::decode(&reply.bytes()?)?;
         let since = reply.next().map(text).transpose()?.and_then(|since| since.parse().ok());
         Ok(Some(WaitingConversation {
             conversation_id: opened.id,
+            heartbeat_deadline: waiting_for.heartbeat_deadline(last_heartbeat_at),
             waiting_for,
             held: state.held(),
             held_bytes: state.held_bytes,

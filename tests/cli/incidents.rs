@@ -247,6 +247,28 @@ fn summary_of_rate_limited_callbacks_names_the_work_item() {
     }
 }
 
+/// A provider that goes on after a cancellation does not flood the log.
+#[test]
+fn repeated_refusals_of_heartbeats_are_summarized() {
+    let mut service = Service::start(&["--set", "http.drain_grace_ms=0"]);
+    let token = service.token("call-1");
+    assert_eq!(service.platform("DELETE", "call-1", "").status, 200);
+    for _ in 0..3 {
+        let path = format!("POST /api/v1/webhooks/callbacks/{token}/heartbeat");
+        assert_eq!(call(&service.public, &path, &[], "").status, 409);
+    }
+    service.process.signal("TERM");
+    assert_eq!(service.process.exit_code(), Some(0));
+    let log = service.log.whole();
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let lines: Vec<_> = lines.filter(|line| line[names::CODE] == "CONVERSATION_ENDED").collect();
+    let [first, summary] = &lines[..] else { panic!("{log}") };
+    assert_eq!(
+        (&summary[names::REPEATED], &summary[names::WORK_ITEM_ID]),
+        (&json!(2), &first[names::WORK_ITEM_ID])
+    );
+}
+
 #[test]
 fn end_of_an_event_stream_tells_who_read_how_far_and_why_it_closed() {
     let (_collector, service) = exporting("memory:", &[]);

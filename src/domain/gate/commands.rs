@@ -507,6 +507,8 @@ pub struct WaitingConversation {
     pub conversation_id: ConversationId,
     /// The item at the gate. It has no outcome.
     pub waiting_for: WorkItem,
+    /// When that item times out unless a heartbeat comes before. `None`: it needs no heartbeats.
+    pub heartbeat_deadline: Option<Timestamp>,
     /// Number of settled items behind it.
     pub held: u64,
     /// Bytes of their results.

@@ -336,7 +336,8 @@ class List {
         setText(bytes, size(held.bytes));
       },
       tick: (time) => {
-        const due = Date.parse(row.waiting.waitingFor.deadline);
+        const { heartbeatDeadline, deadline: last } = row.waiting.waitingFor;
+        const due = Date.parse(heartbeatDeadline ?? last);
         setText(since, running(time - Date.parse(row.waiting.since)));
         setText(deadline, until(due, time));
         deadline.classList.toggle('late', due <= time);

@@ -156,6 +156,10 @@ fn waiting() -> Value {
             "turnId": schema_ref("Id"),
             "issuedAt": schema_ref("Timestamp"),
             "deadline": schema_ref("Timestamp"),
+            "heartbeatDeadline": {
+                "description": "When it times out unless a heartbeat comes before.",
+                "allOf": [schema_ref("Timestamp")],
+            },
         }),
     );
     let conversation = object(

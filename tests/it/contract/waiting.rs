@@ -5,7 +5,7 @@ use callback_ingress::domain::ids::{Sequence, ToolCallId, ToolName, TurnId};
 use callback_ingress::store::{DueConversation, Store, Waiting};
 
 use crate::conversation::Conversation;
-use crate::stage::{Backend, ROOMY, Stage, on_every_store};
+use crate::stage::{Backend, ROOMY, START, Stage, on_every_store};
 
 on_every_store!(
     conversation_waits_while_something_is_held,
@@ -36,7 +36,7 @@ async fn listed(stage: &Stage) -> Vec<(String, u64, u64, u64, u64)> {
             waiting.waiting_for.sequence.get(),
             waiting.held,
             waiting.held_bytes,
-            crate::stage::START.millis_until(waiting.since),
+            START.millis_until(waiting.since),
         )
     };
     waiting(stage).await.iter().map(of).collect()
@@ -225,10 +225,16 @@ async fn waiting_conversation_is_described(backend: Backend) {
     issue.turn_id = Some(TurnId::parse("turn-3").unwrap());
     issue.tool_call_id = Some(ToolCallId::parse("call_\"7\"").unwrap());
     issue.name = Some(ToolName::parse("weather").unwrap());
+    issue.heartbeat_timeout_ms = Some(400);
     let item = conversation.issue_with(issue).await.unwrap().item;
     let second = conversation.issue(1_000).await;
     conversation.accept(&second, "{}").await.unwrap();
     let [described] = &waiting(&stage).await[..] else { panic!("one conversation waits") };
     assert_eq!(described.waiting_for, item);
+    assert_eq!(described.heartbeat_deadline, Some(START.plus_millis(400)));
+    stage.clock.advance(300);
+    conversation.heartbeat(&item, None).await.unwrap();
+    let [described] = &waiting(&stage).await[..] else { panic!("one conversation waits") };
+    assert_eq!(described.heartbeat_deadline, Some(START.plus_millis(700)));
     assert_eq!(item.sequence, Sequence::FIRST);
 }
