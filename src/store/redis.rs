@@ -956,12 +956,12 @@ impl RedisStore {
         }
         let state = StoredState::decode(&reply.bytes()?)?;
         let opened = StoredConversation::decode(&reply.bytes()?)?;
-        let StoredItem { item: waiting_for, last_heartbeat_at, .. } = StoredItem::decode(&reply.bytes()?)?;
+        let item = StoredItem::decode(&reply.bytes()?)?;
         let since = reply.next().map(text).transpose()?.and_then(|since| since.parse().ok());
         Ok(Some(WaitingConversation {
             conversation_id: opened.id,
-            heartbeat_deadline: waiting_for.heartbeat_deadline(last_heartbeat_at),
-            waiting_for,
+            heartbeat_deadline: item.heartbeat_deadline(),
+            waiting_for: item.item,
             held: state.held(),
             held_bytes: state.held_bytes,
             since: Timestamp::from_millis(since.ok_or_else(|| broken("the time is not a number"))?),

@@ -287,6 +287,11 @@ impl StoredItem {
         WorkItemView { reason: reason.or(view.reason), ..view }
     }
 
+    /// When the awaiting item times out unless a heartbeat comes before. `None`: it needs no heartbeats.
+    pub(super) fn heartbeat_deadline(&self) -> Option<Timestamp> {
+        self.item.heartbeat_deadline(self.last_heartbeat_at)
+    }
+
     /// The record of this item's release at `now`. Fails if the item has no outcome.
     pub(super) fn released(
         &self,

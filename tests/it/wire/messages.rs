@@ -55,7 +55,7 @@ async fn slips_around_a_token_are_explained() {
         (in_body(&format!("\"{token}\\n\"")), "remove the quotes or spaces"),
         (service.callback(&token[..100], "1"), "it is truncated: it has 100 of 116 characters"),
         (service.callback(&format!("{token}="), "1"), "it has 117 characters"),
-        (service.callback(&token[4..], "1"), "does not begin with cbt_"),
+        (service.callback(&token[4..], "1"), "does not begin with the prefix of a token"),
         (service.callback("cbt_é", "1"), "string of ASCII"),
         (in_body("7"), "string of ASCII"),
     ] {
