@@ -373,8 +373,8 @@ mod tests {
             let heartbeat_deadline = Some(START.plus_millis(heartbeat));
             Item { heartbeat_deadline, ..item(1, None, None) }.due(START)
         };
-        assert_eq!(due(5_000), "heartbeat due in 5.0 s, deadline in 60.0 s");
-        assert_eq!(due(60_000), "deadline in 60.0 s");
+        assert_eq!(due(5_000), "heartbeat due in 5.0 s, deadline in 1 min 0 s");
+        assert_eq!(due(60_000), "deadline in 1 min 0 s");
     }
 
     #[test]
