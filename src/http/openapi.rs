@@ -146,6 +146,19 @@ impl Operation {
         self
     }
 
+    /// Adds the response of the call that returns the document itself.
+    #[must_use]
+    pub fn responds_with_document(self) -> Self {
+        self.responds(
+            200,
+            json!({
+                "description": "An OpenAPI document.",
+                "headers": response_headers(&[]),
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            }),
+        )
+    }
+
     /// Adds the refusals with these codes, one response for each status.
     #[must_use]
     pub fn refuses(mut self, codes: &[Code]) -> Self {

@@ -61,14 +61,7 @@ pub(super) fn document(platform: &Platform) -> Bytes {
         )
         .refuses(&[Code::MethodNotAllowed]);
     document.operation("get", metrics::PATH, metrics);
-    let own = guarded("openapi", "This document", &[]).responds(
-        200,
-        json!({
-            "description": "An OpenAPI document.",
-            "headers": response_headers(&[]),
-            "content": {"application/json": {"schema": {"type": "object"}}},
-        }),
-    );
+    let own = guarded("openapi", "This document", &[]).responds_with_document();
     document.operation("get", &format!("{PLATFORM_PATH}{PATH}"), own);
     conversations(&mut document);
     work_items(&mut document, platform);

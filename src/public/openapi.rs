@@ -57,14 +57,7 @@ pub(super) fn document(public: &Public) -> Bytes {
     document.schemas(schemas(carriers));
     document.health();
     let own = Operation::new("openapi", "This document")
-        .responds(
-            200,
-            json!({
-                "description": "An OpenAPI document.",
-                "headers": response_headers(&[]),
-                "content": {"application/json": {"schema": {"type": "object"}}},
-            }),
-        )
+        .responds_with_document()
         .refuses(&[Code::MethodNotAllowed]);
     document.operation("get", PATH, own);
     let mut security = Vec::new();

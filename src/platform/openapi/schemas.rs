@@ -187,7 +187,8 @@ fn waiting() -> Value {
 const WORK_ITEM: [&str; 7] =
     ["workItemId", "conversationId", "sequence", "kind", "state", "issuedAt", "deadline"];
 
-fn work_item_properties() -> Value {
+/// What is fixed when a work item is issued, and the time by which a heartbeat must arrive.
+fn issued_properties(which_heartbeat: &str) -> Value {
     json!({
         "workItemId": uuid(),
         "conversationId": schema_ref("Id"),
@@ -196,20 +197,28 @@ fn work_item_properties() -> Value {
         "turnId": schema_ref("Id"),
         "toolCallId": schema_ref("ToolCallId"),
         "name": schema_ref("ToolName"),
-        "state": schema_ref("State"),
-        "outcome": schema_ref("Outcome"),
-        "reason": {
-            "description": "Why it was cancelled; `heartbeat` if it timed out without one.",
-            "allOf": [schema_ref("Reason")],
-        },
         "issuedAt": schema_ref("Timestamp"),
         "deadline": schema_ref("Timestamp"),
         "heartbeatTimeoutMs": {"type": "integer", "minimum": 1},
-        "heartbeatDeadline": {"description": "When the next heartbeat is due.", "allOf": [schema_ref("Timestamp")]},
-        "lastHeartbeatAt": schema_ref("Timestamp"),
-        "receivedAt": schema_ref("Timestamp"),
-        "traceparent": schema_ref("TraceParent"),
+        "heartbeatDeadline": {
+            "description": format!("When the {which_heartbeat} heartbeat is due."),
+            "allOf": [schema_ref("Timestamp")],
+        },
     })
+}
+
+fn work_item_properties() -> Value {
+    let mut properties = issued_properties("next");
+    properties["state"] = schema_ref("State");
+    properties["outcome"] = schema_ref("Outcome");
+    properties["reason"] = json!({
+        "description": "Why it was cancelled; `heartbeat` if it timed out without one.",
+        "allOf": [schema_ref("Reason")],
+    });
+    properties["lastHeartbeatAt"] = schema_ref("Timestamp");
+    properties["receivedAt"] = schema_ref("Timestamp");
+    properties["traceparent"] = schema_ref("TraceParent");
+    properties
 }
 
 fn work_items(platform: &Platform) -> Value {
@@ -231,20 +240,8 @@ fn work_items(platform: &Platform) -> Value {
     let required = ["url", "method", "token", "carrier", "name", "headers", "deadline", "expiresAt"];
     let mut callback = object(&required, &callback);
     callback["description"] = "What the provider needs: pass it on unchanged.".into();
-    let issued = json!({
-        "workItemId": uuid(),
-        "conversationId": schema_ref("Id"),
-        "sequence": schema_ref("Sequence"),
-        "kind": schema_ref("Kind"),
-        "turnId": schema_ref("Id"),
-        "toolCallId": schema_ref("ToolCallId"),
-        "name": schema_ref("ToolName"),
-        "issuedAt": schema_ref("Timestamp"),
-        "deadline": schema_ref("Timestamp"),
-        "heartbeatTimeoutMs": {"type": "integer", "minimum": 1},
-        "heartbeatDeadline": {"description": "When the first heartbeat is due.", "allOf": [schema_ref("Timestamp")]},
-        "callback": schema_ref("Callback"),
-    });
+    let mut issued = issued_properties("first");
+    issued["callback"] = schema_ref("Callback");
     let required = ["workItemId", "conversationId", "sequence", "kind", "issuedAt", "deadline", "callback"];
     json!({
         "Callback": callback,
