@@ -21,7 +21,7 @@ pub use commands::{
     Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
     CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Ended, Expired, Heartbeat,
     HeartbeatNotTaken, HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused,
-    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals,
+    MAX_REPORTED, NotAccepted, NotTaken, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals,
     WaitingConversation, WorkItemView,
 };
 

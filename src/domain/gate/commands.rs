@@ -230,14 +230,17 @@ pub struct CallbackTarget {
     pub times_out_at: Option<Timestamp>,
 }
 
-/// A refused callback.
+/// A refused callback or heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotAccepted {
+pub struct NotTaken<Why> {
     /// The reason.
-    pub why: AcceptRefused,
-    /// The conversation and work item, where known. For logs only; the provider does not get them.
+    pub why: Why,
+    /// The conversation and work item, where known. The provider does not get their data.
     pub target: Option<Box<CallbackTarget>>,
 }
+
+/// A refused callback.
+pub type NotAccepted = NotTaken<AcceptRefused>;
 
 /// Reports that a provider is working. Does not use up the token, and does not restart the idle timeout.
 #[derive(Clone, Debug)]
@@ -285,13 +288,7 @@ pub enum HeartbeatRefused {
 }
 
 /// A refused heartbeat.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeartbeatNotTaken {
-    /// The reason.
-    pub why: HeartbeatRefused,
-    /// The conversation and work item, where known. For logs; the provider does not get it.
-    pub target: Option<Box<CallbackTarget>>,
-}
+pub type HeartbeatNotTaken = NotTaken<HeartbeatRefused>;
 
 /// Cancels a work item.
 #[derive(Clone, Debug)]
