@@ -53,13 +53,13 @@ caught! {
     ] => [Rule::Reply];
 
     overtaking_result_is_caught: [
-        ("accept", "    call('HSET', HELD, sequence, PAYLOAD)\n", "
+        ("accept", "    call('HSET', HELD, ARGV[5], PAYLOAD)\n", "
             append(c, sequence, item, PAYLOAD)
             call('HSET', HELD, sequence, 'sent')\n"),
         ("release", "local function append(c, sequence, item, payload)\n", "
             local function append(c, sequence, item, payload)
             if not payload and call('HGET', HELD, sequence) == 'sent' then return 0 end\n"),
-        ("release", "c.opened_at .. '-' .. sequence\n", "c.opened_at .. '-' .. (call('XLEN', CHANNEL) + 1)\n"),
+        ("release", "c.opened_at .. '-' .. text\n", "c.opened_at .. '-' .. (call('XLEN', CHANNEL) + 1)\n"),
     ] => [Rule::Order];
 
     skipped_gap_is_caught: [
@@ -68,7 +68,7 @@ caught! {
     ] => [Rule::Order];
 
     result_accepted_after_its_deadline_is_caught: [
-        ("item", "now >= times_out_at then", "now >= times_out_at + 100 then"),
+        ("item", "now >= decode('>I6', item) then", "now >= decode('>I6', item) + 100 then"),
         ("release", "if outcome == AWAITING and NOW < times_out_at then", "
             if outcome == AWAITING and NOW < times_out_at + 100 then"),
     ] => [Rule::Deadline];
@@ -96,9 +96,9 @@ caught! {
 
     cancellation_of_a_settled_item_is_caught: [
         ("cancel", "local outcome = outcome_at(item, NOW)\n", "
-            local outcome = decode('>B', item)
+            local outcome = byte(item, -1)
             if outcome ~= AWAITING and outcome ~= CANCELLED then
-                item = char(AWAITING) .. sub(item, 2, select(11, decode(ITEM, item)) - 1)
+                item = sub(item, 1, select(11, decode(ITEM, item)) - 1)
                 c.awaiting = c.awaiting + 1
                 outcome = AWAITING
             end\n"),
@@ -106,7 +106,7 @@ caught! {
 
     repetition_delivered_again_is_caught: [
         ("accept", "    local replayed = settled_by", "
-            item = char(AWAITING) .. sub(item, 2, select(11, decode(ITEM, item)) - 1)
+            item = sub(item, 1, select(11, decode(ITEM, item)) - 1)
             c.awaiting = c.awaiting + 1
             end
             if c.ended then
@@ -127,11 +127,11 @@ caught! {
     ] => [Rule::Reply];
 
     cancellation_of_another_turn_is_caught: [
-        ("cancel_turn", "if sub(select(9, decode(ITEM, item)), 1, #MEMBERS) == MEMBERS then", "if true then"),
+        ("cancel_turn", "if sub(select(8, decode(ITEM, item)), 1, #MEMBERS) == MEMBERS then", "if true then"),
     ] => [Rule::Uncalled];
 
     lost_held_result_is_caught: [
-        ("accept", "call('HSET', HELD, sequence, PAYLOAD)", "call('HSET', HELD, sequence, 'null')"),
+        ("accept", "call('HSET', HELD, ARGV[5], PAYLOAD)", "call('HSET', HELD, ARGV[5], 'null')"),
     ] => [Rule::Bytes];
 
     rewritten_result_is_caught: [
@@ -222,6 +222,6 @@ caught! {
         ("expire", "    if c.gate_deadline > 0 and", "    if c.gate_deadline == 1 then c.gate = c.gate - 1 end
             if c.gate_deadline > 0 and"),
         // An entry that is there already would stay as it is.
-        ("release", "c.opened_at .. '-' .. sequence\n", "c.opened_at .. '-' .. (call('XLEN', CHANNEL) + 1)\n"),
+        ("release", "c.opened_at .. '-' .. text\n", "c.opened_at .. '-' .. (call('XLEN', CHANNEL) + 1)\n"),
     ] => [Rule::Order];
 }

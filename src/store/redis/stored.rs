@@ -137,7 +137,9 @@ pub(super) struct StoredConversation {
 impl StoredConversation {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         let mut fields = Fields(bytes);
-        let (opened_at, _opened_by) = (fields.time()?, fields.bytes(8)?);
+        let opened_at = fields.text(13)?.parse().map(Timestamp::from_millis);
+        let opened_at = opened_at.map_err(|_| broken("invalid time of opening"))?;
+        let _opened_by = fields.bytes(8)?;
         let id = ConversationId::parse(fields.length_prefixed(1)?)
             .map_err(|_| broken("invalid conversation id"))?;
         Ok(Self { opened_at, id, traceparent: fields.traceparent()? })
@@ -217,8 +219,10 @@ pub(super) fn reason(json: &[u8]) -> Result<Option<Reason>, StoreError> {
 
 impl StoredItem {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
-        let mut fields = Fields(bytes);
-        let (outcome, times_out_at, window) = (outcome(fields.number(1)?), fields.time()?, fields.number(4)?);
+        // The outcome is the last byte, of an awaiting item and of a settled one.
+        let [fields @ .., last] = bytes else { return Err(broken("the value is empty")) };
+        let (outcome, mut fields) = (outcome(u64::from(*last)), Fields(fields));
+        let (times_out_at, window) = (fields.time()?, fields.number(4)?);
         let id = WorkItemId::parse(fields.text(36)?).ok_or_else(|| broken("invalid work item id"))?;
         let (issued_at, _date) = (fields.rfc3339()?, fields.bytes(10)?);
         let key_id = KeyId::parse(fields.length_prefixed(1)?).map_err(|_| broken("invalid key id"))?;
@@ -251,6 +255,7 @@ impl StoredItem {
         let settlement = match outcome {
             None => None,
             Some(outcome) => {
+                let _awaiting = fields.bytes(1)?;
                 let (received_at, attempt, bytes) = (fields.rfc3339()?, fields.number(8)?, fields.number(4)?);
                 let (_request_id, settled_in) = (fields.length_prefixed(1)?, fields.traceparent()?);
                 let reason = reason(fields.0)?;

@@ -119,7 +119,7 @@ fn refusing(reply: &'static str) -> (u16, Arc<AtomicUsize>) {
         }
         match question[0].as_str() {
             "SET" | "PEXPIRE" | "SCRIPT" => "+OK\r\n".to_owned(),
-            "GET" => "$23\r\nversion=4 partitions=64\r\n".to_owned(),
+            "GET" => "$23\r\nversion=5 partitions=64\r\n".to_owned(),
             // The probe is the only script with one argument after its one key.
             "EVALSHA" if question.len() == 5 => "*0\r\n".to_owned(),
             _ => {

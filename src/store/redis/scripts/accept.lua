@@ -10,7 +10,7 @@ local sequence, expires_at = tonumber(ARGV[5]), tonumber(ARGV[8])
 if NOW >= expires_at then
     return { 'token_expired' }
 end
-local read = call('HMGET', CONVERSATION, 's', 'c', sequence, ARGV[6])
+local read = call('HMGET', CONVERSATION, 's', 'c', ARGV[5], ARGV[6])
 local c, item = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_ended' }
@@ -49,16 +49,16 @@ if sequence > c.gate and NOW < c.gate_deadline
 elseif c.channel_bytes + c.held_bytes + bytes > $max_channel_bytes then
     return { 'channel_limit', c.metadata, item }
 end
-if not call('SET', USED, FINGERPRINT, 'NX', 'PX', expires_at - NOW + $grace) and call('GET', USED) ~= FINGERPRINT then
+if not call('SET', USED, FINGERPRINT, 'NX', 'PX', format('%d', expires_at - NOW + $grace)) and call('GET', USED) ~= FINGERPRINT then
     return { 'token_used', c.metadata, item }
 end
-item = settle(c, sequence, item, tonumber(ARGV[10]), NOW_TEXT, ARGV[13], bytes, ARGV[12])
+item = settle(c, sequence, item, tonumber(ARGV[10]), NOW_TEXT, ARGV[13], bytes, ARGV[12], '')
 touch(c)
 if sequence == c.gate or NOW >= c.gate_deadline then
     release(c, { [sequence] = item, [sequence + 1] = read[4] or nil }, sequence, PAYLOAD)
 end
 if sequence >= c.gate then
-    call('HSET', HELD, sequence, PAYLOAD)
+    call('HSET', HELD, ARGV[5], PAYLOAD)
     if c.bytes_before == 0 then
         call('PEXPIRE', HELD, c.kept_until - NOW)
     end

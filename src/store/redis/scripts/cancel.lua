@@ -6,7 +6,7 @@
 --        work_item_settled, outcome (number in item.lua)
 --        conversation_not_found | work_item_not_found | conversation_ended
 local sequence = tonumber(ARGV[5])
-local read = call('HMGET', CONVERSATION, 's', 'c', sequence, ARGV[6])
+local read = call('HMGET', CONVERSATION, 's', 'c', ARGV[5], ARGV[6])
 local c, item = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_not_found' }

@@ -24,7 +24,7 @@ end
 local known, listed, cancelled = {}, {}, false
 for i, item in ipairs(#sequences > 0 and call('HMGET', CONVERSATION, unpack(sequences)) or {}) do
     local sequence = sequences[i]
-    if sub(select(9, decode(ITEM, item)), 1, #MEMBERS) == MEMBERS then
+    if sub(select(8, decode(ITEM, item)), 1, #MEMBERS) == MEMBERS then
         if outcome_at(item, NOW) == AWAITING then
             if not cancelled then
                 bypass_maxmemory()

@@ -31,8 +31,8 @@ local encode, decode, max = struct.pack, struct.unpack, math.max
 --   cleared        after the end: the first sequence whose timer is not removed yet
 --   last_issue     first 12 bytes of the id of the last issued item
 local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4c12'
--- Metadata: opened at (ms), attempt that opened it; then, each preceded by its length, conversation id and traceparent.
-local METADATA = '>I6c8Bc0Bc0'
+-- Metadata: opened at (ms, as text), attempt that opened it; then, each preceded by its length, conversation id and traceparent.
+local METADATA = '>c13c8Bc0Bc0'
 
 -- When the idle timeout ends the conversation, unless it is used before.
 local function idle_at(c)

@@ -56,7 +56,7 @@ else
         local item = known[sequence] or read[i + 2]
         local outcome, times_out_at = AWAITING, 0
         if item then
-            outcome, times_out_at = decode('>BI6', item)
+            outcome, times_out_at = byte(item, -1), decode('>I6', item)
         end
         if item and outcome == AWAITING and NOW >= times_out_at then
             item = time_out(c, sequence, item)

@@ -9,7 +9,7 @@ local sequence, PROGRESS = tonumber(ARGV[4]), ARGV[7]
 if NOW >= tonumber(ARGV[6]) then
     return { 'token_expired' }
 end
-local read = call('HMGET', CONVERSATION, 's', 'c', sequence)
+local read = call('HMGET', CONVERSATION, 's', 'c', ARGV[4])
 local c, item = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_ended' }
@@ -28,7 +28,7 @@ elseif has_result then
     return { 'alive', NOW, state_of(c), c.metadata, item, 0 }
 end
 
-local times_out_at, window, id, issued_at, day, key, trace, members, heartbeat = select(2, decode(ITEM, item))
+local times_out_at, window, id, issued_at, day, key, trace, members, heartbeat = decode(ITEM, item)
 local deadline, timeout, last_at, progress_at = times_out_at, 0, 0, 0
 if heartbeat ~= '' then
     deadline, timeout, last_at, progress_at = decode(HEARTBEAT, heartbeat)
@@ -43,8 +43,8 @@ if timeout > 0 then
     day = date(times_out_at)
 end
 heartbeat = encode(HEARTBEAT, deadline, timeout, NOW, publishes and NOW or progress_at)
-item = encode(ITEM, AWAITING, times_out_at, window, id, issued_at, day, #key, key, #trace, trace, #members, members,
-    #heartbeat, heartbeat)
+item = encode(ITEM, times_out_at, window, id, issued_at, day, #key, key, #trace, trace, #members, members,
+    #heartbeat, heartbeat, AWAITING)
 -- An item must not time out because Redis is full. At maxmemory, Redis refuses a script's first write (OOM) but not the
 -- following ones, and it never refuses PEXPIRE.
 call('PEXPIRE', TIMERS, $partition_ttl)

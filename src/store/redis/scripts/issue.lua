@@ -48,9 +48,9 @@ if heartbeat_timeout then
     times_out_at = math.min(NOW + heartbeat_timeout, deadline)
     heartbeat = encode(HEARTBEAT, deadline, heartbeat_timeout, 0, 0)
 end
-local item = encode(ITEM, AWAITING, times_out_at, ARGV[8], attempt .. format('%08x', sequence),
+local item = encode(ITEM, times_out_at, ARGV[8], attempt .. format('%08x', sequence),
     rfc3339(NOW, date(NOW)), date(times_out_at), #ARGV[9], ARGV[9], #trace, trace, #ARGV[12], ARGV[12], #heartbeat,
-    heartbeat)
+    heartbeat, AWAITING)
 if c.gate == sequence then
     c.gate_deadline = times_out_at
 end

@@ -1,29 +1,30 @@
--- The stored form of a work item: the fields of ITEM and, once it has an outcome, those of SETTLEMENT.
+-- The stored form of a work item. An awaiting item: the fields of ITEM. A settled item: the same, then the fields of
+-- SETTLEMENT, the reason as a JSON string or nothing, and the outcome. Its last byte is thus always its outcome.
 
--- Outcome (a number), time at which it times out (ms), replay window (ms), id, issued at (text), date of the timeout
--- (stored, because at the timeout the date table can be too new to contain it); then, each preceded by its length, the
--- signing key's id, the traceparent, the members of the envelope that are known at issue, and the fields of HEARTBEAT
--- or nothing. Without HEARTBEAT, the item times out at its deadline.
-local ITEM = '>BI6I4c36c24c10Bc0Bc0I2c0Bc0'
+-- Time at which it times out (ms), replay window (ms), id, issued at (text), date of the timeout (stored, because at the
+-- timeout the date table can be too new to contain it); then, each preceded by its length, the signing key's id, the
+-- traceparent, the members of the envelope that are known at issue, and the fields of HEARTBEAT or nothing; at the end
+-- AWAITING. Without HEARTBEAT, the item times out at its deadline.
+local ITEM = '>I6I4c36c24c10Bc0Bc0I2c0Bc0B'
 -- Of an item that has a heartbeat timeout or has had a heartbeat: deadline, heartbeat timeout (0 without one), last
 -- heartbeat (0 before the first), last published progress (0 before the first), all in ms.
 local HEARTBEAT = '>I6I4I6I6'
 -- Received at (text), attempt, size of the result in bytes; then, each preceded by its length, the id and the
--- traceparent of the request that settled the item. If a cancelled or timed out item has a reason, it follows as a
--- JSON string.
+-- traceparent of the request that settled the item.
 local SETTLEMENT = '>c24c8I4Bc0Bc0'
 
+local byte, char = string.byte, string.char
 local AWAITING, SUCCEEDED, FAILED, TIMED_OUT, CANCELLED = 0, 1, 2, 3, 4
 
 local function id_of(item)
-    return sub(item, 12, 47)
+    return sub(item, 11, 46)
 end
 
 -- The deadline rule: an unsettled item counts as timed out from the time of its timeout on, before the sweeper has
 -- processed it.
 local function outcome_at(item, now)
-    local outcome, times_out_at = decode('>BI6', item)
-    if outcome == AWAITING and now >= times_out_at then
+    local outcome = byte(item, -1)
+    if outcome == AWAITING and now >= decode('>I6', item) then
         return TIMED_OUT
     end
     return outcome

@@ -10,11 +10,11 @@ if not c then
     former = read[1] and stored(read[1])
     -- Later than that of the previous conversation with this id, even if the clock was set back, so that event ids
     -- increase.
-    local opened_at = read[2] and max(NOW, (decode(METADATA, read[2])) + 1) or NOW
+    local opened_at = read[2] and max(NOW, decode(METADATA, read[2]) + 1) or NOW
     c = {
         touched_at = NOW, idle_ttl = idle_ttl or $default_idle_ttl, busy_until = 0, kept_until = 0, ended_at = 0,
         next = 1, gate = 1, awaiting = 0, held_bytes = 0, gate_deadline = 0, channel_bytes = 0, cleared = 0,
-        last_issue = ('\0'):rep(12), metadata = encode(METADATA, opened_at, attempt, #ARGV[4], ARGV[4], #trace, trace),
+        last_issue = ('\0'):rep(12), metadata = encode(METADATA, format('%013d', opened_at), attempt, #ARGV[4], ARGV[4], #trace, trace),
         is_new = true,
     }
 elseif c.ended then

@@ -1,6 +1,5 @@
 -- THE SEQUENCE GATE: settles and releases items. Implements the rules of src/domain/gate.rs in functions of the
 -- same names; tests/it/model.rs compares the two.
-local char, concat = string.char, table.concat
 local TRACE = ARGV[4]
 
 -- Collected during the step: fields and values for the conversation's hash, timers to remove, sequences of held
@@ -9,13 +8,14 @@ local TRACE = ARGV[4]
 local WRITES, OBSOLETE_TIMERS, RELEASED_HELD, JUST_SETTLED, RELEASED = {}, {}, {}, {}, {}
 local NOW_TEXT = rfc3339(NOW, date(NOW))
 
--- Settles an awaiting item. Returns its new stored form.
-local function settle(c, sequence, item, outcome, received_at, attempt, bytes, request)
-    item = char(outcome) .. sub(item, 2)
-        .. encode(SETTLEMENT, received_at, attempt, bytes, #request, request, #TRACE, TRACE)
-    local n = #WRITES
-    WRITES[n + 1], WRITES[n + 2] = sequence, item
-    OBSOLETE_TIMERS[#OBSOLETE_TIMERS + 1] = REFERENCE .. ':' .. sequence
+-- Settles an awaiting item. `reason`: a JSON string, or empty. Returns the item's new stored form.
+local function settle(c, sequence, item, outcome, received_at, attempt, bytes, request, reason)
+    item = item .. encode(SETTLEMENT, received_at, attempt, bytes, #request, request, #TRACE, TRACE)
+        .. reason .. char(outcome)
+    -- Redis and Lua format a number in an argument or a concatenation more slowly than this.
+    local n, field = #WRITES, format('%d', sequence)
+    WRITES[n + 1], WRITES[n + 2] = field, item
+    OBSOLETE_TIMERS[#OBSOLETE_TIMERS + 1] = REFERENCE .. ':' .. field
     JUST_SETTLED[sequence] = received_at
     c.awaiting = c.awaiting - 1
     c.held_bytes = c.held_bytes + bytes
@@ -37,48 +37,45 @@ local function bypass_maxmemory()
 end
 
 local function time_out(c, sequence, item)
-    local _, times_out_at, _, _, _, day, _, _, _, heartbeat = decode(ITEM, item)
-    item = settle(c, sequence, item, TIMED_OUT, rfc3339(times_out_at, day), '\0\0\0\0\0\0\0\0', 0, '')
-    if heartbeat ~= '' and times_out_at < decode(HEARTBEAT, heartbeat) then
-        -- The reason: it was silent.
-        item = item .. '"heartbeat"'
-        WRITES[#WRITES] = item
-    end
-    return item
+    local times_out_at, _, _, _, day, _, _, _, heartbeat = decode(ITEM, item)
+    local was_silent = heartbeat ~= '' and times_out_at < decode(HEARTBEAT, heartbeat)
+    return settle(c, sequence, item, TIMED_OUT, rfc3339(times_out_at, day), '\0\0\0\0\0\0\0\0', 0, '',
+        was_silent and '"heartbeat"' or '')
 end
 
 -- Appends an item's envelope to the channel. Returns the size of its result in bytes. `save` writes the state: if the
 -- step fails before that, the whole step is repeated.
 local function append(c, sequence, item, payload)
-    local outcome, _, _, id, issued_at, _, _, trace, members, _, at = decode(ITEM, item)
+    local _, _, id, issued_at, _, _, trace, members, _, _, at = decode(ITEM, item)
     local received_at, _, bytes, request, settled_in, reason_at = decode(SETTLEMENT, item, at)
+    local text = format('%d', sequence)
     if settled_in ~= '' then
         trace = settled_in
     end
     if not c.id then
         c.opened_at, _, c.id = decode(METADATA, c.metadata)
     end
-    local word, result = 'succeeded', ',"result":'
+    local outcome, word, result = byte(item, -1), 'succeeded', ',"result":'
     if outcome == FAILED then
         word, result = 'failed', ',"error":'
     elseif outcome ~= SUCCEEDED then
         word, result = outcome == TIMED_OUT and 'timed_out' or 'cancelled', ''
-        if reason_at <= #item then
-            result, payload = ',"reason":', sub(item, reason_at)
+        if reason_at < #item then
+            result, payload = ',"reason":', sub(item, reason_at, -2)
         end
     end
     if result ~= '' and not payload then
-        payload = call('HGET', HELD, sequence)
+        payload = call('HGET', HELD, text)
         -- If Redis has evicted it, or somebody has deleted it, the envelope has no result.
         result = payload and result or ''
     end
-    local envelope = '{"sequence":' .. sequence .. ',"conversationId":"' .. c.id .. '","workItemId":"' .. id .. '",'
+    local envelope = '{"sequence":' .. text .. ',"conversationId":"' .. c.id .. '","workItemId":"' .. id .. '",'
         .. members .. ',"outcome":"' .. word .. '"' .. result .. (payload or '') .. ',"issuedAt":"' .. issued_at
         .. '","receivedAt":"' .. received_at .. '","releasedAt":"' .. NOW_TEXT
         .. (request ~= '' and '","requestId":"' .. request or '')
         .. (trace ~= '' and '","traceparent":"' .. trace or '') .. '"}'
-    local entry = c.opened_at .. '-' .. sequence
-    local added = redis.pcall('XADD', CHANNEL, entry, 'envelope', envelope, 'sequence', sequence, 'outcome', word)
+    local entry = c.opened_at .. '-' .. text
+    local added = redis.pcall('XADD', CHANNEL, entry, 'envelope', envelope, 'sequence', text, 'outcome', word)
     if added.err then
         -- The entry exists if an earlier step failed after it had appended it and before it wrote the state.
         local existing = call('XRANGE', CHANNEL, entry, entry)[1]
@@ -109,7 +106,7 @@ local function release(c, known, own, payload)
             end
             item = known[sequence]
         end
-        local outcome, times_out_at = decode('>BI6', item)
+        local outcome, times_out_at = byte(item, -1), decode('>I6', item)
         if outcome == AWAITING and NOW < times_out_at then
             c.gate_deadline = times_out_at
             break
@@ -132,39 +129,39 @@ local function release(c, known, own, payload)
     end
 end
 
--- The time of a settlement in ms. `text`: RFC 3339; nil if the date table does not contain its day.
-local function ms_of(text)
-    local at = string.find(DATES, sub(text, 1, 10), 1, true)
-    return at and (FIRST_DAY + (at - 1) / 10) * 86400000 + sub(text, 12, 13) * 3600000 + sub(text, 15, 16) * 60000
-        + sub(text, 18, 19) * 1000 + sub(text, 21, 23)
-end
-
--- When the oldest of the held items was settled (text). Reads at most $step_held items. Second: whether these were all
--- held items. Called when the hash has the settlements of this step.
-local function held_since(c, held)
-    local sequences, since, found = {}, nil, 0
-    for sequence = c.gate, math.min(c.gate + $step_held, c.next) - 1 do
-        sequences[#sequences + 1] = sequence
-    end
-    for _, item in ipairs(call('HMGET', CONVERSATION, unpack(sequences))) do
-        if item and decode('>B', item) ~= AWAITING then
-            local members = { decode(ITEM, item) }
-            -- The last one is the position of the settlement, which begins with its time.
-            local received_at = decode('>c24', item, members[#members])
-            since = since and since < received_at and since or received_at
-            found = found + 1
-        end
-    end
-    return since, found == held
-end
-
 -- Keeps the index of the conversations that hold results back. pcall: no rule depends on the index, and a damaged key
--- must not fail the step.
+-- must not fail the step. A step creates all its functions; those that only this one needs are inside it.
 local function index_waiting(c, held)
     if held == 0 then
-        redis.pcall('ZREM', WAITING, REFERENCE)
+        redis.pcall('ZREM', KEYS[6], REFERENCE)
         return
     end
+
+    -- When the oldest of the held items was settled (text). Reads at most $step_held items. Second: whether these were
+    -- all held items. The hash has the settlements of this step.
+    local function held_since()
+        local sequences, since, found = {}, nil, 0
+        for sequence = c.gate, math.min(c.gate + $step_held, c.next) - 1 do
+            sequences[#sequences + 1] = sequence
+        end
+        for _, item in ipairs(redis.call('HMGET', KEYS[1], unpack(sequences))) do
+            if item and item:byte(-1) ~= AWAITING then
+                -- The settlement follows, and begins with its time.
+                local received_at = struct.unpack('>c24', item, select(11, struct.unpack(ITEM, item)))
+                since = since and since < received_at and since or received_at
+                found = found + 1
+            end
+        end
+        return since, found == held
+    end
+
+    -- The time of a settlement in ms. `text`: RFC 3339; nil if the date table does not contain its day.
+    local function ms_of(text)
+        local at = DATES:find(text:sub(1, 10), 1, true)
+        return at and (FIRST_DAY + (at - 1) / 10) * 86400000 + text:sub(12, 13) * 3600000 + text:sub(15, 16) * 60000
+            + text:sub(18, 19) * 1000 + text:sub(21, 23)
+    end
+
     local since, exact = nil, c.held_before == 0
     for sequence, received_at in pairs(JUST_SETTLED) do
         if sequence >= c.gate and not (since and since < received_at) then
@@ -172,18 +169,18 @@ local function index_waiting(c, held)
         end
     end
     if #RELEASED_HELD > 0 and c.gate_deadline ~= 1 then
-        since, exact = held_since(c, held)
+        since, exact = held_since()
     elseif not exact and since == NOW_TEXT then
         -- The results that were held before are older.
         return
     end
     local score = since and ms_of(since)
     if score and exact then
-        redis.pcall('ZADD', WAITING, score, REFERENCE)
+        redis.pcall('ZADD', KEYS[6], score, REFERENCE)
     elseif score then
-        redis.pcall('ZADD', WAITING, 'LT', score, REFERENCE)
+        redis.pcall('ZADD', KEYS[6], 'LT', score, REFERENCE)
     end
-    redis.pcall('PEXPIRE', WAITING, $partition_ttl)
+    redis.pcall('PEXPIRE', KEYS[6], $partition_ttl)
 end
 
 -- Writes the changes of the step.
