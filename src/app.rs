@@ -104,7 +104,7 @@ pub struct App {
     check_certificates: Arc<Notify>,
     key_files: KeyFiles,
     drain_grace: Duration,
-    drain_timeout: Duration,
+    drain_time: Duration,
     refusal_summaries: Arc<RefusalSummaries>,
 }
 
@@ -286,7 +286,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         check_certificates: Arc::default(),
         key_files,
         drain_grace: http.drain_grace_ms.duration(),
-        drain_timeout: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
+        drain_time: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
         refusal_summaries,
     };
     count_event_streams(&app.telemetry, event_streams, http.max_event_streams.size());
@@ -407,7 +407,7 @@ impl App {
         };
         self.lifecycle.drain();
         tracing::info!(name: "draining", "draining");
-        let drained = timeout(self.drain_timeout, async {
+        let drained = timeout(self.drain_time, async {
             sleep(self.drain_grace).await;
             stop.cancel();
             tasks.all_ended().await;

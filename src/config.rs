@@ -29,9 +29,6 @@ use crate::store::redis::{self, RedisSettings, Replicas, TlsFiles};
 /// The compiled-in default file.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
-/// Maximum idle timeout of a conversation, in milliseconds: one week.
-pub const MAX_IDLE_TTL_MS: u64 = 604_800_000;
-
 /// All settings; `config/default.toml` documents each of them.
 ///
 /// A `Config` from [`load`] has passed [`Config::problems`].
@@ -276,13 +273,13 @@ pub struct RateLimitConfig {
 #[derive(Clone, Debug, Deserialize)]
 pub struct GateConfig {
     /// Default time from issue to deadline.
-    pub default_timeout_ms: Bounded<1, 86_400_000>,
+    pub default_timeout_ms: Bounded<1, { Limits::MAX_TIMEOUT_MS }>,
     /// Maximum time from issue to deadline.
-    pub max_timeout_ms: Bounded<1, 86_400_000>,
+    pub max_timeout_ms: Bounded<1, { Limits::MAX_TIMEOUT_MS }>,
     /// Default idle timeout of a conversation.
-    pub conversation_idle_ttl_ms: Bounded<1, MAX_IDLE_TTL_MS>,
+    pub conversation_idle_ttl_ms: Bounded<1, { Limits::MAX_IDLE_TTL_MS }>,
     /// Time for which an ended conversation stays readable.
-    pub ended_retention_ms: Bounded<1_000, 604_800_000>,
+    pub ended_retention_ms: Bounded<1_000, { Limits::MAX_RETENTION_MS }>,
     /// Maximum number of held items per conversation.
     pub max_held_items: Bounded<1, 1_000_000>,
     /// Maximum bytes of held results per conversation.

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | which results are released, and when (**the gate**) | `release`, in [`domain::gate`] and `store/redis/scripts/release.lua` |
 //! | whether a callback is accepted | `accept`, in [`domain::gate`] and `store/redis/scripts/accept.lua` |
+//! | whether a token was used | `accept`, at the same places; in Redis, the key `used` |
 //! | whether a heartbeat is accepted | `heartbeat`, in [`domain::gate`] and `store/redis/scripts/heartbeat.lua` |
 //! | what progress a provider can report | [`domain::progress`] |
 //! | what the cancellation of a turn cancels | `cancel_turn`, in [`domain::gate`] and `store/redis/scripts/cancel_turn.lua` |
@@ -15,7 +16,7 @@
 //! | which conversations are listed as waiting | `waiting`, in [`domain::gate`], `waiting_for.lua` and `index_waiting` in `release.lua` |
 //! | the contents and the verification of a token | [`domain::token`] |
 //! | whether a body is a result or a failure | [`domain::result`], from the scan by [`domain::json`] |
-//! | the contents of an envelope | [`domain::envelope`], and `append` in `release.lua` |
+//! | the contents of an envelope, and how it gets on the channel | [`domain::envelope`], and `append` in `release.lua` |
 //! | the format of the data in Redis | `conversation.lua` and `item.lua`, decoded by `store/redis/stored.rs` |
 //! | when a timer fires | [`sweeper`], with [`store::Schedule`] and `due.lua` |
 //! | what `/health` reports about the store | `store/health.rs` |
@@ -24,10 +25,11 @@
 //! | how the client's address is determined | [`http::client_address`] |
 //! | rate limits | [`http::rate_limit`], `public/client_limits.rs`, `platform/auth.rs` |
 //! | connection limits and timeouts | [`http::server`], `http/connection.rs` |
-//! | limits on the size, the time and the memory of a body | [`http::body`] |
+//! | limits on the size, the time and the memory of a body | [`http::body`]; heartbeats in `public/heartbeat.rs` |
 //! | which Content-Type and Content-Encoding are accepted | [`http::media_type`] |
 //! | an error code, its status, and whether to retry | [`http::code`] |
 //! | what the OpenAPI documents say | `public/openapi.rs` and `platform/openapi.rs`, from the parts in [`http::openapi`] |
+//! | what happens at SIGTERM | `cli/serve.rs`, then [`app::App::run`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
 //! | a Redis key | `store/redis/keys.rs`, the only place that builds keys |

@@ -54,6 +54,15 @@ pub struct Limits {
     pub ended_retention_ms: u64,
 }
 
+impl Limits {
+    /// Longest time from issue to deadline in milliseconds: one day.
+    pub const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
+    /// Longest idle timeout of a conversation in milliseconds: one week.
+    pub const MAX_IDLE_TTL_MS: u64 = 7 * Self::MAX_TIMEOUT_MS;
+    /// Longest time in milliseconds that an ended conversation and its channel stay readable: one week.
+    pub const MAX_RETENTION_MS: u64 = 7 * Self::MAX_TIMEOUT_MS;
+}
+
 /// How an item was settled.
 #[derive(Clone, Debug)]
 struct Settlement {

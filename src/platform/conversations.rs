@@ -12,8 +12,7 @@ use super::request::{self, Millis, PathIds};
 use super::work_items::WorkItemBody;
 use super::{PLATFORM_PATH, Platform};
 use crate::clock::Entropy;
-use crate::config::MAX_IDLE_TTL_MS;
-use crate::domain::gate::{ConversationView, Open};
+use crate::domain::gate::{ConversationView, Limits, Open};
 use crate::domain::ids::{ConversationId, Sequence, TraceParent};
 use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
@@ -76,7 +75,7 @@ pub(super) async fn open(
     let body: OpenBody = request::json(&parts, body, platform.body, &platform.bodies).await?;
     let command = Open {
         conversation: conversation.clone(),
-        idle_ttl_ms: request::milliseconds("idleTtlMs", body.idle_ttl_ms, MAX_IDLE_TTL_MS)?,
+        idle_ttl_ms: request::milliseconds("idleTtlMs", body.idle_ttl_ms, Limits::MAX_IDLE_TTL_MS)?,
         traceparent: request::traceparent(body.traceparent.as_deref(), &parts.headers)?,
         attempt: Entropy.attempt_id(),
     };

@@ -93,8 +93,8 @@ pub(super) struct ProviderRequest<'a> {
 /// The bodies that a request may have.
 #[derive(Clone, Copy)]
 pub(super) struct AllowedBody {
-    /// Maximum size in bytes, if it is below the configured one.
-    pub(super) max_bytes: usize,
+    /// Maximum size in bytes, if it is below the configured one (`http.max_body_bytes`).
+    pub(super) max_bytes: Option<usize>,
     /// Whether it may be empty. An empty body needs no content type.
     pub(super) may_be_empty: bool,
 }
@@ -132,7 +132,9 @@ impl<'a> ProviderRequest<'a> {
         }
         let is_authentic = matches!(head_token, HeadToken::Present(_, Ok(_)));
         let budget = if is_authentic { &public.authenticated } else { &public.anonymous };
-        let limits = BodyLimits { max_bytes: allowed.max_bytes.min(public.body.max_bytes), ..public.body };
+        let configured = public.body.max_bytes;
+        let max_bytes = allowed.max_bytes.map_or(configured, |allowed| allowed.min(configured));
+        let limits = BodyLimits { max_bytes, ..public.body };
         let (body, reservation) = body::read(&parts.headers, body, limits, budget).await?;
         context.record(|log| log.body = Some((body.len(), Instant::now())));
         let permit = public.admission.permit()?;
@@ -151,7 +153,7 @@ impl<'a> ProviderRequest<'a> {
     /// last step uses up the token.
     async fn process(&self, body: axum::body::Body) -> Result<Response, Refusal> {
         let Self { public, context, .. } = *self;
-        let allowed = AllowedBody { max_bytes: usize::MAX, may_be_empty: false };
+        let allowed = AllowedBody { max_bytes: None, may_be_empty: false };
         let Received { head_token, body, reservation, permit } = self.receive(body, allowed).await?;
         let (result, claims) = self.read_result(head_token, &body)?;
         context.record(|log| log.digest = Some(result.fingerprint));

@@ -19,7 +19,7 @@ use crate::http::refusal::Refusal;
 use crate::store::Store;
 
 /// Maximum size of a body: an escaped message, data and a token.
-const MAX_BODY_BYTES: usize = 32 * 1024;
+const MAX_HEARTBEAT_BYTES: usize = 32 * 1024;
 
 /// The members of a body.
 const NAMES: [&str; 2] = ["message", "data"];
@@ -40,7 +40,7 @@ pub(super) async fn handle(
 /// The order of checks is that of a callback. The last step, in the store, changes only when the item times out.
 async fn process(request: &ProviderRequest<'_>, body: Body) -> Result<Response, Refusal> {
     let ProviderRequest { public, context, .. } = *request;
-    let allowed = AllowedBody { max_bytes: MAX_BODY_BYTES, may_be_empty: true };
+    let allowed = AllowedBody { max_bytes: Some(MAX_HEARTBEAT_BYTES), may_be_empty: true };
     let Received { head_token, body, reservation, permit } = request.receive(body, allowed).await?;
     let field = public.carriers.body_field();
     let scan = Scan::new(&body, NAMES.into_iter().chain(field));

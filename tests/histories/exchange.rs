@@ -23,10 +23,10 @@ pub(crate) fn exchanged(redis: &RedisServer, changes: &[Change]) -> Vec<(String,
     }
     let mut connection = redis.connection(0);
     let limits = replica::limits();
-    let whole = |files, changes: &[Change]| text(files, &limits, |name, text| changed(name, text, changes));
-    let pairs = OPERATIONS.map(|files| (whole(files, &[]), whole(files, changes)));
+    let whole =
+        |files: &[&str], changes: &[Change]| text(files, &limits, |name, text| changed(name, text, changes));
+    let pairs = OPERATIONS.iter().map(|files| (whole(files, &[]), whole(files, changes)));
     pairs
-        .into_iter()
         .filter(|(asked, called)| asked != called)
         .map(|(asked, called)| {
             let asked = redis::Script::new(&asked).get_hash().to_owned();

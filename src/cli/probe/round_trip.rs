@@ -12,7 +12,8 @@ use super::http_client::{Answer, HttpClient, Side, call, send, shown};
 use super::report::{Report, StepFailure, Took};
 use crate::cli::event_stream::{EventStream, StreamEvent};
 use crate::clock::Entropy;
-use crate::config::{Carrier, MAX_IDLE_TTL_MS};
+use crate::config::Carrier;
+use crate::domain::gate::Limits;
 use crate::http::code::Code;
 use crate::platform::PLATFORM_PATH;
 use crate::public::CALLBACKS_PATH;
@@ -73,7 +74,7 @@ impl<'a> RoundTrip<'a> {
             endpoints,
             report,
             bytes,
-            idle_ttl: limit.saturating_add(IDLE_AFTER).min(Duration::from_millis(MAX_IDLE_TTL_MS)),
+            idle_ttl: limit.saturating_add(IDLE_AFTER).min(Duration::from_millis(Limits::MAX_IDLE_TTL_MS)),
             name: format!("probe-{}", Entropy.attempt_id()),
             conversation: Cell::new(Conversation::Unopened),
             carriers: RefCell::default(),

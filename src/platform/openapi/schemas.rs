@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{Carrier, MAX_IDLE_TTL_MS};
+use crate::config::Carrier;
+use crate::domain::gate::Limits;
 use crate::domain::work_item::Kind;
 use crate::http::openapi::{TIME, WORK_ITEM_ID, object, pattern, schema_ref, uuid};
 use crate::platform::{PLATFORM_PATH, Platform};
@@ -83,7 +84,7 @@ fn requests(platform: &Platform) -> Value {
     });
     json!({
         "OpenConversation": object(&[], &json!({
-            "idleTtlMs": optional_ms("A conversation that is idle for this time has ended.", MAX_IDLE_TTL_MS),
+            "idleTtlMs": optional_ms("A conversation that is idle for this time has ended.", Limits::MAX_IDLE_TTL_MS),
             "traceparent": optional("TraceParent"),
         })),
         "IssueWorkItem": object(&["kind"], &issue),

@@ -9,10 +9,8 @@ use crate::store::CONTINUE_MS;
 /// Time in milliseconds that keys exist longer than their data is needed. The TTL only frees memory; no rule depends
 /// on it.
 const GRACE_MS: u64 = 60_000;
-/// Longest lifetime in milliseconds of a conversation without a step: the maximum of
-/// `gate.conversation_idle_ttl_ms` (a week), the longest deadline (a day) and the maximum of
-/// `gate.ended_retention_ms` (a week).
-const LONGEST_LIFE_MS: u64 = (7 + 1 + 7) * 24 * 60 * 60 * 1000;
+/// Longest lifetime in milliseconds of a conversation without a step.
+const LONGEST_LIFE_MS: u64 = Limits::MAX_IDLE_TTL_MS + Limits::MAX_TIMEOUT_MS + Limits::MAX_RETENTION_MS;
 /// Maximum number of items that one step releases; that takes Redis about 1 ms.
 const STEP_ITEMS: u64 = 64;
 /// A step stops releasing items once their results have this many bytes.
@@ -26,26 +24,6 @@ const STEP_TURN: u64 = 128;
 /// Maximum number of unreleased items that one step reads to find the oldest held result. If there are more, the time in
 /// the index can be too early.
 const STEP_HELD: u64 = 128;
-
-/// The scripts of a store, one per operation.
-#[derive(Debug)]
-pub(super) struct Scripts {
-    pub(super) open: Script,
-    pub(super) issue: Script,
-    pub(super) accept: Script,
-    pub(super) heartbeat: Script,
-    pub(super) cancel: Script,
-    pub(super) cancel_turn: Script,
-    pub(super) end: Script,
-    pub(super) expire: Script,
-    pub(super) inspect: Script,
-    pub(super) work_item: Script,
-    pub(super) read: Script,
-    pub(super) due: Script,
-    pub(super) totals: Script,
-    pub(super) waiting: Script,
-    pub(super) waiting_for: Script,
-}
 
 macro_rules! files {
     ($($name:literal),+ $(,)?) => { [$(($name, include_str!(concat!("scripts/", $name, ".lua")))),+] };
@@ -79,24 +57,45 @@ const FILES: [(&str, &str); 24] = files![
     "probe",
 ];
 
-/// The files of each operation. They are concatenated in the order of `FILES`, the operation's own file last.
-pub const OPERATIONS: [&[&str]; 15] = [
-    &["clock", "conversation", "ttl", "timer", "open"],
-    &["clock", "conversation", "ttl", "item", "issue"],
-    &["clock", "conversation", "ttl", "item", "release", "accept"],
-    &["clock", "conversation", "item", "heartbeat"],
-    &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel"],
-    &["clock", "conversation", "ttl", "item", "release", "cancel_item", "cancel_turn"],
-    &["clock", "conversation", "ttl", "timer", "item", "release", "ending", "end"],
-    &["clock", "conversation", "ttl", "timer", "item", "release", "ending", "expire"],
-    &["clock", "conversation", "inspect"],
-    &["clock", "conversation", "item", "work_item"],
-    &["clock", "conversation", "read"],
-    &["due"],
-    &["totals"],
-    &["waiting"],
-    &["clock", "conversation", "waiting_for"],
-];
+/// Defines the operations: the name of each and the files of its script.
+macro_rules! operations {
+    ($($operation:ident: $($file:ident)+;)+) => {
+        /// The scripts of a store, one per operation.
+        #[derive(Debug)]
+        pub(super) struct Scripts {
+            $(pub(super) $operation: Script,)+
+        }
+
+        impl Scripts {
+            pub(super) fn new(limits: &Limits) -> Self {
+                let script = |files| Script::new(&text(files, limits, |_, text| text.to_owned()));
+                Self { $($operation: script(&[$(stringify!($file)),+]),)+ }
+            }
+        }
+
+        /// The files of each operation.
+        pub const OPERATIONS: &[&[&str]] = &[$(&[$(stringify!($file)),+]),+];
+    };
+}
+
+// The files are concatenated in the order of `FILES`, the operation's own file last.
+operations! {
+    open: clock conversation ttl timer open;
+    issue: clock conversation ttl item issue;
+    accept: clock conversation ttl item release accept;
+    heartbeat: clock conversation item heartbeat;
+    cancel: clock conversation ttl item release cancel_item cancel;
+    cancel_turn: clock conversation ttl item release cancel_item cancel_turn;
+    end: clock conversation ttl timer item release ending end;
+    expire: clock conversation ttl timer item release ending expire;
+    inspect: clock conversation inspect;
+    work_item: clock conversation item work_item;
+    read: clock conversation read;
+    due: due;
+    totals: totals;
+    waiting: waiting;
+    waiting_for: clock conversation waiting_for;
+}
 
 /// The script of an operation. `alter` gets the name and text of each file and returns the text to use.
 pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> String) -> String {
@@ -122,44 +121,4 @@ pub fn text(files: &[&str], limits: &Limits, alter: impl Fn(&str, &str) -> Strin
     let included = FILES.iter().filter(|(name, _)| files.contains(name));
     let text: String = included.map(|(name, text)| alter(name, text) + "\n").collect();
     constants.iter().fold(text, |text, (name, value)| text.replace(name, &value.to_string()))
-}
-
-impl Scripts {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let scripts = OPERATIONS.map(|files| Script::new(&text(files, limits, |_, text| text.to_owned())));
-        let [
-            open,
-            issue,
-            accept,
-            heartbeat,
-            cancel,
-            cancel_turn,
-            end,
-            expire,
-            inspect,
-            work_item,
-            read,
-            due,
-            totals,
-            waiting,
-            waiting_for,
-        ] = scripts;
-        Self {
-            open,
-            issue,
-            accept,
-            heartbeat,
-            cancel,
-            cancel_turn,
-            end,
-            expire,
-            inspect,
-            work_item,
-            read,
-            due,
-            totals,
-            waiting,
-            waiting_for,
-        }
-    }
 }

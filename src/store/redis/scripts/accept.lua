@@ -1,4 +1,5 @@
 -- Accepts a callback: checks it, recognises replays, settles the item and releases what the gate allows.
+-- KEYS: 7 used
 -- ARGV: 4 traceparent or empty, 5 sequence, 6 the next sequence, 7 work item id, 8 expiry of the token in ms,
 --       9 fingerprint of the body, 10 outcome (number in item.lua), 11 result, 12 request id, 13 attempt (8 bytes)
 -- Reply: accepted, replayed 0|1, now, gate, metadata, item, unfinished 0|1, then for each item released in this
@@ -49,6 +50,7 @@ if sequence > c.gate and NOW < c.gate_deadline
 elseif c.channel_bytes + c.held_bytes + bytes > $max_channel_bytes then
     return { 'channel_limit', c.metadata, item }
 end
+-- An awaiting item has a used token if an earlier step failed after this SET and before it wrote the state.
 if not call('SET', USED, FINGERPRINT, 'NX', 'PX', format('%d', expires_at - NOW + $grace)) and call('GET', USED) ~= FINGERPRINT then
     return { 'token_used', c.metadata, item }
 end
