@@ -1,5 +1,5 @@
-//! Checks that the ACL of the Redis user allows every command that the scripts use. Redis does not roll back scripts: if
-//! it denied a command in the middle of a script, the earlier writes would remain.
+//! Checks that the ACL of the Redis user allows every command that the scripts use. Redis does not roll back scripts:
+//! if it denied a command in the middle of a script, the earlier writes would remain.
 
 use std::sync::Arc;
 

@@ -6,10 +6,10 @@ use crate::domain::gate::Limits;
 use crate::domain::progress::PROGRESS_INTERVAL_MS;
 use crate::store::CONTINUE_MS;
 
-/// Time in milliseconds that keys exist longer than their data is needed. The TTL only frees memory; no rule depends
-/// on it.
+/// Time in milliseconds for which a key outlives the need for its data. The TTL only frees memory; no rule depends on
+/// it.
 const GRACE_MS: u64 = 60_000;
-/// Longest lifetime in milliseconds of a conversation without a step: the maximum of
+/// Longest time in milliseconds that a conversation can exist without a step: the maximum of
 /// `gate.conversation_idle_ttl_ms` (a week), the longest deadline (a day) and the maximum of
 /// `gate.ended_retention_ms` (a week).
 const LONGEST_LIFE_MS: u64 = (7 + 1 + 7) * 24 * 60 * 60 * 1000;
@@ -23,8 +23,8 @@ const STEP_TIMERS: u64 = 512;
 const STEP_SEARCH: u64 = 512;
 /// Maximum number of unreleased items that one step of `cancel_turn` examines; that takes Redis about 2 ms.
 const STEP_TURN: u64 = 128;
-/// Maximum number of unreleased items that one step reads to find the oldest held result. If there are more, the time in
-/// the index can be too early.
+/// Maximum number of unreleased items that one step reads to find the oldest held result. If there are more, the time
+/// in the index can be too early.
 const STEP_HELD: u64 = 128;
 
 /// The scripts of a store, one per operation.

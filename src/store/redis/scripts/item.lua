@@ -1,11 +1,11 @@
 -- The stored form of a work item: the fields of ITEM and, once it has an outcome, those of SETTLEMENT.
 
 -- Outcome (a number), time at which it times out (ms), replay window (ms), id, issued at (text), date of the timeout
--- (stored, because at the timeout the date table can be too new to contain it); then, each preceded by its length, the
+-- (stored, because the date table of a later step may no longer contain it); then, each preceded by its length, the
 -- signing key's id, the traceparent, the members of the envelope that are known at issue, and the fields of HEARTBEAT
 -- or nothing. Without HEARTBEAT, the item times out at its deadline.
 local ITEM = '>BI6I4c36c24c10Bc0Bc0I2c0Bc0'
--- Of an item that has a heartbeat timeout or has had a heartbeat: deadline, heartbeat timeout (0 without one), last
+-- Present if an item has a heartbeat timeout or has had a heartbeat: deadline, heartbeat timeout (0 without one), last
 -- heartbeat (0 before the first), last published progress (0 before the first), all in ms.
 local HEARTBEAT = '>I6I4I6I6'
 -- Received at (text), attempt, size of the result in bytes; then, each preceded by its length, the id and the
@@ -19,8 +19,8 @@ local function id_of(item)
     return sub(item, 12, 47)
 end
 
--- The deadline rule: an unsettled item counts as timed out from the time of its timeout on, before the sweeper has
--- processed it.
+-- The deadline rule: from the time at which it times out, an awaiting item counts as timed out, even if the sweeper has
+-- not processed it yet.
 local function outcome_at(item, now)
     local outcome, times_out_at = decode('>BI6', item)
     if outcome == AWAITING and now >= times_out_at then

@@ -4,8 +4,8 @@ local char, concat = string.char, table.concat
 local TRACE = ARGV[4]
 
 -- Collected during the step: fields and values for the conversation's hash, timers to remove, sequences of held
--- results that were released, times (text) of the settlements of this step by sequence, and the end of the reply (item
--- and held before 0|1, alternating).
+-- results that were released, times (text) of the settlements of this step by sequence, and the last part of the reply
+-- (item and held before 0|1, alternating).
 local WRITES, OBSOLETE_TIMERS, RELEASED_HELD, JUST_SETTLED, RELEASED = {}, {}, {}, {}, {}
 local NOW_TEXT = rfc3339(NOW, date(NOW))
 
@@ -22,7 +22,7 @@ local function settle(c, sequence, item, outcome, received_at, attempt, bytes, r
     return item
 end
 
--- Restarts the idle timeout. The sweeper's steps do not.
+-- Restarts the idle timeout. The sweeper's steps do not call it.
 local function touch(c)
     c.touched_at = NOW
     if c.awaiting == 0 then
@@ -30,8 +30,8 @@ local function touch(c)
     end
 end
 
--- Lets the script write at maxmemory: Redis refuses writes (OOM) only until a script has written once, and never
--- refuses PEXPIRE.
+-- Lets the script write even if Redis has reached maxmemory: Redis then refuses a script's first write (OOM), but not
+-- the following ones, and it never refuses PEXPIRE.
 local function bypass_maxmemory()
     call('PEXPIRE', TIMERS, $partition_ttl)
 end
@@ -40,15 +40,15 @@ local function time_out(c, sequence, item)
     local _, times_out_at, _, _, _, day, _, _, _, heartbeat = decode(ITEM, item)
     item = settle(c, sequence, item, TIMED_OUT, rfc3339(times_out_at, day), '\0\0\0\0\0\0\0\0', 0, '')
     if heartbeat ~= '' and times_out_at < decode(HEARTBEAT, heartbeat) then
-        -- The reason: it was silent.
+        -- The item timed out before its deadline, for lack of a heartbeat.
         item = item .. '"heartbeat"'
         WRITES[#WRITES] = item
     end
     return item
 end
 
--- Appends an item's envelope to the channel. Returns the size of its result in bytes. `save` writes the state: if the
--- step fails before that, the whole step is repeated.
+-- Appends an item's envelope to the channel. Returns the size of its result in bytes. If the step fails before `save`
+-- has written the state, the whole step is repeated.
 local function append(c, sequence, item, payload)
     local outcome, _, _, id, issued_at, _, _, trace, members, _, at = decode(ITEM, item)
     local received_at, _, bytes, request, settled_in, reason_at = decode(SETTLEMENT, item, at)
@@ -69,7 +69,7 @@ local function append(c, sequence, item, payload)
     end
     if result ~= '' and not payload then
         payload = call('HGET', HELD, sequence)
-        -- If Redis has evicted it, or somebody has deleted it, the envelope has no result.
+        -- If Redis has evicted the result, or an operator has deleted it, the envelope has none.
         result = payload and result or ''
     end
     local envelope = '{"sequence":' .. sequence .. ',"conversationId":"' .. c.id .. '","workItemId":"' .. id .. '",'
@@ -90,9 +90,9 @@ local function append(c, sequence, item, payload)
 end
 
 -- THE GATE RULE: starting at the gate, releases every item that is settled or overdue. Stops at the first that is
--- neither. A step releases a bounded number of items and bytes. If it leaves items to the next step, it sets
--- gate_deadline to 1, a time in the past. `known`: items that have been read, by sequence. `own`: the sequence that
--- this call settled. `payload`: the result of that item, which is not in the held hash.
+-- neither. A step releases a bounded number of items and bytes. If it leaves items for the next step, it sets
+-- gate_deadline to 1, a time in the past. `known`: items that have been read, by sequence. `own`: the sequence of the
+-- item that the request settled. `payload`: the result of that item, which is not in the held hash.
 local function release(c, known, own, payload)
     local first, bytes = c.gate, 0
     while c.gate < c.next do
@@ -132,15 +132,15 @@ local function release(c, known, own, payload)
     end
 end
 
--- The time of a settlement in ms. `text`: RFC 3339; nil if the date table does not contain its day.
+-- Converts the time of a settlement (RFC 3339) to ms. Returns nil if the date table does not contain its day.
 local function ms_of(text)
     local at = string.find(DATES, sub(text, 1, 10), 1, true)
     return at and (FIRST_DAY + (at - 1) / 10) * 86400000 + sub(text, 12, 13) * 3600000 + sub(text, 15, 16) * 60000
         + sub(text, 18, 19) * 1000 + sub(text, 21, 23)
 end
 
--- When the oldest of the held items was settled (text). Reads at most $step_held items. Second: whether these were all
--- held items. Called when the hash has the settlements of this step.
+-- Returns the time (text) at which the oldest held item was settled, and whether all held items were examined: it reads
+-- at most $step_held items. Must be called after the settlements of this step have been written.
 local function held_since(c, held)
     local sequences, since, found = {}, nil, 0
     for sequence = c.gate, math.min(c.gate + $step_held, c.next) - 1 do
@@ -149,7 +149,7 @@ local function held_since(c, held)
     for _, item in ipairs(call('HMGET', CONVERSATION, unpack(sequences))) do
         if item and decode('>B', item) ~= AWAITING then
             local members = { decode(ITEM, item) }
-            -- The last one is the position of the settlement, which begins with its time.
+            -- The last value is the position of the settlement, which begins with its time.
             local received_at = decode('>c24', item, members[#members])
             since = since and since < received_at and since or received_at
             found = found + 1
@@ -158,8 +158,8 @@ local function held_since(c, held)
     return since, found == held
 end
 
--- Keeps the index of the conversations that hold results back. pcall: no rule depends on the index, and a damaged key
--- must not fail the step.
+-- Updates the index of waiting conversations. pcall: no rule depends on the index, and a key of the wrong type must not
+-- fail the step.
 local function index_waiting(c, held)
     if held == 0 then
         redis.pcall('ZREM', WAITING, REFERENCE)
@@ -174,7 +174,7 @@ local function index_waiting(c, held)
     if #RELEASED_HELD > 0 and c.gate_deadline ~= 1 then
         since, exact = held_since(c, held)
     elseif not exact and since == NOW_TEXT then
-        -- The results that were held before are older.
+        -- The results that were already held are older, so the index entry stays.
         return
     end
     local score = since and ms_of(since)
