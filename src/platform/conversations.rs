@@ -35,7 +35,7 @@ struct OpenBody {
 pub(super) struct ChannelBody {
     /// Path of the event stream on this listener.
     events: String,
-    /// Key of the Redis stream, on a store that has one.
+    /// Key of the Redis stream. `None` on the memory store.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis_stream: Option<String>,
 }
@@ -124,7 +124,7 @@ struct HeldBody<'a> {
     item: WorkItemBody<'a>,
     /// Size of the result in bytes.
     bytes: u64,
-    /// Time since it was settled.
+    /// Time in milliseconds since it was settled.
     age_ms: u64,
 }
 

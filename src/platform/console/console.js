@@ -398,7 +398,7 @@ class Conversation {
         setConnection('Reconnecting', 'lost');
       } catch (error) {
         failed(error, this.signal);
-        // The conversation was opened again, or its channel has lost data: start over.
+        // The conversation was opened again, or its channel has lost data. Start over.
         if (error instanceof Refused && error.status === 400) this.forgetItems();
       }
       await pause(this.retry, this.signal);
@@ -505,7 +505,7 @@ class Conversation {
         this.items.set(item.sequence, { ...this.fromApi(item, state), progress: known?.progress });
       }
     }
-    // In an ended conversation, items that are neither open nor on the channel were dropped.
+    // In an ended conversation, items that are neither in the inspection nor on the channel were dropped.
     for (const item of this.items.values()) {
       if (view.state === 'ended' && item.state !== 'released' && !open.has(item.sequence))
         item.state = 'dropped';

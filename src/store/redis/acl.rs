@@ -49,8 +49,8 @@ impl MissingPermissions {
         let reasons: Vec<String> = commands.into_iter().chain(keys).collect();
         (!reasons.is_empty()).then(|| {
             format!(
-                "the Redis user in store.url {}: scripts would stop halfway. Grant the permission (ACL SETUSER), or use \
-                 another user",
+                "the Redis user in store.url {}: scripts would stop halfway. Grant the permission (ACL SETUSER), or \
+                 use another user",
                 reasons.join(", and ")
             )
         })
