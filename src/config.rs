@@ -119,7 +119,7 @@ impl HttpConfig {
 pub struct StoreConfig {
     /// Memory, or the URL of Redis.
     pub url: StoreUrl,
-    /// A file with the password of `url`, which is added to it.
+    /// A file with the password, which is added to `url`.
     #[serde(deserialize_with = "values::path")]
     pub password_file: Option<PathBuf>,
     /// Number of partitions of the conversations. Fixed for a deployment.
@@ -130,7 +130,7 @@ pub struct StoreConfig {
     pub response_timeout_ms: Bounded<10, 60_000>,
     /// Number of replicas that must confirm a write. 0: none.
     pub wait_replicas: Bounded<0, 16>,
-    /// Time limit for their confirmation.
+    /// Time limit for the replicas' confirmation.
     pub wait_timeout_ms: Bounded<10, 60_000>,
     /// PEM file of the certificate authorities for Redis. `None`: the public ones.
     #[serde(deserialize_with = "values::path")]
@@ -204,7 +204,7 @@ impl StoreConfig {
 pub struct TokenConfig {
     /// Signing keys: the first one signs, all of them verify.
     pub keys: SigningKeys,
-    /// A file with these keys instead.
+    /// A file with these keys, instead of a list.
     #[serde(deserialize_with = "values::path")]
     pub keys_file: Option<PathBuf>,
     /// Time from the deadline to the expiry of the token.
@@ -228,7 +228,7 @@ pub struct TokenConfig {
 pub struct PlatformConfig {
     /// Bearer keys of the platform.
     pub service_keys: ServiceKeys,
-    /// A file with these keys instead.
+    /// A file with these keys, instead of a list.
     #[serde(deserialize_with = "values::path")]
     pub service_keys_file: Option<PathBuf>,
 }
