@@ -17,7 +17,7 @@ use crate::config::LoadedConfig;
 use crate::domain::ids::ConversationId;
 use crate::domain::time::Timestamp;
 
-/// Columns that a row needs beside its label: the state, the gaps, and room for some words.
+/// Columns that a row needs besides its label: for the state, the gaps and some text.
 const BESIDE_LABEL: usize = 40;
 
 #[derive(Debug, Args)]
@@ -316,8 +316,8 @@ fn unreleased_text(item: &Item, inspection: &Inspection, now: Timestamp) -> Stri
     parts.join(", ")
 }
 
-/// For each released item, the earlier item that released it: the earlier item that was settled last, if it was settled
-/// after the item itself.
+/// For each released item, the earlier item that it waited for: of all earlier items, the one that was settled last, if
+/// that was after the item itself was settled.
 fn blockers(released: &[Item]) -> Vec<Option<u64>> {
     let mut latest: Option<(Timestamp, u64)> = None;
     let blocker = |item: &Item| {

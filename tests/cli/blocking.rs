@@ -408,7 +408,7 @@ fn failures_are_told_in_one_line() {
         let public = format!("http://{}", service.public);
         one_line(at(&public, command).complains(1, &["404 NOT_FOUND", "platform listener"]));
         let (url, _) = scripted(vec![reply("200 OK", "<html>")]);
-        one_line(at(&url, command).complains(1, &["is not one of callback-ingress"]));
+        one_line(at(&url, command).complains(1, &["is not from callback-ingress"]));
         let (url, _) = scripted(vec![reply("302 Found", "")]);
         one_line(at(&url, command).complains(1, &["302", "is it the platform listener"]));
         for url in ["127.0.0.1:8081", "https", "ftp://a", "http://user:hunter2@a", "http://a?b"] {

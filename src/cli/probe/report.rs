@@ -41,13 +41,14 @@ impl From<Failure> for StepFailure {
 pub(super) enum Took {
     /// From the request to the response.
     Call(Duration),
-    /// Relative to the response to the callback.
+    /// From the response to the callback until the event arrived.
     After(Duration),
+    /// From the arrival of the event until the response to the callback.
     Before(Duration),
 }
 
 impl Took {
-    /// From `answered` to `seen`.
+    /// The time of an event that arrived at `seen`, relative to the response at `answered`.
     pub(super) fn between(answered: Instant, seen: Instant) -> Self {
         match seen.checked_duration_since(answered) {
             Some(after) => Self::After(after),

@@ -28,7 +28,7 @@ pub(super) struct Endpoints {
     pub(super) platform_url: String,
     pub(super) authorization: HeaderValue,
     pub(super) public: HttpClient,
-    /// `None`: as the service gives it out.
+    /// `None`: the URL in the `callback` object.
     pub(super) public_url: Option<String>,
 }
 
@@ -110,7 +110,7 @@ impl<'a> RoundTrip<'a> {
         self.end().await?;
         let began = self.report.begin("end of the events");
         if !next(&mut events).await?.is_end() {
-            return Err(StepFailure::new("an event that belongs to no callback of the probe"));
+            return Err(StepFailure::new("received an event that belongs to no callback of the probe"));
         }
         self.done(began)
     }
@@ -127,7 +127,7 @@ impl<'a> RoundTrip<'a> {
         })
     }
 
-    /// Ends the conversation after a failure. Returns a message if that fails as well.
+    /// Ends the conversation after a failure. Returns a message if that fails, too.
     pub(super) async fn clean_up(&self) -> Option<String> {
         if matches!(self.conversation.get(), Conversation::Unopened | Conversation::Ended) {
             return None;
@@ -139,7 +139,7 @@ impl<'a> RoundTrip<'a> {
         }
     }
 
-    /// Says that the conversation may still be open.
+    /// A message that the conversation may still be open.
     pub(super) fn left_behind(&self, why: &str) -> Option<String> {
         let after = humantime::format_duration(self.idle_ttl);
         let open = self.conversation.get() == Conversation::Open;
@@ -185,7 +185,7 @@ impl<'a> RoundTrip<'a> {
         Ok(EventStream::new(response.into(), Duration::MAX))
     }
 
-    /// `None`: the carrier is switched off.
+    /// Issues a work item. `None`: the carrier is disabled.
     async fn issue(&self, carrier: Carrier) -> Result<Option<Issued>, StepFailure> {
         let began = self.report.begin(format!("issue for {}", carrier.as_str()));
         let body = json!({"kind": "tool", "carrier": carrier.as_str(), "name": "probe"});
