@@ -93,10 +93,10 @@ fn advice(sent: Option<&str>) -> Cow<'static, str> {
     let Some(sent) = sent else { return "send it as a string of ASCII characters".into() };
     let bare = sent.trim_matches(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`'));
     if bare.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("Bearer ")) {
-        return "remove Bearer before it".into();
+        return "remove Bearer before the token".into();
     }
     if bare.len() < sent.len() {
-        return "remove the quotes or spaces around it".into();
+        return "remove the quotes or spaces around the token".into();
     }
     match bare.chars().count() {
         _ if !bare.starts_with(TOKEN_PREFIX) => "it does not begin with the prefix of a token".into(),
@@ -148,7 +148,8 @@ impl From<NotAccepted> for Refusal {
             }
             AcceptRefused::HeldLimit => (
                 Code::HeldLimit,
-                "the limit on held results is reached while an earlier work item has no outcome; the token is still valid, send the request again later",
+                "the limit on held results is reached while an earlier work item has no outcome; the token is still \
+                 valid, send the request again later",
             ),
             AcceptRefused::ChannelLimit => {
                 (Code::ChannelLimit, "the conversation's channel has reached its size limit")
@@ -161,7 +162,7 @@ impl From<NotAccepted> for Refusal {
 const CONVERSATION_ENDED: &str = "the conversation has ended and accepts no more results";
 const WORK_ITEM_UNKNOWN: &str = "the conversation has no such work item";
 
-/// Whether the item timed out because it was silent.
+/// Whether the item timed out for lack of a heartbeat.
 fn is_silent(target: Option<&CallbackTarget>) -> bool {
     target.is_some_and(|target| {
         let times = target.item.as_ref().zip(target.times_out_at);
