@@ -1,9 +1,9 @@
 //! Overloads the program and measures the effect on other clients:
 //! `cargo bench --bench overload -- [seconds] [redis://…]`. Loopback only. Fails if a bound is exceeded.
 //!
-//! In this order: 10,000 idle and 2,000 slow connections; 2,000 connections that post as fast as they can, by default for
-//! 60 seconds; recovery; one conversation with 10,000 held results and one with results of 1 MiB, each with a stream that
-//! is never read.
+//! In this order: 10,000 idle and 2,000 slow connections; 2,000 connections that post as fast as they can, by default
+//! for 60 seconds; recovery; one conversation with 10,000 held results and one with results of 1 MiB, each with a
+//! stream that is never read.
 //!
 //! With `readers` or `memory` before the URL, that module runs instead.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
@@ -190,22 +190,25 @@ async fn hold(service: &Service, name: &str, count: usize, bytes: usize) -> Tall
 async fn run(seconds: u64, arguments: &[&str]) {
     let service = Service::start(arguments);
     let items = tokens(&service, &format!("flood-{}", std::process::id()), 64).await;
-    let promise = Duration::from_millis(250);
+    let bound = Duration::from_millis(250);
     let mut broken = Vec::new();
     let mut keep = |kept: bool, what: &'static str| broken.extend((!kept).then_some(what));
     println!("{:<40} {} MiB", "memory at the start", memory_of(&service));
 
     let (cost, mut tally) = felt(&service, &items[0], crowd(&service)).await;
     println!("{IDLE} idle and {SLOW} slow connections: {cost} MiB");
-    keep(tally.show("another, meanwhile") < promise, "a crowd delays another");
-    keep(cost < 200, "a crowd costs too much memory");
+    keep(tally.show("another client, meanwhile") < bound, "many connections delay another client");
+    keep(cost < 200, "many connections use too much memory");
 
     let (mut tally, memory) = flood(&service, &items, seconds).await;
     println!("{GREEDY} connections for {seconds} s: {memory} MiB at most");
-    keep(tally.show("posted") < promise, "what is taken takes too long");
-    keep(tally.0.keys().all(|status| [200, 202, 429, 503].contains(status)), "another status");
+    keep(tally.show("posted") < bound, "accepted callbacks take too long");
+    keep(tally.0.keys().all(|status| [200, 202, 429, 503].contains(status)), "unexpected status");
     let after = felt(&service, &items[0], sleep(Duration::from_millis(500)));
-    keep(after.await.1.show("another, in the half second after") < promise / 5, "it does not recover");
+    keep(
+        after.await.1.show("another client, in the half second after") < bound / 5,
+        "the service does not recover",
+    );
 
     let name = format!("held-{}", std::process::id());
     for (sentence, count, bytes) in
@@ -214,7 +217,10 @@ async fn run(seconds: u64, arguments: &[&str]) {
         let name = format!("{name}-{bytes}");
         let (mut held, mut tally) = felt(&service, &items[0], hold(&service, &name, count, bytes)).await;
         held.show(sentence);
-        keep(tally.show("another, meanwhile") < promise, "a held conversation delays another");
+        keep(
+            tally.show("another client, meanwhile") < bound,
+            "a conversation with held results delays another client",
+        );
         println!("{:<40} {} MiB", "memory", memory_of(&service));
     }
     assert!(broken.is_empty(), "{broken:?}");

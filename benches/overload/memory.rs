@@ -1,7 +1,7 @@
 //! Bounds on memory, and its release: `cargo bench --bench overload -- memory redis://…`.
 //!
-//! 400 clients retry posts of 1 MiB while Redis is suspended for 15 seconds and for a minute after it resumes. Then 1,000
-//! event streams on a channel of four results of 1 MiB are not read.
+//! 400 clients retry posts of 1 MiB while Redis is suspended for 15 seconds and for a minute after it resumes. Then
+//! 1,000 event streams on a channel of four results of 1 MiB are not read.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -92,20 +92,20 @@ pub(crate) async fn run(url: &str, arguments: &[&str]) {
         tally.add(part);
     }
     println!(
-        "{:<40} {silent} MiB, {after} MiB until all were taken, {:.1?}",
-        "memory while Redis is silent",
+        "{:<40} {silent} MiB, {after} MiB until all were accepted, {:.1?}",
+        "memory while Redis is suspended",
         since.elapsed()
     );
     tally.show("posted");
     if silent.max(after) > BUDGET * 3 / 2 {
-        broken.push("too much memory while Redis is silent");
+        broken.push("too much memory while Redis is suspended");
     }
     for seconds in [1, 10, 49] {
         sleep(Duration::from_secs(seconds)).await;
         println!("{:<40} {} MiB", "memory after it", memory_of(&service));
     }
     if memory_of(&service) > start + 64 {
-        broken.push("memory is not given back");
+        broken.push("memory is not released");
     }
 
     let name = format!("unread-{run}");
