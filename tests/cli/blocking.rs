@@ -236,7 +236,7 @@ fn tail_follows_the_channel_to_its_end_on_redis() {
 }
 
 #[test]
-fn tail_ends_when_nobody_reads_it() {
+fn tail_ends_when_its_output_is_closed() {
     let service = service("memory:");
     blocked(&service, "call-7");
     let url = format!("http://{}", service.platform);
@@ -388,7 +388,7 @@ fn control_characters_never_reach_the_terminal() {
 }
 
 #[test]
-fn failures_are_told_in_one_line() {
+fn failures_are_reported_in_one_line() {
     let service = service("memory:");
     for command in [&["waiting"][..], &["show", "nobody"], &["tail", "nobody"]] {
         let one_line = |ran: Ran| {
