@@ -140,15 +140,16 @@ pub(crate) fn group_by_conversation(
 ///
 /// 1. Each step is atomic. If a release needs more than one step, the caller or the sweeper continues it.
 /// 2. A refusal changes nothing.
-/// 3. An item is settled once, by the first of callback, timeout, cancellation and end of the conversation.
+/// 3. An item is settled once, by the first of callback, timeout and cancellation. The end of the conversation drops
+///    the items that are not released.
 /// 4. Until a token expires, a repeated callback with the same body gets the first receipt again, and one with another
 ///    body is refused. Neither releases anything twice.
 /// 5. A result that `accept` acknowledges is on the channel or held before `accept` returns.
 /// 6. Settling the first unreleased item releases it and all settled items that directly follow it, before the call
 ///    returns, unless a failure interrupts a release of more than one step.
 /// 7. A channel contains each sequence at most once, in order, without gaps, with exactly the bytes of the result.
-/// 8. From its deadline on, every operation treats an awaiting item as timed out, even before the sweeper has processed
-///    it. A late or repeated timer has no further effect.
+/// 8. Once its deadline or its heartbeat timeout has passed, every operation treats an awaiting item as timed out, even
+///    before the sweeper has processed it. A late or repeated timer has no further effect.
 /// 9. Repeated requests with the same idempotency key issue one item.
 /// 10. An operation that would exceed a limit is refused. Nothing is dropped silently.
 /// 11. An ended conversation accepts no new results. Repeated callbacks for delivered results still get their receipts,

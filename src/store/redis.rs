@@ -289,8 +289,9 @@ impl RedisStore {
         Ok(reply)
     }
 
-    /// Returns whether the script refused the date table because the server's clock is on another day. If so, the
-    /// script has changed nothing: adopts the server's time, and the caller repeats the call.
+    /// Returns whether the script refused the date table because the server's clock is on another day. In that case,
+    /// the script has changed nothing, and this method adopts the server's time, so that the caller can repeat the
+    /// call.
     fn refused_dates(&self, reply: &ScriptReply) -> Result<bool, StoreError> {
         let refused = reply.word() == "dates";
         if refused {

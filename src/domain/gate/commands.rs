@@ -437,7 +437,8 @@ pub struct Expired {
     pub ended: Option<Ended>,
     /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
-    /// Whether items are left to release. The sweeper releases them.
+    /// Whether items are left to release, or timers of the ended conversation are left to remove. The sweeper
+    /// continues with both.
     pub unfinished: bool,
     /// Time in milliseconds until the earliest of the given timers that fired too early and were set again. A heartbeat
     /// does not move the timer of its item. When the timer fires, it is set to the time at which the item now times

@@ -115,7 +115,7 @@ impl Cluster {
         map.owners[slot.index()] = Some(address.clone());
     }
 
-    /// All nodes that own slots, according to a map that is refreshed first.
+    /// Refreshes the slot map, then returns all nodes that own slots.
     pub(super) async fn primaries(&self) -> Result<Vec<Arc<Node>>, RedisError> {
         self.refresh().await;
         let mut addresses = self.read(|map| map.owners.clone());

@@ -58,7 +58,7 @@ impl Keys {
         format!("{{cb:{partition}}}:totals")
     }
 
-    /// The conversations of a partition with held results: a sorted set by the time of the oldest.
+    /// The conversations of a partition with held results: a sorted set by the time of the oldest held result.
     pub(super) fn waiting(partition: u16) -> String {
         format!("{{cb:{partition}}}:waiting")
     }

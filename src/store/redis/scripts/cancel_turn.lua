@@ -14,7 +14,7 @@ if not c then
 elseif c.ended then
     return { 'conversation_ended' }
 end
--- If this call is a retry after a lost reply, the first call has released up to $step_items items. They are
+-- If this call is a retry after a lost reply, the first call may have released up to $step_items items. They are
 -- examined and listed again.
 local first = max(tonumber(ARGV[5]), c.gate - $step_items)
 local stop = tonumber(ARGV[6]) or c.next
