@@ -106,8 +106,8 @@ pub struct HttpConfig {
 }
 
 impl HttpConfig {
-    /// The part of the drain timeout that is reserved for the last export of telemetry: a fifth, at most a second. The
-    /// last log lines get the same time again.
+    /// The part of the drain timeout that is reserved for the last export of telemetry: a fifth, at most a second.
+    /// Writing the last log lines has a separate limit of the same length.
     pub fn flush_timeout(&self) -> Duration {
         let spare = self.drain_timeout_ms.duration().saturating_sub(self.drain_grace_ms.duration());
         (spare / 5).min(Duration::from_secs(1))

@@ -38,7 +38,7 @@ impl HealthcheckArgs {
     }
 }
 
-/// Replaces an unspecified address by the loopback address.
+/// Replaces an unspecified address with the loopback address.
 pub(super) fn connectable(address: SocketAddr) -> SocketAddr {
     let ip = match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -68,7 +68,7 @@ impl PlatformArgs {
     }
 }
 
-/// Replaces the configured service keys by those in a file.
+/// Replaces the configured service keys with those in a file.
 pub(super) fn use_service_key_file(settings: &mut SettingsArgs, file: Option<&Path>) -> Result<(), Failure> {
     let Some(file) = file else { return Ok(()) };
     let file = file.to_str().ok_or_else(|| Failure::Usage("--service-key-file is not UTF-8".into()))?;

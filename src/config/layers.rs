@@ -140,7 +140,7 @@ impl std::fmt::Debug for LoadedConfig {
 struct Layers {
     defaults: Table,
     settings: Table,
-    /// By setting; the defaults have none.
+    /// The source of each setting. A setting with its default has none.
     origins: BTreeMap<String, String>,
     errors: Vec<ConfigError>,
 }

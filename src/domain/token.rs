@@ -134,7 +134,7 @@ pub enum TokenDefect {
     /// Signed with a key that is not in the keyring.
     #[error("the token names an unknown key")]
     UnknownKey,
-    /// Changed after it was signed, or made up.
+    /// Changed after it was signed, or forged.
     #[error("the token's signature is wrong")]
     WrongSignature,
 }

@@ -122,7 +122,7 @@ pub(super) fn query<const N: usize>(
             let known = known.map(|known| format!("`{known}`")).join(", ");
             return Err(invalid(safe_name(&name), format_args!("unknown query parameter; expected {known}")));
         };
-        // The parser replaces invalid UTF-8 by this character.
+        // The parser replaces invalid UTF-8 with this character.
         if value.contains(char::REPLACEMENT_CHARACTER) {
             return Err(invalid(known[at], "must be UTF-8, percent-encoded"));
         }

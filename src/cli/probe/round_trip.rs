@@ -139,7 +139,7 @@ impl<'a> RoundTrip<'a> {
         }
     }
 
-    /// A message that the conversation may still be open.
+    /// The message for a conversation that may still be open.
     pub(super) fn left_behind(&self, why: &str) -> Option<String> {
         let after = humantime::format_duration(self.idle_ttl);
         let open = self.conversation.get() == Conversation::Open;

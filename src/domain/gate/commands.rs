@@ -58,7 +58,7 @@ pub struct Issue {
     pub name: Option<ToolName>,
     /// Time from now to the deadline, in milliseconds.
     pub timeout_ms: u64,
-    /// Longest time without a heartbeat in milliseconds. `None`: the item needs no heartbeats.
+    /// Heartbeat timeout in milliseconds. `None`: the item needs no heartbeats.
     pub heartbeat_timeout_ms: Option<u64>,
     /// Time from the deadline to the expiry of the token, in milliseconds.
     pub replay_window_ms: u64,
@@ -205,7 +205,7 @@ pub enum AcceptRefused {
     /// The token was used with another body.
     #[error("the token was used with another body")]
     TokenUsed,
-    /// The deadline passed, or no heartbeat came in time, before the callback.
+    /// The deadline or the heartbeat timeout passed before the callback.
     #[error("the work item timed out")]
     WorkItemTimedOut,
     /// The platform cancelled the item before the callback.
@@ -279,7 +279,7 @@ pub enum HeartbeatRefused {
     /// The conversation is open and has no such item.
     #[error("the work item is unknown")]
     WorkItemUnknown,
-    /// The deadline passed, or no heartbeat came in time.
+    /// The deadline or the heartbeat timeout passed before this heartbeat.
     #[error("the work item timed out")]
     WorkItemTimedOut,
     /// The platform cancelled the item.
