@@ -18,7 +18,7 @@ use crate::domain::ids::ConversationId;
 use crate::domain::time::Timestamp;
 
 /// Columns that a row needs besides its label: for the state, the gaps and some text.
-const BESIDE_LABEL: usize = 40;
+const OTHER_COLUMNS: usize = 40;
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
@@ -211,7 +211,7 @@ fn timeline(
         .collect();
     let width = rows.iter().map(|(label, ..)| label.chars().count()).max().unwrap_or_default();
     // With a long name, a narrow terminal has no room for columns.
-    let [width, state_width] = if fits(width + BESIDE_LABEL) { [width, 9] } else { [0, 0] };
+    let [width, state_width] = if fits(width + OTHER_COLUMNS) { [width, 9] } else { [0, 0] };
     lines.extend(
         rows.into_iter().map(|(label, state, text)| {
             wrapped(&format!("{label:width$}  {state:state_width$}  {text}"), 0, 6)

@@ -154,10 +154,10 @@ impl WorkItem {
     /// When the item times out if it is not settled and no further heartbeat arrives: at the deadline, or at the end of
     /// the heartbeat timeout if that is earlier.
     pub fn times_out_at(&self, last_heartbeat_at: Option<Timestamp>) -> Timestamp {
-        let silent_at = self
+        let heartbeat_due_at = self
             .heartbeat_timeout_ms
             .map(|timeout_ms| last_heartbeat_at.unwrap_or(self.issued_at).plus_millis(timeout_ms));
-        silent_at.map_or(self.deadline, |silent_at| silent_at.min(self.deadline))
+        heartbeat_due_at.map_or(self.deadline, |heartbeat_due_at| heartbeat_due_at.min(self.deadline))
     }
 
     /// When the awaiting item times out unless a heartbeat arrives first. `None`: it needs no heartbeats.

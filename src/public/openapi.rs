@@ -144,9 +144,9 @@ fn callback_operation(id: &str, public: &Public) -> Operation {
 }
 
 fn heartbeat_operation(id: &str) -> Operation {
-    let heard =
+    let receipt =
         json!({"state": "awaiting", "deadline": TIME, "heartbeatDeadline": TIME, "cancelRequested": false});
-    let mut response = json_response("The heartbeat was recorded.", "HeartbeatReceipt", &heard);
+    let mut response = json_response("The heartbeat was recorded.", "HeartbeatReceipt", &receipt);
     response["headers"] = response_headers(&["Cache-Control"]);
     Operation::new(id, "Report that the work is in progress")
         .with(

@@ -136,7 +136,7 @@ impl From<NotAccepted> for Refusal {
             AcceptRefused::TokenUsed => {
                 (Code::CallbackTokenUsed, "the token was used with another body; the first result stands")
             }
-            AcceptRefused::WorkItemTimedOut if is_silent(refused.target.as_deref()) => (
+            AcceptRefused::WorkItemTimedOut if missed_heartbeat(refused.target.as_deref()) => (
                 Code::WorkItemTimedOut,
                 "the work item timed out before this callback arrived, because no heartbeat arrived in time",
             ),
@@ -163,7 +163,7 @@ const CONVERSATION_ENDED: &str = "the conversation has ended and accepts no more
 const WORK_ITEM_UNKNOWN: &str = "the conversation has no such work item";
 
 /// Whether the item timed out for lack of a heartbeat.
-fn is_silent(target: Option<&CallbackTarget>) -> bool {
+fn missed_heartbeat(target: Option<&CallbackTarget>) -> bool {
     target.is_some_and(|target| {
         let times = target.item.as_ref().zip(target.times_out_at);
         times.is_some_and(|(item, at)| item.timeout_cause(at) == TimeoutCause::Heartbeat)
@@ -176,7 +176,7 @@ impl From<HeartbeatNotTaken> for Refusal {
             HeartbeatRefused::TokenExpired => return expired(),
             HeartbeatRefused::ConversationEnded => (Code::ConversationEnded, CONVERSATION_ENDED),
             HeartbeatRefused::WorkItemUnknown => (Code::WorkItemUnknown, WORK_ITEM_UNKNOWN),
-            HeartbeatRefused::WorkItemTimedOut if is_silent(refused.target.as_deref()) => (
+            HeartbeatRefused::WorkItemTimedOut if missed_heartbeat(refused.target.as_deref()) => (
                 Code::WorkItemTimedOut,
                 "the work item timed out, because this heartbeat did not arrive in time; stop the work",
             ),

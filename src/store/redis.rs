@@ -761,9 +761,9 @@ impl Store for RedisStore {
         candidates.truncate(wanted);
         // If this many were found, there may be more that are not examined.
         let mut is_complete = is_complete && is_still_complete && candidates.len() < wanted;
-        let looked = join_all(candidates.iter().map(|(_, conversation)| self.waiting_for(*conversation)));
+        let lookups = join_all(candidates.iter().map(|(_, conversation)| self.waiting_for(*conversation)));
         let mut conversations = Vec::new();
-        for waiting in looked.await {
+        for waiting in lookups.await {
             match waiting {
                 Ok(waiting) => conversations.extend(waiting),
                 Err(_) if self.nodes.is_cluster() => is_complete = false,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::explain::{self, Sent};
 use super::http_client::{Answer, HttpClient, Side, call, send, shown};
-use super::report::{Report, StepFailure, Took};
+use super::report::{Report, StepFailure, StepTime};
 use crate::cli::event_stream::{EventStream, StreamEvent};
 use crate::clock::Entropy;
 use crate::config::{Carrier, MAX_IDLE_TTL_MS};
@@ -150,7 +150,7 @@ impl<'a> RoundTrip<'a> {
     }
 
     fn done(&self, began: Instant) -> Result<(), StepFailure> {
-        Ok(self.report.done(Took::Call(began.elapsed()))?)
+        Ok(self.report.done(StepTime::Call(began.elapsed()))?)
     }
 
     /// A request to the conversation at the platform listener.
@@ -228,7 +228,7 @@ impl<'a> RoundTrip<'a> {
         let callback = async {
             self.post(issued, &result).await?;
             let answered = Instant::now();
-            self.report.done(Took::Call(answered - began))?;
+            self.report.done(StepTime::Call(answered - began))?;
             self.report.begin(EVENT);
             Ok::<_, StepFailure>(answered)
         };
@@ -250,7 +250,7 @@ impl<'a> RoundTrip<'a> {
         if let Some((field, _)) = expected.into_iter().find(|(field, value)| envelope[*field] != **value) {
             return Err(StepFailure::new(format!("the {field} of the event is not that of the callback")));
         }
-        Ok(self.report.done(Took::between(answered, seen))?)
+        Ok(self.report.done(StepTime::between(answered, seen))?)
     }
 
     /// A result of the requested size.
