@@ -573,7 +573,7 @@ class Conversation {
     }
   }
 
-  /** Reads the events after one sequence up to another, both of which are on the channel. */
+  /** Reads the events after the sequence `after` up to the sequence `last`. Both are on the channel. */
   async read(after, last, onEvent) {
     for await (const event of readEvents(`${this.path}/events?from=${after}`, { signal: this.signal })) {
       if (event.name !== '') continue;
@@ -621,7 +621,7 @@ class Conversation {
     this.tick();
   }
 
-  /** They are still on the channel, as earlier items. */
+  /** Forgets released items. They are still on the channel, and can be shown again as earlier items. */
   forgetReleased(items) {
     for (const { sequence } of items) {
       this.items.delete(sequence);
