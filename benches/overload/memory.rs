@@ -40,7 +40,7 @@ async fn most_memory<T>(service: &Service, meanwhile: impl Future<Output = T>) -
 }
 
 /// Retries a post until it succeeds.
-async fn insist(address: String, token: String) -> Tally {
+async fn retry_until_accepted(address: String, token: String) -> Tally {
     let body = format!("\"{}\"", "x".repeat(RESULT_BYTES - 2));
     let request = callback(&token, &body);
     let mut tally = Tally::default();
@@ -81,7 +81,7 @@ pub(crate) async fn run(url: &str, arguments: &[&str]) {
     signal(&pid, "STOP");
     let mut posting = JoinSet::new();
     for token in all {
-        posting.spawn(insist(service.public.clone(), token));
+        posting.spawn(retry_until_accepted(service.public.clone(), token));
     }
     let ((), silent) = most_memory(&service, sleep(SILENCE)).await;
     signal(&pid, "CONT");

@@ -251,7 +251,7 @@ fn nothing_leaks_on_a_failing_redis() {
         let keys = redis.keys(&format!("*:{what}:{reference}*"));
         assert!(!keys.is_empty(), "{what}");
         for key in &keys {
-            redis.spoil(key);
+            redis.corrupt(key);
         }
         let answers = [
             watched.session.callback(&item.token),
