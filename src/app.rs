@@ -44,9 +44,9 @@ use crate::store::{Backend, InstrumentedStore, Store, StoreHealth};
 use crate::sweeper;
 use crate::telemetry::Telemetry;
 
-/// Minimum and maximum interval of the totals of the store.
+/// Minimum and maximum interval at which the store's totals are computed.
 const TOTALS_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// Interval per partition with timers, within those bounds.
+/// The interval is this time for each partition with timers, within those bounds.
 const TOTALS_INTERVAL_PER_PARTITION: Duration = Duration::from_millis(250);
 
 /// Listen backlog. If it is full, the kernel drops the SYN and the client retries after about a second.
@@ -294,7 +294,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     Ok(app)
 }
 
-/// Measures the number of open event streams: the permits in use, of at most `max`.
+/// Registers a gauge of the open event streams: the permits in use, of at most `max`.
 fn count_event_streams(telemetry: &Telemetry, permits: Arc<Semaphore>, max: usize) {
     telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
 }
@@ -355,7 +355,7 @@ impl App {
     /// listener gets at most three quarters of them.
     #[must_use]
     pub fn with_max_connections(mut self, connections: usize) -> Self {
-        // The platform also gets what `http.max_connections` denies the public listener.
+        // The platform's listener also gets the connections that exceed the public listener's `http.max_connections`.
         let rest = connections.saturating_sub(self.public.limits.max_connections);
         let platform = (connections / 4).max(rest).max(1);
         for (bound, most) in

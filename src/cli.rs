@@ -74,7 +74,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum KeysCommand {
-    /// Print a new signing key and a new service key, as the configuration takes them
+    /// Print a new signing key and a new service key, in the form that the configuration expects
     New(NewKeysArgs),
 }
 

@@ -103,8 +103,8 @@ pub struct HttpConfig {
 }
 
 impl HttpConfig {
-    /// The part of the drain timeout that is reserved for the last export of telemetry: a fifth, at most a second. The
-    /// last log lines get the same time again.
+    /// The part of the drain timeout that is reserved for the last export of telemetry: a fifth, at most a second.
+    /// Writing the last log lines has a separate limit of the same length.
     pub fn flush_timeout(&self) -> Duration {
         let spare = self.drain_timeout_ms.duration().saturating_sub(self.drain_grace_ms.duration());
         (spare / 5).min(Duration::from_secs(1))
@@ -116,7 +116,7 @@ impl HttpConfig {
 pub struct StoreConfig {
     /// Memory, or the URL of Redis.
     pub url: StoreUrl,
-    /// A file with the password of `url`, which is added to it.
+    /// A file with the password, which is added to `url`.
     #[serde(deserialize_with = "values::path")]
     pub password_file: Option<PathBuf>,
     /// Number of partitions of the conversations. Fixed for a deployment.
@@ -127,7 +127,7 @@ pub struct StoreConfig {
     pub response_timeout_ms: Bounded<10, 60_000>,
     /// Number of replicas that must confirm a write. 0: none.
     pub wait_replicas: Bounded<0, 16>,
-    /// Time limit for their confirmation.
+    /// Time limit for the replicas' confirmation.
     pub wait_timeout_ms: Bounded<10, 60_000>,
     /// PEM file of the certificate authorities for Redis. `None`: the public ones.
     #[serde(deserialize_with = "values::path")]
@@ -201,7 +201,7 @@ impl StoreConfig {
 pub struct TokenConfig {
     /// Signing keys: the first one signs, all of them verify.
     pub keys: SigningKeys,
-    /// A file with these keys instead.
+    /// A file with these keys, instead of a list.
     #[serde(deserialize_with = "values::path")]
     pub keys_file: Option<PathBuf>,
     /// Time from the deadline to the expiry of the token.
@@ -225,7 +225,7 @@ pub struct TokenConfig {
 pub struct PlatformConfig {
     /// Bearer keys of the platform.
     pub service_keys: ServiceKeys,
-    /// A file with these keys instead.
+    /// A file with these keys, instead of a list.
     #[serde(deserialize_with = "values::path")]
     pub service_keys_file: Option<PathBuf>,
 }

@@ -47,7 +47,7 @@
 //!     ├ public             the provider's listener: carrier → callback → reply
 //!     ├ platform           the platform's listener: conversations, work items, events, console
 //!     ├ sweeper            times out work items and ends idle conversations
-//!     └ store              the trait with its numbered promises
+//!     └ store              the trait with its numbered guarantees
 //!        ├ memory          a mutex around domain::gate
 //!        ├ redis           one Lua script per operation
 //!        └ domain          ids, token, work item, result, envelope, gate: pure
@@ -67,14 +67,15 @@
 //! 4. [`domain::json`] scans the body once. A token in the body is verified now. [`domain::result::CallbackResult`]
 //!    decides whether the body is a result or a failure, and which bytes go to the channel.
 //! 5. [`store::Store::accept`] is one atomic step ([`domain::gate::Conversation::accept`] or `accept.lua`). It checks
-//!    that the conversation is live, the item awaiting and the token unused. It then settles the item, releases what the
-//!    gate allows, and appends it to the channel. Only this step uses up the token. It is completed and logged even if
-//!    the client disconnects.
+//!    that the conversation is live, the item is awaiting and the token is unused. It then settles the item, and
+//!    appends what the gate releases to the channel. Only this step uses up the token. The step is completed and
+//!    logged even if the client disconnects.
 //! 6. `reply` builds the receipt, or [`http::refusal`] renders a refusal. When the context is dropped, the request is
 //!    logged, traced and counted.
 //! 7. [`store::ChannelListener`] notifies the event streams of [`platform`], whose `events` reads the new envelopes.
 //!
-//! For a work item without a callback, the [`sweeper`] calls [`store::Store::expire`], which applies the same `release`.
+//! For a work item without a callback, the [`sweeper`] calls [`store::Store::expire`], which applies the same
+//! `release`.
 pub mod app;
 pub mod cli;
 pub mod clock;

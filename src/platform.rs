@@ -39,7 +39,7 @@ pub const PLATFORM_PATH: &str = "/platform/v1";
 /// The state of the platform's listener.
 #[derive(Debug)]
 pub struct Platform {
-    /// Where conversations are stored.
+    /// The store of the conversations.
     pub store: Arc<InstrumentedStore>,
     /// Signs tokens.
     pub keyring: Arc<Keyring>,
@@ -61,7 +61,7 @@ pub struct Platform {
     pub pages: Pages,
     /// A permit for each event stream.
     pub event_streams: Arc<Semaphore>,
-    /// Event streams end when draining begins.
+    /// The lifecycle of the service: event streams end when draining begins.
     pub lifecycle: Lifecycle,
     /// The accepted service keys.
     pub service_keys: ServiceKeyDigests,

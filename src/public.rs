@@ -32,7 +32,7 @@ use crate::store::InstrumentedStore;
 
 /// Where callbacks are posted.
 pub const CALLBACKS_PATH: &str = "/api/v1/webhooks/callbacks";
-/// Appended to a callback's path, for its heartbeats. Not a token.
+/// Appended to the path of a callback to form the path of its heartbeats. Cannot be a token.
 pub const HEARTBEAT_SEGMENT: &str = "/heartbeat";
 
 /// The state of the provider's listener.
@@ -40,7 +40,7 @@ pub const HEARTBEAT_SEGMENT: &str = "/heartbeat";
 pub struct Public {
     /// The store.
     pub store: Arc<InstrumentedStore>,
-    /// Response timeout of the store: memory of an unanswered command is counted for this long.
+    /// Response timeout of the store. The memory of a command without a response stays counted for this long.
     pub store_timeout: Duration,
     /// Verifies tokens.
     pub keyring: Arc<Keyring>,

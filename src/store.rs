@@ -84,9 +84,9 @@ pub struct Page {
 /// The reply to [`Store::waiting`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// The conversations, those with the oldest held results first.
+    /// The conversations, the one with the oldest held result first.
     pub conversations: Vec<WaitingConversation>,
-    /// Whether there can be more: the limit was reached, or a part of the store did not respond.
+    /// Whether there may be more: the limit was reached, or a part of the store did not respond.
     pub truncated: bool,
 }
 
@@ -140,15 +140,16 @@ pub(crate) fn group_by_conversation(
 ///
 /// 1. Each step is atomic. If a release needs more than one step, the caller or the sweeper continues it.
 /// 2. A refusal changes nothing.
-/// 3. An item is settled once, by the first of callback, timeout, cancellation and end of the conversation.
+/// 3. An item is settled once, by the first of callback, timeout and cancellation. The end of the conversation drops
+///    the items that are not released.
 /// 4. Until a token expires, a repeated callback with the same body gets the first receipt again, and one with another
 ///    body is refused. Neither releases anything twice.
 /// 5. A result that `accept` acknowledges is on the channel or held before `accept` returns.
-/// 6. Settling the next item in the order of issue releases it and all settled items that directly follow it, before
-///    the call returns.
+/// 6. Settling the first unreleased item releases it and all settled items that directly follow it, before the call
+///    returns, unless a failure interrupts a release of more than one step.
 /// 7. A channel contains each sequence at most once, in order, without gaps, with exactly the bytes of the result.
-/// 8. From its deadline on, every operation treats an awaiting item as timed out, even before the sweeper has processed
-///    it. A late or repeated timer has no further effect.
+/// 8. Once its deadline or its heartbeat timeout has passed, every operation treats an awaiting item as timed out, even
+///    before the sweeper has processed it. A late or repeated timer has no further effect.
 /// 9. Repeated requests with the same idempotency key issue one item.
 /// 10. An operation that would exceed a limit is refused. Nothing is dropped silently.
 /// 11. An ended conversation accepts no new results. Repeated callbacks for delivered results still get their receipts,
@@ -158,14 +159,15 @@ pub(crate) fn group_by_conversation(
 /// 13. Totals cover the live conversations. A conversation whose idle timeout has passed is included until the sweeper
 ///     has ended it.
 /// 14. Cancelling a turn cancels the awaiting items of the turn and no others: in one atomic step if at most 128 items
-///     are not released. If there are more, further steps follow, which leave out items that are issued meanwhile.
-/// 15. An awaiting item with a heartbeat timeout times out once it has been silent for that long, since its issue or its
-///     last heartbeat. A heartbeat changes neither the deadline nor anything else, and is refused once the item has timed
-///     out or is cancelled. Its progress reaches the listeners of the channel at most once, and at most every 500 ms for
+///     are not released. If there are more, further steps follow, which ignore items that are issued in the meantime.
+/// 15. An awaiting item with a heartbeat timeout times out when that time has passed since its issue or its last
+///     heartbeat. A heartbeat changes nothing else, not even the deadline. It is refused once the item has timed out or
+///     is cancelled. Its progress reaches the listeners of the channel at most once, and at most every 500 ms for
 ///     an item.
-/// 16. A live conversation is listed as waiting if it has held items behind an item whose deadline is ahead, from the
-///     operation that settles the first of them to the one that releases or drops the last. An overdue item counts as
-///     held once an operation has settled it. The list is not one atomic step, but each of its entries is.
+/// 16. A live conversation is listed as waiting while it holds items behind an item that is awaiting and not overdue:
+///     from the operation that settles the first of them to the one that releases or drops the last. An overdue item
+///     counts as held once an operation has settled it. Each entry of the list is read atomically, but the list as a
+///     whole is not.
 pub trait Store {
     /// Opens a conversation, or restarts the idle timeout of an open one.
     fn open(&self, command: Open) -> impl Future<Output = Answer<Opened, OpenRefused>> + Send;
@@ -216,7 +218,7 @@ pub trait Store {
     fn partitions(&self) -> u16;
     /// Totals over the conversations of some partitions. Read-only.
     fn totals(&self, partitions: &[u16]) -> impl Future<Output = Result<Totals, StoreError>> + Send;
-    /// Lists the conversations that hold results back, at most `limit`, those with the oldest held results first.
+    /// Lists at most `limit` conversations that hold results, the one with the oldest held result first.
     fn waiting(&self, limit: usize) -> impl Future<Output = Result<Waiting, StoreError>> + Send;
     /// Returns a conversation. Read-only.
     fn inspect(
@@ -239,8 +241,8 @@ pub trait Store {
     ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
     /// Listens for changes of a channel. On Redis, all listeners share one connection.
     fn watch(&self, conversation: ConversationRef) -> ChannelListener;
-    /// Checks whether the store accepts writes. Sends a write that changes nothing and fails under the same conditions as
-    /// the write of a callback.
+    /// Checks whether the store accepts writes. Sends a write that changes nothing and fails under the same conditions
+    /// as the write of a callback.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// The key of the channel's Redis stream. `None` on the memory store.
     fn channel(&self, conversation: ConversationRef) -> Option<String>;

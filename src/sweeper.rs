@@ -1,9 +1,9 @@
 //! Times out work items, ends idle conversations, and continues releases that an operation left unfinished.
 //!
-//! The sweeper queries a partition when one of its timers is due. It knows the timers that its own instance has set. The
-//! other instances announce the seconds in which their timers are due. As a fallback, the sweeper queries all partitions
-//! in rotation, which finds timers that were not announced. Any number of instances can sweep the same store: an instance
-//! claims a due timer, and another one can claim it only after the claim has expired.
+//! The sweeper queries a partition when one of its timers is due. It knows the timers that its own instance has set.
+//! The other instances announce the seconds in which their timers are due. As a fallback, the sweeper queries all
+//! partitions in turn (the rotation), which finds timers that were not announced. Any number of instances can sweep the
+//! same store: an instance claims a due timer, and another one can claim it only after the claim has expired.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -210,7 +210,8 @@ impl Sweeper {
         self.store.schedule().arm(conversation.partition(self.store.partitions()), time);
     }
 
-    /// Postpones a conversation that cannot be read. If its backoff has elapsed, logs the error and doubles the backoff.
+    /// Postpones a conversation that cannot be read. If its backoff has elapsed, logs the error and doubles the
+    /// backoff.
     async fn postpone(&mut self, due: &DueConversation, error: &StoreError) {
         let now = Instant::now();
         let (until, by) = match self.backoffs.get(&due.conversation) {

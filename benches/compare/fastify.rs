@@ -12,10 +12,10 @@ const FILES: [(&str, &str); 4] = [
     ("server.js", include_str!("peer/fastify/server.js")),
     ("callback.lua", SCRIPT),
 ];
-/// Written once all is installed: the lock file that it was installed from.
+/// A copy of the lock file, written when the installation is complete.
 const INSTALLED: &str = "installed-from.json";
 
-/// Installs it unless it is there already; its folder, or why it cannot be had.
+/// Installs the packages if necessary. Returns the folder, or the reason why they are not available.
 pub(crate) fn install(folder: &Path) -> Result<PathBuf, String> {
     for program in ["node", "npm"] {
         let version = Command::new(program).arg("--version").stdin(Stdio::null()).output();

@@ -1,9 +1,9 @@
 //! Overloads the program and measures the effect on other clients:
 //! `cargo bench --bench overload -- [seconds] [redis://…]`. Loopback only. Fails if a bound is exceeded.
 //!
-//! In this order: 10,000 idle and 2,000 slow connections; 2,000 connections that post as fast as they can, by default for
-//! 60 seconds; recovery; one conversation with 10,000 held results and one with results of 1 MiB, each with a stream that
-//! is never read.
+//! In this order: 10,000 idle and 2,000 slow connections; 2,000 connections that post as fast as they can, by default
+//! for 60 seconds; recovery; one conversation with 10,000 held results and one with results of 1 MiB, each with a
+//! stream that is never read.
 //!
 //! With `readers` or `memory` before the URL, that module runs instead.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
@@ -103,7 +103,11 @@ async fn post(address: String, token: String, pause: Duration, stop: Arc<AtomicB
 }
 
 /// Response times of a second client that posts every 5 ms during the overload.
-async fn felt<T>(service: &Service, token: &str, meanwhile: impl Future<Output = T>) -> (T, Tally) {
+async fn measure_other_client<T>(
+    service: &Service,
+    token: &str,
+    meanwhile: impl Future<Output = T>,
+) -> (T, Tally) {
     let stop = Arc::new(AtomicBool::new(false));
     let pause = Duration::from_millis(5);
     let other = tokio::spawn(post(service.public.clone(), token.to_owned(), pause, Arc::clone(&stop)));
@@ -120,7 +124,7 @@ async fn connect(address: &str, number: u32) -> TcpStream {
 }
 
 /// Opens idle connections and connections that send a body slowly. Returns the additional memory, in MiB.
-async fn crowd(service: &Service) -> u64 {
+async fn open_idle_and_slow(service: &Service) -> u64 {
     let before = memory_of(service);
     let mut idle = Vec::new();
     for number in 0..IDLE {
@@ -190,31 +194,38 @@ async fn hold(service: &Service, name: &str, count: usize, bytes: usize) -> Tall
 async fn run(seconds: u64, arguments: &[&str]) {
     let service = Service::start(arguments);
     let items = tokens(&service, &format!("flood-{}", std::process::id()), 64).await;
-    let promise = Duration::from_millis(250);
+    let bound = Duration::from_millis(250);
     let mut broken = Vec::new();
-    let mut keep = |kept: bool, what: &'static str| broken.extend((!kept).then_some(what));
+    let mut check = |holds: bool, what: &'static str| broken.extend((!holds).then_some(what));
     println!("{:<40} {} MiB", "memory at the start", memory_of(&service));
 
-    let (cost, mut tally) = felt(&service, &items[0], crowd(&service)).await;
+    let (cost, mut tally) = measure_other_client(&service, &items[0], open_idle_and_slow(&service)).await;
     println!("{IDLE} idle and {SLOW} slow connections: {cost} MiB");
-    keep(tally.show("another, meanwhile") < promise, "a crowd delays another");
-    keep(cost < 200, "a crowd costs too much memory");
+    check(tally.show("another client, meanwhile") < bound, "many connections delay another client");
+    check(cost < 200, "many connections use too much memory");
 
     let (mut tally, memory) = flood(&service, &items, seconds).await;
     println!("{GREEDY} connections for {seconds} s: {memory} MiB at most");
-    keep(tally.show("posted") < promise, "what is taken takes too long");
-    keep(tally.0.keys().all(|status| [200, 202, 429, 503].contains(status)), "another status");
-    let after = felt(&service, &items[0], sleep(Duration::from_millis(500)));
-    keep(after.await.1.show("another, in the half second after") < promise / 5, "it does not recover");
+    check(tally.show("posted") < bound, "accepted callbacks take too long");
+    check(tally.0.keys().all(|status| [200, 202, 429, 503].contains(status)), "unexpected status");
+    let after = measure_other_client(&service, &items[0], sleep(Duration::from_millis(500)));
+    check(
+        after.await.1.show("another client, in the half second after") < bound / 5,
+        "the service does not recover",
+    );
 
     let name = format!("held-{}", std::process::id());
     for (sentence, count, bytes) in
         [("small results, held", HELD, 64), ("results of 1 MiB, held", 200, 1 << 20)]
     {
         let name = format!("{name}-{bytes}");
-        let (mut held, mut tally) = felt(&service, &items[0], hold(&service, &name, count, bytes)).await;
+        let (mut held, mut tally) =
+            measure_other_client(&service, &items[0], hold(&service, &name, count, bytes)).await;
         held.show(sentence);
-        keep(tally.show("another, meanwhile") < promise, "a held conversation delays another");
+        check(
+            tally.show("another client, meanwhile") < bound,
+            "a conversation with held results delays another client",
+        );
         println!("{:<40} {} MiB", "memory", memory_of(&service));
     }
     assert!(broken.is_empty(), "{broken:?}");

@@ -1,7 +1,7 @@
 //! Bounds on memory, and its release: `cargo bench --bench overload -- memory redis://…`.
 //!
-//! 400 clients retry posts of 1 MiB while Redis is suspended for 15 seconds and for a minute after it resumes. Then 1,000
-//! event streams on a channel of four results of 1 MiB are not read.
+//! 400 clients retry posts of 1 MiB while Redis is suspended for 15 seconds and for a minute after it resumes. Then
+//! 1,000 event streams on a channel of four results of 1 MiB are not read.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ async fn most_memory<T>(service: &Service, meanwhile: impl Future<Output = T>) -
 }
 
 /// Retries a post until it succeeds.
-async fn insist(address: String, token: String) -> Tally {
+async fn retry_until_accepted(address: String, token: String) -> Tally {
     let body = format!("\"{}\"", "x".repeat(RESULT_BYTES - 2));
     let request = callback(&token, &body);
     let mut tally = Tally::default();
@@ -81,7 +81,7 @@ pub(crate) async fn run(url: &str, arguments: &[&str]) {
     signal(&pid, "STOP");
     let mut posting = JoinSet::new();
     for token in all {
-        posting.spawn(insist(service.public.clone(), token));
+        posting.spawn(retry_until_accepted(service.public.clone(), token));
     }
     let ((), silent) = most_memory(&service, sleep(SILENCE)).await;
     signal(&pid, "CONT");
@@ -92,20 +92,20 @@ pub(crate) async fn run(url: &str, arguments: &[&str]) {
         tally.add(part);
     }
     println!(
-        "{:<40} {silent} MiB, {after} MiB until all were taken, {:.1?}",
-        "memory while Redis is silent",
+        "{:<40} {silent} MiB, {after} MiB until all were accepted, {:.1?}",
+        "memory while Redis is suspended",
         since.elapsed()
     );
     tally.show("posted");
     if silent.max(after) > BUDGET * 3 / 2 {
-        broken.push("too much memory while Redis is silent");
+        broken.push("too much memory while Redis is suspended");
     }
     for seconds in [1, 10, 49] {
         sleep(Duration::from_secs(seconds)).await;
         println!("{:<40} {} MiB", "memory after it", memory_of(&service));
     }
     if memory_of(&service) > start + 64 {
-        broken.push("memory is not given back");
+        broken.push("memory is not released");
     }
 
     let name = format!("unread-{run}");

@@ -1,7 +1,7 @@
 //! Many readers that start from the beginning at once: `cargo bench --bench overload -- readers redis://…`.
 //!
-//! 200 event streams with `?from=0`, first on 200 conversations, then on one, each with four results of 1 MiB, during 50
-//! callbacks per second. Then one reader with a connection to Redis of 3 MB/s.
+//! 200 event streams with `?from=0`, first on 200 conversations, then on one, each with four results of 1 MiB, during
+//! 50 callbacks per second. Then one reader with a connection to Redis of 3 MB/s.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -177,12 +177,12 @@ pub(crate) async fn run(url: &str, arguments: &[&str]) {
             "{sentence}: {took:.1?}, Redis' output buffers {buffers} MiB, memory {} MiB",
             memory_of(&service)
         );
-        let p99 = tally.show("callbacks beside them");
+        let p99 = tally.show("callbacks at the same time");
         if took > Duration::from_secs(15) || p99 > Duration::from_millis(50) || buffers >= 64 {
             broken.push(sentence);
         }
         if tally.0.keys().any(|status| *status != 202) {
-            broken.push("not all callbacks were taken");
+            broken.push("not all callbacks were accepted");
         }
     }
     let (server, database) =

@@ -1,4 +1,4 @@
-//! The OpenAPI documents describe the routes and codes that there are.
+//! Tests that the OpenAPI documents describe the existing routes and codes, and no others.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::Ipv4Addr;
@@ -56,7 +56,7 @@ async fn request(app: &App, router: &Router, method: &str, path: &str) -> Respon
     router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
 }
 
-/// The paths of a router. axum has no function that tells them, but shows them.
+/// The paths of a router. axum has no function that returns them, but its `Debug` output contains them.
 fn paths(router: &Router) -> BTreeSet<String> {
     let shown = format!("{router:?}");
     let (_, rest) = shown.split_once("paths: {").expect("axum shows the paths of a router");

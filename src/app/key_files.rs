@@ -1,4 +1,4 @@
-//! Reads files with keys again, so that keys can be rotated without a restart.
+//! Rereads files with keys, so that keys can be rotated without a restart.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ impl KeyFiles {
         Self { token: config.token.clone(), platform: config.platform.clone(), keyring, service_keys }
     }
 
-    /// Reads the files and logs the result. The keys in a file that cannot be used stay as they are.
+    /// Reads the files and logs the result. If a file cannot be used, its previous keys stay in use.
     pub fn reload(&self) {
         match self.token.keys_in_file() {
             Some(Ok(keys)) => {

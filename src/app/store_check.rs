@@ -43,7 +43,7 @@ impl Outage {
         Self { since: now, next_line: now, pause: LOG_PAUSE.0 }
     }
 
-    /// Whether a log line is due; if so, plans the next one.
+    /// Returns whether a log line is due. If so, schedules the next one.
     fn is_line_due(&mut self, now: Instant) -> bool {
         let due = now >= self.next_line;
         if due {
@@ -59,7 +59,7 @@ impl StoreCheck {
         Self { store, servers: config.servers(), outage: None }
     }
 
-    /// Checks the store before the first request, so that `/health` is right from the start.
+    /// Checks the store before the first request, so that `/health` is correct from the start.
     pub(super) async fn first(&mut self) -> Result<(), AppError> {
         self.check().await?;
         // A check that takes longer is repeated while the service runs.

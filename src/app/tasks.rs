@@ -24,7 +24,7 @@ pub(super) struct Tasks {
 }
 
 impl Tasks {
-    /// No tasks yet. All of them end when `stop` is cancelled.
+    /// An empty set of tasks. All of them end when `stop` is cancelled.
     pub(super) fn new(stop: CancellationToken) -> Self {
         Self { set: JoinSet::new(), names: HashMap::new(), stop }
     }
@@ -47,7 +47,7 @@ impl Tasks {
         });
     }
 
-    /// Waits until a task ends, which is an error before the service stops.
+    /// Waits until a task ends. Before the service stops, that is an error.
     pub(super) async fn ended(&mut self) -> TaskEnded {
         let (id, how) = match self.set.join_next_with_id().await {
             Some(Ok((id, ()))) => (Some(id), "returned"),

@@ -37,7 +37,7 @@ pub(super) fn settings(mut settings: SettingsArgs) -> Result<SettingsArgs, Failu
         ("token.carriers", r#"["header","query","body","path"]"#),
     ];
     if let Some(key) = settings.set_keys().find(|key| forced.iter().any(|(forced, _)| forced == key)) {
-        return Err(Failure::Usage(format!("demo does not use {key}: it sets it itself").into()));
+        return Err(Failure::Usage(format!("demo does not use {key}: it sets its own value").into()));
     }
     settings.set.extend(forced.map(|(key, value)| format!("{key}={value}")));
     Ok(settings)

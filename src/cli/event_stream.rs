@@ -36,7 +36,7 @@ impl StreamEvent {
 pub(super) struct EventStream<B = Incoming> {
     body: B,
     received: Vec<u8>,
-    /// Number of bytes of `received` that have no end of an event.
+    /// Number of bytes at the start of `received` that contain no end of an event.
     searched: usize,
     timeout: Duration,
 }

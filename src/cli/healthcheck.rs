@@ -1,6 +1,6 @@
 //! `healthcheck`: for containers and scripts. Exits with 0 if the response is 2xx, otherwise with 1.
 //!
-//! Requests `/health/live` by default: an orchestrator must not restart all instances because Redis is away.
+//! Requests `/health/live` by default: an orchestrator must not restart all instances because Redis is unavailable.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -16,10 +16,10 @@ use crate::config::LoadedConfig;
 #[derive(Debug, Args)]
 #[expect(clippy::doc_markdown, reason = "shown as help on the terminal")]
 pub(super) struct HealthcheckArgs {
-    /// Check that callbacks can be taken (/health) instead of that the process is alive (/health/live)
+    /// Check that the service can take callbacks (/health), not only that the process is alive (/health/live)
     #[arg(long)]
     ready: bool,
-    /// URL to request instead of that path on http.public_addr
+    /// URL to request, instead of the health path on http.public_addr
     #[arg(long, value_name = "URL", conflicts_with = "ready")]
     url: Option<String>,
     /// Timeout in milliseconds
@@ -38,7 +38,7 @@ impl HealthcheckArgs {
     }
 }
 
-/// Replaces an unspecified address by the loopback address.
+/// Replaces an unspecified address with the loopback address.
 pub(super) fn connectable(address: SocketAddr) -> SocketAddr {
     let ip = match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -33,7 +33,7 @@ enum KeyFormat {
     ServiceKey,
 }
 
-/// A new signing key as `kid:base64`. Its id differs from that of other keys, so that both fit into one list.
+/// A new signing key as `kid:base64`. Its id is random by default, because the ids in a list of keys must differ.
 fn signing_key(id: Option<&str>) -> Result<String, Failure> {
     let random = || Entropy.bytes::<MIN_KEY_BYTES>().map_err(|error| Failure::Runtime(error.into()));
     let id = if let Some(id) = id {

@@ -32,7 +32,7 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     write(text).map(|_| ())
 }
 
-/// Writes to standard output. False: it is a closed pipe.
+/// Writes to standard output. Returns false if it is a closed pipe.
 pub(super) fn write(text: &str) -> Result<bool, Failure> {
     let mut out = anstream::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -47,7 +47,7 @@ pub(super) fn write(text: &str) -> Result<bool, Failure> {
 /// Waits until standard output is a closed pipe, without writing. A file is never closed.
 pub(super) async fn stdout_closed() {
     let (sender, closed) = oneshot::channel();
-    // Not a task: the process does not wait for this thread when it ends.
+    // A thread instead of a task, because the process does not wait for it when it exits.
     std::thread::spawn(move || {
         let stdout = std::io::stdout();
         let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
@@ -60,7 +60,7 @@ pub(super) async fn stdout_closed() {
     }
 }
 
-/// Writes a remark to standard error, without failing.
+/// Writes a note to standard error. Ignores write errors.
 pub(super) fn note(text: &str) {
     let _ = writeln!(anstream::stderr(), "callback-ingress: {text}");
 }

@@ -1,5 +1,5 @@
-//! A GET request over TLS to this service's own listener. The certificate is compared with the configured one instead of
-//! being verified by name, because the request goes to a loopback address.
+//! A GET request over TLS to this service's own listener. The certificate is compared with the configured one instead
+//! of being verified by name, because the request goes to a loopback address.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,7 +22,8 @@ use tokio_rustls::TlsConnector;
 use super::client::{ClientError, ClientResponse};
 use crate::http::tls;
 
-/// Requests `path`, and trusts only a server with the first certificate in the file `chain`, and its private key.
+/// Requests `path`. Trusts only a server that presents the first certificate in the file `chain` and has its private
+/// key.
 pub(super) async fn get(
     address: SocketAddr,
     path: &str,
@@ -45,7 +46,7 @@ pub(super) async fn get(
     timeout(time_limit, request).await?
 }
 
-/// Trusts only a server with the first certificate in the file `chain`, and its private key.
+/// Trusts only a server that presents the first certificate in the file `chain` and has its private key.
 pub(super) fn pinned_config(chain: &Path) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(ring::default_provider());
     let certificate = tls::chain(chain)?.into_iter().next().ok_or("no certificate")?;

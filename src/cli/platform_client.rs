@@ -68,7 +68,7 @@ impl PlatformArgs {
     }
 }
 
-/// Replaces the configured service keys by those in a file.
+/// Replaces the configured service keys with those in a file.
 pub(super) fn use_service_key_file(settings: &mut SettingsArgs, file: Option<&Path>) -> Result<(), Failure> {
     let Some(file) = file else { return Ok(()) };
     let file = file.to_str().ok_or_else(|| Failure::Usage("--service-key-file is not UTF-8".into()))?;
@@ -84,7 +84,7 @@ pub(super) enum CallError {
     NoResponse { url: String, cause: String },
     /// The service refused the request.
     Refused { url: String, status: StatusCode, error: ErrorBody },
-    /// The response is not one of this service.
+    /// The response is not from this version of callback-ingress.
     Unexpected { url: String, why: String },
 }
 
@@ -125,7 +125,7 @@ impl fmt::Display for CallError {
             Self::Unexpected { url, why } => {
                 write!(
                     f,
-                    "the response of {url} is not one of callback-ingress {}: ",
+                    "the response of {url} is not from callback-ingress {}: ",
                     env!("CARGO_PKG_VERSION")
                 )?;
                 f.write_str(&plain(why))
@@ -143,7 +143,7 @@ impl From<CallError> for Failure {
 }
 
 impl CallError {
-    /// Whether the same request can succeed later: the service is away, draining or overloaded.
+    /// Whether the same request can succeed later: the service is unavailable, draining or overloaded.
     pub(super) fn is_temporary(&self) -> bool {
         match self {
             Self::NoResponse { .. } => true,

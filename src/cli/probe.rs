@@ -1,7 +1,7 @@
 //! `probe`: a round trip through a running deployment, as the platform and as a provider.
 //!
-//! Exits with 0 if every step succeeded, otherwise with 1 and the reason at the step that failed. The conversation that it
-//! opens is ended in any case. If that fails, its idle timeout ends it.
+//! Exits with 0 if every step succeeded, otherwise with 1 and the reason for the failed step. The probe always ends the
+//! conversation that it opened. If that fails, the idle timeout ends the conversation.
 
 mod explain;
 mod http_client;
@@ -89,7 +89,7 @@ impl ProbeArgs {
             (None, Some(_)) => format!("https://{address}"),
             (None, None) => format!("http://{address}"),
         };
-        // The configured certificate is not for a loopback address, so it is recognised instead of verified.
+        // The configured certificate is not for a loopback address, so it is compared instead of verified.
         let platform_tls = match own_tls {
             Some(files) => pinned_get::pinned_config(&files.chain).map_err(usage)?,
             None => self.tls()?,

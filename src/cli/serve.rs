@@ -101,8 +101,8 @@ async fn serve(
 /// File descriptors for everything except client connections: Redis, the log, telemetry, certificates.
 const RESERVED_FILES: u64 = 64;
 
-/// Raises the soft limit of open files as far as `http.max_connections` needs and the hard limit allows. The default soft
-/// limit is low for the sake of programs that use `select`. Returns the new limit.
+/// Raises the soft limit on open files as far as `http.max_connections` needs and the hard limit allows. The default
+/// soft limit is low, for compatibility with programs that use `select`. Returns the new limit.
 fn raise_open_files(connections: u64) -> u64 {
     let needed = connections.saturating_mul(2).saturating_add(RESERVED_FILES);
     let limit = getrlimit(Resource::Nofile);
@@ -160,7 +160,8 @@ impl Signals {
     }
 }
 
-/// Shell commands for a first try, for bash and zsh. An interactive zsh has no comments, so nothing is between them.
+/// Shell commands for a first try, for bash and zsh. They contain no comments, which an interactive zsh does not
+/// accept.
 fn quick_start(app: &App, token: &TokenConfig, key: &str) -> String {
     let platform = format!("{}://{}", app.platform_scheme(), app.platform_addr());
     let url = format!("{}://{}{CALLBACKS_PATH}", app.public_scheme(), app.public_addr());

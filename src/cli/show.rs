@@ -17,8 +17,8 @@ use crate::config::LoadedConfig;
 use crate::domain::ids::ConversationId;
 use crate::domain::time::Timestamp;
 
-/// Columns that a row needs beside its label: the state, the gaps, and room for some words.
-const BESIDE_LABEL: usize = 40;
+/// Columns that a row needs besides its label: for the state, the gaps and some text.
+const OTHER_COLUMNS: usize = 40;
 
 #[derive(Debug, Args)]
 pub(super) struct ShowArgs {
@@ -211,7 +211,7 @@ fn timeline(
         .collect();
     let width = rows.iter().map(|(label, ..)| label.chars().count()).max().unwrap_or_default();
     // With a long name, a narrow terminal has no room for columns.
-    let [width, state_width] = if fits(width + BESIDE_LABEL) { [width, 9] } else { [0, 0] };
+    let [width, state_width] = if fits(width + OTHER_COLUMNS) { [width, 9] } else { [0, 0] };
     lines.extend(
         rows.into_iter().map(|(label, state, text)| {
             wrapped(&format!("{label:width$}  {state:state_width$}  {text}"), 0, 6)
@@ -316,8 +316,8 @@ fn unreleased_text(item: &Item, inspection: &Inspection, now: Timestamp) -> Stri
     parts.join(", ")
 }
 
-/// For each released item, the earlier item that released it: the earlier item that was settled last, if it was settled
-/// after the item itself.
+/// For each released item, the earlier item that it waited for: of all earlier items, the one that was settled last, if
+/// that was after the item itself was settled.
 fn blockers(released: &[Item]) -> Vec<Option<u64>> {
     let mut latest: Option<(Timestamp, u64)> = None;
     let blocker = |item: &Item| {

@@ -71,7 +71,7 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: TailArgs) -> Result<(),
 
 /// Follows the channel to its end, or until standard output is closed.
 async fn follow(client: &PlatformClient, arguments: &TailArgs) -> Result<(), Failure> {
-    // If the connection is lost before the first event, the next one starts at the same place.
+    // If the connection is lost before the first event, the next connection starts at the same place.
     let (_, inspection) = inspect(client, &arguments.conversation).await?;
     let from = arguments.from.map_or_else(|| inspection.released(), u64::from);
     let path = format!("/conversations/{}/events?from={}", arguments.conversation, inspection.event_id(from));

@@ -20,15 +20,15 @@ pub(super) fn plain(text: &str) -> String {
     shown
 }
 
-/// A JSON text in one line for the terminal, with the same value: control characters outside strings are white space, those
-/// inside strings become escapes.
+/// A JSON text on one line for the terminal, with the same value. Tabs and line breaks become spaces. Other unsafe
+/// characters, which can occur only inside strings, become escapes.
 pub(super) fn json_line(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
     for c in json.chars() {
         if matches!(c, '\t' | '\n' | '\r') {
             line.push(' ');
         } else if is_unsafe(c) {
-            // Four hexadecimal digits are enough for all of them. Writing to a `String` cannot fail.
+            // Every unsafe character has at most four hexadecimal digits. Writing to a `String` cannot fail.
             let _ = write!(line, "\\u{:04x}", u32::from(c));
         } else {
             line.push(c);

@@ -4,10 +4,10 @@ use std::io::IsTerminal;
 
 use rustix::termios::tcgetwinsize;
 
-/// Width of a terminal that does not tell its size.
+/// Width of a terminal that does not report its size.
 const DEFAULT_WIDTH: usize = 80;
 
-/// The columns of standard output. `None` if it is not a terminal: a program that reads it wants whole lines.
+/// The columns of standard output. `None` if it is not a terminal: a program that reads it expects unwrapped lines.
 fn columns() -> Option<usize> {
     let out = std::io::stdout();
     out.is_terminal().then(|| match tcgetwinsize(&out) {
@@ -16,7 +16,7 @@ fn columns() -> Option<usize> {
     })
 }
 
-/// Whether a line of so many characters fits into one of standard output.
+/// Whether this many characters fit on one line of standard output.
 pub(super) fn fits(characters: usize) -> bool {
     columns().is_none_or(|columns| characters <= columns)
 }

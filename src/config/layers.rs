@@ -76,7 +76,7 @@ pub enum ConfigError {
     },
     /// A variable that looks like one of the service, with one underscore where there must be two.
     #[error(
-        "unknown variable {name}: two underscores stand before the section and before the key{}",
+        "unknown variable {name}: two underscores must precede the section and the key{}",
         did_you_mean(.nearest.as_deref())
     )]
     UnknownVariable {
@@ -140,7 +140,7 @@ impl std::fmt::Debug for LoadedConfig {
 struct Layers {
     defaults: Table,
     settings: Table,
-    /// By setting; the defaults have none.
+    /// The source of each setting. A setting with its default has none.
     origins: BTreeMap<String, String>,
     errors: Vec<ConfigError>,
 }
@@ -175,8 +175,8 @@ fn parse(text: &str, origin: &str) -> Result<Table, ConfigError> {
     })
 }
 
-/// Whether a variable has the form `CALLBACK_INGRESS_SECTION_…`, with one underscore. Kubernetes sets variables of such
-/// names for a service called `callback-ingress` or, for example, `callback-ingress-platform`.
+/// Whether a variable has the form `CALLBACK_INGRESS_SECTION_…`, with one underscore. Kubernetes sets such variables
+/// for a service called `callback-ingress` or, for example, `callback-ingress-platform`.
 fn is_misspelled_variable(name: &str, defaults: &Table) -> bool {
     let Some(rest) = name.strip_prefix("CALLBACK_INGRESS_") else { return false };
     let after_section = defaults
@@ -283,7 +283,7 @@ impl Layers {
         }
     }
 
-    /// Deserializes the settings. Replaces an invalid value by its default, to find the errors of the others.
+    /// Deserializes the settings. Replaces an invalid value with its default, to find the errors of the others.
     fn deserialize(&mut self) -> Option<Config> {
         let mut settings = self.settings.clone();
         loop {
@@ -567,10 +567,10 @@ mod tests {
             assert_eq!(public(address).unwrap(), expected.parse().unwrap(), "{address}");
         }
         for (address, expected) in [
-            (":8080", "needs an address before the port: 127.0.0.1 for this machine alone, 0.0.0.0"),
+            (":8080", "needs an address before the port: 127.0.0.1 for this machine only, 0.0.0.0"),
             ("127.0.0.1", "needs a port: 127.0.0.1:8080"),
             ("::1", "needs a port: "),
-            ("example.com:8080", "names are not looked up"),
+            ("example.com:8080", "names are not resolved"),
             ("localhost", "such as 127.0.0.1:8080"),
             ("8080", "such as 127.0.0.1:8080"),
             ("127.0.0.1:65536", "a port from 0 to 65535"),

@@ -26,7 +26,7 @@ fn settings(defaults: &Table) -> Vec<String> {
     defaults.iter().flat_map(names).collect()
 }
 
-/// The setting, or for a name without a dot the section, that an unknown key may mean.
+/// The setting that an unknown key may mean. For a key without a dot, it can also be a section.
 pub(super) fn key(unknown: &str, defaults: &Table) -> Option<String> {
     let known = settings(defaults);
     let name = unknown.rsplit('.').next()?;

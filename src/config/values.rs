@@ -251,13 +251,13 @@ pub(super) fn listen_address<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
             wrong("needs a port: 127.0.0.1:8080, or with an IPv6 address [::1]:8080")
         }
         ("", Ok(_)) => wrong(
-            "needs an address before the port: 127.0.0.1 for this machine alone, 0.0.0.0 or [::] for every address",
+            "needs an address before the port: 127.0.0.1 for this machine only, 0.0.0.0 or [::] for every address",
         ),
         (host, Ok(port)) if host.eq_ignore_ascii_case("localhost") => {
             Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port))
         }
         (_, Ok(_)) => {
-            wrong("must be an IP address and a port, such as 127.0.0.1:8080; names are not looked up")
+            wrong("must be an IP address and a port, such as 127.0.0.1:8080; names are not resolved")
         }
         (_, Err(_)) => wrong("must be an IP address and a port from 0 to 65535, such as 127.0.0.1:8080"),
     }
@@ -272,7 +272,7 @@ pub(super) fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
     parse_base_url(&text).map(Some).map_err(D::Error::custom)
 }
 
-/// A URL to which paths are appended, without a slash at its end.
+/// Parses a URL to which paths are appended. Removes trailing slashes.
 pub fn parse_base_url(text: &str) -> Result<String, &'static str> {
     let url = url::Url::parse(text).map_err(|_| "must be an absolute URL")?;
     let plain = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
@@ -282,14 +282,14 @@ pub fn parse_base_url(text: &str) -> Result<String, &'static str> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
-/// `None` if empty. An address with one `{traceId}` after its host.
+/// A URL with one `{traceId}` after its host. `None` if empty.
 pub(super) fn trace_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     const MARK: &str = "{traceId}";
     let Some(text) = text(deserializer)? else { return Ok(None) };
     let mut parts = text.split(MARK);
     let (start, is_single) = (parts.next().unwrap_or_default(), parts.count() == 1);
     let url = url::Url::parse(start).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-    // A path in what stands before the placeholder: so the placeholder is not in the host.
+    // The text before the placeholder must contain a path, so that the placeholder is not in the host.
     let has_path = start.splitn(4, '/').count() == 4;
     match url {
         Some(url) if is_single && has_path && url.username().is_empty() && url.password().is_none() => {
@@ -371,7 +371,7 @@ pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
 /// The log levels, from least to most verbose.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Checks the level of a directive. `EnvFilter` would parse an unknown level as a target, and disable all other targets.
+/// Checks the level of a directive. `EnvFilter` would parse an unknown level as a target, and disable all others.
 fn check_level(level: &str) -> Result<(), String> {
     if LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level)) {
         return Ok(());

@@ -30,9 +30,9 @@ pub struct Envelope<'a> {
     pub released_at: Timestamp,
     /// The request that settled the item.
     pub request_id: Option<RequestId>,
-    /// Why the item was cancelled, or that it timed out without a heartbeat.
+    /// Why the item was cancelled; `heartbeat` if it timed out for lack of a heartbeat.
     pub reason: Option<&'a Reason>,
-    /// Trace context in which the item was settled, otherwise the one in which it was issued.
+    /// The trace context in which the item was settled; if there is none, the one in which it was issued.
     pub traceparent: Option<&'a TraceParent>,
 }
 
@@ -94,7 +94,7 @@ pub fn members_at_issue(
     members
 }
 
-/// The prefix of [`members_at_issue`] that exactly the items of this turn have.
+/// The text with which [`members_at_issue`] begins for the items of this turn, and for no others.
 pub fn turn_member(turn_id: &TurnId) -> String {
     format!("\"turnId\":\"{turn_id}\",")
 }

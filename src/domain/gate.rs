@@ -9,7 +9,7 @@
 //! | when a conversation has ended | [`ended_at`] |
 //! | an item's outcome at a given time | [`outcome_at`] |
 //! | whether a callback is accepted | [`Conversation::accept`] |
-//! | whether a heartbeat is taken | [`Conversation::heartbeat`] |
+//! | whether a heartbeat is accepted | [`Conversation::heartbeat`] |
 //! | limits | [`Conversation::accept`], [`Conversation::issue`] |
 
 mod commands;
@@ -44,7 +44,7 @@ pub struct Limits {
     pub max_held_bytes: u64,
     /// Maximum number of awaiting items (without an outcome).
     pub max_awaiting_items: u64,
-    /// Maximum number of envelopes on the channel, and so of items that can be issued.
+    /// Maximum number of envelopes on the channel, and therefore of items that can be issued.
     pub max_channel_length: u64,
     /// Maximum bytes of results on the channel, held results included.
     pub max_channel_bytes: u64,
@@ -116,7 +116,7 @@ pub struct Conversation {
     opened_at: Timestamp,
     touched_at: Timestamp,
     idle_ttl_ms: u64,
-    /// Latest deadline of an item; zero after a use that leaves no item awaiting.
+    /// Latest deadline of any item; set to zero by a use that leaves no item awaiting.
     busy_until: Timestamp,
     ended: Option<Ended>,
     end_reason: Option<Reason>,
@@ -133,7 +133,7 @@ pub struct Conversation {
     issued_by_attempt: HashMap<WorkItemId, Sequence>,
     issued_by_key: HashMap<IdempotencyDigest, (Fingerprint, Sequence)>,
     channel: Vec<EnvelopeJson>,
-    /// Items that the current operation has settled; they do not count as held before their release.
+    /// Items that the current operation has settled. If it also releases them, they are not reported as held before.
     just_settled: BTreeSet<Sequence>,
     /// Items whose timers are obsolete; see [`Conversation::take_obsolete_timers`].
     obsolete_timers: Vec<Sequence>,
@@ -180,7 +180,7 @@ impl Conversation {
         Ok(Opened { created: self.opened_by == command.attempt })
     }
 
-    /// When the idle timeout ends the conversation, unless it is used before; see [`idle_at`].
+    /// When the idle timeout ends the conversation, unless it is used first; see [`idle_at`].
     pub fn idle_at(&self) -> Timestamp {
         idle_at(self.touched_at, self.idle_ttl_ms, self.busy_until)
     }
@@ -190,7 +190,7 @@ impl Conversation {
         ended_at(self.ended.map(|ended| ended.ended_at), self.idle_at(), now)
     }
 
-    /// Whether its retention is over. Stores treat it as nonexistent then.
+    /// Whether its retention is over. The stores then treat it as nonexistent.
     pub fn is_gone(&self, now: Timestamp, limits: &Limits) -> bool {
         self.ended_at(now).is_some_and(|ended| now >= ended.plus_millis(limits.ended_retention_ms))
     }
@@ -202,8 +202,8 @@ impl Conversation {
         now: Timestamp,
         limits: &Limits,
     ) -> Result<Issued, IssueRefused> {
-        // A retry after a lost reply returns the item that the first call issued, even if the conversation has ended
-        // since.
+        // A retry after a lost reply returns the item that the first call issued, even if the conversation has
+        // since ended.
         let attempt = command.work_item.with_sequence(Sequence::new(0));
         if let Some(slot) = self.issued_by_attempt.get(&attempt).and_then(|sequence| self.slots.get(sequence))
         {
@@ -360,7 +360,7 @@ impl Conversation {
         Ok(HeartbeatReceipt { conversation_id: self.id.clone(), item, published })
     }
 
-    /// Restarts the idle timeout. The sweeper's operations do not.
+    /// Restarts the idle timeout. The sweeper's operations do not call it.
     const fn touch(&mut self, now: Timestamp) {
         self.touched_at = now;
         if self.awaiting == 0 {
@@ -388,7 +388,8 @@ impl Conversation {
         })
     }
 
-    /// Checks the limits for a new result. The limits on held results apply only if the result will be held.
+    /// Checks the limits for a new result. The limits on held results apply only behind an item that is still awaiting:
+    /// if the item at the gate is overdue, accepting the result moves the gate.
     fn check_limits(
         &self,
         sequence: Sequence,
@@ -413,7 +414,7 @@ impl Conversation {
         let Some(slot) = self.slot(command.work_item) else {
             return Err(CancelRefused::WorkItemNotFound);
         };
-        // A retry after a lost reply succeeds again, unless the conversation has ended since and dropped the item.
+        // A retry after a lost reply succeeds again, unless the conversation has since ended and dropped the item.
         let ended = self.ended_at(now).is_some();
         let sequence = slot.item.sequence;
         let repeated = slot.attempt() == Some(command.attempt) && (!ended || sequence < self.gate);
@@ -448,7 +449,7 @@ impl Conversation {
                 settlement.outcome == Outcome::Cancelled && settlement.attempt == Some(command.attempt)
             })
         };
-        // If the reply was lost, the items that the first call has cancelled and released are listed again.
+        // A retry after a lost reply lists the items again that the first call has cancelled and released.
         let of_turn = self.slots.values().filter(|slot| {
             let unreleased = slot.item.sequence >= self.gate;
             slot.item.turn_id.as_ref() == Some(&command.turn_id) && (unreleased || is_own(slot))
@@ -479,7 +480,7 @@ impl Conversation {
         self.end_reason.as_ref()
     }
 
-    /// Releases what is overdue, then ends the conversation and drops its held and awaiting items. Idempotent.
+    /// Releases what the gate allows, then ends the conversation and drops its held and awaiting items. Idempotent.
     pub fn end(
         &mut self,
         traceparent: Option<&TraceParent>,
@@ -567,7 +568,7 @@ impl Conversation {
     fn settle(&mut self, sequence: Sequence, settlement: Settlement) {
         if let Some(slot) = self.slots.get_mut(&sequence) {
             self.held_bytes += settlement.held_bytes();
-            // The item at the gate is released in the same operation.
+            // The item at the gate is released in the same operation, so it is never held.
             if sequence > self.gate {
                 self.held_by_time.insert((settlement.received_at, sequence));
             }
@@ -724,8 +725,8 @@ impl Conversation {
         oldest.map(|(settled_at, _)| *settled_at)
     }
 
-    /// What it waits for and holds back at `now`. `None`: nothing is held, it has ended, or the next operation releases
-    /// what is held, because the deadline of the item at the gate has passed.
+    /// What it waits for and what it holds at `now`. `None`: nothing is held, it has ended, or the next operation moves
+    /// the gate, because the item at the gate has timed out.
     pub fn waiting(&self, now: Timestamp) -> Option<WaitingConversation> {
         let since = self.held_since().filter(|_| self.ended_at(now).is_none())?;
         let waiting_for = self.slots.get(&self.gate).filter(|slot| slot.outcome_at(now).is_none())?;
@@ -817,8 +818,8 @@ pub fn ended_at(ended_at: Option<Timestamp>, idle_at: Timestamp, now: Timestamp)
     ended_at.or_else(|| (now >= idle_at).then_some(idle_at))
 }
 
-/// The deadline rule: an unsettled item counts as timed out from this time on, before the sweeper has processed it. See
-/// [`WorkItem::times_out_at`].
+/// The deadline rule: from `times_out_at` on, an awaiting item counts as timed out, even if the sweeper has not
+/// processed it yet. See [`WorkItem::times_out_at`].
 pub fn outcome_at(
     settled: Option<(Outcome, Timestamp)>,
     times_out_at: Timestamp,
@@ -828,8 +829,8 @@ pub fn outcome_at(
 }
 
 impl WorkItemView {
-    /// An item at `now`, without the reason of a cancellation. `gate`: the first sequence that is not released. `ended_at`:
-    /// when the conversation ended.
+    /// An item at `now`, without the reason of a cancellation. `gate`: the first sequence that is not released.
+    /// `ended_at`: when the conversation ended.
     pub fn new(
         item: WorkItem,
         last_heartbeat_at: Option<Timestamp>,
@@ -852,7 +853,7 @@ impl WorkItemView {
         Self { item, state, settled, reason, last_heartbeat_at, held_bytes }
     }
 
-    /// When the item times out unless a heartbeat comes before. `None` if it needs no heartbeats, or no more.
+    /// When the item times out unless a heartbeat arrives first. `None` if it needs no heartbeats or is not awaiting.
     pub fn heartbeat_deadline(&self) -> Option<Timestamp> {
         let item = Some(&self.item).filter(|_| self.state == State::Awaiting);
         item.and_then(|item| item.heartbeat_deadline(self.last_heartbeat_at))

@@ -63,7 +63,7 @@ struct Member {
     value: Range<usize>,
 }
 
-/// A checked JSON text, and the top-level members with some names. `Debug` does not show the text.
+/// A checked JSON text, and those of its top-level members that have a requested name. `Debug` does not show the text.
 #[derive(Clone)]
 pub struct Scan<'a> {
     text: &'a str,
@@ -121,7 +121,7 @@ impl<'a> Scan<'a> {
         self.named(name).map(|member| &self.text[member.value.clone()])
     }
 
-    /// Number of top-level members with other names than these. 0 unless the text is an object.
+    /// Number of top-level members whose names are not among these. 0 if the text is not an object.
     pub fn count_others(&self, names: &[&str]) -> usize {
         let is_one = |member: &&Member| names.contains(&self.names[member.name]);
         self.count - self.members.iter().filter(is_one).count()
@@ -131,7 +131,7 @@ impl<'a> Scan<'a> {
         self.members.iter().filter(move |member| self.names[member.name] == name)
     }
 
-    /// The text without the members with this name and one adjacent comma each. All other bytes are unchanged.
+    /// The text without the members that have this name, each with one adjacent comma. All other bytes are unchanged.
     pub fn without(&self, name: &str) -> Cow<'a, str> {
         let mut kept = String::new();
         let mut end = 0;
@@ -167,7 +167,7 @@ struct MemberVisitor<'a, 'n> {
 }
 
 impl<'de> Visitor<'de> for MemberVisitor<'de, '_> {
-    /// The members with one of the names, and the number of all members.
+    /// The members that have a requested name, and the number of all members.
     type Value = (Vec<Member>, usize);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

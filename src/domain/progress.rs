@@ -20,16 +20,16 @@ pub const PROGRESS_INTERVAL_MS: u64 = 500;
 /// Why progress is refused.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum InvalidProgress {
-    /// Too long, or with a character or a prefix that is not allowed.
+    /// The message is too long, or contains a disallowed character or the token prefix.
     #[error(
         "message: must be at most 1000 characters without control characters and line separators, and must not \
          contain a token"
     )]
     Message,
-    /// Larger than 4 KiB.
+    /// The data is larger than 4 KiB.
     #[error("data: must be at most 4096 bytes of JSON")]
     DataSize,
-    /// Contains the token prefix.
+    /// The data contains the token prefix.
     #[error("data: must not contain a token")]
     DataToken,
 }
@@ -90,7 +90,7 @@ fn is_message(text: &str) -> bool {
     in_bounds && text.chars().all(allowed) && !contains_token(text)
 }
 
-/// A JSON text with the characters of its `\u` escapes in place of these.
+/// The JSON text, with its `\u` escapes replaced by the characters that they denote.
 fn without_escapes(json: &str) -> String {
     let mut parts = json.split("\\u");
     let mut text = parts.next().unwrap_or_default().to_owned();

@@ -37,7 +37,7 @@ impl Reason {
         }
     }
 
-    /// The reason of a timeout because no heartbeat came.
+    /// The reason of a work item that timed out for lack of a heartbeat.
     pub fn heartbeat() -> Self {
         Self("heartbeat".into())
     }

@@ -56,7 +56,7 @@ pub enum ResultRefused {
     /// JSON, but not a valid LLM result.
     #[error("an llm result is a JSON string, or an object whose content is a string or an array of parts")]
     NotAnLlmResult,
-    /// Probably meant as a failure. If it were delivered as a result, the platform would not see the failure.
+    /// Probably meant as a failure. Delivered as a result, it would hide the failure from the platform.
     #[error(
         "{0}; a failure is {{\"error\":{{\"code\":\"…\",\"message\":\"…\"}}}}, with two strings and details inside error"
     )]
@@ -73,12 +73,12 @@ pub enum FailureDefect {
     #[error("error.{0} must be a string")]
     NotAString(&'static str),
     /// The body has other members than `error`.
-    #[error("the body has other members beside error")]
+    #[error("the body has other members besides error")]
     OtherMembers,
 }
 
 impl CallbackResult {
-    /// The top-level members that a result is classified by.
+    /// The names of the top-level members that determine the classification.
     pub const NAMES: [&'static str; 2] = ["error", "content"];
 
     /// Classifies a body that carries no token.
@@ -88,10 +88,10 @@ impl CallbackResult {
 
     /// Classifies a body. A member that carried the token is removed first.
     ///
-    /// An object whose `error` is an object is a failure, for each kind of work item. It must have no other members, and
-    /// the `code` and `message` of `error` must be strings. Any other JSON value is the result of a tool. The result of a
-    /// language model is a string, or an object whose `content` is a string or an array. If a name occurs twice, the last
-    /// member counts, as in most parsers.
+    /// An object whose `error` is an object is a failure, whatever the kind of the work item. It must have no other
+    /// members, and the `code` and `message` of `error` must be strings. Any other JSON value is the result of a tool.
+    /// The result of a language model is a string, or an object whose `content` is a string or an array. If a name
+    /// occurs twice, the last member counts, as in most parsers.
     ///
     /// `scan` must be of the same body, with [`CallbackResult::NAMES`] and the token's field.
     pub fn classify(

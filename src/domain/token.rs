@@ -5,7 +5,7 @@
 //! | bytes | content |
 //! |---|---|
 //! | 1 | version: 2 |
-//! | 1 | kind: 1 `llm`, 2 `tool` (allows checking the form of a result without the store) |
+//! | 1 | kind: 1 `llm`, 2 `tool` (lets the service check the form of a result without the store) |
 //! | 8 | key id, padded with zero bytes |
 //! | 6 | expiry, milliseconds since the Unix epoch, big endian |
 //! | 16 | the conversation's reference |
@@ -72,7 +72,7 @@ impl fmt::Display for KeyId {
 #[derive(Clone)]
 pub struct SigningKey {
     id: KeyId,
-    /// Already keyed: cloning it saves two SHA-256 blocks per token.
+    /// Initialized with the key: cloning it saves two SHA-256 blocks per token.
     mac: Hmac<Sha256>,
 }
 
@@ -128,13 +128,13 @@ pub struct Claims {
 /// Why a token is not authentic. For logs only, because a caller must not learn which key ids exist.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokenDefect {
-    /// Not 116 characters of the right alphabet, or of another version.
+    /// Not 116 characters of the token alphabet, or a token of another version.
     #[error("the token is malformed")]
     Malformed,
     /// Signed with a key that is not in the keyring.
     #[error("the token names an unknown key")]
     UnknownKey,
-    /// Changed after it was signed, or made up.
+    /// Changed after it was signed, or forged.
     #[error("the token's signature is wrong")]
     WrongSignature,
 }
@@ -247,8 +247,8 @@ impl Keyring {
         Token(text.into())
     }
 
-    /// Verifies a token without the store. Compares the HMAC in constant time. Computes an HMAC even for an unknown key,
-    /// so that the response time does not reveal key ids.
+    /// Verifies a token without the store. Compares the HMAC in constant time. Computes an HMAC even for an unknown
+    /// key, so that the response time does not reveal key ids.
     pub fn verify(&self, text: &str, now: Timestamp) -> Result<Claims, TokenRefused> {
         let malformed = TokenRefused::Invalid(TokenDefect::Malformed);
         let encoded = text.strip_prefix(TOKEN_PREFIX).ok_or(malformed)?;

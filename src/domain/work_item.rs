@@ -44,7 +44,7 @@ pub enum Outcome {
     Succeeded,
     /// A callback delivered an error.
     Failed,
-    /// The deadline passed before a callback.
+    /// The deadline or the heartbeat timeout passed before a callback was accepted.
     TimedOut,
     /// The platform cancelled the item.
     Cancelled,
@@ -80,7 +80,7 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Has no outcome, and the deadline has not passed.
+    /// Has no outcome, and has not timed out.
     Awaiting,
     /// Has an outcome and waits for an earlier item without one.
     Held,
@@ -95,7 +95,7 @@ pub enum State {
 pub enum TimeoutCause {
     /// Its deadline passed.
     Deadline,
-    /// It was silent for its heartbeat timeout, before its deadline.
+    /// Its heartbeat timeout passed without a heartbeat, before its deadline.
     Heartbeat,
 }
 
@@ -111,7 +111,7 @@ impl TimeoutCause {
         }
     }
 
-    /// The `reason` of the envelope and of the inspection: silence is told, a passed deadline needs no reason.
+    /// The `reason` in the envelope and in the API: `heartbeat` for a missed heartbeat, none for a passed deadline.
     pub fn reason(self) -> Option<Reason> {
         match self {
             Self::Deadline => None,
@@ -137,9 +137,10 @@ pub struct WorkItem {
     pub name: Option<ToolName>,
     /// When it was issued, by the store's clock.
     pub issued_at: Timestamp,
-    /// When it times out, if it is not silent for too long before.
+    /// When it times out, unless its heartbeat timeout passes first.
     pub deadline: Timestamp,
-    /// Longest time without a heartbeat in milliseconds, from its issue on. `None`: it needs no heartbeats.
+    /// Maximum time in milliseconds from its issue to the first heartbeat, and between heartbeats. `None`: it needs no
+    /// heartbeats.
     pub heartbeat_timeout_ms: Option<u64>,
     /// When its token expires: the deadline plus the replay window.
     pub expires_at: Timestamp,
@@ -150,21 +151,21 @@ pub struct WorkItem {
 }
 
 impl WorkItem {
-    /// When the item times out, if nothing settles it before and no heartbeat follows the last one: at the deadline, or
-    /// earlier because of silence.
+    /// When the item times out if it is not settled and no further heartbeat arrives: at the deadline, or at the end of
+    /// the heartbeat timeout if that is earlier.
     pub fn times_out_at(&self, last_heartbeat_at: Option<Timestamp>) -> Timestamp {
-        let silent_at = self
+        let heartbeat_due_at = self
             .heartbeat_timeout_ms
             .map(|timeout_ms| last_heartbeat_at.unwrap_or(self.issued_at).plus_millis(timeout_ms));
-        silent_at.map_or(self.deadline, |silent_at| silent_at.min(self.deadline))
+        heartbeat_due_at.map_or(self.deadline, |heartbeat_due_at| heartbeat_due_at.min(self.deadline))
     }
 
-    /// When the awaiting item times out unless a heartbeat comes before. `None`: it needs no heartbeats.
+    /// When the awaiting item times out unless a heartbeat arrives first. `None`: it needs no heartbeats.
     pub fn heartbeat_deadline(&self, last_heartbeat_at: Option<Timestamp>) -> Option<Timestamp> {
         self.heartbeat_timeout_ms.map(|_| self.times_out_at(last_heartbeat_at))
     }
 
-    /// Why an item that timed out at this time did so.
+    /// The cause of a timeout at this time.
     pub fn timeout_cause(&self, timed_out_at: Timestamp) -> TimeoutCause {
         if timed_out_at < self.deadline { TimeoutCause::Heartbeat } else { TimeoutCause::Deadline }
     }

@@ -1,4 +1,4 @@
-//! Access to the platform's calls: the service key, draining, and the limit of requests in flight.
+//! Access to the platform API: the service key, draining, and the limit on requests in flight.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -22,8 +22,8 @@ use crate::http::code::Code;
 use crate::http::rate_limit::{AddressLimit, Rate, rate_limited};
 use crate::http::refusal::Refusal;
 
-/// Digests of the service keys. The time of a comparison of digests depends on neither a key nor its length. Clones share
-/// the keys, which can be replaced at any time.
+/// Digests of the service keys. The time that it takes to compare digests reveals neither a key nor its length. Clones
+/// share the keys, which can be replaced at any time.
 #[derive(Clone)]
 pub struct ServiceKeyDigests(Arc<RwLock<Vec<[u8; 32]>>>);
 
@@ -104,12 +104,12 @@ async fn authenticate_and_admit(
     Ok(platform.admission.shield(call.with_current_context()).await)
 }
 
-/// Rate limit per address of requests without a valid service key. A valid key is always accepted: another process at the
-/// same address may use a wrong one.
+/// Rate limit for requests without a valid service key, per address. A valid key is always accepted, because another
+/// process at the same address may use a wrong one.
 #[derive(Debug)]
 pub struct FailedAuthLimit(AddressLimit);
 
-/// Delay of each refusal over the limit: at most four guesses per second on one connection.
+/// Delay of each refusal over the limit. It allows at most four guesses per second on one connection.
 const GUESS_DELAY: Duration = Duration::from_millis(250);
 
 impl FailedAuthLimit {

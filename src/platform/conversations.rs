@@ -34,7 +34,7 @@ struct OpenBody {
 pub(super) struct ChannelBody {
     /// Path of the event stream on this listener.
     events: String,
-    /// Key of the Redis stream, on a store that has one.
+    /// Key of the Redis stream. `None` on the memory store.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis_stream: Option<String>,
 }
@@ -123,7 +123,7 @@ struct HeldBody<'a> {
     item: WorkItemBody<'a>,
     /// Size of the result in bytes.
     bytes: u64,
-    /// Time since it was settled.
+    /// Time in milliseconds since it was settled.
     age_ms: u64,
 }
 

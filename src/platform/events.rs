@@ -44,8 +44,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(5);
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// Maximum delay after a failure of the store.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(4);
-/// Without a charset, some clients read `text/*` as ISO-8859-1. Proxies must neither buffer nor compress: nginx looks at
-/// `X-Accel-Buffering`, others at `no-transform`.
+/// Without a charset, some clients read `text/*` as ISO-8859-1. Proxies must neither buffer nor compress the stream:
+/// nginx obeys `X-Accel-Buffering`, others obey `no-transform`.
 const HEADERS: [(HeaderName, &str); 3] = [
     (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
     (header::CACHE_CONTROL, "no-cache, no-transform"),
@@ -177,7 +177,8 @@ struct ChannelEnd {
     is_final: bool,
     /// Why the conversation was ended.
     reason: Option<Reason>,
-    /// When the channel is read again without a notification. A time, because progress does not postpone it.
+    /// When to read the channel again if no notification arrives. A point in time, so that progress events do not
+    /// postpone it.
     poll_at: Instant,
 }
 
@@ -355,7 +356,8 @@ impl ChannelReader {
         None
     }
 
-    /// Waits until the channel changes, it is time to poll or draining begins. Returns earlier with a work item's progress.
+    /// Waits until the channel changes, the next poll is due or draining begins. Returns earlier if a work item reports
+    /// progress.
     async fn wait(&mut self) -> Option<Event> {
         tokio::select! {
             notice = self.listener.next() => match notice {
@@ -391,7 +393,8 @@ fn retry_after(before: Option<Duration>) -> Duration {
     before.map_or(MIN_RETRY_DELAY, |before| (2 * before).min(MAX_RETRY_DELAY))
 }
 
-/// An envelope as an event. A line break in a result splits the data into two lines, which clients join with a line feed.
+/// An envelope as an event. A line break in a result splits the data into two lines, which clients join again with a
+/// line feed.
 fn envelope_event(id: &str, json: &str) -> Event {
     Event::default().id(id).data(normalize_line_breaks(json))
 }
@@ -402,10 +405,10 @@ fn progress_event(progress: &ProgressJson) -> Option<Event> {
     Some(Event::default().event("progress").data(normalize_line_breaks(json)))
 }
 
-/// Normalizes the line breaks of a JSON text, so that all clients see the same lines. Carriage returns become line feeds:
-/// some clients do not treat them as line breaks, although the SSE standard requires it. U+0085, U+2028 and U+2029 are
-/// escaped: some clients treat them as line breaks, although the standard does not. JSON has them only inside strings,
-/// where the escape is equivalent.
+/// Normalizes the line breaks of a JSON text, so that all clients see the same lines. Carriage returns become line
+/// feeds: some clients do not treat them as line breaks, although the SSE standard requires it. U+0085, U+2028 and
+/// U+2029 are escaped: some clients treat them as line breaks, although the standard does not. JSON has them only
+/// inside strings, where the escape is equivalent.
 fn normalize_line_breaks(json: &str) -> Cow<'_, str> {
     // The first bytes of the replaced characters. Most texts contain none of them.
     if memchr3(b'\r', 0xc2, 0xe2, json.as_bytes()).is_none() {

@@ -119,7 +119,7 @@ fn request_body(schema: &str, example: &Value) -> Value {
     json!({"content": {"application/json": {"schema": schema_ref(schema), "example": example}}})
 }
 
-/// Operations that can be called with the conversation of this response.
+/// Links to operations on the conversation in this response.
 fn conversation_links() -> Value {
     let link = |operation: &str| json!({"operationId": operation, "parameters": {"conversationId": "$response.body#/conversationId"}});
     json!({
@@ -146,7 +146,7 @@ fn conversations(document: &mut Document) {
             "name": "waiting",
             "in": "query",
             "required": true,
-            "description": "Other conversations cannot be listed.",
+            "description": "Required: only waiting conversations can be listed.",
             "schema": {"const": "true"},
         },
         {
@@ -175,7 +175,7 @@ fn conversations(document: &mut Document) {
     .with("parameters", json!([conversation_id(), traceparent()]))
     .with("requestBody", request_body("OpenConversation", &json!({"idleTtlMs": 3_600_000})))
     .responds(201, opened_response("The conversation was opened."))
-    .responds(200, opened_response("The conversation was open already."));
+    .responds(200, opened_response("The conversation was already open."));
     document.operation("put", &path, open);
 
     let show = guarded("showConversation", "Show the state of a conversation", &[&READ])
@@ -186,7 +186,7 @@ fn conversations(document: &mut Document) {
     let ended = json!({"conversationId": "call-7", "state": "ended", "endedAt": TIME, "droppedHeld": 1,
         "droppedAwaiting": 0, "channel": opened["channel"]});
     let end = guarded("endConversation", "End a conversation", &[&READ, &WRITE])
-        .with("description", "Ending it again has the same response.")
+        .with("description", "If it has already ended, the response is the same.")
         .with("parameters", json!([conversation_id(), reason()]))
         .responds(200, json_response("The conversation has ended.", "EndedConversation", &ended));
     document.operation("delete", &path, end);
@@ -195,17 +195,17 @@ fn conversations(document: &mut Document) {
         .with(
             "description",
             "Server-sent events; the schema is that of one event. An event without a type is an `Envelope`, and its \
-             id can be sent as `Last-Event-ID` to continue after it. `progress` comes from heartbeats, outside the \
-             order and at most once. `end` is the last event. A stream that closes without it is to be opened \
-             again.",
+             id can be sent as `Last-Event-ID` to continue after it. A `progress` event reports a heartbeat. It is \
+             sent at most once, and is not ordered with the envelopes. `end` is the last event. If the stream closes \
+             without it, open the stream again.",
         )
         .with("parameters", json!([
             conversation_id(),
             {
                 "name": "from",
                 "in": "query",
-                "description": "Start after this event; 0: at the first event. Without it, and without \
-                                `Last-Event-ID`: only new events.",
+                "description": "Start after this event. 0: start at the first event. Without this parameter and \
+                                without `Last-Event-ID`: only new events.",
                 "schema": schema_ref("Cursor"),
                 "example": "0",
             },
@@ -262,7 +262,7 @@ fn work_items(document: &mut Document, platform: &Platform) {
         {"name": "turnId", "in": "query", "required": true, "schema": schema_ref("Id"), "example": "turn-3"},
         reason(),
     ]))
-    .responds(200, json_response("Nothing of the turn is awaiting.", "CancelledTurn", &cancelled));
+    .responds(200, json_response("No work item of the turn is awaiting.", "CancelledTurn", &cancelled));
     document.operation("delete", &list, cancel_turn);
 
     let path = format!("{list}/{{workItemId}}");

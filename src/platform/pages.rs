@@ -8,13 +8,13 @@ use crate::domain::gate::ConversationNotFound;
 use crate::domain::ids::{ConversationRef, Sequence};
 use crate::store::{Answer, InstrumentedStore, PAGE_BYTES, Page, ShieldedCalls, Store, StoreError};
 
-/// Maximum number of concurrent fetches of an instance. Few, so that Redis handles callbacks in between.
+/// Maximum number of concurrent fetches of an instance. Small, so that Redis handles callbacks in between.
 const FETCHES_AT_ONCE: usize = 4;
 /// Maximum number of envelopes per page. The store returns fewer when they are large.
 const MAX_ENVELOPES: usize = 128;
 /// Maximum size of an envelope without its result, in bytes.
 const ENVELOPE_BYTES: usize = 2 * 1024;
-/// Number of copies of a page in memory: an event is built from its envelope.
+/// Number of copies of a page in memory: each envelope, and the event that is built from it.
 const PAGE_COPIES: usize = 2;
 
 /// The limits that event streams share. Waiting streams are served in the order of arrival.
@@ -33,8 +33,8 @@ pub(super) struct FetchedPage {
 }
 
 impl Pages {
-    /// Limits all pages together to `bytes`, for results of at most `max_result` bytes. A page that is larger than `bytes`
-    /// is fetched while there is no other.
+    /// Limits all pages together to `bytes`, for results of at most `max_result` bytes. A page that is larger than
+    /// `bytes` is fetched only when no other page is in memory.
     pub fn new(bytes: usize, max_result: usize) -> Self {
         let bytes = bytes.clamp(1, Semaphore::MAX_PERMITS);
         let largest = PAGE_COPIES * PAGE_BYTES.max(max_result.saturating_add(ENVELOPE_BYTES));

@@ -77,7 +77,7 @@ pub(super) async fn json<T: DeserializeOwned>(
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        // serde_json reports a number in place of a string as an error of syntax.
+        // serde_json reports a number in place of a string as a syntax error.
         let is_json = || serde_json::from_str::<IgnoredAny>(text).is_ok();
         if inner.is_data() || is_json() {
             let field = if path == "." { "the body" } else { safe_name(&path) };
@@ -122,7 +122,7 @@ pub(super) fn query<const N: usize>(
             let known = known.map(|known| format!("`{known}`")).join(", ");
             return Err(invalid(safe_name(&name), format_args!("unknown query parameter; expected {known}")));
         };
-        // The parser replaces invalid UTF-8 by this character.
+        // The parser replaces invalid UTF-8 with this character.
         if value.contains(char::REPLACEMENT_CHARACTER) {
             return Err(invalid(known[at], "must be UTF-8, percent-encoded"));
         }
@@ -170,7 +170,7 @@ pub(super) fn reason(text: &str) -> Result<Reason, Refusal> {
     Reason::parse(text).map_err(|error| invalid("reason", error))
 }
 
-/// The body's traceparent; without one, the header's. An invalid header is ignored.
+/// The traceparent in the body or, without one, in the header. An invalid header is ignored.
 pub(super) fn traceparent(body: Option<&str>, headers: &HeaderMap) -> Result<Option<TraceParent>, Refusal> {
     if let Some(text) = body {
         return TraceParent::parse(text).map(Some).map_err(|error| invalid("traceparent", error));
@@ -179,7 +179,7 @@ pub(super) fn traceparent(body: Option<&str>, headers: &HeaderMap) -> Result<Opt
     Ok(header.and_then(|text| TraceParent::parse(text).ok()))
 }
 
-/// A duration as sent. `None`: not a whole number, which [`milliseconds`] refuses with a message that names the bounds.
+/// A duration as sent. `None`: not a whole number. [`milliseconds`] refuses it with a message that names the bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Millis(Option<u64>);
 
@@ -202,7 +202,7 @@ impl<'de> Deserialize<'de> for Millis {
     reason = "the number is whole, not negative, and less than 2^53"
 )]
 fn whole(value: &serde_json::Value) -> Option<u64> {
-    /// 2^53: a larger one may be rounded.
+    /// 2^53: larger numbers may be rounded.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let float = || value.as_f64().filter(|number| number.fract() == 0.0 && (0.0..EXACT).contains(number));
     value.as_u64().or_else(|| float().map(|number| number as u64))

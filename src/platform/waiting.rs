@@ -24,9 +24,9 @@ pub(super) const DEFAULT_LIMIT: usize = 20;
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct WaitingBody<'a> {
-    /// Those with the oldest held results first.
+    /// The one with the oldest held result first.
     conversations: Vec<WaitingConversationBody<'a>>,
-    /// Whether there can be more.
+    /// Whether there may be more.
     truncated: bool,
 }
 
@@ -59,7 +59,7 @@ struct WaitingForBody<'a> {
     heartbeat_deadline: Option<Timestamp>,
 }
 
-/// What is held behind it.
+/// The held results of the conversation.
 #[derive(Serialize)]
 struct HeldBody {
     /// Number of settled items.

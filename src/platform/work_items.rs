@@ -103,7 +103,7 @@ struct IssuedBody<'a> {
 #[serde(rename_all = "camelCase")]
 struct CallbackBody<'a> {
     url: String,
-    /// Where heartbeats go, if the item needs them.
+    /// The URL for heartbeats, if the item needs them.
     #[serde(skip_serializing_if = "Option::is_none")]
     heartbeat_url: Option<String>,
     method: &'static str,
@@ -111,7 +111,7 @@ struct CallbackBody<'a> {
     carrier: Carrier,
     name: &'a str,
     headers: BTreeMap<&'a str, &'a str>,
-    /// The time until which the provider retries.
+    /// The time until which the provider should retry.
     deadline: Timestamp,
     expires_at: Timestamp,
 }
@@ -150,8 +150,8 @@ impl<'a> CallbackBody<'a> {
     }
 }
 
-/// `POST`: issues the next work item. The item is stored before its token is returned, so a callback cannot arrive before
-/// the item exists.
+/// `POST`: issues the next work item. The item is stored before its token is returned, so a callback cannot arrive
+/// before the item exists.
 pub(super) async fn issue(
     State(platform): State<Arc<Platform>>,
     Extension(context): Extension<RequestContext>,
@@ -164,10 +164,10 @@ pub(super) async fn issue(
     let location = platform
         .carriers
         .location(body.carrier)
-        .ok_or_else(|| invalid("carrier", "this carrier is switched off"))?;
+        .ok_or_else(|| invalid("carrier", "this carrier is disabled"))?;
     let timeout_ms = request::milliseconds("timeoutMs", body.timeout_ms, platform.max_timeout_ms)?
         .unwrap_or(platform.default_timeout_ms);
-    // Longer than the item's timeout, it would have no effect.
+    // A heartbeat timeout longer than the item's timeout would have no effect.
     let heartbeat_timeout_ms =
         request::milliseconds("heartbeatTimeoutMs", body.heartbeat_timeout_ms, timeout_ms)?;
     let command = Issue {
@@ -214,7 +214,7 @@ pub(super) async fn issue(
     Ok(response)
 }
 
-/// The digest of the `Idempotency-Key` header. A quoted key, as the IETF draft requires, is the same key as without quotes.
+/// The digest of the `Idempotency-Key` header. The IETF draft requires quotes; a key means the same without them.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyDigest>, Refusal> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     match (values.next(), values.next()) {
@@ -232,8 +232,8 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyDigest>, Ref
     }
 }
 
-/// The content of a string of RFC 8941, section 3.3.3, which begins with a quotation mark; another text as it is. `None`
-/// if such a string is not well-formed.
+/// Decodes a quoted string (RFC 8941, section 3.3.3). Returns a text that does not begin with a quotation mark
+/// unchanged, and `None` for a malformed string.
 fn unquoted(text: &str) -> Option<Cow<'_, str>> {
     let Some(quoted) = text.strip_prefix('"') else { return Some(Cow::Borrowed(text)) };
     let quoted = quoted.strip_suffix('"')?;
@@ -266,7 +266,7 @@ pub(super) struct WorkItemBody<'a> {
     state: ItemState,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<Outcome>,
-    /// Why it was cancelled; `heartbeat` if it timed out without one.
+    /// Why it was cancelled; `heartbeat` if it timed out for lack of a heartbeat.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a Reason>,
     issued_at: Timestamp,
@@ -359,7 +359,7 @@ struct CancelledTurnBody<'a> {
     turn_id: &'a TurnId,
     /// The number of items that the request has cancelled.
     cancelled: u64,
-    /// The turn's items that were not on the channel before.
+    /// The turn's items that were not on the channel before the request.
     work_items: Vec<WorkItemBody<'a>>,
 }
 

@@ -35,7 +35,7 @@ pub struct TokenLocation<'a> {
 /// A token as received. `None`: the value is not valid text.
 pub(super) type SentToken<'a> = Option<Cow<'a, str>>;
 
-/// Maximum number of token prefixes in a body that are verified.
+/// Maximum number of texts with the token prefix in a body that are verified.
 const MAX_CANDIDATES: usize = 4;
 
 impl Carriers {

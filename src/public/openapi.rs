@@ -49,9 +49,9 @@ pub(super) fn document(public: &Public) -> Bytes {
     let carriers = &public.carriers;
     let mut document = Document::new(
         "callback-ingress for providers",
-        "Takes the results of asynchronous work. A work item comes with a `callback` object, which says where its \
-         token goes; the first accepted callback settles the work item. After 408, 429, 500, 502, 503, 504 and \
-         without an answer, send the same bytes again until `callback.deadline`.",
+        "Accepts the results of asynchronous work. A work item comes with a `callback` object, which says where to \
+         send its token. The first accepted callback settles the work item. After 408, 429, 500, 502, 503, 504 or \
+         no response, send the same bytes again until `callback.deadline`.",
         &public.base_url,
     );
     document.schemas(schemas(carriers));
@@ -144,9 +144,9 @@ fn callback_operation(id: &str, public: &Public) -> Operation {
 }
 
 fn heartbeat_operation(id: &str) -> Operation {
-    let heard =
+    let receipt =
         json!({"state": "awaiting", "deadline": TIME, "heartbeatDeadline": TIME, "cancelRequested": false});
-    let mut response = json_response("The heartbeat was recorded.", "HeartbeatReceipt", &heard);
+    let mut response = json_response("The heartbeat was recorded.", "HeartbeatReceipt", &receipt);
     response["headers"] = response_headers(&["Cache-Control"]);
     Operation::new(id, "Report that the work is in progress")
         .with(
@@ -172,7 +172,7 @@ fn schemas(carriers: &Carriers) -> Value {
             "type": "object",
             "required": ["code", "message"],
             "properties": {"code": string(), "message": string()},
-            "description": "Can have further members with details.",
+            "description": "Can have other members with details.",
         }}),
     );
     failure["description"] = "The work has failed. `error` is the only member.".into();
@@ -193,7 +193,8 @@ fn schemas(carriers: &Carriers) -> Value {
         }),
     );
     heartbeat["description"] =
-        "Sent to the platform's open event streams, at most once and not every time.".into();
+        "Sent to the platform's open event streams at most once, and at most every 500 ms for a work item."
+            .into();
     if let Some(field) = carriers.body_field() {
         let token = json!({"type": ["string", "null"], "description": "The token; removed from the result."});
         failure["properties"][field] = token.clone();
@@ -230,8 +231,8 @@ fn schemas(carriers: &Carriers) -> Value {
             "cancelRequested": {"const": false, "description": "After a cancellation, heartbeats are refused."},
         })),
         "CallbackBody": {
-            "description": "A failure, or a result of the work item's kind. Anything that is not of the form of a \
-                            failure is a result, except what was evidently meant to be one.",
+            "description": "A failure, or a result of the work item's kind. An object whose `error` is an object is a \
+                            failure. It is refused if it does not have the form of a failure.",
             "anyOf": [schema_ref("Failure"), schema_ref("LlmResult"), schema_ref("ToolResult")],
         },
         "Failure": failure,

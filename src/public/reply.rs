@@ -93,10 +93,10 @@ fn advice(sent: Option<&str>) -> Cow<'static, str> {
     let Some(sent) = sent else { return "send it as a string of ASCII characters".into() };
     let bare = sent.trim_matches(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`'));
     if bare.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("Bearer ")) {
-        return "remove Bearer before it".into();
+        return "remove Bearer before the token".into();
     }
     if bare.len() < sent.len() {
-        return "remove the quotes or spaces around it".into();
+        return "remove the quotes or spaces around the token".into();
     }
     match bare.chars().count() {
         _ if !bare.starts_with(TOKEN_PREFIX) => "it does not begin with the prefix of a token".into(),
@@ -136,7 +136,7 @@ impl From<NotAccepted> for Refusal {
             AcceptRefused::TokenUsed => {
                 (Code::CallbackTokenUsed, "the token was used with another body; the first result stands")
             }
-            AcceptRefused::WorkItemTimedOut if is_silent(refused.target.as_deref()) => (
+            AcceptRefused::WorkItemTimedOut if missed_heartbeat(refused.target.as_deref()) => (
                 Code::WorkItemTimedOut,
                 "the work item timed out before this callback arrived, because no heartbeat arrived in time",
             ),
@@ -148,7 +148,8 @@ impl From<NotAccepted> for Refusal {
             }
             AcceptRefused::HeldLimit => (
                 Code::HeldLimit,
-                "the limit on held results is reached while an earlier work item has no outcome; the token is still valid, send the request again later",
+                "the limit on held results is reached while an earlier work item has no outcome; the token is still \
+                 valid, send the request again later",
             ),
             AcceptRefused::ChannelLimit => {
                 (Code::ChannelLimit, "the conversation's channel has reached its size limit")
@@ -161,8 +162,8 @@ impl From<NotAccepted> for Refusal {
 const CONVERSATION_ENDED: &str = "the conversation has ended and accepts no more results";
 const WORK_ITEM_UNKNOWN: &str = "the conversation has no such work item";
 
-/// Whether the item timed out because it was silent.
-fn is_silent(target: Option<&CallbackTarget>) -> bool {
+/// Whether the item timed out for lack of a heartbeat.
+fn missed_heartbeat(target: Option<&CallbackTarget>) -> bool {
     target.is_some_and(|target| {
         let times = target.item.as_ref().zip(target.times_out_at);
         times.is_some_and(|(item, at)| item.timeout_cause(at) == TimeoutCause::Heartbeat)
@@ -175,7 +176,7 @@ impl From<HeartbeatNotTaken> for Refusal {
             HeartbeatRefused::TokenExpired => return expired(),
             HeartbeatRefused::ConversationEnded => (Code::ConversationEnded, CONVERSATION_ENDED),
             HeartbeatRefused::WorkItemUnknown => (Code::WorkItemUnknown, WORK_ITEM_UNKNOWN),
-            HeartbeatRefused::WorkItemTimedOut if is_silent(refused.target.as_deref()) => (
+            HeartbeatRefused::WorkItemTimedOut if missed_heartbeat(refused.target.as_deref()) => (
                 Code::WorkItemTimedOut,
                 "the work item timed out, because this heartbeat did not arrive in time; stop the work",
             ),

@@ -13,7 +13,7 @@ use super::redis::replicas::NotReplicated;
 
 /// Time between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum time between two checks. A failed call triggers a check this early.
+/// Minimum time between two checks. A failed call brings the next check forward to this time after the last one.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Whether the store accepts callbacks, and if not, why.
@@ -86,8 +86,8 @@ impl HealthMonitor {
         *self.health.borrow()
     }
 
-    /// Makes the next check earlier after a failed call. Does not change the health, because other cluster nodes may
-    /// accept callbacks.
+    /// Brings the next check forward after a failed call. Does not change the health, because other cluster nodes may
+    /// still accept callbacks.
     pub(super) fn report_failure(&self) {
         if self.health() == StoreHealth::Healthy {
             self.failure.notify_one();

@@ -45,7 +45,8 @@ macro_rules! backend {
     };
 }
 
-/// Like `backend!`, for async methods. Boxes the futures of Redis, which are large, to keep the enclosing futures small.
+/// Like `backend!`, for async methods. Boxes the futures of Redis, which are large, to keep the enclosing futures
+/// small.
 macro_rules! backend_async {
     ($self:ident, $store:ident => $call:expr) => {
         async {
@@ -57,7 +58,7 @@ macro_rules! backend_async {
     };
 }
 
-/// A backend whose calls are measured: calls to Redis have spans and a metric, calls to the memory store do not.
+/// A backend with spans and a metric for its calls to Redis. Calls to the memory store are not measured.
 #[derive(Debug)]
 pub struct InstrumentedStore {
     backend: Backend,
@@ -68,7 +69,7 @@ pub struct InstrumentedStore {
     health: HealthMonitor,
 }
 
-/// Delay between opening a conversation and querying its partition, which returns the time of its idle timer.
+/// Delay from the opening of a conversation until the sweeper queries its partition and thus learns its idle timer.
 const CHECK_AFTER_OPEN: Duration = Duration::from_secs(10);
 
 /// What a call executes in Redis, for its span and its metric.
@@ -158,7 +159,8 @@ impl InstrumentedStore {
         conversation.partition(self.partitions())
     }
 
-    /// Schedules a timer of the partition in this time: here, and by an announcement on the other instances.
+    /// Schedules a timer of the partition `in_ms` milliseconds from now, on this instance and, by an announcement, on
+    /// the others.
     fn schedule_timer(&self, partition: u16, in_ms: u64) {
         self.schedule.arm(partition, Instant::now() + Duration::from_millis(in_ms));
         if let Some(now) = self.schedule.store_now_ms() {
@@ -168,7 +170,7 @@ impl InstrumentedStore {
         }
     }
 
-    /// Schedules the sweeper to continue the release after [`CONTINUE_MS`], if the call left it unfinished or failed.
+    /// If the call failed or left a release unfinished, schedules the sweeper to continue it after [`CONTINUE_MS`].
     fn schedule_continuation<T, R>(
         &self,
         conversation: ConversationRef,
@@ -221,7 +223,7 @@ impl InstrumentedStore {
 
 impl Store for InstrumentedStore {
     async fn open(&self, command: Open) -> Answer<Opened, OpenRefused> {
-        // Lets the sweeper query the time of the conversation's idle timer.
+        // Lets the sweeper learn the time of the conversation's idle timer.
         let partition = self.partition(command.conversation.reference());
         self.schedule.arm(partition, Instant::now() + CHECK_AFTER_OPEN);
         self.call(Operation::Script("open"), backend_async!(self, store => store.open(command))).await
@@ -234,7 +236,7 @@ impl Store for InstrumentedStore {
         self.schedule_timer(partition, timeout_ms);
         let issued =
             self.call(Operation::Script("issue"), backend_async!(self, store => store.issue(command))).await;
-        // Once more, because the sweeper may have queried the partition before the item existed.
+        // Again, because the sweeper may have queried the partition before the item existed.
         self.schedule.arm(partition, Instant::now() + Duration::from_millis(timeout_ms));
         issued
     }

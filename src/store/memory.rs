@@ -36,7 +36,7 @@ pub struct MemoryStore {
 struct MemoryState {
     conversations: HashMap<ConversationRef, Conversation>,
     timers: Timers,
-    /// The conversations with held items, by the time at which the oldest was settled.
+    /// The conversations with held items, by the time at which the oldest of these items was settled.
     waiting: ByTime<ConversationRef>,
 }
 
@@ -46,7 +46,7 @@ type Timer = (ConversationRef, Option<Sequence>);
 /// Timers. A timer that fires early or is out of date has no effect.
 type Timers = ByTime<Timer>;
 
-/// Keys with a time each, indexed by time and by key.
+/// Keys, each with a time. Indexed by time and by key.
 #[derive(Debug)]
 struct ByTime<K> {
     by_time: BTreeSet<(Timestamp, K)>,
@@ -107,8 +107,8 @@ impl MemoryState {
         self.conversations.get_mut(&reference).filter(|conversation| !conversation.is_gone(now, limits))
     }
 
-    /// Calls `step` with a conversation, unless its retention is over. Removes the timers that become obsolete, and updates
-    /// the index of waiting conversations.
+    /// Calls `step` with a conversation, unless its retention is over. Removes the timers that become obsolete, and
+    /// updates the index of waiting conversations.
     fn with_conversation<T>(
         &mut self,
         reference: ConversationRef,

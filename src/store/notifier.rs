@@ -1,6 +1,6 @@
-//! Notifies the listeners in this process of changes of channels, and gives them the progress of work items.
+//! Notifies the listeners in this process of changes of channels, and passes progress events of work items to them.
 //!
-//! Progress is kept for listeners that have not read it yet, within bounds: beyond them the oldest is dropped.
+//! Progress events that a listener has not read yet are kept within bounds. Beyond the bounds, the oldest is dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +12,9 @@ use crate::domain::progress::ProgressJson;
 
 /// Maximum number of progress events that are kept for the listeners of a channel.
 const MAX_EVENTS: usize = 32;
-/// Maximum number of progress events that a listener gets before a change that is there already.
+/// Maximum number of progress events that a listener gets in a row while a change is pending.
 const MAX_BEFORE_CHANGE: usize = 8;
-/// Maximum bytes of progress events that are kept for all listeners.
+/// Maximum total size in bytes of the progress events that are kept for all listeners.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// The first listener of a channel was added, or its last one was dropped.
@@ -24,12 +24,12 @@ pub(super) enum WatchEvent {
     Stopped(ConversationRef),
 }
 
-/// What the listeners of a channel can see.
+/// The changes and progress events of a channel, as its listeners see them.
 #[derive(Debug, Default)]
 struct Notices {
     /// Number of changes.
     changes: u64,
-    /// The latest progress, each with its number.
+    /// The latest progress events, each with its number.
     progress: VecDeque<(u64, ProgressJson)>,
 }
 
@@ -39,7 +39,8 @@ struct Senders {
     channels: HashMap<ConversationRef, watch::Sender<Notices>>,
     /// Number of progress events so far.
     published: u64,
-    /// The events that may still be kept, in order: channel, number and size. `bytes` is their total size.
+    /// Channel, number and size of the progress events, in order. Some of them may no longer be kept in their channel.
+    /// `bytes` is their total size.
     kept: VecDeque<(ConversationRef, u64, usize)>,
     bytes: usize,
 }
@@ -129,7 +130,7 @@ impl ChannelNotifier {
         }
     }
 
-    /// Gives progress to the listeners of a channel.
+    /// Passes a progress event to the listeners of a channel.
     pub(super) fn publish(&self, conversation: ConversationRef, progress: ProgressJson) {
         self.senders().publish(conversation, progress);
     }
@@ -152,11 +153,11 @@ impl ChannelNotifier {
 pub enum Notice {
     /// The channel has changed.
     Changed,
-    /// A work item's provider has reported progress.
+    /// The provider of a work item has reported progress.
     Progress(ProgressJson),
 }
 
-/// Waits for changes of a channel, and for progress. Changes between two waits count as one.
+/// Waits for changes of a channel and for progress events. Several changes between two waits count as one.
 #[derive(Debug)]
 pub struct ChannelListener {
     conversation: ConversationRef,
@@ -184,10 +185,11 @@ impl ChannelListener {
             self.wait_for(|notices| (notices.changes != seen).then_some(notices.changes)).await;
     }
 
-    /// Waits for progress, or for a change. Cancel-safe. Progress that is not read in time is dropped.
+    /// Waits for a progress event or a change. Cancel-safe. Progress events that are not read in time are dropped.
     pub async fn next(&mut self) -> Notice {
         let (seen_changes, seen_progress) = (self.seen_changes, self.seen_progress);
-        // Progress comes first, because it is older than the result, but not forever.
+        // Progress comes first, because it is older than the result. The limit keeps it from delaying the change
+        // forever.
         let change_is_next = self.progress_in_a_row >= MAX_BEFORE_CHANGE;
         let (changes, progress) = self
             .wait_for(|notices| {

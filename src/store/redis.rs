@@ -6,8 +6,8 @@
 //!
 //! A call goes through these modules: `nodes` selects the `node` (`cluster` by slot, with `slots`; `sentinel` by
 //! asking the sentinels), `connection` is the connection to it, `failure` classifies a failure, and `replicas` waits
-//! until replicas have the write. `servers` parses the URL. `preflight`, `acl` and `durability` check the servers before
-//! they are used.
+//! until replicas have the write. `servers` parses the URL. `preflight`, `acl` and `durability` check the servers
+//! before they are used.
 
 mod acl;
 mod cluster;
@@ -83,7 +83,7 @@ const ITEMS_PER_INSPECT: u64 = 512;
 /// Length of a work item id without the 8 digits of its sequence.
 const ATTEMPT_CHARS: usize = 28;
 
-/// Number of conversations that [`Store::waiting`] looks at beyond its limit, because some of them may not wait any more.
+/// Number of conversations that [`Store::waiting`] examines beyond its limit, because some may no longer be waiting.
 const SPARE_CANDIDATES: usize = 16;
 
 /// Delay in milliseconds before a partition that did not respond is queried again.
@@ -125,7 +125,8 @@ impl RedisStore {
     ///
     /// Must be called within a tokio runtime. With `Clock::System` the scripts use the server's clock.
     pub fn new(settings: &RedisSettings, clock: Clock) -> Result<Self, InvalidServers> {
-        // The redis crate uses the process-wide provider. This fails if one is already installed, which is then used.
+        // The redis crate uses the process-wide crypto provider. If one is already installed, this call fails, and the
+        // installed one is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let servers = Servers::new(
             &settings.url,
@@ -274,8 +275,8 @@ impl RedisStore {
         }
     }
 
-    /// Runs a script that writes, then waits until enough replicas have its writes and all earlier ones. Also waits after
-    /// a refusal, because the refusal depends on earlier writes, which a failover must not undo.
+    /// Runs a script that writes, then waits until enough replicas have its writes and all earlier ones. Also waits
+    /// after a refusal, because the refusal depends on earlier writes, which a failover must not undo.
     async fn step<'a>(
         &'a self,
         conversation: ConversationRef,
@@ -288,8 +289,9 @@ impl RedisStore {
         Ok(reply)
     }
 
-    /// Whether the script refused the date table because the server's clock is on another day. If so, adopts the server's
-    /// time. The script has changed nothing, and the caller repeats the call.
+    /// Returns whether the script refused the date table because the server's clock is on another day. In that case,
+    /// the script has changed nothing, and this method adopts the server's time, so that the caller can repeat the
+    /// call.
     fn refused_dates(&self, reply: &ScriptReply) -> Result<bool, StoreError> {
         let refused = reply.word() == "dates";
         if refused {
@@ -299,8 +301,8 @@ impl RedisStore {
         Ok(refused)
     }
 
-    /// Repeats bounded steps until nothing is left to release. Returns the new gate, and whether a failure left items to
-    /// release.
+    /// Repeats bounded steps until nothing is left to release. Returns the new gate, and whether a failure left items
+    /// to release.
     async fn finish_release(
         &self,
         conversation: ConversationRef,
@@ -308,8 +310,8 @@ impl RedisStore {
         released: &mut Vec<Released>,
     ) -> (Option<Sequence>, bool) {
         let partition = self.keys.partition(conversation);
-        // If this instance fails now, another one continues a second later. If the announcement fails, too, the sweeper's
-        // rotation finds the conversation.
+        // If this instance fails now, another one continues a second later. If the announcement also fails, the sweeper
+        // finds the conversation when it queries all partitions in turn.
         let second = self.dates.now().as_millis() / 1000 + 1;
         let _ = join(self.announce(second, partition), self.announce(second + 1, partition)).await;
         let mut gate = None;
@@ -748,7 +750,8 @@ impl Store for RedisStore {
     async fn waiting(&self, limit: usize) -> Result<Waiting, StoreError> {
         self.check_verified()?;
         let wanted = limit.saturating_add(SPARE_CANDIDATES);
-        // First the oldest of each partition. The oldest of all are in the partitions of the oldest of these.
+        // The first query returns the oldest conversation of each partition. The `wanted` oldest conversations are in
+        // the partitions of the first `wanted` of these.
         let all: Vec<u16> = (0..self.keys.partitions).collect();
         let (mut heads, is_complete) = self.oldest_waiting(1, &all).await?;
         heads.truncate(wanted);
@@ -756,11 +759,11 @@ impl Store for RedisStore {
             heads.iter().map(|(_, conversation)| self.keys.partition(*conversation)).collect();
         let (mut candidates, is_still_complete) = self.oldest_waiting(wanted, &partitions).await?;
         candidates.truncate(wanted);
-        // If so many are found, there can be more that are not looked at.
+        // If this many were found, there may be more that are not examined.
         let mut is_complete = is_complete && is_still_complete && candidates.len() < wanted;
-        let looked = join_all(candidates.iter().map(|(_, conversation)| self.waiting_for(*conversation)));
+        let lookups = join_all(candidates.iter().map(|(_, conversation)| self.waiting_for(*conversation)));
         let mut conversations = Vec::new();
-        for waiting in looked.await {
+        for waiting in lookups.await {
             match waiting {
                 Ok(waiting) => conversations.extend(waiting),
                 Err(_) if self.nodes.is_cluster() => is_complete = false,
@@ -849,7 +852,7 @@ impl Store for RedisStore {
                 .arg(count)
                 .arg(PAGE_BYTES)
         };
-        // Without envelopes the reply is short.
+        // A reply without envelopes is short.
         let role = if count == 0 { ConnectionRole::Reads } else { ConnectionRole::Pages };
         let (mut reply, _) = self.run(role, call).await?;
         match reply.word() {
@@ -887,7 +890,7 @@ impl Store for RedisStore {
     }
 }
 
-/// The conversation and the item of a refused callback or heartbeat, where the reply has them.
+/// The conversation and the item of a refused callback or heartbeat, if the reply contains them.
 fn target(reply: &mut ScriptReply) -> Result<Option<Box<CallbackTarget>>, StoreError> {
     let Some(opened) = reply.next() else { return Ok(None) };
     let conversation_id = StoredConversation::decode(&bytes(opened)?)?.id;
@@ -917,8 +920,8 @@ fn released(
 }
 
 impl RedisStore {
-    /// The conversations with the oldest held results of some partitions, oldest first. Second: whether all of them
-    /// responded. In a cluster it is enough that some do.
+    /// Returns the conversations with the oldest held results in some partitions, oldest first, and whether all of
+    /// these partitions responded. In a cluster, fails only if none responded.
     async fn oldest_waiting(
         &self,
         count: usize,
@@ -942,7 +945,7 @@ impl RedisStore {
         }
     }
 
-    /// What a conversation waits for. `None`: it does not hold results back any more.
+    /// What a conversation waits for. `None`: it no longer holds results.
     async fn waiting_for(
         &self,
         conversation: ConversationRef,

@@ -1,4 +1,4 @@
-//! The schedule of the sweeper: when each partition next has a due timer, as known to this process.
+//! The schedule of the sweeper: when, as far as this process knows, the next timer of each partition is due.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -59,7 +59,7 @@ where
     F::Output: Send,
 {
     fn drop(&mut self) {
-        // There is no runtime only when the process is exiting.
+        // The runtime is missing only while the process exits.
         if let (Some(call), Ok(runtime)) = (self.call.take(), Handle::try_current()) {
             self.tasks.spawn_on(async move { drop(call.await) }, &runtime);
         }

@@ -236,7 +236,7 @@ fn tail_follows_the_channel_to_its_end_on_redis() {
 }
 
 #[test]
-fn tail_ends_when_nobody_reads_it() {
+fn tail_ends_when_its_output_is_closed() {
     let service = service("memory:");
     blocked(&service, "call-7");
     let url = format!("http://{}", service.platform);
@@ -388,7 +388,7 @@ fn control_characters_never_reach_the_terminal() {
 }
 
 #[test]
-fn failures_are_told_in_one_line() {
+fn failures_are_reported_in_one_line() {
     let service = service("memory:");
     for command in [&["waiting"][..], &["show", "nobody"], &["tail", "nobody"]] {
         let one_line = |ran: Ran| {
@@ -408,7 +408,7 @@ fn failures_are_told_in_one_line() {
         let public = format!("http://{}", service.public);
         one_line(at(&public, command).complains(1, &["404 NOT_FOUND", "platform listener"]));
         let (url, _) = scripted(vec![reply("200 OK", "<html>")]);
-        one_line(at(&url, command).complains(1, &["is not one of callback-ingress"]));
+        one_line(at(&url, command).complains(1, &["is not from callback-ingress"]));
         let (url, _) = scripted(vec![reply("302 Found", "")]);
         one_line(at(&url, command).complains(1, &["302", "is it the platform listener"]));
         for url in ["127.0.0.1:8081", "https", "ftp://a", "http://user:hunter2@a", "http://a?b"] {

@@ -211,7 +211,7 @@ impl Collector {
         Self { shared, address, protocol, runtime }
     }
 
-    /// Stops, runs `outage`, and starts anew at the same address, with what was received so far.
+    /// Stops, runs `outage`, and starts again at the same address. Keeps what it has received.
     pub(crate) fn restart_after(self, outage: impl FnOnce()) -> Self {
         let Self { shared, address, protocol, runtime } = self;
         drop(runtime);

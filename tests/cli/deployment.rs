@@ -173,7 +173,7 @@ fn systemd_accepts_the_unit() {
         )
     };
     assert_eq!(analyze(&["verify", "--man=no"]), (true, String::new()));
-    // Of 100, where a service without restrictions has 96.
+    // On this scale, which ends at 100, a service without restrictions has 96.
     let (is_restricted, report) = analyze(&["security", "--offline=true", "--threshold=20", "--no-pager"]);
     assert!(is_restricted, "{report}");
 }

@@ -49,7 +49,7 @@ fn answers_and_ends_in_time(mut service: Service) {
     assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
 }
 
-fn a_collector_that_is_not_there(protocol: &str) {
+fn an_unreachable_collector(protocol: &str) {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let service = start(&format!("http://{closed}"), protocol, &[]);
     for signal in ["traces", "logs", "metrics"] {
@@ -72,12 +72,12 @@ fn a_collector_that_is_not_there(protocol: &str) {
 
 #[test]
 fn unreachable_grpc_collector_affects_no_request() {
-    a_collector_that_is_not_there("grpc");
+    an_unreachable_collector("grpc");
 }
 
 #[test]
 fn unreachable_http_collector_affects_no_request() {
-    a_collector_that_is_not_there("http/protobuf");
+    an_unreachable_collector("http/protobuf");
 }
 
 /// The service counts losses from its start, so that a failed export loses none of the count.

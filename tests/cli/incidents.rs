@@ -1,5 +1,5 @@
-//! Incidents, played against a service that exports to a collector. From a request id, a trace id or a conversation
-//! alone, the lines, spans and metrics tell what happened.
+//! Simulated incidents, with a service that exports to a collector. A request id, a trace id or a conversation id is
+//! enough to find the log lines, spans and metrics that explain what happened.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -29,7 +29,8 @@ fn fingerprint(of: &str) -> String {
     hex(&Sha256::digest(of)[..4])
 }
 
-/// Every refusal of a request with an authentic token in its head has the same four facts, on line and span.
+/// The log line and the span of every refused request with an authentic token in its head have the same four
+/// attributes.
 fn refusals_name_the_work_item(store: &str) {
     let settings = ["--set", "http.max_body_bytes=1024", "--set", "http.body_timeout_ms=200"];
     let (collector, service) = exporting(store, &settings);
@@ -103,7 +104,8 @@ fn refusals_name_the_work_item(store: &str) {
     records_are_well_formed(&collector);
 }
 
-/// Record's names are names, trace ids are where SigNoz looks for them and nowhere else.
+/// Every log record has an event name. Trace ids are in the record's own fields, where SigNoz looks for them, and not
+/// in its attributes.
 fn records_are_well_formed(collector: &Collector) {
     for record in &collector.received().logs {
         assert!(!record.event_name.starts_with("event "), "{record:?}");
@@ -144,7 +146,7 @@ fn rate_limited_and_draining_requests_name_the_work_item() {
 }
 
 #[test]
-fn late_callback_tells_how_late_it_was() {
+fn late_callback_is_logged_with_its_lateness() {
     let (collector, service) = exporting("memory:", &[]);
     let body = json!({"kind": "tool", "timeoutMs": 50, "turnId": "turn-4", "toolCallId": "call-9",
         "name": "maps"})
@@ -247,7 +249,7 @@ fn summary_of_rate_limited_callbacks_names_the_work_item() {
     }
 }
 
-/// A provider that goes on after a cancellation does not flood the log.
+/// A provider that continues to send heartbeats after a cancellation does not flood the log.
 #[test]
 fn repeated_refusals_of_heartbeats_are_summarized() {
     let mut service = Service::start(&["--set", "http.drain_grace_ms=0"]);
@@ -270,7 +272,7 @@ fn repeated_refusals_of_heartbeats_are_summarized() {
 }
 
 #[test]
-fn end_of_an_event_stream_tells_who_read_how_far_and_why_it_closed() {
+fn closed_event_stream_is_logged_with_its_client_position_and_reason() {
     let (_collector, service) = exporting("memory:", &[]);
     let item = issue(&service, "call-1", 60_000);
     assert_eq!(service.callback(&item.token, "1").status, 202);
@@ -291,8 +293,8 @@ fn end_of_an_event_stream_tells_who_read_how_far_and_why_it_closed() {
     );
 }
 
-/// The increase of a counter, or of a histogram's count, as SigNoz computes it: of delta points the sum, of cumulative
-/// ones the difference to the series' first point.
+/// The increase of a counter, or of a histogram's count, as SigNoz computes it: the sum of delta points, or the
+/// difference between a cumulative point and the first point of its series.
 pub(crate) fn counted(
     collector: &Collector,
     name: &str,
@@ -336,7 +338,7 @@ pub(crate) fn counted(
     series.values().map(increase).sum()
 }
 
-/// No point lacks a start, and none is without values.
+/// Every point has a start time and values.
 fn points_are_well_formed(metric: &Metric) {
     match metric.data.as_ref().unwrap() {
         Data::Sum(sum) => {
@@ -355,7 +357,7 @@ fn points_are_well_formed(metric: &Metric) {
     }
 }
 
-/// 142 times 503 in one burst after the start.
+/// A burst of 142 responses with 503 after the start.
 fn burst_is_counted(temporality: &str) {
     const BURST: i64 = 142;
     let mut redis = RedisServer::start();
@@ -494,11 +496,11 @@ fn collector_keeps_each_span_that_explains_something_and_exports_none_twice() {
 }
 
 #[test]
-fn failures_of_redis_are_told_with_their_cause_and_counted() {
+fn failures_of_redis_are_logged_with_their_cause_and_counted() {
     let mut redis = RedisServer::start();
     let (collector, service) = exporting(&redis.url(0), &["--set", "store.response_timeout_ms=300"]);
     let items: Vec<_> = (0..2).map(|_| issue(&service, "call-1", 60_000)).collect();
-    // Slow: the reply is lost, and the retry tells what became of it.
+    // Slow: the reply is lost, and the retry returns the outcome.
     redis.suspend();
     let slow = service.callback(&items[0].token, "1");
     slow.refuses(503, "OUTCOME_UNKNOWN");

@@ -1,5 +1,5 @@
-//! Memory is counted. `cargo bench --bench overload -- memory redis://…` does it for longer, with more, and sees that it is
-//! given back.
+//! Memory stays within the budgets. `cargo bench --bench overload -- memory redis://…` runs longer with more clients,
+//! and checks that the memory is released.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

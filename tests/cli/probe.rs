@@ -1,4 +1,4 @@
-//! `probe`, through the public URL and through gateways that spoil something.
+//! `probe`, through the public URL and through faulty gateways.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -98,7 +98,7 @@ fn result_is_one_json_document() {
 }
 
 #[test]
-fn carriers_that_are_switched_off_are_left_out() {
+fn disabled_carriers_are_omitted() {
     let service = Service::start_with(
         &keys(),
         &["--set", r#"token.carriers=["query"]"#, "--set", "token.default_carrier=query"],
@@ -121,7 +121,7 @@ fn platform_address_is_that_of_the_configuration() {
 }
 
 #[test]
-fn wrong_usage_is_told() {
+fn wrong_usage_is_explained() {
     run(&["probe"]).complains(2, &["probe needs a service key", "--service-key-file"]);
     for (arguments, complaint) in [
         (["--url", "api.example.com"], "--url must be an absolute URL"),
@@ -137,7 +137,7 @@ fn wrong_usage_is_told() {
 }
 
 #[test]
-fn wrong_key_or_platform_url_is_told() {
+fn wrong_key_or_platform_url_is_explained() {
     let service = service(&[]);
     let platform = format!("http://{}", service.platform);
     let other = [("CALLBACK_INGRESS__PLATFORM__SERVICE_KEYS", "[\"another-key-of-the-tests\"]")];
@@ -155,7 +155,7 @@ fn wrong_key_or_platform_url_is_told() {
 }
 
 #[test]
-fn public_url_that_nobody_answers_is_told() {
+fn public_url_without_a_response_is_explained() {
     let service = service(&[]);
     let closed = format!("http://127.0.0.1:{}", free_port());
     fails(
@@ -173,7 +173,7 @@ fn public_url_that_nobody_answers_is_told() {
 }
 
 #[test]
-fn untrusted_certificate_is_told() {
+fn untrusted_certificate_is_explained() {
     let directory = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let [chain, key] = ["chain.pem", "key.pem"].map(|name| directory.path().join(name).display().to_string());
@@ -201,7 +201,7 @@ fn untrusted_certificate_is_told() {
 }
 
 #[test]
-fn another_deployment_is_told() {
+fn another_deployment_is_explained() {
     let (service, other) = (service(&[]), Service::start(&ALL));
     let url = format!("http://{}", other.public);
     fails(
@@ -321,7 +321,7 @@ fn probe_goes_through_nginx() {
 }
 
 #[test]
-fn what_a_gateway_spoils_is_told() {
+fn faults_of_a_gateway_are_explained() {
     let service = service(&[]);
     for (directives, step, reasons) in [
         (

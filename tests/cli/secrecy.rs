@@ -5,7 +5,8 @@
 //! Redis' keys, values and commands, `/metrics`, the output of the other commands, and `Debug`. `search` then looks for
 //! any 12 characters of each token, key, password and result, in several encodings.
 //!
-//! `planted` tests the search. `tests/secrecy-mutations` puts leaks into a copy of the source, which this suite must find.
+//! `planted` tests the search. `tests/secrecy-mutations` puts leaks into a copy of the source, which this suite must
+//! find.
 //!
 //! Allowed are a token in the reply that issues its work item, and results in event streams, on the channel, among held
 //! results, and in Redis' records of commands (`MONITOR`, `SLOWLOG`), whose arguments they are. A token that a provider
@@ -160,7 +161,7 @@ impl Watched {
     }
 }
 
-/// Captures that contain results, as they may, which shows that the search finds them.
+/// Captures that are allowed to contain results, and do. This shows that the search finds them.
 fn holding_results(known: &Known, captures: &[Capture]) -> BTreeSet<String> {
     let secrets = known.all();
     let searcher = Searcher::new(&secrets);
@@ -172,7 +173,7 @@ fn holding_results(known: &Known, captures: &[Capture]) -> BTreeSet<String> {
         .collect()
 }
 
-/// What kind of key it is, where it is one.
+/// The kind of a key; any other name unchanged.
 fn kind_of(name: &str) -> String {
     name.split(':').nth(2).unwrap_or(name).to_owned()
 }
@@ -250,7 +251,7 @@ fn nothing_leaks_on_a_failing_redis() {
         let keys = redis.keys(&format!("*:{what}:{reference}*"));
         assert!(!keys.is_empty(), "{what}");
         for key in &keys {
-            redis.spoil(key);
+            redis.corrupt(key);
         }
         let answers = [
             watched.session.callback(&item.token),

@@ -153,7 +153,7 @@ fn dashboard_uses_exported_names() {
     assert_eq!(placed, panels.keys().cloned().collect::<Vec<_>>(), "every panel is placed once");
 }
 
-/// A summary as SigNoz shows it: with the value in its unit. Nothing is left to fill in, and no unit is there twice.
+/// A summary as SigNoz shows it: with the value in its unit. It contains no placeholder, and no unit twice.
 fn rendered(name: &str, summary: &str, condition: &Value) {
     let value = match condition["compositeQuery"]["unit"].as_str() {
         Some("percent") => "12.5%",

@@ -1,8 +1,8 @@
-//! The promises of [`callback_ingress::store::Store`], by number, on every store.
+//! The guarantees of [`callback_ingress::store::Store`], by number, on every store.
 //!
-//! | promise | tests |
+//! | guarantee | tests |
 //! |---|---|
-//! | 1 atomic steps, 5 acknowledged means there, 6 release, 7 order and bytes | `release` |
+//! | 1 atomic steps, 5 acknowledged results are stored, 6 release, 7 order and bytes | `release` |
 //! | 2 a refusal changes nothing | `refusals` |
 //! | 3 first settlement wins | `settlement`, and under load `races` |
 //! | 4 the same token again | `replay` |
@@ -10,7 +10,7 @@
 //! | 9 idempotent issue | `issue` |
 //! | 10 limits | `limits` |
 //! | 11 the end | `ending` |
-//! | 12 wakes, and reading | `reading` |
+//! | 12 notifications, and reading | `reading` |
 //! | 13 totals | `totals` |
 //! | 14 cancelling a turn, and reasons | `turns` |
 //! | 15 heartbeats and progress | `heartbeats` |

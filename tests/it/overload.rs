@@ -5,7 +5,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::service::{CALLBACKS, Raw, Service, until};
 
-/// Far less than a request takes that waits for another one, even on a busy machine.
+/// Far less time than a request that waits for another one needs, even on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

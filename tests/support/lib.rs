@@ -1,4 +1,4 @@
-//! Shared by the tests and the benchmarks: Redis servers, a proxy that breaks connections, packages of npm, and the
+//! Shared by the tests and the benchmarks: Redis servers, a proxy that breaks connections, npm packages, and the
 //! figures that the kernel keeps of a process.
 
 #![expect(

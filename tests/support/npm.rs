@@ -1,4 +1,4 @@
-//! Installs packages of npm for the tests.
+//! Installs npm packages for the tests.
 
 use std::fs;
 use std::io::ErrorKind;

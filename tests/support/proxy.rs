@@ -100,7 +100,7 @@ impl Proxy {
         self.faults.swallows.store(everything, Ordering::SeqCst);
     }
 
-    /// Delays all data by so many milliseconds from now on.
+    /// Delays all data by this many milliseconds from now on.
     pub fn delay(&self, millis: u64) {
         self.faults.delay_ms.store(millis, Ordering::SeqCst);
     }

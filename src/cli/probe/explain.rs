@@ -49,7 +49,7 @@ fn explain(side: Side, answer: &Answer, hint: impl Fn(Option<&OwnError>) -> Opti
     }
 }
 
-/// The request has reached callback-ingress.
+/// A hint for a request that reached callback-ingress.
 fn in_service(error: &OwnError, sent: Sent<'_>) -> Option<String> {
     let place = match sent.carrier {
         Carrier::Header => format!("the header {}", sent.name),
@@ -97,7 +97,7 @@ fn in_service(error: &OwnError, sent: Sent<'_>) -> Option<String> {
     })
 }
 
-/// The request did not reach callback-ingress, or its response was replaced.
+/// A hint for a request that did not reach callback-ingress, or whose response was replaced.
 fn at_gateway(answer: &Answer, sent: Sent<'_>) -> String {
     match answer.status.as_u16() {
         404 => "is the path prefix of the gateway correct?".into(),
@@ -111,7 +111,7 @@ fn at_gateway(answer: &Answer, sent: Sent<'_>) -> String {
             Some(location) => format!("it redirects to {location}; give that URL to providers"),
             None => "callbacks must not be redirected".into(),
         },
-        502..=504 => "does the gateway reach the public listener?".into(),
+        502..=504 => "can the gateway reach the public listener?".into(),
         200..=299 => "another service responds at this URL".into(),
         _ => "check the log of the gateway".into(),
     }

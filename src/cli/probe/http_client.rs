@@ -1,4 +1,5 @@
-//! An HTTP client with TLS. Its errors say what an operator can check. They never contain a URL, which can have a token.
+//! An HTTP client with TLS. Its errors say what an operator can check. They never contain a URL, which can contain a
+//! token.
 
 use std::error::Error;
 use std::io;
@@ -109,13 +110,13 @@ impl Answer {
         self.json[field].as_str().unwrap_or_default()
     }
 
-    /// A header as text for people.
+    /// A header as printable text.
     pub(super) fn header(&self, name: &str) -> Option<String> {
         self.headers.get(name).map(|value| shown(&String::from_utf8_lossy(value.as_bytes())))
     }
 
-    /// `None`: the response is not from callback-ingress. A gateway can have error envelopes of the same form, without a
-    /// trace id or with other codes.
+    /// `None`: the response is not from callback-ingress. A gateway can have error envelopes of the same form, without
+    /// a trace id or with other codes.
     pub(super) fn own_error(&self) -> Option<OwnError> {
         let error = &self.json["error"];
         let text = |field: &str| error[field].as_str().map(shown);
@@ -179,7 +180,7 @@ fn cause<'a>(error: &'a (dyn Error + 'static)) -> Cause<'a> {
     }
 }
 
-/// Also the error in an I/O error, whose `source` skips it.
+/// Like [`Error::source`], but also returns the error inside an I/O error, which that method skips.
 fn source<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         Some(inner) => Some(inner),

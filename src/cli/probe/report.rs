@@ -38,16 +38,17 @@ impl From<Failure> for StepFailure {
 
 /// The time of a step.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Took {
+pub(super) enum StepTime {
     /// From the request to the response.
     Call(Duration),
-    /// Relative to the response to the callback.
+    /// From the response to the callback until the event arrived.
     After(Duration),
+    /// From the arrival of the event until the response to the callback.
     Before(Duration),
 }
 
-impl Took {
-    /// From `answered` to `seen`.
+impl StepTime {
+    /// The time of an event that arrived at `seen`, relative to the response at `answered`.
     pub(super) fn between(answered: Instant, seen: Instant) -> Self {
         match seen.checked_duration_since(answered) {
             Some(after) => Self::After(after),
@@ -64,7 +65,7 @@ impl Took {
     }
 }
 
-impl fmt::Display for Took {
+impl fmt::Display for StepTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let suffix = match self {
             Self::Call(_) => "",
@@ -99,7 +100,7 @@ impl Report {
     }
 
     /// The current step has succeeded.
-    pub(super) fn done(&self, took: Took) -> Result<(), Failure> {
+    pub(super) fn done(&self, took: StepTime) -> Result<(), Failure> {
         let step = self.current_step();
         self.done.borrow_mut().push(json!({"step": step, "ms": took.ms()}));
         self.line(&format!("{step:<WIDTH$} {took}"))
@@ -120,20 +121,20 @@ impl Report {
         failure: Option<(String, StepFailure)>,
         took: Duration,
     ) -> Result<(), Failure> {
-        let took = Took::Call(took);
+        let took = StepTime::Call(took);
         let reason = failure.map(|(step, failure)| {
             let StepFailure { reason, status, code, request_id } = failure;
             let reason = round_trip.without_secrets(&reason);
-            let mut told = Map::new();
-            told.insert("step".into(), step.clone().into());
-            told.insert("reason".into(), reason.clone().into());
-            let facts = [("status", status.map(Value::from)), ("code", code.map(Value::from))];
-            let facts = facts.into_iter().chain([("requestId", request_id.map(Value::from))]);
-            told.extend(facts.filter_map(|(name, fact)| Some((name.to_owned(), fact?))));
-            (Value::from(told), format!("{step}: {reason}"))
+            let mut members = Map::new();
+            members.insert("step".into(), step.clone().into());
+            members.insert("reason".into(), reason.clone().into());
+            let known = [("status", status.map(Value::from)), ("code", code.map(Value::from))];
+            let known = known.into_iter().chain([("requestId", request_id.map(Value::from))]);
+            members.extend(known.filter_map(|(name, value)| Some((name.to_owned(), value?))));
+            (Value::from(members), format!("{step}: {reason}"))
         });
         if self.as_json {
-            let mut told = json!({
+            let mut document = json!({
                 "ok": reason.is_none(),
                 "conversationId": round_trip.conversation(),
                 "carriers": round_trip.carriers(),
@@ -141,9 +142,9 @@ impl Report {
                 "totalMs": took.ms(),
             });
             if let Some((failure, _)) = &reason {
-                told["failure"] = failure.clone();
+                document["failure"] = failure.clone();
             }
-            print(&format!("{told:#}\n"))?;
+            print(&format!("{document:#}\n"))?;
         } else if reason.is_none() {
             self.line(&format!("{:<WIDTH$} {took}", "ok"))?;
         }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::explain::{self, Sent};
 use super::http_client::{Answer, HttpClient, Side, call, send, shown};
-use super::report::{Report, StepFailure, Took};
+use super::report::{Report, StepFailure, StepTime};
 use crate::cli::event_stream::{EventStream, StreamEvent};
 use crate::clock::Entropy;
 use crate::config::Carrier;
@@ -29,7 +29,7 @@ pub(super) struct Endpoints {
     pub(super) platform_url: String,
     pub(super) authorization: HeaderValue,
     pub(super) public: HttpClient,
-    /// `None`: as the service gives it out.
+    /// `None`: the URL in the `callback` object.
     pub(super) public_url: Option<String>,
 }
 
@@ -111,7 +111,7 @@ impl<'a> RoundTrip<'a> {
         self.end().await?;
         let began = self.report.begin("end of the events");
         if !next(&mut events).await?.is_end() {
-            return Err(StepFailure::new("an event that belongs to no callback of the probe"));
+            return Err(StepFailure::new("received an event that belongs to no callback of the probe"));
         }
         self.done(began)
     }
@@ -128,7 +128,7 @@ impl<'a> RoundTrip<'a> {
         })
     }
 
-    /// Ends the conversation after a failure. Returns a message if that fails as well.
+    /// Ends the conversation after a failure. Returns a message if that fails, too.
     pub(super) async fn clean_up(&self) -> Option<String> {
         if matches!(self.conversation.get(), Conversation::Unopened | Conversation::Ended) {
             return None;
@@ -140,7 +140,7 @@ impl<'a> RoundTrip<'a> {
         }
     }
 
-    /// Says that the conversation may still be open.
+    /// The message for a conversation that may still be open.
     pub(super) fn left_behind(&self, why: &str) -> Option<String> {
         let after = humantime::format_duration(self.idle_ttl);
         let open = self.conversation.get() == Conversation::Open;
@@ -151,7 +151,7 @@ impl<'a> RoundTrip<'a> {
     }
 
     fn done(&self, began: Instant) -> Result<(), StepFailure> {
-        Ok(self.report.done(Took::Call(began.elapsed()))?)
+        Ok(self.report.done(StepTime::Call(began.elapsed()))?)
     }
 
     /// A request to the conversation at the platform listener.
@@ -186,7 +186,7 @@ impl<'a> RoundTrip<'a> {
         Ok(EventStream::new(response.into(), Duration::MAX))
     }
 
-    /// `None`: the carrier is switched off.
+    /// Issues a work item. `None`: the carrier is disabled.
     async fn issue(&self, carrier: Carrier) -> Result<Option<Issued>, StepFailure> {
         let began = self.report.begin(format!("issue for {}", carrier.as_str()));
         let body = json!({"kind": "tool", "carrier": carrier.as_str(), "name": "probe"});
@@ -229,7 +229,7 @@ impl<'a> RoundTrip<'a> {
         let callback = async {
             self.post(issued, &result).await?;
             let answered = Instant::now();
-            self.report.done(Took::Call(answered - began))?;
+            self.report.done(StepTime::Call(answered - began))?;
             self.report.begin(EVENT);
             Ok::<_, StepFailure>(answered)
         };
@@ -251,7 +251,7 @@ impl<'a> RoundTrip<'a> {
         if let Some((field, _)) = expected.into_iter().find(|(field, value)| envelope[*field] != **value) {
             return Err(StepFailure::new(format!("the {field} of the event is not that of the callback")));
         }
-        Ok(self.report.done(Took::between(answered, seen))?)
+        Ok(self.report.done(StepTime::between(answered, seen))?)
     }
 
     /// A result of the requested size.

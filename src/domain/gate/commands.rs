@@ -58,7 +58,7 @@ pub struct Issue {
     pub name: Option<ToolName>,
     /// Time from now to the deadline, in milliseconds.
     pub timeout_ms: u64,
-    /// Longest time without a heartbeat in milliseconds. `None`: the item needs no heartbeats.
+    /// Heartbeat timeout in milliseconds. `None`: the item needs no heartbeats.
     pub heartbeat_timeout_ms: Option<u64>,
     /// Time from the deadline to the expiry of the token, in milliseconds.
     pub replay_window_ms: u64,
@@ -205,7 +205,7 @@ pub enum AcceptRefused {
     /// The token was used with another body.
     #[error("the token was used with another body")]
     TokenUsed,
-    /// The deadline passed, or no heartbeat came in time, before the callback.
+    /// The deadline or the heartbeat timeout passed before the callback.
     #[error("the work item timed out")]
     WorkItemTimedOut,
     /// The platform cancelled the item before the callback.
@@ -226,16 +226,16 @@ pub struct CallbackTarget {
     pub conversation_id: ConversationId,
     /// The work item; `None` if the conversation has no such item.
     pub item: Option<WorkItem>,
-    /// When the item times or timed out; see [`WorkItem::times_out_at`].
+    /// When the item times out or timed out; see [`WorkItem::times_out_at`].
     pub times_out_at: Option<Timestamp>,
 }
 
 /// A refused callback or heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotTaken<Why> {
-    /// The reason.
+    /// Why it was refused.
     pub why: Why,
-    /// The conversation and work item, where known. The provider does not get their data.
+    /// The conversation and the work item, if known: for the log, not for the provider.
     pub target: Option<Box<CallbackTarget>>,
 }
 
@@ -263,7 +263,7 @@ pub struct HeartbeatReceipt {
     pub conversation_id: ConversationId,
     /// The work item: awaiting, or settled by a callback.
     pub item: WorkItemView,
-    /// Whether the progress was published. Not if the item is settled, or if the last progress is too recent.
+    /// Whether the progress was published. False if the item is settled, or if the last progress is too recent.
     pub published: bool,
 }
 
@@ -279,7 +279,7 @@ pub enum HeartbeatRefused {
     /// The conversation is open and has no such item.
     #[error("the work item is unknown")]
     WorkItemUnknown,
-    /// The deadline passed, or no heartbeat came in time.
+    /// The deadline or the heartbeat timeout passed before this heartbeat.
     #[error("the work item timed out")]
     WorkItemTimedOut,
     /// The platform cancelled the item.
@@ -383,7 +383,7 @@ pub struct EndReceipt {
     pub ended: Ended,
     /// Whether it had already ended before this operation.
     pub repeated: bool,
-    /// Why it was ended, as the first operation said.
+    /// The reason given by the operation that ended it.
     pub reason: Option<Reason>,
     /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
@@ -418,7 +418,7 @@ pub struct TimedOut {
     pub tool_call_id: Option<ToolCallId>,
     /// The tool or provider.
     pub name: Option<ToolName>,
-    /// Whether the deadline passed or no heartbeat came.
+    /// Whether the deadline or the heartbeat timeout passed.
     pub cause: TimeoutCause,
     /// Time from the timeout to the sweep, in milliseconds.
     pub late_ms: u64,
@@ -433,14 +433,16 @@ pub struct Expired {
     pub conversation_id: Option<ConversationId>,
     /// The items that timed out in this operation.
     pub timed_out: Vec<TimedOut>,
-    /// Set if this operation found the idle timeout passed and ended the conversation.
+    /// Set if this operation ended the conversation because its idle timeout had passed.
     pub ended: Option<Ended>,
     /// The envelopes that this operation released, at most [`MAX_REPORTED`].
     pub released: Vec<Released>,
-    /// Whether items are left to release. The sweeper releases them.
+    /// Whether items are left to release, or timers of the ended conversation are left to remove. The sweeper
+    /// continues with both.
     pub unfinished: bool,
-    /// Time in milliseconds to the earliest of the given timers that were early and are set again. Heartbeats do not move
-    /// timers: a timer that finds its item alive is set to the time at which the item times out now.
+    /// Time in milliseconds until the earliest of the given timers that fired too early and were set again. A heartbeat
+    /// does not move the timer of its item. When the timer fires, it is set to the time at which the item now times
+    /// out.
     pub next_in_ms: Option<u64>,
 }
 
@@ -453,7 +455,7 @@ pub struct WorkItemView {
     pub state: State,
     /// The outcome and when the item was settled.
     pub settled: Option<(Outcome, Timestamp)>,
-    /// Why it was cancelled, if the platform gave a reason, or that it timed out without a heartbeat.
+    /// Why it was cancelled, if the platform gave a reason; `heartbeat` if it timed out for lack of a heartbeat.
     pub reason: Option<Reason>,
     /// The last heartbeat.
     pub last_heartbeat_at: Option<Timestamp>,
@@ -479,7 +481,7 @@ pub struct ConversationView {
     pub conversation_id: ConversationId,
     /// When it was opened.
     pub opened_at: Timestamp,
-    /// When the idle timeout ends it, unless it is used before.
+    /// When the idle timeout ends it, unless it is used first.
     pub idle_at: Timestamp,
     /// Its end, once it has ended.
     pub ended: Option<Ended>,
@@ -497,14 +499,14 @@ pub struct ConversationView {
     pub now: Timestamp,
 }
 
-/// A conversation that holds results back.
+/// A conversation that holds results.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitingConversation {
     /// The conversation.
     pub conversation_id: ConversationId,
     /// The item at the gate. It has no outcome.
     pub waiting_for: WorkItem,
-    /// When that item times out unless a heartbeat comes before. `None`: it needs no heartbeats.
+    /// When that item times out unless a heartbeat arrives first. `None`: it needs no heartbeats.
     pub heartbeat_deadline: Option<Timestamp>,
     /// Number of settled items behind it.
     pub held: u64,

@@ -60,7 +60,7 @@ fn issue(
     conversation.issue(&command, at(now), &LIMITS)
 }
 
-/// The effects of timers of which none is due.
+/// The effects of timers that are not due.
 fn no_effects(conversation: &Conversation) -> Expired {
     Expired { conversation_id: Some(conversation.id.clone()), ..Expired::default() }
 }
@@ -141,7 +141,7 @@ fn early_or_stale_timer_has_no_effect() {
 }
 
 #[test]
-fn held_limit_applies_only_to_results_that_would_be_held() {
+fn held_limit_applies_only_behind_an_awaiting_item() {
     let mut c = opened();
     (1..=6).for_each(|n| drop(issue(&mut c, n, 0, 1_000)));
     for n in 2..=4 {

@@ -398,7 +398,7 @@ class Conversation {
         setConnection('Reconnecting', 'lost');
       } catch (error) {
         failed(error, this.signal);
-        // The conversation was opened again, or its channel has lost data: start over.
+        // The conversation was opened again, or its channel has lost data. Start over.
         if (error instanceof Refused && error.status === 400) this.forgetItems();
       }
       await pause(this.retry, this.signal);
@@ -505,7 +505,7 @@ class Conversation {
         this.items.set(item.sequence, { ...this.fromApi(item, state), progress: known?.progress });
       }
     }
-    // In an ended conversation, items that are neither open nor on the channel were dropped.
+    // In an ended conversation, items that are neither in the inspection nor on the channel were dropped.
     for (const item of this.items.values()) {
       if (view.state === 'ended' && item.state !== 'released' && !open.has(item.sequence))
         item.state = 'dropped';
@@ -573,7 +573,7 @@ class Conversation {
     }
   }
 
-  /** Reads the events after one sequence up to another, both of which are on the channel. */
+  /** Reads the events after the sequence `after` up to the sequence `last`. Both are on the channel. */
   async read(after, last, onEvent) {
     for await (const event of readEvents(`${this.path}/events?from=${after}`, { signal: this.signal })) {
       if (event.name !== '') continue;
@@ -621,7 +621,7 @@ class Conversation {
     this.tick();
   }
 
-  /** They are still on the channel, as earlier items. */
+  /** Forgets released items. They are still on the channel, and can be shown again as earlier items. */
   forgetReleased(items) {
     for (const { sequence } of items) {
       this.items.delete(sequence);

@@ -46,7 +46,10 @@ fn words() -> Value {
         "Kind": {"type": "string", "enum": Kind::ALL.map(Kind::as_str)},
         "TraceParent": pattern("^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$"),
         "Cursor": pattern("^[0-9]{1,15}(-[0-9]{1,15})?$"),
-        "LastEventId": {"description": "Empty: none.", "anyOf": [schema_ref("Cursor"), {"const": ""}]},
+        "LastEventId": {
+            "description": "An empty value counts as absent.",
+            "anyOf": [schema_ref("Cursor"), {"const": ""}],
+        },
     })
 }
 
@@ -68,7 +71,7 @@ fn optional_ms(description: &str, max: u64) -> Value {
 fn requests(platform: &Platform) -> Value {
     let mut carrier = carriers(platform).into_iter().map(Value::from).collect::<Vec<_>>();
     carrier.push(Value::Null);
-    let timeout = format!("Time to the deadline. Without it {} ms.", platform.default_timeout_ms);
+    let timeout = format!("Time to the deadline. Default: {} ms.", platform.default_timeout_ms);
     let issue = json!({
         "kind": schema_ref("Kind"),
         "turnId": optional("Id"),
@@ -84,7 +87,7 @@ fn requests(platform: &Platform) -> Value {
     });
     json!({
         "OpenConversation": object(&[], &json!({
-            "idleTtlMs": optional_ms("A conversation that is idle for this time has ended.", Limits::MAX_IDLE_TTL_MS),
+            "idleTtlMs": optional_ms("The conversation ends when it has been idle for this time.", Limits::MAX_IDLE_TTL_MS),
             "traceparent": optional("TraceParent"),
         })),
         "IssueWorkItem": object(&["kind"], &issue),
@@ -114,11 +117,14 @@ fn conversations() -> Value {
                 "conversationId": id(),
                 "state": {"type": "string", "enum": ["live", "ended"]},
                 "openedAt": time(),
-                "idleAt": {"description": "When it counts as ended if nothing happens.", "allOf": [time()]},
+                "idleAt": {"description": "When the idle timeout ends it, unless it is used first.", "allOf": [time()]},
                 "endedAt": time(),
                 "reason": schema_ref("Reason"),
                 "nextSequence": schema_ref("Sequence"),
-                "waitingFor": {"description": "The sequence that the gate waits for.", "allOf": [schema_ref("Sequence")]},
+                "waitingFor": {
+                    "description": "The sequence that the gate waits for.",
+                    "allOf": [schema_ref("Sequence")],
+                },
                 "awaiting": {"type": "array", "items": schema_ref("WorkItem")},
                 "held": {"type": "array", "items": schema_ref("HeldWorkItem")},
                 "heldBytes": count(),
@@ -158,7 +164,7 @@ fn waiting() -> Value {
             "issuedAt": schema_ref("Timestamp"),
             "deadline": schema_ref("Timestamp"),
             "heartbeatDeadline": {
-                "description": "When it times out unless a heartbeat comes before.",
+                "description": "When it times out unless a heartbeat arrives first.",
                 "allOf": [schema_ref("Timestamp")],
             },
         }),
@@ -177,9 +183,9 @@ fn waiting() -> Value {
             "conversations": {
                 "type": "array",
                 "items": conversation,
-                "description": "Those with the oldest held results first.",
+                "description": "The one with the oldest held result first.",
             },
-            "truncated": {"type": "boolean", "description": "Whether there can be more."},
+            "truncated": {"type": "boolean", "description": "Whether there may be more."},
         })),
     })
 }
@@ -188,7 +194,7 @@ fn waiting() -> Value {
 const WORK_ITEM: [&str; 7] =
     ["workItemId", "conversationId", "sequence", "kind", "state", "issuedAt", "deadline"];
 
-/// What is fixed when a work item is issued, and the time by which a heartbeat must arrive.
+/// The properties that are fixed when a work item is issued, and the time at which a heartbeat is due.
 fn issued_properties(which_heartbeat: &str) -> Value {
     json!({
         "workItemId": uuid(),
@@ -213,7 +219,7 @@ fn work_item_properties() -> Value {
     properties["state"] = schema_ref("State");
     properties["outcome"] = schema_ref("Outcome");
     properties["reason"] = json!({
-        "description": "Why it was cancelled; `heartbeat` if it timed out without one.",
+        "description": "Why it was cancelled; `heartbeat` if it timed out for lack of a heartbeat.",
         "allOf": [schema_ref("Reason")],
     });
     properties["lastHeartbeatAt"] = schema_ref("Timestamp");
@@ -233,9 +239,12 @@ fn work_items(platform: &Platform) -> Value {
         "method": {"const": "POST"},
         "token": {"type": "string"},
         "carrier": {"type": "string", "enum": carriers(platform)},
-        "name": {"type": "string", "description": "Of the header, the query parameter or the body's field."},
+        "name": {
+            "type": "string",
+            "description": "Name of the header, query parameter or body field that carries the token.",
+        },
         "headers": {"type": "object", "additionalProperties": {"type": "string"}},
-        "deadline": {"description": "The provider retries until then.", "allOf": [schema_ref("Timestamp")]},
+        "deadline": {"description": "The provider should retry until then.", "allOf": [schema_ref("Timestamp")]},
         "expiresAt": {"description": "Until then, a retry gets the receipt again.", "allOf": [schema_ref("Timestamp")]},
     });
     let required = ["url", "method", "token", "carrier", "name", "headers", "deadline", "expiresAt"];
@@ -251,7 +260,11 @@ fn work_items(platform: &Platform) -> Value {
         "CancelledTurn": object(&["conversationId", "turnId", "cancelled", "workItems"], &json!({
             "conversationId": schema_ref("Id"),
             "turnId": schema_ref("Id"),
-            "cancelled": {"type": "integer", "minimum": 0, "description": "Number of work items that this request cancelled."},
+            "cancelled": {
+                "type": "integer",
+                "minimum": 0,
+                "description": "Number of work items that this request cancelled.",
+            },
             "workItems": {
                 "type": "array",
                 "items": schema_ref("WorkItem"),
@@ -282,10 +295,10 @@ fn events() -> Value {
             "name": schema_ref("ToolName"),
             "kind": schema_ref("Kind"),
             "outcome": schema_ref("Outcome"),
-            "result": {"description": "The provider's body, if it has `succeeded`."},
-            "error": {"type": "object", "description": "The provider's `error`, if it has `failed`."},
+            "result": {"description": "The provider's body, if the outcome is `succeeded`."},
+            "error": {"type": "object", "description": "The provider's `error`, if the outcome is `failed`."},
             "reason": {
-                "description": "Why it was cancelled; `heartbeat` if it timed out without one.",
+                "description": "Why it was cancelled; `heartbeat` if it timed out for lack of a heartbeat.",
                 "allOf": [schema_ref("Reason")],
             },
             "issuedAt": schema_ref("Timestamp"),

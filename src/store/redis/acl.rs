@@ -1,5 +1,5 @@
-//! Checks that the ACL of the Redis user allows every command that the scripts use. Redis does not roll back scripts: if
-//! it denied a command in the middle of a script, the earlier writes would remain.
+//! Checks that the ACL of the Redis user allows every command that the scripts use. Redis does not roll back scripts:
+//! if it denied a command in the middle of a script, the earlier writes would remain.
 
 use std::sync::Arc;
 
@@ -49,8 +49,8 @@ impl MissingPermissions {
         let reasons: Vec<String> = commands.into_iter().chain(keys).collect();
         (!reasons.is_empty()).then(|| {
             format!(
-                "the Redis user in store.url {}: scripts would stop halfway. Grant the permission (ACL SETUSER), or use \
-                 another user",
+                "the Redis user in store.url {}: scripts would stop halfway. Grant the permission (ACL SETUSER), or \
+                 use another user",
                 reasons.join(", and ")
             )
         })

@@ -32,8 +32,8 @@ type SlotRange = (u16, u16, Address);
 /// The slot map as one node reports it.
 #[derive(Debug)]
 struct SlotReport {
-    /// Whether `cluster_state` is `ok`, then the configuration epoch. The state has precedence, because a node that is
-    /// partitioned from the majority can have a higher epoch.
+    /// Whether `cluster_state` is `ok`, and the configuration epoch. The state is compared first, because a node that
+    /// is partitioned from the majority can have a higher epoch.
     rank: (bool, u64),
     ranges: Vec<SlotRange>,
 }
@@ -115,7 +115,7 @@ impl Cluster {
         map.owners[slot.index()] = Some(address.clone());
     }
 
-    /// All nodes that own slots, according to a fresh map.
+    /// Refreshes the slot map, then returns all nodes that own slots.
     pub(super) async fn primaries(&self) -> Result<Vec<Arc<Node>>, RedisError> {
         self.refresh().await;
         let mut addresses = self.read(|map| map.owners.clone());
@@ -216,7 +216,7 @@ impl Cluster {
 
     async fn report(&self, address: Address) -> Result<SlotReport, RedisError> {
         let node = self.node(&address);
-        // The connection with the shortest timeout and without large replies.
+        // This role has the shortest timeout and no large replies.
         let connection = node.connection(ConnectionRole::Commands);
         let command = cmd("CLUSTER").arg("SLOTS").to_owned();
         let (info, slots) =

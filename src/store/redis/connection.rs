@@ -299,7 +299,7 @@ impl ReconnectingConnection {
         let (connector, state) = (Arc::clone(&self.connector), self.state.clone());
         let attempt = tokio::spawn(async move { connector.connect().await });
         tokio::spawn(async move {
-            // After a panic, `Failed` lets the next request try again.
+            // If the attempt panicked, `Failed` lets a later request connect again.
             let connected = attempt.await.unwrap_or_else(|_| Err(connect_aborted()));
             state.send_replace(match connected {
                 Ok(active) => ConnectionState::Connected(active),

@@ -6,7 +6,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::store::StoreError;
 
-/// The cause of a failure and, where there is one, a hint what to check.
+/// The cause of a failure and, for known causes, a hint about what to check.
 pub fn diagnosis(error: &StoreError) -> String {
     let cause = match error {
         StoreError::Unavailable(cause) | StoreError::OutcomeUnknown(cause) => cause,
@@ -33,7 +33,7 @@ fn hint(error: &RedisError) -> Option<&'static str> {
         return Some("check the host in store.url");
     }
     if error.is_connection_refusal() {
-        return Some("nothing listens there: check that Redis runs, and the port in store.url");
+        return Some("nothing listens there: check that Redis is running, and check the port in store.url");
     }
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     let tls = text.contains("certificate") || io.is_some_and(|io| io.kind() == io::ErrorKind::InvalidData);
@@ -61,7 +61,7 @@ mod tests {
         let refused = unavailable(io::Error::from(io::ErrorKind::ConnectionRefused).into());
         assert_eq!(
             refused,
-            "connection refused: nothing listens there: check that Redis runs, and the port in store.url"
+            "connection refused: nothing listens there: check that Redis is running, and check the port in store.url"
         );
         let late = unavailable(io::Error::from(io::ErrorKind::TimedOut).into());
         assert!(late.contains("check the host and the port"), "{late}");

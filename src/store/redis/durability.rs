@@ -60,8 +60,8 @@ impl ServerSettings {
         let mut risk = |text: String| warnings.push(DurabilityWarning::Risk(text));
         if self.append_only == Some(false) {
             risk(
-                "Redis has no append-only file (appendonly no): a crash loses everything that was acknowledged since the \
-                 last snapshot"
+                "Redis has no append-only file (appendonly no): a crash loses everything that was acknowledged since \
+                 the last snapshot"
                     .into(),
             );
         }
@@ -85,7 +85,7 @@ impl ServerSettings {
         match waits_for {
             None if replicas > 0 || fails_over => risk(
                 "Redis can fail over to a replica, and store.wait_replicas is 0: a failover loses what was acknowledged \
-                 and had not reached the replica"
+                 but had not reached the replica"
                     .into(),
             ),
             Some(wanted) if self.replicas.is_some_and(|replicas| replicas < wanted) => risk(format!(

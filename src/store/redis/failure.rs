@@ -9,7 +9,7 @@ use super::slots::HashSlot;
 /// in part.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FailureKind {
-    /// Not executed: the server rejected it. Another server cannot execute it.
+    /// Not executed: the server rejected it. Sending it to another server would not help.
     Rejected,
     /// Not executed: no connection, or the cluster cannot serve the slot at the moment.
     NotSent,
@@ -27,8 +27,9 @@ pub(super) enum FailureKind {
     ScriptFailed,
 }
 
-/// Error codes with which Redis rejects a request or the first write of a script. Redis 6 embeds the code in the message
-/// of a script error. After the first write of a script, Redis rejects no further command with any of these codes.
+/// Error codes with which Redis rejects a request or the first write of a script. Redis 6 embeds the code in the
+/// message of a script error. After the first write of a script, Redis rejects no further command with any of these
+/// codes.
 const REJECTION_CODES: [&str; 9] =
     ["OOM", "MISCONF", "NOREPLICAS", "BUSY", "LOADING", "NOAUTH", "NOPROTO", "READONLY", "MASTERDOWN"];
 
@@ -56,7 +57,7 @@ pub(super) fn is_permission_error(text: &str) -> bool {
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "a kind that the library adds is treated as an unknown outcome"
+    reason = "a kind that a later version of the library adds is treated as an unknown outcome"
 )]
 pub(super) fn classify(error: &RedisError, sender: &Address) -> FailureKind {
     let detail = error.detail().unwrap_or_default();

@@ -58,12 +58,12 @@ impl Keys {
         format!("{{cb:{partition}}}:totals")
     }
 
-    /// The conversations of a partition with held results: a sorted set by the time of the oldest.
+    /// The conversations of a partition with held results: a sorted set by the time of the oldest held result.
     pub(super) fn waiting(partition: u16) -> String {
         format!("{{cb:{partition}}}:waiting")
     }
 
-    /// Set when a token is used: a string, which contains the fingerprint of the accepted body.
+    /// Set when a token is used: a string that contains the fingerprint of the accepted body.
     pub(super) fn used(self, conversation: ConversationRef, work_item: WorkItemId) -> String {
         format!("{}:{work_item}", self.of(conversation, "used"))
     }
@@ -73,7 +73,7 @@ impl Keys {
         format!("{{cb:due}}:{second}")
     }
 
-    /// Written in a conversation's partition before the store waits for replicas (`WAIT`).
+    /// The key that is written in a conversation's partition before the store waits for replicas (`WAIT`).
     pub(super) fn barrier(self, conversation: ConversationRef) -> String {
         format!("{{cb:{}}}:barrier", self.partition(conversation))
     }
@@ -83,7 +83,7 @@ impl Keys {
         (format!("{{cb:{partition}}}:probe"), format!("{{cb:{partition}}}:channel:probe"))
     }
 
-    /// Written in a partition by the health check of its node before it waits for replicas.
+    /// The key that the health check of a node writes in a partition before it waits for replicas.
     pub(super) fn health(partition: u16) -> String {
         format!("{{cb:{partition}}}:health")
     }

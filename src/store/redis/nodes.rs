@@ -160,8 +160,8 @@ impl Nodes {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Sends a write that Redis rejects under the same conditions as the write of a callback. It changes nothing, because
-    /// `SET … XX` sets only an existing key, and this key never exists.
+    /// Sends a write that Redis rejects under the same conditions as the write of a callback. It changes nothing,
+    /// because `SET … XX` sets only an existing key, and this key never exists.
     async fn probe_write(&self, partition: u16) -> Result<(), StoreError> {
         let (key, _) = Keys::probe(partition);
         let write = redis::cmd("SET").arg(&key).arg("").arg("XX").arg("PX").arg(1).to_owned();

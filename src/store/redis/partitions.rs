@@ -21,7 +21,8 @@ use crate::store::{CLAIM_MS, Due, StoreError, group_by_conversation};
 
 /// Maximum number of partitions per script call. In a cluster it is one, because partitions are in different slots.
 const PARTITIONS_PER_CALL: usize = 64;
-/// Maximum number of index entries that one script call returns, unless a partition has more; that takes Redis about 2 ms.
+/// Maximum number of index entries that one script call for several partitions returns. Reading them takes Redis about
+/// 2 ms.
 const WAITING_PER_CALL: usize = 2_048;
 
 /// A query that is executed as a script call for one or more partitions.
@@ -189,8 +190,8 @@ impl Partitions<'_> {
     }
 
     /// Queries a node for some partitions in one pipeline. If the reply for a partition is an error, that partition is
-    /// queried again on its own. If the node does not respond, only the first partition is queried again. This finds the
-    /// new owner, which the next query then uses for all these partitions.
+    /// queried again on its own. If the node does not respond, only the first partition is queried again. This finds
+    /// the new owner, which the next query then uses for all these partitions.
     async fn query_node<Q: PartitionQuery>(
         &self,
         query: &Q,

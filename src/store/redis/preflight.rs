@@ -82,8 +82,8 @@ fn mode_mismatch(hello: &Value, nodes: &Nodes) -> Option<&'static str> {
     }
 }
 
-/// Checks the servers. Renews the layout key, or creates it in an empty store. Returns the optional permissions that the
-/// user lacks.
+/// Checks the servers. Renews the layout key, or creates it in an empty store. Returns the optional permissions that
+/// the user lacks.
 pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<MissingPermissions, PreflightError> {
     let hello = nodes.command(LAYOUT, &cmd("HELLO")).await?;
     if let Some(why) = mode_mismatch(&hello, nodes) {
@@ -124,8 +124,8 @@ pub(super) async fn check(nodes: &Nodes, partitions: u16) -> Result<MissingPermi
              Restore the setting, or use an empty database"
         ),
         None => format!(
-            "the store has the data of another version of callback-ingress (its layout is {stored}, this version needs \
-             version={LAYOUT_VERSION}): use an empty database, or the version that wrote the data"
+            "the store contains data of another version of callback-ingress (its layout is {stored}, this version \
+             needs version={LAYOUT_VERSION}): use an empty database, or the version that wrote the data"
         ),
     }))
 }

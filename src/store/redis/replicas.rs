@@ -1,9 +1,10 @@
 //! Waits until enough replicas have confirmed a write (`store.wait_replicas`).
 //!
-//! `WAIT` blocks its connection, so it uses a separate one. It covers only the writes of its own connection. A small
-//! write before it therefore follows everything that the server has executed for any connection, and `WAIT` covers all
-//! of it. One `WAIT` serves all callers that began to wait before it was sent. The result counts only if the `run_id` is
-//! that of the server that executed the caller's write, because after a failover the new primary may not have the write.
+//! `WAIT` blocks its connection, so it uses a separate one. But `WAIT` covers only the writes of its own connection.
+//! Therefore a small write precedes it. A replica that has this write also has everything that the server executed
+//! before it, for any connection. One `WAIT` serves all callers that began to wait before it was sent. The result
+//! counts only if the `run_id` is that of the server that executed the caller's write, because after a failover the new
+//! primary may not have the write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

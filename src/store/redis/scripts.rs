@@ -6,10 +6,10 @@ use crate::domain::gate::Limits;
 use crate::domain::progress::PROGRESS_INTERVAL_MS;
 use crate::store::CONTINUE_MS;
 
-/// Time in milliseconds that keys exist longer than their data is needed. The TTL only frees memory; no rule depends
-/// on it.
+/// Time in milliseconds for which a key outlives the need for its data. The TTL only frees memory; no rule depends on
+/// it.
 const GRACE_MS: u64 = 60_000;
-/// Longest lifetime in milliseconds of a conversation without a step.
+/// Longest time in milliseconds that a conversation can exist without a step.
 const LONGEST_LIFE_MS: u64 = Limits::MAX_IDLE_TTL_MS + Limits::MAX_TIMEOUT_MS + Limits::MAX_RETENTION_MS;
 /// Maximum number of items that one step releases; that takes Redis about 1 ms.
 const STEP_ITEMS: u64 = 64;
@@ -21,8 +21,8 @@ const STEP_TIMERS: u64 = 512;
 const STEP_SEARCH: u64 = 512;
 /// Maximum number of unreleased items that one step of `cancel_turn` examines; that takes Redis about 2 ms.
 const STEP_TURN: u64 = 128;
-/// Maximum number of unreleased items that one step reads to find the oldest held result. If there are more, the time in
-/// the index can be too early.
+/// Maximum number of unreleased items that one step reads to find the oldest held result. If there are more, the time
+/// in the index can be too early.
 const STEP_HELD: u64 = 128;
 
 macro_rules! files {

@@ -18,8 +18,8 @@ use super::settings::ConnectionSettings;
 /// Time to wait for further replies after the first, because sentinels learn of a failover at different times.
 const LATE_REPLY_WAIT: Duration = Duration::from_millis(100);
 
-/// How long an epoch is remembered after it was last seen. After that, a lower one is accepted, because new sentinels start
-/// at 0.
+/// Time for which an epoch is remembered after it was last seen. After that, a lower one is accepted, because new
+/// sentinels start at 0.
 const EPOCH_MEMORY: Duration = Duration::from_secs(60);
 
 /// The primary as one sentinel reports it.
@@ -43,8 +43,8 @@ pub(super) struct Sentinels {
     pub(super) last_seen: LastEpoch,
 }
 
-/// The epoch of the primary that was connected to last, and when. All connections share it: each knows of a failover as
-/// soon as one of them does.
+/// The epoch of the primary that was last connected to, and the time. All connections share it: as soon as one of them
+/// learns of a failover, all of them know.
 #[derive(Debug, Default)]
 pub(super) struct LastEpoch(Mutex<Option<(u64, Instant)>>);
 
@@ -62,9 +62,9 @@ impl LastEpoch {
 
 impl Sentinels {
     /// Queries all sentinels concurrently, and calls `connect` for each reported server until one succeeds, beginning
-    /// with the highest epoch. Ignores reports with an older epoch than that of a tried server, or of the last primary: a
-    /// restarted former primary claims to be the primary until it is reconfigured, and an outdated sentinel still reports
-    /// it.
+    /// with the highest epoch. Ignores reports with a lower epoch than that of a tried server or of the last primary: a
+    /// restarted former primary claims to be the primary until it is reconfigured, and an outdated sentinel still
+    /// reports it.
     pub(super) async fn primary<T, F: Future<Output = RedisResult<T>>>(
         &self,
         connect: impl Fn(Client, Address) -> F,

@@ -54,8 +54,8 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// Parses the address in a redirection: `host:port`, with an IPv6 host without brackets. If the host is empty, it is
-    /// that of `sender`.
+    /// Parses the address in a redirection: `host:port`, with an IPv6 host without brackets. If the host is empty, it
+    /// is that of `sender`.
     pub(super) fn parse_redirection(sender: &Self, text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = if host.is_empty() { &sender.host } else { host };

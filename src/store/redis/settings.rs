@@ -25,8 +25,8 @@ pub struct RedisSettings {
     pub partitions: u16,
     /// Timeout for connecting.
     pub connect_timeout: Duration,
-    /// Timeout for a reply. The read-only queries (`inspect`, `work_item`, `totals` and `read`) have a longer one: five
-    /// times this, and at least 5 s.
+    /// Timeout for a reply. Read-only queries, for example `inspect` and `read`, have a longer one: five times this,
+    /// and at least 5 s.
     pub response_timeout: Duration,
     /// Maximum number of requests in flight per listener. The queue of each connection has this size.
     pub max_requests_in_flight: usize,
@@ -68,8 +68,8 @@ impl ConnectionSettings {
             .set_pipeline_buffer_size(self.queue)
     }
 
-    /// Settings for large replies. The response timeout is at least 5 s, enough for 1 MiB at 300 KB/s. The connection is
-    /// replaced after the first timeout, because the late reply would delay the next one.
+    /// Settings for large replies. The response timeout is at least 5 s, enough for 1 MiB at 300 KB/s. The connection
+    /// is replaced after the first timeout, because the late reply would delay the next one.
     pub(super) fn for_reads(self) -> Self {
         let response = (5 * self.response).max(Duration::from_secs(5));
         Self { response, timeouts_in_a_row: 1, ..self }

@@ -120,7 +120,7 @@ impl StoredState {
         self.gate_deadline == 1 && self.ended_at.is_none()
     }
 
-    /// Whether it has ended and timers of its items are left to remove.
+    /// Whether it has ended and timers of its items are still to be removed.
     pub(super) const fn has_uncleared_timers(&self) -> bool {
         self.ended_at.is_some() && self.cleared < self.next.get()
     }
@@ -151,7 +151,7 @@ impl StoredConversation {
 #[serde(rename_all = "camelCase")]
 struct Members<'a> {
     turn_id: Option<&'a str>,
-    /// The only member that can contain an escape.
+    /// The only member that can contain a JSON escape sequence.
     #[serde(borrow)]
     tool_call_id: Option<Cow<'a, str>>,
     name: Option<&'a str>,
@@ -265,7 +265,7 @@ impl StoredItem {
         Ok(Self { item, last_heartbeat_at: heartbeat.last_at, settlement })
     }
 
-    /// When the item times or timed out.
+    /// When the item times out or timed out.
     pub(super) fn times_out_at(&self) -> Timestamp {
         self.item.times_out_at(self.last_heartbeat_at)
     }
@@ -292,7 +292,7 @@ impl StoredItem {
         WorkItemView { reason: reason.or(view.reason), ..view }
     }
 
-    /// When the awaiting item times out unless a heartbeat comes before. `None`: it needs no heartbeats.
+    /// When the awaiting item times out unless a heartbeat arrives first. `None`: it needs no heartbeats.
     pub(super) fn heartbeat_deadline(&self) -> Option<Timestamp> {
         self.item.heartbeat_deadline(self.last_heartbeat_at)
     }
@@ -322,7 +322,7 @@ impl StoredItem {
         })
     }
 
-    /// The record of this item's timeout, found at `now`.
+    /// The record of this item's timeout, which was processed at `now`.
     pub(super) fn timed_out(self, now: Timestamp) -> TimedOut {
         let at = self.times_out_at();
         TimedOut {

@@ -23,9 +23,10 @@ use crate::store::notifier::{ChannelNotifier, WatchEvent};
 
 /// Delay before reconnecting.
 const RECONNECT_DELAY: Duration = Duration::from_millis(250);
-/// Interval of `PING`, which detects that the peer is gone.
+/// Interval of `PING`, which detects a dead connection.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Maximum number of channels per `SUBSCRIBE` or `UNSUBSCRIBE`, because Redis executes no other command in the meantime.
+/// Maximum number of channels per `SUBSCRIBE` or `UNSUBSCRIBE`, because Redis executes no other command in the
+/// meantime.
 const CHANNELS_PER_COMMAND: usize = 1_000;
 
 /// Runs until the last sender of events is dropped. Connects only while `verified` is set and a channel has listeners.
@@ -92,7 +93,7 @@ async fn listen_once(
             message = messages.next() => match message {
                 Some(message) => {
                     if let Some(conversation) = conversation_of(message.get_channel_name()) {
-                        // A change has no content, progress is the event.
+                        // The message of a change is empty. The message of progress is the event.
                         match message.get_payload_bytes() {
                             [] => notifier.notify(conversation),
                             progress => {

@@ -71,7 +71,7 @@ impl WatchedRedis {
     }
 
     /// Replaces each value of a conversation that is not a string by a string.
-    pub(crate) fn spoil(&self, key: &str) {
+    pub(crate) fn corrupt(&self, key: &str) {
         let mut connection = self.connection();
         cmd("DEL").arg(key).exec(&mut connection).unwrap();
         cmd("SET").arg(key).arg("x").arg("EX").arg(600).exec(&mut connection).unwrap();

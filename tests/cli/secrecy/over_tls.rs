@@ -1,4 +1,4 @@
-//! The same over TLS, whose library logs keys at level trace.
+//! The same checks over TLS, whose library logs keys at level trace.
 
 use std::collections::BTreeSet;
 use std::fs;

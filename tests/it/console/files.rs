@@ -60,7 +60,7 @@ async fn files_can_only_be_read() {
 }
 
 #[tokio::test]
-async fn console_that_is_switched_off_is_not_there() {
+async fn disabled_console_responds_with_404() {
     let service = Service::start(&[("console.enabled", "false")]).await;
     for (path, _) in FILES {
         assert_eq!(file(&service, "GET", path).verdict().await, (404, "NOT_FOUND".to_owned()), "{path}");

@@ -1,4 +1,4 @@
-//! Promise 8: every operation treats an item as timed out from its deadline on, even before the sweeper.
+//! Guarantee 8: every operation treats an item as timed out from its deadline on, even before the sweeper.
 
 use callback_ingress::domain::gate::{AcceptRefused, CancelRefused, Ended, Expired, Limits};
 use callback_ingress::domain::ids::{ConversationRef, Sequence};

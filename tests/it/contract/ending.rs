@@ -1,4 +1,4 @@
-//! Promise 11: an ended conversation accepts nothing more and is readable until its retention ends.
+//! Guarantee 11: an ended conversation accepts nothing more and is readable until its retention ends.
 
 use callback_ingress::domain::gate::{
     AcceptRefused, CancelRefused, ConversationNotFound, Ended, IssueRefused, LookupRefused, OpenRefused,

@@ -1,4 +1,4 @@
-//! Promise 15: an item times out without heartbeats and not with them; progress is sent at most every 500 ms.
+//! Guarantee 15: an item times out without heartbeats and not with them; progress is sent at most every 500 ms.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::stage::{Backend, ROOMY, Stage, on_every_store};
 on_every_store!(
     silent_item_times_out_and_says_why,
     heartbeats_keep_an_item_alive_until_its_deadline,
-    heartbeat_is_no_use_of_anything,
+    heartbeat_uses_up_nothing_and_changes_no_idle_timeout,
     timers_follow_heartbeats,
     heartbeat_at_the_gate_moves_the_gate,
     refused_heartbeats_name_their_item,
@@ -116,7 +116,7 @@ async fn heartbeats_keep_an_item_alive_until_its_deadline(backend: Backend) {
     assert_eq!((envelope.members.reason, envelope.members.received_at), (None, item.deadline.to_string()));
 }
 
-async fn heartbeat_is_no_use_of_anything(backend: Backend) {
+async fn heartbeat_uses_up_nothing_and_changes_no_idle_timeout(backend: Backend) {
     let stage = backend.alone(ROOMY).await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;

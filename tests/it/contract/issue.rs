@@ -1,4 +1,4 @@
-//! Promise 9: an idempotency key issues one item. Also the properties of issued items.
+//! Guarantee 9: an idempotency key issues one item. Also the properties of issued items.
 
 use callback_ingress::domain::gate::{Issue, IssueRefused};
 use callback_ingress::domain::ids::{
@@ -50,7 +50,7 @@ async fn items_are_numbered_in_order_of_issue(backend: Backend) {
 async fn tool_call_and_name_are_given_back_everywhere(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
-    // The turn would be found in the tool call's id if that was not escaped.
+    // If the tool call's id were not escaped, a search for the turn would match it.
     let call = ToolCallId::parse(r#"call"\,"turnId":"t2","kind":"llm"#).unwrap();
     let name = ToolName::parse("maps:route.v2").unwrap();
     let mut issue = conversation.issuing(1_000);

@@ -1,4 +1,4 @@
-//! Promise 10: a limit is a refusal, never a silent drop.
+//! Guarantee 10: a limit is a refusal, never a silent drop.
 
 use callback_ingress::domain::gate::{AcceptRefused, IssueRefused, Limits};
 use callback_ingress::domain::work_item::Outcome;

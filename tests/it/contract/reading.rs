@@ -1,4 +1,4 @@
-//! Promise 12: every change of a channel notifies its listeners. Also paged reads of a channel.
+//! Guarantee 12: every change of a channel notifies its listeners. Also paged reads of a channel.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Promise 2: a refusal changes nothing.
+//! Guarantee 2: a refusal changes nothing.
 
 use callback_ingress::domain::gate::{CallbackTarget, Limits};
 use callback_ingress::domain::ids::{Fingerprint, IdempotencyDigest};

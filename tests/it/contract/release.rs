@@ -1,4 +1,4 @@
-//! Promises 1, 5, 6 and 7: acknowledged results are stored; released results are in order, complete and unchanged.
+//! Guarantees 1, 5, 6 and 7: acknowledged results are stored; released results are in order, complete and unchanged.
 
 use callback_ingress::domain::gate::{Delivery, Receipt, Released};
 use callback_ingress::domain::ids::Sequence;

@@ -1,4 +1,4 @@
-//! Promise 4: the same token again, with the same body or another.
+//! Guarantee 4: the same token again, with the same body or another.
 
 use callback_ingress::domain::gate::{AcceptRefused, Delivery, Receipt};
 use callback_ingress::domain::ids::Sequence;

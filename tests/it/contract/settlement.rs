@@ -1,4 +1,4 @@
-//! Promise 3: the first settlement of an item wins.
+//! Guarantee 3: the first settlement of an item wins.
 
 use callback_ingress::domain::gate::{AcceptRefused, CancelRefused};
 use callback_ingress::domain::work_item::{Outcome, State, WorkItem};

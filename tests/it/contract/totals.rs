@@ -1,4 +1,4 @@
-//! Promise 13: totals are the sums over all live conversations.
+//! Guarantee 13: totals are the sums over all live conversations.
 
 use callback_ingress::domain::gate::{Limits, Totals};
 

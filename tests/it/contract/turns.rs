@@ -1,4 +1,4 @@
-//! Promise 14: cancelling a turn. Also the reasons of cancellations and of the end.
+//! Guarantee 14: cancelling a turn. Also the reasons of cancellations and of the end.
 
 use callback_ingress::domain::gate::{CancelTurnRefused, CancelledTurn};
 use callback_ingress::domain::ids::{Sequence, TurnId};

@@ -1,4 +1,4 @@
-//! Promise 16: waiting conversations.
+//! Guarantee 16: waiting conversations.
 
 use callback_ingress::domain::gate::{Limits, WaitingConversation};
 use callback_ingress::domain::ids::{Sequence, ToolCallId, ToolName, TurnId};

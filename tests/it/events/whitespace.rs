@@ -1,5 +1,5 @@
-//! Line breaks in a result, and what some clients take for one. An event's data is sent line by line, and a reader joins the lines with line feeds, which
-//! leaves the JSON value unchanged.
+//! Line breaks in a result, and characters that some clients treat as line breaks. An event's data is sent line by
+//! line, and a reader joins the lines with line feeds, which leaves the JSON value unchanged.
 
 use serde_json::Value;
 

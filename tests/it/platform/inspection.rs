@@ -96,7 +96,7 @@ async fn inspection_on_memory_shows_awaiting_and_held_items() {
 
 #[tokio::test]
 async fn inspection_on_redis_shows_awaiting_and_held_items() {
-    // The last database of the shared server: whoever numbers them begins with the first.
+    // The last database of the shared server, because other tests number the databases from the first.
     let url = RedisServer::shared().url(DATABASES - 1);
     let clock = ManualClock::at(Timestamp::from_millis(START));
     let service = Service::with_clock(&[("store.url", &url)], Clock::Manual(clock.clone())).await;

@@ -181,7 +181,7 @@ async fn requests_over_a_limit_issue_nothing(kind: Kind) {
 }
 
 #[tokio::test]
-async fn metrics_tell_a_hundred_names_apart() {
+async fn metrics_distinguish_a_hundred_names() {
     let service = Service::start(&[]).await;
     let conversation = service.open().await;
     for number in 0..102 {

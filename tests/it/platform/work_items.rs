@@ -10,7 +10,7 @@ on_every_deployment!(
     cancelling_a_settled_item_returns_its_outcome,
     item_belongs_to_one_conversation,
     turn_is_cancelled_in_one_call,
-    reasons_are_told,
+    reasons_are_reported,
 );
 
 async fn cancellation_releases_held_results(kind: Kind) {
@@ -140,7 +140,7 @@ async fn turn_is_cancelled_in_one_call(kind: Kind) {
     check([("elsewhere", unknown, (404, "CONVERSATION_NOT_FOUND"))]).await;
 }
 
-async fn reasons_are_told(kind: Kind) {
+async fn reasons_are_reported(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let item = deployment.any().tool(&conversation).await;

@@ -1,4 +1,4 @@
-//! Promise 12 in Redis: event streams share a bounded number of connections.
+//! Guarantee 12 in Redis: event streams share a bounded number of connections.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

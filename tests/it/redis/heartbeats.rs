@@ -90,7 +90,7 @@ async fn full_redis_takes_heartbeats() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_heartbeats_of_one_item_hurt_nobody() {
+async fn ten_thousand_heartbeats_of_one_item_do_not_affect_others() {
     let server = RedisServer::start();
     let mut connection = server.connection(0);
     let stage = stage_in(&server).await;

@@ -128,8 +128,8 @@ async fn random_json_is_delivered_unchanged(kind: Kind) {
             assert_eq!(found, document.as_bytes(), "{document:?}");
         }
     }
-    // Events contain line feeds in place of carriage returns, which occur only between JSON values, and escapes in place of
-    // characters that some clients take for line ends, which occur only in strings.
+    // Events contain line feeds in place of carriage returns, which occur only between JSON values, and escapes in
+    // place of characters that some clients treat as line ends, which occur only in strings.
     for (envelope, (_, document)) in deployment.any().channel("verbatim", DOCUMENTS).await.iter().zip(&posts)
     {
         let document = document.replace("\r\n", "\n").replace('\r', "\n");

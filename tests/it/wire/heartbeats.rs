@@ -7,10 +7,10 @@ use super::{Row, check};
 use crate::service::{CALLBACKS, Call, Event, Item, Kind, Service, millis, on_every_deployment, until};
 
 on_every_deployment!(
-    heartbeat_tells_the_state_and_spends_nothing,
+    heartbeat_returns_the_state_and_spends_nothing,
     heartbeats_are_refused_as_callbacks_are,
     progress_reaches_open_event_streams,
-    silence_is_told_on_the_channel_and_by_inspection,
+    missed_heartbeat_is_reported_on_the_channel_and_by_inspection,
 );
 
 /// The path of heartbeats whose token is not in the path.
@@ -30,7 +30,7 @@ async fn watched(service: &Service, conversation: &str, heartbeat_timeout_ms: u6
     service.issue(conversation, &asked).await
 }
 
-async fn heartbeat_tells_the_state_and_spends_nothing(kind: Kind) {
+async fn heartbeat_returns_the_state_and_spends_nothing(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let conversation = deployment.any().open().await;
     let plain = deployment.any().tool(&conversation).await;
@@ -135,7 +135,7 @@ async fn progress_reaches_open_event_streams(kind: Kind) {
     assert_eq!(again.next().await.unwrap().name, "", "progress is not kept");
 }
 
-async fn silence_is_told_on_the_channel_and_by_inspection(kind: Kind) {
+async fn missed_heartbeat_is_reported_on_the_channel_and_by_inspection(kind: Kind) {
     let deployment = kind.deploy(&[]).await;
     let service = deployment.any();
     let conversation = service.open().await;
@@ -193,7 +193,7 @@ async fn every_carrier_carries_a_heartbeat() {
 }
 
 #[tokio::test]
-async fn carrier_that_is_switched_off_carries_no_heartbeat() {
+async fn disabled_carrier_carries_no_heartbeat() {
     let service = Service::start(&[("token.carriers", r#"["header"]"#)]).await;
     let item = service.fresh_tool().await;
     let token = &item.token;
@@ -326,7 +326,7 @@ async fn bad_tokens_of_heartbeats_count_and_draining_refuses_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_heartbeats_of_one_item_leave_others_alone() {
+async fn many_heartbeats_of_one_item_do_not_affect_others() {
     let service = Service::on_memory().await;
     let conversation = service.open().await;
     let [item, other] = [watched(&service, &conversation, 60_000).await, service.tool(&conversation).await];

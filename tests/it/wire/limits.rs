@@ -10,7 +10,7 @@ const MEBIBYTE: usize = 1024 * 1024;
 
 on_every_deployment!(body_limit_is_exact);
 
-/// A JSON string of so many bytes.
+/// A JSON string of this many bytes.
 fn text_of(bytes: usize) -> String {
     format!("\"{}\"", "x".repeat(bytes - 2))
 }

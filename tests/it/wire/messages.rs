@@ -89,7 +89,7 @@ impl<'a> MakeWriter<'a> for Lines {
 
 /// The runtime has one thread, so that the subscriber of this thread sees the service's events.
 #[tokio::test(flavor = "current_thread")]
-async fn defect_of_a_token_is_in_the_log_alone() {
+async fn defect_of_a_token_is_only_in_the_log() {
     let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);

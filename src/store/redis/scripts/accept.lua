@@ -1,11 +1,11 @@
 -- Accepts a callback: checks it, recognises replays, settles the item and releases what the gate allows.
 -- KEYS: 7 used
--- ARGV: 4 traceparent or empty, 5 sequence, 6 the next sequence, 7 work item id, 8 expiry of the token in ms,
+-- ARGV: 4 traceparent or empty, 5 sequence, 6 sequence + 1, 7 work item id, 8 expiry of the token in ms,
 --       9 fingerprint of the body, 10 outcome (number in item.lua), 11 result, 12 request id, 13 attempt (8 bytes)
 -- Reply: accepted, replayed 0|1, now, gate, metadata, item, unfinished 0|1, then for each item released in this
 --        step: item (empty: the accepted one), held before this step 0|1
 --        token_expired | conversation_ended | work_item_unknown | token_used | work_item_timed_out |
---        work_item_cancelled | held_limit | channel_limit, followed by metadata and item where they are known
+--        work_item_cancelled | held_limit | channel_limit, followed by metadata and item if they are known
 local USED, ID, FINGERPRINT, PAYLOAD = KEYS[7], ARGV[7], ARGV[9], ARGV[11]
 local sequence, expires_at = tonumber(ARGV[5]), tonumber(ARGV[8])
 if NOW >= expires_at then
@@ -43,7 +43,8 @@ if outcome ~= AWAITING or c.ended then
 end
 
 local bytes = #PAYLOAD
--- The limits on held results do not apply to a result that this step releases.
+-- The limits on held results apply only behind an item that is still awaiting. If the item at the gate is overdue,
+-- this step moves the gate.
 if sequence > c.gate and NOW < c.gate_deadline
     and (c.held_before >= $max_held_items or c.held_bytes + bytes > $max_held_bytes) then
     return { 'held_limit', c.metadata, item }

@@ -1,5 +1,5 @@
 -- Cancels a work item.
--- ARGV: 4 traceparent or empty, 5 sequence, 6 the next sequence, 7 work item id, 8 request id, 9 attempt (8 bytes),
+-- ARGV: 4 traceparent or empty, 5 sequence, 6 sequence + 1, 7 work item id, 8 request id, 9 attempt (8 bytes),
 --       10 reason as a JSON string or empty
 -- Reply: cancelled, now, state, metadata, item, then for each item released in this step: item (empty: the cancelled
 --        one), held before 0|1
@@ -14,7 +14,7 @@ elseif not item or id_of(item) ~= ARGV[7] then
     return { 'work_item_not_found' }
 end
 local outcome = outcome_at(item, NOW)
--- A retry after a lost reply succeeds again, unless the conversation has ended since and dropped the item.
+-- A retry after a lost reply succeeds again, unless the conversation has since ended and dropped the item.
 local repeated = outcome == CANCELLED and settled_by(item) == ARGV[9] and (not c.ended or sequence < c.gate)
 if c.ended and not repeated then
     return { 'conversation_ended' }

@@ -1,10 +1,10 @@
 -- Cancels the awaiting items of a turn. A step examines up to $step_turn unreleased items of the conversation.
 -- ARGV: 4 traceparent or empty, 5 first sequence to examine, 6 sequence before which to stop (empty: the next to
---       be issued), 7 start of the envelope's members of the turn's items, 8 request id, 9 attempt (8 bytes), 10 reason
---       as a JSON string or empty
+--       be issued), 7 text with which the envelope members of every item of the turn begin, 8 request id, 9 attempt
+--       (8 bytes), 10 reason as a JSON string or empty
 -- Reply: cancelled, now, state, metadata, first sequence not examined, sequence before which to stop (the caller
---        repeats the call until the first reaches the second), list of the turn's items that were not released before this
---        step or that this attempt has cancelled; then for each item released in this step: item, held before 0|1
+--        repeats the call until the first reaches the second), list of the turn's items that were not released before
+--        this step or that this attempt has cancelled; then for each item released in this step: item, held before 0|1
 --        conversation_not_found | conversation_ended
 local MEMBERS, ATTEMPT = ARGV[7], ARGV[9]
 local read = call('HMGET', CONVERSATION, 's', 'c')
@@ -14,7 +14,8 @@ if not c then
 elseif c.ended then
     return { 'conversation_ended' }
 end
--- If the reply was lost, the first call has released up to $step_items items. They are listed again.
+-- If this call is a retry after a lost reply, the first call may have released up to $step_items items. They are
+-- examined and listed again.
 local first = max(tonumber(ARGV[5]), c.gate - $step_items)
 local stop = tonumber(ARGV[6]) or c.next
 local sequences = {}

@@ -1,8 +1,8 @@
--- The current time, and times as text. Comes first in every script that works on a conversation.
+-- Determines the current time, and formats times. Comes first in every script that works on a conversation.
 -- ARGV: 1 current time in ms (empty: the server's clock)
 --       2 first day of the date table, in days since the Unix epoch
 --       3 date table: consecutive dates (YYYY-MM-DD, 10 characters each); Lua has no calendar
--- Reply: dates, now in ms: the date table does not contain today and tomorrow. Nothing was changed
+-- Reply: dates, now in ms: the date table does not contain both today and tomorrow, and nothing was changed
 local call, floor, format, sub = redis.call, math.floor, string.format, string.sub
 
 local NOW = tonumber(ARGV[1])

@@ -3,8 +3,8 @@
 --                       key> -> fingerprint of the request (16 bytes) and sequence, r -> reason of the end (a JSON
 --                       string)
 --       2 channel       stream: one entry per envelope, with the id <opened at>-<sequence>; at the end, one more entry
---       3 timers        sorted set of the partition: <conversation>:<sequence>, scored by the time at which the item times
---                       out or, after a heartbeat, an earlier one, and
+--       3 timers        sorted set of the partition: <conversation>:<sequence>, scored by the time at which the item
+--                       times out, or by an earlier one, because a heartbeat does not move the timer; and
 --                       <conversation>, scored by the time at which the sweeper next processes it as a whole
 --       4 held          hash: sequence -> held result (accepted, not yet released)
 --       5 totals        hash of the partition: conversations, clearing (timers of ended conversations), held,
@@ -17,16 +17,17 @@ local REFERENCE = sub(CONVERSATION, -32)
 local encode, decode, max = struct.pack, struct.unpack, math.max
 
 -- State. Times and durations in ms, 0 for none:
---   touched_at     last use
+--   touched_at     last use: the last step that restarted the idle timeout
 --   idle_ttl       idle timeout
---   busy_until     latest deadline of an item; 0 after a use that leaves no item awaiting
+--   busy_until     latest deadline of any item; set to 0 by a use that leaves no item awaiting
 --   kept_until     time at which the keys expire in Redis
 --   ended_at       recorded end; still 0 after the idle timeout until a step records the end
 --   next           sequence of the next item to be issued
 --   gate           first sequence that is not released
 --   awaiting       number of items without an outcome
 --   held_bytes     bytes of the held results
---   gate_deadline  time at which the item at the gate times out; 1 if a bounded step left items to release; 0 if there is no item
+--   gate_deadline  time at which the item at the gate times out; 1 if a bounded step left items to release; 0 if there
+--                  is no item at the gate
 --   channel_bytes  bytes of the results on the channel
 --   cleared        after the end: the first sequence whose timer is not removed yet
 --   last_issue     first 12 bytes of the id of the last issued item
@@ -34,17 +35,17 @@ local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4c12'
 -- Metadata: opened at (ms, as text), attempt that opened it; then, each preceded by its length, conversation id and traceparent.
 local METADATA = '>c13c8Bc0Bc0'
 
--- When the idle timeout ends the conversation, unless it is used before.
+-- The time at which the idle timeout ends the conversation, unless it is used first.
 local function idle_at(c)
     return max(c.touched_at + c.idle_ttl, c.busy_until)
 end
 
--- When the conversation ended, by a step or by its idle timeout; false if it has not ended.
+-- The time at which a step or the idle timeout ended the conversation; false if it has not ended.
 local function ended_at(c)
     if c.ended_at > 0 then
         return c.ended_at
     elseif c.gate_deadline == 1 then
-        -- The items that a bounded step left must be released first.
+        -- The items that a bounded step left unreleased must be released first.
         return false
     end
     local time = idle_at(c)
@@ -63,14 +64,14 @@ local function stored(state, metadata)
         bytes_before = held_bytes,
     }
     if ended > 0 then
-        -- The end has subtracted its held results from the totals.
+        -- The step that recorded the end has subtracted the held results from the totals.
         c.held_before, c.bytes_before = 0, 0
     end
     c.ended = ended_at(c)
     return c
 end
 
--- Decodes a conversation; nil if it does not exist or its retention is over. Its keys can exist longer than that.
+-- Decodes a conversation; nil if it does not exist or its retention is over. Its keys can outlive the retention.
 local function conversation(state, metadata)
     local c = state and stored(state, metadata)
     return c and not (c.ended and NOW >= c.ended + $retention) and c or nil

@@ -13,8 +13,8 @@ if not now then
 end
 local reply = { now }
 for _, timers in ipairs(KEYS) do
-    -- One timer beyond the limit, for the time until the next one. pcall: a key of the wrong type must not stop the
-    -- other partitions.
+    -- Reads one timer more than the limit, to know the time until the next one. pcall: a key of the wrong type must
+    -- not stop the other partitions.
     local first = redis.pcall('ZRANGE', timers, 0, limit, 'WITHSCORES')
     local partition, taken = { -1 }, {}
     for i = 1, #first, 2 do
@@ -29,9 +29,9 @@ for _, timers in ipairs(KEYS) do
     end
     reply[#reply + 1] = partition
     if #taken > 0 then
-        -- At maxmemory Redis refuses writes (OOM) only until the script has written once. It never refuses PEXPIRE.
+        -- See bypass_maxmemory in release.lua.
         call('PEXPIRE', timers, $partition_ttl)
-        -- unpack is limited by the size of Lua's stack.
+        -- The size of Lua's stack limits unpack.
         for i = 1, #taken, 1000 do
             call('ZADD', timers, 'XX', unpack(taken, i, math.min(i + 999, #taken)))
         end

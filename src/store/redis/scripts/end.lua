@@ -1,4 +1,4 @@
--- Releases what is overdue, then ends a conversation. Idempotent.
+-- Releases what the gate allows, then ends a conversation. Idempotent.
 -- ARGV: 4 traceparent or empty, 5 reason as a JSON string or empty
 -- Reply: ended, now, already ended 0|1, state, metadata, reason of the end as a JSON string or empty, then for each
 --        item released: item, held before 0|1

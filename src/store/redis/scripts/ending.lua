@@ -11,13 +11,14 @@ local function clear_timers(c)
 end
 
 -- Ends a conversation at `time` and removes the first $step_timers timers of its items. The sweeper removes the
--- others. Until then, the total `clearing` contains their number, so that they do not count as awaiting.
+-- others. Until then, the total `clearing` includes them, so that they do not count as awaiting.
 local function finish(c, time)
     c.ended_at, c.ended, c.cleared = time, time, c.gate
     local left = c.awaiting - clear_timers(c)
     if left > 0 then
         call('HINCRBY', TOTALS, 'clearing', left)
     end
+    -- Makes `save` notify the readers of the channel, even if no item was released.
     c.gate_before = 0
     save(c)
     call('UNLINK', HELD)

@@ -2,10 +2,10 @@
 -- unfinished, ends a conversation whose idle timeout has passed, and deletes one whose retention is over. A stale
 -- timer has no effect.
 -- ARGV: 4 traceparent or empty, 5 whether to process the conversation as a whole 0|1, 6 … sequences
--- Reply: gone: the conversation does not exist any more
---        expired, now, state, metadata, ended by this step 0|1, time in ms to the earliest of the given timers that
---        were early and are set again (0: none), number of items that timed out, then for each of those: sequence,
---        item; then for each item released in this step: item, held before 0|1
+-- Reply: gone: the conversation no longer exists
+--        expired, now, state, metadata, ended by this step 0|1, time in ms until the earliest of the given timers
+--        that fired too early and were set again (0: none), number of items that timed out, then for each of those:
+--        sequence, item; then for each item released in this step: item, held before 0|1
 local whole = ARGV[5] == '1'
 local sequences = {}
 for i = 6, #ARGV do
@@ -28,7 +28,7 @@ end
 local timed_out, ended, next_in = {}, 0, 0
 if c.ended then
     for _, sequence in ipairs(sequences) do
-        -- clear_timers removes the others.
+        -- clear_timers removes the timers of the other items.
         if sequence < c.gate or sequence >= c.next then
             call('ZREM', TIMERS, REFERENCE .. ':' .. sequence)
         end

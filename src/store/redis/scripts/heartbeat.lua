@@ -1,5 +1,6 @@
 -- Records a heartbeat of a work item. Does not use up the token, and does not restart the conversation's idle timeout.
--- Does not change the item's timer: when it fires, expire.lua finds that the item has not timed out, and sets it again.
+-- Does not change the item's timer: when it fires, expire.lua finds that the item has not timed out, and sets the timer
+-- again.
 -- ARGV: 4 sequence, 5 work item id, 6 expiry of the token in ms, 7 members `message` and `data` of the progress event
 --       or empty
 -- Reply: alive, now, state, metadata, item, progress published 0|1
@@ -45,8 +46,7 @@ end
 heartbeat = encode(HEARTBEAT, deadline, timeout, NOW, publishes and NOW or progress_at)
 item = encode(ITEM, times_out_at, window, id, issued_at, day, #key, key, #trace, trace, #members, members,
     #heartbeat, heartbeat, AWAITING)
--- An item must not time out because Redis is full. At maxmemory, Redis refuses a script's first write (OOM) but not the
--- following ones, and it never refuses PEXPIRE.
+-- An item must not time out because Redis is full; see bypass_maxmemory in release.lua.
 call('PEXPIRE', TIMERS, $partition_ttl)
 if sequence == c.gate and c.gate_deadline > 1 then
     c.gate_deadline = times_out_at

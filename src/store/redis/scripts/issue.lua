@@ -11,7 +11,7 @@ local c, previous = conversation(read[1], read[2]), read[3]
 if not c then
     return { 'conversation_not_found' }
 end
--- A retry after a lost reply returns the item that the first call issued, even if the conversation has ended since.
+-- A retry after a lost reply returns the item that the first call issued, even if the conversation has since ended.
 -- Searches only the last $step_search items, because a retry follows immediately.
 if c.last_issue == ARGV[5] or ARGV[6] == '1' then
     local sequences = {}
@@ -59,7 +59,7 @@ c.awaiting = c.awaiting + 1
 c.touched_at = NOW
 c.busy_until = max(c.busy_until, deadline)
 c.last_issue = ARGV[5]
--- Redis refuses this write at maxmemory (OOM). It must be the first.
+-- Must be the first write of the script: at maxmemory, Redis refuses it (OOM), and nothing has been changed yet.
 call('ZADD', TIMERS, times_out_at, REFERENCE .. ':' .. sequence)
 extend_ttl(c)
 if key == '' then

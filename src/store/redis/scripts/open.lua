@@ -8,8 +8,8 @@ local c = conversation(read[1], read[2])
 local created, former = 1, nil
 if not c then
     former = read[1] and stored(read[1])
-    -- Later than that of the previous conversation with this id, even if the clock was set back, so that event ids
-    -- increase.
+    -- Later than the opening of the previous conversation with this id, even if the clock was set back, so that
+    -- event ids increase.
     local opened_at = read[2] and max(NOW, decode(METADATA, read[2]) + 1) or NOW
     c = {
         touched_at = NOW, idle_ttl = idle_ttl or $default_idle_ttl, busy_until = 0, kept_until = 0, ended_at = 0,
@@ -26,15 +26,15 @@ else
     trace = trace == '' and known_trace or trace
     c.metadata = encode(METADATA, opened_at, opened_by, #id, id, #trace, trace)
 end
--- Redis refuses this write at maxmemory (OOM). It must be the first.
+-- Must be the first write of the script: at maxmemory, Redis refuses it (OOM), and nothing has been changed yet.
 set_timer(c)
 if c.is_new then
     call('UNLINK', CONVERSATION, CHANNEL, HELD)
     if not former then
         call('HINCRBY', TOTALS, 'conversations', 1)
     elseif former.ended_at == 0 then
-        -- It ended by its idle timeout, and no step has subtracted its held results from the totals or removed it from the
-        -- index of waiting conversations.
+        -- The idle timeout ended it, and no step has subtracted its held results from the totals or removed it from
+        -- the index of waiting conversations.
         call('HINCRBY', TOTALS, 'held', 0 - former.held_before)
         call('HINCRBY', TOTALS, 'held_bytes', 0 - former.bytes_before)
         redis.pcall('ZREM', WAITING, REFERENCE)

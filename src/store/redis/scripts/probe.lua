@@ -24,12 +24,12 @@ try('XRANGE', key, '-', '+', 'COUNT', '1')
 try('ZRANGE', key, '0', '0')
 try('ZREM', key, 'x')
 try('PEXPIRE', key, '1')
--- These do not create the key.
+-- These commands do not create the key.
 try('SET', key, '', 'XX', 'PX', '1')
 try('ZADD', key, 'XX', '1', 'x')
 try('XADD', key, 'NOMKSTREAM', '*', 'x', '')
 try('PUBLISH', ARGV[1], '')
--- These create the key. They run only if UNLINK can remove it.
+-- These commands create the key. They run only if UNLINK can remove it.
 if try('UNLINK', key) then
     try('HSET', key, 'x', '')
     try('HINCRBY', key, 'y', '1')

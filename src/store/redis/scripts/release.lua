@@ -3,8 +3,8 @@
 local TRACE = ARGV[4]
 
 -- Collected during the step: fields and values for the conversation's hash, timers to remove, sequences of held
--- results that were released, times (text) of the settlements of this step by sequence, and the end of the reply (item
--- and held before 0|1, alternating).
+-- results that were released, times (text) of the settlements of this step by sequence, and the last part of the reply
+-- (item and held before 0|1, alternating).
 local WRITES, OBSOLETE_TIMERS, RELEASED_HELD, JUST_SETTLED, RELEASED = {}, {}, {}, {}, {}
 local NOW_TEXT = rfc3339(NOW, date(NOW))
 
@@ -22,7 +22,7 @@ local function settle(c, sequence, item, outcome, received_at, attempt, bytes, r
     return item
 end
 
--- Restarts the idle timeout. The sweeper's steps do not.
+-- Restarts the idle timeout. The sweeper's steps do not call it.
 local function touch(c)
     c.touched_at = NOW
     if c.awaiting == 0 then
@@ -30,21 +30,21 @@ local function touch(c)
     end
 end
 
--- Lets the script write at maxmemory: Redis refuses writes (OOM) only until a script has written once, and never
--- refuses PEXPIRE.
+-- Lets the script write even if Redis has reached maxmemory: Redis then refuses a script's first write (OOM), but not
+-- the following ones, and it never refuses PEXPIRE.
 local function bypass_maxmemory()
     call('PEXPIRE', TIMERS, $partition_ttl)
 end
 
 local function time_out(c, sequence, item)
     local times_out_at, _, _, _, day, _, _, _, heartbeat = decode(ITEM, item)
-    local was_silent = heartbeat ~= '' and times_out_at < decode(HEARTBEAT, heartbeat)
+    local missed_heartbeat = heartbeat ~= '' and times_out_at < decode(HEARTBEAT, heartbeat)
     return settle(c, sequence, item, TIMED_OUT, rfc3339(times_out_at, day), '\0\0\0\0\0\0\0\0', 0, '',
-        was_silent and '"heartbeat"' or '')
+        missed_heartbeat and '"heartbeat"' or '')
 end
 
--- Appends an item's envelope to the channel. Returns the size of its result in bytes. `save` writes the state: if the
--- step fails before that, the whole step is repeated.
+-- Appends an item's envelope to the channel. Returns the size of its result in bytes. If the step fails before `save`
+-- has written the state, the whole step is repeated.
 local function append(c, sequence, item, payload)
     local _, _, id, issued_at, _, _, trace, members, _, _, at = decode(ITEM, item)
     local received_at, _, bytes, request, settled_in, reason_at = decode(SETTLEMENT, item, at)
@@ -66,7 +66,7 @@ local function append(c, sequence, item, payload)
     end
     if result ~= '' and not payload then
         payload = call('HGET', HELD, text)
-        -- If Redis has evicted it, or somebody has deleted it, the envelope has no result.
+        -- If Redis has evicted the result, or an operator has deleted it, the envelope has none.
         result = payload and result or ''
     end
     local envelope = '{"sequence":' .. text .. ',"conversationId":"' .. c.id .. '","workItemId":"' .. id .. '",'
@@ -87,9 +87,9 @@ local function append(c, sequence, item, payload)
 end
 
 -- THE GATE RULE: starting at the gate, releases every item that is settled or overdue. Stops at the first that is
--- neither. A step releases a bounded number of items and bytes. If it leaves items to the next step, it sets
--- gate_deadline to 1, a time in the past. `known`: items that have been read, by sequence. `own`: the sequence that
--- this call settled. `payload`: the result of that item, which is not in the held hash.
+-- neither. A step releases a bounded number of items and bytes. If it leaves items for the next step, it sets
+-- gate_deadline to 1, a time in the past. `known`: items that have been read, by sequence. `own`: the sequence of the
+-- item that the request settled. `payload`: the result of that item, which is not in the held hash.
 local function release(c, known, own, payload)
     local first, bytes = c.gate, 0
     while c.gate < c.next do
@@ -129,16 +129,16 @@ local function release(c, known, own, payload)
     end
 end
 
--- Keeps the index of the conversations that hold results back. pcall: no rule depends on the index, and a damaged key
--- must not fail the step. A step creates all its functions; those that only this one needs are inside it.
+-- Updates the index of waiting conversations. pcall: no rule depends on the index, and a key of the wrong type must not
+-- fail the step. The functions that only this one needs are inside it: each step pays for the functions that it defines.
 local function index_waiting(c, held)
     if held == 0 then
         redis.pcall('ZREM', KEYS[6], REFERENCE)
         return
     end
 
-    -- When the oldest of the held items was settled (text). Reads at most $step_held items. Second: whether these were
-    -- all held items. The hash has the settlements of this step.
+    -- Returns the time (text) at which the oldest held item was settled, and whether all held items were examined: it
+    -- reads at most $step_held items. Must be called after the settlements of this step have been written.
     local function held_since()
         local sequences, since, found = {}, nil, 0
         for sequence = c.gate, math.min(c.gate + $step_held, c.next) - 1 do
@@ -155,7 +155,7 @@ local function index_waiting(c, held)
         return since, found == held
     end
 
-    -- The time of a settlement in ms. `text`: RFC 3339; nil if the date table does not contain its day.
+    -- Converts the time of a settlement (RFC 3339) to ms. Returns nil if the date table does not contain its day.
     local function ms_of(text)
         local at = DATES:find(text:sub(1, 10), 1, true)
         return at and (FIRST_DAY + (at - 1) / 10) * 86400000 + text:sub(12, 13) * 3600000 + text:sub(15, 16) * 60000
@@ -171,7 +171,7 @@ local function index_waiting(c, held)
     if #RELEASED_HELD > 0 and c.gate_deadline ~= 1 then
         since, exact = held_since()
     elseif not exact and since == NOW_TEXT then
-        -- The results that were held before are older.
+        -- The results that were already held are older, so the index entry stays.
         return
     end
     local score = since and ms_of(since)

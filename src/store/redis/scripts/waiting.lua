@@ -1,5 +1,6 @@
--- Returns the conversations of some partitions with the oldest held results. Read-only. Does not use conversation.lua.
--- KEYS: waiting of each partition
+-- Returns the conversations with the oldest held results in each of some partitions. Read-only. Does not use clock.lua
+-- and conversation.lua.
+-- KEYS: waiting (the index) of each partition
 -- ARGV: 1 maximum number of conversations per partition
 -- Reply: conversation and the time in ms at which its oldest held item was settled, alternating
 local reply = {}

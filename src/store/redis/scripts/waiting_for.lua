@@ -1,6 +1,6 @@
 -- Returns the item that a conversation waits for, and since when it holds results. Removes the conversation from the
 -- index if it holds nothing or no longer exists. Otherwise read-only.
--- Reply: waiting, state, metadata, the item at the gate, the time in ms at which the oldest held item was settled (text)
+-- Reply: waiting, state, metadata, item at the gate, time in ms at which the oldest held item was settled (text)
 --        not_waiting: nothing is held, or the next step releases it
 local read = call('HMGET', CONVERSATION, 's', 'c')
 local c = conversation(read[1], read[2])
