@@ -3,13 +3,13 @@
 //! Exit codes: 0 success, 1 failure, 2 wrong usage or configuration.
 
 mod client;
+mod client_tls;
 mod config;
 mod demo;
 mod event_stream;
 mod healthcheck;
 mod keys;
 mod outcome;
-mod pinned_get;
 mod platform_client;
 mod probe;
 mod serve;

@@ -1,45 +1,26 @@
 //! The HTTP client of the subcommands.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::error::Error;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::http::StatusCode;
 use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper_util::client::legacy::Client as HyperClient;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use rustls::crypto::ring;
-use rustls::{ClientConfig, RootCertStore};
+use reqwest::redirect::Policy;
+use reqwest::{ClientBuilder, RequestBuilder};
+use rustls::ClientConfig;
 use serde_json::Value;
-use tokio::time::timeout;
-
-use crate::http::tls;
 
 /// A failed request.
-pub(super) type ClientError = Box<dyn std::error::Error>;
+pub(super) type ClientError = Box<dyn Error>;
 
-/// Trusts the built-in certificate authorities and the certificates in this file.
-pub(super) fn trusting(ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    for certificate in ca.map(tls::chain).transpose()?.unwrap_or_default() {
-        roots.add(certificate)?;
-    }
-    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-/// A request; a body is sent as JSON.
-pub(super) struct ClientRequest<'a> {
-    pub(super) method: Method,
-    pub(super) url: &'a str,
-    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
-    pub(super) body: Option<String>,
+/// A client that follows no redirects.
+pub(super) fn builder(tls: ClientConfig) -> ClientBuilder {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .redirect(Policy::none())
+        // Connections are not reused after a pause, because the server may close them at the same time.
+        .pool_idle_timeout(Duration::from_secs(1))
+        .user_agent(concat!("callback-ingress/", env!("CARGO_PKG_VERSION")))
 }
 
 /// A response with its whole body.
@@ -55,38 +36,21 @@ impl ClientResponse {
     }
 }
 
-/// A client for plain HTTP. `timeout` applies to the response's head, and again to its body.
-pub(super) struct Client {
-    client: HyperClient<HttpConnector, Body>,
-    timeout: Duration,
+/// Sends a request and reads the whole response.
+pub(super) async fn call(request: RequestBuilder) -> Result<ClientResponse, ClientError> {
+    let read = async {
+        let response = request.send().await?;
+        let status = response.status();
+        Ok(ClientResponse { status, body: response.bytes().await? })
+    };
+    read.await.map_err(|error: reqwest::Error| root_cause(&error).into())
 }
 
-impl Client {
-    pub(super) fn new(timeout: Duration) -> Self {
-        Self { client: HyperClient::builder(TokioExecutor::new()).build_http(), timeout }
+/// The last error in a chain. The first ones of a failed request say only that it failed.
+pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
-
-    /// Sends a request and returns the response with its body unread.
-    pub(super) async fn send(&self, request: ClientRequest<'_>) -> Result<Response<Incoming>, ClientError> {
-        let mut builder = Request::builder().method(request.method).uri(request.url);
-        for (name, value) in request.headers {
-            builder = builder.header(name, value);
-        }
-        let body = match request.body {
-            Some(text) => {
-                builder = builder.header(header::CONTENT_TYPE, "application/json");
-                Body::from(text)
-            }
-            None => Body::empty(),
-        };
-        Ok(timeout(self.timeout, self.client.request(builder.body(body)?)).await??)
-    }
-
-    /// Sends a request and reads the whole response.
-    pub(super) async fn call(&self, request: ClientRequest<'_>) -> Result<ClientResponse, ClientError> {
-        let response = self.send(request).await?;
-        let status = response.status();
-        let body = timeout(self.timeout, response.into_body().collect()).await??.to_bytes();
-        Ok(ClientResponse { status, body })
-    }
+    cause.to_string()
 }

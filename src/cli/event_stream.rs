@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use axum::body::HttpBody;
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use memchr::memmem;
+use reqwest::Response;
 use tokio::time::timeout;
 
-use super::client::ClientError;
+use super::client::{ClientError, root_cause};
 
 /// One event.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -32,19 +29,19 @@ impl StreamEvent {
     }
 }
 
-/// Reads the events of a response body. The service ends lines with line feeds only.
-pub(super) struct EventStream<B = Incoming> {
-    body: B,
+/// Reads the events of a response. The service ends lines with line feeds only.
+pub(super) struct EventStream {
+    response: Response,
     received: Vec<u8>,
     /// Number of bytes at the start of `received` that contain no end of an event.
     searched: usize,
     timeout: Duration,
 }
 
-impl<B: HttpBody<Data = Bytes, Error: Into<ClientError>> + Unpin> EventStream<B> {
+impl EventStream {
     /// `timeout`: the longest time between two chunks of the body. The service sends a comment at least every 15 s.
-    pub(super) const fn new(body: B, timeout: Duration) -> Self {
-        Self { body, received: Vec::new(), searched: 0, timeout }
+    pub(super) const fn new(response: Response, timeout: Duration) -> Self {
+        Self { response, received: Vec::new(), searched: 0, timeout }
     }
 
     /// Waits for the next event. `None`: the stream has been closed.
@@ -59,9 +56,10 @@ impl<B: HttpBody<Data = Bytes, Error: Into<ClientError>> + Unpin> EventStream<B>
             }
             // The line feeds can be in two chunks.
             self.searched = self.received.len().saturating_sub(1);
-            let Some(frame) = timeout(self.timeout, self.body.frame()).await? else { return Ok(None) };
-            if let Some(data) = frame.map_err(Into::into)?.data_ref() {
-                self.received.extend_from_slice(data);
+            match timeout(self.timeout, self.response.chunk()).await? {
+                Ok(Some(chunk)) => self.received.extend_from_slice(&chunk),
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(root_cause(&error).into()),
             }
         }
     }

@@ -5,12 +5,11 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use axum::http::Method;
 use clap::Args;
 
-use super::client::{Client, ClientRequest};
+use super::client::{ClientError, builder, call};
+use super::client_tls::{pinned, trusting};
 use super::outcome::{Failure, print};
-use super::pinned_get;
 use crate::config::LoadedConfig;
 
 #[derive(Debug, Args)]
@@ -55,14 +54,12 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: HealthcheckArgs) -> Res
     let scheme = if own_tls.is_some() { "https" } else { "http" };
     let path = arguments.path();
     let url = arguments.url.unwrap_or_else(|| format!("{scheme}://{address}{path}"));
-    let response = if let Some(files) = own_tls {
-        pinned_get::get(address, path, &files.chain, timeout).await
-    } else {
-        let request = ClientRequest { method: Method::GET, url: &url, headers: Vec::new(), body: None };
-        Client::new(timeout).call(request).await
-    };
-    let response =
-        response.map_err(|error| Failure::Runtime(format!("no response from {url}: {error}").into()))?;
+    let no_response =
+        |error: ClientError| Failure::Runtime(format!("no response from {url}: {error}").into());
+    let tls = own_tls.map_or_else(|| trusting(None), |files| pinned(&files.chain)).map_err(no_response)?;
+    let client =
+        builder(tls).no_proxy().timeout(timeout).build().map_err(|error| no_response(error.into()))?;
+    let response = call(client.get(&url)).await.map_err(no_response)?;
     let text = String::from_utf8_lossy(&response.body);
     if response.status.is_success() {
         print(&format!("{text}\n"))

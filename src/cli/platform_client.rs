@@ -2,31 +2,24 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{HeaderValue, Request, Response, StatusCode, header};
+use axum::http::StatusCode;
+use axum::http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use bytes::Bytes;
 use clap::Args;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use reqwest::{Client, Response};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use url::{Host, Url};
+use url::Url;
 
-use super::client::{ClientError, trusting};
+use super::client::{builder, root_cause};
+use super::client_tls::{pinned, trusting};
 use super::healthcheck::connectable;
 use super::outcome::Failure;
-use super::pinned_get::pinned_config;
 use super::settings::SettingsArgs;
 use super::text::plain;
 use crate::config::LoadedConfig;
@@ -155,22 +148,15 @@ impl CallError {
     }
 }
 
-/// A client of one platform listener. Opens a connection for each request.
+/// A client of one platform listener.
 pub(super) struct PlatformClient {
+    client: Client,
     /// Scheme, host and port, as shown.
     url: String,
-    host: String,
-    port: u16,
     /// The part of paths before [`PLATFORM_PATH`].
     prefix: String,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
-    host_header: HeaderValue,
-    authorization: HeaderValue,
     timeout: Duration,
 }
-
-trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 impl PlatformClient {
     pub(super) fn new(arguments: &PlatformArgs, loaded: &LoadedConfig) -> Result<Self, Failure> {
@@ -181,24 +167,12 @@ impl PlatformClient {
             let scheme = if own_tls.is_some() { "https" } else { "http" };
             parse_url(&format!("{scheme}://{}", connectable(loaded.config.http.platform_addr)))?
         };
-        let host = match url.host() {
-            Some(Host::Ipv4(ip)) => ip.to_string(),
-            Some(Host::Ipv6(ip)) => ip.to_string(),
-            Some(Host::Domain(name)) => name.to_owned(),
-            None => return Err(invalid_url()),
-        };
-        let tls = if url.scheme() == "https" {
-            let usage = |error: ClientError| Failure::Usage(error);
-            let config = match own_tls {
-                Some(files) => pinned_config(&files.chain),
-                None => trusting(arguments.ca.as_deref()),
-            };
-            let name = ServerName::try_from(host.clone()).map_err(|_| invalid_url())?;
-            Some((TlsConnector::from(Arc::new(config.map_err(usage)?)), name))
-        } else if arguments.ca.is_some() {
+        if arguments.ca.is_some() && url.scheme() != "https" {
             return Err(Failure::Usage("--ca is only valid with an https:// URL".into()));
-        } else {
-            None
+        }
+        let tls = match own_tls {
+            Some(files) => pinned(&files.chain),
+            None => trusting(arguments.ca.as_deref()),
         };
         let key = loaded.config.platform.service_keys.keys().first().ok_or_else(|| {
             Failure::Usage(
@@ -209,52 +183,30 @@ impl PlatformClient {
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", key.expose_secret()))
             .map_err(|_| Failure::Usage("the service key is not a valid header value".into()))?;
         authorization.set_sensitive(true);
-        let port = url.port_or_known_default().unwrap_or_default();
-        let authority = url.authority().to_owned();
+        let client = builder(tls.map_err(Failure::Usage)?)
+            .no_proxy()
+            // Each request opens a connection.
+            .pool_max_idle_per_host(0)
+            .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
+            .build();
         let path = url.path().trim_end_matches('/');
         Ok(Self {
-            url: format!("{}://{authority}", url.scheme()),
-            host,
-            port,
+            client: client.map_err(|error| Failure::Usage(error.into()))?,
+            url: format!("{}://{}", url.scheme(), url.authority()),
             prefix: path.strip_suffix(PLATFORM_PATH).unwrap_or(path).to_owned(),
-            tls,
-            host_header: HeaderValue::try_from(authority).map_err(|_| invalid_url())?,
-            authorization,
             timeout: Duration::from_millis(arguments.timeout_ms),
         })
     }
 
-    async fn connect(&self) -> Result<Box<dyn Connection>, ClientError> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        Ok(match &self.tls {
-            Some((connector, name)) => Box::new(connector.connect(name.clone(), stream).await?),
-            None => Box::new(stream),
-        })
-    }
-
-    async fn send(&self, path: &str, last_event_id: Option<&str>) -> Result<Response<Incoming>, ClientError> {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await?)).await?;
-        // Ends when the response has been read, or is dropped.
-        tokio::spawn(connection);
-        let mut request = Request::get(format!("{}{PLATFORM_PATH}{path}", self.prefix))
-            .header(header::HOST, &self.host_header)
-            .header(header::AUTHORIZATION, &self.authorization)
-            .header(header::USER_AGENT, concat!("callback-ingress/", env!("CARGO_PKG_VERSION")));
+    /// Requests a path below `/platform/v1`. Returns a successful response with its body unread.
+    pub(super) async fn open(&self, path: &str, last_event_id: Option<&str>) -> Result<Response, CallError> {
+        let mut request = self.client.get(format!("{}{}{PLATFORM_PATH}{path}", self.url, self.prefix));
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);
         }
-        Ok(sender.send_request(request.body(Body::empty())?).await?)
-    }
-
-    /// Requests a path below `/platform/v1`. Returns a successful response with its body unread.
-    pub(super) async fn open(
-        &self,
-        path: &str,
-        last_event_id: Option<&str>,
-    ) -> Result<Response<Incoming>, CallError> {
-        let response = match timeout(self.timeout, self.send(path, last_event_id)).await {
+        let response = match timeout(self.timeout, request.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(self.no_response(error)),
+            Ok(Err(error)) => return Err(self.no_response(root_cause(&error))),
             Err(elapsed) => return Err(self.no_response(elapsed)),
         };
         if response.status() == StatusCode::OK {
@@ -266,11 +218,11 @@ impl PlatformClient {
         Err(CallError::Refused { url: self.url.clone(), status, error })
     }
 
-    async fn collect(&self, response: Response<Incoming>) -> Result<Bytes, CallError> {
-        let body = Limited::new(response.into_body(), MAX_REPLY).collect();
+    async fn collect(&self, response: Response) -> Result<Bytes, CallError> {
+        let body = Limited::new(reqwest::Body::from(response), MAX_REPLY).collect();
         match timeout(self.timeout, body).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) => Err(self.no_response(error)),
+            Ok(Err(error)) => Err(self.no_response(root_cause(&*error))),
             Err(elapsed) => Err(self.no_response(elapsed)),
         }
     }

@@ -21,10 +21,10 @@ use tokio::time::{Instant, timeout};
 use self::http_client::HttpClient;
 use self::report::{Report, StepFailure};
 use self::round_trip::{Endpoints, RoundTrip};
-use super::client::{ClientError, trusting};
+use super::client::ClientError;
+use super::client_tls::{pinned, trusting};
 use super::healthcheck::connectable;
 use super::outcome::{Failure, note};
-use super::pinned_get;
 use super::platform_client::use_service_key_file;
 use super::settings::SettingsArgs;
 use crate::config::{LoadedConfig, parse_base_url};
@@ -91,7 +91,7 @@ impl ProbeArgs {
         };
         // The configured certificate is not for a loopback address, so it is compared instead of verified.
         let platform_tls = match own_tls {
-            Some(files) => pinned_get::pinned_config(&files.chain).map_err(usage)?,
+            Some(files) => pinned(&files.chain).map_err(usage)?,
             None => self.tls()?,
         };
         let public_url = self.url.as_deref().map(|url| base_url("--url", url)).transpose()?;

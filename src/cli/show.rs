@@ -170,7 +170,7 @@ async fn read_released(
     }
     let path = format!("/conversations/{conversation}/events?from={}", inspection.event_id(after));
     let mut events = match client.open(&path, None).await {
-        Ok(response) => EventStream::new(response.into_body(), client.timeout()),
+        Ok(response) => EventStream::new(response, client.timeout()),
         Err(error) => return (items, Some(error)),
     };
     while items.last().is_none_or(|item| item.sequence < last) {

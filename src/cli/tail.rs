@@ -84,7 +84,7 @@ async fn follow(client: &PlatformClient, arguments: &TailArgs) -> Result<(), Fai
             Err(error) => error,
             Ok(response) => {
                 is_first = false;
-                let mut events = EventStream::new(response.into_body(), SILENCE);
+                let mut events = EventStream::new(response, SILENCE);
                 loop {
                     match events.next().await {
                         Ok(Some(event)) => {

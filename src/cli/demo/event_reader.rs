@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use hyper::body::Incoming;
 use serde_json::Value;
 
 use crate::cli::client::ClientError;
@@ -21,8 +20,8 @@ pub(super) enum StreamEvent {
 pub(super) struct EventReader(EventStream);
 
 impl EventReader {
-    pub(super) const fn new(body: Incoming, timeout: Duration) -> Self {
-        Self(EventStream::new(body, timeout))
+    pub(super) const fn new(response: reqwest::Response, timeout: Duration) -> Self {
+        Self(EventStream::new(response, timeout))
     }
 
     /// Waits for the next event, at most the timeout for each chunk of the body.

@@ -5,14 +5,16 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
 use super::event_reader::{EventReader, StreamEvent};
 use super::screen;
 use crate::app::App;
-use crate::cli::client::{Client, ClientError, ClientRequest, ClientResponse};
+use crate::cli::client::{self, ClientError, ClientResponse, root_cause};
+use crate::cli::client_tls::trusting;
 use crate::clock::Entropy;
 use crate::config::Config;
 
@@ -23,6 +25,12 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct DemoError(pub(super) String);
+
+impl From<reqwest::Error> for DemoError {
+    fn from(error: reqwest::Error) -> Self {
+        Self(root_cause(&error))
+    }
+}
 
 impl From<ClientError> for DemoError {
     fn from(error: ClientError) -> Self {
@@ -51,7 +59,7 @@ impl IssuedItem {
 
 /// Sends the requests of one conversation, and shows them with their responses.
 pub(super) struct Session {
-    client: Client,
+    client: reqwest::Client,
     platform: SocketAddr,
     key: SecretString,
     conversation: String,
@@ -66,7 +74,8 @@ impl Session {
         let configured = config.platform.service_keys.keys().first();
         let key = configured.or(app.generated_service_key()).cloned();
         Ok(Self {
-            client: Client::new(TIMEOUT),
+            // For each chunk, because the event stream stays open.
+            client: client::builder(trusting(None)?).no_proxy().read_timeout(TIMEOUT).build()?,
             platform: app.platform_addr(),
             key: key.ok_or_else(|| DemoError("no service key".into()))?,
             // Unique, so that the demo can run repeatedly on the same Redis.
@@ -81,12 +90,9 @@ impl Session {
         format!("http://{}/platform/v1/conversations/{}{rest}", self.platform, self.conversation)
     }
 
-    fn authorization(&self) -> Result<(HeaderName, HeaderValue), DemoError> {
-        let value = HeaderValue::try_from(format!("Bearer {}", self.key.expose_secret()));
-        Ok((
-            header::AUTHORIZATION,
-            value.map_err(|_| DemoError("the service key is not a valid header value".into()))?,
-        ))
+    /// A request of the platform.
+    fn platform_request(&self, method: Method, rest: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, self.url(rest)).bearer_auth(self.key.expose_secret())
     }
 
     /// Sends a request of the platform.
@@ -96,31 +102,26 @@ impl Session {
         rest: &str,
         body: Option<String>,
     ) -> Result<ClientResponse, DemoError> {
-        let url = self.url(rest);
         let what = match rest {
             "" => format!("{method} …/conversations/{}", self.conversation),
             rest => format!("{method} …{rest}"),
         };
         screen::request(&what, body.as_deref().unwrap_or_default());
-        let call = ClientRequest { method, url: &url, headers: vec![self.authorization()?], body };
-        Ok(self.client.call(call).await?)
+        let mut request = self.platform_request(method, rest);
+        if let Some(body) = body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        Ok(client::call(request).await?)
     }
 
     pub(super) async fn open(&mut self) -> Result<(), DemoError> {
         let response = self.call_platform(Method::PUT, "", Some("{}".into())).await?;
         expect_status(&response, 201, response.json()["state"].as_str().unwrap_or_default())?;
-        let url = self.url("/events?from=0");
-        let call = ClientRequest {
-            method: Method::GET,
-            url: &url,
-            headers: vec![self.authorization()?],
-            body: None,
-        };
-        let response = self.client.send(call).await?;
+        let response = self.platform_request(Method::GET, "/events?from=0").send().await?;
         if response.status() != StatusCode::OK {
             return Err(DemoError(format!("the event stream responded with {}", response.status())));
         }
-        self.events = Some(EventReader::new(response.into_body(), TIMEOUT));
+        self.events = Some(EventReader::new(response, TIMEOUT));
         Ok(())
     }
 
@@ -141,13 +142,9 @@ impl Session {
         let (token, carrier, name) = (text("token"), text("carrier"), text("name"));
         let url = text("url");
         let mut body = body.to_owned();
-        let mut headers = Vec::new();
+        let mut request = self.client.post(url).header(CONTENT_TYPE, "application/json");
         match carrier {
-            "header" => {
-                let name = HeaderName::try_from(name).map_err(|error| DemoError(error.to_string()))?;
-                let value = HeaderValue::try_from(token).map_err(|error| DemoError(error.to_string()))?;
-                headers.push((name, value));
-            }
+            "header" => request = request.header(name, token),
             "body" => body = body.replacen('{', &format!(r#"{{"{name}": "{token}", "#), 1),
             _ => {}
         }
@@ -160,7 +157,7 @@ impl Session {
         } else {
             screen::request(&format!("POST a callback, token in the {carrier}:"), &shown);
         }
-        Ok(self.client.call(ClientRequest { method: Method::POST, url, headers, body: Some(body) }).await?)
+        Ok(client::call(request.body(body)).await?)
     }
 
     /// Sends a callback that must be accepted. Returns its receipt.

@@ -3,14 +3,13 @@
 
 use std::error::Error;
 use std::io;
-use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
 use rustls::ClientConfig;
 use serde_json::Value;
 
 use super::report::StepFailure;
-use crate::cli::client::ClientError;
+use crate::cli::client::{self, ClientError};
 use crate::cli::text::plain;
 use crate::http::code::Code;
 
@@ -41,22 +40,16 @@ pub(super) struct HttpClient(reqwest::Client);
 impl HttpClient {
     /// A client that connects to the host of the URL.
     pub(super) fn direct(tls: ClientConfig) -> Result<Self, ClientError> {
-        Self::build(reqwest::Client::builder().no_proxy(), tls)
+        Self::build(client::builder(tls).no_proxy())
     }
 
     /// A client that uses the proxy in the environment, such as `HTTPS_PROXY`.
     pub(super) fn by_proxy_of_environment(tls: ClientConfig) -> Result<Self, ClientError> {
-        Self::build(reqwest::Client::builder(), tls)
+        Self::build(client::builder(tls))
     }
 
-    fn build(builder: reqwest::ClientBuilder, tls: ClientConfig) -> Result<Self, ClientError> {
-        let builder = builder
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            // Connections are not reused after a pause, because the server may close them at the same time.
-            .pool_idle_timeout(Duration::from_secs(1))
-            .user_agent(concat!("callback-ingress-probe/", env!("CARGO_PKG_VERSION")));
-        Ok(Self(builder.build()?))
+    fn build(builder: reqwest::ClientBuilder) -> Result<Self, ClientError> {
+        Ok(Self(builder.user_agent(concat!("callback-ingress-probe/", env!("CARGO_PKG_VERSION"))).build()?))
     }
 
     pub(super) fn request(&self, method: reqwest::Method, url: &str) -> reqwest::RequestBuilder {

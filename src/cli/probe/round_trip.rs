@@ -66,8 +66,6 @@ pub(super) struct RoundTrip<'a> {
     tokens: RefCell<Vec<String>>,
 }
 
-type Events = EventStream<reqwest::Body>;
-
 impl<'a> RoundTrip<'a> {
     pub(super) fn new(endpoints: Endpoints, report: &'a Report, bytes: usize, limit: Duration) -> Self {
         Self {
@@ -175,7 +173,7 @@ impl<'a> RoundTrip<'a> {
         self.done(began)
     }
 
-    async fn follow(&self) -> Result<Events, StepFailure> {
+    async fn follow(&self) -> Result<EventStream, StepFailure> {
         let began = self.report.begin("events");
         let response = send(Side::Platform, self.platform(Method::GET, "/events?from=0")).await?;
         if response.status() != StatusCode::OK {
@@ -183,7 +181,7 @@ impl<'a> RoundTrip<'a> {
         }
         self.done(began)?;
         // The time limit is that of all steps.
-        Ok(EventStream::new(response.into(), Duration::MAX))
+        Ok(EventStream::new(response, Duration::MAX))
     }
 
     /// Issues a work item. `None`: the carrier is disabled.
@@ -223,7 +221,7 @@ impl<'a> RoundTrip<'a> {
     }
 
     /// Posts a result and waits for its event at the same time, because either can arrive first.
-    async fn call_back(&self, issued: &Issued, events: &mut Events) -> Result<(), StepFailure> {
+    async fn call_back(&self, issued: &Issued, events: &mut EventStream) -> Result<(), StepFailure> {
         let began = self.report.begin(format!("callback by {}", issued.carrier.as_str()));
         let result = self.result(issued.carrier);
         let callback = async {
@@ -304,7 +302,7 @@ fn with_json(request: reqwest::RequestBuilder, body: &Value) -> reqwest::Request
 }
 
 /// Waits for the next envelope or the end.
-async fn next(events: &mut Events) -> Result<StreamEvent, StepFailure> {
+async fn next(events: &mut EventStream) -> Result<StreamEvent, StepFailure> {
     loop {
         let next = events.next().await;
         let next = next.and_then(|event| event.ok_or_else(|| "it was closed".into()));

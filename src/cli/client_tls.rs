@@ -1,53 +1,31 @@
-//! A GET request over TLS to this service's own listener. The certificate is compared with the configured one instead
-//! of being verified by name, because the request goes to a loopback address.
+//! Which servers the subcommands trust.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{Request, header};
-use http_body_util::BodyExt;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-use super::client::{ClientError, ClientResponse};
+use super::client::ClientError;
 use crate::http::tls;
 
-/// Requests `path`. Trusts only a server that presents the first certificate in the file `chain` and has its private
-/// key.
-pub(super) async fn get(
-    address: SocketAddr,
-    path: &str,
-    chain: &Path,
-    time_limit: Duration,
-) -> Result<ClientResponse, ClientError> {
-    let config = pinned_config(chain)?;
-    let request = async {
-        let stream = TcpStream::connect(address).await?;
-        let name = ServerName::from(address.ip());
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // Ends when `sender` is dropped.
-        tokio::spawn(connection);
-        let request = Request::get(path).header(header::HOST, address.to_string()).body(Body::empty())?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        Ok(ClientResponse { status, body: response.into_body().collect().await?.to_bytes() })
-    };
-    timeout(time_limit, request).await?
+/// Trusts the built-in certificate authorities and the certificates in this file.
+pub(super) fn trusting(ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    for certificate in ca.map(tls::chain).transpose()?.unwrap_or_default() {
+        roots.add(certificate)?;
+    }
+    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
 }
 
-/// Trusts only a server that presents the first certificate in the file `chain` and has its private key.
-pub(super) fn pinned_config(chain: &Path) -> Result<ClientConfig, ClientError> {
+/// Trusts only a server that presents the first certificate in the file `chain` and has its private key. For the
+/// service's own listeners: their certificates are not for a loopback address.
+pub(super) fn pinned(chain: &Path) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(ring::default_provider());
     let certificate = tls::chain(chain)?.into_iter().next().ok_or("no certificate")?;
     let pinned = PinnedVerifier { certificate, provider: Arc::clone(&provider) };
