@@ -14,5 +14,6 @@ pub mod openapi;
 pub mod rate_limit;
 pub mod refusal;
 pub mod refusal_summaries;
+pub mod request_log;
 pub mod server;
 pub mod tls;
