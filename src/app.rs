@@ -248,7 +248,6 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         bodies: BodyBudget::new(buffered - buffered / 2),
         pages: Pages::new(buffered / 2, body.max_bytes),
         event_streams: Arc::clone(&event_streams),
-        lifecycle: lifecycle.clone(),
         service_keys: service_key_digests,
         failed_auth_limit: FailedAuthLimit::new(&config.rate_limit),
         admission: admission(),
@@ -374,12 +373,12 @@ impl App {
         let mut tasks = Tasks::new(stop.clone());
         for (name, bound) in [("public listener", self.public), ("platform listener", self.platform)] {
             let Bound { socket, router, limits, tls, .. } = bound;
-            let acceptor = tls.as_ref().map(Tls::acceptor);
+            let tls_config = tls.as_ref().map(Tls::current);
             if let Some(tls) = tls {
                 let check = Arc::clone(&self.check_certificates);
                 tasks.spawn("certificate watcher", tls.watch_and_reload(check, stop.clone()));
             }
-            tasks.spawn(name, server::serve(socket, router, limits, acceptor, stop.clone()));
+            tasks.spawn(name, server::serve(socket, router, limits, tls_config, stop.clone()));
         }
         let store = self.store;
         tasks.spawn("sweeper", sweeper::run(Arc::clone(&store), self.telemetry.clone(), stop.clone()));

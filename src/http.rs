@@ -10,7 +10,6 @@ pub mod health;
 pub mod media_type;
 pub mod metrics;
 pub mod observe;
-pub mod openapi;
 pub mod rate_limit;
 pub mod refusal;
 pub mod refusal_summaries;

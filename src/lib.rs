@@ -27,7 +27,7 @@
 //! | limits on the size, the time and the memory of a body | [`http::body`] |
 //! | which Content-Type and Content-Encoding are accepted | [`http::media_type`] |
 //! | an error code, its status, and whether to retry | [`http::code`] |
-//! | what the OpenAPI documents say | `public/openapi.rs` and `platform/openapi.rs`, from the parts in [`http::openapi`] |
+//! | what the OpenAPI documents say | `public/openapi.rs` and `platform/openapi.rs`, from the parts in [`openapi`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
 //! | a Redis key | `store/redis/keys.rs`, the only place that builds keys |
@@ -50,7 +50,8 @@
 //!        ├ redis           one Lua script per operation
 //!        └ domain          ids, token, work item, result, envelope, gate: pure
 //!
-//! used by these: http (shared by both listeners), config, clock, telemetry (log lines, spans, metrics)
+//! used by these: http (shared by both listeners), openapi (documents of both), config, clock,
+//! telemetry (log lines, spans, metrics)
 //! ```
 //!
 //! # The path of a callback
@@ -79,6 +80,7 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod http;
+pub mod openapi;
 pub mod platform;
 pub mod public;
 pub mod store;

@@ -1,7 +1,6 @@
 //! The context of a request: its ids, and the facts that are recorded about it.
 
 use std::net::IpAddr;
-use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::MatchedPath;
@@ -39,10 +38,9 @@ pub struct Instrumentation {
     pub refusal_summaries: Arc<RefusalSummaries>,
 }
 
-/// The context of a request. Clones share it. When the last clone is dropped, the request is logged and counted. A call
-/// that outlives the client's connection holds a clone, so that the log line contains its result.
-#[derive(Clone, Debug)]
-pub struct RequestContext(Arc<RequestState>);
+/// The context of a request. When the last clone is dropped, the request is logged and counted. A call that outlives the
+/// client's connection holds a clone, so that the log line contains its result.
+pub type RequestContext = Arc<RequestState>;
 
 /// The state that the clones of a [`RequestContext`] share.
 #[derive(Debug)]
@@ -65,26 +63,14 @@ pub struct RequestState {
     pub(super) _active: ActiveRequest,
 }
 
-impl RequestContext {
-    pub(super) fn new(state: RequestState) -> Self {
-        Self(Arc::new(state))
-    }
-
+impl RequestState {
     /// The telemetry of the listener.
     pub fn telemetry(&self) -> &Telemetry {
-        &self.0.instrumentation.telemetry
+        &self.instrumentation.telemetry
     }
 
     /// Records facts about the request.
     pub fn record(&self, record: impl FnOnce(&mut RequestLog)) {
-        record(&mut self.0.log.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-impl Deref for RequestContext {
-    type Target = RequestState;
-
-    fn deref(&self) -> &RequestState {
-        &self.0
+        record(&mut self.log.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -44,7 +44,7 @@ pub fn observe_requests(instrumentation: Instrumentation, routes: Router) -> Rou
     }
     // The layer is cloned for each request.
     let instrumentation = Arc::new(instrumentation);
-    routes.layer(catch_panics()).layer(from_fn(move |request: Request, next: Next| {
+    routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(move |request: Request, next: Next| {
         let context = instrumentation.begin(&request);
         let span = context.span.context().clone();
         respond(context, request, next).with_context(span)
@@ -83,7 +83,7 @@ impl Instrumentation {
             self.telemetry.start_span(|| span_name(method, path).into(), SpanKind::Server, &parent)
         };
         let peer = request.extensions().get().copied().unwrap_or(Peer(Ipv4Addr::UNSPECIFIED.into()));
-        RequestContext::new(RequestState {
+        Arc::new(RequestState {
             request_id: self.request_id(request, peer),
             span,
             client: self.client(request, peer),
@@ -159,12 +159,7 @@ fn framework_refusal(response: &Response) -> Option<Refusal> {
     Some(Refusal::new(code, message))
 }
 
-/// Responds with 500 if a handler panics.
-fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
-    CatchPanicLayer::custom(panicked as fn(Box<dyn Any + Send + 'static>) -> Response)
-}
-
-/// Omits the panic message, which may contain secrets.
+/// The response if a handler panics. Omits the panic message, which may contain secrets.
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
     let refusal = Refusal::new(Code::Internal, INTERNAL);
     refusal.with_cause(format!("panicked at {}", telemetry::last_panic())).into_response()

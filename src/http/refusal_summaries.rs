@@ -20,8 +20,6 @@ const WINDOW: Duration = Duration::from_secs(10);
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of windows. Beyond it, all further refusals with the same code share one window.
 const MAX_WINDOWS: usize = 256;
-/// Maximum number of windows of a client. Its further work items share one window for each code.
-const MAX_CLIENT_WINDOWS: usize = 16;
 
 /// The key of a window. Refusals with equal keys are summarized together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,10 +55,6 @@ impl RefusalSummaries {
     pub(super) fn is_first(&self, mut refusal: RefusalKey) -> bool {
         refusal.client = refusal.client.map(|client| network(client, self.ipv6_prefix));
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_client = || windows.keys().filter(|known| known.client == refusal.client).count();
-        if !windows.contains_key(&refusal) && of_client() >= MAX_CLIENT_WINDOWS {
-            refusal.token = None;
-        }
         if !windows.contains_key(&refusal) && windows.len() >= MAX_WINDOWS {
             refusal = RefusalKey { client: None, token: None, code: refusal.code };
         }
@@ -126,12 +120,9 @@ impl RefusalSummaries {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::domain::ids::{ConversationId, Sequence, WorkItemId};
-    use crate::domain::time::Timestamp;
-    use crate::domain::work_item::Kind;
 
     fn refusal(client: u32) -> RefusalKey {
         let client = Some(IpAddr::V4(Ipv4Addr::from_bits(client)));
@@ -161,26 +152,5 @@ mod tests {
         let repeated: u64 =
             summaries.take_started_by(Instant::now()).iter().map(|(_, window)| window.repeated).sum();
         assert_eq!(repeated, 2000 - 1 - MAX_WINDOWS as u64);
-    }
-
-    #[tokio::test]
-    async fn windows_per_client_are_bounded() {
-        let summaries = RefusalSummaries::new(64);
-        let of = |host: u128, item: u128| {
-            let client = Some(IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) + host)));
-            let claims = (item > 0).then(|| Claims {
-                conversation: ConversationId::parse("call-1").unwrap().reference(),
-                work_item: WorkItemId::from_uuid(uuid::Uuid::from_u128(item)),
-                sequence: Sequence::new(1),
-                kind: Kind::Tool,
-                expires_at: Timestamp::from_millis(0),
-            });
-            let token = claims.map(|claims| (claims, TokenFingerprint::of("")));
-            RefusalKey { client, code: Some(Code::RateLimited), token }
-        };
-        assert_eq!((1..2000).filter(|host| summaries.is_first(of(*host, 0))).count(), 1);
-        let first = (1..2000).filter(|item| summaries.is_first(of(1, *item))).count();
-        assert_eq!(first, MAX_CLIENT_WINDOWS - 1);
-        assert!(summaries.is_first(refusal(1)), "another client");
     }
 }

@@ -13,18 +13,19 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, join};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutWriter;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::client_address::Peer;
 use super::connection::{Activity, Phase, ReadTimeouts, TimedRead};
-use super::tls::Acceptor;
 
 /// Limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +55,7 @@ pub async fn serve(
     mut listener: TcpListener,
     router: Router,
     limits: ConnectionLimits,
-    tls: Option<Acceptor>,
+    tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     stop: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(limits.max_connections));
@@ -98,7 +99,7 @@ async fn acquire(permits: &Arc<Semaphore>, shortage: &Notify) -> Option<OwnedSem
 struct Server {
     router: Router,
     limits: ConnectionLimits,
-    tls: Option<Acceptor>,
+    tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     stop: CancellationToken,
     /// Notified while a new connection waits for a permit. Idle connections then close.
     shortage: Notify,
@@ -138,8 +139,9 @@ impl Server {
         writer.set_timeout(Some(limits.write_timeout));
         let stream = Box::pin(join(reader, writer));
         let Some(tls) = tls else { return Ok(Box::pin(self.http1(stream, peer, activity)).await?) };
+        let handshake = TlsAcceptor::from(Arc::clone(&tls.borrow())).accept(stream);
         let limit = limits.head_timeout.min(HANDSHAKE_TIMEOUT);
-        let accepted = self.stop.run_until_cancelled(Box::pin(timeout(limit, tls.accept(stream)))).await;
+        let accepted = self.stop.run_until_cancelled(Box::pin(timeout(limit, handshake))).await;
         let Some(accepted) = accepted else { return Ok(()) };
         let stream = accepted??;
         // The last read of the handshake may include a part of the first head.

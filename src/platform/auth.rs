@@ -101,7 +101,7 @@ async fn authenticate_and_admit(
         drop(permit);
         response
     };
-    Ok(platform.admission.shield(call.with_current_context()).await)
+    Ok(platform.admission.lifecycle.calls.shield(call.with_current_context()).await)
 }
 
 /// Rate limit per address of requests without a valid service key. A valid key is always accepted: another process at the

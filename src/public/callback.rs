@@ -184,7 +184,7 @@ impl<'a> ProviderRequest<'a> {
             record_accepted(&store, &context, &claims, receipt);
             Ok(response)
         };
-        public.admission.shield(step.with_current_context()).await
+        public.admission.lifecycle.calls.shield(step.with_current_context()).await
     }
 
     /// Finds and verifies the token in the request's head, and records its ids.

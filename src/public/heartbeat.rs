@@ -71,7 +71,7 @@ async fn process(request: &ProviderRequest<'_>, body: Body) -> Result<Response, 
         context.record(|log| log.heartbeat(receipt));
         Ok(response)
     };
-    public.admission.shield(step.with_current_context()).await
+    public.admission.lifecycle.calls.shield(step.with_current_context()).await
 }
 
 /// The progress in a body.

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Carrier, MAX_IDLE_TTL_MS};
 use crate::domain::work_item::Kind;
-use crate::http::openapi::{TIME, WORK_ITEM_ID, object, pattern, schema_ref, uuid};
+use crate::openapi::{TIME, WORK_ITEM_ID, object, pattern, schema_ref, uuid};
 use crate::platform::{PLATFORM_PATH, Platform};
 use crate::public::CALLBACKS_PATH;
 
