@@ -1,7 +1,7 @@
 //! The outermost layer: gives a request its ids and its span, and renders refusals.
 
-use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -10,11 +10,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures_util::FutureExt;
 use opentelemetry::Context;
-use opentelemetry::context::FutureExt;
+use opentelemetry::context::FutureExt as _;
 use opentelemetry::trace::SpanKind;
 use tokio::time::Instant;
-use tower_http::catch_panic::CatchPanicLayer;
 
 use super::client_address::Peer;
 use super::code::Code;
@@ -44,7 +44,7 @@ pub fn observe_requests(instrumentation: Instrumentation, routes: Router) -> Rou
     }
     // The layer is cloned for each request.
     let instrumentation = Arc::new(instrumentation);
-    routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(move |request: Request, next: Next| {
+    routes.layer(from_fn(move |request: Request, next: Next| {
         let context = instrumentation.begin(&request);
         let span = context.span.context().clone();
         respond(context, request, next).with_context(span)
@@ -53,7 +53,8 @@ pub fn observe_requests(instrumentation: Instrumentation, routes: Router) -> Rou
 
 async fn respond(context: RequestContext, mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(context.clone());
-    let mut response = next.run(request).await;
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = answered.unwrap_or_else(|_| panicked().into_response());
     let refusal = response.extensions_mut().remove::<Refusal>().or_else(|| framework_refusal(&response));
     if let Some(refusal) = &refusal {
         response = refusal.render(context.request_id, &context.span.trace_id());
@@ -138,6 +139,7 @@ fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
         (TRACE_RESPONSE, HeaderValue::from_maybe_shared(trace)),
         (SERVER_TIMING, HeaderValue::from_maybe_shared(timing)),
     ];
+    headers.reserve(ids.len());
     for (name, value) in ids {
         if let Ok(value) = value {
             headers.insert(name, value);
@@ -159,10 +161,9 @@ fn framework_refusal(response: &Response) -> Option<Refusal> {
     Some(Refusal::new(code, message))
 }
 
-/// The response if a handler panics. Omits the panic message, which may contain secrets.
-fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
-    let refusal = Refusal::new(Code::Internal, INTERNAL);
-    refusal.with_cause(format!("panicked at {}", telemetry::last_panic())).into_response()
+/// The refusal if a handler panics. Omits the panic message, which may contain secrets.
+fn panicked() -> Refusal {
+    Refusal::new(Code::Internal, INTERNAL).with_cause(format!("panicked at {}", telemetry::last_panic()))
 }
 
 #[cfg(test)]

@@ -16,23 +16,14 @@ use super::refusal::Refusal;
 /// Maximum number of clients with a window. Beyond it, all windows are removed.
 const MAX_CLIENTS: usize = 65536;
 
-/// A rate limit.
-#[derive(Clone, Copy, Debug)]
-pub struct Rate {
-    /// Maximum number of requests in a window. 0 disables the limit.
-    pub max: u64,
-    /// Length of the window.
-    pub window: Duration,
-}
-
 /// The unit of counting: an IPv4 address, or the first `ipv6_prefix` bits of an IPv6 address. One client usually
 /// controls a whole IPv6 network.
-pub(super) fn network(address: IpAddr, ipv6_prefix: u32) -> IpAddr {
+pub(super) fn network(address: IpAddr, ipv6_prefix: u64) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
         IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(Ipv6Addr::BITS.saturating_sub(ipv6_prefix)).unwrap_or_default();
-            Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+            let host_bits = u64::from(Ipv6Addr::BITS).saturating_sub(ipv6_prefix);
+            Ipv6Addr::from_bits(v6.to_bits() >> host_bits << host_bits).into()
         }
     }
 }
@@ -47,20 +38,22 @@ struct ClientWindow {
 /// A rate limit per client address, in at most 4 MiB of memory.
 #[derive(Debug)]
 pub struct AddressLimit {
-    rate: Rate,
-    ipv6_prefix: u32,
+    max: u64,
+    window: Duration,
+    ipv6_prefix: u64,
     windows: Mutex<HashMap<IpAddr, ClientWindow>>,
 }
 
 impl AddressLimit {
-    /// A rate with a maximum of 0 disables the limit. IPv6 addresses are grouped by their first `ipv6_prefix` bits.
-    pub fn new(rate: Rate, ipv6_prefix: u64) -> Self {
-        Self { rate, ipv6_prefix: u32::try_from(ipv6_prefix).unwrap_or(u32::MAX), windows: Mutex::default() }
+    /// Allows `max` requests per `window`; 0 disables the limit. IPv6 addresses are grouped by their first `ipv6_prefix`
+    /// bits.
+    pub fn new(max: u64, window: Duration, ipv6_prefix: u64) -> Self {
+        Self { max, window, ipv6_prefix, windows: Mutex::default() }
     }
 
     /// Counts a request. Over the limit, returns the time until the window ends as an error.
     pub fn count(&self, address: IpAddr) -> Result<(), Duration> {
-        if self.rate.max == 0 {
+        if self.max == 0 {
             return Ok(());
         }
         let (client, now) = (network(address, self.ipv6_prefix), Instant::now());
@@ -69,12 +62,12 @@ impl AddressLimit {
             // A client with so many addresses is not limited by address anyway.
             windows.clear();
         }
-        let new = ClientWindow { until: now + self.rate.window, count: 0 };
+        let new = ClientWindow { until: now + self.window, count: 0 };
         let own = windows.entry(client).or_insert(new);
         if own.until <= now {
             *own = new;
         }
-        if own.count >= self.rate.max {
+        if own.count >= self.max {
             return Err(own.until - now);
         }
         own.count += 1;
@@ -86,7 +79,7 @@ impl AddressLimit {
         let client = network(address, self.ipv6_prefix);
         let own = *self.windows().get(&client)?;
         let wait = own.until.checked_duration_since(Instant::now())?;
-        (own.count >= self.rate.max && !wait.is_zero()).then_some(wait)
+        (own.count >= self.max && !wait.is_zero()).then_some(wait)
     }
 
     fn windows(&self) -> MutexGuard<'_, HashMap<IpAddr, ClientWindow>> {
@@ -107,7 +100,9 @@ mod tests {
 
     use super::*;
 
-    const RATE: Rate = Rate { max: 3, window: Duration::from_secs(60) };
+    fn limit() -> AddressLimit {
+        AddressLimit::new(3, Duration::from_secs(60), 64)
+    }
 
     fn v4(number: u32) -> IpAddr {
         IpAddr::V4(number.into())
@@ -115,7 +110,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_over_the_limit_are_refused() {
-        let limit = AddressLimit::new(RATE, 64);
+        let limit = limit();
         for _ in 0..3 {
             assert_eq!(limit.exceeded(v4(1)), None);
             assert_eq!(limit.count(v4(1)), Ok(()));
@@ -141,7 +136,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn number_of_windows_is_bounded() {
-        let limit = AddressLimit::new(RATE, 64);
+        let limit = limit();
         for number in 0..1_000_000 {
             assert_eq!(limit.count(v4(number)), Ok(()), "other clients are not limited");
         }

@@ -41,14 +41,14 @@ struct RefusalWindow {
 /// The current windows, with the number of repeated refusals in each.
 #[derive(Debug)]
 pub struct RefusalSummaries {
-    ipv6_prefix: u32,
+    ipv6_prefix: u64,
     windows: Mutex<HashMap<RefusalKey, RefusalWindow>>,
 }
 
 impl RefusalSummaries {
     /// IPv6 addresses are grouped by `ipv6_prefix` bits: one client usually controls a whole network.
     pub fn new(ipv6_prefix: u64) -> Self {
-        Self { ipv6_prefix: u32::try_from(ipv6_prefix).unwrap_or(u32::MAX), windows: Mutex::default() }
+        Self { ipv6_prefix, windows: Mutex::default() }
     }
 
     /// Counts a refusal. Returns whether it is the first in its window.
