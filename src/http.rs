@@ -4,7 +4,7 @@ pub mod admission;
 pub mod body;
 pub mod client_address;
 pub mod code;
-mod connection;
+pub mod connection;
 pub mod context;
 pub mod health;
 pub mod media_type;

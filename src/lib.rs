@@ -23,7 +23,7 @@
 //! | the size of a page of a channel | `platform/pages.rs` |
 //! | how the client's address is determined | [`http::client_address`] |
 //! | rate limits | [`http::rate_limit`], `public/client_limits.rs`, `platform/auth.rs` |
-//! | connection limits and timeouts | [`http::server`], `http/connection.rs` |
+//! | connection limits and timeouts | [`http::connection`], [`http::server`] |
 //! | limits on the size, the time and the memory of a body | [`http::body`] |
 //! | which Content-Type and Content-Encoding are accepted | [`http::media_type`] |
 //! | an error code, its status, and whether to retry | [`http::code`] |

@@ -126,7 +126,7 @@ macro_rules! common_fields {
         $record! { $to,
             { names::REQUEST_ID } = Some(display($request.request_id)),
             { names::HTTP_REQUEST_METHOD } = Some($request.method),
-            { names::HTTP_ROUTE } = $request.route.as_ref().map(MatchedPath::as_str),
+            { names::HTTP_ROUTE } = $request.route(),
             { names::HTTP_RESPONSE_STATUS_CODE } = Some(u64::from($status)),
             { names::CONVERSATION_ID } = $log.conversation.as_ref().map(display),
             { names::CONVERSATION_REFERENCE } = claims.map(|claims| display(claims.conversation)),
@@ -215,6 +215,10 @@ impl RequestState {
         self.instrumentation.listener == listener
     }
 
+    fn route(&self) -> Option<&str> {
+        self.route.as_ref().map(MatchedPath::as_str)
+    }
+
     /// The `User-Agent` header, if it is text and contains no token.
     pub fn user_agent(&self) -> Option<&str> {
         let text = self.user_agent.as_ref()?.to_str().ok()?;
@@ -238,8 +242,7 @@ impl RequestState {
 
     fn write_line(&self, status: u16, log: &RequestLog) {
         let (id, method) = (self.request_id, self.method);
-        let route = self.route.as_ref().map_or("", MatchedPath::as_str);
-        let code = log.code();
+        let (route, code) = (self.route().unwrap_or_default(), log.code());
         let result = code.map(Code::as_str).or(log.delivery_name());
         let space = if result.is_some() { " " } else { "" };
         macro_rules! line {
@@ -283,9 +286,7 @@ impl RequestState {
         }
         common_fields!(attribute(attributes), self, log, status);
         attributes.push(KeyValue::new(names::URL_SCHEME, self.instrumentation.scheme));
-        attributes.extend(
-            self.route.as_ref().map(|route| KeyValue::new(names::URL_PATH, route.as_str().to_owned())),
-        );
+        attributes.extend(self.route().map(|route| KeyValue::new(names::URL_PATH, route.to_owned())));
         attributes.extend(error.map(|error| KeyValue::new(names::ERROR_TYPE, error)));
         let issued_in = log.item.as_ref().and_then(|item| item.traceparent.as_ref());
         self.span.link(issued_in, names::ISSUED_IN);
@@ -306,7 +307,7 @@ impl RequestState {
         let is_callback = self.is_on(Listener::Public) && !log.is_heartbeat;
         let decided_at = log.decided_at.unwrap_or_else(Instant::now);
         let decision = log.body.filter(|_| is_callback).map(|(_, read_at)| decided_at - read_at);
-        let route = self.route.as_ref().map_or("", MatchedPath::as_str);
+        let route = self.route().unwrap_or_default();
         let metrics = &self.instrumentation.telemetry.metrics;
         metrics.record_request(route, labels, self.started.elapsed(), body, decision);
     }

@@ -25,23 +25,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::client_address::Peer;
-use super::connection::{Activity, Phase, ReadTimeouts, TimedRead};
-
-/// Limits of a listener's connections.
-#[derive(Clone, Copy, Debug)]
-pub struct ConnectionLimits {
-    /// Time limit for the head of a request. Also the time limit for a TLS handshake, if it is shorter than 5 s.
-    pub head_timeout: Duration,
-    /// Maximum time without progress while a response is written.
-    pub write_timeout: Duration,
-    /// Maximum time that a connection is idle before a request.
-    pub keep_alive_timeout: Duration,
-    /// Maximum number of connections. At the limit, new connections wait and idle ones are closed.
-    pub max_connections: usize,
-    /// Whether a client that has shut down its write side still gets responses. Such a client cannot be distinguished
-    /// from one that has disconnected, which an event stream would detect only when it sends something.
-    pub half_close: bool,
-}
+use super::connection::{Activity, ConnectionLimits, Phase, TimedRead};
 
 /// Maximum size of a request's head in bytes. The same limit as that of Node.js, on which some gateways run.
 const MAX_HEAD: usize = 16 * 1024;
@@ -133,8 +117,7 @@ impl Server {
             peeked = timeout(first_byte, stream.peek(&mut first)) => { peeked??; }
         }
         let (reader, writer) = stream.into_split();
-        let timeouts = ReadTimeouts { head: limits.head_timeout, idle: limits.keep_alive_timeout };
-        let reader = TimedRead::new(reader, activity.clone(), timeouts);
+        let reader = TimedRead::new(reader, activity.clone(), *limits);
         let mut writer = TimeoutWriter::new(writer);
         writer.set_timeout(Some(limits.write_timeout));
         let stream = Box::pin(join(reader, writer));
