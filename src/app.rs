@@ -31,10 +31,11 @@ use crate::config::{Config, HttpConfig};
 use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey};
 use crate::http::admission::{Admission, Lifecycle};
 use crate::http::body::{BodyBudget, BodyLimits};
+use crate::http::connection::ConnectionLimits;
 use crate::http::context::{Instrumentation, Listener};
 use crate::http::health::Health;
 use crate::http::refusal_summaries::RefusalSummaries;
-use crate::http::server::{self, ConnectionLimits};
+use crate::http::server;
 use crate::http::tls::{CertificateFiles, Tls, TlsError};
 use crate::platform::{self, FailedAuthLimit, Pages, Platform, ServiceKeyDigests};
 use crate::public::{self, Carriers, ClientLimits, Public};
@@ -248,7 +249,6 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         bodies: BodyBudget::new(buffered - buffered / 2),
         pages: Pages::new(buffered / 2, body.max_bytes),
         event_streams: Arc::clone(&event_streams),
-        lifecycle: lifecycle.clone(),
         service_keys: service_key_digests,
         failed_auth_limit: FailedAuthLimit::new(&config.rate_limit),
         admission: admission(),
@@ -374,12 +374,12 @@ impl App {
         let mut tasks = Tasks::new(stop.clone());
         for (name, bound) in [("public listener", self.public), ("platform listener", self.platform)] {
             let Bound { socket, router, limits, tls, .. } = bound;
-            let acceptor = tls.as_ref().map(Tls::acceptor);
+            let tls_config = tls.as_ref().map(Tls::current);
             if let Some(tls) = tls {
                 let check = Arc::clone(&self.check_certificates);
                 tasks.spawn("certificate watcher", tls.watch_and_reload(check, stop.clone()));
             }
-            tasks.spawn(name, server::serve(socket, router, limits, acceptor, stop.clone()));
+            tasks.spawn(name, server::serve(socket, router, limits, tls_config, stop.clone()));
         }
         let store = self.store;
         tasks.spawn("sweeper", sweeper::run(Arc::clone(&store), self.telemetry.clone(), stop.clone()));

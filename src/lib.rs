@@ -24,11 +24,11 @@
 //! | the size of a page of a channel | `platform/pages.rs` |
 //! | how the client's address is determined | [`http::client_address`] |
 //! | rate limits | [`http::rate_limit`], `public/client_limits.rs`, `platform/auth.rs` |
-//! | connection limits and timeouts | [`http::server`], `http/connection.rs` |
+//! | connection limits and timeouts | [`http::connection`], [`http::server`] |
 //! | limits on the size, the time and the memory of a body | [`http::body`]; heartbeats in `public/heartbeat.rs` |
 //! | which Content-Type and Content-Encoding are accepted | [`http::media_type`] |
 //! | an error code, its status, and whether to retry | [`http::code`] |
-//! | what the OpenAPI documents say | `public/openapi.rs` and `platform/openapi.rs`, from the parts in [`http::openapi`] |
+//! | what the OpenAPI documents say | `public/openapi.rs` and `platform/openapi.rs`, from the parts in [`openapi`] |
 //! | what happens at SIGTERM | `cli/serve.rs`, then [`app::App::run`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
@@ -52,7 +52,8 @@
 //!        ├ redis           one Lua script per operation
 //!        └ domain          ids, token, work item, result, envelope, gate: pure
 //!
-//! used by these: http (shared by both listeners), config, clock, telemetry (log lines, spans, metrics)
+//! used by these: http (shared by both listeners), openapi (documents of both), config, clock,
+//! telemetry (log lines, spans, metrics)
 //! ```
 //!
 //! # The path of a callback
@@ -82,6 +83,7 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod http;
+pub mod openapi;
 pub mod platform;
 pub mod public;
 pub mod store;

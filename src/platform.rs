@@ -23,13 +23,13 @@ use crate::config::ConsoleConfig;
 use crate::domain::gate::Released;
 use crate::domain::ids::ConversationId;
 use crate::domain::token::Keyring;
-use crate::http::admission::{Admission, Lifecycle};
+use crate::http::admission::Admission;
 use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::{Instrumentation, RequestContext};
 use crate::http::health::{self, Health};
 use crate::http::metrics;
 use crate::http::observe::observe_requests;
-use crate::http::openapi as http_openapi;
+use crate::openapi::document_route;
 use crate::public::Carriers;
 use crate::store::{InstrumentedStore, Store};
 
@@ -61,8 +61,6 @@ pub struct Platform {
     pub pages: Pages,
     /// A permit for each event stream.
     pub event_streams: Arc<Semaphore>,
-    /// The lifecycle of the service: event streams end when draining begins.
-    pub lifecycle: Lifecycle,
     /// The accepted service keys.
     pub service_keys: ServiceKeyDigests,
     /// Rate limit of requests without a valid service key.
@@ -107,7 +105,7 @@ pub fn router(
             get(work_items::show).delete(work_items::cancel),
         )
         .with_state(Arc::clone(&platform))
-        .merge(http_openapi::route(openapi::PATH, document));
+        .merge(document_route(openapi::PATH, document));
     let routes = health::routes(health)
         .merge(metrics::routes(instrumentation.telemetry.metrics.clone()))
         .merge(console::routes(console));

@@ -27,7 +27,7 @@ use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::context::Instrumentation;
 use crate::http::health::{self, Health};
 use crate::http::observe::observe_requests;
-use crate::http::openapi as http_openapi;
+use crate::openapi::document_route;
 use crate::store::InstrumentedStore;
 
 /// Where callbacks are posted.
@@ -64,7 +64,7 @@ pub struct Public {
 
 /// All routes of the public listener.
 pub fn router(public: Arc<Public>, instrumentation: Instrumentation, health: Health) -> Router {
-    let document = http_openapi::route(openapi::PATH, openapi::document(&public));
+    let document = document_route(openapi::PATH, openapi::document(&public));
     let mut callbacks = Router::new()
         .route(CALLBACKS_PATH, post(callback::handle))
         .route(&format!("{CALLBACKS_PATH}{HEARTBEAT_SEGMENT}"), post(heartbeat::handle));

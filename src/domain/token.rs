@@ -111,7 +111,7 @@ impl fmt::Debug for SigningKey {
 }
 
 /// The content of an authentic token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Claims {
     /// The conversation.
     pub conversation: ConversationRef,

@@ -43,7 +43,8 @@ impl Lifecycle {
 /// The admission control of a listener. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    lifecycle: Lifecycle,
+    /// The lifecycle of the service.
+    pub lifecycle: Lifecycle,
     in_flight: Arc<Semaphore>,
 }
 
@@ -60,15 +61,6 @@ impl Admission {
         }
         Err(Refusal::new(Code::Draining, "the service is shutting down; retry the request")
             .with_header(header::CONNECTION, HeaderValue::from_static("close")))
-    }
-
-    /// Completes a call even if the client disconnects. Draining waits for the call.
-    pub fn shield<F>(&self, call: F) -> impl Future<Output = F::Output> + Send + use<F>
-    where
-        F: Future + Send + 'static,
-        F::Output: Send,
-    {
-        self.lifecycle.calls.shield(call)
     }
 
     /// Acquires an in-flight permit, or refuses with `OVERLOADED`.

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, HeaderValue, header};
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt;
@@ -60,14 +60,14 @@ pub async fn read(
     let announced = announced.and_then(|length| usize::try_from(length).ok());
     let mut bytes = Vec::with_capacity(announced.unwrap_or_default().min(INITIAL_CAPACITY));
     let started = Instant::now();
-    loop {
+    while !body.is_end_stream() {
         let at_min_rate = MIN_RATE_GRACE + Duration::from_secs(bytes.len() as u64 / MIN_RATE);
         let Ok(frame) = timeout_at(started + limits.timeout.min(at_min_rate), body.frame()).await else {
             let message = format!("the body took too long: {} ms", started.elapsed().as_millis());
             let close = HeaderValue::from_static("close");
             return Err(Refusal::new(Code::RequestTimeout, message).with_header(header::CONNECTION, close));
         };
-        let Some(frame) = frame else { return Ok((without_byte_order_mark(bytes.into()), reservation)) };
+        let Some(frame) = frame else { break };
         let Ok(data) = frame.map_err(|error| malformed(&error))?.into_data() else { continue };
         let length = bytes.len() + data.len();
         if length > limits.max_bytes {
@@ -84,6 +84,7 @@ pub async fn read(
         }
         bytes.extend_from_slice(&data);
     }
+    Ok((without_byte_order_mark(bytes.into()), reservation))
 }
 
 /// Drops a byte order mark, as RFC 8259, section 8.1, allows: .NET's default encoders write one.

@@ -1,14 +1,13 @@
-//! The codes of refusals, with their status and whether a retry can help.
+//! The codes of refusals, with their status.
 
 use axum::http::StatusCode;
 
 /// Status in logs, spans and metrics if the client disconnects before the response, as in nginx.
 pub(super) const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Defines [`Code`] from a table: the meaning, the variant, the stable name on the wire, the status, and whether sending
-/// the same request again can help.
+/// Defines [`Code`] from a table: the meaning, the variant, the stable name on the wire, and the status.
 macro_rules! codes {
-    ($($(#[doc = $doc:literal])+ $code:ident = $name:literal, $status:ident, $retry:ident;)*) => {
+    ($($(#[doc = $doc:literal])+ $code:ident = $name:literal, $status:ident;)*) => {
         /// Why a request is refused.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Code {
@@ -40,96 +39,85 @@ macro_rules! codes {
                     $(Self::$code => StatusCode::$status,)*
                 }
             }
-
-            /// Whether sending the same request again can help.
-            pub const fn retryable(self) -> bool {
-                match self {
-                    $(Self::$code => retry!($retry),)*
-                }
-            }
         }
-    };
-}
-
-macro_rules! retry {
-    (retryable) => {
-        true
-    };
-    (permanent) => {
-        false
     };
 }
 
 codes! {
     /// No carrier had a token.
-    CallbackTokenMissing = "CALLBACK_TOKEN_MISSING", UNAUTHORIZED, permanent;
+    CallbackTokenMissing = "CALLBACK_TOKEN_MISSING", UNAUTHORIZED;
     /// The token is malformed, forged, or signed with a retired key.
-    CallbackTokenInvalid = "CALLBACK_TOKEN_INVALID", UNAUTHORIZED, permanent;
+    CallbackTokenInvalid = "CALLBACK_TOKEN_INVALID", UNAUTHORIZED;
     /// The token is authentic, but expired.
-    CallbackTokenExpired = "CALLBACK_TOKEN_EXPIRED", UNAUTHORIZED, permanent;
+    CallbackTokenExpired = "CALLBACK_TOKEN_EXPIRED", UNAUTHORIZED;
     /// Two carriers had different tokens.
-    TokenCarriersDisagree = "TOKEN_CARRIERS_DISAGREE", BAD_REQUEST, permanent;
+    TokenCarriersDisagree = "TOKEN_CARRIERS_DISAGREE", BAD_REQUEST;
     /// The token was used with another body.
-    CallbackTokenUsed = "CALLBACK_TOKEN_USED", CONFLICT, permanent;
+    CallbackTokenUsed = "CALLBACK_TOKEN_USED", CONFLICT;
     /// The work item timed out before the callback.
-    WorkItemTimedOut = "WORK_ITEM_TIMED_OUT", CONFLICT, permanent;
+    WorkItemTimedOut = "WORK_ITEM_TIMED_OUT", CONFLICT;
     /// The work item was cancelled.
-    WorkItemCancelled = "WORK_ITEM_CANCELLED", CONFLICT, permanent;
+    WorkItemCancelled = "WORK_ITEM_CANCELLED", CONFLICT;
     /// The work item already has an outcome.
-    WorkItemSettled = "WORK_ITEM_SETTLED", CONFLICT, permanent;
+    WorkItemSettled = "WORK_ITEM_SETTLED", CONFLICT;
     /// The conversation has no such work item: the store lost writes.
-    WorkItemUnknown = "WORK_ITEM_UNKNOWN", CONFLICT, permanent;
+    WorkItemUnknown = "WORK_ITEM_UNKNOWN", CONFLICT;
     /// There is no such work item.
-    WorkItemNotFound = "WORK_ITEM_NOT_FOUND", NOT_FOUND, permanent;
+    WorkItemNotFound = "WORK_ITEM_NOT_FOUND", NOT_FOUND;
     /// The conversation has ended, or does not exist.
-    ConversationEnded = "CONVERSATION_ENDED", CONFLICT, permanent;
+    ConversationEnded = "CONVERSATION_ENDED", CONFLICT;
     /// There is no such conversation.
-    ConversationNotFound = "CONVERSATION_NOT_FOUND", NOT_FOUND, permanent;
+    ConversationNotFound = "CONVERSATION_NOT_FOUND", NOT_FOUND;
     /// The body is empty, truncated, not UTF-8, not JSON or too deeply nested, or has a lone surrogate.
-    BodyMalformed = "BODY_MALFORMED", BAD_REQUEST, permanent;
+    BodyMalformed = "BODY_MALFORMED", BAD_REQUEST;
     /// The body is JSON, but not a valid result for the kind of the work item.
-    ResultShapeInvalid = "RESULT_SHAPE_INVALID", BAD_REQUEST, permanent;
+    ResultShapeInvalid = "RESULT_SHAPE_INVALID", BAD_REQUEST;
     /// A field, an id, a parameter or a header is invalid.
-    RequestInvalid = "REQUEST_INVALID", BAD_REQUEST, permanent;
+    RequestInvalid = "REQUEST_INVALID", BAD_REQUEST;
     /// The body's chunked coding is not well-formed.
-    RequestMalformed = "REQUEST_MALFORMED", BAD_REQUEST, permanent;
+    RequestMalformed = "REQUEST_MALFORMED", BAD_REQUEST;
     /// The body is too large.
-    BodyTooLarge = "BODY_TOO_LARGE", PAYLOAD_TOO_LARGE, permanent;
+    BodyTooLarge = "BODY_TOO_LARGE", PAYLOAD_TOO_LARGE;
     /// The body is compressed or not declared as JSON in UTF-8.
-    ContentTypeUnsupported = "CONTENT_TYPE_UNSUPPORTED", UNSUPPORTED_MEDIA_TYPE, permanent;
+    ContentTypeUnsupported = "CONTENT_TYPE_UNSUPPORTED", UNSUPPORTED_MEDIA_TYPE;
     /// The path does not support this method.
-    MethodNotAllowed = "METHOD_NOT_ALLOWED", METHOD_NOT_ALLOWED, permanent;
+    MethodNotAllowed = "METHOD_NOT_ALLOWED", METHOD_NOT_ALLOWED;
     /// There is no such path.
-    NotFound = "NOT_FOUND", NOT_FOUND, permanent;
+    NotFound = "NOT_FOUND", NOT_FOUND;
     /// The body took too long.
-    RequestTimeout = "REQUEST_TIMEOUT", REQUEST_TIMEOUT, retryable;
+    RequestTimeout = "REQUEST_TIMEOUT", REQUEST_TIMEOUT;
     /// Too many requests from one client address.
-    RateLimited = "RATE_LIMITED", TOO_MANY_REQUESTS, retryable;
+    RateLimited = "RATE_LIMITED", TOO_MANY_REQUESTS;
     /// The limit on held results is reached. Not 429: the sender's rate is not the reason.
-    HeldLimit = "HELD_LIMIT", SERVICE_UNAVAILABLE, retryable;
+    HeldLimit = "HELD_LIMIT", SERVICE_UNAVAILABLE;
     /// The limit on awaiting work items is reached.
-    AwaitingLimit = "AWAITING_LIMIT", TOO_MANY_REQUESTS, retryable;
+    AwaitingLimit = "AWAITING_LIMIT", TOO_MANY_REQUESTS;
     /// The conversation's channel is full.
-    ChannelLimit = "CHANNEL_LIMIT", CONFLICT, permanent;
+    ChannelLimit = "CHANNEL_LIMIT", CONFLICT;
     /// The idempotency key was used with another body.
-    IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED", CONFLICT, permanent;
+    IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED", CONFLICT;
     /// The request has no service key.
-    ServiceKeyMissing = "SERVICE_KEY_MISSING", UNAUTHORIZED, permanent;
+    ServiceKeyMissing = "SERVICE_KEY_MISSING", UNAUTHORIZED;
     /// The service key is wrong.
-    ServiceKeyInvalid = "SERVICE_KEY_INVALID", UNAUTHORIZED, permanent;
+    ServiceKeyInvalid = "SERVICE_KEY_INVALID", UNAUTHORIZED;
     /// The store is unavailable; nothing was changed.
-    StoreUnavailable = "STORE_UNAVAILABLE", SERVICE_UNAVAILABLE, retryable;
+    StoreUnavailable = "STORE_UNAVAILABLE", SERVICE_UNAVAILABLE;
     /// The store did not confirm the operation; the outcome is unknown.
-    OutcomeUnknown = "OUTCOME_UNKNOWN", SERVICE_UNAVAILABLE, retryable;
+    OutcomeUnknown = "OUTCOME_UNKNOWN", SERVICE_UNAVAILABLE;
     /// The service is shutting down.
-    Draining = "DRAINING", SERVICE_UNAVAILABLE, retryable;
+    Draining = "DRAINING", SERVICE_UNAVAILABLE;
     /// The service is overloaded.
-    Overloaded = "OVERLOADED", SERVICE_UNAVAILABLE, retryable;
+    Overloaded = "OVERLOADED", SERVICE_UNAVAILABLE;
     /// A bug, or a store operation that failed unexpectedly.
-    Internal = "INTERNAL", INTERNAL_SERVER_ERROR, retryable;
+    Internal = "INTERNAL", INTERNAL_SERVER_ERROR;
 }
 
 impl Code {
+    /// Whether sending the same request again can help. Senders decide by the status.
+    pub fn retryable(self) -> bool {
+        matches!(self.status().as_u16(), 408 | 429 | 500 | 503)
+    }
+
     /// Whether the request had no valid token.
     pub const fn is_failed_authentication(self) -> bool {
         matches!(self, Self::CallbackTokenMissing | Self::CallbackTokenInvalid | Self::CallbackTokenExpired)
@@ -157,10 +145,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn permanent_code_has_no_retried_status() {
+    fn names_are_unique_and_no_status_disables_an_endpoint() {
         for code in Code::ALL {
-            let retried = matches!(code.status().as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
-            assert_eq!(code.retryable(), retried, "{}", code.as_str());
             assert_ne!(code.status(), StatusCode::GONE);
             assert!(!code.status().is_redirection());
         }

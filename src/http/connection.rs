@@ -1,4 +1,4 @@
-//! Read timeouts of a connection: for the head of a request, and for idle time between requests.
+//! Limits of a connection, and its read timeouts: for the head of a request, and for idle time between requests.
 //!
 //! hyper has one timer for both (hyper #3828). Here, the time limit for a head starts with its first byte, and further
 //! bytes do not extend it. Over TLS, the bytes of TLS records are counted. If a pipelined head arrives before the
@@ -7,7 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
@@ -15,6 +15,22 @@ use axum::response::Response;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Limits of a listener's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Time limit for the head of a request. Also the time limit for a TLS handshake, if it is shorter than 5 s.
+    pub head_timeout: Duration,
+    /// Maximum time without progress while a response is written.
+    pub write_timeout: Duration,
+    /// Maximum time that a connection is idle before a request.
+    pub keep_alive_timeout: Duration,
+    /// Maximum number of connections. At the limit, new connections wait and idle ones are closed.
+    pub max_connections: usize,
+    /// Whether a client that has shut down its write side still gets responses. Such a client cannot be distinguished
+    /// from one that has disconnected, which an event stream would detect only when it sends something.
+    pub half_close: bool,
+}
 
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +60,14 @@ impl Activity {
     /// Sets the phase, which begins now.
     pub(super) fn begin(&self, phase: Phase) {
         *self.current() = (phase, Instant::now());
+    }
+
+    /// Records that bytes have arrived: an idle connection now reads a head.
+    fn received(&self) {
+        let mut current = self.current();
+        if current.0 == Phase::Idle {
+            *current = (Phase::ReadingHead, Instant::now());
+        }
     }
 
     /// Whether the connection has been idle for this long.
@@ -77,38 +101,25 @@ impl Drop for IdleOnDrop {
     }
 }
 
-/// The time limits of [`TimedRead`].
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ReadTimeouts {
-    /// From the first byte of a head to its last.
-    pub(super) head: Duration,
-    /// From a response to the first byte of the next request.
-    pub(super) idle: Duration,
-}
-
 /// A reader that fails with [`io::ErrorKind::TimedOut`] when a limit is exceeded.
 pub(super) struct TimedRead<R> {
     reader: R,
     activity: Activity,
-    timeouts: ReadTimeouts,
+    limits: ConnectionLimits,
     /// Created only when a read has to wait, so that a request in one segment needs no timer.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<R> TimedRead<R> {
-    pub(super) fn new(reader: R, activity: Activity, timeouts: ReadTimeouts) -> Self {
-        Self { reader, activity, timeouts, timer: None }
+    pub(super) fn new(reader: R, activity: Activity, limits: ConnectionLimits) -> Self {
+        Self { reader, activity, limits, timer: None }
     }
 
     /// The deadline of the current phase. `None` while a request is handled.
-    fn deadline(&self, received: bool) -> Option<Instant> {
-        let mut current = self.activity.current();
-        if received && current.0 == Phase::Idle {
-            *current = (Phase::ReadingHead, Instant::now());
-        }
-        match *current {
-            (Phase::Idle, since) => Some(since + self.timeouts.idle),
-            (Phase::ReadingHead, since) => Some(since + self.timeouts.head),
+    fn deadline(&self) -> Option<Instant> {
+        match *self.activity.current() {
+            (Phase::Idle, since) => Some(since + self.limits.keep_alive_timeout),
+            (Phase::ReadingHead, since) => Some(since + self.limits.head_timeout),
             (Phase::Handling, _) => None,
         }
     }
@@ -120,18 +131,16 @@ impl<R: AsyncRead + Unpin> AsyncRead for TimedRead<R> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
         let polled = Pin::new(&mut self.reader).poll_read(cx, buf);
-        let Some(deadline) = self.deadline(buf.filled().len() > before) else { return polled };
-        if polled.is_pending() {
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-            if timer.deadline() != deadline {
-                timer.as_mut().reset(deadline);
-            }
-            ready!(timer.as_mut().poll(cx));
-        } else if Instant::now() < deadline {
+        if polled.is_ready() {
+            self.activity.received();
             return polled;
         }
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        let Some(deadline) = self.deadline() else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }

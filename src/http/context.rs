@@ -1,31 +1,18 @@
-//! The context of a request: its ids, and the facts that are recorded for the log line, the span and the metrics.
+//! The context of a request: its ids, and the facts that are recorded about it.
 
 use std::net::IpAddr;
-use std::ops::Deref;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::MatchedPath;
-use axum::http::{HeaderName, HeaderValue, StatusCode};
-use opentelemetry::KeyValue;
+use axum::http::HeaderValue;
 use tokio::time::Instant;
 
 use super::client_address::TrustedProxies;
-use super::refusal::Refusal;
-use super::refusal_summaries::{RefusalSummaries, TokenIds};
-use crate::domain::gate::{CallbackTarget, Delivery, HeartbeatReceipt, Receipt};
-use crate::domain::ids::{
-    ConversationId, ConversationRef, Fingerprint, RequestId, Sequence, ToolCallId, ToolName, TraceParent,
-    TurnId, WorkItemId,
-};
-use crate::domain::reason::Reason;
-use crate::domain::time::Timestamp;
-use crate::domain::token::{Claims, TokenFingerprint};
-use crate::domain::work_item::{Kind, Outcome, TimeoutCause, WorkItem};
-use crate::telemetry::trace::{SpanRef, saturating_i64};
-use crate::telemetry::{ActiveRequest, Telemetry, names};
-
-/// Response header with the request id.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+use super::refusal_summaries::RefusalSummaries;
+use super::request_log::RequestLog;
+use crate::domain::ids::RequestId;
+use crate::telemetry::trace::SpanRef;
+use crate::telemetry::{ActiveRequest, Telemetry};
 
 /// A listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +38,9 @@ pub struct Instrumentation {
     pub refusal_summaries: Arc<RefusalSummaries>,
 }
 
-/// The context of a request. Clones share it. When the last clone is dropped, the request is logged and counted. A call
-/// that outlives the client's connection holds a clone, so that the log line contains its result.
-#[derive(Clone, Debug)]
-pub struct RequestContext(Arc<RequestState>);
+/// The context of a request. When the last clone is dropped, the request is logged and counted. A call that outlives the
+/// client's connection holds a clone, so that the log line contains its result.
+pub type RequestContext = Arc<RequestState>;
 
 /// The state that the clones of a [`RequestContext`] share.
 #[derive(Debug)]
@@ -66,245 +52,25 @@ pub struct RequestState {
     /// The client's address.
     pub client: IpAddr,
     pub(super) instrumentation: Arc<Instrumentation>,
-    pub(super) line: RequestLine,
-    pub(super) started: Instant,
-    pub(super) response: OnceLock<LoggedResponse>,
-    pub(super) log: Mutex<RequestLog>,
-    pub(super) _active: ActiveRequest,
-}
-
-/// The parts of a request's head that may be logged.
-#[derive(Debug)]
-pub(super) struct RequestLine {
     pub(super) method: &'static str,
     /// The route's template. The path itself is never logged, because it can contain a token.
     pub(super) route: Option<MatchedPath>,
     /// Whether the request is a health check or a scrape. Such requests are logged at `debug` if they succeed.
-    pub(super) probe: bool,
+    pub(super) is_probe: bool,
     pub(super) user_agent: Option<HeaderValue>,
+    pub(super) started: Instant,
+    pub(super) log: Mutex<RequestLog>,
+    pub(super) _active: ActiveRequest,
 }
 
-/// The response to a request, as it is logged.
-#[derive(Debug)]
-pub(super) struct LoggedResponse {
-    pub(super) status: StatusCode,
-    pub(super) refusal: Option<Refusal>,
-}
-
-/// The facts about a request, for its log line, its span and the metrics.
-#[derive(Debug, Default)]
-pub struct RequestLog {
-    /// The conversation's id.
-    pub conversation: Option<ConversationId>,
-    /// The conversation's reference, which the token contains.
-    pub reference: Option<ConversationRef>,
-    /// The work item.
-    pub work_item: Option<WorkItemId>,
-    /// The work item's sequence.
-    pub sequence: Option<Sequence>,
-    /// The work item's kind.
-    pub kind: Option<Kind>,
-    /// The platform's `turnId` of the work item.
-    pub turn_id: Option<TurnId>,
-    /// The platform's tool call.
-    pub tool_call_id: Option<ToolCallId>,
-    /// The tool or provider.
-    pub name: Option<ToolName>,
-    /// The work item's deadline, and the time from its issue to the deadline in milliseconds. Only for the platform's
-    /// requests and late callbacks.
-    pub deadline: Option<(Timestamp, u64)>,
-    /// Time from the timeout to a late callback or heartbeat, in milliseconds.
-    pub late_ms: Option<u64>,
-    /// Why the work item of a late callback or heartbeat timed out.
-    pub timeout_cause: Option<TimeoutCause>,
-    /// Whether it is a heartbeat. Accepted heartbeats are logged at `debug`, because there can be many.
-    pub is_heartbeat: bool,
-    /// Time from the issue to the acceptance of the result, in milliseconds.
-    pub turnaround_ms: Option<u64>,
-    /// The trace in which the work item was issued.
-    pub issued_in: Option<TraceParent>,
-    /// The work item's outcome.
-    pub outcome: Option<Outcome>,
-    /// Whether the result is on the channel or held.
-    pub delivery: Option<Delivery>,
-    /// Whether the callback is a repetition that got the first receipt again.
-    pub replayed: Option<bool>,
-    /// Number of work items that the cancellation of a turn cancelled.
-    pub cancelled: Option<u64>,
-    /// Why the platform cancels or ends.
-    pub reason: Option<Reason>,
-    /// Number of envelopes that the request released, at most 256.
-    pub released: usize,
-    /// Number of held items and number of awaiting items that the end of the conversation dropped.
-    pub dropped: Option<(u64, u64)>,
-    /// Fingerprint of the token.
-    pub token: Option<TokenFingerprint>,
-    /// When a callback was accepted or refused.
-    pub decided_at: Option<Instant>,
-    /// Fingerprint of the body without the token.
-    pub digest: Option<Fingerprint>,
-    /// Size of the body in bytes, and when its last byte was read.
-    pub body: Option<(usize, Instant)>,
-}
-
-impl RequestLog {
-    /// Records the claims of an authentic token.
-    pub fn claims(&mut self, claims: &Claims) {
-        self.reference = Some(claims.conversation);
-        self.work_item = Some(claims.work_item);
-        self.sequence = Some(claims.sequence);
-    }
-
-    /// The ids of the request's authentic token.
-    pub(super) fn token_ids(&self) -> Option<TokenIds> {
-        Some(TokenIds {
-            reference: self.reference?,
-            work_item: self.work_item?,
-            sequence: self.sequence?,
-            fingerprint: self.token?,
-        })
-    }
-
-    /// Records the work item of the request, without its deadline.
-    pub fn item(&mut self, item: &WorkItem) {
-        self.work_item = Some(item.id);
-        self.sequence = Some(item.sequence);
-        self.kind = Some(item.kind);
-        self.turn_id.clone_from(&item.turn_id);
-        self.tool_call_id.clone_from(&item.tool_call_id);
-        self.name.clone_from(&item.name);
-        self.issued_in.clone_from(&item.traceparent);
-    }
-
-    /// Records the work item of the request, with its deadline.
-    pub fn item_with_deadline(&mut self, item: &WorkItem) {
-        self.item(item);
-        self.deadline = Some((item.deadline, item.issued_at.millis_until(item.deadline)));
-    }
-
-    /// Records an accepted callback.
-    pub fn receipt(&mut self, receipt: &Receipt) {
-        self.conversation = Some(receipt.conversation_id.clone());
-        self.item(&receipt.item);
-        self.outcome = Some(receipt.outcome);
-        self.delivery = Some(receipt.delivery);
-        self.replayed = Some(receipt.replayed);
-        self.released = receipt.released.len();
-        self.turnaround_ms = Some(receipt.item.issued_at.millis_until(receipt.received_at));
-    }
-
-    /// Records an accepted heartbeat.
-    pub fn heartbeat(&mut self, receipt: &HeartbeatReceipt) {
-        self.conversation = Some(receipt.conversation_id.clone());
-        self.item(&receipt.item.item);
-    }
-
-    /// Records the conversation and the item of a refused callback or heartbeat. `late_at`: the time, if it came after the
-    /// item's timeout.
-    pub fn refused(&mut self, target: &CallbackTarget, late_at: Option<Timestamp>) {
-        self.conversation = Some(target.conversation_id.clone());
-        let Some(item) = &target.item else { return };
-        match (late_at, target.times_out_at) {
-            (Some(now), Some(timed_out_at)) => {
-                self.item_with_deadline(item);
-                self.late_ms = Some(timed_out_at.millis_until(now));
-                self.timeout_cause = Some(item.timeout_cause(timed_out_at));
-            }
-            _ => self.item(item),
-        }
-    }
-
-    /// The value of `callback.delivery`.
-    pub fn delivery_name(&self) -> Option<&'static str> {
-        self.delivery.map(|delivery| match delivery {
-            Delivery::Delivered => "delivered",
-            Delivery::Held { .. } => "held",
-        })
-    }
-
-    /// The sequence for which the result is held.
-    pub fn held_behind(&self) -> Option<u64> {
-        match self.delivery {
-            Some(Delivery::Held { waiting_for }) => Some(waiting_for.get()),
-            Some(Delivery::Delivered) | None => None,
-        }
-    }
-
-    /// The id of the trace in which the work item was issued.
-    pub(super) fn issued_trace(&self) -> Option<&str> {
-        self.issued_in.as_ref().map(TraceParent::trace_id)
-    }
-
-    /// The first 8 hexadecimal digits of the body's digest.
-    pub(super) fn body_digest(&self) -> Option<String> {
-        self.digest.map(|digest| digest.short())
-    }
-
-    /// The attributes of the request's span.
-    pub(super) fn attributes(&self) -> Vec<KeyValue> {
-        fn add<T: Into<opentelemetry::Value>>(to: &mut Vec<KeyValue>, name: &'static str, value: Option<T>) {
-            to.extend(value.map(|value| KeyValue::new(name, value)));
-        }
-        let mut all = Vec::with_capacity(32);
-        add(&mut all, names::CONVERSATION_ID, self.conversation.as_ref().map(ToString::to_string));
-        add(&mut all, names::CONVERSATION_REFERENCE, self.reference.map(|reference| reference.to_string()));
-        add(&mut all, names::WORK_ITEM_ID, self.work_item.map(|id| id.to_string()));
-        add(
-            &mut all,
-            names::WORK_ITEM_SEQUENCE,
-            self.sequence.map(|sequence| saturating_i64(sequence.get())),
-        );
-        add(&mut all, names::WORK_ITEM_KIND, self.kind.map(Kind::as_str));
-        add(&mut all, names::TURN_ID, self.turn_id.as_ref().map(ToString::to_string));
-        add(&mut all, names::TOOL_CALL_ID, self.tool_call_id.as_ref().map(ToString::to_string));
-        add(&mut all, names::TOOL_NAME, self.name.as_ref().map(ToString::to_string));
-        let deadline = self.deadline.filter(|_| self.late_ms.is_some());
-        add(&mut all, names::DEADLINE, deadline.map(|(deadline, _)| deadline.to_string()));
-        add(&mut all, names::TIMEOUT_MS, deadline.map(|(_, timeout)| saturating_i64(timeout)));
-        add(&mut all, names::TIMEOUT_CAUSE, self.timeout_cause.map(TimeoutCause::as_str));
-        add(&mut all, names::LATE_MS, self.late_ms.map(saturating_i64));
-        add(&mut all, names::TURNAROUND_MS, self.turnaround_ms.map(saturating_i64));
-        add(&mut all, names::ISSUED_TRACE, self.issued_trace().map(ToOwned::to_owned));
-        add(&mut all, names::OUTCOME, self.outcome.map(Outcome::as_str));
-        add(&mut all, names::DELIVERY, self.delivery_name());
-        add(&mut all, names::REPLAYED, self.replayed);
-        add(&mut all, names::HELD_BEHIND, self.held_behind().map(saturating_i64));
-        add(&mut all, names::CANCELLED, self.cancelled.map(saturating_i64));
-        add(&mut all, names::REASON, self.reason.as_ref().map(ToString::to_string));
-        add(&mut all, names::RELEASED, (self.released > 0).then(|| saturating_i64(self.released as u64)));
-        add(&mut all, names::DROPPED_HELD, self.dropped.map(|(held, _)| saturating_i64(held)));
-        add(&mut all, names::DROPPED_AWAITING, self.dropped.map(|(_, awaiting)| saturating_i64(awaiting)));
-        add(&mut all, names::TOKEN_FINGERPRINT, self.token.map(|token| token.to_string()));
-        add(&mut all, names::BODY_DIGEST, self.body_digest());
-        add(
-            &mut all,
-            names::HTTP_REQUEST_BODY_SIZE,
-            self.body.map(|(bytes, _)| saturating_i64(bytes as u64)),
-        );
-        all
-    }
-}
-
-impl RequestContext {
-    pub(super) fn new(state: RequestState) -> Self {
-        Self(Arc::new(state))
-    }
-
+impl RequestState {
     /// The telemetry of the listener.
     pub fn telemetry(&self) -> &Telemetry {
-        &self.0.instrumentation.telemetry
+        &self.instrumentation.telemetry
     }
 
     /// Records facts about the request.
     pub fn record(&self, record: impl FnOnce(&mut RequestLog)) {
-        record(&mut self.0.log.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-impl Deref for RequestContext {
-    type Target = RequestState;
-
-    fn deref(&self) -> &RequestState {
-        &self.0
+        record(&mut self.log.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

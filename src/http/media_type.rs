@@ -30,29 +30,24 @@ pub fn check_json(headers: &HeaderMap) -> Result<(), Refusal> {
     check_codings(headers)
 }
 
-/// The same type may be repeated, in one line or in several: some frameworks add it to what the caller has set.
+/// The type may be repeated, in one line or in several: some frameworks add it to what the caller has set.
 fn check_types(headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut found: Option<&str> = None;
+    let mut is_declared = false;
     for line in headers.get_all(header::CONTENT_TYPE) {
-        let line =
-            line.to_str().map_err(|_| unsupported("the Content-Type is not ASCII; send application/json"))?;
-        for media_type in split(line, ',') {
+        for media_type in split(line.to_str().unwrap_or("not ASCII"), ',') {
             let mut parts = split(media_type, ';').map(str::trim);
             let essence = parts.next().filter(|essence| !essence.is_empty());
             let Some(essence) = essence else { continue };
             if !is_json(essence) {
-                return Err(not_json(essence));
-            }
-            if found.is_some_and(|other| !other.eq_ignore_ascii_case(essence)) {
-                return Err(unsupported(
-                    "the request has two different Content-Types; send one, application/json",
-                ));
+                let message = format!("the Content-Type is {}; send application/json", shown(essence));
+                return Err(unsupported(message));
             }
             parts.try_for_each(check_parameter)?;
-            found = Some(essence);
+            is_declared = true;
         }
     }
-    found.map(|_| ()).ok_or_else(|| unsupported("the request has no Content-Type; send application/json"))
+    let missing = || unsupported("the request has no Content-Type; send application/json");
+    is_declared.then_some(()).ok_or_else(missing)
 }
 
 /// Refuses a charset other than UTF-8. Unknown parameters are ignored.
@@ -87,31 +82,20 @@ fn unsupported(message: impl Into<Cow<'static, str>>) -> Refusal {
     Refusal::new(Code::ContentTypeUnsupported, message)
 }
 
-fn not_json(essence: &str) -> Refusal {
-    let named = essence.split_once('/').filter(|(top_level, subtype)| {
-        TOP_LEVEL.iter().any(|known| top_level.eq_ignore_ascii_case(known))
-            && essence.len() <= MAX_TYPE
-            && is_token(subtype)
-            && !contains_token(essence)
-    });
-    match named {
-        Some(_) => unsupported(format!("the Content-Type is {essence}; send application/json")),
-        None => unsupported("the Content-Type is not a media type of JSON; send application/json"),
-    }
-}
-
-/// A charset or a coding for a message, unless it may be a misplaced credential.
+/// A media type, a charset or a coding for a message, unless it may be a misplaced credential.
 fn shown(name: &str) -> &str {
-    if name.len() <= MAX_NAME && is_token(name) && !contains_token(name) { name } else { "unknown" }
+    let (max, subtype) = match name.split_once('/') {
+        Some((top_level, subtype)) if TOP_LEVEL.contains(&top_level) => (MAX_TYPE, subtype),
+        _ => (MAX_NAME, name),
+    };
+    if name.len() <= max && is_token(subtype) && !contains_token(name) { name } else { "unknown" }
 }
 
 /// `application/json` and `application/*+json`.
 fn is_json(essence: &str) -> bool {
-    let Some((top_level, subtype)) = essence.split_once('/') else { return false };
-    let suffix = subtype.len().checked_sub("+json".len()).and_then(|at| subtype.split_at_checked(at));
-    let is_json = subtype.eq_ignore_ascii_case("json")
-        || suffix.is_some_and(|(name, suffix)| is_token(name) && suffix.eq_ignore_ascii_case("+json"));
-    is_json && top_level.eq_ignore_ascii_case("application")
+    let essence = essence.to_ascii_lowercase();
+    let is_suffixed = |subtype: &str| subtype.strip_suffix("+json").is_some_and(is_token);
+    essence == JSON || essence.strip_prefix("application/").is_some_and(is_suffixed)
 }
 
 /// `token` of RFC 9110, section 5.6.2.
@@ -169,6 +153,7 @@ mod tests {
             "application/json, application/json",
             "application/json; charset=utf-8,Application/Json",
             ", application/json,",
+            "application/json, application/problem+json",
         ] {
             assert_eq!(of_type(good), Ok(()), "{good}");
         }
@@ -187,7 +172,8 @@ mod tests {
             ("text/json", "is text/json;"),
             ("application/jsonp", "is application/jsonp;"),
             ("application/+json", "is application/+json;"),
-            ("json", "not a media type of JSON"),
+            ("json", "is json;"),
+            ("application", "is application;"),
             ("application/json; charset=latin1", "charset is latin1;"),
             ("application/json; charset=\"UTF-16\"", "charset is UTF-16;"),
             (
@@ -196,8 +182,8 @@ mod tests {
             ),
             ("application/x-www-form-urlencoded", "is application/x-www-form-urlencoded;"),
             ("application/json, text/plain", "is text/plain;"),
-            ("application/json, application/problem+json", "two different Content-Types"),
-            ("application/a/b+json", "not a media type of JSON"),
+            ("application/a/b+json", "is unknown;"),
+            ("a type", "is unknown;"),
         ] {
             let message = of_type(bad).unwrap_err();
             assert!(message.contains(named), "{bad}: {message}");
@@ -222,6 +208,7 @@ mod tests {
             (header::CONTENT_TYPE, "cbt_AQJrMQ"),
             (header::CONTENT_TYPE, "text/cbt_AQJrMQ"),
             (header::CONTENT_TYPE, "Bearer sixteen-characters"),
+            (header::CONTENT_TYPE, "sixteen-characters"),
             (header::CONTENT_TYPE, "sixteen-chars/sixteen-chars"),
             (header::CONTENT_TYPE, "application/json; charset=cbt_AQJrMQ"),
             (header::CONTENT_TYPE, "application/json; charset=sixteen-character"),

@@ -1,8 +1,8 @@
-//! The outermost layer: gives a request its ids, renders refusals, and logs, traces and counts the request.
+//! The outermost layer: gives a request its ids and its span, and renders refusals.
 
 use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
@@ -10,27 +10,25 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use opentelemetry::Context;
 use opentelemetry::context::FutureExt;
 use opentelemetry::trace::SpanKind;
-use opentelemetry::{Context, KeyValue};
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::client_address::Peer;
-use super::code::{CLIENT_CLOSED_REQUEST, Code};
-use super::context::{
-    Instrumentation, Listener, LoggedResponse, REQUEST_ID, RequestContext, RequestLine, RequestLog,
-    RequestState,
-};
+use super::code::Code;
+use super::context::{Instrumentation, Listener, RequestContext, RequestState};
 use super::health;
 use super::refusal::{INTERNAL, Refusal};
-use super::refusal_summaries::RefusalKey;
+use super::request_log::server_error;
 use crate::clock::Entropy;
-use crate::domain::ids::{RequestId, Sequence, contains_token};
-use crate::domain::work_item::{Kind, Outcome, TimeoutCause};
+use crate::domain::ids::RequestId;
+use crate::telemetry;
 use crate::telemetry::trace::{self, SpanRef};
-use crate::telemetry::{self, ResponseLabels, names};
 
+/// Response header with the request id.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Response header with the trace id.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 /// The request's span, as W3C Trace Context Level 2 (a draft) defines it.
@@ -39,9 +37,6 @@ pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 /// The request's span again, in the header that browsers and proxies evaluate (W3C Server Timing).
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// Maximum length of a logged `User-Agent`, in characters.
-const USER_AGENT_CHARS: usize = 120;
-
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
 pub fn observe_requests(instrumentation: Instrumentation, routes: Router) -> Router {
     for code in Code::ALL {
@@ -49,7 +44,7 @@ pub fn observe_requests(instrumentation: Instrumentation, routes: Router) -> Rou
     }
     // The layer is cloned for each request.
     let instrumentation = Arc::new(instrumentation);
-    routes.layer(catch_panics()).layer(from_fn(move |request: Request, next: Next| {
+    routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(move |request: Request, next: Next| {
         let context = instrumentation.begin(&request);
         let span = context.span.context().clone();
         respond(context, request, next).with_context(span)
@@ -64,8 +59,10 @@ async fn respond(context: RequestContext, mut request: Request, next: Next) -> R
         response = refusal.render(context.request_id, &context.span.trace_id());
     }
     add_ids(&context, response.headers_mut());
-    // Cannot fail: set only here.
-    let _ = context.response.set(LoggedResponse { status: response.status(), refusal });
+    context.record(|log| {
+        log.status = Some(response.status());
+        log.refusal = refusal;
+    });
     response
 }
 
@@ -74,30 +71,28 @@ impl Instrumentation {
         let method = standard_method(request.method());
         let route = request.extensions().get::<MatchedPath>().cloned();
         let path = route.as_ref().map(MatchedPath::as_str);
-        let probe = path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
+        let is_probe =
+            path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
         let parent = match self.listener {
             Listener::Platform => trace::caller(request.headers()),
             Listener::Public => Context::new(),
         };
-        let span = if probe {
+        let span = if is_probe {
             SpanRef::random(&parent)
         } else {
             self.telemetry.start_span(|| span_name(method, path).into(), SpanKind::Server, &parent)
         };
         let peer = request.extensions().get().copied().unwrap_or(Peer(Ipv4Addr::UNSPECIFIED.into()));
-        RequestContext::new(RequestState {
+        Arc::new(RequestState {
             request_id: self.request_id(request, peer),
             span,
             client: self.client(request, peer),
             instrumentation: Arc::clone(self),
-            line: RequestLine {
-                method,
-                route,
-                probe,
-                user_agent: request.headers().get(header::USER_AGENT).cloned(),
-            },
+            method,
+            route,
+            is_probe,
+            user_agent: request.headers().get(header::USER_AGENT).cloned(),
             started: Instant::now(),
-            response: OnceLock::new(),
             log: Mutex::default(),
             _active: self.telemetry.metrics.active_request(),
         })
@@ -143,6 +138,7 @@ fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
         (TRACE_RESPONSE, HeaderValue::from_maybe_shared(trace)),
         (SERVER_TIMING, HeaderValue::from_maybe_shared(timing)),
     ];
+    headers.reserve(ids.len());
     for (name, value) in ids {
         if let Ok(value) = value {
             headers.insert(name, value);
@@ -150,214 +146,21 @@ fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
     }
 }
 
-/// Logs a request with the fields that all requests share and those in braces. `$result`: the code of a refusal or the
-/// delivery.
-macro_rules! log_request {
-    ($level:ident, $request:ident, $log:ident, $status:ident, $result:expr, { $($field:tt)* }) => {{
-        let (method, route, id) = ($request.line.method, $request.route(), $request.request_id);
-        let result: Option<&str> = $result;
-        tracing::$level!(
-            name: names::REQUEST_EVENT,
-            {
-                { names::REQUEST_ID } = %id,
-                { names::HTTP_REQUEST_METHOD } = method,
-                { names::HTTP_ROUTE } = route,
-                { names::HTTP_RESPONSE_STATUS_CODE } = $status,
-                { names::DURATION_US } = $request.duration_us(),
-                { names::CONVERSATION_ID } = $log.conversation.as_ref().map(tracing::field::display),
-                { names::CONVERSATION_REFERENCE } = $log.reference.map(tracing::field::display),
-                { names::WORK_ITEM_ID } = $log.work_item.map(tracing::field::display),
-                { names::WORK_ITEM_SEQUENCE } = $log.sequence.map(Sequence::get),
-                { names::WORK_ITEM_KIND } = $log.kind.map(Kind::as_str),
-                { names::TURN_ID } = $log.turn_id.as_ref().map(tracing::field::display),
-                { names::TOOL_CALL_ID } = $log.tool_call_id.as_ref().map(tracing::field::display),
-                { names::TOOL_NAME } = $log.name.as_ref().map(tracing::field::display),
-                { names::DEADLINE } = $log.deadline.map(|(deadline, _)| tracing::field::display(deadline)),
-                { names::TIMEOUT_MS } = $log.deadline.map(|(_, timeout_ms)| timeout_ms),
-                { names::REASON } = $log.reason.as_ref().map(tracing::field::display),
-                { names::OUTCOME } = $log.outcome.map(Outcome::as_str),
-                { names::TOKEN_FINGERPRINT } = $log.token.map(tracing::field::display),
-                { names::HTTP_REQUEST_BODY_SIZE } = $log.body.map(|(bytes, _)| bytes),
-                { names::BODY_DIGEST } = $log.body_digest(),
-                { names::ISSUED_TRACE } = $log.issued_trace(),
-                $($field)*
-            },
-            "{method} {route} {} {}{}{id}",
-            $status,
-            result.unwrap_or_default(),
-            if result.is_some() { " " } else { "" },
-        )
-    }};
-}
-
-/// The end of a request. See [`RequestContext`].
-impl Drop for RequestState {
-    fn drop(&mut self) {
-        let log = std::mem::take(self.log.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let (status, refusal) = match self.response.take() {
-            Some(LoggedResponse { status, refusal }) => (status.as_u16(), refusal),
-            None => (CLIENT_CLOSED_REQUEST, None),
-        };
-        let code = refusal.as_ref().map(|refusal| refusal.code);
-        if status < 400 || self.has_own_line(code, &log) {
-            let _in_span = self.span.enter();
-            match &refusal {
-                None if status < 400 => self.log_success(status, &log),
-                refusal => self.log_failure(status, refusal.as_ref(), &log),
-            }
-            self.end_span(status, code, &log);
-        } else {
-            self.span.discard();
-        }
-        self.count(status, code, &log);
-    }
-}
-
-impl RequestState {
-    /// Whether a refusal gets its own log line and span. Repeated refusals of unauthenticated clients and of
-    /// heartbeats are summarized.
-    fn has_own_line(&self, code: Option<Code>, log: &RequestLog) -> bool {
-        let is_unauthenticated = match self.instrumentation.listener {
-            Listener::Public => log.reference.is_none(),
-            Listener::Platform => matches!(code, Some(Code::ServiceKeyMissing | Code::ServiceKeyInvalid)),
-        };
-        let may_be_summarized = code == Some(Code::RateLimited)
-            || (is_unauthenticated || log.is_heartbeat) && code != Some(Code::Internal);
-        let refusal = RefusalKey { client: Some(self.client), code, token: log.token_ids() };
-        !may_be_summarized || self.instrumentation.refusal_summaries.is_first(refusal)
-    }
-
-    fn route(&self) -> &str {
-        self.line.route.as_ref().map_or("", MatchedPath::as_str)
-    }
-
-    fn duration_us(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-
-    fn log_success(&self, status: u16, log: &RequestLog) {
-        macro_rules! line {
-            ($level:ident) => {
-                log_request!($level, self, log, status, log.delivery_name(), {
-                    { names::DELIVERY } = log.delivery_name(),
-                    { names::HELD_BEHIND } = log.held_behind(),
-                    { names::REPLAYED } = log.replayed,
-                    { names::CANCELLED } = log.cancelled,
-                    { names::RELEASED } = (log.released > 0).then_some(log.released),
-                    { names::DROPPED_HELD } = log.dropped.map(|(held, _)| held),
-                    { names::DROPPED_AWAITING } = log.dropped.map(|(_, awaiting)| awaiting),
-                    { names::TURNAROUND_MS } = log.turnaround_ms,
-                })
-            };
-        }
-        if self.line.probe || log.is_heartbeat { line!(debug) } else { line!(info) }
-    }
-
-    /// Logs a refusal, or a request whose client disconnected.
-    fn log_failure(&self, status: u16, refusal: Option<&Refusal>, log: &RequestLog) {
-        let code = refusal.map(|refusal| refusal.code);
-        macro_rules! line {
-            ($level:ident) => {
-                log_request!($level, self, log, status, code.map(Code::as_str), {
-                    { names::CODE } = code.map(Code::as_str),
-                    { names::MESSAGE } = refusal.map(|refusal| &*refusal.message),
-                    error = refusal.and_then(|refusal| refusal.cause.as_deref()),
-                    { names::TIMEOUT_CAUSE } = log.timeout_cause.map(TimeoutCause::as_str),
-                    { names::LATE_MS } = log.late_ms,
-                    { names::CLIENT_ADDRESS } = %self.client,
-                    { names::USER_AGENT } = self.user_agent(),
-                })
-            };
-        }
-        match code {
-            Some(Code::Internal) => line!(error),
-            Some(Code::StoreUnavailable | Code::OutcomeUnknown) => line!(warn),
-            Some(_) | None => line!(info),
-        }
-    }
-
-    /// The `User-Agent` header, if it is text and contains no token.
-    pub fn user_agent(&self) -> Option<&str> {
-        let text = self.line.user_agent.as_ref()?.to_str().ok()?;
-        // ASCII only, so that it can be cut anywhere.
-        Some(&text[..text.len().min(USER_AGENT_CHARS)]).filter(|text| !contains_token(text))
-    }
-
-    fn end_span(&self, status: u16, code: Option<Code>, log: &RequestLog) {
-        if !self.span.is_recorded() {
-            return;
-        }
-        let mut attributes = log.attributes();
-        attributes.extend([
-            KeyValue::new(names::HTTP_REQUEST_METHOD, self.line.method),
-            KeyValue::new(names::URL_SCHEME, self.instrumentation.scheme),
-            KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status)),
-            KeyValue::new(names::REQUEST_ID, self.request_id.to_string()),
-        ]);
-        if let Some(route) = &self.line.route {
-            attributes.push(KeyValue::new(names::HTTP_ROUTE, route.as_str().to_owned()));
-            attributes.push(KeyValue::new(names::URL_PATH, route.as_str().to_owned()));
-        }
-        let failure = code.and_then(server_error);
-        if status >= 400 {
-            attributes.extend(code.map(|code| KeyValue::new(names::CODE, code.as_str())));
-            attributes.extend(failure.map(|error| KeyValue::new(names::ERROR_TYPE, error)));
-            attributes.push(KeyValue::new(names::CLIENT_ADDRESS, self.client.to_string()));
-            let agent = self.user_agent().map(ToOwned::to_owned);
-            attributes.extend(agent.map(|agent| KeyValue::new(names::USER_AGENT, agent)));
-        }
-        self.span.link(log.issued_in.as_ref(), names::ISSUED_IN);
-        self.span.end(attributes, failure);
-    }
-
-    fn count(&self, status: u16, code: Option<Code>, log: &RequestLog) {
-        let labels = ResponseLabels {
-            method: self.line.method,
-            scheme: self.instrumentation.scheme,
-            status,
-            code: code.map_or("", Code::as_str),
-            outcome: log.outcome.map_or("", Outcome::as_str),
-            failure: code.and_then(server_error),
-        };
-        let body = log.body.map(|(bytes, _)| bytes);
-        let is_callback = self.instrumentation.listener == Listener::Public && !log.is_heartbeat;
-        let decided_at = log.decided_at.unwrap_or_else(Instant::now);
-        let decision = log.body.filter(|_| is_callback).map(|(_, read_at)| decided_at - read_at);
-        let metrics = &self.instrumentation.telemetry.metrics;
-        metrics.record_request(self.route(), labels, self.started.elapsed(), body, decision);
-    }
-}
-
-/// `error.type` of a refusal. By OpenTelemetry's conventions, a 4xx is not an error of the server.
-fn server_error(code: Code) -> Option<&'static str> {
-    code.status().is_server_error().then(|| code.as_str())
-}
-
 /// The refusal for an error response of the framework.
 fn framework_refusal(response: &Response) -> Option<Refusal> {
-    let reason = response.status().canonical_reason().unwrap_or("refused");
     let (code, message) = match response.status() {
         status if status.is_success() || status == StatusCode::NOT_MODIFIED => return None,
         StatusCode::NOT_FOUND => (Code::NotFound, "there is no such path on this listener"),
         StatusCode::METHOD_NOT_ALLOWED => {
             (Code::MethodNotAllowed, "the path does not support this method; see the header Allow")
         }
-        StatusCode::PAYLOAD_TOO_LARGE => (Code::BodyTooLarge, reason),
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => (Code::ContentTypeUnsupported, reason),
-        StatusCode::REQUEST_TIMEOUT => (Code::RequestTimeout, reason),
-        StatusCode::SERVICE_UNAVAILABLE => return None,
-        status if status.is_client_error() => (Code::RequestInvalid, reason),
-        _ => (Code::Internal, reason),
+        status if status.is_client_error() => (Code::RequestInvalid, "the request is invalid"),
+        _ => (Code::Internal, INTERNAL),
     };
     Some(Refusal::new(code, message))
 }
 
-/// Responds with 500 if a handler panics.
-fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send + 'static>) -> Response> {
-    CatchPanicLayer::custom(panicked as fn(Box<dyn Any + Send + 'static>) -> Response)
-}
-
-/// Omits the panic message, which may contain secrets.
+/// The response if a handler panics. Omits the panic message, which may contain secrets.
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
     let refusal = Refusal::new(Code::Internal, INTERNAL);
     refusal.with_cause(format!("panicked at {}", telemetry::last_panic())).into_response()

@@ -11,8 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::code::{CLIENT_CLOSED_REQUEST, Code};
 use super::rate_limit::network;
-use crate::domain::ids::{ConversationRef, Sequence, WorkItemId};
-use crate::domain::token::TokenFingerprint;
+use crate::domain::token::{Claims, TokenFingerprint};
 use crate::telemetry::names;
 
 /// Within this time, only the first of equal refusals has its own log line and span.
@@ -32,16 +31,7 @@ pub(super) struct RefusalKey {
     /// `None`: the client disconnected.
     pub(super) code: Option<Code>,
     /// `None`: the request has no authentic token, or the window is shared.
-    pub(super) token: Option<TokenIds>,
-}
-
-/// The ids in an authentic token, and its fingerprint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct TokenIds {
-    pub(super) reference: ConversationRef,
-    pub(super) work_item: WorkItemId,
-    pub(super) sequence: Sequence,
-    pub(super) fingerprint: TokenFingerprint,
+    pub(super) token: Option<(Claims, TokenFingerprint)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,14 +43,14 @@ struct RefusalWindow {
 /// The current windows, with the number of repeated refusals in each.
 #[derive(Debug)]
 pub struct RefusalSummaries {
-    ipv6_prefix: u32,
+    ipv6_prefix: u64,
     windows: Mutex<HashMap<RefusalKey, RefusalWindow>>,
 }
 
 impl RefusalSummaries {
     /// IPv6 addresses are grouped by `ipv6_prefix` bits: one client usually controls a whole network.
     pub fn new(ipv6_prefix: u64) -> Self {
-        Self { ipv6_prefix: u32::try_from(ipv6_prefix).unwrap_or(u32::MAX), windows: Mutex::default() }
+        Self { ipv6_prefix, windows: Mutex::default() }
     }
 
     /// Counts a refusal. Returns whether it is the first in its window.
@@ -105,11 +95,11 @@ impl RefusalSummaries {
                     { names::HTTP_RESPONSE_STATUS_CODE } = status,
                     { names::CODE } = code,
                     { names::REPEATED } = window.repeated,
-                    { names::CLIENT_ADDRESS } = client.map(tracing::field::display),
-                    { names::CONVERSATION_REFERENCE } = token.map(|of| tracing::field::display(of.reference)),
-                    { names::WORK_ITEM_ID } = token.map(|of| tracing::field::display(of.work_item)),
-                    { names::WORK_ITEM_SEQUENCE } = token.map(|of| of.sequence.get()),
-                    { names::TOKEN_FINGERPRINT } = token.map(|of| tracing::field::display(of.fingerprint)),
+                    { names::CLIENT_ADDRESS } = client.map(display),
+                    { names::CONVERSATION_REFERENCE } = token.map(|(claims, _)| display(claims.conversation)),
+                    { names::WORK_ITEM_ID } = token.map(|(claims, _)| display(claims.work_item)),
+                    { names::WORK_ITEM_SEQUENCE } = token.map(|(claims, _)| claims.sequence.get()),
+                    { names::TOKEN_FINGERPRINT } = token.map(|(_, fingerprint)| display(fingerprint)),
                 },
                 "{status} {code} {} more times in {} s",
                 window.repeated,
@@ -138,8 +128,12 @@ impl RefusalSummaries {
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
+    use uuid::Uuid;
+
     use super::*;
-    use crate::domain::ids::ConversationId;
+    use crate::domain::ids::{ConversationId, Sequence, WorkItemId};
+    use crate::domain::time::Timestamp;
+    use crate::domain::work_item::Kind;
 
     fn refusal(client: u32) -> RefusalKey {
         let client = Some(IpAddr::V4(Ipv4Addr::from_bits(client)));
@@ -170,18 +164,19 @@ mod tests {
             summaries.take_started_by(Instant::now()).iter().map(|(_, window)| window.repeated).sum();
         assert_eq!(repeated, 2000 - 1 - MAX_WINDOWS as u64);
     }
-
     #[tokio::test]
     async fn windows_per_client_are_bounded() {
         let summaries = RefusalSummaries::new(64);
         let of = |host: u128, item: u128| {
             let client = Some(IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) + host)));
-            let token = (item > 0).then(|| TokenIds {
-                reference: ConversationId::parse("call-1").unwrap().reference(),
-                work_item: WorkItemId::from_uuid(uuid::Uuid::from_u128(item)),
+            let claims = Claims {
+                conversation: ConversationId::parse("call-1").unwrap().reference(),
+                work_item: WorkItemId::from_uuid(Uuid::from_u128(item)),
                 sequence: Sequence::new(1),
-                fingerprint: TokenFingerprint::of(""),
-            });
+                kind: Kind::Tool,
+                expires_at: Timestamp::from_millis(1),
+            };
+            let token = (item > 0).then_some((claims, TokenFingerprint::of("")));
             RefusalKey { client, code: Some(Code::RateLimited), token }
         };
         assert_eq!((1..2000).filter(|host| summaries.is_first(of(*host, 0))).count(), 1);

@@ -13,34 +13,19 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, join};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutWriter;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::client_address::Peer;
-use super::connection::{Activity, Phase, ReadTimeouts, TimedRead};
-use super::tls::Acceptor;
-
-/// Limits of a listener's connections.
-#[derive(Clone, Copy, Debug)]
-pub struct ConnectionLimits {
-    /// Time limit for the head of a request. Also the time limit for a TLS handshake, if it is shorter than 5 s.
-    pub head_timeout: Duration,
-    /// Maximum time without progress while a response is written.
-    pub write_timeout: Duration,
-    /// Maximum time that a connection is idle before a request.
-    pub keep_alive_timeout: Duration,
-    /// Maximum number of connections. At the limit, new connections wait and idle ones are closed.
-    pub max_connections: usize,
-    /// Whether a client that has shut down its write side still gets responses. Such a client cannot be distinguished
-    /// from one that has disconnected, which an event stream would detect only when it sends something.
-    pub half_close: bool,
-}
+use super::connection::{Activity, ConnectionLimits, Phase, TimedRead};
 
 /// Maximum size of a request's head in bytes. The same limit as that of Node.js, on which some gateways run.
 const MAX_HEAD: usize = 16 * 1024;
@@ -54,7 +39,7 @@ pub async fn serve(
     mut listener: TcpListener,
     router: Router,
     limits: ConnectionLimits,
-    tls: Option<Acceptor>,
+    tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     stop: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(limits.max_connections));
@@ -98,7 +83,7 @@ async fn acquire(permits: &Arc<Semaphore>, shortage: &Notify) -> Option<OwnedSem
 struct Server {
     router: Router,
     limits: ConnectionLimits,
-    tls: Option<Acceptor>,
+    tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     stop: CancellationToken,
     /// Notified while a new connection waits for a permit. Idle connections then close.
     shortage: Notify,
@@ -132,14 +117,14 @@ impl Server {
             peeked = timeout(first_byte, stream.peek(&mut first)) => { peeked??; }
         }
         let (reader, writer) = stream.into_split();
-        let timeouts = ReadTimeouts { head: limits.head_timeout, idle: limits.keep_alive_timeout };
-        let reader = TimedRead::new(reader, activity.clone(), timeouts);
+        let reader = TimedRead::new(reader, activity.clone(), *limits);
         let mut writer = TimeoutWriter::new(writer);
         writer.set_timeout(Some(limits.write_timeout));
         let stream = Box::pin(join(reader, writer));
         let Some(tls) = tls else { return Ok(Box::pin(self.http1(stream, peer, activity)).await?) };
+        let handshake = TlsAcceptor::from(Arc::clone(&tls.borrow())).accept(stream);
         let limit = limits.head_timeout.min(HANDSHAKE_TIMEOUT);
-        let accepted = self.stop.run_until_cancelled(Box::pin(timeout(limit, tls.accept(stream)))).await;
+        let accepted = self.stop.run_until_cancelled(Box::pin(timeout(limit, handshake))).await;
         let Some(accepted) = accepted else { return Ok(()) };
         let stream = accepted??;
         // The last read of the handshake may include a part of the first head.

@@ -10,10 +10,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
-use tokio_rustls::{Accept, TlsAcceptor};
 use tokio_util::sync::CancellationToken;
 
 /// Interval at which the files are checked for changes.
@@ -31,31 +29,17 @@ pub struct CertificateFiles {
 /// Why a certificate cannot be used.
 #[derive(Debug, Error)]
 pub enum TlsError {
-    /// A file cannot be read, or does not contain what is expected.
-    #[error("cannot read a {what} from {file}")]
-    Unreadable {
-        /// The path of the file.
-        file: PathBuf,
-        /// The expected content.
-        what: &'static str,
-        /// The I/O or parse error.
-        source: pem::Error,
-    },
+    /// A file cannot be read, or does not contain what is named.
+    #[error("cannot read a {1} from {path}", path = .0.display())]
+    Unreadable(PathBuf, &'static str, #[source] pem::Error),
     /// The key does not belong to the certificate, or has an unsupported type.
-    #[error("{chain} and {key} cannot be used together")]
-    Unusable {
-        /// The path of the certificate chain.
-        chain: PathBuf,
-        /// The path of the key.
-        key: PathBuf,
-        /// The error of rustls.
-        source: rustls::Error,
-    },
+    #[error("{chain} and {key} cannot be used together", chain = .0.chain.display(), key = .0.key.display())]
+    Unusable(CertificateFiles, #[source] rustls::Error),
 }
 
 /// Reads the certificate chain in a file. Fails if the file contains no certificate.
 pub fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let unreadable = |source| TlsError::Unreadable { file: file.to_owned(), what: "certificate", source };
+    let unreadable = |source| TlsError::Unreadable(file.to_owned(), "certificate", source);
     let chain = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.map_err(unreadable)?;
     if chain.is_empty() { Err(unreadable(pem::Error::NoItemsFound)) } else { Ok(chain) }
@@ -63,10 +47,8 @@ pub fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 
 impl CertificateFiles {
     fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let unreadable =
-            |source| TlsError::Unreadable { file: self.key.clone(), what: "private key", source };
-        let unusable =
-            |source| TlsError::Unusable { chain: self.chain.clone(), key: self.key.clone(), source };
+        let unreadable = |source| TlsError::Unreadable(self.key.clone(), "private key", source);
+        let unusable = |source| TlsError::Unusable(self.clone(), source);
         let chain = chain(&self.chain)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(unreadable)?;
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -80,9 +62,7 @@ impl CertificateFiles {
     fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for file in [&self.chain, &self.key] {
-            let content = std::fs::read(file).unwrap_or_default();
-            hash.update((content.len() as u64).to_be_bytes());
-            hash.update(content);
+            hash.update(std::fs::read(file).unwrap_or_default());
         }
         hash.finalize().into()
     }
@@ -97,17 +77,6 @@ pub struct Tls {
     config: watch::Sender<Arc<ServerConfig>>,
 }
 
-/// Accepts TLS connections. Each handshake uses the current certificate.
-#[derive(Clone, Debug)]
-pub struct Acceptor(watch::Receiver<Arc<ServerConfig>>);
-
-impl Acceptor {
-    /// Performs the handshake.
-    pub(super) fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> Accept<S> {
-        TlsAcceptor::from(Arc::clone(&self.0.borrow())).accept(stream)
-    }
-}
-
 impl Tls {
     /// Loads the files.
     pub fn new(files: CertificateFiles) -> Result<Self, TlsError> {
@@ -117,9 +86,9 @@ impl Tls {
         Ok(Self { files, fingerprint, config })
     }
 
-    /// The acceptor of the listener.
-    pub fn acceptor(&self) -> Acceptor {
-        Acceptor(self.config.subscribe())
+    /// The current configuration, for each handshake.
+    pub fn current(&self) -> watch::Receiver<Arc<ServerConfig>> {
+        self.config.subscribe()
     }
 
     /// Reloads the certificate when its files change. Checks every second and when `check` is notified. Existing
@@ -176,7 +145,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let tls = Tls::new(write(directory.path())).unwrap();
         write(directory.path());
-        let (Acceptor(mut config), stop) = (tls.acceptor(), CancellationToken::new());
+        let (mut config, stop) = (tls.current(), CancellationToken::new());
         let watching = tokio::spawn(tls.watch_and_reload(Arc::new(Notify::new()), stop.clone()));
         timeout(Duration::from_secs(30), config.changed()).await.unwrap().unwrap();
         stop.cancel();

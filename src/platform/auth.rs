@@ -19,7 +19,7 @@ use crate::config::RateLimitConfig;
 use crate::http::body;
 use crate::http::client_address::Peer;
 use crate::http::code::Code;
-use crate::http::rate_limit::{AddressLimit, Rate, rate_limited};
+use crate::http::rate_limit::{AddressLimit, rate_limited};
 use crate::http::refusal::Refusal;
 
 /// Digests of the service keys. The time that it takes to compare digests reveals neither a key nor its length. Clones
@@ -101,7 +101,7 @@ async fn authenticate_and_admit(
         drop(permit);
         response
     };
-    Ok(platform.admission.shield(call.with_current_context()).await)
+    Ok(platform.admission.lifecycle.calls.shield(call.with_current_context()).await)
 }
 
 /// Rate limit for requests without a valid service key, per address. A valid key is always accepted, because another
@@ -115,8 +115,8 @@ const GUESS_DELAY: Duration = Duration::from_millis(250);
 impl FailedAuthLimit {
     /// The limit of `rate_limit.failed_max`.
     pub fn new(rate_limit: &RateLimitConfig) -> Self {
-        let rate = Rate { max: rate_limit.failed_max.get(), window: rate_limit.failed_window_ms.duration() };
-        Self(AddressLimit::new(rate, rate_limit.ipv6_prefix.get()))
+        let RateLimitConfig { failed_max, failed_window_ms, ipv6_prefix, .. } = rate_limit;
+        Self(AddressLimit::new(failed_max.get(), failed_window_ms.duration(), ipv6_prefix.get()))
     }
 
     async fn refuse(&self, Peer(peer): Peer, refusal: Refusal) -> Refusal {

@@ -283,7 +283,7 @@ impl ChannelReader {
     async fn next(&mut self) -> Option<Event> {
         loop {
             // The client reconnects to another instance with the last event id.
-            if self.platform.lifecycle.is_draining() {
+            if self.platform.admission.lifecycle.is_draining() {
                 return self.close(CloseReason::Draining);
             }
             if let Some(envelope) = self.fetched.pop_front() {
@@ -310,10 +310,10 @@ impl ChannelReader {
             // Changes after this point may be missing from the page.
             self.listener.mark_seen();
             let after = Sequence::new(self.after);
-            let Platform { pages, store, lifecycle, .. } = &*self.platform;
+            let Platform { pages, store, admission, .. } = &*self.platform;
             let fetched = tokio::select! {
-                fetched = pages.fetch(store, &lifecycle.calls, self.conversation.reference(), after) => fetched,
-                () = self.platform.lifecycle.draining_started() => return self.close(CloseReason::Draining),
+                fetched = pages.fetch(store, &admission.lifecycle.calls, self.conversation.reference(), after) => fetched,
+                () = self.platform.admission.lifecycle.draining_started() => return self.close(CloseReason::Draining),
             };
             let failed_before = self.retry_delay.take();
             match fetched {
@@ -365,7 +365,7 @@ impl ChannelReader {
                 Notice::Changed => None,
             },
             () = sleep_until(self.end.poll_at) => None,
-            () = self.platform.lifecycle.draining_started() => None,
+            () = self.platform.admission.lifecycle.draining_started() => None,
         }
     }
 
@@ -374,7 +374,7 @@ impl ChannelReader {
         tokio::select! {
             () = self.listener.changed() => {}
             () = sleep(limit) => {}
-            () = self.platform.lifecycle.draining_started() => {}
+            () = self.platform.admission.lifecycle.draining_started() => {}
         }
     }
 

@@ -9,9 +9,7 @@ use self::schemas::{conversation_example, issued_example, schemas, work_item_exa
 use super::{PLATFORM_PATH, Platform, waiting};
 use crate::http::code::Code;
 use crate::http::metrics;
-use crate::http::openapi::{
-    Document, Operation, TIME, WORK_ITEM_ID, json_response, response_headers, schema_ref,
-};
+use crate::openapi::{Document, Operation, TIME, WORK_ITEM_ID, json_response, response_headers, schema_ref};
 
 /// Where the document is served, below [`PLATFORM_PATH`]. Like all calls, it needs the service key.
 pub(super) const PATH: &str = "/openapi.json";

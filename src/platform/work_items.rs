@@ -187,7 +187,7 @@ pub(super) async fn issue(
     };
     let issued = platform.store.issue(command).await??;
     let item = issued.item;
-    context.record(|log| log.item_with_deadline(&item));
+    context.record(|log| log.item = Some(item.clone()));
     if !issued.repeated {
         context.telemetry().metrics.record_issued(item.kind);
     }
@@ -318,7 +318,7 @@ pub(super) async fn show(
     let (conversation, work_item) = (ids.recorded_conversation(&context)?, ids.work_item()?);
     let shown = platform.store.work_item(conversation.reference(), work_item).await;
     let view = shown??;
-    context.record(|log| log.item_with_deadline(&view.item));
+    context.record(|log| log.item = Some(view.item.clone()));
     Ok(Json(WorkItemBody::of(&conversation, &view)).into_response())
 }
 
@@ -343,7 +343,7 @@ pub(super) async fn cancel(
     };
     let cancelled = platform.store.cancel(command).await??;
     context.record(|log| {
-        log.item_with_deadline(&cancelled.item.item);
+        log.item = Some(cancelled.item.item.clone());
         log.outcome = Some(Outcome::Cancelled);
         log.released = cancelled.released.len();
     });

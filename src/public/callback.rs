@@ -175,18 +175,18 @@ impl<'a> ProviderRequest<'a> {
         let step = async move {
             let accepted = store.accept(command).await;
             drop(permit);
-            match &accepted {
-                Ok(Ok(receipt)) => record_accepted(&store, &context, &claims, receipt),
-                Ok(Err(NotAccepted { why, target: Some(target) })) => {
-                    let late_at = (*why == AcceptRefused::WorkItemTimedOut).then(|| clock.now());
-                    context.record(|log| log.refused(target, late_at));
-                }
-                Ok(Err(_)) | Err(_) => {}
-            }
             free(reservation, &accepted, release_after);
-            accepted
+            let accepted = accepted?;
+            if let Err(NotAccepted { why, target: Some(target) }) = &accepted {
+                let late_at = (*why == AcceptRefused::WorkItemTimedOut).then(|| clock.now());
+                context.record(|log| log.refused(target, late_at));
+            }
+            let receipt = accepted?;
+            let response = reply::receipt(&receipt);
+            record_accepted(&store, &context, &claims, receipt);
+            Ok(response)
         };
-        Ok(reply::receipt(&public.admission.shield(step.with_current_context()).await??))
+        public.admission.lifecycle.calls.shield(step.with_current_context()).await
     }
 
     /// Finds and verifies the token in the request's head, and records its ids.
@@ -268,8 +268,8 @@ impl<'a> ProviderRequest<'a> {
         };
         self.context.record(|log| {
             if let Ok(claims) | Err(TokenRefused::Expired(claims)) = &verified {
-                log.claims(claims);
-            } else if log.reference.is_some() {
+                log.claims = Some(*claims);
+            } else if log.claims.is_some() {
                 return;
             }
             log.token = Some(TokenFingerprint::of(token));
@@ -290,8 +290,7 @@ pub(super) fn free<T>(reservation: Reservation, answer: &Result<T, StoreError>, 
 }
 
 /// Records an accepted callback in the log, metrics and trace.
-fn record_accepted(store: &InstrumentedStore, context: &RequestContext, claims: &Claims, receipt: &Receipt) {
-    context.record(|log| log.receipt(receipt));
+fn record_accepted(store: &InstrumentedStore, context: &RequestContext, claims: &Claims, receipt: Receipt) {
     if !receipt.replayed {
         let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);
         let metrics = &context.telemetry().metrics;
@@ -304,4 +303,5 @@ fn record_accepted(store: &InstrumentedStore, context: &RequestContext, claims: 
         &receipt.released,
         &[],
     );
+    context.record(|log| log.receipt(receipt));
 }

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use crate::config::{Config, RateLimitConfig};
-use crate::http::rate_limit::{AddressLimit, Rate, rate_limited};
+use crate::http::rate_limit::{AddressLimit, rate_limited};
 use crate::http::refusal::Refusal;
 
 /// The configured limits.
@@ -20,10 +20,10 @@ impl ClientLimits {
     /// The configured limits; 0 disables one.
     pub fn new(config: &Config) -> Self {
         let RateLimitConfig { max, window_ms, failed_max, failed_window_ms, ipv6_prefix } = config.rate_limit;
-        let limit = |max, window| AddressLimit::new(Rate { max, window }, ipv6_prefix.get());
+        let ipv6_prefix = ipv6_prefix.get();
         Self {
-            requests: limit(max.get(), window_ms.duration()),
-            bad_tokens: limit(failed_max.get(), failed_window_ms.duration()),
+            requests: AddressLimit::new(max.get(), window_ms.duration(), ipv6_prefix),
+            bad_tokens: AddressLimit::new(failed_max.get(), failed_window_ms.duration(), ipv6_prefix),
         }
     }
 

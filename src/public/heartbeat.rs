@@ -61,18 +61,18 @@ async fn process(request: &ProviderRequest<'_>, body: Body) -> Result<Response, 
     let step = async move {
         let taken = store.heartbeat(command).await;
         drop(permit);
-        match &taken {
-            Ok(Ok(receipt)) => context.record(|log| log.heartbeat(receipt)),
-            Ok(Err(HeartbeatNotTaken { why, target: Some(target) })) => {
-                let late_at = (*why == HeartbeatRefused::WorkItemTimedOut).then(|| clock.now());
-                context.record(|log| log.refused(target, late_at));
-            }
-            Ok(Err(_)) | Err(_) => {}
-        }
         free(reservation, &taken, release_after);
-        taken
+        let taken = taken?;
+        if let Err(HeartbeatNotTaken { why, target: Some(target) }) = &taken {
+            let late_at = (*why == HeartbeatRefused::WorkItemTimedOut).then(|| clock.now());
+            context.record(|log| log.refused(target, late_at));
+        }
+        let receipt = taken?;
+        let response = reply::heartbeat(&receipt.item);
+        context.record(|log| log.heartbeat(receipt));
+        Ok(response)
     };
-    Ok(reply::heartbeat(&public.admission.shield(step.with_current_context()).await??.item))
+    public.admission.lifecycle.calls.shield(step.with_current_context()).await
 }
 
 /// The progress in a body.

@@ -7,7 +7,7 @@ use super::{CALLBACKS_PATH, Carriers, HEARTBEAT_SEGMENT, Public};
 use crate::config::Carrier;
 use crate::domain::progress;
 use crate::http::code::Code;
-use crate::http::openapi::{
+use crate::openapi::{
     Document, Operation, TIME, WORK_ITEM_ID, json_response, object, response_headers, schema_ref, uuid,
 };
 

@@ -10,10 +10,7 @@ pub struct BodyBudget(Arc<Semaphore>);
 
 /// A body's reservation, released on drop.
 #[derive(Debug)]
-pub struct Reservation {
-    budget: Arc<Semaphore>,
-    reserved: OwnedSemaphorePermit,
-}
+pub struct Reservation(OwnedSemaphorePermit);
 
 impl BodyBudget {
     /// A budget of `bytes`.
@@ -23,21 +20,16 @@ impl BodyBudget {
 
     /// Reserves `bytes`. `None` if the budget is used up.
     pub(super) fn reserve(&self, bytes: usize) -> Option<Reservation> {
-        let reserved = acquire(&self.0, bytes)?;
-        Some(Reservation { budget: Arc::clone(&self.0), reserved })
+        acquire(&self.0, bytes).map(Reservation)
     }
 }
 
 impl Reservation {
     /// Grows to at least `bytes`. `false` if the budget is used up.
     pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
-        let missing = bytes.saturating_sub(self.reserved.num_permits());
-        if missing == 0 {
-            return true;
-        }
-        let Some(more) = acquire(&self.budget, missing) else { return false };
-        self.reserved.merge(more);
-        true
+        let missing = bytes.saturating_sub(self.0.num_permits());
+        let more = acquire(self.0.semaphore(), missing);
+        more.map(|more| self.0.merge(more)).is_some()
     }
 }
 

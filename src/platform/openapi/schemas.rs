@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::config::Carrier;
 use crate::domain::gate::Limits;
 use crate::domain::work_item::Kind;
-use crate::http::openapi::{TIME, WORK_ITEM_ID, object, pattern, schema_ref, uuid};
+use crate::openapi::{TIME, WORK_ITEM_ID, object, pattern, schema_ref, uuid};
 use crate::platform::{PLATFORM_PATH, Platform};
 use crate::public::CALLBACKS_PATH;
 

@@ -1,4 +1,4 @@
-//! The parts of the OpenAPI documents that both listeners share.
+//! Builds the OpenAPI documents of the two listeners, which `public/openapi.rs` and `platform/openapi.rs` describe.
 //!
 //! The documents are built by code, and not derived from the types: carriers, names and limits are settings, and handlers
 //! read their requests themselves, so derived schemas would be stated by hand at each type, too. Tests compare the
@@ -7,17 +7,15 @@
 use std::collections::BTreeMap;
 
 use axum::Router;
-use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{StatusCode, header};
 use axum::routing::get;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::code::Code;
-use super::refusal::Refusal;
 use crate::domain::ids::RequestId;
 use crate::domain::work_item::Outcome;
+use crate::http::code::Code;
+use crate::http::refusal::Refusal;
 
 /// The example of a request id.
 const REQUEST_ID: &str = "018f0000-0000-7000-8000-00000000abcd";
@@ -32,56 +30,47 @@ pub const TIME: &str = "2026-11-28T12:00:00.000Z";
 const VERSION: &str = "3.1.1";
 
 /// The route of a document.
-pub fn route(path: &str, document: Bytes) -> Router {
-    Router::new().route(path, get(move || async move { serve(document) }))
-}
-
-fn serve(document: Bytes) -> Response {
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], Body::from(document))
-        .into_response()
+pub fn document_route(path: &str, document: Bytes) -> Router {
+    let media_type = [(header::CONTENT_TYPE, "application/json")];
+    Router::new().route(path, get(move || async move { (media_type, document) }))
 }
 
 /// A document under construction.
 #[derive(Debug)]
-pub struct Document {
-    info: Value,
-    server: String,
-    paths: BTreeMap<String, Map<String, Value>>,
-    schemas: Map<String, Value>,
-    security_schemes: Map<String, Value>,
-}
+pub struct Document(Value);
 
 impl Document {
     /// A document without paths. `server`: the URL before the paths.
     pub fn new(title: &str, description: &str, server: &str) -> Self {
-        let info = json!({
-            "title": title,
-            "description": description,
-            "version": env!("CARGO_PKG_VERSION"),
-            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
-        });
-        let server = server.to_owned();
-        let mut document =
-            Self { info, server, paths: BTreeMap::new(), schemas: Map::new(), security_schemes: Map::new() };
-        document.schemas(shared_schemas());
-        document
+        Self(json!({
+            "openapi": VERSION,
+            "info": {
+                "title": title,
+                "description": description,
+                "version": env!("CARGO_PKG_VERSION"),
+                "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+            },
+            "servers": [{"url": server}],
+            "paths": {},
+            "components": {"schemas": shared_schemas(), "headers": headers(), "securitySchemes": {}},
+        }))
     }
 
     /// Adds schemas: the members of an object.
     pub fn schemas(&mut self, schemas: Value) {
-        if let Value::Object(schemas) = schemas {
-            self.schemas.extend(schemas);
+        if let (Value::Object(all), Value::Object(new)) = (&mut self.0["components"]["schemas"], schemas) {
+            all.extend(new);
         }
     }
 
     /// Adds a way to authenticate.
     pub fn security_scheme(&mut self, name: &str, scheme: Value) {
-        self.security_schemes.insert(name.to_owned(), scheme);
+        self.0["components"]["securitySchemes"][name] = scheme;
     }
 
     /// Adds an operation. `method` is in lower case.
     pub fn operation(&mut self, method: &str, path: &str, operation: Operation) {
-        self.paths.entry(path.to_owned()).or_default().insert(method.to_owned(), operation.0.into());
+        self.0["paths"][path][method] = operation.0;
     }
 
     /// Adds the health checks.
@@ -102,40 +91,24 @@ impl Document {
 
     /// The document as JSON.
     pub fn finish(self) -> Bytes {
-        let document = json!({
-            "openapi": VERSION,
-            "info": self.info,
-            "servers": [{"url": self.server}],
-            "paths": self.paths,
-            "components": {
-                "schemas": self.schemas,
-                "headers": headers(),
-                "securitySchemes": self.security_schemes,
-            },
-        });
-        serde_json::to_vec(&document).unwrap_or_default().into()
+        self.0.to_string().into()
     }
 }
 
 /// An operation under construction.
 #[derive(Clone, Debug)]
-pub struct Operation(Map<String, Value>);
+pub struct Operation(Value);
 
 impl Operation {
     /// An operation without responses, which needs no authentication.
     pub fn new(id: &str, summary: &str) -> Self {
-        let mut fields = Map::new();
-        fields.insert("operationId".to_owned(), id.into());
-        fields.insert("summary".to_owned(), summary.into());
-        fields.insert("security".to_owned(), json!([]));
-        fields.insert("responses".to_owned(), json!({}));
-        Self(fields)
+        Self(json!({"operationId": id, "summary": summary, "security": [], "responses": {}}))
     }
 
     /// Sets a field.
     #[must_use]
     pub fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
-        self.0.insert(field.to_owned(), value.into());
+        self.0[field] = value.into();
         self
     }
 
