@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::extract::MatchedPath;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
-use opentelemetry::KeyValue;
 use tokio::time::Instant;
 
 use super::client_address::TrustedProxies;
+use super::metrics::RequestMetrics;
 use super::refusal::Refusal;
 use super::refusal_summaries::{RefusalSummaries, TokenIds};
 use crate::domain::gate::{CallbackTarget, Delivery, HeartbeatReceipt, Receipt};
@@ -21,8 +21,8 @@ use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{Claims, TokenFingerprint};
 use crate::domain::work_item::{Kind, Outcome, TimeoutCause, WorkItem};
-use crate::telemetry::trace::{SpanRef, saturating_i64};
-use crate::telemetry::{ActiveRequest, Telemetry, names};
+use crate::telemetry::Telemetry;
+use crate::telemetry::trace::SpanRef;
 
 /// Response header with the request id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -45,8 +45,10 @@ pub struct Instrumentation {
     pub scheme: &'static str,
     /// The proxies whose `X-Request-Id` is trusted. The platform listener trusts the header of every caller.
     pub trusted_proxies: TrustedProxies,
-    /// Receives the spans and metrics of the requests.
+    /// Receives the spans of the requests.
     pub telemetry: Telemetry,
+    /// The metrics of requests. Both listeners share them.
+    pub metrics: Arc<RequestMetrics>,
     /// Summarizes repeated refusals. Both listeners share it.
     pub refusal_summaries: Arc<RefusalSummaries>,
 }
@@ -70,7 +72,7 @@ pub struct RequestState {
     pub(super) started: Instant,
     pub(super) response: OnceLock<LoggedResponse>,
     pub(super) log: Mutex<RequestLog>,
-    pub(super) _active: ActiveRequest,
+    pub(super) _active: Arc<()>,
 }
 
 /// The parts of a request's head that may be logged.
@@ -228,60 +230,6 @@ impl RequestLog {
             Some(Delivery::Held { waiting_for }) => Some(waiting_for.get()),
             Some(Delivery::Delivered) | None => None,
         }
-    }
-
-    /// The id of the trace in which the work item was issued.
-    pub(super) fn issued_trace(&self) -> Option<&str> {
-        self.issued_in.as_ref().map(TraceParent::trace_id)
-    }
-
-    /// The first 8 hexadecimal digits of the body's digest.
-    pub(super) fn body_digest(&self) -> Option<String> {
-        self.digest.map(|digest| digest.short())
-    }
-
-    /// The attributes of the request's span.
-    pub(super) fn attributes(&self) -> Vec<KeyValue> {
-        fn add<T: Into<opentelemetry::Value>>(to: &mut Vec<KeyValue>, name: &'static str, value: Option<T>) {
-            to.extend(value.map(|value| KeyValue::new(name, value)));
-        }
-        let mut all = Vec::with_capacity(32);
-        add(&mut all, names::CONVERSATION_ID, self.conversation.as_ref().map(ToString::to_string));
-        add(&mut all, names::CONVERSATION_REFERENCE, self.reference.map(|reference| reference.to_string()));
-        add(&mut all, names::WORK_ITEM_ID, self.work_item.map(|id| id.to_string()));
-        add(
-            &mut all,
-            names::WORK_ITEM_SEQUENCE,
-            self.sequence.map(|sequence| saturating_i64(sequence.get())),
-        );
-        add(&mut all, names::WORK_ITEM_KIND, self.kind.map(Kind::as_str));
-        add(&mut all, names::TURN_ID, self.turn_id.as_ref().map(ToString::to_string));
-        add(&mut all, names::TOOL_CALL_ID, self.tool_call_id.as_ref().map(ToString::to_string));
-        add(&mut all, names::TOOL_NAME, self.name.as_ref().map(ToString::to_string));
-        let deadline = self.deadline.filter(|_| self.late_ms.is_some());
-        add(&mut all, names::DEADLINE, deadline.map(|(deadline, _)| deadline.to_string()));
-        add(&mut all, names::TIMEOUT_MS, deadline.map(|(_, timeout)| saturating_i64(timeout)));
-        add(&mut all, names::TIMEOUT_CAUSE, self.timeout_cause.map(TimeoutCause::as_str));
-        add(&mut all, names::LATE_MS, self.late_ms.map(saturating_i64));
-        add(&mut all, names::TURNAROUND_MS, self.turnaround_ms.map(saturating_i64));
-        add(&mut all, names::ISSUED_TRACE, self.issued_trace().map(ToOwned::to_owned));
-        add(&mut all, names::OUTCOME, self.outcome.map(Outcome::as_str));
-        add(&mut all, names::DELIVERY, self.delivery_name());
-        add(&mut all, names::REPLAYED, self.replayed);
-        add(&mut all, names::HELD_BEHIND, self.held_behind().map(saturating_i64));
-        add(&mut all, names::CANCELLED, self.cancelled.map(saturating_i64));
-        add(&mut all, names::REASON, self.reason.as_ref().map(ToString::to_string));
-        add(&mut all, names::RELEASED, (self.released > 0).then(|| saturating_i64(self.released as u64)));
-        add(&mut all, names::DROPPED_HELD, self.dropped.map(|(held, _)| saturating_i64(held)));
-        add(&mut all, names::DROPPED_AWAITING, self.dropped.map(|(_, awaiting)| saturating_i64(awaiting)));
-        add(&mut all, names::TOKEN_FINGERPRINT, self.token.map(|token| token.to_string()));
-        add(&mut all, names::BODY_DIGEST, self.body_digest());
-        add(
-            &mut all,
-            names::HTTP_REQUEST_BODY_SIZE,
-            self.body.map(|(bytes, _)| saturating_i64(bytes as u64)),
-        );
-        all
     }
 }
 

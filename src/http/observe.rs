@@ -15,6 +15,7 @@ use opentelemetry::trace::SpanKind;
 use opentelemetry::{Context, KeyValue};
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Level;
 
 use super::client_address::Peer;
 use super::code::{CLIENT_CLOSED_REQUEST, Code};
@@ -23,13 +24,15 @@ use super::context::{
     RequestState,
 };
 use super::health;
+use super::metrics::ResponseLabels;
 use super::refusal::{INTERNAL, Refusal};
 use super::refusal_summaries::RefusalKey;
 use crate::clock::Entropy;
-use crate::domain::ids::{RequestId, Sequence, contains_token};
-use crate::domain::work_item::{Kind, Outcome, TimeoutCause};
+use crate::domain::ids::{RequestId, contains_token};
+use crate::domain::work_item::Outcome;
+use crate::telemetry::attributes::{attributes, number, text};
 use crate::telemetry::trace::{self, SpanRef};
-use crate::telemetry::{self, ResponseLabels, names};
+use crate::telemetry::{self, names};
 
 /// Response header with the trace id.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
@@ -44,9 +47,6 @@ const USER_AGENT_CHARS: usize = 120;
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
 pub fn observe_requests(instrumentation: Instrumentation, routes: Router) -> Router {
-    for code in Code::ALL {
-        instrumentation.telemetry.metrics.init_refused_counter(code.as_str(), server_error(*code));
-    }
     // The layer is cloned for each request.
     let instrumentation = Arc::new(instrumentation);
     routes.layer(catch_panics()).layer(from_fn(move |request: Request, next: Next| {
@@ -99,7 +99,7 @@ impl Instrumentation {
             started: Instant::now(),
             response: OnceLock::new(),
             log: Mutex::default(),
-            _active: self.telemetry.metrics.active_request(),
+            _active: Arc::clone(&self.metrics.active),
         })
     }
 
@@ -150,46 +150,6 @@ fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
     }
 }
 
-/// Logs a request with the fields that all requests share and those in braces. `$result`: the code of a refusal or the
-/// delivery.
-macro_rules! log_request {
-    ($level:ident, $request:ident, $log:ident, $status:ident, $result:expr, { $($field:tt)* }) => {{
-        let (method, route, id) = ($request.line.method, $request.route(), $request.request_id);
-        let result: Option<&str> = $result;
-        tracing::$level!(
-            name: names::REQUEST_EVENT,
-            {
-                { names::REQUEST_ID } = %id,
-                { names::HTTP_REQUEST_METHOD } = method,
-                { names::HTTP_ROUTE } = route,
-                { names::HTTP_RESPONSE_STATUS_CODE } = $status,
-                { names::DURATION_US } = $request.duration_us(),
-                { names::CONVERSATION_ID } = $log.conversation.as_ref().map(tracing::field::display),
-                { names::CONVERSATION_REFERENCE } = $log.reference.map(tracing::field::display),
-                { names::WORK_ITEM_ID } = $log.work_item.map(tracing::field::display),
-                { names::WORK_ITEM_SEQUENCE } = $log.sequence.map(Sequence::get),
-                { names::WORK_ITEM_KIND } = $log.kind.map(Kind::as_str),
-                { names::TURN_ID } = $log.turn_id.as_ref().map(tracing::field::display),
-                { names::TOOL_CALL_ID } = $log.tool_call_id.as_ref().map(tracing::field::display),
-                { names::TOOL_NAME } = $log.name.as_ref().map(tracing::field::display),
-                { names::DEADLINE } = $log.deadline.map(|(deadline, _)| tracing::field::display(deadline)),
-                { names::TIMEOUT_MS } = $log.deadline.map(|(_, timeout_ms)| timeout_ms),
-                { names::REASON } = $log.reason.as_ref().map(tracing::field::display),
-                { names::OUTCOME } = $log.outcome.map(Outcome::as_str),
-                { names::TOKEN_FINGERPRINT } = $log.token.map(tracing::field::display),
-                { names::HTTP_REQUEST_BODY_SIZE } = $log.body.map(|(bytes, _)| bytes),
-                { names::BODY_DIGEST } = $log.body_digest(),
-                { names::ISSUED_TRACE } = $log.issued_trace(),
-                $($field)*
-            },
-            "{method} {route} {} {}{}{id}",
-            $status,
-            result.unwrap_or_default(),
-            if result.is_some() { " " } else { "" },
-        )
-    }};
-}
-
 /// The end of a request. See [`RequestContext`].
 impl Drop for RequestState {
     fn drop(&mut self) {
@@ -200,12 +160,7 @@ impl Drop for RequestState {
         };
         let code = refusal.as_ref().map(|refusal| refusal.code);
         if status < 400 || self.has_own_line(code, &log) {
-            let _in_span = self.span.enter();
-            match &refusal {
-                None if status < 400 => self.log_success(status, &log),
-                refusal => self.log_failure(status, refusal.as_ref(), &log),
-            }
-            self.end_span(status, code, &log);
+            self.report(status, refusal.as_ref(), &log);
         } else {
             self.span.discard();
         }
@@ -231,49 +186,85 @@ impl RequestState {
         self.line.route.as_ref().map_or("", MatchedPath::as_str)
     }
 
-    fn duration_us(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-
-    fn log_success(&self, status: u16, log: &RequestLog) {
-        macro_rules! line {
-            ($level:ident) => {
-                log_request!($level, self, log, status, log.delivery_name(), {
-                    { names::DELIVERY } = log.delivery_name(),
-                    { names::HELD_BEHIND } = log.held_behind(),
-                    { names::REPLAYED } = log.replayed,
-                    { names::CANCELLED } = log.cancelled,
-                    { names::RELEASED } = (log.released > 0).then_some(log.released),
-                    { names::DROPPED_HELD } = log.dropped.map(|(held, _)| held),
-                    { names::DROPPED_AWAITING } = log.dropped.map(|(_, awaiting)| awaiting),
-                    { names::TURNAROUND_MS } = log.turnaround_ms,
-                })
-            };
+    /// Logs the request, and ends its span.
+    fn report(&self, status: u16, refusal: Option<&Refusal>, log: &RequestLog) {
+        let is_frequent = status < 400 && (self.line.probe || log.is_heartbeat);
+        let is_logged =
+            if is_frequent { tracing::enabled!(Level::DEBUG) } else { tracing::enabled!(Level::ERROR) };
+        if !is_logged && !self.span.is_recorded() {
+            return;
         }
-        if self.line.probe || log.is_heartbeat { line!(debug) } else { line!(info) }
-    }
-
-    /// Logs a refusal, or a request whose client disconnected.
-    fn log_failure(&self, status: u16, refusal: Option<&Refusal>, log: &RequestLog) {
         let code = refusal.map(|refusal| refusal.code);
+        let attributes = Arc::new(self.attributes(status, code, log));
+        let result = code.map(Code::as_str).or(log.delivery_name()).map(|result| format!("{result} "));
+        let result = result.unwrap_or_default();
+        let in_span = self.span.enter_with(&attributes);
         macro_rules! line {
             ($level:ident) => {
-                log_request!($level, self, log, status, code.map(Code::as_str), {
-                    { names::CODE } = code.map(Code::as_str),
-                    { names::MESSAGE } = refusal.map(|refusal| &*refusal.message),
-                    error = refusal.and_then(|refusal| refusal.cause.as_deref()),
-                    { names::TIMEOUT_CAUSE } = log.timeout_cause.map(TimeoutCause::as_str),
-                    { names::LATE_MS } = log.late_ms,
-                    { names::CLIENT_ADDRESS } = %self.client,
-                    { names::USER_AGENT } = self.user_agent(),
-                })
+                tracing::$level!(
+                    name: names::REQUEST_EVENT,
+                    {
+                        { names::DURATION_US } = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+                        { names::MESSAGE } = refusal.map(|refusal| &*refusal.message),
+                        error = refusal.and_then(|refusal| refusal.cause.as_deref()),
+                    },
+                    "{} {} {status} {result}{}",
+                    self.line.method,
+                    self.route(),
+                    self.request_id,
+                )
             };
         }
         match code {
             Some(Code::Internal) => line!(error),
             Some(Code::StoreUnavailable | Code::OutcomeUnknown) => line!(warn),
+            None if is_frequent => line!(debug),
             Some(_) | None => line!(info),
         }
+        drop(in_span);
+        self.end_span(code, Arc::unwrap_or_clone(attributes), log);
+    }
+
+    /// The attributes that the log line and the span share.
+    fn attributes(&self, status: u16, code: Option<Code>, log: &RequestLog) -> Vec<KeyValue> {
+        // Who sent a request that was refused or aborted.
+        let is_failure = status >= 400;
+        let agent = self.user_agent().filter(|_| is_failure);
+        attributes([
+            (names::REQUEST_ID, Some(text(self.request_id))),
+            (names::HTTP_REQUEST_METHOD, Some(self.line.method.into())),
+            (names::HTTP_ROUTE, self.line.route.as_ref().map(|route| text(route.as_str()))),
+            (names::HTTP_RESPONSE_STATUS_CODE, Some(i64::from(status).into())),
+            (names::CODE, code.map(|code| code.as_str().into())),
+            (names::CONVERSATION_ID, log.conversation.as_ref().map(text)),
+            (names::CONVERSATION_REFERENCE, log.reference.map(text)),
+            (names::WORK_ITEM_ID, log.work_item.map(text)),
+            (names::WORK_ITEM_SEQUENCE, log.sequence.map(|sequence| number(sequence.get()))),
+            (names::WORK_ITEM_KIND, log.kind.map(|kind| kind.as_str().into())),
+            (names::TURN_ID, log.turn_id.as_ref().map(text)),
+            (names::TOOL_CALL_ID, log.tool_call_id.as_ref().map(text)),
+            (names::TOOL_NAME, log.name.as_ref().map(text)),
+            (names::DEADLINE, log.deadline.map(|(deadline, _)| text(deadline))),
+            (names::TIMEOUT_MS, log.deadline.map(|(_, timeout_ms)| number(timeout_ms))),
+            (names::TIMEOUT_CAUSE, log.timeout_cause.map(|cause| cause.as_str().into())),
+            (names::LATE_MS, log.late_ms.map(number)),
+            (names::TURNAROUND_MS, log.turnaround_ms.map(number)),
+            (names::ISSUED_TRACE, log.issued_in.as_ref().map(|issued| text(issued.trace_id()))),
+            (names::OUTCOME, log.outcome.map(|outcome| outcome.as_str().into())),
+            (names::DELIVERY, log.delivery_name().map(Into::into)),
+            (names::REPLAYED, log.replayed.map(Into::into)),
+            (names::HELD_BEHIND, log.held_behind().map(number)),
+            (names::CANCELLED, log.cancelled.map(number)),
+            (names::REASON, log.reason.as_ref().map(text)),
+            (names::RELEASED, (log.released > 0).then(|| number(log.released as u64))),
+            (names::DROPPED_HELD, log.dropped.map(|(held, _)| number(held))),
+            (names::DROPPED_AWAITING, log.dropped.map(|(_, awaiting)| number(awaiting))),
+            (names::TOKEN_FINGERPRINT, log.token.map(text)),
+            (names::HTTP_REQUEST_BODY_SIZE, log.body.map(|(bytes, _)| number(bytes as u64))),
+            (names::BODY_DIGEST, log.digest.map(|digest| text(digest.short()))),
+            (names::CLIENT_ADDRESS, is_failure.then(|| text(self.client))),
+            (names::USER_AGENT, agent.map(text)),
+        ])
     }
 
     /// The `User-Agent` header, if it is text and contains no token.
@@ -283,29 +274,13 @@ impl RequestState {
         Some(&text[..text.len().min(USER_AGENT_CHARS)]).filter(|text| !contains_token(text))
     }
 
-    fn end_span(&self, status: u16, code: Option<Code>, log: &RequestLog) {
-        if !self.span.is_recorded() {
-            return;
-        }
-        let mut attributes = log.attributes();
-        attributes.extend([
-            KeyValue::new(names::HTTP_REQUEST_METHOD, self.line.method),
-            KeyValue::new(names::URL_SCHEME, self.instrumentation.scheme),
-            KeyValue::new(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status)),
-            KeyValue::new(names::REQUEST_ID, self.request_id.to_string()),
-        ]);
-        if let Some(route) = &self.line.route {
-            attributes.push(KeyValue::new(names::HTTP_ROUTE, route.as_str().to_owned()));
-            attributes.push(KeyValue::new(names::URL_PATH, route.as_str().to_owned()));
-        }
+    fn end_span(&self, code: Option<Code>, mut attributes: Vec<KeyValue>, log: &RequestLog) {
+        let route = attributes.iter().find(|attribute| attribute.key.as_str() == names::HTTP_ROUTE);
+        let path = route.map(|route| KeyValue::new(names::URL_PATH, route.value.clone()));
         let failure = code.and_then(server_error);
-        if status >= 400 {
-            attributes.extend(code.map(|code| KeyValue::new(names::CODE, code.as_str())));
-            attributes.extend(failure.map(|error| KeyValue::new(names::ERROR_TYPE, error)));
-            attributes.push(KeyValue::new(names::CLIENT_ADDRESS, self.client.to_string()));
-            let agent = self.user_agent().map(ToOwned::to_owned);
-            attributes.extend(agent.map(|agent| KeyValue::new(names::USER_AGENT, agent)));
-        }
+        attributes.extend(path);
+        attributes.push(KeyValue::new(names::URL_SCHEME, self.instrumentation.scheme));
+        attributes.extend(failure.map(|error| KeyValue::new(names::ERROR_TYPE, error)));
         self.span.link(log.issued_in.as_ref(), names::ISSUED_IN);
         self.span.end(attributes, failure);
     }
@@ -315,21 +290,19 @@ impl RequestState {
             method: self.line.method,
             scheme: self.instrumentation.scheme,
             status,
-            code: code.map_or("", Code::as_str),
+            code,
             outcome: log.outcome.map_or("", Outcome::as_str),
-            failure: code.and_then(server_error),
         };
         let body = log.body.map(|(bytes, _)| bytes);
         let is_callback = self.instrumentation.listener == Listener::Public && !log.is_heartbeat;
         let decided_at = log.decided_at.unwrap_or_else(Instant::now);
         let decision = log.body.filter(|_| is_callback).map(|(_, read_at)| decided_at - read_at);
-        let metrics = &self.instrumentation.telemetry.metrics;
-        metrics.record_request(self.route(), labels, self.started.elapsed(), body, decision);
+        self.instrumentation.metrics.record(self.route(), labels, self.started.elapsed(), body, decision);
     }
 }
 
 /// `error.type` of a refusal. By OpenTelemetry's conventions, a 4xx is not an error of the server.
-fn server_error(code: Code) -> Option<&'static str> {
+pub(super) fn server_error(code: Code) -> Option<&'static str> {
     code.status().is_server_error().then(|| code.as_str())
 }
 

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use opentelemetry::logs::Severity;
-use opentelemetry::{Context, InstrumentationScope};
+use opentelemetry::Context;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::logs::{LogBatch, LogExporter, LogProcessor, SdkLogRecord};
+use opentelemetry_sdk::logs::{LogBatch, LogExporter};
 use opentelemetry_sdk::metrics::Temporality;
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
@@ -56,7 +55,7 @@ impl ExportQueue {
     }
 
     /// Counts an item as queued. If the queue is full, counts it as lost and returns `false`.
-    fn enqueue(&self) -> bool {
+    pub(super) fn enqueue(&self) -> bool {
         let fits = self.queued.fetch_add(1, Ordering::Relaxed) < self.capacity;
         if !fits {
             self.queued.fetch_sub(1, Ordering::Relaxed);
@@ -103,28 +102,6 @@ pub(super) struct Queued<T> {
     pub(super) queue: Arc<ExportQueue>,
 }
 
-/// Methods that only call the inner processor or exporter.
-macro_rules! delegate {
-    ($($method:ident),*) => {
-        $(delegate!(@$method);)*
-    };
-    (@force_flush) => {
-        fn force_flush(&self) -> OTelSdkResult {
-            self.inner.force_flush()
-        }
-    };
-    (@shutdown_with_timeout) => {
-        fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-            self.inner.shutdown_with_timeout(timeout)
-        }
-    };
-    (@set_resource) => {
-        fn set_resource(&mut self, resource: &Resource) {
-            self.inner.set_resource(resource);
-        }
-    };
-}
-
 impl<P: SpanProcessor> SpanProcessor for Queued<P> {
     fn on_start(&self, span: &mut Span, context: &Context) {
         self.inner.on_start(span, context);
@@ -136,21 +113,17 @@ impl<P: SpanProcessor> SpanProcessor for Queued<P> {
         }
     }
 
-    delegate!(force_flush, shutdown_with_timeout, set_resource);
-}
-
-impl<P: LogProcessor> LogProcessor for Queued<P> {
-    fn emit(&self, record: &mut SdkLogRecord, scope: &InstrumentationScope) {
-        if self.queue.enqueue() {
-            self.inner.emit(record, scope);
-        }
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
     }
 
-    fn event_enabled(&self, level: Severity, target: &str, name: Option<&str>) -> bool {
-        self.queue.admits() && self.inner.event_enabled(level, target, name)
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
     }
 
-    delegate!(force_flush, shutdown_with_timeout, set_resource);
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
 }
 
 impl<E: SpanExporter> SpanExporter for Queued<E> {
@@ -159,7 +132,9 @@ impl<E: SpanExporter> SpanExporter for Queued<E> {
         self.queue.dequeue(items, self.inner.export(batch).await)
     }
 
-    delegate!(shutdown_with_timeout, set_resource);
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
 }
 
 impl<E: LogExporter> LogExporter for Queued<E> {
@@ -168,7 +143,9 @@ impl<E: LogExporter> LogExporter for Queued<E> {
         self.queue.dequeue(items, self.inner.export(batch).await)
     }
 
-    delegate!(shutdown_with_timeout, set_resource);
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
 }
 
 /// Metrics are not queued: each export has all of them.
@@ -177,7 +154,13 @@ impl<E: PushMetricExporter> PushMetricExporter for Queued<E> {
         self.queue.exported(1, self.inner.export(metrics).await)
     }
 
-    delegate!(force_flush, shutdown_with_timeout);
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
 
     fn temporality(&self) -> Temporality {
         self.inner.temporality()

@@ -10,6 +10,7 @@ use axum::Router;
 use axum::routing::post;
 use callback_ingress::config::{Sources, load};
 use callback_ingress::http::context::{Instrumentation, Listener};
+use callback_ingress::http::metrics::RequestMetrics;
 use callback_ingress::http::observe::observe_requests;
 use callback_ingress::http::refusal_summaries::RefusalSummaries;
 use callback_ingress::http::server::{self, ConnectionLimits};
@@ -111,6 +112,7 @@ fn a_process_that_panics() {
             listener: Listener::Public,
             scheme: "http",
             trusted_proxies,
+            metrics: Arc::new(RequestMetrics::new(&telemetry.metrics)),
             telemetry,
             refusal_summaries,
         };
