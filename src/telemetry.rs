@@ -5,7 +5,7 @@
 //! Telemetry never delays or fails a request: what cannot be written or exported in time is dropped and counted.
 
 pub mod attributes;
-mod exports;
+mod exporters;
 mod keyed_histogram;
 mod lines;
 mod log;
@@ -20,7 +20,7 @@ use std::io::{IsTerminal, stderr};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use exports::{ExportError, Exports};
+pub use exporters::ExportError;
 pub use keyed_histogram::KeyedHistogram;
 pub use metrics::{Metrics, REQUEST_SECONDS};
 use opentelemetry::logs::LoggerProvider;
@@ -32,7 +32,7 @@ use opentelemetry_otlp::MetricExporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
-use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracerProvider};
+use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
@@ -42,8 +42,8 @@ use tracing_subscriber::{EnvFilter, Layer};
 use self::lines::LineFormat;
 use self::log::{LogLayer, RecordExport, may_be_logged};
 use self::queue::{ExportQueue, Queued};
-use self::trace::{SpanRef, Tracer};
-use crate::config::{LogFormat, TelemetryConfig};
+use self::trace::SpanRef;
+use crate::config::{Exports, LogFormat, TelemetryConfig};
 
 thread_local! {
     /// Source location of the last panic of this thread.
@@ -64,13 +64,19 @@ pub struct Telemetry {
     tracer: Option<Tracer>,
 }
 
+#[derive(Clone, Debug)]
+struct Tracer {
+    sdk: SdkTracer,
+    queue: Arc<ExportQueue>,
+}
+
 /// Keeps logging and exporting alive. Dropping it writes the remaining log lines, for at most a second.
 #[must_use = "logging stops when this is dropped"]
 #[derive(Debug)]
 pub struct TelemetryGuard {
     _log: WorkerGuard,
-    traces: Option<SdkTracerProvider>,
-    logs: Option<SdkLoggerProvider>,
+    traces: SdkTracerProvider,
+    logs: SdkLoggerProvider,
     metrics: SdkMeterProvider,
     queues: [Arc<ExportQueue>; 3],
 }
@@ -79,14 +85,11 @@ impl TelemetryGuard {
     /// Exports the queued spans, log records and metrics, for at most `limit`, and stops the exporters.
     pub async fn flush(&self, limit: Duration) {
         let (traces, logs, metrics) = (self.traces.clone(), self.logs.clone(), self.metrics.clone());
-        let lost_before = self.lost();
+        let lost = || self.queues.iter().map(|queue| queue.lost()).sum::<u64>();
+        let lost_before = lost();
         // `shutdown_with_timeout` blocks, and can exceed its timeout.
-        let traces = tokio::task::spawn_blocking(move || {
-            traces.map_or(Ok(()), |provider| provider.shutdown_with_timeout(limit))
-        });
-        let logs = tokio::task::spawn_blocking(move || {
-            logs.map_or(Ok(()), |provider| provider.shutdown_with_timeout(limit))
-        });
+        let traces = tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(limit));
+        let logs = tokio::task::spawn_blocking(move || logs.shutdown_with_timeout(limit));
         let all = tokio::time::timeout(limit, async {
             let queued = tokio::join!(traces, logs);
             // Last: the metrics count what the other two lost.
@@ -94,13 +97,9 @@ impl TelemetryGuard {
             matches!((queued, metrics), ((Ok(Ok(())), Ok(Ok(()))), Ok(Ok(()))))
         });
         // The SDK reports success even if the last batch was lost.
-        if !all.await.unwrap_or_default() || self.lost() > lost_before {
+        if !all.await.unwrap_or_default() || lost() > lost_before {
             tracing::warn!(name: "telemetry.incomplete", "some telemetry could not be exported before shutdown");
         }
-    }
-
-    fn lost(&self) -> u64 {
-        self.queues.iter().map(|queue| queue.lost()).sum()
     }
 }
 
@@ -120,18 +119,18 @@ fn line_format(config: &TelemetryConfig) -> LineFormat {
 /// Installs a panic hook that logs the location of a panic without its message.
 ///
 /// # Errors
-/// An `OTEL_` variable is invalid, or an exporter cannot be created.
+/// An exporter cannot be created.
 pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, TelemetryGuard), ExportError> {
     // `reqwest` is built without a crypto provider and uses the process's default. An error means that one is set.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let resource = exports::resource();
+    let resource = exporters::resource();
     let (writer, log) = tracing_appender::non_blocking(stderr());
     let spans = ExportQueue::new("traces", exports.span_queue);
     let records = ExportQueue::new("logs", exports.log_queue);
     let points = ExportQueue::new("metrics", usize::MAX);
     let queues = [Arc::clone(&spans), Arc::clone(&points), Arc::clone(&records)];
 
-    let exporter = exports.metrics.map(|protocol| exports.metric_exporter(protocol)).transpose()?;
+    let exporter = exports.metrics.map(|protocol| exporters::metrics(&exports, protocol)).transpose()?;
     let metrics = Metrics::new(resource.clone(), exporter.map(|inner| Queued { inner, queue: points }));
     let (lost_items, unwritten) = (queues.clone(), writer.error_counter());
     metrics.observe(names::LOST, move || {
@@ -139,29 +138,22 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
         let signals = queues.into_iter().chain([("stderr", unwritten.dropped_lines() as u64)]);
         signals.map(|(signal, lost)| (lost, Some(KeyValue::new(names::SIGNAL, signal)))).collect::<Vec<_>>()
     });
-    let span_provider = match exports.traces {
-        Some(protocol) => {
-            let inner = Queued { inner: exports::spans(protocol)?, queue: Arc::clone(&spans) };
-            let inner = BatchSpanProcessor::builder(inner).build();
-            let provider = SdkTracerProvider::builder().with_resource(resource.clone());
-            Some(provider.with_span_processor(Queued { inner, queue: Arc::clone(&spans) }).build())
-        }
-        None => None,
-    };
-    let record_provider = match exports.logs {
-        Some(protocol) => {
-            let inner = Queued { inner: exports::logs(protocol)?, queue: Arc::clone(&records) };
-            let processor = BatchLogProcessor::builder(inner).build();
-            let provider = SdkLoggerProvider::builder().with_resource(resource);
-            Some(provider.with_log_processor(processor).build())
-        }
-        None => None,
-    };
-    let tracer =
-        span_provider.as_ref().map(|provider| Tracer { sdk: provider.tracer(names::SCOPE), queue: spans });
-    let records = record_provider
-        .as_ref()
-        .map(|provider| RecordExport { logger: provider.logger(names::SCOPE), queue: records });
+    let mut span_provider = SdkTracerProvider::builder().with_resource(resource.clone());
+    if let Some(protocol) = exports.traces {
+        let exporter = Queued { inner: exporters::spans(protocol)?, queue: Arc::clone(&spans) };
+        let inner = BatchSpanProcessor::builder(exporter).build();
+        span_provider = span_provider.with_span_processor(Queued { inner, queue: Arc::clone(&spans) });
+    }
+    let mut record_provider = SdkLoggerProvider::builder().with_resource(resource);
+    if let Some(protocol) = exports.logs {
+        let exporter = Queued { inner: exporters::logs(protocol)?, queue: Arc::clone(&records) };
+        record_provider = record_provider.with_log_processor(BatchLogProcessor::builder(exporter).build());
+    }
+    let (traces, logs) = (span_provider.build(), record_provider.build());
+    let sdk = traces.tracer(names::SERVICE);
+    let logger = logs.logger(names::SERVICE);
+    let spans = exports.traces.map(|_| Tracer { sdk, queue: spans });
+    let records = exports.logs.map(|_| RecordExport { logger, queue: records });
     // The configuration contains only valid directives.
     let filter = EnvFilter::try_new(&config.log_level).unwrap_or_default();
     let layer = LogLayer { writer, format: line_format(config), records };
@@ -176,14 +168,8 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
         tracing::error!(name: "panic", location, "panic (this is a bug)");
         LAST_PANIC.set(location);
     }));
-    let guard = TelemetryGuard {
-        _log: log,
-        traces: span_provider,
-        logs: record_provider,
-        metrics: metrics.provider().clone(),
-        queues,
-    };
-    Ok((Telemetry { metrics, tracer }, guard))
+    let guard = TelemetryGuard { _log: log, traces, logs, metrics: metrics.provider().clone(), queues };
+    Ok((Telemetry { metrics, tracer: spans }, guard))
 }
 
 impl Telemetry {
@@ -207,10 +193,10 @@ impl Telemetry {
         kind: SpanKind,
         parent: &Context,
     ) -> SpanRef {
-        self.tracer
-            .as_ref()
-            .and_then(|tracer| tracer.start(name, kind, parent))
-            .unwrap_or_else(|| SpanRef::random(parent))
+        let tracer = self.tracer.as_ref().filter(|tracer| tracer.queue.admits());
+        let span = || SpanBuilder::from_name(name()).with_kind(kind);
+        let started = tracer.and_then(|tracer| SpanRef::start(&tracer.sdk, span(), parent));
+        started.unwrap_or_else(|| SpanRef::random(parent))
     }
 
     /// Whether the children of this span are exported.

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use opentelemetry::context::FutureExt;
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Context, KeyValue};
@@ -27,20 +26,13 @@ use super::health;
 use super::metrics::ResponseLabels;
 use super::refusal::{INTERNAL, Refusal};
 use super::refusal_summaries::RefusalKey;
+use super::trace_headers;
 use crate::clock::Entropy;
 use crate::domain::ids::{RequestId, contains_token};
 use crate::domain::work_item::Outcome;
 use crate::telemetry::attributes::{attributes, number, text};
-use crate::telemetry::trace::{self, SpanRef};
+use crate::telemetry::trace::SpanRef;
 use crate::telemetry::{self, names};
-
-/// Response header with the trace id.
-pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
-/// The request's span, as W3C Trace Context Level 2 (a draft) defines it.
-pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
-
-/// The request's span again, in the header that browsers and proxies evaluate (W3C Server Timing).
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Maximum length of a logged `User-Agent`, in characters.
 const USER_AGENT_CHARS: usize = 120;
@@ -63,7 +55,10 @@ async fn respond(context: RequestContext, mut request: Request, next: Next) -> R
     if let Some(refusal) = &refusal {
         response = refusal.render(context.request_id, &context.span.trace_id());
     }
-    add_ids(&context, response.headers_mut());
+    if let Ok(id) = HeaderValue::try_from(context.request_id.to_string()) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    trace_headers::add(&context.span, response.headers_mut());
     // Cannot fail: set only here.
     let _ = context.response.set(LoggedResponse { status: response.status(), refusal });
     response
@@ -76,7 +71,7 @@ impl Instrumentation {
         let path = route.as_ref().map(MatchedPath::as_str);
         let probe = path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
         let parent = match self.listener {
-            Listener::Platform => trace::caller(request.headers()),
+            Listener::Platform => trace_headers::caller(request.headers()),
             Listener::Public => Context::new(),
         };
         let span = if probe {
@@ -129,25 +124,6 @@ fn span_name(method: &str, route: Option<&str>) -> String {
 fn standard_method(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
-}
-
-fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
-    const PREFIX: &str = "trace;desc=";
-    let request_id = context.request_id.to_string();
-    // The three trace headers share one allocation.
-    let timing = Bytes::from(format!("{PREFIX}{}", context.span.header()));
-    let trace = timing.slice(PREFIX.len()..);
-    let ids = [
-        (REQUEST_ID, HeaderValue::try_from(request_id)),
-        (TRACE_ID, HeaderValue::from_maybe_shared(trace.slice(SpanRef::TRACE_ID))),
-        (TRACE_RESPONSE, HeaderValue::from_maybe_shared(trace)),
-        (SERVER_TIMING, HeaderValue::from_maybe_shared(timing)),
-    ];
-    for (name, value) in ids {
-        if let Ok(value) = value {
-            headers.insert(name, value);
-        }
-    }
 }
 
 /// The end of a request. See [`RequestContext`].

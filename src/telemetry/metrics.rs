@@ -20,9 +20,6 @@ pub const REQUEST_SECONDS: &[f64] = &[
     10.0, 60.0,
 ];
 
-/// [`names::BUILD`] as the exporter for Prometheus spells it. Prometheus' own convention is the suffix `_info`.
-const BUILD_IN_PROMETHEUS: &str = "callback_ingress_build";
-
 /// Creates instruments and exports them. Clones share the instruments.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -53,7 +50,7 @@ impl Metrics {
             builder = builder.with_reader(PeriodicReader::builder(exporter).build());
         }
         let provider = builder.build();
-        let meter = provider.meter(names::SCOPE);
+        let meter = provider.meter(names::SERVICE);
         let panics = counter(&meter, names::PANICS);
         panics.add(0, &[]);
         let metrics = Self { provider, meter, registry, panics };
@@ -69,13 +66,7 @@ impl Metrics {
 
     /// All metrics in Prometheus' text format, with those of the process (`process_*`).
     pub fn prometheus(&self) -> String {
-        let mut families = self.registry.gather();
-        for family in &mut families {
-            if family.name() == BUILD_IN_PROMETHEUS {
-                family.set_name(format!("{BUILD_IN_PROMETHEUS}_info"));
-            }
-        }
-        TextEncoder::new().encode_to_string(&families).unwrap_or_default()
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 
     /// Counts a panic.

@@ -20,7 +20,7 @@ pub(super) const DISCARDED: &str = "";
 ///
 /// Exists because the SDK reports lost items only in its own log, and drops an item only after it was created, which
 /// costs as much as exporting it. While this queue is full, no items are created.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct ExportQueue {
     /// `traces`, `metrics` or `logs`.
     pub(super) signal: &'static str,
@@ -32,8 +32,7 @@ pub(super) struct ExportQueue {
 
 impl ExportQueue {
     pub(super) fn new(signal: &'static str, capacity: usize) -> Arc<Self> {
-        let (queued, lost) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Arc::new(Self { signal, capacity, queued, lost, is_failing: AtomicBool::new(false) })
+        Arc::new(Self { signal, capacity, ..Self::default() })
     }
 
     /// Whether another item may be created. If not, counts it as lost.
@@ -41,6 +40,14 @@ impl ExportQueue {
         let admits = self.queued.load(Ordering::Relaxed) < self.capacity;
         self.add_lost(usize::from(!admits));
         admits
+    }
+
+    /// Counts an item as queued. If the queue is full, counts it as lost and returns `false`.
+    pub(super) fn enqueue(&self) -> bool {
+        let next = |queued| (queued < self.capacity).then_some(queued + 1);
+        let fits = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok();
+        self.add_lost(usize::from(!fits));
+        fits
     }
 
     /// Number of items that were not created or not exported.
@@ -52,16 +59,6 @@ impl ExportQueue {
         if items > 0 {
             self.lost.fetch_add(items as u64, Ordering::Relaxed);
         }
-    }
-
-    /// Counts an item as queued. If the queue is full, counts it as lost and returns `false`.
-    pub(super) fn enqueue(&self) -> bool {
-        let fits = self.queued.fetch_add(1, Ordering::Relaxed) < self.capacity;
-        if !fits {
-            self.queued.fetch_sub(1, Ordering::Relaxed);
-            self.add_lost(1);
-        }
-        fits
     }
 
     /// Records the export of queued items.
