@@ -26,10 +26,8 @@ pub struct SpanRef {
 
 /// The context of a span that another request has stored.
 pub fn remote_context(traceparent: &TraceParent) -> Option<SpanContext> {
-    let mut parts = traceparent.as_str().split('-').skip(1);
-    let trace = TraceId::from_hex(parts.next()?).ok()?;
-    let span = SpanId::from_hex(parts.next()?).ok()?;
-    let flags = u8::from_str_radix(parts.next()?, 16).ok()?;
+    let (trace, span, flags) = traceparent.ids()?;
+    let (trace, span) = (TraceId::from(trace), SpanId::from(span));
     let flags = TraceFlags::new(flags) & TraceFlags::SAMPLED;
     Some(SpanContext::new(trace, span, flags, true, TraceState::NONE))
 }
