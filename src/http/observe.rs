@@ -172,8 +172,7 @@ impl RequestState {
         }
         let code = refusal.map(|refusal| refusal.code);
         let attributes = Arc::new(self.attributes(status, code, log));
-        let result = code.map(Code::as_str).or(log.delivery_name()).map(|result| format!("{result} "));
-        let result = result.unwrap_or_default();
+        let result = code.map(Code::as_str).or(log.delivery_name()).unwrap_or_default();
         let in_span = self.span.enter_with(&attributes);
         macro_rules! line {
             ($level:ident) => {
@@ -184,9 +183,10 @@ impl RequestState {
                         { names::MESSAGE } = refusal.map(|refusal| &*refusal.message),
                         error = refusal.and_then(|refusal| refusal.cause.as_deref()),
                     },
-                    "{} {} {status} {result}{}",
+                    "{} {} {status} {result}{}{}",
                     self.line.method,
                     self.route(),
+                    if result.is_empty() { "" } else { " " },
                     self.request_id,
                 )
             };

@@ -1,6 +1,7 @@
 //! Attributes, which a span and a log line can share.
 
 use std::fmt::Display;
+use std::io::Write;
 use std::sync::Arc;
 
 use opentelemetry::{KeyValue, Value};
@@ -15,7 +16,13 @@ pub fn attributes<const N: usize>(all: [(&'static str, Option<Value>); N]) -> Ve
 
 /// A value as text. Clones share it.
 pub fn text(value: impl Display) -> Value {
-    Value::String(Arc::<str>::from(value.to_string()).into())
+    // Formats most values without an allocation of their own.
+    let mut buffer = [0; 128];
+    let mut rest = &mut buffer[..];
+    let fits = write!(rest, "{value}").is_ok();
+    let length = 128 - rest.len();
+    let short = str::from_utf8(&buffer[..length]).ok().filter(|_| fits);
+    Value::String(short.map_or_else(|| value.to_string().into(), Arc::<str>::from).into())
 }
 
 /// A number. Saturates at the maximum of the integer type of attributes.

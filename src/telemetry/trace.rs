@@ -75,8 +75,11 @@ impl SpanRef {
 
     /// The trace context to pass on. `None` if spans are not exported.
     pub fn traceparent(&self) -> Option<TraceParent> {
+        if !self.is_span {
+            return None;
+        }
         let (trace_id, span_id, flags) = self.ids();
-        TraceParent::of(trace_id, span_id, flags).filter(|_| self.is_span)
+        TraceParent::of(trace_id, span_id, flags)
     }
 
     /// The trace id, the span id and the flags.
