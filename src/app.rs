@@ -18,7 +18,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::SecretString;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -28,12 +28,14 @@ pub use self::tasks::TaskEnded;
 use self::tasks::Tasks;
 use crate::clock::{Clock, Entropy, NoEntropy};
 use crate::config::{Config, HttpConfig};
+use crate::domain::gate::Totals;
 use crate::domain::token::{InvalidKeyId, KeyId, KeyTooShort, Keyring, SigningKey};
 use crate::http::admission::{Admission, Lifecycle};
 use crate::http::body::{BodyBudget, BodyLimits};
 use crate::http::connection::ConnectionLimits;
 use crate::http::context::{Instrumentation, Listener};
 use crate::http::health::Health;
+use crate::http::metrics::RequestMetrics;
 use crate::http::refusal_summaries::RefusalSummaries;
 use crate::http::server;
 use crate::http::tls::{CertificateFiles, Tls, TlsError};
@@ -43,7 +45,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::redis::{InvalidServers, RedisStore};
 use crate::store::{Backend, InstrumentedStore, Store, StoreHealth};
 use crate::sweeper;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, names};
 
 /// Minimum and maximum interval at which the store's totals are computed.
 const TOTALS_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
@@ -213,14 +215,16 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     let body = body_limits(http);
     let admission = || Admission::new(lifecycle.clone(), http.max_requests_in_flight.size());
     let refusal_summaries = Arc::new(RefusalSummaries::new(config.rate_limit.ipv6_prefix.get()));
+    let request_metrics = Arc::new(RequestMetrics::new(&telemetry.metrics));
     let instrumentation = |listener, scheme| Instrumentation {
         listener,
         scheme,
         trusted_proxies: config.trusted_proxies(),
         telemetry: telemetry.clone(),
+        metrics: Arc::clone(&request_metrics),
         refusal_summaries: Arc::clone(&refusal_summaries),
     };
-    let event_streams = Arc::new(Semaphore::new(http.max_event_streams.size()));
+    let event_streams = event_stream_permits(&telemetry, http.max_event_streams.size());
     let carriers = Arc::new(Carriers::new(&config.token));
     let buffered = http.max_buffered_bytes.size();
     let public_base_url = public_base_url(http, public_addr, public_tls.as_ref());
@@ -248,7 +252,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         body,
         bodies: BodyBudget::new(buffered - buffered / 2),
         pages: Pages::new(buffered / 2, body.max_bytes),
-        event_streams: Arc::clone(&event_streams),
+        event_streams,
         service_keys: service_key_digests,
         failed_auth_limit: FailedAuthLimit::new(&config.rate_limit),
         admission: admission(),
@@ -289,23 +293,42 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
         drain_time: http.drain_timeout_ms.duration().saturating_sub(2 * http.flush_timeout()),
         refusal_summaries,
     };
-    count_event_streams(&app.telemetry, event_streams, http.max_event_streams.size());
     app.telemetry.export_initial_counters();
     Ok(app)
 }
 
-/// Registers a gauge of the open event streams: the permits in use, of at most `max`.
-fn count_event_streams(telemetry: &Telemetry, permits: Arc<Semaphore>, max: usize) {
-    telemetry.metrics.set_event_streams(move || max.saturating_sub(permits.available_permits()) as u64);
+/// The permits of event streams, of which those in use are measured.
+fn event_stream_permits(telemetry: &Telemetry, max: usize) -> Arc<Semaphore> {
+    let permits = Arc::new(Semaphore::new(max));
+    let observed = Arc::clone(&permits);
+    let open = move || max.saturating_sub(observed.available_permits()) as u64;
+    telemetry.metrics.observe(names::EVENT_STREAMS, move || [(open(), None)]);
+    permits
 }
 
 /// Computes the totals of the store at intervals, for the metrics.
 async fn compute_totals_periodically(store: Arc<InstrumentedStore>, telemetry: Telemetry) {
+    // Whether the store is reachable, and its totals if they could be read. `None` before the first check.
+    let (state, read) = watch::channel(None::<(bool, Option<Totals>)>);
+    let observed = read.clone();
+    telemetry.metrics.observe(names::REACHABLE, move || {
+        observed.borrow().map(|(reachable, _)| (u64::from(reachable), None))
+    });
+    let observe_total = |metric, value: fn(Totals) -> u64| {
+        let observed = read.clone();
+        telemetry.metrics.observe(metric, move || {
+            let totals = observed.borrow().filter(|(reachable, _)| *reachable).and_then(|(_, totals)| totals);
+            totals.map(|totals| (value(totals), None))
+        });
+    };
+    observe_total(names::AWAITING, |totals| totals.awaiting);
+    observe_total(names::HELD, |totals| totals.held);
+    observe_total(names::HELD_BYTES, |totals| totals.held_bytes);
     loop {
         let partitions = store.schedule().known();
         let totals = store.totals(&partitions).await.ok();
         let reachable = !matches!(store.health(), StoreHealth::Unreachable | StoreHealth::Unchecked);
-        telemetry.metrics.set_store_state(reachable, totals);
+        state.send_replace(Some((reachable, totals)));
         let (least, most) = TOTALS_INTERVAL;
         sleep(
             (TOTALS_INTERVAL_PER_PARTITION * u32::try_from(partitions.len()).unwrap_or(u32::MAX))

@@ -3,6 +3,7 @@
 //! Does not use figment (no release since 2024-05): errors must name the key and its source, and never the value, which
 //! may be a secret.
 
+mod exports;
 mod layers;
 mod secret_files;
 mod suggestions;
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use exports::{Exports, InvalidVariable};
 use ipnet::IpNet;
 pub use layers::{ConfigError, ConfigErrors, LoadedConfig, Sources, VARIABLE_PREFIX, load};
 use secrecy::{ExposeSecret, SecretString};

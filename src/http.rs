@@ -16,3 +16,4 @@ pub mod refusal_summaries;
 pub mod request_log;
 pub mod server;
 pub mod tls;
+pub mod trace_headers;

@@ -31,6 +31,7 @@
 //! | what the OpenAPI documents say | `public/openapi.rs` and `platform/openapi.rs`, from the parts in [`openapi`] |
 //! | what happens at SIGTERM | `cli/serve.rs`, then [`app::App::run`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
+//! | what an `OTEL_` variable selects | [`config::Exports`]; the SDK reads the others |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
 //! | a Redis key | `store/redis/keys.rs`, the only place that builds keys |
 //!

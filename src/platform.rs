@@ -31,7 +31,7 @@ use crate::http::metrics;
 use crate::http::observe::observe_requests;
 use crate::openapi::document_route;
 use crate::public::Carriers;
-use crate::store::{InstrumentedStore, Store};
+use crate::store::InstrumentedStore;
 
 /// Path prefix of the platform API.
 pub const PLATFORM_PATH: &str = "/platform/v1";
@@ -77,9 +77,8 @@ impl Platform {
         conversation: &ConversationId,
         released: &[Released],
     ) {
-        let reference = conversation.reference();
-        let channel = || self.store.channel(reference);
-        context.telemetry().released(&context.span, (reference, Some(conversation)), channel, released, &[]);
+        let ids = (conversation.reference(), Some(conversation));
+        self.store.record_released(&context.span, ids, released, &[]);
     }
 }
 

@@ -18,8 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::gate::Expired;
-use crate::domain::ids::{ConversationRef, TraceParent};
-use crate::domain::work_item::Outcome;
+use crate::domain::ids::{ConversationId, ConversationRef};
 use crate::store::{CLAIM_MS, DueConversation, InstrumentedStore, Store, StoreError};
 use crate::telemetry::trace::SpanRef;
 use crate::telemetry::{Telemetry, names};
@@ -243,48 +242,26 @@ async fn sweep(
     let span = telemetry.start_span(|| "sweep".into(), SpanKind::Internal, &Context::new());
     let expired = store.expire(due, span.traceparent()).with_context(span.context().clone()).await;
     let expired = expired.inspect_err(|error| span.end(Vec::new(), Some(error.kind())))?;
-    record_expired(telemetry, &span, conversation, &expired);
-    let channel = || store.channel(conversation);
     let ids = (conversation, expired.conversation_id.as_ref());
-    telemetry.released(&span, ids, channel, &expired.released, &expired.timed_out);
+    log_end(&span, ids, &expired);
+    store.record_timed_out(&span, ids, &expired.timed_out);
+    store.record_released(&span, ids, &expired.released, &expired.timed_out);
     span.end(Vec::new(), None);
     Ok(expired.unfinished)
 }
 
-fn record_expired(telemetry: &Telemetry, sweep: &SpanRef, conversation: ConversationRef, expired: &Expired) {
+/// Logs that the conversation ended by its idle timeout.
+fn log_end(sweep: &SpanRef, (reference, id): (ConversationRef, Option<&ConversationId>), expired: &Expired) {
+    let Some(ended) = expired.ended else { return };
     let _in_span = sweep.enter();
-    let id = expired.conversation_id.as_ref();
-    if let Some(ended) = expired.ended {
-        telemetry.metrics.record_dropped(ended.dropped_held, ended.dropped_awaiting);
-        tracing::info!(
-            name: "conversation.idle",
-            {
-                { names::CONVERSATION_ID } = id.map(tracing::field::display),
-                { names::CONVERSATION_REFERENCE } = %conversation,
-                { names::DROPPED_HELD } = ended.dropped_held,
-                { names::DROPPED_AWAITING } = ended.dropped_awaiting,
-            },
-            "a conversation ended by its idle timeout"
-        );
-    }
-    for timed_out in &expired.timed_out {
-        tracing::info!(
-            name: "work_item.timed_out",
-            {
-                { names::CONVERSATION_ID } = id.map(tracing::field::display),
-                { names::CONVERSATION_REFERENCE } = %conversation,
-                { names::WORK_ITEM_ID } = %timed_out.work_item,
-                { names::WORK_ITEM_SEQUENCE } = timed_out.sequence.get(),
-                { names::WORK_ITEM_KIND } = timed_out.kind.as_str(),
-                { names::TOOL_CALL_ID } = timed_out.tool_call_id.as_ref().map(tracing::field::display),
-                { names::TOOL_NAME } = timed_out.name.as_ref().map(tracing::field::display),
-                { names::OUTCOME } = Outcome::TimedOut.as_str(),
-                { names::TIMEOUT_CAUSE } = timed_out.cause.as_str(),
-                { names::LATE_MS } = timed_out.late_ms,
-                { names::ISSUED_TRACE } = timed_out.issued_in.as_ref().map(TraceParent::trace_id),
-            },
-            "a work item timed out"
-        );
-        telemetry.timed_out(sweep, (conversation, id), timed_out);
-    }
+    tracing::info!(
+        name: "conversation.idle",
+        {
+            { names::CONVERSATION_ID } = id.map(tracing::field::display),
+            { names::CONVERSATION_REFERENCE } = %reference,
+            { names::DROPPED_HELD } = ended.dropped_held,
+            { names::DROPPED_AWAITING } = ended.dropped_awaiting,
+        },
+        "a conversation ended by its idle timeout"
+    );
 }

@@ -14,10 +14,10 @@ use tower::ServiceExt;
 
 use super::{App, build};
 use crate::clock::Clock;
-use crate::config::{Sources, load};
+use crate::config::{Exports, Sources, load};
 use crate::http::client_address::Peer;
 use crate::http::code::Code;
-use crate::telemetry::{self, Exports};
+use crate::telemetry;
 
 async fn app() -> App {
     let flags = [

@@ -4,13 +4,12 @@ use url::{Host, Url};
 
 use super::outcome::{Failure, print};
 use crate::clock::Clock;
-use crate::config::{Config, HttpConfig, LoadedConfig};
+use crate::config::{Config, Exports, HttpConfig, InvalidVariable, LoadedConfig};
 use crate::http::tls::Tls;
 use crate::store::redis::{PreflightError, RedisStore, diagnosis};
-use crate::telemetry::{ExportError, Exports};
 
 /// The exports that OpenTelemetry's environment variables select.
-pub(super) fn exports() -> Result<Exports, ExportError> {
+pub(super) fn exports() -> Result<Exports, InvalidVariable> {
     Exports::from_variables(|name| std::env::var_os(name)?.into_string().ok())
 }
 

@@ -14,8 +14,8 @@ use super::outcome::Failure;
 use super::settings::SettingsArgs;
 use crate::app;
 use crate::clock::Clock;
-use crate::config::LoadedConfig;
-use crate::telemetry::{self, Exports};
+use crate::config::{Exports, LoadedConfig};
+use crate::telemetry;
 
 /// Timeout of the work item that gets no callback.
 const SHORT_TIMEOUT_MS: u64 = 1_500;

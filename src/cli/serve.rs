@@ -10,9 +10,9 @@ use super::outcome::{Failure, print};
 use super::width::wrapped;
 use crate::app::{self, App, AppError};
 use crate::clock::Clock;
-use crate::config::{Carrier, LoadedConfig, TokenConfig};
+use crate::config::{Carrier, Exports, InvalidVariable, LoadedConfig, TokenConfig};
 use crate::public::CALLBACKS_PATH;
-use crate::telemetry::{self, ExportError, Exports, Telemetry};
+use crate::telemetry::{self, ExportError, Telemetry};
 
 impl From<AppError> for Failure {
     fn from(error: AppError) -> Self {
@@ -26,6 +26,12 @@ impl From<AppError> for Failure {
             | AppError::KeyTooShort(_)
             | AppError::KeyId(_) => Self::Runtime(error.into()),
         }
+    }
+}
+
+impl From<InvalidVariable> for Failure {
+    fn from(error: InvalidVariable) -> Self {
+        Self::Usage(error.into())
     }
 }
 

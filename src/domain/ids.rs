@@ -361,9 +361,12 @@ impl TraceParent {
         (trace_id != 0 && span_id != 0).then(traceparent)
     }
 
-    /// Whether the sampled flag is set.
-    pub fn is_sampled(&self) -> bool {
-        u8::from_str_radix(&self.0[53..], 16).is_ok_and(|flags| flags & 1 == 1)
+    /// The trace id, the span id and the flags. Never `None`, because the text has been checked.
+    pub fn ids(&self) -> Option<(u128, u64, u8)> {
+        // Faster in halves than as a `u128`.
+        let half = |digits| u64::from_str_radix(&self.0[digits], 16).ok();
+        let trace_id = u128::from(half(3..19)?) << 64 | u128::from(half(19..35)?);
+        Some((trace_id, half(36..52)?, u8::from_str_radix(&self.0[53..], 16).ok()?))
     }
 
     /// The full text, 55 characters.
@@ -517,10 +520,11 @@ mod tests {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let parsed = TraceParent::parse(good).unwrap();
         assert_eq!(parsed.trace_id(), "0af7651916cd43dd8448eb211c80319c");
-        assert!(parsed.is_sampled());
         let parts = TraceParent::of(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, 0xb7ad_6b71_6920_3331, 1);
-        assert_eq!(parts, Some(parsed));
-        assert!(!TraceParent::of(1, 1, 0).unwrap().is_sampled());
+        assert_eq!(parts.as_ref(), Some(&parsed));
+        assert_eq!(TraceParent::of(1, 2, 3).unwrap().ids(), Some((1, 2, 3)));
+        let (trace_id, span_id, flags) = parsed.ids().unwrap();
+        assert_eq!(TraceParent::of(trace_id, span_id, flags), parts);
         assert_eq!((TraceParent::of(0, 1, 1), TraceParent::of(1, 0, 1)), (None, None));
         for bad in [
             "",

@@ -118,6 +118,11 @@ impl Code {
         matches!(self.status().as_u16(), 408 | 429 | 500 | 503)
     }
 
+    /// The value of `error.type`. By OpenTelemetry's conventions, a 4xx is not an error of the server.
+    pub fn error_type(self) -> Option<&'static str> {
+        self.status().is_server_error().then_some(self.as_str())
+    }
+
     /// Whether the request had no valid token.
     pub const fn is_failed_authentication(self) -> bool {
         matches!(self, Self::CallbackTokenMissing | Self::CallbackTokenInvalid | Self::CallbackTokenExpired)

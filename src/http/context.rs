@@ -8,11 +8,12 @@ use axum::http::HeaderValue;
 use tokio::time::Instant;
 
 use super::client_address::TrustedProxies;
+use super::metrics::RequestMetrics;
 use super::refusal_summaries::RefusalSummaries;
 use super::request_log::RequestLog;
 use crate::domain::ids::RequestId;
+use crate::telemetry::Telemetry;
 use crate::telemetry::trace::SpanRef;
-use crate::telemetry::{ActiveRequest, Telemetry};
 
 /// A listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +33,10 @@ pub struct Instrumentation {
     pub scheme: &'static str,
     /// The proxies whose `X-Request-Id` is trusted. The platform listener trusts the header of every caller.
     pub trusted_proxies: TrustedProxies,
-    /// Receives the spans and metrics of the requests.
+    /// Receives the spans of the requests.
     pub telemetry: Telemetry,
+    /// The metrics of requests. Both listeners share them.
+    pub metrics: Arc<RequestMetrics>,
     /// Summarizes repeated refusals. Both listeners share it.
     pub refusal_summaries: Arc<RefusalSummaries>,
 }
@@ -60,7 +63,7 @@ pub struct RequestState {
     pub(super) user_agent: Option<HeaderValue>,
     pub(super) started: Instant,
     pub(super) log: Mutex<RequestLog>,
-    pub(super) _active: ActiveRequest,
+    pub(super) _active: Arc<()>,
 }
 
 impl RequestState {

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use opentelemetry::Context;
 use opentelemetry::context::FutureExt;
 use opentelemetry::trace::SpanKind;
@@ -21,27 +20,17 @@ use super::code::Code;
 use super::context::{Instrumentation, Listener, RequestContext, RequestState};
 use super::health;
 use super::refusal::{INTERNAL, Refusal};
-use super::request_log::server_error;
+use super::trace_headers;
 use crate::clock::Entropy;
 use crate::domain::ids::RequestId;
 use crate::telemetry;
-use crate::telemetry::trace::{self, SpanRef};
+use crate::telemetry::trace::SpanRef;
 
 /// Response header with the request id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Response header with the trace id.
-pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
-/// The request's span, as W3C Trace Context Level 2 (a draft) defines it.
-pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
-
-/// The request's span again, in the header that browsers and proxies evaluate (W3C Server Timing).
-const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
 pub fn observe_requests(instrumentation: Instrumentation, routes: Router) -> Router {
-    for code in Code::ALL {
-        instrumentation.telemetry.metrics.init_refused_counter(code.as_str(), server_error(*code));
-    }
     // The layer is cloned for each request.
     let instrumentation = Arc::new(instrumentation);
     routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(move |request: Request, next: Next| {
@@ -58,7 +47,12 @@ async fn respond(context: RequestContext, mut request: Request, next: Next) -> R
     if let Some(refusal) = &refusal {
         response = refusal.render(context.request_id, &context.span.trace_id());
     }
-    add_ids(&context, response.headers_mut());
+    let headers = response.headers_mut();
+    headers.reserve(4);
+    if let Ok(id) = HeaderValue::try_from(context.request_id.to_string()) {
+        headers.insert(REQUEST_ID, id);
+    }
+    trace_headers::add(&context.span, headers);
     context.record(|log| {
         log.status = Some(response.status());
         log.refusal = refusal;
@@ -74,7 +68,7 @@ impl Instrumentation {
         let is_probe =
             path.is_some_and(|path| path.starts_with(health::PATH) || path == super::metrics::PATH);
         let parent = match self.listener {
-            Listener::Platform => trace::caller(request.headers()),
+            Listener::Platform => trace_headers::caller(request.headers()),
             Listener::Public => Context::new(),
         };
         let span = if is_probe {
@@ -94,7 +88,7 @@ impl Instrumentation {
             user_agent: request.headers().get(header::USER_AGENT).cloned(),
             started: Instant::now(),
             log: Mutex::default(),
-            _active: self.telemetry.metrics.active_request(),
+            _active: Arc::clone(&self.metrics.active),
         })
     }
 
@@ -124,26 +118,6 @@ fn span_name(method: &str, route: Option<&str>) -> String {
 fn standard_method(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
-}
-
-fn add_ids(context: &RequestContext, headers: &mut HeaderMap) {
-    const PREFIX: &str = "trace;desc=";
-    let request_id = context.request_id.to_string();
-    // The three trace headers share one allocation.
-    let timing = Bytes::from(format!("{PREFIX}{}", context.span.header()));
-    let trace = timing.slice(PREFIX.len()..);
-    let ids = [
-        (REQUEST_ID, HeaderValue::try_from(request_id)),
-        (TRACE_ID, HeaderValue::from_maybe_shared(trace.slice(SpanRef::TRACE_ID))),
-        (TRACE_RESPONSE, HeaderValue::from_maybe_shared(trace)),
-        (SERVER_TIMING, HeaderValue::from_maybe_shared(timing)),
-    ];
-    headers.reserve(ids.len());
-    for (name, value) in ids {
-        if let Ok(value) = value {
-            headers.insert(name, value);
-        }
-    }
 }
 
 /// The refusal for an error response of the framework.

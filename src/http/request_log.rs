@@ -1,25 +1,26 @@
 //! The facts about a request, and its end: the log line, the span and the metrics are made of them.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use axum::extract::MatchedPath;
 use axum::http::StatusCode;
-use opentelemetry::{KeyValue, Value};
+use opentelemetry::KeyValue;
 use tokio::time::Instant;
-use tracing::field::{DisplayValue, display};
+use tracing::Level;
 
 use super::code::{CLIENT_CLOSED_REQUEST, Code};
 use super::context::{Listener, RequestState};
+use super::metrics::ResponseLabels;
 use super::refusal::Refusal;
 use super::refusal_summaries::RefusalKey;
 use crate::domain::gate::{CallbackTarget, Delivery, HeartbeatReceipt, Receipt};
-use crate::domain::ids::{ConversationId, Fingerprint, Sequence, TraceParent, TurnId, contains_token};
+use crate::domain::ids::{ConversationId, Fingerprint, TraceParent, TurnId, contains_token};
 use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{Claims, TokenFingerprint};
 use crate::domain::work_item::{Outcome, TimeoutCause, WorkItem};
-use crate::telemetry::trace::saturating_i64;
-use crate::telemetry::{ResponseLabels, names};
+use crate::telemetry::attributes::{attributes, number, text};
+use crate::telemetry::names;
 
 /// Maximum length of a logged `User-Agent`, in characters.
 const USER_AGENT_CHARS: usize = 120;
@@ -107,6 +108,11 @@ impl RequestLog {
         })
     }
 
+    /// The span in which the work item was issued.
+    fn issued_in(&self) -> Option<&TraceParent> {
+        self.item.as_ref()?.traceparent.as_ref()
+    }
+
     /// The sequence for which the result is held.
     fn held_behind(&self) -> Option<u64> {
         match self.delivery {
@@ -116,93 +122,13 @@ impl RequestLog {
     }
 }
 
-/// Passes the fields that a request's log line and its span have in common to the macro `$record`, with its argument
-/// `$to`. Each field has a name and an optional value.
-macro_rules! common_fields {
-    ($record:ident($to:ident), $request:ident, $log:ident, $status:ident) => {{
-        let (item, claims) = ($log.item.as_ref(), $log.claims.as_ref());
-        let with_deadline = item.filter(|_| $request.is_on(Listener::Platform) || $log.late.is_some());
-        let is_failure = $status >= 400;
-        $record! { $to,
-            { names::REQUEST_ID } = Some(display($request.request_id)),
-            { names::HTTP_REQUEST_METHOD } = Some($request.method),
-            { names::HTTP_ROUTE } = $request.route(),
-            { names::HTTP_RESPONSE_STATUS_CODE } = Some(u64::from($status)),
-            { names::CONVERSATION_ID } = $log.conversation.as_ref().map(display),
-            { names::CONVERSATION_REFERENCE } = claims.map(|claims| display(claims.conversation)),
-            { names::WORK_ITEM_ID } =
-                item.map(|item| item.id).or(claims.map(|claims| claims.work_item)).map(display),
-            { names::WORK_ITEM_SEQUENCE } =
-                item.map(|item| item.sequence).or(claims.map(|claims| claims.sequence)).map(Sequence::get),
-            { names::WORK_ITEM_KIND } = item.map(|item| item.kind.as_str()),
-            { names::TURN_ID } =
-                item.and_then(|item| item.turn_id.as_ref()).or($log.turn_id.as_ref()).map(display),
-            { names::TOOL_CALL_ID } = item.and_then(|item| item.tool_call_id.as_ref()).map(display),
-            { names::TOOL_NAME } = item.and_then(|item| item.name.as_ref()).map(display),
-            { names::DEADLINE } = with_deadline.map(|item| display(item.deadline)),
-            { names::TIMEOUT_MS } = with_deadline.map(|item| item.issued_at.millis_until(item.deadline)),
-            { names::TIMEOUT_CAUSE } = $log.late.map(|(cause, _)| cause.as_str()),
-            { names::LATE_MS } = $log.late.map(|(_, ms)| ms),
-            { names::OUTCOME } = $log.outcome.map(Outcome::as_str),
-            { names::DELIVERY } = $log.delivery_name(),
-            { names::HELD_BEHIND } = $log.held_behind(),
-            { names::REPLAYED } = $log.replayed,
-            { names::TURNAROUND_MS } = $log.turnaround_ms,
-            { names::CANCELLED } = $log.cancelled,
-            { names::REASON } = $log.reason.as_ref().map(display),
-            { names::RELEASED } = Some($log.released as u64).filter(|released| *released > 0),
-            { names::DROPPED_HELD } = $log.dropped.map(|(held, _)| held),
-            { names::DROPPED_AWAITING } = $log.dropped.map(|(_, awaiting)| awaiting),
-            { names::TOKEN_FINGERPRINT } = $log.token.map(display),
-            { names::HTTP_REQUEST_BODY_SIZE } = $log.body.map(|(bytes, _)| bytes as u64),
-            { names::BODY_DIGEST } = $log.digest.map(|digest| display(digest.short())),
-            { names::ISSUED_TRACE } =
-                item.and_then(|item| item.traceparent.as_ref()).map(TraceParent::trace_id),
-            { names::CODE } = $log.code().map(Code::as_str),
-            { names::CLIENT_ADDRESS } = is_failure.then(|| display($request.client)),
-            { names::USER_AGENT } = $request.user_agent().filter(|_| is_failure),
-        }
-    }};
-}
-
-/// The value of a field, as the value of an attribute.
-trait AttributeValue {
-    fn attribute_value(self) -> Value;
-}
-
-impl AttributeValue for bool {
-    fn attribute_value(self) -> Value {
-        self.into()
-    }
-}
-
-impl AttributeValue for u64 {
-    fn attribute_value(self) -> Value {
-        saturating_i64(self).into()
-    }
-}
-
-impl AttributeValue for &str {
-    fn attribute_value(self) -> Value {
-        self.to_owned().into()
-    }
-}
-
-impl<T: std::fmt::Display> AttributeValue for DisplayValue<T> {
-    fn attribute_value(self) -> Value {
-        self.to_string().into()
-    }
-}
-
 /// The end of a request. See [`RequestContext`](super::context::RequestContext).
 impl Drop for RequestState {
     fn drop(&mut self) {
         let log = std::mem::take(self.log.get_mut().unwrap_or_else(PoisonError::into_inner));
         let status = log.status.map_or(CLIENT_CLOSED_REQUEST, |status| status.as_u16());
         if status < 400 || self.has_own_line(&log) {
-            let _in_span = self.span.enter();
-            self.write_line(status, &log);
-            self.end_span(status, &log);
+            self.report(status, &log);
         } else {
             self.span.discard();
         }
@@ -240,19 +166,26 @@ impl RequestState {
         !may_be_summarized || self.instrumentation.refusal_summaries.is_first(refusal)
     }
 
-    fn write_line(&self, status: u16, log: &RequestLog) {
+    /// Logs the request, and ends its span.
+    fn report(&self, status: u16, log: &RequestLog) {
+        let is_frequent = status < 400 && (self.is_probe || log.is_heartbeat);
+        let is_logged =
+            if is_frequent { tracing::enabled!(Level::DEBUG) } else { tracing::enabled!(Level::ERROR) };
+        if !is_logged && !self.span.is_recorded() {
+            return;
+        }
+        let attributes = Arc::new(self.attributes(status, log));
         let (id, method) = (self.request_id, self.method);
         let (route, code) = (self.route().unwrap_or_default(), log.code());
         let result = code.map(Code::as_str).or(log.delivery_name());
         let space = if result.is_some() { " " } else { "" };
+        let in_span = self.span.enter_with(&attributes);
         macro_rules! line {
-            ($level:ident, $($field:tt)*) => {
+            ($level:ident) => {
                 tracing::$level!(
                     name: names::REQUEST_EVENT,
                     {
-                        $($field)*
-                        { names::DURATION_US } =
-                            u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+                        { names::DURATION_US } = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
                         { names::MESSAGE } = log.refusal.as_ref().map(|refusal| &*refusal.message),
                         error = log.refusal.as_ref().and_then(|refusal| refusal.cause.as_deref()),
                     },
@@ -262,58 +195,84 @@ impl RequestState {
             };
         }
         match code {
-            Some(Code::Internal) => common_fields!(line(error), self, log, status),
-            Some(Code::StoreUnavailable | Code::OutcomeUnknown) => {
-                common_fields!(line(warn), self, log, status);
-            }
-            None if status < 400 && (self.is_probe || log.is_heartbeat) => {
-                common_fields!(line(debug), self, log, status);
-            }
-            Some(_) | None => common_fields!(line(info), self, log, status),
+            Some(Code::Internal) => line!(error),
+            Some(Code::StoreUnavailable | Code::OutcomeUnknown) => line!(warn),
+            None if is_frequent => line!(debug),
+            Some(_) | None => line!(info),
         }
+        drop(in_span);
+        self.end_span(Arc::unwrap_or_clone(attributes), log);
     }
 
-    fn end_span(&self, status: u16, log: &RequestLog) {
-        if !self.span.is_recorded() {
-            return;
-        }
-        let error = log.code().and_then(server_error);
-        let mut attributes = Vec::with_capacity(40);
-        macro_rules! attribute {
-            ($all:ident, $({ $name:expr } = $value:expr,)*) => {
-                $($all.extend($value.map(|value| KeyValue::new($name, value.attribute_value())));)*
-            };
-        }
-        common_fields!(attribute(attributes), self, log, status);
+    /// The attributes that the log line and the span share.
+    fn attributes(&self, status: u16, log: &RequestLog) -> Vec<KeyValue> {
+        let (item, claims) = (log.item.as_ref(), log.claims.as_ref());
+        let id = item.map(|item| item.id).or(claims.map(|claims| claims.work_item));
+        let sequence = item.map(|item| item.sequence).or(claims.map(|claims| claims.sequence));
+        let turn = item.and_then(|item| item.turn_id.as_ref()).or(log.turn_id.as_ref());
+        let with_deadline = item.filter(|_| self.is_on(Listener::Platform) || log.late.is_some());
+        // Who sent a request that was refused or aborted.
+        let is_failure = status >= 400;
+        let agent = self.user_agent().filter(|_| is_failure);
+        attributes([
+            (names::REQUEST_ID, Some(text(self.request_id))),
+            (names::HTTP_REQUEST_METHOD, Some(self.method.into())),
+            (names::HTTP_ROUTE, self.route().map(text)),
+            (names::HTTP_RESPONSE_STATUS_CODE, Some(i64::from(status).into())),
+            (names::CODE, log.code().map(|code| code.as_str().into())),
+            (names::CONVERSATION_ID, log.conversation.as_ref().map(text)),
+            (names::CONVERSATION_REFERENCE, claims.map(|claims| text(claims.conversation))),
+            (names::WORK_ITEM_ID, id.map(text)),
+            (names::WORK_ITEM_SEQUENCE, sequence.map(|sequence| number(sequence.get()))),
+            (names::WORK_ITEM_KIND, item.map(|item| item.kind.as_str().into())),
+            (names::TURN_ID, turn.map(text)),
+            (names::TOOL_CALL_ID, item.and_then(|item| item.tool_call_id.as_ref()).map(text)),
+            (names::TOOL_NAME, item.and_then(|item| item.name.as_ref()).map(text)),
+            (names::DEADLINE, with_deadline.map(|item| text(item.deadline))),
+            (names::TIMEOUT_MS, with_deadline.map(|item| number(item.issued_at.millis_until(item.deadline)))),
+            (names::TIMEOUT_CAUSE, log.late.map(|(cause, _)| cause.as_str().into())),
+            (names::LATE_MS, log.late.map(|(_, ms)| number(ms))),
+            (names::TURNAROUND_MS, log.turnaround_ms.map(number)),
+            (names::ISSUED_TRACE, log.issued_in().map(|issued| text(issued.trace_id()))),
+            (names::OUTCOME, log.outcome.map(|outcome| outcome.as_str().into())),
+            (names::DELIVERY, log.delivery_name().map(Into::into)),
+            (names::REPLAYED, log.replayed.map(Into::into)),
+            (names::HELD_BEHIND, log.held_behind().map(number)),
+            (names::CANCELLED, log.cancelled.map(number)),
+            (names::REASON, log.reason.as_ref().map(text)),
+            (names::RELEASED, (log.released > 0).then(|| number(log.released as u64))),
+            (names::DROPPED_HELD, log.dropped.map(|(held, _)| number(held))),
+            (names::DROPPED_AWAITING, log.dropped.map(|(_, awaiting)| number(awaiting))),
+            (names::TOKEN_FINGERPRINT, log.token.map(text)),
+            (names::HTTP_REQUEST_BODY_SIZE, log.body.map(|(bytes, _)| number(bytes as u64))),
+            (names::BODY_DIGEST, log.digest.map(|digest| text(digest.short()))),
+            (names::CLIENT_ADDRESS, is_failure.then(|| text(self.client))),
+            (names::USER_AGENT, agent.map(text)),
+        ])
+    }
+
+    fn end_span(&self, mut attributes: Vec<KeyValue>, log: &RequestLog) {
+        let failure = log.code().and_then(Code::error_type);
+        attributes.extend(self.route().map(|route| KeyValue::new(names::URL_PATH, text(route))));
         attributes.push(KeyValue::new(names::URL_SCHEME, self.instrumentation.scheme));
-        attributes.extend(self.route().map(|route| KeyValue::new(names::URL_PATH, route.to_owned())));
-        attributes.extend(error.map(|error| KeyValue::new(names::ERROR_TYPE, error)));
-        let issued_in = log.item.as_ref().and_then(|item| item.traceparent.as_ref());
-        self.span.link(issued_in, names::ISSUED_IN);
-        self.span.end(attributes, error);
+        attributes.extend(failure.map(|error| KeyValue::new(names::ERROR_TYPE, error)));
+        self.span.link(log.issued_in(), names::ISSUED_IN);
+        self.span.end(attributes, failure);
     }
 
     fn count(&self, status: u16, log: &RequestLog) {
-        let code = log.code();
         let labels = ResponseLabels {
             method: self.method,
             scheme: self.instrumentation.scheme,
             status,
-            code: code.map_or("", Code::as_str),
+            code: log.code(),
             outcome: log.outcome.map_or("", Outcome::as_str),
-            failure: code.and_then(server_error),
         };
         let body = log.body.map(|(bytes, _)| bytes);
         let is_callback = self.is_on(Listener::Public) && !log.is_heartbeat;
         let decided_at = log.decided_at.unwrap_or_else(Instant::now);
         let decision = log.body.filter(|_| is_callback).map(|(_, read_at)| decided_at - read_at);
         let route = self.route().unwrap_or_default();
-        let metrics = &self.instrumentation.telemetry.metrics;
-        metrics.record_request(route, labels, self.started.elapsed(), body, decision);
+        self.instrumentation.metrics.record(route, labels, self.started.elapsed(), body, decision);
     }
-}
-
-/// `error.type` of a refusal. By OpenTelemetry's conventions, a 4xx is not an error of the server.
-pub(super) fn server_error(code: Code) -> Option<&'static str> {
-    code.status().is_server_error().then(|| code.as_str())
 }

@@ -201,7 +201,6 @@ pub(super) async fn end(
             log.released = receipt.released.len();
             log.dropped = Some((ended.dropped_held, ended.dropped_awaiting));
         });
-        context.telemetry().metrics.record_dropped(ended.dropped_held, ended.dropped_awaiting);
     }
     platform.record_released(&context, &conversation, &receipt.released);
     let reply = EndedBody {

@@ -188,9 +188,6 @@ pub(super) async fn issue(
     let issued = platform.store.issue(command).await??;
     let item = issued.item;
     context.record(|log| log.item = Some(item.clone()));
-    if !issued.repeated {
-        context.telemetry().metrics.record_issued(item.kind);
-    }
     let token = platform.keyring.sign(conversation.reference(), &item);
     let reply = IssuedBody {
         work_item_id: item.id,

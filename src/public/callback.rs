@@ -291,17 +291,7 @@ pub(super) fn free<T>(reservation: Reservation, answer: &Result<T, StoreError>, 
 
 /// Records an accepted callback in the log, metrics and trace.
 fn record_accepted(store: &InstrumentedStore, context: &RequestContext, claims: &Claims, receipt: Receipt) {
-    if !receipt.replayed {
-        let turnaround_ms = receipt.item.issued_at.millis_until(receipt.received_at);
-        let metrics = &context.telemetry().metrics;
-        metrics.record_turnaround(&receipt.item, receipt.outcome, turnaround_ms);
-    }
-    context.telemetry().released(
-        &context.span,
-        (claims.conversation, Some(&receipt.conversation_id)),
-        || store.channel(claims.conversation),
-        &receipt.released,
-        &[],
-    );
+    let ids = (claims.conversation, Some(&receipt.conversation_id));
+    store.record_released(&context.span, ids, &receipt.released, &[]);
     context.record(|log| log.receipt(receipt));
 }

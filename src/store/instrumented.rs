@@ -1,15 +1,22 @@
 //! Wraps a backend with metrics, spans, health checks and the sweeper's schedule.
 
+mod events;
+mod metrics;
+mod tool_labels;
+
 use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use opentelemetry::{KeyValue, time};
+use opentelemetry::trace::{SpanBuilder, SpanKind};
+use opentelemetry::{Context, KeyValue, time};
 use redis::RedisError;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::metrics::StoreMetrics;
 use super::health::{HealthMonitor, StoreHealth};
 use super::memory::MemoryStore;
 use super::redis::RedisStore;
@@ -24,7 +31,7 @@ use crate::domain::gate::{
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
-use crate::telemetry::{Telemetry, names, redis_call_attributes};
+use crate::telemetry::{Telemetry, names};
 
 /// The supported backends.
 #[derive(Debug)]
@@ -63,6 +70,7 @@ macro_rules! backend_async {
 pub struct InstrumentedStore {
     backend: Backend,
     telemetry: Telemetry,
+    metrics: StoreMetrics,
     schedule: Schedule,
     /// `server.address`, `server.port` and `db.namespace` of Redis. Empty for the memory store.
     server: Vec<KeyValue>,
@@ -103,7 +111,10 @@ impl InstrumentedStore {
         let (server, partitions) = match &backend {
             Backend::Memory(memory) => (Vec::new(), memory.partitions()),
             Backend::Redis(redis) => {
-                telemetry.metrics.set_connection_counter(redis.connections());
+                let connections = redis.connections();
+                telemetry
+                    .metrics
+                    .observe(names::CONNECTIONS, move || [(connections.load(Ordering::Relaxed), None)]);
                 let at = redis.location();
                 let mut server = vec![
                     // `Arc`, because every call clones these attributes.
@@ -115,7 +126,8 @@ impl InstrumentedStore {
             }
         };
         let schedule = Schedule::new(partitions, Instant::now());
-        Self { backend, telemetry, schedule, server, health: HealthMonitor::new() }
+        let metrics = StoreMetrics::new(&telemetry.metrics);
+        Self { backend, telemetry, metrics, schedule, server, health: HealthMonitor::new() }
     }
 
     /// The sweeper's schedule: the earliest known timer of each partition.
@@ -192,13 +204,12 @@ impl InstrumentedStore {
         if matches!(self.backend, Backend::Memory(_)) {
             return call.await;
         }
-        let operation_names = match operation {
+        let (command, script) = match operation {
             Operation::Script(script) => ("EVALSHA", script),
             Operation::Command(command) => (command, ""),
         };
         let (start, began) = (time::now(), Instant::now());
         let result = call.await;
-        let failure = result.as_ref().err().map(StoreError::kind);
         let mut error = Vec::new();
         if let Err(failed) = &result {
             if matches!(operation, Operation::Script(_)) && !matches!(failed, StoreError::Broken(_)) {
@@ -208,15 +219,22 @@ impl InstrumentedStore {
             let code = failed.redis_code().map(ToOwned::to_owned);
             error.extend(code.map(|code| KeyValue::new(names::DB_RESPONSE_STATUS_CODE, code)));
         }
-        let metrics = &self.telemetry.metrics;
-        metrics.record_redis_call(began.elapsed(), operation_names, &self.server, &error);
-        let (command, script) = operation_names;
-        self.telemetry.export_call(
-            || format!("{command} {script}").trim_end().to_owned().into(),
-            start,
-            || [redis_call_attributes(operation_names), self.server.clone(), error].concat(),
-            failure,
-        );
+        let attributes = || {
+            let mut all = vec![
+                KeyValue::new(names::DB_SYSTEM_NAME, "redis"),
+                KeyValue::new(names::DB_OPERATION_NAME, command),
+            ];
+            all.extend((!script.is_empty()).then(|| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
+            [&all, &self.server, &error].map(Vec::as_slice).concat()
+        };
+        self.metrics.call(began.elapsed(), (command, script), result.is_err(), attributes);
+        let failure = result.as_ref().err().map(StoreError::kind);
+        self.telemetry.export_span(&Context::current(), failure, || {
+            SpanBuilder::from_name(format!("{command} {script}").trim_end().to_owned())
+                .with_kind(SpanKind::Client)
+                .with_start_time(start)
+                .with_attributes(attributes())
+        });
         result
     }
 }
@@ -238,6 +256,11 @@ impl Store for InstrumentedStore {
             self.call(Operation::Script("issue"), backend_async!(self, store => store.issue(command))).await;
         // Again, because the sweeper may have queried the partition before the item existed.
         self.schedule.arm(partition, Instant::now() + Duration::from_millis(timeout_ms));
+        if let Ok(Ok(issued)) = &issued
+            && !issued.repeated
+        {
+            self.metrics.issued(issued.item.kind);
+        }
         issued
     }
 
@@ -247,6 +270,11 @@ impl Store for InstrumentedStore {
             .call(Operation::Script("accept"), backend_async!(self, store => store.accept(command)))
             .await;
         self.schedule_continuation(conversation, &accepted, |done| done.unfinished);
+        if let Ok(Ok(receipt)) = &accepted
+            && !receipt.replayed
+        {
+            self.metrics.accepted(receipt);
+        }
         accepted
     }
 
@@ -287,6 +315,11 @@ impl Store for InstrumentedStore {
             .await;
         // The sweeper removes the timers of the ended conversation.
         self.schedule.arm(self.partition(conversation), Instant::now());
+        if let Ok(Ok(receipt)) = &ended
+            && !receipt.repeated
+        {
+            self.metrics.ended(&receipt.ended);
+        }
         ended
     }
 
@@ -301,6 +334,9 @@ impl Store for InstrumentedStore {
             .await?;
         if let Some(next_in_ms) = expired.next_in_ms {
             self.schedule_timer(partition, next_in_ms);
+        }
+        if let Some(ended) = &expired.ended {
+            self.metrics.ended(ended);
         }
         Ok(expired)
     }

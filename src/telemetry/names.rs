@@ -7,10 +7,8 @@
 
 use opentelemetry_semantic_conventions::{attribute, metric};
 
-/// The service's name, unless `OTEL_SERVICE_NAME` is set.
+/// The service's name, unless `OTEL_SERVICE_NAME` is set, and the instrumentation scope.
 pub const SERVICE: &str = "callback-ingress";
-/// The instrumentation scope.
-pub const SCOPE: &str = "callback-ingress";
 /// `messaging.system` of channels in the memory store.
 pub const MEMORY_CHANNEL_SYSTEM: &str = "callback_ingress";
 /// Name of the event that ends a request.
@@ -21,24 +19,32 @@ pub const DURATION_US: &str = "duration_us";
 pub const ISSUED_IN: &str = "issued_in";
 /// Value of [`LINK`]: a link to the operation that released the envelope.
 pub const RELEASED_IN: &str = "released_in";
-/// The deployment environment, set by the operator.
-pub const DEPLOYMENT_ENVIRONMENT: &str = attribute::DEPLOYMENT_ENVIRONMENT_NAME;
-/// Its former name, by which SigNoz's own pages filter. The service sets each from the other.
-pub const DEPLOYMENT_ENVIRONMENT_OLD: &str = "deployment.environment";
-
-pub use attribute::{SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION};
-
-/// Defines the constants of attributes and [`ATTRIBUTES`].
+/// Defines the constants of attributes, and a table of them with their meanings.
 macro_rules! attributes {
-    ($($constant:ident = $name:expr, $meaning:literal;)*) => {
+    ($(#[$documentation:meta])* $table:ident: $($constant:ident = $name:expr, $meaning:literal;)*) => {
         $(#[doc = $meaning] pub const $constant: &str = $name;)*
 
-        /// Attributes of spans and fields of log lines, with their meanings.
-        pub const ATTRIBUTES: &[(&str, &str)] = &[$(($constant, $meaning)),*];
+        $(#[$documentation])*
+        pub const $table: &[(&str, &str)] = &[$(($constant, $meaning)),*];
     };
 }
 
 attributes! {
+    /// Resource attributes, except for those of the SDK itself.
+    RESOURCE:
+    SERVICE_NAME = attribute::SERVICE_NAME, "`OTEL_SERVICE_NAME`, or `callback-ingress`";
+    SERVICE_VERSION = attribute::SERVICE_VERSION, "the version; also an attribute of `callback_ingress.build.info`";
+    SERVICE_INSTANCE_ID = attribute::SERVICE_INSTANCE_ID,
+        "random for each run, unless set in `OTEL_RESOURCE_ATTRIBUTES`";
+    DEPLOYMENT_ENVIRONMENT = attribute::DEPLOYMENT_ENVIRONMENT_NAME,
+        "set only if `OTEL_RESOURCE_ATTRIBUTES` sets it or the older name";
+    DEPLOYMENT_ENVIRONMENT_OLD = "deployment.environment",
+        "the older name of the same attribute; SigNoz's own pages filter by it";
+}
+
+attributes! {
+    /// Attributes of spans and fields of log lines.
+    ATTRIBUTES:
     REQUEST_ID = "request.id", "the request id, `requestId` in responses";
     CONVERSATION_ID = "conversation.id", "the platform's id of the conversation";
     CONVERSATION_REFERENCE = "conversation.reference",
@@ -113,15 +119,6 @@ attributes! {
     MESSAGING_MESSAGE_CONVERSATION_ID = attribute::MESSAGING_MESSAGE_CONVERSATION_ID, "the conversation's id";
     SIGNAL = "callback_ingress.signal", "`traces`, `metrics`, `logs`, or `stderr`";
 }
-
-/// Resource attributes with their meanings, except for those of the SDK itself.
-pub const RESOURCE: &[(&str, &str)] = &[
-    (SERVICE_NAME, "`OTEL_SERVICE_NAME`, or `callback-ingress`"),
-    (SERVICE_VERSION, "the version; also an attribute of `callback_ingress.build`"),
-    (SERVICE_INSTANCE_ID, "random for each run, unless set in `OTEL_RESOURCE_ATTRIBUTES`"),
-    (DEPLOYMENT_ENVIRONMENT, "set only if `OTEL_RESOURCE_ATTRIBUTES` sets it or the older name"),
-    (DEPLOYMENT_ENVIRONMENT_OLD, "the older name of the same attribute; SigNoz's own pages filter by it"),
-];
 
 /// A metric.
 #[derive(Clone, Copy, Debug)]
@@ -205,6 +202,6 @@ metrics! {
     LOST = "callback_ingress.telemetry.lost", "{item}", "counter",
         "spans, log records and metric exports that were not exported, and log lines that could not be written",
         [SIGNAL];
-    BUILD = "callback_ingress.build", "", "gauge",
+    BUILD = "callback_ingress.build.info", "", "gauge",
         "always 1; the version is an attribute", [SERVICE_VERSION];
 }

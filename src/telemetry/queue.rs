@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use opentelemetry::logs::Severity;
-use opentelemetry::{Context, InstrumentationScope};
+use opentelemetry::Context;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::logs::{LogBatch, LogExporter, LogProcessor, SdkLogRecord};
+use opentelemetry_sdk::logs::{LogBatch, LogExporter};
 use opentelemetry_sdk::metrics::Temporality;
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
@@ -21,7 +20,7 @@ pub(super) const DISCARDED: &str = "";
 ///
 /// Exists because the SDK reports lost items only in its own log, and drops an item only after it was created, which
 /// costs as much as exporting it. While this queue is full, no items are created.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct ExportQueue {
     /// `traces`, `metrics` or `logs`.
     pub(super) signal: &'static str,
@@ -33,8 +32,7 @@ pub(super) struct ExportQueue {
 
 impl ExportQueue {
     pub(super) fn new(signal: &'static str, capacity: usize) -> Arc<Self> {
-        let (queued, lost) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Arc::new(Self { signal, capacity, queued, lost, is_failing: AtomicBool::new(false) })
+        Arc::new(Self { signal, capacity, ..Self::default() })
     }
 
     /// Whether another item may be created. If not, counts it as lost.
@@ -42,6 +40,14 @@ impl ExportQueue {
         let admits = self.queued.load(Ordering::Relaxed) < self.capacity;
         self.add_lost(usize::from(!admits));
         admits
+    }
+
+    /// Counts an item as queued. If the queue is full, counts it as lost and returns `false`.
+    pub(super) fn enqueue(&self) -> bool {
+        let next = |queued| (queued < self.capacity).then_some(queued + 1);
+        let fits = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok();
+        self.add_lost(usize::from(!fits));
+        fits
     }
 
     /// Number of items that were not created or not exported.
@@ -53,16 +59,6 @@ impl ExportQueue {
         if items > 0 {
             self.lost.fetch_add(items as u64, Ordering::Relaxed);
         }
-    }
-
-    /// Counts an item as queued. If the queue is full, counts it as lost and returns `false`.
-    fn enqueue(&self) -> bool {
-        let fits = self.queued.fetch_add(1, Ordering::Relaxed) < self.capacity;
-        if !fits {
-            self.queued.fetch_sub(1, Ordering::Relaxed);
-            self.add_lost(1);
-        }
-        fits
     }
 
     /// Records the export of queued items.
@@ -103,28 +99,6 @@ pub(super) struct Queued<T> {
     pub(super) queue: Arc<ExportQueue>,
 }
 
-/// Methods that only call the inner processor or exporter.
-macro_rules! delegate {
-    ($($method:ident),*) => {
-        $(delegate!(@$method);)*
-    };
-    (@force_flush) => {
-        fn force_flush(&self) -> OTelSdkResult {
-            self.inner.force_flush()
-        }
-    };
-    (@shutdown_with_timeout) => {
-        fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-            self.inner.shutdown_with_timeout(timeout)
-        }
-    };
-    (@set_resource) => {
-        fn set_resource(&mut self, resource: &Resource) {
-            self.inner.set_resource(resource);
-        }
-    };
-}
-
 impl<P: SpanProcessor> SpanProcessor for Queued<P> {
     fn on_start(&self, span: &mut Span, context: &Context) {
         self.inner.on_start(span, context);
@@ -136,21 +110,17 @@ impl<P: SpanProcessor> SpanProcessor for Queued<P> {
         }
     }
 
-    delegate!(force_flush, shutdown_with_timeout, set_resource);
-}
-
-impl<P: LogProcessor> LogProcessor for Queued<P> {
-    fn emit(&self, record: &mut SdkLogRecord, scope: &InstrumentationScope) {
-        if self.queue.enqueue() {
-            self.inner.emit(record, scope);
-        }
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
     }
 
-    fn event_enabled(&self, level: Severity, target: &str, name: Option<&str>) -> bool {
-        self.queue.admits() && self.inner.event_enabled(level, target, name)
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
     }
 
-    delegate!(force_flush, shutdown_with_timeout, set_resource);
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
 }
 
 impl<E: SpanExporter> SpanExporter for Queued<E> {
@@ -159,7 +129,9 @@ impl<E: SpanExporter> SpanExporter for Queued<E> {
         self.queue.dequeue(items, self.inner.export(batch).await)
     }
 
-    delegate!(shutdown_with_timeout, set_resource);
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
 }
 
 impl<E: LogExporter> LogExporter for Queued<E> {
@@ -168,7 +140,9 @@ impl<E: LogExporter> LogExporter for Queued<E> {
         self.queue.dequeue(items, self.inner.export(batch).await)
     }
 
-    delegate!(shutdown_with_timeout, set_resource);
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
 }
 
 /// Metrics are not queued: each export has all of them.
@@ -177,7 +151,13 @@ impl<E: PushMetricExporter> PushMetricExporter for Queued<E> {
         self.queue.exported(1, self.inner.export(metrics).await)
     }
 
-    delegate!(force_flush, shutdown_with_timeout);
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
 
     fn temporality(&self) -> Temporality {
         self.inner.temporality()

@@ -356,9 +356,6 @@ fn for_prometheus(metric: &names::Metric) -> String {
     if metric.instrument == "counter" {
         name.push_str("_total");
     }
-    if metric.name == names::BUILD.name {
-        name.push_str("_info");
-    }
     name
 }
 

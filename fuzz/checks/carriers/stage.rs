@@ -20,6 +20,7 @@ use callback_ingress::http::body::{BodyBudget, BodyLimits};
 use callback_ingress::http::client_address::Peer;
 use callback_ingress::http::context::{Instrumentation, Listener};
 use callback_ingress::http::health::Health;
+use callback_ingress::http::metrics::RequestMetrics;
 use callback_ingress::http::refusal_summaries::RefusalSummaries;
 use callback_ingress::public::{self, Carriers, ClientLimits, Public};
 use callback_ingress::store::memory::MemoryStore;
@@ -166,6 +167,7 @@ impl Stage {
             listener: Listener::Public,
             scheme: "http",
             trusted_proxies,
+            metrics: Arc::new(RequestMetrics::new(&telemetry.metrics)),
             telemetry,
             refusal_summaries: Arc::new(RefusalSummaries::new(64)),
         };

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::post;
-use callback_ingress::config::{Sources, load};
+use callback_ingress::config::{Exports, Sources, load};
 use callback_ingress::http::connection::ConnectionLimits;
 use callback_ingress::http::context::{Instrumentation, Listener};
+use callback_ingress::http::metrics::RequestMetrics;
 use callback_ingress::http::observe::observe_requests;
 use callback_ingress::http::refusal_summaries::RefusalSummaries;
 use callback_ingress::http::server;
-use callback_ingress::telemetry::{self, Exports};
+use callback_ingress::telemetry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -112,6 +113,7 @@ fn a_process_that_panics() {
             listener: Listener::Public,
             scheme: "http",
             trusted_proxies,
+            metrics: Arc::new(RequestMetrics::new(&telemetry.metrics)),
             telemetry,
             refusal_summaries,
         };

@@ -1,0 +1,146 @@
+//! Writes each event as a line to standard error, and exports it as a log record.
+
+use std::fmt::Debug;
+use std::io::Write;
+use std::sync::Arc;
+
+use opentelemetry::logs::{AnyValue, LogRecord, Logger, Severity};
+use opentelemetry::{Context, KeyValue, StringValue, Value};
+use opentelemetry_sdk::logs::SdkLogger;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_appender::non_blocking::NonBlocking;
+use tracing_subscriber::Layer;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer;
+
+use super::attributes::{number, text};
+use super::lines::LineFormat;
+use super::queue::ExportQueue;
+
+/// Prefix of the targets of this crate's events.
+const OWN_TARGETS: &str = "callback_ingress";
+
+/// Attributes of all events that are logged in a [`Context`] with this value. They precede the event's own fields.
+pub(super) struct SharedAttributes(pub(super) Arc<Vec<KeyValue>>);
+
+/// A log event.
+pub(super) struct LogEvent {
+    pub(super) metadata: &'static Metadata<'static>,
+    /// The current span, and [`SharedAttributes`].
+    pub(super) context: Context,
+    pub(super) message: StringValue,
+    pub(super) fields: Vec<KeyValue>,
+}
+
+/// The layer that writes and exports events.
+pub(super) struct LogLayer {
+    pub(super) writer: NonBlocking,
+    pub(super) format: LineFormat,
+    pub(super) records: Option<RecordExport>,
+}
+
+/// Exports log records.
+pub(super) struct RecordExport {
+    pub(super) logger: SdkLogger,
+    pub(super) queue: Arc<ExportQueue>,
+}
+
+/// Whether an event may become a log line. Excludes `debug` and `trace` events of libraries, which can contain
+/// credentials and bodies, and the SDK's event for each failed export: [`super::queue`] logs outages instead.
+pub(super) fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    let is_export_failure = metadata.target().starts_with("opentelemetry")
+        && ["Export", "Shutdown"].iter().any(|what| metadata.name().contains(what));
+    is_own(metadata) || *metadata.level() <= Level::INFO && !is_export_failure
+}
+
+fn is_own(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with(OWN_TARGETS)
+}
+
+impl<S: Subscriber> Layer<S> for LogLayer {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        let (context, message) = (Context::current(), StringValue::from(""));
+        let mut read = LogEvent { metadata: event.metadata(), context, message, fields: Vec::new() };
+        event.record(&mut read);
+        // `NonBlocking` counts the lines that it cannot write.
+        let _ = self.writer.make_writer().write_all(&self.format.line(&read));
+        // Excludes library events: an export emits events, which would cause further exports.
+        if let Some(records) = self.records.as_ref().filter(|_| is_own(event.metadata())) {
+            records.export(read);
+        }
+    }
+}
+
+impl LogEvent {
+    /// The shared attributes and the event's own fields.
+    pub(super) fn attributes(&self) -> impl Iterator<Item = &KeyValue> {
+        let shared = self.context.get::<SharedAttributes>().map_or(&[][..], |shared| &shared.0);
+        shared.iter().chain(&self.fields)
+    }
+
+    fn add(&mut self, field: &Field, value: Value) {
+        if field.name() == "message" {
+            self.message = value.into();
+        } else {
+            self.fields.push(KeyValue::new(field.name(), value));
+        }
+    }
+}
+
+impl Visit for LogEvent {
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.add(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.add(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.add(field, number(value));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.add(field, text(value));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.add(field, text(format_args!("{value:?}")));
+    }
+}
+
+impl RecordExport {
+    fn export(&self, event: LogEvent) {
+        let (level, name) = (*event.metadata.level(), event.metadata.name());
+        let severity = match level {
+            Level::ERROR => Severity::Error,
+            Level::WARN => Severity::Warn,
+            Level::INFO => Severity::Info,
+            Level::DEBUG => Severity::Debug,
+            _ => Severity::Trace,
+        };
+        // Disabled for the events of an export.
+        let is_enabled = self.logger.event_enabled(severity, event.metadata.target(), Some(name));
+        if !is_enabled || !self.queue.enqueue() {
+            return;
+        }
+        let mut record = self.logger.create_log_record();
+        record.set_target(event.metadata.target());
+        record.set_event_name(name);
+        record.set_severity_number(severity);
+        record.set_severity_text(level.as_str());
+        for attribute in event.attributes() {
+            let value = if let Value::Bool(value) = attribute.value {
+                AnyValue::Boolean(value)
+            } else if let Value::I64(value) = attribute.value {
+                AnyValue::Int(value)
+            } else {
+                AnyValue::String(attribute.value.clone().into())
+            };
+            record.add_attribute(attribute.key.clone(), value);
+        }
+        record.set_body(AnyValue::String(event.message));
+        self.logger.emit(record);
+    }
+}
