@@ -13,6 +13,7 @@ pub mod observe;
 pub mod rate_limit;
 pub mod refusal;
 pub mod refusal_summaries;
+mod report;
 pub mod request_log;
 pub mod server;
 pub mod tls;

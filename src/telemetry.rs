@@ -5,6 +5,7 @@
 //! Telemetry never delays or fails a request: what cannot be written or exported in time is dropped and counted.
 
 pub mod attributes;
+mod event;
 mod exporters;
 mod keyed_histogram;
 mod lines;

@@ -143,7 +143,7 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: ProbeArgs) -> Result<()
         }
         () = interrupted() => Err(StepFailure::new("interrupted")),
     };
-    let failure = result.err().map(|failure| (report.current_step(), failure));
+    let mut failure = result.err().map(|failure| (report.current_step(), failure));
     if let Some((step, _)) = &failure {
         let printed = report.failed(step);
         tokio::select! {
@@ -157,5 +157,8 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: ProbeArgs) -> Result<()
         }
         printed?;
     }
-    report.finish(&round_trip, failure, began.elapsed())
+    if let Some((_, failure)) = &mut failure {
+        failure.reason = round_trip.without_secrets(&failure.reason);
+    }
+    report.finish(round_trip.conversation(), &round_trip.carriers(), failure, began.elapsed())
 }

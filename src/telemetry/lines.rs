@@ -9,7 +9,7 @@ use tracing::Level;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-use super::log::LogEvent;
+use super::event::LogEvent;
 use super::names;
 
 /// The format of a line.

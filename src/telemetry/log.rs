@@ -1,37 +1,23 @@
 //! Writes each event as a line to standard error, and exports it as a log record.
 
-use std::fmt::Debug;
 use std::io::Write;
 use std::sync::Arc;
 
 use opentelemetry::logs::{AnyValue, LogRecord, Logger, Severity};
-use opentelemetry::{Context, KeyValue, StringValue, Value};
+use opentelemetry::{Context, StringValue, Value};
 use opentelemetry_sdk::logs::SdkLogger;
-use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::NonBlocking;
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer;
 
-use super::attributes::{number, text};
+use super::event::LogEvent;
 use super::lines::LineFormat;
 use super::queue::ExportQueue;
 
 /// Prefix of the targets of this crate's events.
 const OWN_TARGETS: &str = "callback_ingress";
-
-/// Attributes of all events that are logged in a [`Context`] with this value. They precede the event's own fields.
-pub(super) struct SharedAttributes(pub(super) Arc<Vec<KeyValue>>);
-
-/// A log event.
-pub(super) struct LogEvent {
-    pub(super) metadata: &'static Metadata<'static>,
-    /// The current span, and [`SharedAttributes`].
-    pub(super) context: Context,
-    pub(super) message: StringValue,
-    pub(super) fields: Vec<KeyValue>,
-}
 
 /// The layer that writes and exports events.
 pub(super) struct LogLayer {
@@ -69,44 +55,6 @@ impl<S: Subscriber> Layer<S> for LogLayer {
         if let Some(records) = self.records.as_ref().filter(|_| is_own(event.metadata())) {
             records.export(read);
         }
-    }
-}
-
-impl LogEvent {
-    /// The shared attributes and the event's own fields.
-    pub(super) fn attributes(&self) -> impl Iterator<Item = &KeyValue> {
-        let shared = self.context.get::<SharedAttributes>().map_or(&[][..], |shared| &shared.0);
-        shared.iter().chain(&self.fields)
-    }
-
-    fn add(&mut self, field: &Field, value: Value) {
-        if field.name() == "message" {
-            self.message = value.into();
-        } else {
-            self.fields.push(KeyValue::new(field.name(), value));
-        }
-    }
-}
-
-impl Visit for LogEvent {
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.add(field, value.into());
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.add(field, value.into());
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.add(field, number(value));
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.add(field, text(value));
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.add(field, text(format_args!("{value:?}")));
     }
 }
 

@@ -9,7 +9,7 @@ use opentelemetry::trace::{
 use opentelemetry::{Context, ContextGuard, KeyValue};
 use opentelemetry_sdk::trace::SdkTracer;
 
-use super::log::SharedAttributes;
+use super::event::SharedAttributes;
 use super::names;
 use super::queue::DISCARDED;
 use crate::clock::Entropy;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::round_trip::RoundTrip;
 use crate::cli::outcome::{Failure, print};
 
 /// Columns of the steps' names.
@@ -114,17 +113,17 @@ impl Report {
         if self.as_json { Ok(()) } else { print(&format!("{text}\n")) }
     }
 
-    /// Prints the result.
+    /// Prints the result. `failure`: the step that failed, and why, without secrets.
     pub(super) fn finish(
         &self,
-        round_trip: &RoundTrip<'_>,
+        conversation: &str,
+        carriers: &[&str],
         failure: Option<(String, StepFailure)>,
         took: Duration,
     ) -> Result<(), Failure> {
         let took = StepTime::Call(took);
         let reason = failure.map(|(step, failure)| {
             let StepFailure { reason, status, code, request_id } = failure;
-            let reason = round_trip.without_secrets(&reason);
             let mut members = Map::new();
             members.insert("step".into(), step.clone().into());
             members.insert("reason".into(), reason.clone().into());
@@ -136,8 +135,8 @@ impl Report {
         if self.as_json {
             let mut document = json!({
                 "ok": reason.is_none(),
-                "conversationId": round_trip.conversation(),
-                "carriers": round_trip.carriers(),
+                "conversationId": conversation,
+                "carriers": carriers,
                 "steps": self.done.take(),
                 "totalMs": took.ms(),
             });
