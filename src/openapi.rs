@@ -1,7 +1,7 @@
-//! Builds the OpenAPI documents of the two listeners, which `public/openapi.rs` and `platform/openapi.rs` describe.
+//! Builds OpenAPI documents. `public/openapi.rs` and `platform/openapi.rs` describe the two listeners with it.
 //!
-//! The documents are built by code, and not derived from the types: carriers, names and limits are settings, and handlers
-//! read their requests themselves, so derived schemas would be stated by hand at each type, too. Tests compare the
+//! The documents are not derived from types, because derived schemas would have to be written by hand at each type
+//! anyway: carriers, names and limits are settings, and handlers parse their requests themselves. Tests compare the
 //! documents with the routes, the codes and the responses of the running service.
 
 use std::collections::BTreeMap;
@@ -23,13 +23,13 @@ const REQUEST_ID: &str = "018f0000-0000-7000-8000-00000000abcd";
 const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
 /// The example of the id of a work item.
 pub const WORK_ITEM_ID: &str = "01970000-0000-7000-8000-000000000001";
-/// The example of a time.
+/// The example of a timestamp.
 pub const TIME: &str = "2026-11-28T12:00:00.000Z";
 
 /// The version of OpenAPI.
 const VERSION: &str = "3.1.1";
 
-/// The route of a document.
+/// A route that serves a document.
 pub fn document_route(path: &str, document: Bytes) -> Router {
     let media_type = [(header::CONTENT_TYPE, "application/json")];
     Router::new().route(path, get(move || async move { (media_type, document) }))
@@ -40,7 +40,7 @@ pub fn document_route(path: &str, document: Bytes) -> Router {
 pub struct Document(Value);
 
 impl Document {
-    /// A document without paths. `server`: the URL before the paths.
+    /// A document without paths. `server`: the base URL of the paths.
     pub fn new(title: &str, description: &str, server: &str) -> Self {
         Self(json!({
             "openapi": VERSION,
@@ -56,14 +56,14 @@ impl Document {
         }))
     }
 
-    /// Adds schemas: the members of an object.
+    /// Adds schemas. `schemas`: an object whose members are named schemas.
     pub fn schemas(&mut self, schemas: Value) {
         if let (Value::Object(all), Value::Object(new)) = (&mut self.0["components"]["schemas"], schemas) {
             all.extend(new);
         }
     }
 
-    /// Adds a way to authenticate.
+    /// Adds an authentication scheme.
     pub fn security_scheme(&mut self, name: &str, scheme: Value) {
         self.0["components"]["securitySchemes"][name] = scheme;
     }
@@ -119,7 +119,7 @@ impl Operation {
         self
     }
 
-    /// Adds the response of the call that returns the document itself.
+    /// Adds the response of the operation that returns the document itself.
     #[must_use]
     pub fn responds_with_document(self) -> Self {
         self.responds(
@@ -155,12 +155,12 @@ pub fn json_response(description: &str, schema: &str, example: &Value) -> Value 
     })
 }
 
-/// A schema of the document.
+/// A reference to a schema of the document.
 pub fn schema_ref(name: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}")})
 }
 
-/// The schema of an object without further members.
+/// The schema of an object that has only these properties.
 pub fn object(required: &[&str], properties: &Value) -> Value {
     json!({
         "type": "object",
@@ -170,7 +170,7 @@ pub fn object(required: &[&str], properties: &Value) -> Value {
     })
 }
 
-/// The headers that every response has, and these.
+/// References to the headers that every response has, and to `others`.
 pub fn response_headers(others: &[&str]) -> Value {
     let names = ["X-Request-Id", "X-Trace-Id", "traceresponse", "Server-Timing"].iter().chain(others);
     names
@@ -179,7 +179,7 @@ pub fn response_headers(others: &[&str]) -> Value {
         .into()
 }
 
-/// The response with one of these codes, which have the same status.
+/// The response for these codes, which all have the same status.
 fn refusal(codes: &[Code]) -> Value {
     let lines: Vec<String> =
         codes.iter().map(|code| format!("`{}`: {}", code.as_str(), code.description())).collect();
@@ -231,7 +231,7 @@ fn refusal_headers(codes: &[Code]) -> Vec<&'static str> {
     .collect()
 }
 
-/// The component of each header that a document can name.
+/// The header components that responses refer to.
 fn headers() -> Value {
     let header = |description: &str, schema: Value| json!({"description": description, "required": true, "schema": schema});
     let text = || json!({"type": "string"});
@@ -258,7 +258,7 @@ pub fn uuid() -> Value {
     json!({"type": "string", "format": "uuid"})
 }
 
-/// The schema of a string.
+/// The schema of a string that matches a regular expression.
 pub fn pattern(pattern: &str) -> Value {
     json!({"type": "string", "pattern": pattern})
 }

@@ -2,6 +2,7 @@
 //!
 //! Log lines go to standard error. All three signals are exported to an OTLP collector if the OpenTelemetry environment
 //! variables configure one.
+//!
 //! Telemetry never delays or fails a request: what cannot be written or exported in time is dropped and counted.
 
 pub mod attributes;
@@ -56,7 +57,7 @@ pub fn last_panic() -> String {
     LAST_PANIC.with(|location| location.borrow().clone())
 }
 
-/// The instruments of a service. Clones share them.
+/// The metrics and the tracer of the process. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
     /// The metrics.
@@ -71,7 +72,7 @@ struct Tracer {
     queue: Arc<ExportQueue>,
 }
 
-/// Keeps logging and exporting alive. Dropping it writes the remaining log lines, for at most a second.
+/// Keeps logging and exporting alive. Dropping it writes the remaining log lines, which takes about a second at most.
 #[must_use = "logging stops when this is dropped"]
 #[derive(Debug)]
 pub struct TelemetryGuard {
@@ -93,7 +94,7 @@ impl TelemetryGuard {
         let logs = tokio::task::spawn_blocking(move || logs.shutdown_with_timeout(limit));
         let all = tokio::time::timeout(limit, async {
             let queued = tokio::join!(traces, logs);
-            // Last: the metrics count what the other two lost.
+            // Metrics come last, because they count what the other two lost.
             let metrics = tokio::task::spawn_blocking(move || metrics.shutdown_with_timeout(limit)).await;
             matches!((queued, metrics), ((Ok(Ok(())), Ok(Ok(()))), Ok(Ok(()))))
         });
@@ -122,7 +123,8 @@ fn line_format(config: &TelemetryConfig) -> LineFormat {
 /// # Errors
 /// An exporter cannot be created.
 pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, TelemetryGuard), ExportError> {
-    // `reqwest` is built without a crypto provider and uses the process's default. An error means that one is set.
+    // `reqwest` is built without a crypto provider and uses that of the process. An error means that one is already
+    // set.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let resource = exporters::resource();
     let (writer, log) = tracing_appender::non_blocking(stderr());
@@ -163,7 +165,7 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     let _ = tracing_subscriber::registry().with(layer).try_init();
     let panics = metrics.clone();
     std::panic::set_hook(Box::new(move |panic| {
-        // Without the message, which can contain user data.
+        // Leaves out the panic message, which can contain user data.
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         panics.record_panic();
         tracing::error!(name: "panic", location, "panic (this is a bug)");
@@ -174,16 +176,16 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
 }
 
 impl Telemetry {
-    /// Metrics without exporters, and no spans.
+    /// Metrics without an OTLP exporter, and no spans.
     pub fn local() -> Self {
         let metrics = Metrics::new(Resource::builder_empty().build(), None::<Queued<MetricExporter>>);
         Self { metrics, tracer: None }
     }
 
-    /// Exports the counters, which are 0, in the background. Call it once all of them are initialised.
+    /// Exports the counters, which are still 0, in the background. Call it after all counters have been initialised.
     pub fn export_initial_counters(&self) {
         let provider = self.metrics.provider().clone();
-        // A failure is counted and logged like that of any export.
+        // A failure is counted and logged like that of any other export.
         std::thread::spawn(move || provider.force_flush());
     }
 

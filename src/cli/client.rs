@@ -10,7 +10,7 @@ use reqwest::{ClientBuilder, RequestBuilder};
 use rustls::ClientConfig;
 use serde_json::Value;
 
-/// A failed request.
+/// Why a client cannot be created, or why a request failed.
 pub(super) type ClientError = Box<dyn Error>;
 
 /// A client that follows no redirects.
@@ -18,7 +18,7 @@ pub(super) fn builder(tls: ClientConfig) -> ClientBuilder {
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .redirect(Policy::none())
-        // Connections are not reused after a pause, because the server may close them at the same time.
+        // A connection that was idle for longer is not reused, because the server may be about to close it.
         .pool_idle_timeout(Duration::from_secs(1))
         .user_agent(concat!("callback-ingress/", env!("CARGO_PKG_VERSION")))
 }
@@ -46,7 +46,7 @@ pub(super) async fn call(request: RequestBuilder) -> Result<ClientResponse, Clie
     read.await.map_err(|error: reqwest::Error| root_cause(&error).into())
 }
 
-/// The last error in a chain. The first ones of a failed request say only that it failed.
+/// The innermost error of a chain. The outer errors of a failed request say only that it failed.
 pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -11,7 +11,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, Signatur
 use super::client::ClientError;
 use crate::http::tls;
 
-/// Trusts the built-in certificate authorities and the certificates in this file.
+/// Trusts the built-in certificate authorities, and the certificates in the file `ca`.
 pub(super) fn trusting(ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     for certificate in ca.map(tls::chain).transpose()?.unwrap_or_default() {
@@ -24,7 +24,7 @@ pub(super) fn trusting(ca: Option<&Path>) -> Result<ClientConfig, ClientError> {
 }
 
 /// Trusts only a server that presents the first certificate in the file `chain` and has its private key. For the
-/// service's own listeners: their certificates are not for a loopback address.
+/// service's own listeners, whose certificates are not issued for a loopback address.
 pub(super) fn pinned(chain: &Path) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(ring::default_provider());
     let certificate = tls::chain(chain)?.into_iter().next().ok_or("no certificate")?;

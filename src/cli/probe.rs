@@ -100,7 +100,7 @@ impl ProbeArgs {
             platform: HttpClient::direct(platform_tls).map_err(usage)?,
             platform_url,
             authorization,
-            public: HttpClient::by_proxy_of_environment(self.tls()?).map_err(usage)?,
+            public: HttpClient::with_environment_proxy(self.tls()?).map_err(usage)?,
             public_url,
         })
     }

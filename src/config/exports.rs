@@ -1,4 +1,4 @@
-//! What is exported to an OTLP collector, by OpenTelemetry's own environment variables.
+//! What is exported to an OTLP collector, as configured by OpenTelemetry's environment variables.
 
 use std::fmt;
 
@@ -7,25 +7,25 @@ use opentelemetry_otlp::Protocol;
 use opentelemetry_sdk::metrics::Temporality;
 use thiserror::Error;
 
-/// OpenTelemetry's default size of a queue.
+/// OpenTelemetry's default queue size.
 const DEFAULT_QUEUE_SIZE: usize = 2_048;
-/// The SDK allocates a queue at its full size.
+/// Bounded because the SDK allocates a queue at its full size.
 const MAX_QUEUE_SIZE: usize = 100_000;
 
 /// The exported signals. `Default`: none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Exports {
-    /// The protocol with which spans are exported, if they are.
+    /// The protocol for spans. `None`: they are not exported.
     pub traces: Option<Protocol>,
-    /// The protocol with which metrics are exported, if they are.
+    /// The protocol for metrics. `None`: they are not exported.
     pub metrics: Option<Protocol>,
-    /// The protocol with which log records are exported, if they are.
+    /// The protocol for log records. `None`: they are not exported.
     pub logs: Option<Protocol>,
     /// Maximum number of queued spans.
     pub span_queue: usize,
     /// Maximum number of queued log records.
     pub log_queue: usize,
-    /// Whether metrics count from the last export or from the start of the process.
+    /// Which metrics count from the last export, and which from the start of the process.
     pub temporality: Temporality,
 }
 
@@ -33,13 +33,14 @@ impl Default for Exports {
     fn default() -> Self {
         let (traces, metrics, logs) = (None, None, None);
         let (span_queue, log_queue) = (DEFAULT_QUEUE_SIZE, DEFAULT_QUEUE_SIZE);
-        // Delta values, unlike OpenTelemetry's default: of cumulative values, the first one of a series does not count as
-        // an increase. Except for observable counters, of which a failed export would otherwise lose the increase.
+        // OpenTelemetry's default is cumulative, but backends do not count the first cumulative value of a series as an
+        // increase. `LowMemory` uses delta values, except for observable counters: these remain cumulative, so that a
+        // failed export does not lose their increase.
         Self { traces, metrics, logs, span_queue, log_queue, temporality: Temporality::LowMemory }
     }
 }
 
-/// A variable has an invalid or unsupported value, which is not shown.
+/// A variable has an invalid or unsupported value. The message does not repeat the value.
 #[derive(Debug, Error)]
 #[error("{name}: must be {allowed}")]
 pub struct InvalidVariable {
@@ -47,7 +48,7 @@ pub struct InvalidVariable {
     allowed: &'static str,
 }
 
-/// Reads variables that are not empty.
+/// The environment variables. An empty variable counts as missing.
 struct Variables<F>(F);
 
 impl<F: Fn(&str) -> Option<String>> Variables<F> {
@@ -70,7 +71,7 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
         Ok(self.parsed(name, "1 to 100000", size)?.unwrap_or(DEFAULT_QUEUE_SIZE))
     }
 
-    /// The protocol with which a signal is exported, if it is.
+    /// The protocol for a signal. `None`: the signal is not exported.
     fn signal(&self, signal: &str) -> Result<Option<Protocol>, InvalidVariable> {
         let selected =
             self.parsed(&format!("OTEL_{signal}_EXPORTER"), "otlp or none", |text| match text {
@@ -97,11 +98,12 @@ impl<F: Fn(&str) -> Option<String>> Variables<F> {
 }
 
 impl Exports {
-    /// Reads the variables with `variable`. A signal is exported if it has an endpoint, or if `OTEL_<SIGNAL>_EXPORTER`
-    /// is `otlp`. The SDK reads all other variables by itself.
+    /// Reads each variable with `variable`. A signal is exported if `OTEL_<SIGNAL>_EXPORTER` is `otlp`, or if that
+    /// variable is missing and the signal has an endpoint. The SDK itself reads all variables that are not read here.
     ///
     /// # Errors
-    /// A variable has an invalid or unsupported value, and at least one signal is exported.
+    /// A variable has an invalid or unsupported value. Variables without effect, such as a queue size when nothing is
+    /// exported, are not checked.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, InvalidVariable> {
         let variables = Variables(variable);
         if variables.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {

@@ -11,11 +11,12 @@ use super::code::Code;
 use super::refusal::Refusal;
 use crate::store::ShieldedCalls;
 
-/// Delay of the response `OVERLOADED` on the public listener, so that immediate retries do not slow the requests in
-/// flight. A tenth of `Retry-After`.
+/// Delay before an `OVERLOADED` response on the public listener, so that clients that retry at once do not slow the
+/// requests in flight. A tenth of `Retry-After`.
 pub const OVERLOAD_DELAY: Duration = Duration::from_millis(100);
 
-/// Whether the service is draining, and the calls that must be completed before it exits. Clones share it.
+/// Whether the service is draining, and the store calls that must be completed before it exits. Clones share this
+/// state.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
     draining: CancellationToken,
@@ -40,7 +41,7 @@ impl Lifecycle {
     }
 }
 
-/// The admission control of a listener. Clones share it.
+/// The admission control of a listener. Clones share one limit.
 #[derive(Clone, Debug)]
 pub struct Admission {
     /// The lifecycle of the service.

@@ -21,27 +21,27 @@ use super::refusal::Refusal;
 pub struct BodyLimits {
     /// Maximum size in bytes.
     pub max_bytes: usize,
-    /// Time limit from the head to the last byte.
+    /// Time limit for reading the whole body.
     pub timeout: Duration,
-    /// Number of copies in memory until the request is answered: each counts in the budget.
+    /// Number of copies of the body that the handler keeps in memory. Each copy counts in the budget.
     pub copies: usize,
 }
 
-/// Minimum rate in bytes per second after [`MIN_RATE_GRACE`]. Kestrel's defaults; they keep slow clients from using up the
-/// budget.
+/// Minimum average rate in bytes per second, required after [`MIN_RATE_GRACE`]. Both values are Kestrel's defaults.
+/// They keep slow clients from using up the budget.
 const MIN_RATE: u64 = 240;
 const MIN_RATE_GRACE: Duration = Duration::from_secs(5);
-/// How much of a refused body is read, and for how long: a client that sends everything before it reads still gets the
-/// refusal.
+/// Limits for reading and discarding a refused body. A client that reads the response only after it has sent the whole
+/// body would otherwise not get the refusal.
 const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum memory that is allocated for an announced length.
+/// Maximum memory that is allocated before the first byte, whatever length the client announced.
 const INITIAL_CAPACITY: usize = 4 * 1024;
-/// Minimum that a body counts for: this bounds the number of bodies.
+/// Minimum reservation of a body, so that the budget also bounds the number of bodies.
 const MIN_RESERVATION: usize = 4 * 1024;
 
-/// Reads a body. Its memory counts in the budget until the reservation is dropped. The size limit applies to
-/// Content-Length and to the bytes received.
+/// Reads a body. Its memory counts in the budget until the reservation is dropped. The size limit applies both to the
+/// announced Content-Length and to the bytes received.
 pub async fn read(
     headers: &HeaderMap,
     mut body: Body,
@@ -103,7 +103,8 @@ fn no_memory() -> Refusal {
     Refusal::new(Code::Overloaded, "the memory budget for request bodies is used up; nothing was changed")
 }
 
-/// The refusal of an unreadable body: chunked coding that violates RFC 9112, or a client that disconnected.
+/// The refusal of a body that cannot be read to its end: the chunked coding violates RFC 9112, or the client
+/// disconnected.
 fn malformed(error: &axum::Error) -> Refusal {
     let mut source: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = source {
@@ -120,7 +121,7 @@ fn malformed(error: &axum::Error) -> Refusal {
     Refusal::new(Code::BodyMalformed, "the body is shorter than announced")
 }
 
-/// Reads a body that is refused, and drops it.
+/// Reads and discards a refused body in the background.
 pub fn discard(headers: &HeaderMap, body: Body) {
     // A client that waits for 100 Continue has sent nothing yet.
     if !headers.contains_key(header::EXPECT) {
@@ -138,6 +139,6 @@ async fn discard_rest(mut body: Body) {
             }
         }
     };
-    // Stops at the first limit.
+    // Reaching the time limit is not an error.
     let _ = timeout(DISCARD_TIMEOUT, discard).await;
 }

@@ -37,8 +37,9 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(&address))
     }
 
-    /// The client's address: the rightmost address in the header that is not a trusted proxy, or the leftmost if all are
-    /// trusted. The peer address if the peer is not trusted, or if the header cannot be parsed up to that address.
+    /// The client's address: the rightmost address in the header that is not a trusted proxy, or the leftmost address
+    /// if all are trusted. Returns the peer address if the peer is not trusted or an address to be examined is
+    /// malformed.
     pub fn client_address(&self, Peer(peer): Peer, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         if !self.contains(peer) {
@@ -70,8 +71,9 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     parsed.ok().map(|address| address.to_canonical())
 }
 
-/// Parses the `for` parameter of an element of a `Forwarded` header. A quoted string can contain separators, for example
-/// in a `host` that the client has chosen: an element that may be a part of one is refused.
+/// Parses the `for` parameter of an element of a `Forwarded` header. A quoted string, for example a `host` that the
+/// client chose, can contain the separators of elements. Therefore an element that may be a fragment of a quoted string
+/// is rejected.
 fn parse_forwarded(element: &str) -> Option<IpAddr> {
     let is_whole = !element.contains('\\') && element.matches('"').count().is_multiple_of(2);
     let parameters = element.split(';').filter_map(|parameter| parameter.split_once('='));

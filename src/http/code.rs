@@ -113,29 +113,30 @@ codes! {
 }
 
 impl Code {
-    /// Whether sending the same request again can help. Senders decide by the status.
+    /// Whether sending the same request again can succeed. Depends only on the status, because many senders see nothing
+    /// else.
     pub fn retryable(self) -> bool {
         matches!(self.status().as_u16(), 408 | 429 | 500 | 503)
     }
 
-    /// The value of `error.type`. By OpenTelemetry's conventions, a 4xx is not an error of the server.
+    /// The value of `error.type`. By OpenTelemetry's conventions, a 4xx response is not a server error.
     pub fn error_type(self) -> Option<&'static str> {
         self.status().is_server_error().then_some(self.as_str())
     }
 
-    /// Whether the request had no valid token.
+    /// Whether the request was refused because it had no valid callback token.
     pub const fn is_failed_authentication(self) -> bool {
         matches!(self, Self::CallbackTokenMissing | Self::CallbackTokenInvalid | Self::CallbackTokenExpired)
     }
 
-    /// The scheme for `WWW-Authenticate`, which every 401 needs (RFC 9110, section 15.5.2). A callback token has a scheme
-    /// of its own, because it is not sent in `Authorization`.
+    /// The scheme for `WWW-Authenticate`, which every 401 response needs (RFC 9110, section 15.5.2). Callback tokens
+    /// have a scheme of their own, because they are not sent in `Authorization`.
     pub fn challenge(self) -> Option<&'static str> {
         let scheme = if self.is_failed_authentication() { "CallbackToken" } else { "Bearer" };
         (self.status() == StatusCode::UNAUTHORIZED).then_some(scheme)
     }
 
-    /// Seconds for `Retry-After`, where there is one.
+    /// The value of `Retry-After` in seconds. `None`: the response has no such header.
     pub fn retry_after(self) -> Option<u64> {
         let is_overload =
             matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
@@ -152,6 +153,7 @@ mod tests {
     #[test]
     fn names_are_unique_and_no_status_disables_an_endpoint() {
         for code in Code::ALL {
+            // After 410, some webhook senders disable the endpoint. Many do not follow redirects.
             assert_ne!(code.status(), StatusCode::GONE);
             assert!(!code.status().is_redirection());
         }

@@ -1,8 +1,8 @@
 //! Limits of a connection, and its read timeouts: for the head of a request, and for idle time between requests.
 //!
 //! hyper has one timer for both (hyper #3828). Here, the time limit for a head starts with its first byte, and further
-//! bytes do not extend it. Over TLS, the bytes of TLS records are counted. If a pipelined head arrives before the
-//! previous response, its time limit starts with the first byte received after that response.
+//! bytes do not extend it. Over TLS, it starts with the first byte of a TLS record. If a pipelined head arrives before
+//! the previous response, its time limit starts with the first byte received after that response.
 
 use std::io;
 use std::pin::Pin;
@@ -19,16 +19,16 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Time limit for the head of a request. Also the time limit for a TLS handshake, if it is shorter than 5 s.
+    /// Time limit for the head of a request. Also limits a TLS handshake, whose time limit is at most 5 s.
     pub head_timeout: Duration,
     /// Maximum time without progress while a response is written.
     pub write_timeout: Duration,
     /// Maximum time that a connection is idle before a request.
     pub keep_alive_timeout: Duration,
-    /// Maximum number of connections. At the limit, new connections wait and idle ones are closed.
+    /// Maximum number of connections. At the limit, a new connection waits, and idle connections are closed for it.
     pub max_connections: usize,
-    /// Whether a client that has shut down its write side still gets responses. Such a client cannot be distinguished
-    /// from one that has disconnected, which an event stream would detect only when it sends something.
+    /// Whether a client that has shut down its write side still gets responses. The server cannot tell such a client
+    /// from one that has disconnected, so an event stream would notice a disconnect only when it next sends something.
     pub half_close: bool,
 }
 
@@ -37,9 +37,9 @@ pub struct ConnectionLimits {
 pub(super) enum Phase {
     /// No byte of the next request has arrived.
     Idle,
-    /// A part of the next request's head has arrived.
+    /// The first part of the next request's head has arrived.
     ReadingHead,
-    /// A request is being handled. Its body has a separate time limit.
+    /// A request is being handled. Its body has its own time limit.
     Handling,
 }
 
@@ -76,7 +76,7 @@ impl Activity {
         phase == Phase::Idle && since.elapsed() >= time
     }
 
-    /// Marks the connection as idle at the end of the response: now, or when the body is dropped if its size is unknown.
+    /// Marks the connection as idle: now if the size of the response body is known, otherwise when the body is dropped.
     pub(super) fn idle_after(&self, response: Response) -> Response {
         if response.body().size_hint().exact().is_some() {
             self.begin(Phase::Idle);
@@ -106,7 +106,7 @@ pub(super) struct TimedRead<R> {
     reader: R,
     activity: Activity,
     limits: ConnectionLimits,
-    /// Created only when a read has to wait, so that a request in one segment needs no timer.
+    /// Created when a read first waits in a phase with a deadline, and then reused.
     timer: Option<Pin<Box<Sleep>>>,
 }
 

@@ -1,4 +1,4 @@
-//! The context of a request: its ids, and the facts that are recorded about it.
+//! The context of a request: its ids and its [`RequestLog`].
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use crate::telemetry::trace::SpanRef;
 /// A listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
-    /// For providers. Each request begins a new trace.
+    /// For providers. Each request starts a new trace.
     Public,
     /// For the platform. A request continues the caller's trace.
     Platform,
@@ -31,18 +31,19 @@ pub struct Instrumentation {
     pub listener: Listener,
     /// `http` or `https`.
     pub scheme: &'static str,
-    /// The proxies whose `X-Request-Id` is trusted. The platform listener trusts the header of every caller.
+    /// The proxies whose `X-Request-Id` and client address are trusted. The platform listener trusts the `X-Request-Id`
+    /// of every caller, and ignores reported client addresses.
     pub trusted_proxies: TrustedProxies,
-    /// Receives the spans of the requests.
+    /// Starts the spans of the requests.
     pub telemetry: Telemetry,
     /// The metrics of requests. Both listeners share them.
     pub metrics: Arc<RequestMetrics>,
-    /// Summarizes repeated refusals. Both listeners share it.
+    /// Summarizes repeated refusals. Both listeners share this.
     pub refusal_summaries: Arc<RefusalSummaries>,
 }
 
-/// The context of a request. When the last clone is dropped, the request is logged and counted. A call that outlives the
-/// client's connection holds a clone, so that the log line contains its result.
+/// The context of a request. The request is logged and counted when the last clone is dropped. A store call that can
+/// outlive the client's connection holds a clone, so that the log line contains its result.
 pub type RequestContext = Arc<RequestState>;
 
 /// The state that the clones of a [`RequestContext`] share.
@@ -58,7 +59,7 @@ pub struct RequestState {
     pub(super) method: &'static str,
     /// The route's template. The path itself is never logged, because it can contain a token.
     pub(super) route: Option<MatchedPath>,
-    /// Whether the request is a health check or a scrape. Such requests are logged at `debug` if they succeed.
+    /// Whether the request is a health check or a scrape of the metrics. If it succeeds, it is logged at `debug`.
     pub(super) is_probe: bool,
     pub(super) user_agent: Option<HeaderValue>,
     pub(super) started: Instant,

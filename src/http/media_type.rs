@@ -1,6 +1,7 @@
 //! Requires that a body is declared as JSON: Content-Type (RFC 9110, section 8.3) and Content-Encoding (section 8.4).
 //!
-//! Does not use `mime` or `mediatype`: both refuse what real clients send, such as an empty parameter or the type twice.
+//! Does not use the `mime` or `mediatype` crate: both reject headers that real clients send, such as an empty parameter
+//! or a repeated type.
 
 use std::borrow::Cow;
 
@@ -12,11 +13,12 @@ use crate::domain::ids::contains_token;
 
 /// The expected media type.
 const JSON: &str = "application/json";
-/// Maximum length of a charset or a coding in a message. Shorter than every service key, so that none is repeated.
+/// Maximum length of a charset or a coding in a message. Shorter than every service key, so that a message cannot
+/// repeat one.
 const MAX_NAME: usize = 15;
 /// Maximum length of a media type in a message.
 const MAX_TYPE: usize = 64;
-/// The registered top-level types. Only their subtypes are repeated in a message.
+/// The registered top-level types. A media type with another top-level type is not repeated in a message.
 const TOP_LEVEL: [&str; 9] =
     ["application", "audio", "font", "image", "message", "model", "multipart", "text", "video"];
 
@@ -30,7 +32,8 @@ pub fn check_json(headers: &HeaderMap) -> Result<(), Refusal> {
     check_codings(headers)
 }
 
-/// The type may be repeated, in one line or in several: some frameworks add it to what the caller has set.
+/// Checks each media type. There can be several, in one header line or more: some frameworks append their own to the
+/// one that the caller has set.
 fn check_types(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut is_declared = false;
     for line in headers.get_all(header::CONTENT_TYPE) {
@@ -82,7 +85,7 @@ fn unsupported(message: impl Into<Cow<'static, str>>) -> Refusal {
     Refusal::new(Code::ContentTypeUnsupported, message)
 }
 
-/// A media type, a charset or a coding for a message, unless it may be a misplaced credential.
+/// A media type, a charset or a coding for a message; `unknown` if it could be a misplaced credential.
 fn shown(name: &str) -> &str {
     let (max, subtype) = match name.split_once('/') {
         Some((top_level, subtype)) if TOP_LEVEL.contains(&top_level) => (MAX_TYPE, subtype),

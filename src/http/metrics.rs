@@ -41,18 +41,18 @@ fn show(metrics: &Metrics) -> Response {
     ([(header::CONTENT_TYPE, text)], metrics.prometheus()).into_response()
 }
 
-/// The attributes of an answered request in metrics.
+/// The attributes of a finished request in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ResponseLabels {
     /// The method, `_OTHER` if it is not a standard one.
     pub(super) method: &'static str,
     /// `http` or `https`.
     pub(super) scheme: &'static str,
-    /// The response's status.
+    /// The response's status; 499 if the client disconnected before it.
     pub(super) status: u16,
     /// The code of a refusal.
     pub(super) code: Option<Code>,
-    /// The outcome that a callback or cancellation set; otherwise empty.
+    /// The outcome in the receipt of a callback or cancellation; otherwise empty.
     pub(super) outcome: &'static str,
 }
 
@@ -91,7 +91,7 @@ impl RequestMetrics {
     pub fn new(metrics: &Metrics) -> Self {
         let active = Arc::new(());
         let requests = Arc::downgrade(&active);
-        // All except the one that is kept here.
+        // Minus the clone that `RequestMetrics` keeps.
         let in_flight = move || requests.strong_count().saturating_sub(1) as u64;
         metrics.observe(names::ACTIVE_REQUESTS, move || [(in_flight(), None)]);
         let refused = metrics.counter(names::REFUSED);
@@ -107,8 +107,8 @@ impl RequestMetrics {
         }
     }
 
-    /// Records an answered request. `body`: its size in bytes, if it was read to its end. `decision`: for a callback,
-    /// the time from the last byte of its body to its acceptance or refusal.
+    /// Records a finished request. `body`: the size of its body in bytes, if it was read to its end. `decision`: for a
+    /// callback, the time from the last byte of its body to its acceptance or refusal.
     pub(super) fn record(
         &self,
         route: &str,

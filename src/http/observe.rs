@@ -1,4 +1,4 @@
-//! The outermost layer: gives a request its ids and its span, and renders refusals.
+//! The outermost layer: assigns each request its ids and its span, and renders refusals.
 
 use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,7 +31,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.
 pub fn observe_requests(instrumentation: Instrumentation, routes: Router) -> Router {
-    // The layer is cloned for each request.
+    // In an `Arc`, because the layer is cloned for each request.
     let instrumentation = Arc::new(instrumentation);
     routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(move |request: Request, next: Next| {
         let context = instrumentation.begin(&request);
@@ -120,7 +120,7 @@ fn standard_method(method: &Method) -> &'static str {
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
 }
 
-/// The refusal for an error response of the framework.
+/// The refusal that replaces an error response made by axum itself, such as 405.
 fn framework_refusal(response: &Response) -> Option<Refusal> {
     let (code, message) = match response.status() {
         status if status.is_success() || status == StatusCode::NOT_MODIFIED => return None,

@@ -1,6 +1,6 @@
 //! Rate limits per client: at most N requests in a fixed window, which starts with the client's first request.
 //!
-//! Does not use the `governor` crate, because the memory for its keys is unbounded.
+//! Does not use the `governor` crate, because its memory for keys is not bounded.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use super::code::Code;
 use super::refusal::Refusal;
 
-/// Maximum number of clients with a window. Beyond it, all windows are removed.
+/// Maximum number of clients with a window, current or ended. Beyond it, all windows are removed.
 const MAX_CLIENTS: usize = 65536;
 
-/// The unit of counting: an IPv4 address, or the first `ipv6_prefix` bits of an IPv6 address. One client usually
-/// controls a whole IPv6 network.
+/// What counts as one client: an IPv4 address, or the first `ipv6_prefix` bits of an IPv6 address, because one client
+/// usually controls a whole IPv6 network.
 pub(super) fn network(address: IpAddr, ipv6_prefix: u64) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
@@ -35,7 +35,7 @@ struct ClientWindow {
     count: u64,
 }
 
-/// A rate limit per client address, in at most 4 MiB of memory.
+/// A rate limit per client address. Its table uses at most about 6 MiB.
 #[derive(Debug)]
 pub struct AddressLimit {
     max: u64,
@@ -45,13 +45,13 @@ pub struct AddressLimit {
 }
 
 impl AddressLimit {
-    /// Allows `max` requests per `window`; 0 disables the limit. IPv6 addresses are grouped by their first `ipv6_prefix`
-    /// bits.
+    /// Allows `max` requests per `window`; 0 disables the limit. IPv6 addresses with the same first `ipv6_prefix` bits
+    /// count as one client.
     pub fn new(max: u64, window: Duration, ipv6_prefix: u64) -> Self {
         Self { max, window, ipv6_prefix, windows: Mutex::default() }
     }
 
-    /// Counts a request. Over the limit, returns the time until the window ends as an error.
+    /// Counts a request. If it exceeds the limit, the error is the time until the window ends.
     pub fn count(&self, address: IpAddr) -> Result<(), Duration> {
         if self.max == 0 {
             return Ok(());
@@ -59,7 +59,8 @@ impl AddressLimit {
         let (client, now) = (network(address, self.ipv6_prefix), Instant::now());
         let mut windows = self.windows();
         if windows.len() >= MAX_CLIENTS && !windows.contains_key(&client) {
-            // A client with so many addresses is not limited by address anyway.
+            // This also resets current windows, but an attacker with this many addresses evades a limit per address
+            // anyway.
             windows.clear();
         }
         let new = ClientWindow { until: now + self.window, count: 0 };

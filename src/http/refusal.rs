@@ -15,7 +15,7 @@ use crate::store::StoreError;
 /// Tells senders that support this header not to repeat the request.
 const WEBHOOK_DELIVERY: HeaderName = HeaderName::from_static("webhook-delivery");
 
-/// The message for a bug.
+/// The message of [`Code::Internal`].
 pub(super) const INTERNAL: &str = "internal error; quote the request id when you report it";
 
 /// Why a request is refused.
@@ -37,7 +37,7 @@ impl Refusal {
         Self { code, message: message.into(), cause: None, outcome: None, headers: Vec::new() }
     }
 
-    /// The refusal of an unknown path. Its message names the likely mistake.
+    /// The refusal of an unknown path. Its message suggests a fix.
     pub fn not_found(path: &str) -> Self {
         let message = if path.len() > 1 && path.ends_with('/') {
             "there is no such path; remove the slash at its end"
@@ -125,7 +125,8 @@ impl From<StoreError> for Refusal {
     }
 }
 
-/// Carried as an extension: the outermost layer renders it, because it knows the request's ids.
+/// The refusal travels as an extension of an empty response. The outermost layer renders it, because it knows the
+/// request's ids.
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();

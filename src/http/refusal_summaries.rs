@@ -1,5 +1,5 @@
-//! Summarizes repeated refusals of unauthenticated clients, so that floods of requests do not flood the log and the
-//! traces.
+//! Summarizes repeated refusals, such as those of unauthenticated clients, so that a flood of requests does not flood
+//! the log and the traces.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,19 +14,19 @@ use super::rate_limit::network;
 use crate::domain::token::{Claims, TokenFingerprint};
 use crate::telemetry::names;
 
-/// Within this time, only the first of equal refusals has its own log line and span.
+/// Duration of a window. Only the first of equal refusals in it has its own log line and span.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Interval at which ended windows are logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum number of windows. Beyond it, all further refusals with the same code share one window.
+/// Maximum number of windows. Beyond it, all new refusals with the same code share one window.
 const MAX_WINDOWS: usize = 256;
-/// Maximum number of windows of a client. Its further work items share one window for each code.
+/// Maximum number of windows for one client. Beyond it, all its new refusals with the same code share one window.
 const MAX_CLIENT_WINDOWS: usize = 16;
 
 /// The key of a window. Refusals with equal keys are summarized together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RefusalKey {
-    /// The client, or its IPv6 network. `None`: the window is shared by all further clients.
+    /// The client, or its IPv6 network. `None`: all clients beyond [`MAX_WINDOWS`] share the window.
     pub(super) client: Option<IpAddr>,
     /// `None`: the client disconnected.
     pub(super) code: Option<Code>,
@@ -48,7 +48,8 @@ pub struct RefusalSummaries {
 }
 
 impl RefusalSummaries {
-    /// IPv6 addresses are grouped by `ipv6_prefix` bits: one client usually controls a whole network.
+    /// IPv6 addresses with the same first `ipv6_prefix` bits count as one client, which usually controls a whole
+    /// network.
     pub fn new(ipv6_prefix: u64) -> Self {
         Self { ipv6_prefix, windows: Mutex::default() }
     }

@@ -46,12 +46,12 @@ impl RequestState {
     /// The `User-Agent` header, if it is text and contains no token.
     pub fn user_agent(&self) -> Option<&str> {
         let text = self.user_agent.as_ref()?.to_str().ok()?;
-        // ASCII only, so that it can be cut anywhere.
+        // `to_str` accepts only ASCII, so the text can be cut at any byte.
         Some(&text[..text.len().min(USER_AGENT_CHARS)]).filter(|text| !contains_token(text))
     }
 
     /// Whether a refusal gets its own log line and span. Repeated refusals of unauthenticated clients and of
-    /// heartbeats are summarized.
+    /// heartbeats, and those by a rate limit, are summarized. So are disconnects of unauthenticated clients.
     fn has_own_line(&self, log: &RequestLog) -> bool {
         let code = log.code();
         let is_unauthenticated = match self.instrumentation.listener {
@@ -109,7 +109,7 @@ impl RequestState {
         let sequence = item.map(|item| item.sequence).or(claims.map(|claims| claims.sequence));
         let turn = item.and_then(|item| item.turn_id.as_ref()).or(log.turn_id.as_ref());
         let with_deadline = item.filter(|_| self.is_on(Listener::Platform) || log.late.is_some());
-        // Who sent a request that was refused or aborted.
+        // For requests that were refused or aborted, the sender is recorded too.
         let is_failure = status >= 400;
         let agent = self.user_agent().filter(|_| is_failure);
         attributes([

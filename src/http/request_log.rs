@@ -1,4 +1,4 @@
-//! The facts about a request. Its log line, its span and its metrics are made of them.
+//! What is recorded about a request. Its log line, its span and its metrics are built from this.
 
 use axum::http::StatusCode;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::token::{Claims, TokenFingerprint};
 use crate::domain::work_item::{Outcome, TimeoutCause, WorkItem};
 
-/// The facts about a request.
+/// What is recorded about a request. A field is empty until it is known.
 #[derive(Debug, Default)]
 pub struct RequestLog {
     /// The status of the response. `None`: the client disconnected before it.
@@ -28,25 +28,25 @@ pub struct RequestLog {
     pub item: Option<WorkItem>,
     /// Why the work item of a late callback or heartbeat timed out, and how long ago in milliseconds.
     pub late: Option<(TimeoutCause, u64)>,
-    /// Whether it is a heartbeat. Accepted heartbeats are logged at `debug`, because there can be many.
+    /// Whether the request is a heartbeat. Accepted heartbeats are logged at `debug`, because there can be many.
     pub is_heartbeat: bool,
-    /// The outcome that the request has set.
+    /// The outcome that the request has set, or that a repeated request has confirmed.
     pub outcome: Option<Outcome>,
     /// Whether the result is on the channel or held.
     pub delivery: Option<Delivery>,
-    /// Whether the callback is a repetition that got the first receipt again.
+    /// Whether the callback was a repetition and got the first receipt again.
     pub replayed: Option<bool>,
-    /// Time from the issue to the acceptance of the result, in milliseconds.
+    /// Time from the issue of the work item to the acceptance of its result, in milliseconds.
     pub turnaround_ms: Option<u64>,
-    /// The turn that is cancelled.
+    /// The turn that the request cancels.
     pub turn_id: Option<TurnId>,
     /// Number of work items that the cancellation of a turn cancelled.
     pub cancelled: Option<u64>,
-    /// Why the platform cancels or ends.
+    /// The platform's `reason` for a cancellation or for the end of a conversation.
     pub reason: Option<Reason>,
     /// Number of envelopes that the request released, at most 256.
     pub released: usize,
-    /// Number of held items and number of awaiting items that the end of the conversation dropped.
+    /// Numbers of held and of awaiting work items that the end of the conversation dropped.
     pub dropped: Option<(u64, u64)>,
     /// When a callback was accepted or refused.
     pub decided_at: Option<Instant>,
@@ -74,8 +74,8 @@ impl RequestLog {
         self.item = Some(receipt.item.item);
     }
 
-    /// Records the conversation and the item of a refused callback or heartbeat. `late_at`: the time, if it came after the
-    /// item's timeout.
+    /// Records the conversation and the work item of a refused callback or heartbeat. `late_at`: the time of the
+    /// refusal, if the work item had already timed out.
     pub fn refused(&mut self, target: &CallbackTarget, late_at: Option<Timestamp>) {
         self.conversation = Some(target.conversation_id.clone());
         self.item.clone_from(&target.item);
@@ -100,7 +100,7 @@ impl RequestLog {
         self.item.as_ref()?.traceparent.as_ref()
     }
 
-    /// The sequence for which the result is held.
+    /// The sequence of the work item that a held result waits for.
     pub(super) fn held_behind(&self) -> Option<u64> {
         match self.delivery {
             Some(Delivery::Held { waiting_for }) => Some(waiting_for.get()),

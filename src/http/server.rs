@@ -27,11 +27,11 @@ use tower::ServiceExt;
 use super::client_address::Peer;
 use super::connection::{Activity, ConnectionLimits, Phase, TimedRead};
 
-/// Maximum size of a request's head in bytes. The same limit as that of Node.js, on which some gateways run.
+/// Maximum size of a request's head in bytes. The default limit of Node.js, on which some gateways run.
 const MAX_HEAD: usize = 16 * 1024;
 /// Maximum time limit for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Minimum idle time of a connection before it is closed in favour of a new one.
+/// Minimum idle time of a connection before it may be closed to make room for a new one.
 const MIN_IDLE: Duration = Duration::from_millis(500);
 
 /// Serves until `stop` is cancelled, then completes the requests in flight.
@@ -47,7 +47,7 @@ pub async fn serve(
     let connections = TaskTracker::new();
     let accept_all = async {
         loop {
-            // After an error, for example if no file descriptor is free, `accept` logs it and retries after a second.
+            // On an error such as a lack of file descriptors, `accept` logs it and retries after a second.
             let (stream, peer) = Listener::accept(&mut listener).await;
             let Some(permit) = acquire(&permits, &server.shortage).await else { return };
             let server = Arc::clone(&server);
@@ -65,7 +65,7 @@ pub async fn serve(
     connections.wait().await;
 }
 
-/// Acquires a permit for a connection. While there is none, makes idle connections close.
+/// Acquires a permit for a connection. While none is free, asks idle connections to close.
 async fn acquire(permits: &Arc<Semaphore>, shortage: &Notify) -> Option<OwnedSemaphorePermit> {
     if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
         return Some(permit);
@@ -105,7 +105,7 @@ impl Server {
 
     async fn serve_connection(&self, stream: TcpStream, peer: IpAddr) -> Result<(), BoxError> {
         let Self { limits, tls, .. } = self;
-        // Ignores an error, which affects only the latency.
+        // A failure affects only the latency.
         let _ = stream.set_nodelay(true);
         let activity = Activity::new();
         // Waits for the first byte before allocating buffers, so that silent connections use little memory.
@@ -113,7 +113,7 @@ impl Server {
         let mut first = [0];
         tokio::select! {
             () = self.must_close(&activity) => return Ok(()),
-            // Not `readable`, which can return although no byte has arrived.
+            // Does not use `readable`, which can return before a byte has arrived.
             peeked = timeout(first_byte, stream.peek(&mut first)) => { peeked??; }
         }
         let (reader, writer) = stream.into_split();

@@ -29,7 +29,7 @@ pub struct CertificateFiles {
 /// Why a certificate cannot be used.
 #[derive(Debug, Error)]
 pub enum TlsError {
-    /// A file cannot be read, or does not contain what is named.
+    /// A file cannot be read, or does not contain the named item.
     #[error("cannot read a {1} from {path}", path = .0.display())]
     Unreadable(PathBuf, &'static str, #[source] pem::Error),
     /// The key does not belong to the certificate, or has an unsupported type.
@@ -80,19 +80,20 @@ pub struct Tls {
 impl Tls {
     /// Loads the files.
     pub fn new(files: CertificateFiles) -> Result<Self, TlsError> {
-        // Computed before the files are loaded, so that a replacement in between is detected.
+        // Computed before the files are loaded, so that files replaced in between are noticed.
         let fingerprint = files.fingerprint();
         let config = watch::Sender::new(files.load()?);
         Ok(Self { files, fingerprint, config })
     }
 
-    /// The current configuration, for each handshake.
+    /// The current configuration. Each handshake reads it from this receiver.
     pub fn current(&self) -> watch::Receiver<Arc<ServerConfig>> {
         self.config.subscribe()
     }
 
     /// Reloads the certificate when its files change. Checks every second and when `check` is notified. Existing
-    /// connections keep their certificate. Files that cannot be used are ignored, with a warning.
+    /// connections keep their certificate. If the new files cannot be used, logs a warning and keeps the old
+    /// certificate.
     pub async fn watch_and_reload(mut self, check: Arc<Notify>, stop: CancellationToken) {
         loop {
             tokio::select! {

@@ -13,16 +13,16 @@ use crate::telemetry::trace::SpanRef;
 
 /// Response header with the trace id.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
-/// The request's span, as W3C Trace Context Level 2 (a draft) defines it.
+/// Response header with the request's span, as a draft of W3C Trace Context Level 2 defines it.
 pub const TRACE_RESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
-/// The request's span again, in the header that browsers and proxies evaluate (W3C Server Timing).
+/// Response header with the request's span for browsers, which expose this header to scripts (W3C Server Timing).
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// The caller's trace context, from `traceparent` and `tracestate`. Empty if they are missing or invalid.
 pub(super) fn caller(headers: &HeaderMap) -> Context {
     let header = |name: &str| {
-        // Ignores a header that contains a token: `tracestate` is exported and passed on unchanged.
+        // Ignores a header that contains a token, because `tracestate` is exported and passed on unchanged.
         let value = headers.get(name)?.to_str().ok().filter(|text| !contains_token(text))?;
         Some((name.to_owned(), value.to_owned()))
     };

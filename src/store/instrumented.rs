@@ -65,7 +65,7 @@ macro_rules! backend_async {
     };
 }
 
-/// A backend with spans and a metric for its calls to Redis. Calls to the memory store are not measured.
+/// A backend whose calls to Redis are recorded as spans and in a metric. Calls to the memory store are not recorded.
 #[derive(Debug)]
 pub struct InstrumentedStore {
     backend: Backend,
@@ -77,10 +77,11 @@ pub struct InstrumentedStore {
     health: HealthMonitor,
 }
 
-/// Delay from the opening of a conversation until the sweeper queries its partition and thus learns its idle timer.
+/// Delay from the opening of a conversation until the sweeper queries its partition, from which it learns the
+/// conversation's idle timer.
 const CHECK_AFTER_OPEN: Duration = Duration::from_secs(10);
 
-/// What a call executes in Redis, for its span and its metric.
+/// The Redis operation of a call, for its span and its metric.
 #[derive(Clone, Copy)]
 enum Operation {
     /// A script, by its name.
@@ -99,14 +100,14 @@ impl StoreError {
         }
     }
 
-    /// The first word of Redis' error reply. `None` if Redis did not return an error.
+    /// The first word of the error reply from Redis. `None` if there is no such reply.
     fn redis_code(&self) -> Option<&str> {
         self.source()?.downcast_ref::<RedisError>()?.code()
     }
 }
 
 impl InstrumentedStore {
-    /// Wraps a backend. Registers the counter of Redis connections with the metrics.
+    /// Wraps a backend. For Redis, also registers the metric of its connections.
     pub fn new(backend: Backend, telemetry: Telemetry) -> Self {
         let (server, partitions) = match &backend {
             Backend::Memory(memory) => (Vec::new(), memory.partitions()),
@@ -135,8 +136,8 @@ impl InstrumentedStore {
         &self.schedule
     }
 
-    /// Takes the task that receives Redis' notifications, for supervision. `None` for the memory store, and after the
-    /// first call.
+    /// Takes the task that receives notifications from Redis, so that the caller can supervise it. `None` for the
+    /// memory store, and after the first call.
     pub fn take_watcher(&self) -> Option<JoinHandle<()>> {
         match &self.backend {
             Backend::Memory(_) => None,
@@ -171,8 +172,8 @@ impl InstrumentedStore {
         conversation.partition(self.partitions())
     }
 
-    /// Schedules a timer of the partition `in_ms` milliseconds from now, on this instance and, by an announcement, on
-    /// the others.
+    /// Schedules a timer of the partition `in_ms` milliseconds from now on this instance, and announces it to the
+    /// others.
     fn schedule_timer(&self, partition: u16, in_ms: u64) {
         self.schedule.arm(partition, Instant::now() + Duration::from_millis(in_ms));
         if let Some(now) = self.schedule.store_now_ms() {
@@ -182,7 +183,8 @@ impl InstrumentedStore {
         }
     }
 
-    /// If the call failed or left a release unfinished, schedules the sweeper to continue it after [`CONTINUE_MS`].
+    /// If the call failed or released only a part of the envelopes, schedules the sweeper to continue after
+    /// [`CONTINUE_MS`].
     fn schedule_continuation<T, R>(
         &self,
         conversation: ConversationRef,
@@ -195,7 +197,8 @@ impl InstrumentedStore {
         }
     }
 
-    /// Runs a call. For Redis, exports a span and a metric, and lets a failed script call trigger a health check.
+    /// Runs a call. For Redis, records a span and a metric; a failed script call triggers a health check, unless the
+    /// error is `Broken`.
     async fn call<T>(
         &self,
         operation: Operation,
@@ -250,11 +253,11 @@ impl Store for InstrumentedStore {
     async fn issue(&self, command: Issue) -> Answer<Issued, IssueRefused> {
         let partition = self.partition(command.conversation);
         let timeout_ms = command.heartbeat_timeout_ms.unwrap_or(u64::MAX).min(command.timeout_ms);
-        // Before the call, because the item may exist even if the reply is lost or this instance fails.
+        // Scheduled before the call, because the item may exist even if the reply is lost or this instance fails.
         self.schedule_timer(partition, timeout_ms);
         let issued =
             self.call(Operation::Script("issue"), backend_async!(self, store => store.issue(command))).await;
-        // Again, because the sweeper may have queried the partition before the item existed.
+        // Scheduled again, because the sweeper may have queried the partition before the item existed.
         self.schedule.arm(partition, Instant::now() + Duration::from_millis(timeout_ms));
         if let Ok(Ok(issued)) = &issued
             && !issued.repeated

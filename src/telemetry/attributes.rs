@@ -1,4 +1,4 @@
-//! Attributes, which a span and a log line can share.
+//! Attributes that a span and a log line can share.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -16,7 +16,7 @@ pub fn attributes<const N: usize>(all: [(&'static str, Option<Value>); N]) -> Ve
 
 /// A value as text. Clones share it.
 pub fn text(value: impl Display) -> Value {
-    // Formats most values without an allocation of their own.
+    // Formats most values on the stack, so that only the shared string is allocated.
     let mut buffer = [0; 128];
     let mut rest = &mut buffer[..];
     let fits = write!(rest, "{value}").is_ok();

@@ -9,13 +9,14 @@ use tracing::field::{Field, Visit};
 
 use super::attributes::{number, text};
 
-/// Attributes of all events that are logged in a [`Context`] with this value. They precede the event's own fields.
+/// Attributes of every event that is logged while the current [`Context`] contains this value. They precede the event's
+/// own fields.
 pub(super) struct SharedAttributes(pub(super) Arc<Vec<KeyValue>>);
 
 /// A log event.
 pub(super) struct LogEvent {
     pub(super) metadata: &'static Metadata<'static>,
-    /// The current span, and [`SharedAttributes`].
+    /// The current context, with its span and [`SharedAttributes`].
     pub(super) context: Context,
     pub(super) message: StringValue,
     pub(super) fields: Vec<KeyValue>,

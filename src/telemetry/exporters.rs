@@ -1,4 +1,4 @@
-//! The OTLP exporters. The SDK reads their environment variables, except for those in [`Exports`].
+//! The OTLP exporters. The SDK reads their environment variables, except for those that [`Exports`] reads.
 
 use opentelemetry_otlp::{
     LogExporter, MetricExporter, Protocol, SpanExporter, WithExportConfig, WithHttpConfig,
@@ -35,8 +35,8 @@ pub(super) fn resource() -> Resource {
     Resource::builder().with_attributes(own).build()
 }
 
-/// A client with built-in certificate authorities, because slim container images have none. Created on a separate
-/// thread, because a blocking client panics when it is created within a runtime.
+/// A client that trusts built-in certificate authorities, because slim container images have none. It is created on a
+/// separate thread, because creating a blocking client within a runtime panics.
 fn http_client() -> Result<reqwest::blocking::Client, ExportError> {
     let tls = rustls::ClientConfig::builder()
         .with_root_certificates(rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() })

@@ -1,4 +1,4 @@
-//! A histogram that is bound to its attributes, which saves hashing them for each record.
+//! A histogram with bound series, which avoids hashing the attributes for each recorded value.
 
 use std::hash::Hash;
 use std::sync::{PoisonError, RwLock};
@@ -7,9 +7,9 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{BoundHistogram, Histogram};
 use rustc_hash::FxHashMap;
 
-/// A histogram whose series are bound to their attributes, by a text (can be empty) and a key. They are never evicted,
-/// because there are few. Binds at the first record: a bound histogram without values would be exported with infinite
-/// extremes.
+/// A histogram that keeps a bound series for each pair of a text, which can be empty, and a key. A series is bound when
+/// its first value is recorded, because a bound series without values would be exported with an infinite minimum and
+/// maximum. Series are never evicted, because there are few.
 #[derive(Debug)]
 pub struct KeyedHistogram<K> {
     histogram: Histogram<f64>,
@@ -21,12 +21,12 @@ impl<K: Copy + Eq + Hash> KeyedHistogram<K> {
         Self { histogram, bound: RwLock::default() }
     }
 
-    /// The histogram, for attributes that have no key.
+    /// The histogram itself, for values whose attributes have no key.
     pub const fn unbound(&self) -> &Histogram<f64> {
         &self.histogram
     }
 
-    /// Records a value. `attributes` belong to the text and the key.
+    /// Records a value. `attributes` returns the attributes for this text and key; called for their first value only.
     pub fn record(&self, text: &str, key: K, value: f64, attributes: impl FnOnce() -> Vec<KeyValue>) {
         let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(series) = bound.get(text).and_then(|keys| keys.get(&key)) {

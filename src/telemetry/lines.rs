@@ -17,15 +17,15 @@ use super::names;
 pub(super) enum LineFormat {
     /// `timestamp`, `level`, the ids of the current span, `message` and the event's attributes, as one object.
     Json,
-    /// Text for people: time and level, then for a request its status, code and duration. Ids come last.
+    /// Text for people: the time and the level, then the status, code and duration of a request. Ids come last.
     Text {
         /// Whether the level is coloured.
         colour: bool,
     },
 }
 
-/// The attributes of a successful request that its text line shows besides those with a place of their own. A JSON line
-/// has all.
+/// The further attributes in the text line of a successful request, after those with a fixed position. A JSON line has
+/// all attributes.
 const SHOWN: [&str; 6] = [
     names::TOOL_NAME,
     names::HELD_BEHIND,
@@ -54,7 +54,7 @@ impl LineFormat {
     }
 }
 
-/// The time in milliseconds, by RFC 3339.
+/// The current time in the format of RFC 3339, with milliseconds.
 fn now() -> String {
     let mut text = String::with_capacity(32);
     // Cannot fail.
@@ -91,7 +91,7 @@ fn json(event: &LogEvent) -> serde_json::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// The attributes of an event, for its text.
+/// The attributes of an event that are not yet in its text line.
 struct Fields<'a>(Vec<&'a KeyValue>);
 
 impl Fields<'_> {
@@ -135,7 +135,7 @@ impl Fields<'_> {
                 write!(line, " {key}={value}")
             };
         }
-        // So that no value can move the cursor or start a new line.
+        // Escaped, so that no value can move the cursor or start a new line.
         if line.contains(char::is_control) { line.escape_debug().to_string() } else { line }
     }
 }

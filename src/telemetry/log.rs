@@ -32,8 +32,8 @@ pub(super) struct RecordExport {
     pub(super) queue: Arc<ExportQueue>,
 }
 
-/// Whether an event may become a log line. Excludes `debug` and `trace` events of libraries, which can contain
-/// credentials and bodies, and the SDK's event for each failed export: [`super::queue`] logs outages instead.
+/// Whether an event may be logged. Excludes `debug` and `trace` events of libraries, which can contain credentials and
+/// bodies, and the SDK's event for each failed export: [`super::queue`] logs the outage instead.
 pub(super) fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     let is_export_failure = metadata.target().starts_with("opentelemetry")
         && ["Export", "Shutdown"].iter().any(|what| metadata.name().contains(what));
@@ -51,7 +51,7 @@ impl<S: Subscriber> Layer<S> for LogLayer {
         event.record(&mut read);
         // `NonBlocking` counts the lines that it cannot write.
         let _ = self.writer.make_writer().write_all(&self.format.line(&read));
-        // Excludes library events: an export emits events, which would cause further exports.
+        // Does not export events of libraries: an export itself emits events, which would cause further exports.
         if let Some(records) = self.records.as_ref().filter(|_| is_own(event.metadata())) {
             records.export(read);
         }
@@ -68,7 +68,7 @@ impl RecordExport {
             Level::DEBUG => Severity::Debug,
             _ => Severity::Trace,
         };
-        // Disabled for the events of an export.
+        // The SDK disables events that are emitted during an export.
         let is_enabled = self.logger.event_enabled(severity, event.metadata.target(), Some(name));
         if !is_enabled || !self.queue.enqueue() {
             return;

@@ -1,4 +1,5 @@
-//! The instruments of the metrics, which feed both Prometheus and OTLP. Each module records its own metrics.
+//! Creates the instruments of the metrics, which are exported to both Prometheus and OTLP. Each module records its own
+//! metrics.
 
 use std::hash::Hash;
 
@@ -30,10 +31,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics for Prometheus, and for an OTLP exporter.
+    /// Metrics for Prometheus, and for an OTLP exporter if there is one.
     pub(super) fn new(resource: Resource, exporter: Option<impl PushMetricExporter>) -> Self {
         let registry = Registry::new();
-        // Only Linux has these numbers.
+        // The collector supports only Linux.
         #[cfg(target_os = "linux")]
         if let Err(error) = registry.register(Box::new(ProcessCollector::for_self())) {
             tracing::error!(name: "bug", %error, "cannot register the metrics of the process (this is a bug)");
@@ -59,7 +60,7 @@ impl Metrics {
         metrics
     }
 
-    /// The provider, to flush it and to shut it down.
+    /// The provider, for flushing and shutdown.
     pub(super) const fn provider(&self) -> &SdkMeterProvider {
         &self.provider
     }
@@ -74,8 +75,8 @@ impl Metrics {
         self.panics.add(1, &[]);
     }
 
-    /// A counter. Add 0 to its known series: otherwise the first increment would be the first value of its series, which
-    /// does not count as an increase.
+    /// A counter. Add 0 to each known series at the start. Otherwise the first increment is the first value of its
+    /// series, and backends do not count the first value as an increase.
     pub fn counter(&self, metric: Metric) -> Counter<u64> {
         counter(&self.meter, metric)
     }
@@ -87,8 +88,8 @@ impl Metrics {
         KeyedHistogram::new(builder.build())
     }
 
-    /// Reads a metric at each collection. Each item that `read` returns is a data point: its value, and its attribute if
-    /// it has one.
+    /// Reads a metric at each collection. Each item that `read` returns is a data point: its value, and its attribute
+    /// if it has one.
     pub fn observe<P: IntoIterator<Item = (u64, Option<KeyValue>)>>(
         &self,
         metric: Metric,

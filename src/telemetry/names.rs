@@ -1,17 +1,18 @@
 //! All names of attributes, metrics and log fields.
 //!
-//! Names are those of OpenTelemetry's semantic conventions (version 1.42) where these have one; those of `gen_ai` have
-//! moved to a repository of their own, and their constants are deprecated. The others start with
-//! `callback_ingress`, `callback`, `conversation`, `request` or `work_item`. A test compares [`RESOURCE`],
-//! [`ATTRIBUTES`] and [`METRICS`] with the tables of `config/signoz/README.md`.
+//! Names are those of OpenTelemetry's semantic conventions (version 1.42) where these have one. The `gen_ai` names are
+//! literals here, because these conventions have moved to another repository and their constants are deprecated. Other
+//! names of attributes and metrics start with `callback_ingress`, `callback`, `conversation`, `event_stream`, `request`
+//! or `work_item`. A test compares [`RESOURCE`], [`ATTRIBUTES`] and [`METRICS`] with the tables of
+//! `config/signoz/README.md`.
 
 use opentelemetry_semantic_conventions::{attribute, metric};
 
-/// The service's name, unless `OTEL_SERVICE_NAME` is set, and the instrumentation scope.
+/// The default of `service.name`, and the name of the instrumentation scope.
 pub const SERVICE: &str = "callback-ingress";
 /// `messaging.system` of channels in the memory store.
 pub const MEMORY_CHANNEL_SYSTEM: &str = "callback_ingress";
-/// Name of the event that ends a request.
+/// Name of the log event at the end of a request.
 pub const REQUEST_EVENT: &str = "request";
 /// Duration of a request in microseconds, in its log line.
 pub const DURATION_US: &str = "duration_us";

@@ -1,4 +1,4 @@
-//! Bounds the queues of exporters, counts what is lost, and logs the start and the end of an outage of the collector.
+//! Bounds the export queues, counts lost items, and logs the start and the end of an outage of the collector.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,10 +16,11 @@ use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter, SpanProcessor};
 /// Name of a span that is not exported. See [`super::trace::SpanRef::discard`].
 pub(super) const DISCARDED: &str = "";
 
-/// The items of one signal that wait for their export.
+/// Counts the items of one signal that wait to be exported.
 ///
-/// Exists because the SDK reports lost items only in its own log, and drops an item only after it was created, which
-/// costs as much as exporting it. While this queue is full, no items are created.
+/// Exists because the SDK reports lost items only in its own log, and because it drops an item only after the item was
+/// created, which costs as much as exporting it. While this queue is full, no log records and no spans of requests and
+/// sweeps are created.
 #[derive(Debug, Default)]
 pub(super) struct ExportQueue {
     /// `traces`, `metrics` or `logs`.
@@ -61,13 +62,13 @@ impl ExportQueue {
         }
     }
 
-    /// Records the export of queued items.
+    /// Removes exported items from the queue, and records the result of the export.
     fn dequeue(&self, items: usize, result: OTelSdkResult) -> OTelSdkResult {
         self.queued.fetch_sub(items, Ordering::Relaxed);
         self.exported(items, result)
     }
 
-    /// Logs the first failure of an outage, and its end.
+    /// Counts the items of a failed export as lost. Logs the first failure of an outage, and its end.
     fn exported(&self, items: usize, result: OTelSdkResult) -> OTelSdkResult {
         let signal = self.signal;
         let was_failing = self.is_failing.swap(result.is_err(), Ordering::Relaxed);
@@ -92,7 +93,7 @@ impl ExportQueue {
     }
 }
 
-/// A processor before a queue, or an exporter behind it.
+/// A span processor that counts spans into a queue, or an exporter that counts items out of it.
 #[derive(Debug)]
 pub(super) struct Queued<T> {
     pub(super) inner: T,
@@ -145,7 +146,7 @@ impl<E: LogExporter> LogExporter for Queued<E> {
     }
 }
 
-/// Metrics are not queued: each export has all of them.
+/// Metrics are not queued, because each export contains all of them. A failed export counts as one lost item.
 impl<E: PushMetricExporter> PushMetricExporter for Queued<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         self.queue.exported(1, self.inner.export(metrics).await)

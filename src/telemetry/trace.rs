@@ -15,16 +15,17 @@ use super::queue::DISCARDED;
 use crate::clock::Entropy;
 use crate::domain::ids::TraceParent;
 
-/// A span of this process and its context. Clones share it. It ends with [`SpanRef::end`] or [`SpanRef::discard`],
-/// otherwise when the last clone is dropped.
+/// A span of this process and its context. Clones share the span. It ends with [`SpanRef::end`] or
+/// [`SpanRef::discard`], or else when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct SpanRef {
     context: Context,
-    /// Whether this is an SDK span. Otherwise the ids are random: responses and log lines always have ids.
+    /// Whether this is an SDK span. Otherwise only its ids exist, and they are random, because responses and log lines
+    /// always have ids.
     is_span: bool,
 }
 
-/// The context of a span that another request has stored.
+/// The context of a span whose `traceparent` was stored earlier.
 pub fn remote_context(traceparent: &TraceParent) -> Option<SpanContext> {
     let (trace, span, flags) = traceparent.ids()?;
     let (trace, span) = (TraceId::from(trace), SpanId::from(span));
@@ -58,22 +59,22 @@ impl SpanRef {
         self.span_context().trace_id().to_string()
     }
 
-    /// The context of the span. Log lines and store calls of a future that runs in it belong to the span.
+    /// The context of the span. The log lines and store calls of a future that runs in this context belong to the span.
     pub const fn context(&self) -> &Context {
         &self.context
     }
 
-    /// Log lines belong to the span until the guard is dropped.
+    /// Makes the span current: log lines belong to it until the guard is dropped.
     pub fn enter(&self) -> ContextGuard {
         self.context.clone().attach()
     }
 
-    /// As [`SpanRef::enter`]. The lines also have these attributes.
+    /// Like [`SpanRef::enter`]. The log lines also have these attributes.
     pub fn enter_with(&self, attributes: &Arc<Vec<KeyValue>>) -> ContextGuard {
         self.context.with_value(SharedAttributes(Arc::clone(attributes))).attach()
     }
 
-    /// The trace context to pass on. `None` if spans are not exported.
+    /// The trace context to pass on. `None` if there is no SDK span: spans are not exported, or the queue was full.
     pub fn traceparent(&self) -> Option<TraceParent> {
         if !self.is_span {
             return None;
@@ -110,7 +111,7 @@ impl SpanRef {
         self.context.span().end();
     }
 
-    /// Links the span to a span of another trace; ignores one of the same trace.
+    /// Links the span to another span, unless both are in the same trace.
     pub fn link(&self, traceparent: Option<&TraceParent>, relation: &'static str) {
         if let Some(link) = link(&self.context, traceparent, relation) {
             self.context.span().add_link(link.span_context, link.attributes);
@@ -118,7 +119,7 @@ impl SpanRef {
     }
 }
 
-/// A link to a span, unless it is in the trace of `context`.
+/// A link to the span `to`. `None` if there is no such span, or if it is in the trace of `context`.
 pub fn link(context: &Context, to: Option<&TraceParent>, relation: &'static str) -> Option<Link> {
     let own = context.span().span_context().trace_id();
     let other = to.and_then(remote_context).filter(|other| other.trace_id() != own)?;

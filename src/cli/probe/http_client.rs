@@ -1,5 +1,5 @@
-//! An HTTP client with TLS. Its errors say what an operator can check. They never contain a URL, which can contain a
-//! token.
+//! An HTTP client with TLS. Its errors say what an operator can check. They never contain a URL, because
+//! a callback URL can contain a token.
 
 use std::error::Error;
 use std::io;
@@ -13,12 +13,12 @@ use crate::cli::client::{self, ClientError};
 use crate::cli::text::plain;
 use crate::http::code::Code;
 
-/// Maximum number of bytes that are read of a response. The error page of a gateway can be long.
+/// Size in bytes at which the rest of a response is not read. The error page of a gateway can be long.
 const MAX_BODY: usize = 64 * 1024;
-/// Maximum number of characters that are shown of a foreign text.
+/// Maximum number of characters that are shown of a text from a server.
 const MAX_SHOWN: usize = 200;
 
-/// The listener of a request, with its name in messages.
+/// Which listener a request is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Platform,
@@ -26,6 +26,7 @@ pub(super) enum Side {
 }
 
 impl Side {
+    /// The name in messages.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Platform => "the platform URL",
@@ -43,8 +44,8 @@ impl HttpClient {
         Self::build(client::builder(tls).no_proxy())
     }
 
-    /// A client that uses the proxy in the environment, such as `HTTPS_PROXY`.
-    pub(super) fn by_proxy_of_environment(tls: ClientConfig) -> Result<Self, ClientError> {
+    /// A client that uses the proxy from the environment, for example from `HTTPS_PROXY`.
+    pub(super) fn with_environment_proxy(tls: ClientConfig) -> Result<Self, ClientError> {
         Self::build(client::builder(tls))
     }
 
@@ -70,7 +71,7 @@ pub(super) async fn call(side: Side, request: reqwest::RequestBuilder) -> Result
     Answer::read(side, send(side, request).await?).await
 }
 
-/// A response, and whether it is from callback-ingress.
+/// A response. Its body is `null` if it is not JSON.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -108,8 +109,8 @@ impl Answer {
         self.headers.get(name).map(|value| shown(&String::from_utf8_lossy(value.as_bytes())))
     }
 
-    /// `None`: the response is not from callback-ingress. A gateway can have error envelopes of the same form, without
-    /// a trace id or with other codes.
+    /// The error envelope. `None`: the response is a success or not from callback-ingress. The trace id and the code
+    /// tell our envelope from those of gateways, which can look alike.
     pub(super) fn own_error(&self) -> Option<OwnError> {
         let error = &self.json["error"];
         let text = |field: &str| error[field].as_str().map(shown);
@@ -124,12 +125,12 @@ impl Answer {
     }
 }
 
-/// Foreign text, truncated and without control characters.
+/// Text from a server, truncated and without control characters.
 pub(super) fn shown(text: &str) -> String {
     plain(&text.chars().take(MAX_SHOWN).collect::<String>())
 }
 
-/// Explains a missing response.
+/// Explains a missing or incomplete response.
 fn no_answer(side: Side, error: reqwest::Error) -> StepFailure {
     let host =
         error.url().and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?)));

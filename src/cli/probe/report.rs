@@ -40,9 +40,9 @@ impl From<Failure> for StepFailure {
 pub(super) enum StepTime {
     /// From the request to the response.
     Call(Duration),
-    /// From the response to the callback until the event arrived.
+    /// From the callback's response to the arrival of its event.
     After(Duration),
-    /// From the arrival of the event until the response to the callback.
+    /// From the arrival of the event to the callback's response, if the event came first.
     Before(Duration),
 }
 
@@ -88,7 +88,7 @@ impl Report {
         Self { as_json, current: RefCell::default(), done: RefCell::default() }
     }
 
-    /// Names the step that begins now.
+    /// Begins a step. Returns the current time.
     pub(super) fn begin(&self, step: impl Into<String>) -> Instant {
         *self.current.borrow_mut() = step.into();
         Instant::now()
@@ -98,7 +98,7 @@ impl Report {
         self.current.borrow().clone()
     }
 
-    /// The current step has succeeded.
+    /// Records and prints the success of the current step.
     pub(super) fn done(&self, took: StepTime) -> Result<(), Failure> {
         let step = self.current_step();
         self.done.borrow_mut().push(json!({"step": step, "ms": took.ms()}));
@@ -113,7 +113,7 @@ impl Report {
         if self.as_json { Ok(()) } else { print(&format!("{text}\n")) }
     }
 
-    /// Prints the result. `failure`: the step that failed, and why, without secrets.
+    /// Prints the result. `failure`: the step that failed, and the reason, which must not contain secrets.
     pub(super) fn finish(
         &self,
         conversation: &str,

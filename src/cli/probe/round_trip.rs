@@ -18,18 +18,18 @@ use crate::http::code::Code;
 use crate::platform::PLATFORM_PATH;
 use crate::public::CALLBACKS_PATH;
 
-/// Idle timeout of the conversation after the time limit, in case the probe cannot end it.
+/// How much longer than the probe's time limit the conversation stays open if the probe cannot end it.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 const CARRIERS: [Carrier; 4] = [Carrier::Header, Carrier::Query, Carrier::Body, Carrier::Path];
 
-/// The two listeners, as this process reaches them.
+/// How the probe reaches the two listeners.
 #[derive(Debug)]
 pub(super) struct Endpoints {
     pub(super) platform: HttpClient,
     pub(super) platform_url: String,
     pub(super) authorization: HeaderValue,
     pub(super) public: HttpClient,
-    /// `None`: the URL in the `callback` object.
+    /// The base URL for callbacks. `None`: use the URL in the `callback` object.
     pub(super) public_url: Option<String>,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Endpoints {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Conversation {
     Unopened,
-    /// The response to the request is missing.
+    /// The request to open it was sent, but no response has arrived.
     MayBeOpen,
     Open,
     Ended,
@@ -54,7 +54,7 @@ struct Issued {
     headers: Map<String, Value>,
 }
 
-/// The steps, in one conversation.
+/// A run of the probe: all steps, in one conversation.
 pub(super) struct RoundTrip<'a> {
     endpoints: Endpoints,
     report: &'a Report,
@@ -84,7 +84,7 @@ impl<'a> RoundTrip<'a> {
         &self.name
     }
 
-    /// The allowed carriers that were tried.
+    /// The enabled carriers that have been tried.
     pub(super) fn carriers(&self) -> Vec<&'static str> {
         self.carriers.borrow().clone()
     }
@@ -97,7 +97,7 @@ impl<'a> RoundTrip<'a> {
         secrets.fold(text.to_owned(), |text, (secret, shown)| text.replace(secret, shown))
     }
 
-    /// All steps.
+    /// Runs all steps.
     pub(super) async fn run(&self) -> Result<(), StepFailure> {
         self.open().await?;
         let mut events = self.follow().await?;
@@ -126,7 +126,8 @@ impl<'a> RoundTrip<'a> {
         })
     }
 
-    /// Ends the conversation after a failure. Returns a message if that fails, too.
+    /// Ends the conversation after a failed step. Returns a message if that fails and the conversation is known to be
+    /// open.
     pub(super) async fn clean_up(&self) -> Option<String> {
         if matches!(self.conversation.get(), Conversation::Unopened | Conversation::Ended) {
             return None;
@@ -138,7 +139,7 @@ impl<'a> RoundTrip<'a> {
         }
     }
 
-    /// The message for a conversation that may still be open.
+    /// The message for a conversation that was opened and could not be ended.
     pub(super) fn left_behind(&self, why: &str) -> Option<String> {
         let after = humantime::format_duration(self.idle_ttl);
         let open = self.conversation.get() == Conversation::Open;
@@ -180,7 +181,7 @@ impl<'a> RoundTrip<'a> {
             return Err(explain::platform(&Answer::read(Side::Platform, response).await?));
         }
         self.done(began)?;
-        // The time limit is that of all steps.
+        // The time limit for all steps applies instead.
         Ok(EventStream::new(response, Duration::MAX))
     }
 
@@ -295,13 +296,14 @@ impl<'a> RoundTrip<'a> {
     }
 }
 
+/// Name of the step that waits for the event of a callback.
 const EVENT: &str = "event";
 
 fn with_json(request: reqwest::RequestBuilder, body: &Value) -> reqwest::RequestBuilder {
     request.header(header::CONTENT_TYPE, "application/json").body(body.to_string())
 }
 
-/// Waits for the next envelope or the end.
+/// Waits for the next envelope or the end of the stream's events.
 async fn next(events: &mut EventStream) -> Result<StreamEvent, StepFailure> {
     loop {
         let next = events.next().await;

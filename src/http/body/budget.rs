@@ -1,10 +1,11 @@
-//! A limit on the memory that the bodies of a listener use together.
+//! A limit on the total memory of a group of request bodies.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes shared by all bodies of one kind.
+/// The bytes that a group of bodies shares, for example all callbacks without an authentic token in their head. Clones
+/// share them.
 #[derive(Clone, Debug)]
 pub struct BodyBudget(Arc<Semaphore>);
 

@@ -50,9 +50,9 @@ impl InstrumentedStore {
         }
     }
 
-    /// Records envelopes that an operation released: a span and a metric for each. Logs a line for each that was held,
-    /// which shows why it was late, and for each that timed out and is not in `logged_timeouts`. The log line of a
-    /// request covers the others.
+    /// Records envelopes that an operation released: a span and a metric for each. Logs a line for each envelope that
+    /// was held, to show why it was late, and for each timeout that is not in `logged_timeouts`. The other envelopes
+    /// need no line, because the log line of a request covers them.
     pub fn record_released(
         &self,
         step: &SpanRef,
@@ -60,14 +60,14 @@ impl InstrumentedStore {
         envelopes: &[Released],
         logged_timeouts: &[TimedOut],
     ) {
-        // The gate waited for the first envelope.
+        // The held envelopes waited for the first one.
         let Some(first) = envelopes.first() else { return };
         let releasing = step.traceparent();
         for envelope in envelopes {
             self.metrics.released(envelope);
             let is_logged = || logged_timeouts.iter().any(|logged| logged.work_item == envelope.work_item);
             let needs_line = envelope.held || envelope.outcome == Outcome::TimedOut && !is_logged();
-            // In the trace of the request that settled the work item.
+            // If another operation settled the work item, the spans belong to the trace of that operation.
             let settled_in =
                 envelope.settled_in.as_ref().filter(|settled| Some(*settled) != releasing.as_ref());
             let released_in = releasing.as_ref().filter(|_| settled_in.is_some());

@@ -22,7 +22,7 @@ pub(super) struct StoreMetrics {
     issued: Counter<u64>,
     released: Counter<u64>,
     dropped: Counter<u64>,
-    /// By tool.
+    /// Also keyed by the tool's name.
     turnaround: KeyedHistogram<(Kind, Outcome)>,
     hold_time: KeyedHistogram<(Kind, Outcome)>,
     end_to_end: KeyedHistogram<(Kind, Outcome)>,
@@ -36,7 +36,7 @@ fn kind_attribute(kind: Kind) -> KeyValue {
     KeyValue::new(names::WORK_ITEM_KIND, kind.as_str())
 }
 
-/// `tool`: the label of its name; empty without one.
+/// `tool`: the value for the tool's name; empty if there is no name.
 fn attributes((kind, outcome): (Kind, Outcome), tool: &str) -> Vec<KeyValue> {
     let mut attributes = vec![kind_attribute(kind), KeyValue::new(names::OUTCOME, outcome.as_str())];
     attributes.extend((!tool.is_empty()).then(|| KeyValue::new(names::TOOL_NAME, tool.to_owned())));
@@ -74,7 +74,7 @@ impl StoreMetrics {
         self.issued.add(1, &[kind_attribute(kind)]);
     }
 
-    /// Records the time from the issue of the work item to its accepted result.
+    /// Records the time from the issue of the work item to the acceptance of its result.
     pub(super) fn accepted(&self, receipt: &Receipt) {
         let (item, key) = (&receipt.item, (receipt.item.kind, receipt.outcome));
         let turnaround = seconds(item.issued_at.millis_until(receipt.received_at));
@@ -105,7 +105,8 @@ impl StoreMetrics {
         self.lateness.record("", key, seconds(timed_out.late_ms), attributes);
     }
 
-    /// Records a call to Redis with its command and script. `failed`: whether its attributes are those of a failure.
+    /// Records a call to Redis. `operation`: its command and script. The attributes of a failed call depend on the
+    /// error, so they have no key.
     pub(super) fn call(
         &self,
         duration: Duration,

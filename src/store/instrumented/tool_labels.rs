@@ -1,4 +1,4 @@
-//! Bounds the names of tools and providers as values of a metric's attribute.
+//! Bounds the number of tool and provider names that become values of a metric attribute.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -9,7 +9,7 @@ use crate::domain::ids::ToolName;
 /// Maximum number of names. Every name multiplies the series of its metrics.
 const MAX_NAMES: usize = 100;
 
-/// The value for the names beyond [`MAX_NAMES`].
+/// The value for all names beyond [`MAX_NAMES`].
 const OTHER: &str = "other";
 
 /// The names that are used as values: the first [`MAX_NAMES`] that the process has seen.
@@ -29,7 +29,7 @@ impl ToolLabels {
         }
         drop(known);
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have added some meanwhile.
+        // Another thread may have added names since the first check.
         if known.len() >= MAX_NAMES && !known.contains(name) {
             return OTHER;
         }
