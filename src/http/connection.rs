@@ -134,9 +134,13 @@ impl<R: AsyncRead + Unpin> AsyncRead for TimedRead<R> {
         let polled = Pin::new(&mut self.reader).poll_read(cx, buf);
         if polled.is_ready() {
             self.activity.received();
-            return polled;
         }
-        let Some(deadline) = self.deadline() else { return Poll::Pending };
+        let Some(deadline) = self.deadline() else { return polled };
+        if polled.is_ready() {
+            // A client that sends without a pause never reaches the timer.
+            let in_time = Instant::now() < deadline;
+            return if in_time { polled } else { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) };
+        }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if timer.deadline() != deadline {
             timer.as_mut().reset(deadline);

@@ -1,8 +1,8 @@
 //! Rate limits per client: at most N requests in a fixed window, which starts with the client's first request.
 //!
-//! Does not use the `governor` crate, because its memory for keys is not bounded.
+//! Does not use the `governor` crate, because the memory for its keys is unbounded.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,11 +13,13 @@ use tokio::time::Instant;
 use super::code::Code;
 use super::refusal::Refusal;
 
-/// Maximum number of clients with a window, current or ended. Beyond it, all windows are removed.
-const MAX_CLIENTS: usize = 65536;
+/// Maximum number of clients per bucket.
+const BUCKET_CAPACITY: usize = 8;
+/// Number of buckets. A full bucket evicts the client with the lowest count.
+const BUCKETS: usize = 8192;
 
-/// What counts as one client: an IPv4 address, or the first `ipv6_prefix` bits of an IPv6 address, because one client
-/// usually controls a whole IPv6 network.
+/// The unit of counting: an IPv4 address, or the first `ipv6_prefix` bits of an IPv6 address. One client usually
+/// controls a whole IPv6 network.
 pub(super) fn network(address: IpAddr, ipv6_prefix: u64) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
@@ -31,60 +33,79 @@ pub(super) fn network(address: IpAddr, ipv6_prefix: u64) -> IpAddr {
 /// The current window of a client.
 #[derive(Clone, Copy, Debug)]
 struct ClientWindow {
+    client: IpAddr,
     until: Instant,
     count: u64,
 }
 
-/// A rate limit per client address. Its table uses at most about 6 MiB.
+/// A rate limit per client address, in at most 4 MiB of memory.
 #[derive(Debug)]
 pub struct AddressLimit {
     max: u64,
     window: Duration,
     ipv6_prefix: u64,
-    windows: Mutex<HashMap<IpAddr, ClientWindow>>,
+    hasher: RandomState,
+    /// Empty if the limit is disabled.
+    buckets: Box<[Mutex<Vec<ClientWindow>>]>,
 }
 
 impl AddressLimit {
-    /// Allows `max` requests per `window`; 0 disables the limit. IPv6 addresses with the same first `ipv6_prefix` bits
-    /// count as one client.
+    /// Allows `max` requests per `window`; 0 disables the limit. IPv6 addresses are grouped by their first `ipv6_prefix`
+    /// bits.
     pub fn new(max: u64, window: Duration, ipv6_prefix: u64) -> Self {
-        Self { max, window, ipv6_prefix, windows: Mutex::default() }
+        let buckets = if max > 0 { BUCKETS } else { 0 };
+        Self {
+            max,
+            window,
+            ipv6_prefix,
+            hasher: RandomState::new(),
+            buckets: (0..buckets).map(|_| Mutex::default()).collect(),
+        }
     }
 
-    /// Counts a request. If it exceeds the limit, the error is the time until the window ends.
+    /// Counts a request. Over the limit, returns the time until the window ends as an error.
     pub fn count(&self, address: IpAddr) -> Result<(), Duration> {
-        if self.max == 0 {
-            return Ok(());
-        }
-        let (client, now) = (network(address, self.ipv6_prefix), Instant::now());
-        let mut windows = self.windows();
-        if windows.len() >= MAX_CLIENTS && !windows.contains_key(&client) {
-            // This also resets current windows, but an attacker with this many addresses evades a limit per address
-            // anyway.
-            windows.clear();
-        }
-        let new = ClientWindow { until: now + self.window, count: 0 };
-        let own = windows.entry(client).or_insert(new);
-        if own.until <= now {
-            *own = new;
-        }
-        if own.count >= self.max {
-            return Err(own.until - now);
-        }
-        own.count += 1;
-        Ok(())
+        self.count_at(address, Instant::now())
     }
 
     /// The time until the window ends, if the client has reached the limit. Does not count a request.
     pub fn exceeded(&self, address: IpAddr) -> Option<Duration> {
-        let client = network(address, self.ipv6_prefix);
-        let own = *self.windows().get(&client)?;
-        let wait = own.until.checked_duration_since(Instant::now())?;
-        (own.count >= self.max && !wait.is_zero()).then_some(wait)
+        self.exceeded_at(address, Instant::now())
     }
 
-    fn windows(&self) -> MutexGuard<'_, HashMap<IpAddr, ClientWindow>> {
-        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    fn count_at(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+        let Some((client, mut windows)) = self.windows(address, now) else { return Ok(()) };
+        if let Some(own) = windows.iter_mut().find(|window| window.client == client) {
+            if own.count >= self.max {
+                return Err(own.until - now);
+            }
+            own.count += 1;
+            return Ok(());
+        }
+        let new = ClientWindow { client, until: now + self.window, count: 1 };
+        let is_full = windows.len() >= BUCKET_CAPACITY;
+        match windows.iter_mut().min_by_key(|window| window.count) {
+            Some(least) if is_full => *least = new,
+            _ => windows.push(new),
+        }
+        Ok(())
+    }
+
+    fn exceeded_at(&self, address: IpAddr, now: Instant) -> Option<Duration> {
+        let (client, windows) = self.windows(address, now)?;
+        let own = windows.iter().find(|window| window.client == client && window.count >= self.max)?;
+        Some(own.until - now)
+    }
+
+    /// The client's key, and the current windows of its bucket. `None`: the limit is disabled.
+    fn windows(&self, address: IpAddr, now: Instant) -> Option<(IpAddr, MutexGuard<'_, Vec<ClientWindow>>)> {
+        let client = network(address, self.ipv6_prefix);
+        // Keyed hash: clients cannot choose colliding addresses.
+        let bucket = self.hasher.hash_one(client).checked_rem(self.buckets.len() as u64)?;
+        let bucket = self.buckets.get(usize::try_from(bucket).ok()?)?;
+        let mut windows = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.retain(|window| window.until > now);
+        Some((client, windows))
     }
 }
 
@@ -97,31 +118,31 @@ pub fn rate_limited(message: &'static str, wait: Duration) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::advance;
-
     use super::*;
 
+    const WINDOW: Duration = Duration::from_secs(60);
+
     fn limit() -> AddressLimit {
-        AddressLimit::new(3, Duration::from_secs(60), 64)
+        AddressLimit::new(3, WINDOW, 64)
     }
 
     fn v4(number: u32) -> IpAddr {
         IpAddr::V4(number.into())
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn requests_over_the_limit_are_refused() {
+    #[test]
+    fn requests_over_the_limit_are_refused() {
         let limit = limit();
-        for _ in 0..3 {
-            assert_eq!(limit.exceeded(v4(1)), None);
-            assert_eq!(limit.count(v4(1)), Ok(()));
+        let start = Instant::now();
+        for second in 0..3 {
+            assert_eq!(limit.exceeded_at(v4(1), start), None);
+            assert_eq!(limit.count_at(v4(1), start + Duration::from_secs(second)), Ok(()));
         }
-        advance(Duration::from_secs(50)).await;
-        assert_eq!(limit.count(v4(1)), Err(Duration::from_secs(10)));
-        assert_eq!(limit.exceeded(v4(1)), Some(Duration::from_secs(10)));
-        assert_eq!(limit.count(v4(2)), Ok(()), "another address");
-        advance(Duration::from_secs(10)).await;
-        assert_eq!(limit.count(v4(1)), Ok(()), "another window");
+        let late = start + Duration::from_secs(50);
+        assert_eq!(limit.count_at(v4(1), late), Err(Duration::from_secs(10)));
+        assert_eq!(limit.exceeded_at(v4(1), late), Some(Duration::from_secs(10)));
+        assert_eq!(limit.count_at(v4(2), late), Ok(()), "another address");
+        assert_eq!(limit.count_at(v4(1), start + WINDOW), Ok(()), "another window");
     }
 
     #[test]
@@ -135,12 +156,16 @@ mod tests {
         assert_ne!(of("192.0.2.1", 64), of("192.0.2.2", 64));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn number_of_windows_is_bounded() {
+    #[test]
+    fn full_bucket_evicts_the_lowest_count() {
         let limit = limit();
-        for number in 0..1_000_000 {
-            assert_eq!(limit.count(v4(number)), Ok(()), "other clients are not limited");
+        let now = Instant::now();
+        for _ in 0..3 {
+            limit.count_at(v4(0), now).unwrap();
         }
-        assert!(limit.windows().len() <= MAX_CLIENTS);
+        for number in 1..1_000_000 {
+            assert_eq!(limit.count_at(v4(number), now), Ok(()), "other clients are not limited");
+        }
+        assert!(limit.count_at(v4(0), now).is_err());
     }
 }

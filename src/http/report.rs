@@ -67,8 +67,12 @@ impl RequestState {
     /// Logs the request, and ends its span.
     fn report(&self, status: u16, log: &RequestLog) {
         let is_frequent = status < 400 && (self.is_probe || log.is_heartbeat);
-        let is_logged =
-            if is_frequent { tracing::enabled!(Level::DEBUG) } else { tracing::enabled!(Level::ERROR) };
+        let is_logged = match log.code() {
+            Some(Code::Internal) => tracing::enabled!(Level::ERROR),
+            Some(Code::StoreUnavailable | Code::OutcomeUnknown) => tracing::enabled!(Level::WARN),
+            None if is_frequent => tracing::enabled!(Level::DEBUG),
+            Some(_) | None => tracing::enabled!(Level::INFO),
+        };
         if !is_logged && !self.span.is_recorded() {
             return;
         }

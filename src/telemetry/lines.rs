@@ -26,13 +26,16 @@ pub(super) enum LineFormat {
 
 /// The further attributes in the text line of a successful request, after those with a fixed position. A JSON line has
 /// all attributes.
-const SHOWN: [&str; 6] = [
+const SHOWN: [&str; 8] = [
     names::TOOL_NAME,
     names::HELD_BEHIND,
     names::CANCELLED,
     names::DROPPED_HELD,
     names::DROPPED_AWAITING,
     names::REASON,
+    // Of a client that disconnected.
+    names::CLIENT_ADDRESS,
+    names::USER_AGENT,
 ];
 
 impl LineFormat {
