@@ -15,8 +15,6 @@ use crate::protocol::{Pace, Tally};
 pub(crate) struct Figures {
     /// Requests per second.
     pub(crate) rate: f64,
-    /// Requests per second of the bare route at about the same time. Its own rate until that is known.
-    pub(crate) bare_rate: f64,
     #[serde(flatten)]
     pub(crate) tally: Tally,
     /// Processor time of the server.
@@ -52,7 +50,6 @@ pub(crate) fn measured(running: &mut Running, work: impl FnOnce() -> Tally) -> F
     let rate = tally.requests as f64 / tally.seconds.max(f64::EPSILON);
     let mut figures = Figures {
         rate,
-        bare_rate: rate,
         server_us: each(after.server, before.server),
         resident_kib: running.process.resident(),
         tally,

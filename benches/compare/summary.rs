@@ -29,8 +29,9 @@ pub(crate) struct Summary {
     pub(crate) group: String,
     pub(crate) competitor: String,
     pub(crate) rate: Spread,
-    /// Ratio to the rate of the bare route at about the same time.
-    pub(crate) ratio: Spread,
+    /// The rate of the fastest round, as a ratio to the bare route's fastest round. Other processes on the machine slow
+    /// down every round but do not make one faster, so that this varies least between runs.
+    pub(crate) ratio: f64,
     pub(crate) p50_ms: Spread,
     pub(crate) p99_ms: Spread,
     pub(crate) server_us: f64,
@@ -42,7 +43,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    pub(crate) fn of(group: &str, competitor: &str, rounds: Vec<Figures>) -> Self {
+    pub(crate) fn of(group: &str, competitor: &str, rounds: Vec<Figures>, bare: &[Figures]) -> Self {
         let over = |value: fn(&Figures) -> f64| Spread::of(rounds.iter().map(value));
         let some = |value: fn(&Figures) -> Option<f64>| {
             let values: Vec<f64> = rounds.iter().filter_map(value).collect();
@@ -52,7 +53,7 @@ impl Summary {
             group: group.to_owned(),
             competitor: competitor.to_owned(),
             rate: over(|figures| figures.rate),
-            ratio: over(|figures| figures.rate / figures.bare_rate),
+            ratio: over(|figures| figures.rate).max / Spread::of(bare.iter().map(|figures| figures.rate)).max,
             p50_ms: over(|figures| figures.tally.latency.p50 as f64 / 1000.0),
             p99_ms: over(|figures| figures.tally.latency.p99 as f64 / 1000.0),
             server_us: over(|figures| figures.server_us).median,

@@ -70,7 +70,7 @@ impl Table {
                 group = &row.group;
                 table.group(group);
             }
-            let ratio = if row.ratio.median < 0.095 { 3 } else { 2 };
+            let ratio = if row.ratio < 0.095 { 3 } else { 2 };
             let mut cells = rates(row, ratio);
             cells.extend([row.redis_us, row.script_us, row.commands].map(optional));
             table.row(&row.competitor, cells);
@@ -91,7 +91,7 @@ pub(crate) fn rates(row: &Summary, ratio_decimals: usize) -> Vec<String> {
     vec![
         whole(row.rate.median),
         format!("{}–{}", whole(row.rate.min), whole(row.rate.max)),
-        format!("{:.ratio_decimals$}", row.ratio.median),
+        format!("{:.ratio_decimals$}", row.ratio),
         format!("{:.2}", row.p50_ms.median),
         format!("{:.2}", row.p99_ms.median),
         format!("{:.1}", row.server_us),

@@ -21,7 +21,7 @@ pub(super) fn draw(drawing: &mut Drawing, rows: &[Summary], top: f64) -> f64 {
         let y = first + ROW * at as f64 + BAR - 3.0;
         drawing.label((left - 8.0, y), 12, Anchor::End, INK, &row.competitor);
     }
-    let rate = |row: &Summary| format!("{}  ({:.3})", whole(row.rate.median), row.ratio.median);
+    let rate = |row: &Summary| format!("{}  ({:.3})", whole(row.rate.median), row.ratio);
     let p99 = |row: &Summary| milliseconds(row.p99_ms.median);
     let panel = Panel { top, bottom, first };
     panel.draw(

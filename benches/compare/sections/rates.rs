@@ -1,4 +1,4 @@
-//! Requests per second in a closed loop. Each row is also a ratio to the bare route in the same round.
+//! Requests per second in a closed loop. Each row is also a ratio to the bare route.
 
 use super::Outcome;
 use crate::bench::{Bench, Workload};
@@ -131,25 +131,23 @@ fn compare(
                 let (rate, of) = (figures.rate, format!("{name:?} {}/{count}", round + 1));
                 bench.progress(&format!("{of}: {}: {rate:.0} requests/s", cases[at].name()));
                 rounds[at].push(figures);
-                rate
             };
-            let mut before = one(bare, &mut rounds);
+            one(bare, &mut rounds);
             let often = others.len() > BETWEEN;
             for some in others.chunks(BETWEEN) {
                 for &at in some {
                     one(at, &mut rounds);
                 }
-                let after = if often { one(bare, &mut rounds) } else { before };
-                for &at in some {
-                    rounds[at].last_mut().unwrap().bare_rate = f64::midpoint(before, after);
+                if often {
+                    one(bare, &mut rounds);
                 }
-                before = after;
             }
         }
     }
-    let summary =
-        |(case, rounds): (&Case, Vec<Figures>)| Summary::of(&case.group, &case.competitor.name, rounds);
-    let rows: Vec<Summary> = cases.iter().zip(rounds).map(summary).collect();
+    let summary = |(case, own): (&Case, &Vec<Figures>)| {
+        Summary::of(&case.group, &case.competitor.name, own.clone(), &rounds[bare_of(case)])
+    };
+    let rows: Vec<Summary> = cases.iter().zip(&rounds).map(summary).collect();
     Outcome {
         name,
         table: Table::of_rates(title, &rows),

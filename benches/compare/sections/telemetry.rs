@@ -1,5 +1,5 @@
 //! Costs of telemetry on the memory store: with collectors that do not exist or never respond, and with a working one.
-//! Figures are ratios to the first row of the same round.
+//! Ratios are to the first row.
 
 use super::Outcome;
 use crate::bench::Bench;
@@ -66,11 +66,9 @@ fn compare(bench: &mut Bench, name: SectionName, title: &str, field: &[Competito
     let (count, workload) = (bench.options.rounds(5, 2), bench.workload(1.5));
     let mut rounds: Vec<Vec<Figures>> = field.iter().map(|_| Vec::new()).collect();
     for round in 0..count {
-        let mut first = None;
         for (competitor, rounds) in field.iter().zip(&mut rounds) {
-            let mut figures = bench.closed(competitor, workload);
+            let figures = bench.closed(competitor, workload);
             let rate = figures.rate;
-            figures.bare_rate = *first.get_or_insert(rate);
             bench.progress(&format!(
                 "{name:?} {}/{count}: {}: {rate:.0} requests/s",
                 round + 1,
@@ -91,7 +89,7 @@ fn compare(bench: &mut Bench, name: SectionName, title: &str, field: &[Competito
     let mut table = Table::new(title, &columns);
     let mut rows = Vec::new();
     for (competitor, of) in field.iter().zip(&rounds) {
-        let row = Summary::of("", &competitor.name, of.clone());
+        let row = Summary::of("", &competitor.name, of.clone(), &rounds[0]);
         let resident = Spread::of(of.iter().map(|figures| figures.resident_kib as f64 / 1024.0));
         let mut cells = rates(&row, 3);
         cells.push(whole(resident.median));
