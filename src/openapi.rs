@@ -69,17 +69,17 @@ impl Document {
     }
 
     /// Adds an operation. `method` is in lower case.
-    pub fn operation(&mut self, method: &str, path: &str, operation: Operation) {
+    pub fn operation(&mut self, method: &str, path: &str, operation: PathOperation) {
         self.0["paths"][path][method] = operation.0;
     }
 
     /// Adds the health checks.
     pub fn health(&mut self) {
         let ok = || json_response("The service can be used.", "Health", &json!({"status": "ok"}));
-        let health = Operation::new("health", "Whether requests can be handled, for load balancers")
+        let health = PathOperation::new("health", "Whether requests can be handled, for load balancers")
             .responds(200, ok())
             .refuses(&[Code::MethodNotAllowed, Code::Draining, Code::StoreUnavailable]);
-        let live = Operation::new("live", "Whether the process runs, for orchestrators")
+        let live = PathOperation::new("live", "Whether the process runs, for orchestrators")
             .responds(200, ok())
             .refuses(&[Code::MethodNotAllowed]);
         self.operation("get", "/health", health);
@@ -97,9 +97,9 @@ impl Document {
 
 /// An operation under construction.
 #[derive(Clone, Debug)]
-pub struct Operation(Value);
+pub struct PathOperation(Value);
 
-impl Operation {
+impl PathOperation {
     /// An operation without responses, which needs no authentication.
     pub fn new(id: &str, summary: &str) -> Self {
         Self(json!({"operationId": id, "summary": summary, "security": [], "responses": {}}))

@@ -105,7 +105,7 @@ struct ShownBody<'a> {
     next_sequence: Sequence,
     waiting_for: Sequence,
     awaiting: Vec<WorkItemBody<'a>>,
-    held: Vec<HeldBody<'a>>,
+    held: Vec<HeldItemBody<'a>>,
     held_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     dropped_held: Option<u64>,
@@ -118,7 +118,7 @@ struct ShownBody<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct HeldBody<'a> {
+struct HeldItemBody<'a> {
     #[serde(flatten)]
     item: WorkItemBody<'a>,
     /// Size of the result in bytes.
@@ -141,7 +141,7 @@ pub(super) async fn show(
 fn shown_body<'a>(platform: &Platform, view: &'a ConversationView) -> ShownBody<'a> {
     let in_state = |state| view.unreleased.iter().filter(move |item| item.state == state);
     let held: Vec<_> = in_state(ItemState::Held)
-        .map(|item| HeldBody {
+        .map(|item| HeldItemBody {
             item: WorkItemBody::of(&view.conversation_id, item),
             bytes: item.held_bytes,
             age_ms: item.settled.map_or(0, |(_, settled_at)| settled_at.millis_until(view.now)),

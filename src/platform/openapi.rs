@@ -9,7 +9,9 @@ use self::schemas::{conversation_example, issued_example, schemas, work_item_exa
 use super::{PLATFORM_PATH, Platform, waiting};
 use crate::http::code::Code;
 use crate::http::metrics;
-use crate::openapi::{Document, Operation, TIME, WORK_ITEM_ID, json_response, response_headers, schema_ref};
+use crate::openapi::{
+    Document, PathOperation, TIME, WORK_ITEM_ID, json_response, response_headers, schema_ref,
+};
 
 /// Where the document is served, below [`PLATFORM_PATH`]. Like all calls, it needs the service key.
 pub(super) const PATH: &str = "/openapi.json";
@@ -48,7 +50,7 @@ pub(super) fn document(platform: &Platform) -> Bytes {
     document.security_scheme("serviceKey", json!({"type": "http", "scheme": "bearer"}));
     document.schemas(schemas(platform));
     document.health();
-    let metrics = Operation::new("metrics", "Metrics for Prometheus")
+    let metrics = PathOperation::new("metrics", "Metrics for Prometheus")
         .responds(
             200,
             json!({
@@ -67,9 +69,9 @@ pub(super) fn document(platform: &Platform) -> Bytes {
 }
 
 /// An operation that needs the service key.
-fn guarded(id: &str, summary: &str, refusals: &[&[Code]]) -> Operation {
+fn guarded(id: &str, summary: &str, refusals: &[&[Code]]) -> PathOperation {
     let refusals = refusals.concat();
-    Operation::new(id, summary)
+    PathOperation::new(id, summary)
         .with("security", json!([{"serviceKey": []}]))
         .refuses(&[&GUARD, &refusals[..]].concat())
 }

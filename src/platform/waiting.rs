@@ -35,7 +35,7 @@ struct WaitingBody<'a> {
 struct WaitingConversationBody<'a> {
     conversation_id: &'a ConversationId,
     waiting_for: WaitingForBody<'a>,
-    held: HeldBody,
+    held: HeldTotalsBody,
     /// When the oldest held item was settled.
     since: Timestamp,
 }
@@ -61,7 +61,7 @@ struct WaitingForBody<'a> {
 
 /// The held results of the conversation.
 #[derive(Serialize)]
-struct HeldBody {
+struct HeldTotalsBody {
     /// Number of settled items.
     count: u64,
     /// Bytes of their results.
@@ -84,7 +84,7 @@ impl<'a> From<&'a WaitingConversation> for WaitingConversationBody<'a> {
                 deadline: item.deadline,
                 heartbeat_deadline: waiting.heartbeat_deadline,
             },
-            held: HeldBody { count: waiting.held, bytes: waiting.held_bytes },
+            held: HeldTotalsBody { count: waiting.held, bytes: waiting.held_bytes },
             since: waiting.since,
         }
     }

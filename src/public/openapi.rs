@@ -8,7 +8,7 @@ use crate::config::Carrier;
 use crate::domain::progress;
 use crate::http::code::Code;
 use crate::openapi::{
-    Document, Operation, TIME, WORK_ITEM_ID, json_response, object, response_headers, schema_ref, uuid,
+    Document, PathOperation, TIME, WORK_ITEM_ID, json_response, object, response_headers, schema_ref, uuid,
 };
 
 /// Where the document is served.
@@ -56,7 +56,7 @@ pub(super) fn document(public: &Public) -> Bytes {
     );
     document.schemas(schemas(carriers));
     document.health();
-    let own = Operation::new("openapi", "This document")
+    let own = PathOperation::new("openapi", "This document")
         .responds_with_document()
         .refuses(&[Code::MethodNotAllowed]);
     document.operation("get", PATH, own);
@@ -98,7 +98,7 @@ pub(super) fn document(public: &Public) -> Bytes {
     document.finish()
 }
 
-fn callback_operation(id: &str, public: &Public) -> Operation {
+fn callback_operation(id: &str, public: &Public) -> PathOperation {
     let receipt = json!({
         "status": "delivered",
         "workItemId": WORK_ITEM_ID,
@@ -116,7 +116,7 @@ fn callback_operation(id: &str, public: &Public) -> Operation {
         response
     };
     let max_bytes = public.body.max_bytes;
-    Operation::new(id, "Post the result of a work item")
+    PathOperation::new(id, "Post the result of a work item")
         .with(
             "description",
             format!(
@@ -143,12 +143,12 @@ fn callback_operation(id: &str, public: &Public) -> Operation {
         .refuses(&[&COMMON[..], &CALLBACK].concat())
 }
 
-fn heartbeat_operation(id: &str) -> Operation {
+fn heartbeat_operation(id: &str) -> PathOperation {
     let receipt =
         json!({"state": "awaiting", "deadline": TIME, "heartbeatDeadline": TIME, "cancelRequested": false});
     let mut response = json_response("The heartbeat was recorded.", "HeartbeatReceipt", &receipt);
     response["headers"] = response_headers(&["Cache-Control"]);
-    Operation::new(id, "Report that the work is in progress")
+    PathOperation::new(id, "Report that the work is in progress")
         .with(
             "description",
             "Does not use up the token, and does not change the deadline. The body can be empty.",

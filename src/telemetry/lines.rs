@@ -44,7 +44,7 @@ impl LineFormat {
             // Cannot fail.
             return json(event).unwrap_or_default();
         };
-        let fields = Fields(event.attributes().collect());
+        let fields = LineFields(event.attributes().collect());
         let is_request = event.metadata.name() == names::REQUEST_EVENT;
         let text = if is_request { fields.request() } else { fields.append_to(event.message.to_string()) };
         let (level, code) = match *event.metadata.level() {
@@ -95,9 +95,9 @@ fn json(event: &LogEvent) -> serde_json::Result<Vec<u8>> {
 }
 
 /// The attributes of an event that are not yet in its text line.
-struct Fields<'a>(Vec<&'a KeyValue>);
+struct LineFields<'a>(Vec<&'a KeyValue>);
 
-impl Fields<'_> {
+impl LineFields<'_> {
     fn take(&mut self, name: &str) -> Option<String> {
         let at = self.0.iter().position(|field| field.key.as_str() == name)?;
         Some(self.0.remove(at).value.to_string())
@@ -125,7 +125,7 @@ impl Fields<'_> {
             line.push_str(&word);
         }
         line.extend(message);
-        Fields(self.0.into_iter().chain(ids.iter().flatten()).collect()).append_to(line)
+        LineFields(self.0.into_iter().chain(ids.iter().flatten()).collect()).append_to(line)
     }
 
     fn append_to(self, mut line: String) -> String {
@@ -162,7 +162,7 @@ mod tests {
         ];
         let mut usual = usual.map(|(name, value)| KeyValue::new(name, value)).to_vec();
         usual.push(KeyValue::new(names::REPLAYED, false));
-        let line = Fields(usual.iter().collect()).request();
+        let line = LineFields(usual.iter().collect()).request();
         assert_eq!(
             line,
             "202 delivered 0.8ms POST /api/v1/webhooks/callbacks conversation=call-1#3 \
@@ -175,7 +175,7 @@ mod tests {
     fn control_characters_are_escaped() {
         let fields = [("error", "a\x1b[2J\nb"), ("file", "a b"), ("n", "1")];
         let fields = fields.map(|(name, value)| KeyValue::new(name, value));
-        let line = Fields(fields.iter().collect()).append_to("message".to_owned());
+        let line = LineFields(fields.iter().collect()).append_to("message".to_owned());
         assert_eq!(line, r#"message error="a\u{1b}[2J\nb" file="a b" n=1"#);
     }
 }

@@ -9,7 +9,7 @@ use crate::cli::event_stream::EventStream;
 
 /// One event of the stream.
 #[derive(Debug)]
-pub(super) enum StreamEvent {
+pub(super) enum DemoEvent {
     /// An envelope.
     Envelope(Value),
     /// The conversation has ended.
@@ -25,13 +25,13 @@ impl EventReader {
     }
 
     /// Waits for the next event, at most the timeout for each chunk of the body.
-    pub(super) async fn next(&mut self) -> Result<StreamEvent, ClientError> {
+    pub(super) async fn next(&mut self) -> Result<DemoEvent, ClientError> {
         loop {
             let event = self.0.next().await?.ok_or("the event stream ended early")?;
             if event.is_end() {
-                return Ok(StreamEvent::End);
+                return Ok(DemoEvent::End);
             } else if event.is_envelope() {
-                return Ok(StreamEvent::Envelope(serde_json::from_str(&event.data).unwrap_or_default()));
+                return Ok(DemoEvent::Envelope(serde_json::from_str(&event.data).unwrap_or_default()));
             }
         }
     }

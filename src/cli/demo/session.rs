@@ -10,7 +10,7 @@ use axum::http::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
-use super::event_reader::{EventReader, StreamEvent};
+use super::event_reader::{DemoEvent, EventReader};
 use super::screen;
 use crate::app::App;
 use crate::cli::client::{self, ClientError, ClientResponse, root_cause};
@@ -205,7 +205,7 @@ impl Session {
         expect_status(&response, 200, response.json()["state"].as_str().unwrap_or_default())
     }
 
-    async fn next_event(&mut self) -> Result<StreamEvent, DemoError> {
+    async fn next_event(&mut self) -> Result<DemoEvent, DemoError> {
         let events = self.events.as_mut().ok_or_else(|| DemoError("the conversation is not open".into()))?;
         Ok(events.next().await?)
     }
@@ -213,7 +213,7 @@ impl Session {
     /// Waits for these envelopes.
     pub(super) async fn expect_envelopes(&mut self, expected: &[(u64, &str)]) -> Result<(), DemoError> {
         for (sequence, outcome) in expected {
-            let StreamEvent::Envelope(envelope) = self.next_event().await? else {
+            let DemoEvent::Envelope(envelope) = self.next_event().await? else {
                 return Err(DemoError("the event stream ended early".into()));
             };
             screen::envelope(&envelope);
@@ -227,8 +227,8 @@ impl Session {
     /// Waits for the end of the stream. Returns all envelopes.
     pub(super) async fn expect_end(&mut self) -> Result<Vec<Value>, DemoError> {
         match self.next_event().await? {
-            StreamEvent::End => Ok(std::mem::take(&mut self.envelopes)),
-            StreamEvent::Envelope(envelope) => Err(DemoError(format!("unexpected envelope: {envelope}"))),
+            DemoEvent::End => Ok(std::mem::take(&mut self.envelopes)),
+            DemoEvent::Envelope(envelope) => Err(DemoError(format!("unexpected envelope: {envelope}"))),
         }
     }
 }

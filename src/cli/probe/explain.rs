@@ -1,6 +1,6 @@
 //! Explains unexpected responses to operators.
 
-use super::http_client::{Answer, OwnError, Side};
+use super::http_client::{OwnError, ProbeResponse, Side};
 use super::report::StepFailure;
 use crate::config::Carrier;
 use crate::http::code::Code;
@@ -15,7 +15,7 @@ pub(super) struct Sent<'a> {
 }
 
 /// Explains a response of the platform listener.
-pub(super) fn platform(answer: &Answer) -> StepFailure {
+pub(super) fn platform(answer: &ProbeResponse) -> StepFailure {
     explain(Side::Platform, answer, |error| match error.map(|error| error.code) {
         Some(Code::ServiceKeyInvalid) => Some("the service key is not one of this deployment".into()),
         Some(Code::NotFound) | None => Some("is it the address of the platform listener?".into()),
@@ -24,14 +24,18 @@ pub(super) fn platform(answer: &Answer) -> StepFailure {
 }
 
 /// Explains a response to a callback.
-pub(super) fn callback(answer: &Answer, sent: Sent<'_>) -> StepFailure {
+pub(super) fn callback(answer: &ProbeResponse, sent: Sent<'_>) -> StepFailure {
     explain(Side::Public, answer, |error| match error {
         Some(error) => in_service(error, sent),
         None => Some(at_gateway(answer, sent)),
     })
 }
 
-fn explain(side: Side, answer: &Answer, hint: impl Fn(Option<&OwnError>) -> Option<String>) -> StepFailure {
+fn explain(
+    side: Side,
+    answer: &ProbeResponse,
+    hint: impl Fn(Option<&OwnError>) -> Option<String>,
+) -> StepFailure {
     let (error, status) = (answer.own_error(), answer.status.as_u16());
     let (side, hint) =
         (side.as_str(), hint(error.as_ref()).map(|hint| format!(": {hint}")).unwrap_or_default());
@@ -98,7 +102,7 @@ fn in_service(error: &OwnError, sent: Sent<'_>) -> Option<String> {
 }
 
 /// A hint for a request that did not reach callback-ingress, or whose response was replaced.
-fn at_gateway(answer: &Answer, sent: Sent<'_>) -> String {
+fn at_gateway(answer: &ProbeResponse, sent: Sent<'_>) -> String {
     match answer.status.as_u16() {
         404 => "is the path prefix of the gateway correct?".into(),
         401 | 403 => "does the gateway require its own credentials?".into(),

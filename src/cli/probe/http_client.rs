@@ -67,13 +67,13 @@ pub(super) async fn send(
 }
 
 /// Sends a request and reads the response.
-pub(super) async fn call(side: Side, request: reqwest::RequestBuilder) -> Result<Answer, StepFailure> {
-    Answer::read(side, send(side, request).await?).await
+pub(super) async fn call(side: Side, request: reqwest::RequestBuilder) -> Result<ProbeResponse, StepFailure> {
+    ProbeResponse::read(side, send(side, request).await?).await
 }
 
 /// A response. Its body is `null` if it is not JSON.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ProbeResponse {
     pub(super) status: StatusCode,
     headers: HeaderMap,
     pub(super) json: Value,
@@ -87,7 +87,7 @@ pub(super) struct OwnError {
     pub(super) request_id: String,
 }
 
-impl Answer {
+impl ProbeResponse {
     pub(super) async fn read(side: Side, mut response: reqwest::Response) -> Result<Self, StepFailure> {
         let (status, headers) = (response.status(), response.headers().clone());
         let mut body = Vec::new();
@@ -137,40 +137,40 @@ fn no_answer(side: Side, error: reqwest::Error) -> StepFailure {
     let host = host.unwrap_or_default();
     let error = error.without_url();
     let what = match cause(&error) {
-        Cause::Tls(rustls::Error::InvalidMessage(_)) => {
+        ConnectionCause::Tls(rustls::Error::InvalidMessage(_)) => {
             format!("{host} does not speak TLS: is the URL http://?")
         }
-        Cause::Tls(problem @ rustls::Error::InvalidCertificate(_)) => {
+        ConnectionCause::Tls(problem @ rustls::Error::InvalidCertificate(_)) => {
             format!("TLS error at {host}: {problem} (--ca FILE adds trusted certificates)")
         }
-        Cause::Tls(problem) => format!("TLS error at {host}: {problem}"),
-        Cause::Io(io::ErrorKind::ConnectionRefused) => format!("connection refused by {host}"),
-        Cause::Io(io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) => {
+        ConnectionCause::Tls(problem) => format!("TLS error at {host}: {problem}"),
+        ConnectionCause::Io(io::ErrorKind::ConnectionRefused) => format!("connection refused by {host}"),
+        ConnectionCause::Io(io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) => {
             format!("{host} closed the connection without a response")
         }
-        Cause::Other(text) if error.is_connect() => format!("cannot connect to {host}: {text}"),
-        Cause::Other(text) => format!("no usable response from {host}: {text}"),
-        Cause::Io(kind) => format!("no response from {host}: {kind}"),
+        ConnectionCause::Other(text) if error.is_connect() => format!("cannot connect to {host}: {text}"),
+        ConnectionCause::Other(text) => format!("no usable response from {host}: {text}"),
+        ConnectionCause::Io(kind) => format!("no response from {host}: {kind}"),
     };
     StepFailure::new(format!("{}: {what}", side.as_str()))
 }
 
-enum Cause<'a> {
+enum ConnectionCause<'a> {
     Tls(&'a rustls::Error),
     Io(io::ErrorKind),
     Other(String),
 }
 
 /// The most specific cause.
-fn cause<'a>(error: &'a (dyn Error + 'static)) -> Cause<'a> {
+fn cause<'a>(error: &'a (dyn Error + 'static)) -> ConnectionCause<'a> {
     let chain = || std::iter::successors(Some(error), |error| source(*error));
     if let Some(tls) = chain().find_map(|error| error.downcast_ref()) {
-        return Cause::Tls(tls);
+        return ConnectionCause::Tls(tls);
     }
     let io = chain().filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
     match io.filter(|kind| *kind != io::ErrorKind::Other).last() {
-        Some(kind) => Cause::Io(kind),
-        None => Cause::Other(shown(&chain().last().map(ToString::to_string).unwrap_or_default())),
+        Some(kind) => ConnectionCause::Io(kind),
+        None => ConnectionCause::Other(shown(&chain().last().map(ToString::to_string).unwrap_or_default())),
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::explain::{self, Sent};
-use super::http_client::{Answer, HttpClient, Side, call, send, shown};
+use super::http_client::{HttpClient, ProbeResponse, Side, call, send, shown};
 use super::report::{Report, StepFailure, StepTime};
 use crate::cli::event_stream::{EventStream, StreamEvent};
 use crate::clock::Entropy;
@@ -35,7 +35,7 @@ pub(super) struct Endpoints {
 
 /// What is known about the conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Conversation {
+enum ProbeState {
     Unopened,
     /// The request to open it was sent, but no response has arrived.
     MayBeOpen,
@@ -44,7 +44,7 @@ enum Conversation {
 }
 
 /// A work item and how its callback is sent.
-struct Issued {
+struct ProbeItem {
     sequence: Value,
     work_item: Value,
     token: String,
@@ -61,7 +61,7 @@ pub(super) struct RoundTrip<'a> {
     bytes: usize,
     idle_ttl: Duration,
     name: String,
-    conversation: Cell<Conversation>,
+    conversation: Cell<ProbeState>,
     carriers: RefCell<Vec<&'static str>>,
     tokens: RefCell<Vec<String>>,
 }
@@ -74,7 +74,7 @@ impl<'a> RoundTrip<'a> {
             bytes,
             idle_ttl: limit.saturating_add(IDLE_AFTER).min(Duration::from_millis(Limits::MAX_IDLE_TTL_MS)),
             name: format!("probe-{}", Entropy.attempt_id()),
-            conversation: Cell::new(Conversation::Unopened),
+            conversation: Cell::new(ProbeState::Unopened),
             carriers: RefCell::default(),
             tokens: RefCell::default(),
         }
@@ -129,7 +129,7 @@ impl<'a> RoundTrip<'a> {
     /// Ends the conversation after a failed step. Returns a message if that fails and the conversation is known to be
     /// open.
     pub(super) async fn clean_up(&self) -> Option<String> {
-        if matches!(self.conversation.get(), Conversation::Unopened | Conversation::Ended) {
+        if matches!(self.conversation.get(), ProbeState::Unopened | ProbeState::Ended) {
             return None;
         }
         match call(Side::Platform, self.platform(Method::DELETE, "?reason=probe")).await {
@@ -142,7 +142,7 @@ impl<'a> RoundTrip<'a> {
     /// The message for a conversation that was opened and could not be ended.
     pub(super) fn left_behind(&self, why: &str) -> Option<String> {
         let after = humantime::format_duration(self.idle_ttl);
-        let open = self.conversation.get() == Conversation::Open;
+        let open = self.conversation.get() == ProbeState::Open;
         let why = self.without_secrets(why);
         open.then(|| {
             format!("could not end the conversation {}, which ends by itself after {after}: {why}", self.name)
@@ -162,15 +162,15 @@ impl<'a> RoundTrip<'a> {
 
     async fn open(&self) -> Result<(), StepFailure> {
         let began = self.report.begin("open");
-        self.conversation.set(Conversation::MayBeOpen);
+        self.conversation.set(ProbeState::MayBeOpen);
         let idle_ttl_ms = u64::try_from(self.idle_ttl.as_millis()).unwrap_or(u64::MAX);
         let request = with_json(self.platform(Method::PUT, ""), &json!({"idleTtlMs": idle_ttl_ms}));
         let answer = call(Side::Platform, request).await?;
         if answer.status != StatusCode::CREATED || answer.text("conversationId") != self.name {
-            self.conversation.set(Conversation::Unopened);
+            self.conversation.set(ProbeState::Unopened);
             return Err(explain::platform(&answer));
         }
-        self.conversation.set(Conversation::Open);
+        self.conversation.set(ProbeState::Open);
         self.done(began)
     }
 
@@ -178,7 +178,7 @@ impl<'a> RoundTrip<'a> {
         let began = self.report.begin("events");
         let response = send(Side::Platform, self.platform(Method::GET, "/events?from=0")).await?;
         if response.status() != StatusCode::OK {
-            return Err(explain::platform(&Answer::read(Side::Platform, response).await?));
+            return Err(explain::platform(&ProbeResponse::read(Side::Platform, response).await?));
         }
         self.done(began)?;
         // The time limit for all steps applies instead.
@@ -186,7 +186,7 @@ impl<'a> RoundTrip<'a> {
     }
 
     /// Issues a work item. `None`: the carrier is disabled.
-    async fn issue(&self, carrier: Carrier) -> Result<Option<Issued>, StepFailure> {
+    async fn issue(&self, carrier: Carrier) -> Result<Option<ProbeItem>, StepFailure> {
         let began = self.report.begin(format!("issue for {}", carrier.as_str()));
         let body = json!({"kind": "tool", "carrier": carrier.as_str(), "name": "probe"});
         let answer =
@@ -200,7 +200,7 @@ impl<'a> RoundTrip<'a> {
         Ok(Some(issued))
     }
 
-    fn issued(&self, carrier: Carrier, answer: &Answer) -> Option<Issued> {
+    fn issued(&self, carrier: Carrier, answer: &ProbeResponse) -> Option<ProbeItem> {
         let callback = &answer.json["callback"];
         let text = |name: &str| callback[name].as_str().map(ToOwned::to_owned);
         let token = text("token").filter(|_| answer.status == StatusCode::CREATED)?;
@@ -210,7 +210,7 @@ impl<'a> RoundTrip<'a> {
             let path = url.rfind(CALLBACKS_PATH)?;
             url = format!("{base}{}", &url[path..]);
         }
-        Some(Issued {
+        Some(ProbeItem {
             sequence: answer.json["sequence"].clone(),
             work_item: answer.json["workItemId"].clone(),
             token,
@@ -222,7 +222,7 @@ impl<'a> RoundTrip<'a> {
     }
 
     /// Posts a result and waits for its event at the same time, because either can arrive first.
-    async fn call_back(&self, issued: &Issued, events: &mut EventStream) -> Result<(), StepFailure> {
+    async fn call_back(&self, issued: &ProbeItem, events: &mut EventStream) -> Result<(), StepFailure> {
         let began = self.report.begin(format!("callback by {}", issued.carrier.as_str()));
         let result = self.result(issued.carrier);
         let callback = async {
@@ -261,7 +261,7 @@ impl<'a> RoundTrip<'a> {
         result
     }
 
-    async fn post(&self, issued: &Issued, result: &Value) -> Result<(), StepFailure> {
+    async fn post(&self, issued: &ProbeItem, result: &Value) -> Result<(), StepFailure> {
         let mut body = result.clone();
         if issued.carrier == Carrier::Body {
             body[&issued.name] = issued.token.clone().into();
@@ -291,7 +291,7 @@ impl<'a> RoundTrip<'a> {
         if answer.text("state") != "ended" {
             return Err(explain::platform(&answer));
         }
-        self.conversation.set(Conversation::Ended);
+        self.conversation.set(ProbeState::Ended);
         self.done(began)
     }
 }

@@ -16,9 +16,9 @@ use crate::domain::work_item::{Kind, Outcome, WorkItem};
 use crate::store::StoreError;
 
 /// Reads packed fields in order. A missing field is an error.
-struct Fields<'a>(&'a [u8]);
+struct PackedFields<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> PackedFields<'a> {
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], StoreError> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| broken("the value is too short"))?;
         self.0 = rest;
@@ -73,7 +73,7 @@ pub(super) struct StoredState {
 
 impl StoredState {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
-        let mut fields = Fields(bytes);
+        let mut fields = PackedFields(bytes);
         let (touched_at, idle_ttl_ms, busy_until) = (fields.time()?, fields.number(4)?, fields.time()?);
         let (_kept_until, ended_at) = (fields.time()?, fields.time()?);
         let (next, gate, awaiting) = (fields.number(4)?, fields.number(4)?, fields.number(4)?);
@@ -136,7 +136,7 @@ pub(super) struct StoredConversation {
 
 impl StoredConversation {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
-        let mut fields = Fields(bytes);
+        let mut fields = PackedFields(bytes);
         let opened_at = fields.text(13)?.parse().map(Timestamp::from_millis);
         let opened_at = opened_at.map_err(|_| broken("invalid time of opening"))?;
         let _opened_by = fields.bytes(8)?;
@@ -168,7 +168,7 @@ struct StoredHeartbeat {
 
 impl StoredHeartbeat {
     fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
-        let mut fields = Fields(bytes);
+        let mut fields = PackedFields(bytes);
         let (deadline, timeout_ms, last_at) = (fields.time()?, fields.number(4)?, fields.time()?);
         Ok(Self {
             deadline,
@@ -221,7 +221,7 @@ impl StoredItem {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         // The outcome is the last byte, of an awaiting item and of a settled one.
         let [fields @ .., last] = bytes else { return Err(broken("the value is empty")) };
-        let (outcome, mut fields) = (outcome(u64::from(*last)), Fields(fields));
+        let (outcome, mut fields) = (outcome(u64::from(*last)), PackedFields(fields));
         let (times_out_at, window) = (fields.time()?, fields.number(4)?);
         let id = WorkItemId::parse(fields.text(36)?).ok_or_else(|| broken("invalid work item id"))?;
         let (issued_at, _date) = (fields.rfc3339()?, fields.bytes(10)?);
