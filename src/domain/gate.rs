@@ -434,27 +434,29 @@ impl Conversation {
         Ok(Cancelled { item, released, unfinished: false })
     }
 
-    /// Cancels the awaiting items of a turn. Idempotent.
+    /// Cancels the awaiting items of a turn. Idempotent. A retry after a lost reply succeeds again, unless the
+    /// conversation has ended since and dropped all the items that the first call cancelled.
     pub fn cancel_turn(
         &mut self,
         command: &CancelTurn,
         now: Timestamp,
     ) -> Result<CancelledTurn, CancelTurnRefused> {
-        if self.ended_at(now).is_some() {
-            return Err(CancelTurnRefused::ConversationEnded);
-        }
+        let has_ended = self.ended_at(now).is_some();
         let is_own = |slot: &Slot| {
             let settlement = slot.settlement.as_ref();
             settlement.is_some_and(|settlement| {
                 settlement.outcome == Outcome::Cancelled && settlement.attempt == Some(command.attempt)
             })
         };
-        // A retry after a lost reply lists the items again that the first call has cancelled and released.
+        // A retry lists the items again that the first call has cancelled and released.
         let of_turn = self.slots.values().filter(|slot| {
-            let unreleased = slot.item.sequence >= self.gate;
-            slot.item.turn_id.as_ref() == Some(&command.turn_id) && (unreleased || is_own(slot))
+            let is_listed = if slot.item.sequence < self.gate { is_own(slot) } else { !has_ended };
+            slot.item.turn_id.as_ref() == Some(&command.turn_id) && is_listed
         });
         let listed: Vec<Sequence> = of_turn.map(|slot| slot.item.sequence).collect();
+        if has_ended && listed.is_empty() {
+            return Err(CancelTurnRefused::ConversationEnded);
+        }
         let is_awaiting = |sequence: &Sequence| self.slots[sequence].outcome_at(now).is_none();
         let awaiting: Vec<Sequence> = listed.iter().copied().filter(is_awaiting).collect();
         let mut released = Vec::new();

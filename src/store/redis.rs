@@ -570,9 +570,11 @@ impl Store for RedisStore {
     async fn cancel_turn(&self, command: CancelTurn) -> Answer<CancelledTurn, CancelTurnRefused> {
         let conversation = command.conversation;
         let trace = command.traceparent.as_ref();
+        let is_own = |item: &StoredItem| item.is_cancelled_by(command.attempt);
         let (mut items, mut all_released) = (Vec::new(), Vec::new());
         // The first sequence of the next step, and the sequence before which the last step stops.
         let (mut first, mut stop) = (Sequence::FIRST.get(), None);
+        let mut previous = None;
         let (mut state, now) = loop {
             let call = || {
                 self.call(&self.scripts.cancel_turn, conversation, None, 0)
@@ -594,11 +596,16 @@ impl Store for RedisStore {
             match reply.word() {
                 "cancelled" => {}
                 "conversation_not_found" => return Ok(Err(CancelTurnRefused::ConversationNotFound)),
-                "conversation_ended" => return Ok(Err(CancelTurnRefused::ConversationEnded)),
+                "conversation_ended" => match previous {
+                    // It has ended since an earlier step cancelled items.
+                    Some(previous) if items.iter().any(is_own) => break previous,
+                    _ => return Ok(Err(CancelTurnRefused::ConversationEnded)),
+                },
                 _ => return Err(reply.unexpected()),
             }
             let now = Timestamp::from_millis(reply.number()?);
             let state = StoredState::decode(&reply.bytes()?)?;
+            previous = Some((state, now));
             let opened_at = StoredConversation::decode(&reply.bytes()?)?.opened_at;
             first = reply.number()?;
             let end = reply.number()?;
@@ -617,7 +624,7 @@ impl Store for RedisStore {
             let (gate, left) = self.finish_release(conversation, trace, &mut all_released).await;
             (state.gate, unfinished) = (gate.unwrap_or(state.gate), left);
         }
-        let cancelled = items.iter().filter(|item| item.is_cancelled_by(command.attempt)).count() as u64;
+        let cancelled = items.iter().filter(|item| is_own(item)).count() as u64;
         let items = items.into_iter().map(|item| item.view(&state, now)).collect();
         Ok(Ok(CancelledTurn { items, cancelled, released: all_released, unfinished }))
     }

@@ -122,8 +122,8 @@ caught! {
     ] => [Rule::OneWinner];
 
     item_left_out_of_a_cancelled_turn_is_caught: [
-        ("cancel_turn", "if outcome_at(item, NOW) == AWAITING then", "
-            if outcome_at(item, NOW) == AWAITING and sequence % 2 == 1 then"),
+        ("cancel_turn", "if outcome_at(item, NOW) == AWAITING and not c.ended then", "
+            if outcome_at(item, NOW) == AWAITING and not c.ended and sequence % 2 == 1 then"),
     ] => [Rule::Reply];
 
     cancellation_of_another_turn_is_caught: [

@@ -38,6 +38,11 @@ impl Item<'_> {
                     let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
                     signs.push(Sign { from, until: u64::MAX, certain: false });
                 }
+                // If its first reply was lost, it can have been recorded before the result was accepted.
+                Some(("held" | "released", _)) => {
+                    let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
+                    signs.push(Sign { from, until: attempt.returned / 1_000, certain: false });
+                }
                 Some(_) | None => {}
             }
         }

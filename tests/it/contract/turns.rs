@@ -14,6 +14,7 @@ on_every_store!(
     turn_without_awaiting_items_changes_nothing,
     overdue_items_of_a_turn_have_timed_out,
     repeated_attempt_lists_what_it_has_cancelled,
+    repeated_attempt_whose_items_the_end_dropped_is_refused,
     ended_or_missing_conversation_refuses_a_cancelled_turn,
     turn_larger_than_a_step_is_cancelled_completely,
     reason_is_in_the_envelope_and_in_the_inspection,
@@ -124,10 +125,24 @@ async fn repeated_attempt_lists_what_it_has_cancelled(backend: Backend) {
     let first = stage.store.cancel_turn(attempt.clone()).await.unwrap().unwrap();
     assert_eq!((first.cancelled, first.released.len()), (3, 3));
     let again = CancelledTurn { released: Vec::new(), ..first };
-    assert_eq!(stage.store.cancel_turn(attempt).await.unwrap(), Ok(again));
+    assert_eq!(stage.store.cancel_turn(attempt.clone()).await.unwrap(), Ok(again.clone()));
     let other = conversation.cancel_turn("t").await.unwrap();
     assert_eq!((listed(&other), other.cancelled), (vec![], 0), "another attempt finds nothing to do");
     assert_eq!(conversation.channel().await.len(), 3);
+    conversation.end().await.unwrap();
+    assert_eq!(stage.store.cancel_turn(attempt).await.unwrap(), Ok(again), "it has ended since");
+}
+
+async fn repeated_attempt_whose_items_the_end_dropped_is_refused(backend: Backend) {
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    issue(&conversation, "other", 1_000).await;
+    issue(&conversation, "t", 1_000).await;
+    let attempt = conversation.withdrawing_turn("t");
+    let first = stage.store.cancel_turn(attempt.clone()).await.unwrap().unwrap();
+    assert_eq!((first.cancelled, first.released.len()), (1, 0));
+    conversation.end().await.unwrap();
+    assert_eq!(stage.store.cancel_turn(attempt).await.unwrap(), Err(CancelTurnRefused::ConversationEnded));
 }
 
 async fn ended_or_missing_conversation_refuses_a_cancelled_turn(backend: Backend) {

@@ -11,11 +11,9 @@ local read = call('HMGET', CONVERSATION, 's', 'c')
 local c = conversation(read[1], read[2])
 if not c then
     return { 'conversation_not_found' }
-elseif c.ended then
-    return { 'conversation_ended' }
 end
 -- If this call is a retry after a lost reply, the first call may have released up to $step_items items. They are
--- examined and listed again.
+-- examined and listed again, even if the conversation has ended since.
 local first = max(tonumber(ARGV[5]), c.gate - $step_items)
 local stop = tonumber(ARGV[6]) or c.next
 local sequences = {}
@@ -26,20 +24,26 @@ local known, listed, cancelled = {}, {}, false
 for i, item in ipairs(#sequences > 0 and call('HMGET', CONVERSATION, unpack(sequences)) or {}) do
     local sequence = sequences[i]
     if sub(select(8, decode(ITEM, item)), 1, #MEMBERS) == MEMBERS then
-        if outcome_at(item, NOW) == AWAITING then
+        if outcome_at(item, NOW) == AWAITING and not c.ended then
             if not cancelled then
                 bypass_maxmemory()
                 cancelled = true
             end
             item = cancel_item(c, sequence, item, ATTEMPT, ARGV[8], ARGV[10])
         end
-        if sequence >= c.gate or outcome_at(item, NOW) == CANCELLED and settled_by(item) == ATTEMPT then
+        local is_listed = not c.ended
+        if sequence < c.gate then
+            is_listed = outcome_at(item, NOW) == CANCELLED and settled_by(item) == ATTEMPT
+        end
+        if is_listed then
             listed[#listed + 1] = item
         end
     end
     known[sequence] = item
 end
-if cancelled then
+if c.ended and #listed == 0 then
+    return { 'conversation_ended' }
+elseif cancelled then
     touch(c)
     release(c, known)
     save(c)
