@@ -21,7 +21,7 @@ use tokio::task::block_in_place;
 use crate::conversation::Conversation;
 
 /// The kinds of stores with the same contract. A new kind is a variant here and a line in `on_every_store!`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Backend {
     Memory,
     Redis,

@@ -17,6 +17,7 @@ on_every_store!(
     repeated_attempt_whose_items_the_end_dropped_is_refused,
     ended_or_missing_conversation_refuses_a_cancelled_turn,
     turn_larger_than_a_step_is_cancelled_completely,
+    end_between_two_steps_keeps_what_the_first_cancelled,
     reason_is_in_the_envelope_and_in_the_inspection,
     first_reason_of_the_end_is_kept,
 );
@@ -178,6 +179,25 @@ async fn turn_larger_than_a_step_is_cancelled_completely(backend: Backend) {
     let channel = conversation.channel().await;
     let expected: Vec<_> = (1..=ITEMS).map(|sequence| (sequence, Outcome::Cancelled)).collect();
     assert_eq!(channel, expected, "everything behind it is released in the same call");
+}
+
+async fn end_between_two_steps_keeps_what_the_first_cancelled(backend: Backend) {
+    const ITEMS: u64 = 600;
+    let stage = backend.stage().await;
+    let conversation = stage.conversation().await;
+    for _ in 0..ITEMS {
+        issue(&conversation, "t", 60_000).await;
+    }
+    // The end is sent before the reply to the first step, on the same connection.
+    let (cancelled, ended) = tokio::join!(conversation.cancel_turn("t"), conversation.end());
+    let (cancelled, ended) = (cancelled.unwrap(), ended.unwrap());
+    if backend != Backend::Memory {
+        assert!((1..ITEMS).contains(&cancelled.cancelled), "{}", cancelled.cancelled);
+    }
+    assert_eq!(cancelled.cancelled + ended.dropped_awaiting, ITEMS);
+    assert_eq!(cancelled.items.len() as u64, cancelled.cancelled);
+    let expected: Vec<_> = (1..=cancelled.cancelled).map(|number| (number, Outcome::Cancelled)).collect();
+    assert_eq!(conversation.channel().await, expected);
 }
 
 async fn reason_is_in_the_envelope_and_in_the_inspection(backend: Backend) {
