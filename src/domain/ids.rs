@@ -37,7 +37,9 @@ const MAX_EXTERNAL_ID: usize = 128;
 
 /// The text is not a valid identifier.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("must be 1 to 128 characters of A-Z a-z 0-9 . _ : - and must not contain the token prefix cbt_")]
+#[error(
+    "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -, not . or .., and must not contain the token prefix cbt_"
+)]
 pub struct InvalidId;
 
 /// In characters.
@@ -70,7 +72,9 @@ const fn is_id_character(b: u8) -> bool {
 }
 
 fn check_external(text: &str) -> Result<(), InvalidId> {
-    is_id(text, MAX_EXTERNAL_ID, is_id_character).then_some(()).ok_or(InvalidId)
+    // Clients remove `.` and `..` from the path of a URL.
+    let is_valid = is_id(text, MAX_EXTERNAL_ID, is_id_character) && !matches!(text, "." | "..");
+    is_valid.then_some(()).ok_or(InvalidId)
 }
 
 fn check_tool_name(text: &str) -> Result<(), InvalidToolName> {
@@ -116,11 +120,11 @@ macro_rules! external_id {
 
 external_id!(
     /// The platform's id of a conversation.
-    ConversationId, check_external, InvalidId, "1–128 characters of `A-Za-z0-9._:-`"
+    ConversationId, check_external, InvalidId, "1–128 characters of `A-Za-z0-9._:-`, except `.` and `..`"
 );
 external_id!(
     /// The platform's id of a turn in a conversation.
-    TurnId, check_external, InvalidId, "1–128 characters of `A-Za-z0-9._:-`"
+    TurnId, check_external, InvalidId, "1–128 characters of `A-Za-z0-9._:-`, except `.` and `..`"
 );
 external_id!(
     /// The platform's id of the tool call for which a work item was issued.
@@ -459,9 +463,15 @@ mod tests {
         for bad in ["", "{}", "a b", "a\0", "a/b", "ä", "a%2F", "a\n", &"x".repeat(129)] {
             assert_eq!(ConversationId::parse(bad), Err(InvalidId), "{bad:?}");
         }
-        for good in ["a", "A.b_c:d-9", "cbt", "cbt-1", &"x".repeat(128)] {
+        for good in ["a", "A.b_c:d-9", "cbt", "cbt-1", "...", ".a", &"x".repeat(128)] {
             assert_eq!(ConversationId::parse(good).unwrap().as_str(), good);
         }
+    }
+
+    #[test]
+    fn dot_segments_of_urls_are_refused() {
+        assert_eq!([".", ".."].map(ConversationId::parse), [Err(InvalidId), Err(InvalidId)]);
+        assert!(ToolName::parse("..").is_ok(), "a name is in no path");
     }
 
     #[test]

@@ -11,7 +11,9 @@ use crate::public::CALLBACKS_PATH;
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 /// The alphabet of ids and names, without the token prefix in any case.
-const ID: &str = r"^(?!.*[cC][bB][tT]_)[A-Za-z0-9._:-]+$";
+const NAME: &str = r"^(?!.*[cC][bB][tT]_)[A-Za-z0-9._:-]+$";
+/// The same without `.` and `..`, which clients remove from the path of a URL.
+const ID: &str = r"^(?!\.{1,2}$)(?!.*[cC][bB][tT]_)[A-Za-z0-9._:-]+$";
 
 /// All schemas.
 pub(super) fn schemas(platform: &Platform) -> Value {
@@ -26,10 +28,9 @@ pub(super) fn schemas(platform: &Platform) -> Value {
 
 /// Strings.
 fn words() -> Value {
-    let id = |max: u32| json!({"type": "string", "minLength": 1, "maxLength": max, "pattern": ID});
     json!({
-        "Id": id(128),
-        "ToolName": id(64),
+        "Id": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": ID},
+        "ToolName": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": NAME},
         "ToolCallId": {
             "type": "string",
             "minLength": 1,
