@@ -10,6 +10,14 @@ use crate::point::{self, Figures};
 use crate::summary::Summary;
 use crate::table::Table;
 
+/// Length of a measurement, in seconds. Many short rounds find each row's highest rate more reliably than a few long
+/// ones, because the machine's speed changes between them.
+const ROUND: f64 = 0.4;
+/// Number of rounds.
+const ROUNDS: u64 = 10;
+/// Number of rounds of a quick run.
+const QUICK: u64 = 3;
+
 /// Number of other cases between two measurements of the bare route.
 const BETWEEN: usize = 4;
 
@@ -42,11 +50,11 @@ pub(super) fn stores(bench: &mut Bench) -> Outcome {
         // The self-check starts only one competitor of each kind.
         field.extend(if bench.options.smoke { Vec::new() } else { bench.services(redis, true) });
     }
-    let workload = bench.workload(1.2);
+    let workload = bench.workload(ROUND);
     let cases = bench.wanted(field).into_iter().map(|competitor| Case::new("", competitor, workload));
     let cases: Vec<Case> = cases.collect();
     let title = "stores: 64 connections, results of 512 bytes, in order";
-    let mut outcome = compare(bench, SectionName::Stores, title, &cases, (5, 2));
+    let mut outcome = compare(bench, SectionName::Stores, title, &cases);
     if let Err(reason) = &bench.fastify {
         outcome.table.notes.push(format!("Fastify is left out: {reason}"));
     }
@@ -58,10 +66,10 @@ pub(super) fn sizes(bench: &mut Bench) -> Outcome {
     let mut cases = Vec::new();
     let sizes = [("64 KiB", 64 << 10), ("2 KiB", 2 << 10), ("200 bytes", 200)];
     for (name, bytes) in sizes.into_iter().take(bench.kinds(3)).rev() {
-        let workload = Workload { bytes, ..bench.workload(0.8) };
+        let workload = Workload { bytes, ..bench.workload(ROUND) };
         cases.extend(bench.short_field().into_iter().map(|competitor| Case::new(name, competitor, workload)));
     }
-    compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", &cases, (3, 1))
+    compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", &cases)
 }
 
 /// Different orders of posting, and forged tokens.
@@ -72,48 +80,42 @@ pub(super) fn order(bench: &mut Bench) -> Outcome {
         ("30 % repeated", Order::Repeated),
         ("forged tokens", Order::Forged),
     ];
-    let mut cases = vec![Case::new("", Competitor::bare(), bench.workload(0.8))];
+    let mut cases = vec![Case::new("", Competitor::bare(), bench.workload(ROUND))];
     for (name, order) in orders {
-        let workload = Workload { order, ..bench.workload(0.8) };
+        let workload = Workload { order, ..bench.workload(ROUND) };
         cases.extend(
             bench.service_field().into_iter().map(|competitor| Case::new(name, competitor, workload)),
         );
     }
-    compare(bench, SectionName::Order, "order: 64 connections, results of 512 bytes", &cases, (3, 1))
+    compare(bench, SectionName::Order, "order: 64 connections, results of 512 bytes", &cases)
 }
 
 /// Different numbers of connections.
 pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
     let mut cases = Vec::new();
     for connections in [1, 8, 64, 256].into_iter().take(bench.kinds(4)) {
-        let workload = Workload { connections, ..bench.workload(0.8) };
+        let workload = Workload { connections, ..bench.workload(ROUND) };
         let name = format!("connections: {connections}");
         cases
             .extend(bench.short_field().into_iter().map(|competitor| Case::new(&name, competitor, workload)));
     }
     let title = "concurrency: results of 512 bytes, in order";
-    compare(bench, SectionName::Concurrency, title, &cases, (3, 1))
+    compare(bench, SectionName::Concurrency, title, &cases)
 }
 
 /// Issuing work items over the platform's listener.
 pub(super) fn issue(bench: &mut Bench) -> Outcome {
-    let workload = bench.workload(0.8);
+    let workload = bench.workload(ROUND);
     let mut cases = vec![Case::new("", Competitor::bare(), workload)];
     let issuing = |competitor| Case { issuing: true, ..Case::new("issuing", competitor, workload) };
     cases.extend(bench.service_field().into_iter().map(issuing));
-    compare(bench, SectionName::Issue, "issue: 64 connections of the platform", &cases, (3, 1))
+    compare(bench, SectionName::Issue, "issue: 64 connections of the platform", &cases)
 }
 
 /// Measures all cases in interleaved rounds. In each round, the bare route of a group comes first, and the order of the
 /// others is rotated. In a large group, the bare route is measured several times, because the machine's speed changes.
-fn compare(
-    bench: &mut Bench,
-    name: SectionName,
-    title: &str,
-    cases: &[Case],
-    (standard, quick): (u64, u64),
-) -> Outcome {
-    let count = bench.options.rounds(standard, quick);
+fn compare(bench: &mut Bench, name: SectionName, title: &str, cases: &[Case]) -> Outcome {
+    let count = bench.options.rounds(ROUNDS, QUICK);
     let mut rounds: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
     // The bare route of the same group, or of the section.
     let bare_of = |case: &Case| {
