@@ -162,7 +162,7 @@ impl From<NotAccepted> for Refusal {
 const CONVERSATION_ENDED: &str = "the conversation has ended and accepts no more results";
 const WORK_ITEM_UNKNOWN: &str = "the conversation has no such work item";
 
-/// Whether the item timed out for lack of a heartbeat.
+/// Whether the item timed out because no heartbeat arrived in time.
 fn missed_heartbeat(target: Option<&CallbackTarget>) -> bool {
     target.is_some_and(|target| {
         let times = target.item.as_ref().zip(target.times_out_at);

@@ -1,4 +1,4 @@
-//! Starts a Redis cluster: three masters, each with a replica.
+//! Starts a Redis cluster: three primaries, each with a replica.
 
 use std::sync::OnceLock;
 use std::thread::sleep;

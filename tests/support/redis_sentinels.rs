@@ -1,4 +1,4 @@
-//! Starts a master with replicas, monitored by sentinels.
+//! Starts a primary with replicas, monitored by sentinels.
 
 use std::sync::OnceLock;
 

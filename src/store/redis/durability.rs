@@ -84,8 +84,8 @@ impl ServerSettings {
         let replicas = self.replicas.unwrap_or_default();
         match waits_for {
             None if replicas > 0 || fails_over => risk(
-                "Redis can fail over to a replica, and store.wait_replicas is 0: a failover loses what was acknowledged \
-                 but had not reached the replica"
+                "Redis can fail over to a replica, and store.wait_replicas is 0: a failover loses what was \
+                 acknowledged but had not reached the replica"
                     .into(),
             ),
             Some(wanted) if self.replicas.is_some_and(|replicas| replicas < wanted) => risk(format!(

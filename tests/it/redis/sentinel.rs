@@ -1,4 +1,4 @@
-//! A master that sentinels report, before and after a failover.
+//! The primary that sentinels report, before and after a failover.
 
 use std::time::Duration;
 
