@@ -210,7 +210,7 @@ pub struct TokenConfig {
     pub replay_window_ms: Bounded<0, 86_400_000>,
     /// Where callbacks may carry their token.
     pub carriers: Vec<Carrier>,
-    /// Where a callback carries its token if the work item does not choose.
+    /// Where a callback carries its token unless the work item specifies a carrier.
     pub default_carrier: Carrier,
     /// Name of the header that carries a token.
     pub header_name: TokenHeader,

@@ -70,7 +70,7 @@ impl ServerSettings {
         {
             risk(format!(
                 "Redis does not sync its append-only file on every write (appendfsync {fsync}): a power failure loses \
-                 what was acknowledged in the last seconds; appendfsync always prevents that"
+                 what was acknowledged in the last seconds; set appendfsync always to prevent that"
             ));
         }
         if self.max_memory.is_some_and(|bytes| bytes > 0)
