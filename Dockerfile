@@ -35,12 +35,12 @@ COPY --from=build /build/target/dist/callback-ingress /usr/local/bin/callback-in
 
 ENV CALLBACK_INGRESS__HTTP__PUBLIC_ADDR=0.0.0.0:8080 \
     CALLBACK_INGRESS__HTTP__PLATFORM_ADDR=0.0.0.0:8081
-# 8080 for providers, the one that a gateway exposes; 8081 for the platform, inside.
+# 8080 for providers, through the gateway; 8081 for the platform, not reachable from outside.
 EXPOSE 8080 8081
 
 USER 65532:65532
 STOPSIGNAL SIGTERM
-# Asks whether the process is alive, and not whether Redis answers: restarting every instance would not bring Redis back.
+# Checks that the process is alive, not that Redis responds: restarting all instances would not repair Redis.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 CMD ["callback-ingress", "healthcheck"]
 ENTRYPOINT ["callback-ingress"]
 CMD ["serve"]

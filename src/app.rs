@@ -49,7 +49,7 @@ use crate::telemetry::{Telemetry, names};
 
 /// Minimum and maximum interval at which the store's totals are computed.
 const TOTALS_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-/// The interval is this time for each partition with timers, within those bounds.
+/// The interval is this time multiplied by the number of partitions with timers, within those bounds.
 const TOTALS_INTERVAL_PER_PARTITION: Duration = Duration::from_millis(250);
 
 /// Listen backlog. If it is full, the kernel drops the SYN and the client retries after about a second.
@@ -297,7 +297,7 @@ pub async fn build(config: &Config, clock: Clock, telemetry: Telemetry) -> Resul
     Ok(app)
 }
 
-/// The permits of event streams, of which those in use are measured.
+/// The permits of event streams. A metric counts those in use.
 fn event_stream_permits(telemetry: &Telemetry, max: usize) -> Arc<Semaphore> {
     let permits = Arc::new(Semaphore::new(max));
     let observed = Arc::clone(&permits);

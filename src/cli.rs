@@ -60,7 +60,7 @@ enum Command {
         #[command(subcommand)]
         command: KeysCommand,
     },
-    /// Check that a running service is alive, or with --ready that it can take callbacks
+    /// Check that a running service is alive, or with --ready that it can accept callbacks
     Healthcheck(HealthcheckArgs),
     /// Make a round trip through a running deployment: open, issue, post a callback with each carrier, read, end
     Probe(ProbeArgs),
@@ -137,7 +137,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Runtime(error.into()))?;
     let result = runtime.block_on(command);
-    // The drain timeout is over for tasks that are still running.
+    // Tasks that are still running have exceeded the drain timeout.
     runtime.shutdown_background();
     result
 }

@@ -1,7 +1,7 @@
 //! Configuration: compiled-in defaults, a file, environment variables and flags; later sources override earlier ones.
 //!
-//! Does not use figment (no release since 2024-05): errors must name the key and its source, and never the value, which
-//! may be a secret.
+//! Does not use figment (no release since 2024-05), because errors must name the key and its source, and must never
+//! show the value, which may be a secret.
 
 mod exports;
 mod layers;
@@ -105,8 +105,8 @@ pub struct HttpConfig {
 }
 
 impl HttpConfig {
-    /// The part of the drain timeout that is reserved for the last export of telemetry: a fifth, at most a second.
-    /// Writing the last log lines has a separate limit of the same length.
+    /// The part of the drain timeout that is reserved for the last export of telemetry: a fifth of the time after the
+    /// grace period, at most a second. Writing the last log lines has a separate limit of the same length.
     pub fn flush_timeout(&self) -> Duration {
         let spare = self.drain_timeout_ms.duration().saturating_sub(self.drain_grace_ms.duration());
         (spare / 5).min(Duration::from_secs(1))
@@ -210,7 +210,7 @@ pub struct TokenConfig {
     pub replay_window_ms: Bounded<0, 86_400_000>,
     /// Where callbacks may carry their token.
     pub carriers: Vec<Carrier>,
-    /// Where a callback carries its token if the work item does not choose.
+    /// Where a callback carries its token unless the work item specifies a carrier.
     pub default_carrier: Carrier,
     /// Name of the header that carries a token.
     pub header_name: TokenHeader,

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | which results are released, and when (**the gate**) | `release`, in [`domain::gate`] and `store/redis/scripts/release.lua` |
 //! | whether a callback is accepted | `accept`, in [`domain::gate`] and `store/redis/scripts/accept.lua` |
-//! | whether a token was used | `accept`, at the same places; in Redis, the key `used` |
+//! | whether a token was used | `accept`, in the same places; in Redis, the key `used` |
 //! | whether a heartbeat is accepted | `heartbeat`, in [`domain::gate`] and `store/redis/scripts/heartbeat.lua` |
 //! | what progress a provider can report | [`domain::progress`] |
 //! | what the cancellation of a turn cancels | `cancel_turn`, in [`domain::gate`] and `store/redis/scripts/cancel_turn.lua` |

@@ -1,8 +1,8 @@
-//! Builds OpenAPI documents. `public/openapi.rs` and `platform/openapi.rs` describe the two listeners with it.
+//! Builds OpenAPI documents. `public/openapi.rs` and `platform/openapi.rs` use it to describe the two listeners.
 //!
-//! The documents are not derived from types, because derived schemas would have to be written by hand at each type
-//! anyway: carriers, names and limits are settings, and handlers parse their requests themselves. Tests compare the
-//! documents with the routes, the codes and the responses of the running service.
+//! The documents are not derived from types, because carriers, names and limits depend on settings, and handlers parse
+//! their requests themselves. Tests compare the documents with the routes, the codes and the responses of the running
+//! service.
 
 use std::collections::BTreeMap;
 
@@ -75,12 +75,12 @@ impl Document {
 
     /// Adds the health checks.
     pub fn health(&mut self) {
-        let ok = || json_response("The service can be used.", "Health", &json!({"status": "ok"}));
-        let health = PathOperation::new("health", "Whether requests can be handled, for load balancers")
-            .responds(200, ok())
+        let ok = |description| json_response(description, "Health", &json!({"status": "ok"}));
+        let health = PathOperation::new("health", "Health check for load balancers")
+            .responds(200, ok("The service can handle requests."))
             .refuses(&[Code::MethodNotAllowed, Code::Draining, Code::StoreUnavailable]);
-        let live = PathOperation::new("live", "Whether the process runs, for orchestrators")
-            .responds(200, ok())
+        let live = PathOperation::new("live", "Liveness check for orchestrators")
+            .responds(200, ok("The process is running."))
             .refuses(&[Code::MethodNotAllowed]);
         self.operation("get", "/health", health);
         self.operation("get", "/health/live", live);
@@ -239,15 +239,15 @@ fn headers() -> Value {
         "X-Request-Id": header("Identifies the request in logs; quote it when you report a problem.", uuid()),
         "X-Trace-Id": header("The trace of the request.", pattern("^[0-9a-f]{32}$")),
         "traceresponse": header("The span of the request (W3C Trace Context Level 2).", text()),
-        "Server-Timing": header("The span once more: `trace;desc=<traceparent>`.", text()),
+        "Server-Timing": header("The same span, for scripts in a browser: `trace;desc=<traceparent>`.", text()),
         "WWW-Authenticate": header("`CallbackToken` or `Bearer`.", json!({"enum": ["CallbackToken", "Bearer"]})),
-        "Retry-After": header("Seconds to wait before the next try.", json!({"type": "integer", "minimum": 0})),
-        "webhook-delivery": header("The same request must not be sent again.", json!({"const": "abort-message"})),
-        "Accept": header("The media type to send.", json!({"const": "application/json"})),
-        "Allow": header("The methods of the path.", text()),
+        "Retry-After": header("Seconds to wait before a retry.", json!({"type": "integer", "minimum": 0})),
+        "webhook-delivery": header("Do not send the same request again.", json!({"const": "abort-message"})),
+        "Accept": header("The media type that the body must have.", json!({"const": "application/json"})),
+        "Allow": header("The methods that the path supports.", text()),
         "Cache-Control": header("Responses with tokens and receipts are not cached.", json!({"const": "no-store"})),
         "Idempotent-Replayed": {
-            "description": "Present if the idempotency key was known: the response is the first one again.",
+            "description": "Present if the idempotency key was already used. The response repeats the first one.",
             "schema": {"const": "true"},
         },
     })
@@ -269,12 +269,12 @@ fn shared_schemas() -> Value {
     let error = object(
         &["code", "message", "requestId", "retryable", "traceId"],
         &json!({
-            "code": {"type": "string", "enum": codes, "description": "Stable."},
-            "message": {"type": "string", "description": "For people; can change."},
+            "code": {"type": "string", "enum": codes, "description": "Machine-readable and stable."},
+            "message": {"type": "string", "description": "Human-readable; the text can change."},
             "requestId": uuid(),
             "retryable": {"type": "boolean", "description": "Whether the same request can succeed later."},
             "traceId": pattern("^[0-9a-f]{32}$"),
-            "outcome": {"description": "Of a work item that is settled.", "allOf": [schema_ref("Outcome")]},
+            "outcome": {"description": "The outcome that the work item already has.", "allOf": [schema_ref("Outcome")]},
         }),
     );
     json!({
@@ -284,7 +284,8 @@ fn shared_schemas() -> Value {
         "State": {
             "type": "string",
             "enum": ["awaiting", "held", "released", "dropped"],
-            "description": "`held` waits for an earlier work item; `dropped` was held when the conversation ended.",
+            "description": "`held`: waits for an earlier work item. `dropped`: the conversation ended before the \
+                            release.",
         },
         "Timestamp": {
             "type": "string",

@@ -1,7 +1,7 @@
 //! The provider's listener: its routes.
 //!
-//! Path of a callback: `carrier` finds the token, `callback` verifies it and calls the store, `reply` responds.
-//! A `heartbeat` takes the same path.
+//! A callback passes through three modules: `carrier` finds the token, `callback` verifies it and calls the store, and
+//! `reply` builds the response. `heartbeat` does the same for heartbeats.
 
 mod callback;
 mod carrier;

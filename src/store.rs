@@ -22,9 +22,9 @@ use thiserror::Error;
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
-    HeartbeatReceipt, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened,
-    Receipt, Totals, WaitingConversation, WorkItemView,
+    ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatReceipt, Issue,
+    IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, RefusedCallback,
+    RefusedHeartbeat, Totals, WaitingConversation, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
@@ -174,12 +174,12 @@ pub trait Store {
     /// Issues the next work item.
     fn issue(&self, command: Issue) -> impl Future<Output = Answer<Issued, IssueRefused>> + Send;
     /// Accepts a callback.
-    fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, NotAccepted>> + Send;
+    fn accept(&self, command: Accept) -> impl Future<Output = Answer<Receipt, RefusedCallback>> + Send;
     /// Records a heartbeat.
     fn heartbeat(
         &self,
         command: Heartbeat,
-    ) -> impl Future<Output = Answer<HeartbeatReceipt, HeartbeatNotTaken>> + Send;
+    ) -> impl Future<Output = Answer<HeartbeatReceipt, RefusedHeartbeat>> + Send;
     /// Cancels a work item.
     fn cancel(&self, command: Cancel) -> impl Future<Output = Answer<Cancelled, CancelRefused>> + Send;
     /// Cancels the awaiting items of a turn. Idempotent; a turn without items is not refused.

@@ -219,7 +219,11 @@ impl Sweeper {
                 let by = previous.map_or(INITIAL_BACKOFF, |(_, by)| (2 * *by).min(MAX_BACKOFF));
                 tracing::error!(
                     name: "conversation.unreadable",
-                    { { names::CONVERSATION_REFERENCE } = %due.conversation, error = %error, again_in_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX) },
+                    {
+                        { names::CONVERSATION_REFERENCE } = %due.conversation,
+                        error = %error,
+                        again_in_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
+                    },
                     "a conversation cannot be read; its timers are postponed"
                 );
                 (now + by, by)

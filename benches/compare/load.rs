@@ -1,5 +1,5 @@
-//! The load generator: a process of its own, so that its time is not the service's. It takes commands on its standard
-//! input, and ends with it.
+//! The load generator: a separate process, so that its processor time does not count as the service's. It reads
+//! commands from standard input, and exits when that ends.
 
 mod connection;
 mod events;

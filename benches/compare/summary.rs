@@ -29,8 +29,8 @@ pub(crate) struct Summary {
     pub(crate) group: String,
     pub(crate) competitor: String,
     pub(crate) rate: Spread,
-    /// The rate of the fastest round, as a ratio to the bare route's fastest round. Other processes on the machine slow
-    /// down every round but do not make one faster, so that this varies least between runs.
+    /// The rate of the fastest round, as a ratio to the bare route's fastest round. Other processes on the machine can
+    /// slow down a round but cannot speed it up, so the fastest rounds vary least between runs.
     pub(crate) ratio: f64,
     pub(crate) p50_ms: Spread,
     pub(crate) p99_ms: Spread,

@@ -121,7 +121,7 @@ async fn every_code_is_documented_with_its_status_and_an_example() {
 }
 
 #[tokio::test]
-async fn every_reference_leads_somewhere_and_operations_have_names() {
+async fn references_resolve_and_operation_ids_are_unique() {
     let app = app().await;
     for (_, document) in documents(&app).await {
         let mut references = Vec::new();

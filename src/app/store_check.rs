@@ -81,7 +81,7 @@ impl StoreCheck {
         }
     }
 
-    /// Waits for the interval to pass, or until a health check cannot reach the store.
+    /// Waits until the interval has passed or a health check cannot reach the store.
     async fn next_interval(&self) {
         let end = Instant::now() + PREFLIGHT_INTERVAL;
         while Instant::now() < end {

@@ -100,7 +100,7 @@ async fn run_steps(session: &mut Session, store: &str) -> Result<(), DemoError> 
     session.expect_refused(&fourth.forged(), r#""let me in""#, 401, "CALLBACK_TOKEN_INVALID").await?;
 
     screen::step(
-        "The fourth provider sends malformed JSON, which does not spend its token. The corrected body is accepted.",
+        "The fourth provider sends malformed JSON, which does not use up its token. The corrected body is accepted.",
     );
     session.expect_refused(&fourth, r#"{"rows": [1, 2"#, 400, "BODY_MALFORMED").await?;
     let failure = r#"{"error": {"code": "NO_SUCH_TABLE", "message": "there is no table 'rows'"}}"#;

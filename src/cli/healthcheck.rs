@@ -15,7 +15,7 @@ use crate::config::LoadedConfig;
 #[derive(Debug, Args)]
 #[expect(clippy::doc_markdown, reason = "shown as help on the terminal")]
 pub(super) struct HealthcheckArgs {
-    /// Check that the service can take callbacks (/health), not only that the process is alive (/health/live)
+    /// Check that the service can accept callbacks (/health), not only that the process is alive (/health/live)
     #[arg(long)]
     ready: bool,
     /// URL to request, instead of the health path on http.public_addr

@@ -118,7 +118,7 @@ impl fmt::Display for CallError {
             Self::Unexpected { url, why } => {
                 write!(
                     f,
-                    "the response of {url} is not from callback-ingress {}: ",
+                    "the response from {url} is not from callback-ingress {}: ",
                     env!("CARGO_PKG_VERSION")
                 )?;
                 f.write_str(&plain(why))
@@ -275,7 +275,7 @@ pub(super) fn conversation_id(text: &str) -> Result<ConversationId, String> {
     ConversationId::parse(text).map_err(|error| error.to_string())
 }
 
-/// Reads a time of a reply.
+/// Deserializes a time.
 pub(super) fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(|_| D::Error::custom("not a time"))
 }

@@ -1,7 +1,7 @@
 //! `probe`: a round trip through a running deployment, as the platform and as a provider.
 //!
-//! Exits with 0 if every step succeeded, otherwise with 1 and the reason for the failed step. The probe always ends the
-//! conversation that it opened. If that fails, the idle timeout ends the conversation.
+//! Exits with 0 if every step succeeded, otherwise with 1 and the reason for the failed step. The probe ends the
+//! conversation that it opened, also after a failed step. If it cannot, the idle timeout ends the conversation.
 
 mod explain;
 mod http_client;

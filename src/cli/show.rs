@@ -316,8 +316,8 @@ fn unreleased_text(item: &Item, inspection: &Inspection, now: Timestamp) -> Stri
     parts.join(", ")
 }
 
-/// For each released item, the earlier item that it waited for: of all earlier items, the one that was settled last, if
-/// that was after the item itself was settled.
+/// For each released item, the earlier item that it waited for: the one that was settled last. `None` if the item
+/// itself was settled after all earlier items.
 fn blockers(released: &[Item]) -> Vec<Option<u64>> {
     let mut latest: Option<(Timestamp, u64)> = None;
     let blocker = |item: &Item| {

@@ -140,7 +140,7 @@ impl std::fmt::Debug for LoadedConfig {
 struct Layers {
     defaults: Table,
     settings: Table,
-    /// The source of each setting. A setting with its default has none.
+    /// The source of each setting. Settings that keep their default are missing.
     origins: BTreeMap<String, String>,
     errors: Vec<ConfigError>,
 }

@@ -66,7 +66,7 @@ pub enum Carrier {
     Query,
     /// A top-level field of the body.
     Body,
-    /// The last segment of the path.
+    /// A segment of the path.
     Path,
 }
 
@@ -263,7 +263,7 @@ pub(super) fn listen_address<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
     }
 }
 
-/// An absolute http(s) URL without credentials, query and fragment. Trailing slashes are removed. `None` if empty.
+/// An absolute http(s) URL without credentials, query or fragment. Trailing slashes are removed. `None` if empty.
 pub(super) fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(deserializer)?;
     if text.is_empty() {

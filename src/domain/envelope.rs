@@ -30,7 +30,7 @@ pub struct Envelope<'a> {
     pub released_at: Timestamp,
     /// The request that settled the item.
     pub request_id: Option<RequestId>,
-    /// Why the item was cancelled; `heartbeat` if it timed out for lack of a heartbeat.
+    /// Why the item was cancelled, or `heartbeat` if no heartbeat arrived in time.
     pub reason: Option<&'a Reason>,
     /// The trace context in which the item was settled; if there is none, the one in which it was issued.
     pub traceparent: Option<&'a TraceParent>,

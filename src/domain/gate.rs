@@ -20,9 +20,9 @@ use std::ops::Range;
 pub use commands::{
     Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
     CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Ended, Expired, Heartbeat,
-    HeartbeatNotTaken, HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused,
-    MAX_REPORTED, NotAccepted, NotTaken, Open, OpenRefused, Opened, Receipt, Released, TimedOut, Totals,
-    WaitingConversation, WorkItemView,
+    HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused, MAX_REPORTED, Open,
+    OpenRefused, Opened, Receipt, RefusedCallback, RefusedHeartbeat, RefusedRequest, Released, TimedOut,
+    Totals, WaitingConversation, WorkItemView,
 };
 
 use super::envelope::{Envelope, EnvelopeJson};
@@ -116,7 +116,7 @@ pub struct Conversation {
     opened_at: Timestamp,
     touched_at: Timestamp,
     idle_ttl_ms: u64,
-    /// Latest deadline of any item; set to zero by a use that leaves no item awaiting.
+    /// Latest deadline of any item. Reset to zero when the conversation is used and no item is awaiting.
     busy_until: Timestamp,
     ended: Option<Ended>,
     end_reason: Option<Reason>,
@@ -133,7 +133,7 @@ pub struct Conversation {
     issued_by_attempt: HashMap<WorkItemId, Sequence>,
     issued_by_key: HashMap<IdempotencyDigest, (Fingerprint, Sequence)>,
     channel: Vec<EnvelopeJson>,
-    /// Items that the current operation has settled. If it also releases them, they are not reported as held before.
+    /// Items that the current operation has settled. If it also releases them, they were never held.
     just_settled: BTreeSet<Sequence>,
     /// Items whose timers are obsolete; see [`Conversation::take_obsolete_timers`].
     obsolete_timers: Vec<Sequence>,
@@ -180,7 +180,7 @@ impl Conversation {
         Ok(Opened { created: self.opened_by == command.attempt })
     }
 
-    /// When the idle timeout ends the conversation, unless it is used first; see [`idle_at`].
+    /// When the idle timeout ends the conversation unless it is used before then; see [`idle_at`].
     pub fn idle_at(&self) -> Timestamp {
         idle_at(self.touched_at, self.idle_ttl_ms, self.busy_until)
     }
@@ -448,7 +448,7 @@ impl Conversation {
                 settlement.outcome == Outcome::Cancelled && settlement.attempt == Some(command.attempt)
             })
         };
-        // A retry lists the items again that the first call has cancelled and released.
+        // A retry also lists the items that the first call has cancelled and released.
         let of_turn = self.slots.values().filter(|slot| {
             let is_listed = if slot.item.sequence < self.gate { is_own(slot) } else { !has_ended };
             slot.item.turn_id.as_ref() == Some(&command.turn_id) && is_listed

@@ -271,7 +271,7 @@ impl Serialize for RequestId {
     }
 }
 
-/// Identifies a store command, so that a retry after a lost reply is recognised.
+/// Identifies a store command, so that a retry after a lost reply is recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttemptId(u64);
 
@@ -337,7 +337,7 @@ impl Serialize for TraceParent {
 /// The text is not a valid `traceparent`.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
-    "must be a W3C traceparent: 00-<32 lower-case hex>-<16 lower-case hex>-<2 lower-case hex>, ids not zero"
+    "must be a W3C traceparent: 00-<32 lower-case hex>-<16 lower-case hex>-<2 lower-case hex>, with nonzero ids"
 )]
 pub struct InvalidTraceParent;
 
@@ -367,7 +367,7 @@ impl TraceParent {
 
     /// The trace id, the span id and the flags. Never `None`, because the text has been checked.
     pub fn ids(&self) -> Option<(u128, u64, u8)> {
-        // Faster in halves than as a `u128`.
+        // Parsing two halves is faster than parsing a `u128`.
         let half = |digits| u64::from_str_radix(&self.0[digits], 16).ok();
         let trace_id = u128::from(half(3..19)?) << 64 | u128::from(half(19..35)?);
         Some((trace_id, half(36..52)?, u8::from_str_radix(&self.0[53..], 16).ok()?))

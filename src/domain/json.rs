@@ -70,7 +70,7 @@ pub struct Scan<'a> {
     shape: Shape,
     names: Vec<&'a str>,
     members: Vec<Member>,
-    /// Number of all top-level members.
+    /// Number of top-level members, with any name.
     count: usize,
     problem: Option<Malformed>,
 }
@@ -105,7 +105,7 @@ impl<'a> Scan<'a> {
         Ok(Self { text, shape, names, members, count, problem })
     }
 
-    /// Excessive depth or a lone surrogate, if there is one.
+    /// Excessive depth or a lone surrogate, if the text has one. The token can be read all the same.
     pub fn problem(&self) -> Option<&Malformed> {
         self.problem.as_ref()
     }

@@ -22,7 +22,7 @@ pub const PROGRESS_INTERVAL_MS: u64 = 500;
 pub enum InvalidProgress {
     /// The message is too long, or contains a disallowed character or the token prefix.
     #[error(
-        "message: must be at most 1000 characters without control characters and line separators, and must not \
+        "message: must be at most 1000 characters without control characters or line separators, and must not \
          contain a token"
     )]
     Message,

@@ -14,7 +14,7 @@ const MAX_REASON: usize = 200;
 /// The text is not a valid reason.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
-    "must be 1 to 200 characters without control characters and line separators, and must not contain the token \
+    "must be 1 to 200 characters without control characters or line separators, and must not contain the token \
      prefix cbt_"
 )]
 pub struct InvalidReason;
@@ -37,7 +37,7 @@ impl Reason {
         }
     }
 
-    /// The reason of a work item that timed out for lack of a heartbeat.
+    /// The reason of a work item that timed out because no heartbeat arrived in time.
     pub fn heartbeat() -> Self {
         Self("heartbeat".into())
     }

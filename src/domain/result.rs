@@ -58,7 +58,7 @@ pub enum ResultRefused {
     NotAnLlmResult,
     /// Probably meant as a failure. Delivered as a result, it would hide the failure from the platform.
     #[error(
-        "{0}; a failure is {{\"error\":{{\"code\":\"…\",\"message\":\"…\"}}}}, with two strings and details inside error"
+        "{0}; a failure is {{\"error\":{{\"code\":\"…\",\"message\":\"…\"}}}}; put further details inside error"
     )]
     NotAFailure(FailureDefect),
 }
@@ -223,7 +223,7 @@ mod tests {
         }
         assert_eq!(
             ResultRefused::NotAFailure(Missing("code")).to_string(),
-            r#"error.code is missing; a failure is {"error":{"code":"…","message":"…"}}, with two strings and details inside error"#
+            r#"error.code is missing; a failure is {"error":{"code":"…","message":"…"}}; put further details inside error"#
         );
     }
 

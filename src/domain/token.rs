@@ -139,7 +139,7 @@ pub enum TokenDefect {
     WrongSignature,
 }
 
-/// Why a token was refused. Every token that is not authentic gets the same error, so that an attacker learns nothing.
+/// Why a token was refused. The message does not say why a token is not authentic, so that an attacker learns nothing.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokenRefused {
     /// Malformed, forged, or signed with a key that is not in the keyring.

@@ -37,8 +37,8 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(&address))
     }
 
-    /// The client's address: the rightmost address in the header that is not a trusted proxy, or the leftmost if all are
-    /// trusted. The peer address if the peer is not trusted, or if the header cannot be parsed up to that address.
+    /// The client's address: the rightmost address in the header that is not a trusted proxy, or the leftmost if all
+    /// are trusted. The peer address if the peer is not trusted, or if the header cannot be parsed up to that address.
     pub fn client_address(&self, Peer(peer): Peer, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         if !self.contains(peer) {

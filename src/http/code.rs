@@ -44,13 +44,13 @@ macro_rules! codes {
 }
 
 codes! {
-    /// No carrier had a token.
+    /// The request has no token.
     CallbackTokenMissing = "CALLBACK_TOKEN_MISSING", UNAUTHORIZED;
     /// The token is malformed, forged, or signed with a retired key.
     CallbackTokenInvalid = "CALLBACK_TOKEN_INVALID", UNAUTHORIZED;
     /// The token is authentic, but expired.
     CallbackTokenExpired = "CALLBACK_TOKEN_EXPIRED", UNAUTHORIZED;
-    /// Two carriers had different tokens.
+    /// The request has two different tokens.
     TokenCarriersDisagree = "TOKEN_CARRIERS_DISAGREE", BAD_REQUEST;
     /// The token was used with another body.
     CallbackTokenUsed = "CALLBACK_TOKEN_USED", CONFLICT;

@@ -1,6 +1,7 @@
 //! Requires that a body is declared as JSON: Content-Type (RFC 9110, section 8.3) and Content-Encoding (section 8.4).
 //!
-//! Does not use `mime` or `mediatype`: both refuse what real clients send, such as an empty parameter or the type twice.
+//! Does not use `mime` or `mediatype`, because both refuse what real clients send, such as an empty parameter or the
+//! type twice.
 
 use std::borrow::Cow;
 
@@ -12,7 +13,8 @@ use crate::domain::ids::contains_token;
 
 /// The expected media type.
 const JSON: &str = "application/json";
-/// Maximum length of a charset or a coding in a message. Shorter than every service key, so that none is repeated.
+/// Maximum length of a charset or a coding in a message. Shorter than every service key, so that a message never
+/// repeats a key.
 const MAX_NAME: usize = 15;
 /// Maximum length of a media type in a message.
 const MAX_TYPE: usize = 64;
@@ -96,11 +98,11 @@ fn not_json(essence: &str) -> Refusal {
     });
     match named {
         Some(_) => unsupported(format!("the Content-Type is {essence}; send application/json")),
-        None => unsupported("the Content-Type is not a media type of JSON; send application/json"),
+        None => unsupported("the Content-Type is not a JSON media type; send application/json"),
     }
 }
 
-/// A charset or a coding for a message, unless it may be a misplaced credential.
+/// A charset or a coding for a message, or `unknown` if it may be a misplaced credential.
 fn shown(name: &str) -> &str {
     if name.len() <= MAX_NAME && is_token(name) && !contains_token(name) { name } else { "unknown" }
 }
@@ -187,7 +189,7 @@ mod tests {
             ("text/json", "is text/json;"),
             ("application/jsonp", "is application/jsonp;"),
             ("application/+json", "is application/+json;"),
-            ("json", "not a media type of JSON"),
+            ("json", "not a JSON media type"),
             ("application/json; charset=latin1", "charset is latin1;"),
             ("application/json; charset=\"UTF-16\"", "charset is UTF-16;"),
             (
@@ -197,7 +199,7 @@ mod tests {
             ("application/x-www-form-urlencoded", "is application/x-www-form-urlencoded;"),
             ("application/json, text/plain", "is text/plain;"),
             ("application/json, application/problem+json", "two different Content-Types"),
-            ("application/a/b+json", "not a media type of JSON"),
+            ("application/a/b+json", "not a JSON media type"),
         ] {
             let message = of_type(bad).unwrap_err();
             assert!(message.contains(named), "{bad}: {message}");

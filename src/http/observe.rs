@@ -26,7 +26,7 @@ use crate::domain::ids::RequestId;
 use crate::telemetry;
 use crate::telemetry::trace::SpanRef;
 
-/// Response header with the request id.
+/// Header with the request id, in requests and responses.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Wraps the routes with panic handling, request ids, the access log, spans and metrics.

@@ -50,8 +50,8 @@ pub struct AddressLimit {
 }
 
 impl AddressLimit {
-    /// Allows `max` requests per `window`; 0 disables the limit. IPv6 addresses are grouped by their first `ipv6_prefix`
-    /// bits.
+    /// Allows `max` requests per `window`; 0 disables the limit. IPv6 addresses are grouped by their first
+    /// `ipv6_prefix` bits.
     pub fn new(max: u64, window: Duration, ipv6_prefix: u64) -> Self {
         let buckets = if max > 0 { BUCKETS } else { 0 };
         Self {

@@ -40,7 +40,7 @@ impl Refusal {
     /// The refusal of an unknown path. Its message suggests a fix.
     pub fn not_found(path: &str) -> Self {
         let message = if path.len() > 1 && path.ends_with('/') {
-            "there is no such path; remove the slash at its end"
+            "there is no such path; remove the trailing slash"
         } else if path.contains("//") {
             "there is no such path; it has two slashes in a row"
         } else {
@@ -116,7 +116,8 @@ impl From<StoreError> for Refusal {
                 "the store is unavailable; nothing was changed, send the request again",
             ),
             StoreError::OutcomeUnknown(_) => {
-                let message = "the outcome is unknown; send the same request again: this is safe and returns the outcome";
+                let message = "the outcome is unknown; send the same request again: this is safe and returns the \
+                               outcome";
                 (Code::OutcomeUnknown, message)
             }
             StoreError::Broken(_) => (Code::Internal, INTERNAL),

@@ -14,7 +14,7 @@ use super::rate_limit::network;
 use crate::domain::token::{Claims, TokenFingerprint};
 use crate::telemetry::names;
 
-/// Duration of a window. Only the first of equal refusals in it has its own log line and span.
+/// Duration of a window. In a window, only the first refusal with a given key has its own log line and span.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Interval at which ended windows are logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -165,6 +165,7 @@ mod tests {
             summaries.take_started_by(Instant::now()).iter().map(|(_, window)| window.repeated).sum();
         assert_eq!(repeated, 2000 - 1 - MAX_WINDOWS as u64);
     }
+
     #[tokio::test]
     async fn windows_per_client_are_bounded() {
         let summaries = RefusalSummaries::new(64);

@@ -310,9 +310,10 @@ impl ChannelReader {
             // Changes after this point may be missing from the page.
             self.listener.mark_seen();
             let after = Sequence::new(self.after);
+            let conversation = self.conversation.reference();
             let Platform { pages, store, admission, .. } = &*self.platform;
             let fetched = tokio::select! {
-                fetched = pages.fetch(store, &admission.lifecycle.calls, self.conversation.reference(), after) => fetched,
+                fetched = pages.fetch(store, &admission.lifecycle.calls, conversation, after) => fetched,
                 () = self.platform.admission.lifecycle.draining_started() => return self.close(CloseReason::Draining),
             };
             let failed_before = self.retry_delay.take();

@@ -101,7 +101,8 @@ fn reason() -> Value {
     json!({
         "name": "reason",
         "in": "query",
-        "description": "Logged, and contained in the inspection and in envelopes.",
+        "description": "Why the conversation ends or the work items are cancelled. Logged, and included in responses \
+                        and events.",
         "schema": schema_ref("Reason"),
     })
 }
@@ -121,7 +122,8 @@ fn request_body(schema: &str, example: &Value) -> Value {
 
 /// Links to operations on the conversation in this response.
 fn conversation_links() -> Value {
-    let link = |operation: &str| json!({"operationId": operation, "parameters": {"conversationId": "$response.body#/conversationId"}});
+    let parameters = json!({"conversationId": "$response.body#/conversationId"});
+    let link = |operation: &str| json!({"operationId": operation, "parameters": parameters});
     json!({
         "show": link("showConversation"),
         "issue": link("issueWorkItem"),
@@ -138,23 +140,33 @@ fn conversations(document: &mut Document) {
         "held": {"count": 2, "bytes": 1234},
         "since": TIME,
     }], "truncated": false});
-    let list = guarded("listWaiting", "List the conversations that hold results", &[
-        &[Code::RequestInvalid, Code::StoreUnavailable],
-    ])
-    .with("parameters", json!([
-        {
-            "name": "waiting",
-            "in": "query",
-            "required": true,
-            "description": "Required: only waiting conversations can be listed.",
-            "schema": {"const": "true"},
-        },
-        {
-            "name": "limit",
-            "in": "query",
-            "schema": {"type": "integer", "minimum": 1, "maximum": waiting::MAX_LIMIT, "default": waiting::DEFAULT_LIMIT},
-        },
-    ]))
+    let list = guarded(
+        "listWaiting",
+        "List the conversations that hold results",
+        &[&[Code::RequestInvalid, Code::StoreUnavailable]],
+    )
+    .with(
+        "parameters",
+        json!([
+            {
+                "name": "waiting",
+                "in": "query",
+                "required": true,
+                "description": "Required: only waiting conversations can be listed.",
+                "schema": {"const": "true"},
+            },
+            {
+                "name": "limit",
+                "in": "query",
+                "schema": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": waiting::MAX_LIMIT,
+                    "default": waiting::DEFAULT_LIMIT,
+                },
+            },
+        ]),
+    )
     .responds(200, json_response("The conversations.", "WaitingConversations", &waiting_example));
     document.operation("get", &format!("{PLATFORM_PATH}/conversations"), list);
 
@@ -186,7 +198,7 @@ fn conversations(document: &mut Document) {
     let ended = json!({"conversationId": "call-7", "state": "ended", "endedAt": TIME, "droppedHeld": 1,
         "droppedAwaiting": 0, "channel": opened["channel"]});
     let end = guarded("endConversation", "End a conversation", &[&READ, &WRITE])
-        .with("description", "If it has already ended, the response is the same.")
+        .with("description", "If the conversation has already ended, the response is the same.")
         .with("parameters", json!([conversation_id(), reason()]))
         .responds(200, json_response("The conversation has ended.", "EndedConversation", &ended));
     document.operation("delete", &path, end);
@@ -194,7 +206,7 @@ fn conversations(document: &mut Document) {
     let events = guarded("followEvents", "Follow the channel of a conversation", &[&READ])
         .with(
             "description",
-            "Server-sent events; the schema is that of one event. An event without a type is an `Envelope`, and its \
+            "Server-sent events. The schema describes one event. An event without a type is an `Envelope`, and its \
              id can be sent as `Last-Event-ID` to continue after it. A `progress` event reports a heartbeat. It is \
              sent at most once, and is not ordered with the envelopes. `end` is the last event. If the stream closes \
              without it, open the stream again.",
@@ -241,11 +253,15 @@ fn work_items(document: &mut Document, platform: &Platform) {
         &WITH_BODY,
         &[Code::ConversationEnded, Code::IdempotencyKeyReused, Code::AwaitingLimit, Code::ChannelLimit],
     ])
-    .with("description", "It is stored before the response is sent, so no callback can arrive before it exists.")
+    .with(
+        "description",
+        "The work item is stored before the response is sent, so no callback can arrive before it exists.",
+    )
     .with("parameters", json!([conversation_id(), traceparent(), {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Requests with the same key issue one work item and get the first response. The key can be quoted.",
+        "description": "Requests with the same key issue one work item and get the first response. The key can be \
+                        enclosed in double quotes.",
         "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     }]))
     .with("requestBody", request_body("IssueWorkItem", &json!({"kind": "tool", "turnId": "turn-3", "name": "weather"})))
@@ -262,7 +278,7 @@ fn work_items(document: &mut Document, platform: &Platform) {
         {"name": "turnId", "in": "query", "required": true, "schema": schema_ref("Id"), "example": "turn-3"},
         reason(),
     ]))
-    .responds(200, json_response("No work item of the turn is awaiting.", "CancelledTurn", &cancelled));
+    .responds(200, json_response("No work item of the turn is awaiting any more.", "CancelledTurn", &cancelled));
     document.operation("delete", &list, cancel_turn);
 
     let path = format!("{list}/{{workItemId}}");

@@ -16,7 +16,7 @@ use crate::domain::work_item::Kind;
 use crate::http::refusal::Refusal;
 use crate::store::Store;
 
-/// Maximum number of conversations in a reply.
+/// Maximum number of conversations in a response.
 pub(super) const MAX_LIMIT: usize = 100;
 /// The default of `limit`.
 pub(super) const DEFAULT_LIMIT: usize = 20;
@@ -24,9 +24,9 @@ pub(super) const DEFAULT_LIMIT: usize = 20;
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct WaitingBody<'a> {
-    /// The one with the oldest held result first.
+    /// Sorted by `since`, oldest first.
     conversations: Vec<WaitingConversationBody<'a>>,
-    /// Whether there may be more.
+    /// Whether there may be more conversations.
     truncated: bool,
 }
 
@@ -62,7 +62,7 @@ struct WaitingForBody<'a> {
 /// The held results of the conversation.
 #[derive(Serialize)]
 struct HeldTotalsBody {
-    /// Number of settled items.
+    /// Number of held items.
     count: u64,
     /// Bytes of their results.
     bytes: u64,

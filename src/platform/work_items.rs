@@ -98,7 +98,7 @@ struct IssuedBody<'a> {
     callback: CallbackBody<'a>,
 }
 
-/// How the provider posts its result. The platform passes it on unchanged.
+/// How the provider posts its result. The platform passes this object on unchanged.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct CallbackBody<'a> {
@@ -263,7 +263,7 @@ pub(super) struct WorkItemBody<'a> {
     state: ItemState,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<Outcome>,
-    /// Why it was cancelled; `heartbeat` if it timed out for lack of a heartbeat.
+    /// Why it was cancelled, or `heartbeat` if no heartbeat arrived in time.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a Reason>,
     issued_at: Timestamp,

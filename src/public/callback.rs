@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::carrier::{Carriers, SentToken};
 use super::{Public, reply};
 use crate::clock::Entropy;
-use crate::domain::gate::{Accept, AcceptRefused, NotAccepted, Receipt};
+use crate::domain::gate::{Accept, AcceptRefused, Receipt, RefusedCallback};
 use crate::domain::json::Scan;
 use crate::domain::result::{CallbackResult, ResultRefused};
 use crate::domain::token::{Claims, TokenDefect, TokenFingerprint, TokenRefused};
@@ -27,7 +27,7 @@ use crate::http::refusal::Refusal;
 use crate::store::{InstrumentedStore, Store, StoreError};
 
 /// Maximum lead of this machine's clock over the store's, in milliseconds. The store decides whether a token has
-/// expired; only a token that expired longer ago than this is refused without the store.
+/// expired. A token is refused without the store only if it expired longer ago than this.
 const CLOCK_LEEWAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Number of copies of a body during a store call: as received, in the command, and queued in the Redis client.
@@ -177,7 +177,7 @@ impl<'a> ProviderRequest<'a> {
             drop(permit);
             free(reservation, &accepted, release_after);
             let accepted = accepted?;
-            if let Err(NotAccepted { why, target: Some(target) }) = &accepted {
+            if let Err(RefusedCallback { why, target: Some(target) }) = &accepted {
                 let late_at = (*why == AcceptRefused::WorkItemTimedOut).then(|| clock.now());
                 context.record(|log| log.refused(target, late_at));
             }
@@ -278,8 +278,8 @@ impl<'a> ProviderRequest<'a> {
     }
 }
 
-/// Frees the memory of a body after the store has responded. The Redis client keeps a command without a response until
-/// it closes the connection.
+/// Releases the reservation of a body: at once if the outcome is known, otherwise after `release_after`, because the
+/// Redis client keeps a command without a response until it closes the connection.
 pub(super) fn free<T>(reservation: Reservation, answer: &Result<T, StoreError>, release_after: Duration) {
     if matches!(answer, Err(StoreError::OutcomeUnknown(_))) {
         tokio::spawn(async move {

@@ -133,7 +133,7 @@ impl Carriers {
                 Carrier::Header => format!("the header {}", self.header.text),
                 Carrier::Query => format!("the query parameter {}", self.query),
                 Carrier::Body => format!("the body's top-level field {}", self.field),
-                Carrier::Path => "the path's last segment".to_owned(),
+                Carrier::Path => "the path".to_owned(),
             });
         }
         let unread = self.allows(Carrier::Body) && !body_is_json;

@@ -1,7 +1,7 @@
 //! Rate limits by client address: for all requests, and for requests without a valid token.
 //!
 //! Several clients can share an address, such as that of a provider's egress proxy. Therefore the second limit does not
-//! apply to requests with a valid token. A token in a body is recognised only if it appears without JSON escapes.
+//! apply to requests with a valid token. A token in a body is recognized only if it appears without JSON escapes.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ pub struct ClientLimits {
 }
 
 impl ClientLimits {
-    /// The configured limits; 0 disables one.
+    /// The configured limits. A limit of 0 is disabled.
     pub fn new(config: &Config) -> Self {
         let RateLimitConfig { max, window_ms, failed_max, failed_window_ms, ipv6_prefix } = config.rate_limit;
         let ipv6_prefix = ipv6_prefix.get();

@@ -9,7 +9,7 @@ use opentelemetry::context::FutureExt;
 
 use super::callback::{AllowedBody, ProviderRequest, Received, finish, free};
 use super::{Public, reply};
-use crate::domain::gate::{Heartbeat, HeartbeatNotTaken, HeartbeatRefused};
+use crate::domain::gate::{Heartbeat, HeartbeatRefused, RefusedHeartbeat};
 use crate::domain::json::{Malformed, Scan, Shape, decode_string};
 use crate::domain::progress::Progress;
 use crate::domain::result::ResultRefused;
@@ -63,7 +63,7 @@ async fn process(request: &ProviderRequest<'_>, body: Body) -> Result<Response, 
         drop(permit);
         free(reservation, &taken, release_after);
         let taken = taken?;
-        if let Err(HeartbeatNotTaken { why, target: Some(target) }) = &taken {
+        if let Err(RefusedHeartbeat { why, target: Some(target) }) = &taken {
             let late_at = (*why == HeartbeatRefused::WorkItemTimedOut).then(|| clock.now());
             context.record(|log| log.refused(target, late_at));
         }

@@ -73,7 +73,7 @@ pub(super) fn document(public: &Public) -> Bytes {
         }
     }
     if carriers.body_field().is_some() {
-        // OpenAPI has no security scheme for a field of the body: it is in the schema.
+        // OpenAPI has no security scheme for a body field. The schemas of the bodies describe it instead.
         security.push(json!({}));
     }
     let callback = callback_operation("postCallback", public).with("security", security.clone());
@@ -193,7 +193,8 @@ fn schemas(carriers: &Carriers) -> Value {
         }),
     );
     heartbeat["description"] =
-        "Sent to the platform's open event streams at most once, and at most every 500 ms for a work item."
+        "Progress is sent to the platform's open event streams: at most once per heartbeat, and at most every \
+         500 ms per work item."
             .into();
     if let Some(field) = carriers.body_field() {
         let token = json!({"type": ["string", "null"], "description": "The token; removed from the result."});
@@ -215,7 +216,7 @@ fn schemas(carriers: &Carriers) -> Value {
             "outcome": {"type": "string", "enum": ["succeeded", "failed"]},
             "receivedAt": schema_ref("Timestamp"),
             "waitingFor": schema_ref("Sequence"),
-            "replayed": {"type": "boolean", "description": "The result had been accepted before."},
+            "replayed": {"type": "boolean", "description": "Whether the result had already been accepted."},
         }),
     );
     receipt["if"] = json!({"properties": {"status": {"const": "held"}}});
@@ -228,11 +229,14 @@ fn schemas(carriers: &Carriers) -> Value {
             "state": schema_ref("State"),
             "deadline": schema_ref("Timestamp"),
             "heartbeatDeadline": schema_ref("Timestamp"),
-            "cancelRequested": {"const": false, "description": "After a cancellation, heartbeats are refused."},
+            "cancelRequested": {
+                "const": false,
+                "description": "Always false: after a cancellation, heartbeats are refused.",
+            },
         })),
         "CallbackBody": {
-            "description": "A failure, or a result of the work item's kind. An object whose `error` is an object is a \
-                            failure. It is refused if it does not have the form of a failure.",
+            "description": "A failure, or a result of the work item's kind. An object whose `error` is an object \
+                            must be a valid `Failure`; otherwise it is refused.",
             "anyOf": [schema_ref("Failure"), schema_ref("LlmResult"), schema_ref("ToolResult")],
         },
         "Failure": failure,

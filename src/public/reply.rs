@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::domain::gate::{
-    AcceptRefused, CallbackTarget, Delivery, HeartbeatNotTaken, HeartbeatRefused, NotAccepted, Receipt,
+    AcceptRefused, CallbackTarget, Delivery, HeartbeatRefused, Receipt, RefusedCallback, RefusedHeartbeat,
     WorkItemView,
 };
 use crate::domain::ids::{ConversationId, Sequence, TOKEN_PREFIX, WorkItemId};
@@ -127,8 +127,8 @@ impl From<ResultRefused> for Refusal {
     }
 }
 
-impl From<NotAccepted> for Refusal {
-    fn from(refused: NotAccepted) -> Self {
+impl From<RefusedCallback> for Refusal {
+    fn from(refused: RefusedCallback) -> Self {
         let (code, message) = match refused.why {
             AcceptRefused::TokenExpired => return expired(),
             AcceptRefused::ConversationEnded => (Code::ConversationEnded, CONVERSATION_ENDED),
@@ -162,7 +162,7 @@ impl From<NotAccepted> for Refusal {
 const CONVERSATION_ENDED: &str = "the conversation has ended and accepts no more results";
 const WORK_ITEM_UNKNOWN: &str = "the conversation has no such work item";
 
-/// Whether the item timed out for lack of a heartbeat.
+/// Whether the item timed out because no heartbeat arrived in time.
 fn missed_heartbeat(target: Option<&CallbackTarget>) -> bool {
     target.is_some_and(|target| {
         let times = target.item.as_ref().zip(target.times_out_at);
@@ -170,8 +170,8 @@ fn missed_heartbeat(target: Option<&CallbackTarget>) -> bool {
     })
 }
 
-impl From<HeartbeatNotTaken> for Refusal {
-    fn from(refused: HeartbeatNotTaken) -> Self {
+impl From<RefusedHeartbeat> for Refusal {
+    fn from(refused: RefusedHeartbeat) -> Self {
         let (code, message) = match refused.why {
             HeartbeatRefused::TokenExpired => return expired(),
             HeartbeatRefused::ConversationEnded => (Code::ConversationEnded, CONVERSATION_ENDED),

@@ -13,7 +13,7 @@ use super::redis::replicas::NotReplicated;
 
 /// Time between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum time between two checks. A failed call brings the next check forward to this time after the last one.
+/// Minimum time between two checks. After a failed call, the next check runs as soon as this time has passed.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Whether the store accepts callbacks, and if not, why.

@@ -25,9 +25,9 @@ use super::{
 };
 use crate::domain::gate::{
     Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
-    HeartbeatReceipt, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened,
-    Receipt, Totals, WorkItemView,
+    ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatReceipt, Issue,
+    IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, RefusedCallback,
+    RefusedHeartbeat, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
@@ -267,7 +267,7 @@ impl Store for InstrumentedStore {
         issued
     }
 
-    async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
+    async fn accept(&self, command: Accept) -> Answer<Receipt, RefusedCallback> {
         let conversation = command.conversation;
         let accepted = self
             .call(Operation::Script("accept"), backend_async!(self, store => store.accept(command)))
@@ -281,7 +281,7 @@ impl Store for InstrumentedStore {
         accepted
     }
 
-    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, HeartbeatNotTaken> {
+    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, RefusedHeartbeat> {
         self.call(Operation::Script("heartbeat"), backend_async!(self, store => store.heartbeat(command)))
             .await
     }

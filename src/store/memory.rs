@@ -15,9 +15,9 @@ use crate::clock::Clock;
 use crate::domain::envelope::EnvelopeJson;
 use crate::domain::gate::{
     Accept, AcceptRefused, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    Conversation, ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
-    HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, Limits, LookupRefused, NotAccepted,
-    Open, OpenRefused, Opened, Receipt, Totals, WorkItemView,
+    Conversation, ConversationNotFound, ConversationView, EndReceipt, Expired, Heartbeat, HeartbeatReceipt,
+    HeartbeatRefused, Issue, IssueRefused, Issued, Limits, LookupRefused, Open, OpenRefused, Opened, Receipt,
+    RefusedCallback, RefusedHeartbeat, Totals, WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
@@ -196,19 +196,19 @@ impl Store for MemoryStore {
         Ok(issued)
     }
 
-    async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
+    async fn accept(&self, command: Accept) -> Answer<Receipt, RefusedCallback> {
         let (mut state, now) = self.lock();
         if now >= command.expires_at {
-            return Ok(Err(NotAccepted { why: AcceptRefused::TokenExpired, target: None }));
+            return Ok(Err(RefusedCallback { why: AcceptRefused::TokenExpired, target: None }));
         }
         let accept = |conversation: &mut Conversation| {
-            conversation.accept(&command, now, &self.limits).map_err(|why| NotAccepted {
+            conversation.accept(&command, now, &self.limits).map_err(|why| RefusedCallback {
                 why,
                 target: Some(Box::new(conversation.target(command.work_item))),
             })
         };
         let Some(accepted) = state.with_conversation(command.conversation, now, &self.limits, accept) else {
-            return Ok(Err(NotAccepted { why: AcceptRefused::ConversationEnded, target: None }));
+            return Ok(Err(RefusedCallback { why: AcceptRefused::ConversationEnded, target: None }));
         };
         if accepted.is_ok() {
             self.notifier.notify(command.conversation);
@@ -216,9 +216,9 @@ impl Store for MemoryStore {
         Ok(accepted)
     }
 
-    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, HeartbeatNotTaken> {
+    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, RefusedHeartbeat> {
         let (mut state, now) = self.lock();
-        let refused = |why, target| Ok(Err(HeartbeatNotTaken { why, target }));
+        let refused = |why, target| Ok(Err(RefusedHeartbeat { why, target }));
         if now >= command.expires_at {
             return refused(HeartbeatRefused::TokenExpired, None);
         }

@@ -67,8 +67,8 @@ use crate::domain::envelope::{EnvelopeJson, members_at_issue, turn_member};
 use crate::domain::gate::{
     Accept, AcceptRefused, CallbackTarget, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled,
     CancelledTurn, ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Heartbeat,
-    HeartbeatNotTaken, HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused,
-    MAX_REPORTED, NotAccepted, Open, OpenRefused, Opened, Receipt, Released, Totals, WaitingConversation,
+    HeartbeatReceipt, HeartbeatRefused, Issue, IssueRefused, Issued, LookupRefused, MAX_REPORTED, Open,
+    OpenRefused, Opened, Receipt, RefusedCallback, RefusedHeartbeat, Released, Totals, WaitingConversation,
     WorkItemView,
 };
 use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
@@ -234,8 +234,8 @@ impl RedisStore {
         }
     }
 
-    /// A call with the keys and arguments that all conversation scripts share. `used`: key 7, for `accept.lua`;
-    /// `payload`: size of the long arguments in bytes.
+    /// A call with the keys and arguments that all conversation scripts share. `used`: the key of the de-duplication
+    /// mark (KEYS 7), only for `accept.lua`. `payload`: size of the long arguments in bytes.
     fn call<'a>(
         &self,
         script: &'a Script,
@@ -462,7 +462,7 @@ impl Store for RedisStore {
         }))
     }
 
-    async fn accept(&self, command: Accept) -> Answer<Receipt, NotAccepted> {
+    async fn accept(&self, command: Accept) -> Answer<Receipt, RefusedCallback> {
         let conversation = command.conversation;
         let (outcome, payload) = match &command.result.payload {
             Payload::Succeeded(result) => (1, result),
@@ -495,10 +495,10 @@ impl Store for RedisStore {
             "channel_limit" => AcceptRefused::ChannelLimit,
             _ => return Err(reply.unexpected()),
         };
-        Ok(Err(NotAccepted { why, target: target(&mut reply)? }))
+        Ok(Err(RefusedCallback { why, target: target(&mut reply)? }))
     }
 
-    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, HeartbeatNotTaken> {
+    async fn heartbeat(&self, command: Heartbeat) -> Answer<HeartbeatReceipt, RefusedHeartbeat> {
         let conversation = command.conversation;
         let progress = command.progress.as_ref().map(Progress::members).unwrap_or_default();
         let call = || {
@@ -524,7 +524,7 @@ impl Store for RedisStore {
             "work_item_cancelled" => HeartbeatRefused::WorkItemCancelled,
             _ => return Err(reply.unexpected()),
         };
-        Ok(Err(HeartbeatNotTaken { why, target: target(&mut reply)? }))
+        Ok(Err(RefusedHeartbeat { why, target: target(&mut reply)? }))
     }
 
     async fn cancel(&self, command: Cancel) -> Answer<Cancelled, CancelRefused> {
@@ -766,7 +766,7 @@ impl Store for RedisStore {
             heads.iter().map(|(_, conversation)| self.keys.partition(*conversation)).collect();
         let (mut candidates, is_still_complete) = self.oldest_waiting(wanted, &partitions).await?;
         candidates.truncate(wanted);
-        // If this many were found, there may be more that are not examined.
+        // If `wanted` candidates were found, there may be more that were not examined.
         let mut is_complete = is_complete && is_still_complete && candidates.len() < wanted;
         let lookups = join_all(candidates.iter().map(|(_, conversation)| self.waiting_for(*conversation)));
         let mut conversations = Vec::new();

@@ -56,14 +56,17 @@ attributes! {
     TURN_ID = "conversation.turn_id", "the platform's `turnId` of the work item";
     TOOL_CALL_ID = "gen_ai.tool.call.id", "the platform's `toolCallId` of the work item";
     TOOL_NAME = "gen_ai.tool.name",
-        "the `name` of the tool or provider; in metrics at most 100 values, then `other`; missing without a name";
-    DEADLINE = "work_item.deadline", "deadline of the work item; on successful platform requests and on callbacks that came too late";
-    TIMEOUT_MS = "work_item.timeout_ms", "time from issue to deadline in milliseconds; on the same records as `work_item.deadline`";
+        "the `name` of the tool or provider; in metrics at most 100 values, then `other`; missing if the work item has \
+         no name";
+    DEADLINE = "work_item.deadline",
+        "deadline of the work item; on successful platform requests and on callbacks that came too late";
+    TIMEOUT_MS = "work_item.timeout_ms",
+        "time from issue to deadline in milliseconds; on the same records as `work_item.deadline`";
     TIMEOUT_CAUSE = "work_item.timeout_cause",
-        "why a work item timed out: `deadline`, or `heartbeat` if it was silent for its heartbeat timeout";
+        "why a work item timed out: `deadline`, or `heartbeat` if no heartbeat arrived in time";
     LATE_MS = "work_item.late_ms",
         "time from the timeout to the sweep that found it, or to the callback or heartbeat that came too late";
-    CODE = "callback.code", "the code of a refusal; missing on success, in metrics empty";
+    CODE = "callback.code", "the code of a refusal; missing on success; in metrics, an empty string";
     OUTCOME = "callback.outcome", "`succeeded`, `failed`, `timed_out` or `cancelled`";
     DELIVERY = "callback.delivery", "`delivered`, or `held` until an earlier work item has an outcome";
     REPLAYED = "callback.replayed", "whether this was a repeated callback";
@@ -83,11 +86,12 @@ attributes! {
         "the first 8 hex digits of the SHA-256 of the body without the token";
     ISSUED_TRACE = "callback.issued_trace_id", "the trace in which the work item was issued";
     RELEASED_TRACE = "callback.released_trace_id",
-        "the trace of the operation that released the envelope, if it is a different one";
+        "the trace of the operation that released the envelope, if it differs from the trace of the span";
     REPEATED = "callback.repeated", "number of refusals that a summary line covers";
     LINK = "callback.link",
         "type of a span link: `issued_in` to the issuing request, `released_in` to the releasing operation";
-    CLIENT_ADDRESS = attribute::CLIENT_ADDRESS, "the client's address; on refusals, client disconnects and closed event streams";
+    CLIENT_ADDRESS = attribute::CLIENT_ADDRESS,
+        "the client's address; on refusals, client disconnects and closed event streams";
     USER_AGENT = attribute::USER_AGENT_ORIGINAL,
         "the `User-Agent` header, at most 120 characters; on the same records as `client.address`";
     EVENTS_SENT = "event_stream.sent", "number of envelopes that an event stream has sent";
@@ -95,7 +99,7 @@ attributes! {
     CLOSED_BECAUSE = "event_stream.closed_because", "why an event stream has ended";
     HTTP_REQUEST_METHOD = attribute::HTTP_REQUEST_METHOD, "the method; `_OTHER` if it is not a standard one";
     HTTP_ROUTE = attribute::HTTP_ROUTE, "the route's template";
-    URL_PATH = attribute::URL_PATH, "the route's template as well, because a path can contain a token";
+    URL_PATH = attribute::URL_PATH, "the route's template instead of the path, which can contain a token";
     URL_SCHEME = attribute::URL_SCHEME, "`http`, or `https` if the listener serves TLS";
     HTTP_REQUEST_BODY_SIZE = attribute::HTTP_REQUEST_BODY_SIZE, "size of the body in bytes";
     HTTP_RESPONSE_STATUS_CODE = attribute::HTTP_RESPONSE_STATUS_CODE,
@@ -109,12 +113,13 @@ attributes! {
     DB_STORED_PROCEDURE_NAME = attribute::DB_STORED_PROCEDURE_NAME, "the script";
     DB_RESPONSE_STATUS_CODE = attribute::DB_RESPONSE_STATUS_CODE, "the error code of Redis, such as `OOM`";
     SERVER_ADDRESS = attribute::SERVER_ADDRESS,
-        "host of Redis; for a cluster that of the first configured node, with Sentinel the service's name";
+        "host of Redis; in a cluster, of the first configured node; with Sentinel, the service's name";
     SERVER_PORT = attribute::SERVER_PORT, "port of Redis; missing with Sentinel";
     MESSAGING_SYSTEM = attribute::MESSAGING_SYSTEM, "`redis`, or `callback_ingress` in the memory store";
     MESSAGING_OPERATION_NAME = attribute::MESSAGING_OPERATION_NAME, "`publish`";
     MESSAGING_OPERATION_TYPE = attribute::MESSAGING_OPERATION_TYPE, "`send`";
-    MESSAGING_DESTINATION_NAME = attribute::MESSAGING_DESTINATION_NAME, "key of the channel's Redis stream; `channel:<conversation id>` in the memory store";
+    MESSAGING_DESTINATION_NAME = attribute::MESSAGING_DESTINATION_NAME,
+        "key of the channel's Redis stream; `channel:<conversation id>` in the memory store";
     MESSAGING_DESTINATION_TEMPLATE = attribute::MESSAGING_DESTINATION_TEMPLATE, "`channel:{conversation}`";
     MESSAGING_MESSAGE_ID = attribute::MESSAGING_MESSAGE_ID, "the envelope's id on the channel";
     MESSAGING_MESSAGE_CONVERSATION_ID = attribute::MESSAGING_MESSAGE_CONVERSATION_ID, "the conversation's id";
@@ -157,7 +162,7 @@ macro_rules! metrics {
 
 metrics! {
     REQUEST_DURATION = metric::HTTP_SERVER_REQUEST_DURATION, "s", "histogram",
-        "time from a request's head to the head of its response",
+        "time from the head of a request to the head of its response",
         [HTTP_REQUEST_METHOD, HTTP_ROUTE, URL_SCHEME, HTTP_RESPONSE_STATUS_CODE, ERROR_TYPE, CODE, OUTCOME];
     REQUEST_BODY_SIZE = metric::HTTP_SERVER_REQUEST_BODY_SIZE, "By", "histogram",
         "size of request bodies that were read to their end",

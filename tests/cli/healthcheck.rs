@@ -34,7 +34,7 @@ fn service_without_its_store_is_alive_and_not_ready() {
 }
 
 #[test]
-fn container_asks_whether_the_process_is_alive() {
+fn container_checks_that_the_process_is_alive() {
     let dockerfile = include_str!("../../Dockerfile");
     let check = dockerfile.lines().find(|line| line.starts_with("HEALTHCHECK")).unwrap();
     assert!(check.ends_with(r#"CMD ["callback-ingress", "healthcheck"]"#), "{check}");

@@ -182,7 +182,7 @@ fn trace_of_the_call_leads_to_its_callbacks() {
 }
 
 #[test]
-fn flood_of_forged_tokens_is_two_lines_and_loses_nothing_of_others() {
+fn flood_of_forged_tokens_is_logged_in_two_lines_and_hides_no_other_telemetry() {
     const FORGED: usize = 1_000;
     let (collector, mut service) = exporting("memory:", &["--set", "http.drain_grace_ms=0"]);
     let forge = || {

@@ -124,7 +124,7 @@ tests:
         values: 0x60
     alert_rule_test:
       - {alertname: CallbackIngressTheStoreIsUnreachable, eval_time: 50m}
-      - {alertname: CallbackIngressCallbacksDoNotCome, eval_time: 50m}
+      - {alertname: CallbackIngressCallbacksDoNotArrive, eval_time: 50m}
       - {alertname: CallbackIngressABug, eval_time: 50m}
   - name: nothing is scraped
     interval: 1m
@@ -150,7 +150,7 @@ tests:
         eval_time: 50m
         exp_samples:
           - {labels: '{alertname="CallbackIngressTheStoreIsUnreachable", instance="b"}', value: 1}
-          - {labels: '{alertname="CallbackIngressCallbacksDoNotCome"}', value: 1}
+          - {labels: '{alertname="CallbackIngressCallbacksDoNotArrive"}', value: 1}
           - {labels: '{alertname="CallbackIngressABug"}', value: 1}
   - name: a request is answered 500 without a panic
     interval: 1m

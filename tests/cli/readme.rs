@@ -1,5 +1,5 @@
-//! The documentation's examples run and retry as it says, its table of refusals matches the code, and its links lead
-//! somewhere.
+//! The examples in the documentation run and retry as documented, its table of refusals matches the code, and its links
+//! work.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -225,7 +225,7 @@ pub(crate) fn anchors(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn links_of_the_documentation_lead_somewhere() {
+fn links_of_the_documentation_work() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let others =

@@ -1,9 +1,9 @@
 //! Credentials and results leave the process only where the contract says so.
 //!
 //! The program runs at log level `trace` and gets every request of the contract, valid and invalid, with tokens and
-//! near-tokens in every part of a request (`places`). All output is captured: standard output and error, OTLP, replies,
-//! Redis' keys, values and commands, `/metrics`, the output of the other commands, and `Debug`. `search` then looks for
-//! any 12 characters of each token, key, password and result, in several encodings.
+//! similar texts in every part of a request (`places`). All output is captured: standard output and error, OTLP,
+//! replies, Redis' keys, values and commands, `/metrics`, the output of the other commands, and `Debug`. `search` then
+//! looks for any 12 characters of each token, key, password and result, in several encodings.
 //!
 //! `planted` tests the search. `tests/secrecy-mutations` puts leaks into a copy of the source, which this suite must
 //! find.

@@ -47,7 +47,7 @@ fn first_start_prints_working_commands() {
 }
 
 #[test]
-fn printed_commands_suit_bash_and_zsh() {
+fn printed_commands_work_in_bash_and_zsh() {
     let service = Service::start(&[]);
     let printed = printed(&service);
     let lines = lines_to_paste(&printed);

@@ -18,9 +18,9 @@ pub(crate) enum Kind {
     Durable(usize),
     /// This many instances on a Redis without persistence.
     Forgetful(usize),
-    /// This many instances on a Redis master with two replicas and sentinels.
+    /// This many instances on a Redis primary with two replicas and sentinels.
     Sentinels { replicas: usize, waits: bool },
-    /// This many instances on a Redis cluster of three masters with a replica each.
+    /// This many instances on a Redis cluster of three primaries with a replica each.
     Cluster { replicas: usize, waits: bool },
 }
 

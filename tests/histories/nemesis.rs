@@ -35,7 +35,7 @@ pub(crate) enum Fault {
     FlushScripts,
     /// An instance's system clock is stepped.
     StepClock,
-    /// A Redis master is killed, and restarted after the failover.
+    /// A Redis primary is killed, and restarted after the failover.
     FailOver,
     /// The same, after its replicas have received no writes for a while.
     FailOverBehind,

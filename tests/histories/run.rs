@@ -68,7 +68,7 @@ impl Batch {
             verdict.lost += one.lost;
             verdict.lost_before.extend(one.lost_before);
         }
-        // After a failover in an earlier batch, clients may still use the former master.
+        // After a failover in an earlier batch, clients may still use the former primary.
         if self.faults.is_empty() && !deployment.kind.fails_over() {
             verdict.violations.extend(checker::unfounded(&histories));
         }

@@ -7,11 +7,11 @@ use test_support::redis_server::RedisServer;
 
 use crate::deployment::Kind;
 
-/// Milliseconds until a master counts as failed; long, so that no busy server does.
+/// Milliseconds until a primary counts as failed; long, so that no busy server does.
 const DOWN_AFTER_MS: u32 = 1_500;
-/// Replicas of the master under sentinels: one is promoted, and the other acknowledges its writes.
+/// Replicas of the primary under sentinels: one is promoted, and the other acknowledges its writes.
 const REPLICAS: usize = 2;
-/// Masters of a cluster, each with a replica.
+/// Primaries of a cluster, each with a replica.
 const MASTERS: usize = 3;
 /// Number of slots that migrate together.
 const SLOTS_MOVED: usize = 10;
@@ -24,7 +24,7 @@ pub(crate) enum Servers {
     Cluster(RedisCluster),
 }
 
-/// A master that was killed.
+/// A primary that was killed.
 #[derive(Debug)]
 pub(crate) struct Killed {
     place: usize,
@@ -96,7 +96,7 @@ impl Servers {
         }
     }
 
-    /// A master, chosen by a number up to 1000.
+    /// A primary, chosen by a number up to 1000.
     fn master(&self, number: u64) -> Killed {
         match self {
             Self::One(_) => panic!("nobody stands in for a single server"),
@@ -116,7 +116,7 @@ impl Servers {
         }
     }
 
-    /// Kills a master. If its replicas are to lag, they receive no writes until `meanwhile` is done.
+    /// Kills a primary. If its replicas are to lag, they receive no writes until `meanwhile` is done.
     pub(crate) fn kill_master(&mut self, number: u64, behind: bool, meanwhile: impl FnOnce()) -> Killed {
         let killed = self.master(number);
         if behind {
@@ -132,7 +132,7 @@ impl Servers {
         killed
     }
 
-    /// Lets the replicas of the master at this port connect to it again, or prevents it.
+    /// Lets the replicas of the primary at this port connect to it again, or prevents it.
     fn let_in(&self, master: u16, known: bool) {
         let followed = format!("master_port:{master}\r");
         let follow = |server: &&RedisServer| replication(server).contains(&followed);
@@ -158,7 +158,7 @@ impl Servers {
         self.wait_until_whole();
     }
 
-    /// Waits until every replica has its master's data as of the call.
+    /// Waits until every replica has its primary's data as of the call.
     pub(crate) fn wait_until_whole(&self) {
         let masters = match self {
             Self::One(_) => return,
@@ -192,7 +192,7 @@ impl Servers {
         }
     }
 
-    /// Migrates some slots with conversations to other masters, one by one, with a pause during each migration.
+    /// Migrates some slots with conversations to other primaries, one by one, with a pause during each migration.
     pub(crate) fn move_slots(&self, number: u64, halfway: impl Fn()) {
         let Self::Cluster(cluster) = self else { panic!("only a cluster has slots") };
         let tags = (0..64).map(|partition| format!("cb:{}", (partition + number) % 64));
@@ -211,7 +211,7 @@ impl Servers {
             halfway();
             cluster.give(slot, to);
         }
-        // Redis does not wait until the new master's replicas have the migrated keys.
+        // Redis does not wait until the new primary's replicas have the migrated keys.
         self.wait_until_whole();
     }
 }

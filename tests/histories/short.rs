@@ -60,7 +60,7 @@ async fn paused_redis_breaks_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_durable_redis_loses_and_doubles_nothing() {
+async fn killed_durable_redis_loses_and_duplicates_nothing() {
     let kind = Kind::Durable(2);
     let deployment = Arc::new(Deployment::start(kind));
     let (mut kills, mut acknowledged, first) = (0, 0, fresh_seed());

@@ -229,7 +229,7 @@ fn everything_is_gone(conversation: &mut Conversation) -> bool {
     conversation.truth.view.take().is_some()
 }
 
-/// The violations in a history with one conversation and the loss of a master this long after its end.
+/// The violations in a history with one conversation and the loss of a primary this long after its end.
 fn found_with_a_failover(conversation: &Conversation, after: u64) -> Vec<Rule> {
     let attempts = conversation.operations.iter().flat_map(|operation| &operation.attempts);
     let sessions = conversation.sessions.iter().map(|session| session.over);

@@ -49,7 +49,7 @@ fn head(row: &[String]) -> [&str; 3] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn list_shows_who_waits_for_whom() {
+async fn list_shows_what_each_conversation_waits_for() {
     let service = Service::on_memory().await;
     let mut page = unlocked(&service, "").await;
     page.until_text("#list-empty", "No conversation is waiting.").await;
@@ -75,7 +75,7 @@ async fn list_shows_who_waits_for_whom() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn truncated_list_says_so() {
+async fn truncated_list_is_marked_as_truncated() {
     let service = Service::on_memory().await;
     for number in 0..101 {
         let conversation = format!("many-{number}");

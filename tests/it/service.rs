@@ -130,7 +130,7 @@ pub(crate) enum Kind {
     Memory,
     Redis,
     TwoReplicas,
-    /// Two instances on the master after a failover, found through a sentinel.
+    /// Two instances on the primary after a failover, found through a sentinel.
     Sentinel,
     /// Two instances on a cluster.
     Cluster,

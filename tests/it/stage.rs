@@ -25,7 +25,7 @@ use crate::conversation::Conversation;
 pub(crate) enum Backend {
     Memory,
     Redis,
-    /// The master after a failover, found through a sentinel.
+    /// The primary after a failover, found through a sentinel.
     Sentinel,
     Cluster,
 }

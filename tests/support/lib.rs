@@ -1,5 +1,5 @@
-//! Shared by the tests and the benchmarks: Redis servers, a proxy that breaks connections, npm packages, and the
-//! figures that the kernel keeps of a process.
+//! Shared by the tests and the benchmarks: Redis servers, a proxy that breaks connections, npm packages, and the memory
+//! and processor time of a process.
 
 #![expect(
     clippy::unwrap_used,

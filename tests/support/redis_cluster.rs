@@ -1,4 +1,4 @@
-//! Starts a Redis cluster: three masters, each with a replica.
+//! Starts a Redis cluster: three primaries, each with a replica.
 
 use std::sync::OnceLock;
 use std::thread::sleep;
@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use crate::redis_commands::{ask, replication, words};
 use crate::redis_server::RedisServer;
 
-/// Number of masters.
+/// Number of primaries.
 const MASTERS: usize = 3;
 /// Longest time for the nodes to agree.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running cluster. The first three nodes start as masters; the others are their replicas, in the same order.
+/// A running cluster. The first three nodes start as primaries; the others are their replicas, in the same order.
 #[derive(Debug)]
 pub struct RedisCluster {
     nodes: Vec<RedisServer>,
@@ -115,7 +115,7 @@ impl RedisCluster {
         format!("redis+cluster://{}", named.join(","))
     }
 
-    /// The running masters.
+    /// The running primaries.
     pub fn masters(&self) -> impl Iterator<Item = &RedisServer> {
         self.running().filter(|node| replication(node).contains("role:master"))
     }
@@ -145,7 +145,7 @@ impl RedisCluster {
         wait("the slot has another owner", || self.owner(slot) != before);
     }
 
-    /// Moves the keys of a slot to the master at this index. The slot stays in migration until [`RedisCluster::give`].
+    /// Moves the keys of a slot to the primary at this index. The slot stays in migration until [`RedisCluster::give`].
     pub fn migrate(&self, slot: u16, to: usize) {
         let (from, to) = (&self.nodes[self.owner(slot)], &self.nodes[to]);
         let slot = slot.to_string();
@@ -163,7 +163,7 @@ impl RedisCluster {
         }
     }
 
-    /// Makes the master at this index the owner of a migrated slot, and waits until all nodes know.
+    /// Makes the primary at this index the owner of a migrated slot, and waits until all nodes know.
     pub fn give(&self, slot: u16, place: usize) {
         let (from, to) = (&self.nodes[self.owner(slot)], &self.nodes[place]);
         let id: String = ask(to, &["CLUSTER", "MYID"]);

@@ -1,4 +1,4 @@
-//! Starts a master with replicas, monitored by sentinels.
+//! Starts a primary with replicas, monitored by sentinels.
 
 use std::sync::OnceLock;
 
@@ -9,7 +9,7 @@ use crate::redis_server::RedisServer;
 /// The service name in the sentinels' configuration.
 const SERVICE: &str = "calls";
 
-/// Running servers and their sentinels. The first server starts as the master.
+/// Running servers and their sentinels. The first server starts as the primary.
 #[derive(Debug)]
 pub struct RedisSentinels {
     servers: Vec<RedisServer>,
@@ -17,7 +17,7 @@ pub struct RedisSentinels {
 }
 
 impl RedisSentinels {
-    /// Starts a master, replicas and sentinels with this `down-after-milliseconds`.
+    /// Starts a primary, replicas and sentinels with this `down-after-milliseconds`.
     pub fn start(replicas: usize, sentinels: usize, down_after_ms: u32) -> Self {
         let durable = ["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"];
         let master = RedisServer::with(&durable);
@@ -68,7 +68,7 @@ impl RedisSentinels {
         self.sentinels[0].port()
     }
 
-    /// Index of the master, as the first sentinel reports it.
+    /// Index of the primary, as the first sentinel reports it.
     pub fn master(&self) -> usize {
         let (_, port): (String, u16) =
             tell(&self.sentinels[0], &["SENTINEL", "get-master-addr-by-name", SERVICE]);
@@ -80,7 +80,7 @@ impl RedisSentinels {
         self.servers[(self.master() + 1) % self.servers.len()].port()
     }
 
-    /// The master and the replicas.
+    /// The primary and the replicas.
     pub fn servers(&self) -> &[RedisServer] {
         &self.servers
     }
@@ -121,7 +121,7 @@ impl RedisSentinels {
         });
     }
 
-    /// Waits until the server at this index is no longer the master.
+    /// Waits until the server at this index is no longer the primary.
     pub fn wait_for_another_master(&self, before: usize) {
         wait("there is another master", || {
             let now = self.master();

@@ -1,7 +1,7 @@
 //! Sends requests over non-blocking connections, in a closed or an open loop, and counts.
 //!
-//! Each thread polls its own connections. This costs less than an async runtime, and is precise to about 50 microseconds
-//! instead of a millisecond.
+//! Each thread polls its own connections. This costs less than an async runtime, and is precise to about 50
+//! microseconds instead of a millisecond.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +32,8 @@ pub(crate) struct Request {
 /// Bodies of replies, by the number of the request.
 pub(super) type Bodies = Vec<(usize, Vec<u8>)>;
 
-/// Closed loop: each connection sends its next request after the reply, until all requests are sent or the time is over.
+/// Closed loop: each connection sends its next request after the reply, until all requests are sent or the time is
+/// over.
 pub(super) fn closed(
     address: SocketAddr,
     requests: &[Request],

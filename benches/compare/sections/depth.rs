@@ -1,4 +1,4 @@
-//! Compares a callback in a conversation with many items with one in a conversation with few.
+//! Compares callbacks in a conversation that has many items with callbacks in one that has few.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! Latency at a fixed rate of arrivals, a share of the rate that the same process reached in a closed loop just before.
+//! Latency at a fixed arrival rate: a share of the rate that the same process has just reached in a closed loop.
 
 use serde::Serialize;
 use serde_json::json;
@@ -33,7 +33,7 @@ struct Row {
     p50_ms: Spread,
     p99_ms: Spread,
     p999_ms: Spread,
-    /// Ratio to the bare route in the same round, at the same share of its own maximum.
+    /// Ratio to the bare route in the same round. Each runs at the same share of its own maximum.
     p50_ratio: Spread,
     p99_ratio: Spread,
     unexpected: u64,
@@ -121,7 +121,7 @@ fn row(share: f64, competitor: &str, rounds: Vec<Round>, bare: &[Round]) -> Row 
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new(
-        "open: a fixed rate of arrivals; latency from when a request was due, and as a ratio to the bare route's",
+        "open: a fixed arrival rate; latency from the scheduled time of a request, and its ratio to the bare route",
         &[
             ("offered/s", 11),
             ("replies/s", 11),

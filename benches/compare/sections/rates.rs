@@ -1,4 +1,4 @@
-//! Requests per second in a closed loop. Each row is also a ratio to the bare route.
+//! Requests per second in a closed loop. A ratio compares the fastest round of a row and of the bare route.
 
 use super::Outcome;
 use crate::bench::{Bench, Workload};

@@ -33,7 +33,12 @@ pub(super) fn exporters(bench: &mut Bench) -> Outcome {
         to(&mute, GRPC, "never answers, gRPC"),
         to(&mute, HTTP, "never answers, HTTP"),
     ];
-    compare(bench, SectionName::Exporters, "exporters: memory store, bad collectors", &field)
+    compare(
+        bench,
+        SectionName::Exporters,
+        "exporters: memory store, collectors that do not exist or do not respond",
+        &field,
+    )
 }
 
 /// From the service without telemetry to all signals.

@@ -15,8 +15,8 @@ pub(super) struct Sent<'a> {
 }
 
 /// Explains a response of the platform listener.
-pub(super) fn platform(answer: &ProbeResponse) -> StepFailure {
-    explain(Side::Platform, answer, |error| match error.map(|error| error.code) {
+pub(super) fn platform(response: &ProbeResponse) -> StepFailure {
+    explain(Side::Platform, response, |error| match error.map(|error| error.code) {
         Some(Code::ServiceKeyInvalid) => Some("the service key is not one of this deployment".into()),
         Some(Code::NotFound) | None => Some("is it the address of the platform listener?".into()),
         Some(_) => None,
@@ -24,23 +24,23 @@ pub(super) fn platform(answer: &ProbeResponse) -> StepFailure {
 }
 
 /// Explains a response to a callback.
-pub(super) fn callback(answer: &ProbeResponse, sent: Sent<'_>) -> StepFailure {
-    explain(Side::Public, answer, |error| match error {
+pub(super) fn callback(response: &ProbeResponse, sent: Sent<'_>) -> StepFailure {
+    explain(Side::Public, response, |error| match error {
         Some(error) => in_service(error, sent),
-        None => Some(at_gateway(answer, sent)),
+        None => Some(at_gateway(response, sent)),
     })
 }
 
 fn explain(
     side: Side,
-    answer: &ProbeResponse,
+    response: &ProbeResponse,
     hint: impl Fn(Option<&OwnError>) -> Option<String>,
 ) -> StepFailure {
-    let (error, status) = (answer.own_error(), answer.status.as_u16());
+    let (error, status) = (response.own_error(), response.status.as_u16());
     let (side, hint) =
         (side.as_str(), hint(error.as_ref()).map(|hint| format!(": {hint}")).unwrap_or_default());
     let Some(OwnError { code, message, request_id }) = error else {
-        let server = answer.header("server").map(|name| format!(" (Server: {name})")).unwrap_or_default();
+        let server = response.header("server").map(|name| format!(" (Server: {name})")).unwrap_or_default();
         let reason = format!("{side} responded with {status}, but not from callback-ingress{server}{hint}");
         return StepFailure { status: Some(status), ..StepFailure::new(reason) };
     };
@@ -102,8 +102,8 @@ fn in_service(error: &OwnError, sent: Sent<'_>) -> Option<String> {
 }
 
 /// A hint for a request that did not reach callback-ingress, or whose response was replaced.
-fn at_gateway(answer: &ProbeResponse, sent: Sent<'_>) -> String {
-    match answer.status.as_u16() {
+fn at_gateway(response: &ProbeResponse, sent: Sent<'_>) -> String {
+    match response.status.as_u16() {
         404 => "is the path prefix of the gateway correct?".into(),
         401 | 403 => "does the gateway require its own credentials?".into(),
         405 => "does the gateway allow POST on this path?".into(),
@@ -111,7 +111,7 @@ fn at_gateway(answer: &ProbeResponse, sent: Sent<'_>) -> String {
         414 | 431 => {
             "does the gateway limit the length of a URL or a header? A token has about 150 characters".into()
         }
-        300..=399 => match answer.header("location") {
+        300..=399 => match response.header("location") {
             Some(location) => format!("it redirects to {location}; give that URL to providers"),
             None => "callbacks must not be redirected".into(),
         },

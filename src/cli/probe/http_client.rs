@@ -9,11 +9,11 @@ use rustls::ClientConfig;
 use serde_json::Value;
 
 use super::report::StepFailure;
-use crate::cli::client::{self, ClientError};
+use crate::cli::client::{self, ClientError, root_cause};
 use crate::cli::text::plain;
 use crate::http::code::Code;
 
-/// Size in bytes at which the rest of a response is not read. The error page of a gateway can be long.
+/// Number of bytes of a response after which reading stops, because the error page of a gateway can be long.
 const MAX_BODY: usize = 64 * 1024;
 /// Maximum number of characters that are shown of a text from a server.
 const MAX_SHOWN: usize = 200;
@@ -63,7 +63,7 @@ pub(super) async fn send(
     side: Side,
     request: reqwest::RequestBuilder,
 ) -> Result<reqwest::Response, StepFailure> {
-    request.send().await.map_err(|error| no_answer(side, error))
+    request.send().await.map_err(|error| no_response(side, error))
 }
 
 /// Sends a request and reads the response.
@@ -91,7 +91,7 @@ impl ProbeResponse {
     pub(super) async fn read(side: Side, mut response: reqwest::Response) -> Result<Self, StepFailure> {
         let (status, headers) = (response.status(), response.headers().clone());
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(side, error))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| no_response(side, error))? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_BODY {
                 break;
@@ -110,7 +110,7 @@ impl ProbeResponse {
     }
 
     /// The error envelope. `None`: the response is a success or not from callback-ingress. The trace id and the code
-    /// tell our envelope from those of gateways, which can look alike.
+    /// distinguish it from similar envelopes of gateways.
     pub(super) fn own_error(&self) -> Option<OwnError> {
         let error = &self.json["error"];
         let text = |field: &str| error[field].as_str().map(shown);
@@ -131,12 +131,12 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// Explains a missing or incomplete response.
-fn no_answer(side: Side, error: reqwest::Error) -> StepFailure {
+fn no_response(side: Side, error: reqwest::Error) -> StepFailure {
     let host =
         error.url().and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?)));
     let host = host.unwrap_or_default();
     let error = error.without_url();
-    let what = match cause(&error) {
+    let what = match connection_cause(&error) {
         ConnectionCause::Tls(rustls::Error::InvalidMessage(_)) => {
             format!("{host} does not speak TLS: is the URL http://?")
         }
@@ -161,8 +161,8 @@ enum ConnectionCause<'a> {
     Other(String),
 }
 
-/// The most specific cause.
-fn cause<'a>(error: &'a (dyn Error + 'static)) -> ConnectionCause<'a> {
+/// The TLS error or the kind of the I/O error in the chain, or else the root cause.
+fn connection_cause<'a>(error: &'a (dyn Error + 'static)) -> ConnectionCause<'a> {
     let chain = || std::iter::successors(Some(error), |error| source(*error));
     if let Some(tls) = chain().find_map(|error| error.downcast_ref()) {
         return ConnectionCause::Tls(tls);
@@ -170,7 +170,7 @@ fn cause<'a>(error: &'a (dyn Error + 'static)) -> ConnectionCause<'a> {
     let io = chain().filter_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
     match io.filter(|kind| *kind != io::ErrorKind::Other).last() {
         Some(kind) => ConnectionCause::Io(kind),
-        None => ConnectionCause::Other(shown(&chain().last().map(ToString::to_string).unwrap_or_default())),
+        None => ConnectionCause::Other(shown(&root_cause(error))),
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::cli::outcome::{Failure, print};
 
-/// Columns of the steps' names.
+/// Width of the column with the names of the steps.
 const WIDTH: usize = 20;
 
 /// Why a step failed.
@@ -47,11 +47,11 @@ pub(super) enum StepTime {
 }
 
 impl StepTime {
-    /// The time of an event that arrived at `seen`, relative to the response at `answered`.
-    pub(super) fn between(answered: Instant, seen: Instant) -> Self {
-        match seen.checked_duration_since(answered) {
+    /// The time of an event that arrived at `seen`, relative to the response at `responded`.
+    pub(super) fn between(responded: Instant, seen: Instant) -> Self {
+        match seen.checked_duration_since(responded) {
             Some(after) => Self::After(after),
-            None => Self::Before(answered - seen),
+            None => Self::Before(responded - seen),
         }
     }
 

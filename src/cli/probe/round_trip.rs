@@ -133,8 +133,8 @@ impl<'a> RoundTrip<'a> {
             return None;
         }
         match call(Side::Platform, self.platform(Method::DELETE, "?reason=probe")).await {
-            Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND => None,
-            Ok(answer) => self.left_behind(&explain::platform(&answer).reason),
+            Ok(response) if response.status.is_success() || response.status == StatusCode::NOT_FOUND => None,
+            Ok(response) => self.left_behind(&explain::platform(&response).reason),
             Err(failure) => self.left_behind(&failure.reason),
         }
     }
@@ -165,10 +165,10 @@ impl<'a> RoundTrip<'a> {
         self.conversation.set(ProbeState::MayBeOpen);
         let idle_ttl_ms = u64::try_from(self.idle_ttl.as_millis()).unwrap_or(u64::MAX);
         let request = with_json(self.platform(Method::PUT, ""), &json!({"idleTtlMs": idle_ttl_ms}));
-        let answer = call(Side::Platform, request).await?;
-        if answer.status != StatusCode::CREATED || answer.text("conversationId") != self.name {
+        let response = call(Side::Platform, request).await?;
+        if response.status != StatusCode::CREATED || response.text("conversationId") != self.name {
             self.conversation.set(ProbeState::Unopened);
-            return Err(explain::platform(&answer));
+            return Err(explain::platform(&response));
         }
         self.conversation.set(ProbeState::Open);
         self.done(began)
@@ -189,21 +189,21 @@ impl<'a> RoundTrip<'a> {
     async fn issue(&self, carrier: Carrier) -> Result<Option<ProbeItem>, StepFailure> {
         let began = self.report.begin(format!("issue for {}", carrier.as_str()));
         let body = json!({"kind": "tool", "carrier": carrier.as_str(), "name": "probe"});
-        let answer =
+        let response =
             call(Side::Platform, with_json(self.platform(Method::POST, "/work-items"), &body)).await?;
-        let refused = answer.own_error().filter(|error| error.code == Code::RequestInvalid);
+        let refused = response.own_error().filter(|error| error.code == Code::RequestInvalid);
         if refused.is_some_and(|error| error.message.starts_with("carrier:")) {
             return Ok(None);
         }
-        let issued = self.issued(carrier, &answer).ok_or_else(|| explain::platform(&answer))?;
+        let issued = self.issued(carrier, &response).ok_or_else(|| explain::platform(&response))?;
         self.done(began)?;
         Ok(Some(issued))
     }
 
-    fn issued(&self, carrier: Carrier, answer: &ProbeResponse) -> Option<ProbeItem> {
-        let callback = &answer.json["callback"];
+    fn issued(&self, carrier: Carrier, response: &ProbeResponse) -> Option<ProbeItem> {
+        let callback = &response.json["callback"];
         let text = |name: &str| callback[name].as_str().map(ToOwned::to_owned);
-        let token = text("token").filter(|_| answer.status == StatusCode::CREATED)?;
+        let token = text("token").filter(|_| response.status == StatusCode::CREATED)?;
         self.tokens.borrow_mut().push(token.clone());
         let mut url = text("url")?;
         if let Some(base) = &self.endpoints.public_url {
@@ -211,8 +211,8 @@ impl<'a> RoundTrip<'a> {
             url = format!("{base}{}", &url[path..]);
         }
         Some(ProbeItem {
-            sequence: answer.json["sequence"].clone(),
-            work_item: answer.json["workItemId"].clone(),
+            sequence: response.json["sequence"].clone(),
+            work_item: response.json["workItemId"].clone(),
             token,
             carrier,
             name: text("name")?,
@@ -227,16 +227,16 @@ impl<'a> RoundTrip<'a> {
         let result = self.result(issued.carrier);
         let callback = async {
             self.post(issued, &result).await?;
-            let answered = Instant::now();
-            self.report.done(StepTime::Call(answered - began))?;
+            let responded = Instant::now();
+            self.report.done(StepTime::Call(responded - began))?;
             self.report.begin(EVENT);
-            Ok::<_, StepFailure>(answered)
+            Ok::<_, StepFailure>(responded)
         };
         let event = async {
             let event = next(events).await?;
             Ok((event, Instant::now()))
         };
-        let (answered, (event, seen)) = tokio::try_join!(callback, event)?;
+        let (responded, (event, seen)) = tokio::try_join!(callback, event)?;
         if !event.is_envelope() {
             return Err(StepFailure::new("the conversation ended before the event of the callback"));
         }
@@ -250,7 +250,7 @@ impl<'a> RoundTrip<'a> {
         if let Some((field, _)) = expected.into_iter().find(|(field, value)| envelope[*field] != **value) {
             return Err(StepFailure::new(format!("the {field} of the event is not that of the callback")));
         }
-        Ok(self.report.done(StepTime::between(answered, seen))?)
+        Ok(self.report.done(StepTime::between(responded, seen))?)
     }
 
     /// A result of the requested size.
@@ -272,11 +272,11 @@ impl<'a> RoundTrip<'a> {
         for (name, value) in &issued.headers {
             request = request.header(name, value.as_str().unwrap_or_default());
         }
-        let answer = call(Side::Public, request).await?;
-        if answer.status != StatusCode::ACCEPTED || answer.json["workItemId"] != issued.work_item {
-            return Err(explain::callback(&answer, sent));
+        let response = call(Side::Public, request).await?;
+        if response.status != StatusCode::ACCEPTED || response.json["workItemId"] != issued.work_item {
+            return Err(explain::callback(&response, sent));
         }
-        match answer.text("status") {
+        match response.text("status") {
             "delivered" => Ok(()),
             status => Err(StepFailure::new(format!(
                 "expected the receipt's status to be delivered, got {}",
@@ -287,9 +287,9 @@ impl<'a> RoundTrip<'a> {
 
     async fn end(&self) -> Result<(), StepFailure> {
         let began = self.report.begin("end");
-        let answer = call(Side::Platform, self.platform(Method::DELETE, "?reason=probe")).await?;
-        if answer.text("state") != "ended" {
-            return Err(explain::platform(&answer));
+        let response = call(Side::Platform, self.platform(Method::DELETE, "?reason=probe")).await?;
+        if response.text("state") != "ended" {
+            return Err(explain::platform(&response));
         }
         self.conversation.set(ProbeState::Ended);
         self.done(began)
@@ -303,7 +303,7 @@ fn with_json(request: reqwest::RequestBuilder, body: &Value) -> reqwest::Request
     request.header(header::CONTENT_TYPE, "application/json").body(body.to_string())
 }
 
-/// Waits for the next envelope or the end of the stream's events.
+/// Waits for the next envelope or the `end` event.
 async fn next(events: &mut EventStream) -> Result<StreamEvent, StepFailure> {
     loop {
         let next = events.next().await;

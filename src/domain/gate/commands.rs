@@ -232,7 +232,7 @@ pub struct CallbackTarget {
 
 /// A refused callback or heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotTaken<Why> {
+pub struct RefusedRequest<Why> {
     /// Why it was refused.
     pub why: Why,
     /// The conversation and the work item, if known: for the log, not for the provider.
@@ -240,7 +240,7 @@ pub struct NotTaken<Why> {
 }
 
 /// A refused callback.
-pub type NotAccepted = NotTaken<AcceptRefused>;
+pub type RefusedCallback = RefusedRequest<AcceptRefused>;
 
 /// Reports that a provider is working. Does not use up the token, and does not restart the idle timeout.
 #[derive(Clone, Debug)]
@@ -288,7 +288,7 @@ pub enum HeartbeatRefused {
 }
 
 /// A refused heartbeat.
-pub type HeartbeatNotTaken = NotTaken<HeartbeatRefused>;
+pub type RefusedHeartbeat = RefusedRequest<HeartbeatRefused>;
 
 /// Cancels a work item.
 #[derive(Clone, Debug)]
@@ -440,9 +440,8 @@ pub struct Expired {
     /// Whether items are left to release, or timers of the ended conversation are left to remove. The sweeper
     /// continues with both.
     pub unfinished: bool,
-    /// Time in milliseconds until the earliest of the given timers that fired too early and were set again. A heartbeat
-    /// does not move the timer of its item. When the timer fires, it is set to the time at which the item now times
-    /// out.
+    /// Given timers can fire before their items time out, because a heartbeat does not move the timer of its item. Such
+    /// timers are set again. This is the time in milliseconds until the earliest of them.
     pub next_in_ms: Option<u64>,
 }
 
@@ -455,7 +454,7 @@ pub struct WorkItemView {
     pub state: State,
     /// The outcome and when the item was settled.
     pub settled: Option<(Outcome, Timestamp)>,
-    /// Why it was cancelled, if the platform gave a reason; `heartbeat` if it timed out for lack of a heartbeat.
+    /// Why it was cancelled, if the platform gave a reason, or `heartbeat` if no heartbeat arrived in time.
     pub reason: Option<Reason>,
     /// The last heartbeat.
     pub last_heartbeat_at: Option<Timestamp>,
@@ -481,7 +480,7 @@ pub struct ConversationView {
     pub conversation_id: ConversationId,
     /// When it was opened.
     pub opened_at: Timestamp,
-    /// When the idle timeout ends it, unless it is used first.
+    /// When the idle timeout ends it unless it is used before then.
     pub idle_at: Timestamp,
     /// Its end, once it has ended.
     pub ended: Option<Ended>,

@@ -10,9 +10,9 @@ use crate::platform::{PLATFORM_PATH, Platform};
 use crate::public::CALLBACKS_PATH;
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-/// The alphabet of ids and names, without the token prefix in any case.
+/// The pattern of names. They must not contain the token prefix, in upper or lower case.
 const NAME: &str = r"^(?!.*[cC][bB][tT]_)[A-Za-z0-9._:-]+$";
-/// The same without `.` and `..`, which clients remove from the path of a URL.
+/// The pattern of ids: that of names, without `.` and `..`, which clients remove from the path of a URL.
 const ID: &str = r"^(?!\.{1,2}$)(?!.*[cC][bB][tT]_)[A-Za-z0-9._:-]+$";
 
 /// All schemas.
@@ -88,7 +88,10 @@ fn requests(platform: &Platform) -> Value {
     });
     json!({
         "OpenConversation": object(&[], &json!({
-            "idleTtlMs": optional_ms("The conversation ends when it has been idle for this time.", Limits::MAX_IDLE_TTL_MS),
+            "idleTtlMs": optional_ms(
+                "The conversation ends when it has been idle for this time.",
+                Limits::MAX_IDLE_TTL_MS,
+            ),
             "traceparent": optional("TraceParent"),
         })),
         "IssueWorkItem": object(&["kind"], &issue),
@@ -99,12 +102,16 @@ fn conversations() -> Value {
     let count = || json!({"type": "integer", "minimum": 0});
     let (id, time) = (|| schema_ref("Id"), || schema_ref("Timestamp"));
     let mut held = work_item_properties();
-    held["bytes"] = json!({"type": "integer", "minimum": 0, "description": "Size of the result."});
-    held["ageMs"] = json!({"type": "integer", "minimum": 0, "description": "Time since it was settled."});
+    held["bytes"] = json!({"type": "integer", "minimum": 0, "description": "Size of the result in bytes."});
+    held["ageMs"] = json!({
+        "type": "integer",
+        "minimum": 0,
+        "description": "Time in milliseconds since the work item was settled.",
+    });
     json!({
         "Channel": object(&["events"], &json!({
             "events": {"type": "string", "description": "Path of the event stream on this listener."},
-            "redisStream": {"type": "string", "description": "Key of the Redis stream, on Redis."},
+            "redisStream": {"type": "string", "description": "Key of the Redis stream, if the store is Redis."},
         })),
         "OpenedConversation": object(&["conversationId", "state", "channel"], &json!({
             "conversationId": id(),
@@ -118,7 +125,7 @@ fn conversations() -> Value {
                 "conversationId": id(),
                 "state": {"type": "string", "enum": ["live", "ended"]},
                 "openedAt": time(),
-                "idleAt": {"description": "When the idle timeout ends it, unless it is used first.", "allOf": [time()]},
+                "idleAt": {"description": "When the conversation ends unless it is used before then.", "allOf": [time()]},
                 "endedAt": time(),
                 "reason": schema_ref("Reason"),
                 "nextSequence": schema_ref("Sequence"),
@@ -165,7 +172,7 @@ fn waiting() -> Value {
             "issuedAt": schema_ref("Timestamp"),
             "deadline": schema_ref("Timestamp"),
             "heartbeatDeadline": {
-                "description": "When it times out unless a heartbeat arrives first.",
+                "description": "When the work item times out unless a heartbeat arrives before then.",
                 "allOf": [schema_ref("Timestamp")],
             },
         }),
@@ -184,9 +191,9 @@ fn waiting() -> Value {
             "conversations": {
                 "type": "array",
                 "items": conversation,
-                "description": "The one with the oldest held result first.",
+                "description": "Sorted by `since`, oldest first.",
             },
-            "truncated": {"type": "boolean", "description": "Whether there may be more."},
+            "truncated": {"type": "boolean", "description": "Whether there may be more conversations."},
         })),
     })
 }
@@ -220,7 +227,7 @@ fn work_item_properties() -> Value {
     properties["state"] = schema_ref("State");
     properties["outcome"] = schema_ref("Outcome");
     properties["reason"] = json!({
-        "description": "Why it was cancelled; `heartbeat` if it timed out for lack of a heartbeat.",
+        "description": "Why the work item was cancelled, or `heartbeat` if no heartbeat arrived in time.",
         "allOf": [schema_ref("Reason")],
     });
     properties["lastHeartbeatAt"] = schema_ref("Timestamp");
@@ -235,7 +242,7 @@ fn work_items(platform: &Platform) -> Value {
         "heartbeatUrl": {
             "type": "string",
             "format": "uri",
-            "description": "Where heartbeats go, if the work item was issued with `heartbeatTimeoutMs`.",
+            "description": "Where to send heartbeats. Present if the work item was issued with `heartbeatTimeoutMs`.",
         },
         "method": {"const": "POST"},
         "token": {"type": "string"},
@@ -246,11 +253,14 @@ fn work_items(platform: &Platform) -> Value {
         },
         "headers": {"type": "object", "additionalProperties": {"type": "string"}},
         "deadline": {"description": "The provider should retry until then.", "allOf": [schema_ref("Timestamp")]},
-        "expiresAt": {"description": "Until then, a retry gets the receipt again.", "allOf": [schema_ref("Timestamp")]},
+        "expiresAt": {
+            "description": "Until then, a repeated callback gets the receipt again.",
+            "allOf": [schema_ref("Timestamp")],
+        },
     });
     let required = ["url", "method", "token", "carrier", "name", "headers", "deadline", "expiresAt"];
     let mut callback = object(&required, &callback);
-    callback["description"] = "What the provider needs: pass it on unchanged.".into();
+    callback["description"] = "Pass this object to the provider unchanged.".into();
     let mut issued = issued_properties("first");
     issued["callback"] = schema_ref("Callback");
     let required = ["workItemId", "conversationId", "sequence", "kind", "issuedAt", "deadline", "callback"];
@@ -269,7 +279,7 @@ fn work_items(platform: &Platform) -> Value {
             "workItems": {
                 "type": "array",
                 "items": schema_ref("WorkItem"),
-                "description": "The work items of the turn that were not on the channel before.",
+                "description": "The work items of the turn that were not released before this request.",
             },
         })),
     })
@@ -299,13 +309,16 @@ fn events() -> Value {
             "result": {"description": "The provider's body, if the outcome is `succeeded`."},
             "error": {"type": "object", "description": "The provider's `error`, if the outcome is `failed`."},
             "reason": {
-                "description": "Why it was cancelled; `heartbeat` if it timed out for lack of a heartbeat.",
+                "description": "Why the work item was cancelled, or `heartbeat` if no heartbeat arrived in time.",
                 "allOf": [schema_ref("Reason")],
             },
             "issuedAt": schema_ref("Timestamp"),
             "receivedAt": schema_ref("Timestamp"),
             "releasedAt": schema_ref("Timestamp"),
-            "requestId": {"description": "The request that settled it; none for a timeout.", "allOf": [uuid()]},
+            "requestId": {
+                "description": "The request that settled the work item. Missing after a timeout.",
+                "allOf": [uuid()],
+            },
             "traceparent": schema_ref("TraceParent"),
         }),
     );

@@ -70,7 +70,7 @@ impl ServerSettings {
         {
             risk(format!(
                 "Redis does not sync its append-only file on every write (appendfsync {fsync}): a power failure loses \
-                 what was acknowledged in the last seconds; appendfsync always prevents that"
+                 what was acknowledged in the last seconds; set appendfsync always to prevent that"
             ));
         }
         if self.max_memory.is_some_and(|bytes| bytes > 0)
@@ -84,8 +84,8 @@ impl ServerSettings {
         let replicas = self.replicas.unwrap_or_default();
         match waits_for {
             None if replicas > 0 || fails_over => risk(
-                "Redis can fail over to a replica, and store.wait_replicas is 0: a failover loses what was acknowledged \
-                 but had not reached the replica"
+                "Redis can fail over to a replica, and store.wait_replicas is 0: a failover loses what was \
+                 acknowledged but had not reached the replica"
                     .into(),
             ),
             Some(wanted) if self.replicas.is_some_and(|replicas| replicas < wanted) => risk(format!(

@@ -1,7 +1,7 @@
 //! Templates of requests with a text in every possible place. `{T}` is the text, `{R}` a result, `{C}` a conversation,
 //! `{I}` a work item, `{K}` a service key. The HTTP version is added to the first line.
 //!
-//! The service passes on ids and `tracestate` and recognises a token among them only by its prefix. So `{M}` takes only
+//! The service passes on ids and `tracestate` and recognizes a token among them only by its prefix. So `{M}` takes only
 //! texts with the prefix after decoding, `{L}` only texts with the prefix as written.
 
 /// Requests to the public listener.

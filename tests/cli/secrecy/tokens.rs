@@ -1,4 +1,4 @@
-//! Valid and invalid tokens, and near-tokens.
+//! Valid and invalid tokens, and texts that resemble tokens.
 
 use std::sync::Mutex;
 

@@ -12,9 +12,9 @@ impl Case<'_> {
         self.history.outages.iter().filter_map(|outage| Some((outage.from, outage.loses_until?)))
     }
 
-    /// Whether data that was read in this interval may be lost although writes wait for replicas. Reads do not wait, so the
-    /// data may have been only on the lost master. A later request that was answered before the loss rules it out, because
-    /// a replica then has all earlier writes.
+    /// Whether data that was read in this interval may be lost although writes wait for replicas. Reads do not wait, so
+    /// the data may have been only on the lost primary. A later request that was answered before the loss rules it out,
+    /// because a replica then has all earlier writes.
     pub(super) fn may_be_forgotten(&self, from: Time, until: Time) -> bool {
         let in_danger = |(began, over): &(Time, Time)| from <= *over && until + REPLICATED_WITHIN >= *began;
         self.losing().filter(in_danger).any(|(began, _)| {

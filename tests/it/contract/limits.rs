@@ -24,7 +24,7 @@ async fn held_item_limit_is_exact(backend: Backend) {
     let before = conversation.seen(&[&first, &fourth]).await;
     assert_eq!(conversation.accept(&fourth, "4").await, Err(AcceptRefused::HeldLimit));
     assert_eq!(conversation.seen(&[&first, &fourth]).await, before);
-    assert!(conversation.accept(&third, "3").await.unwrap().replayed, "what is held already is recognised");
+    assert!(conversation.accept(&third, "3").await.unwrap().replayed, "a held result is recognized");
     conversation.accept(&first, "1").await.unwrap();
     conversation.accept(&fourth, "4").await.unwrap();
     assert_eq!(

@@ -11,9 +11,9 @@ on_every_store!(
     repetition_returns_the_first_receipt_and_current_status,
     repeated_attempt_is_reported_as_the_first,
     used_token_with_another_body_is_refused,
-    repetition_is_recognised_until_the_token_expires,
+    repetition_is_recognized_until_the_token_expires,
     token_expires_by_the_stores_clock,
-    released_result_is_recognised_after_the_end,
+    released_result_is_recognized_after_the_end,
 );
 
 async fn repetition_returns_the_first_receipt_and_current_status(backend: Backend) {
@@ -68,7 +68,7 @@ async fn used_token_with_another_body_is_refused(backend: Backend) {
     assert_eq!(conversation.results().await, ["1", "2"].map(|body| Some(body.into())));
 }
 
-async fn repetition_is_recognised_until_the_token_expires(backend: Backend) {
+async fn repetition_is_recognized_until_the_token_expires(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
@@ -97,7 +97,7 @@ async fn token_expires_by_the_stores_clock(backend: Backend) {
     assert_eq!(unopened.accept_with(bringing).await, Err(AcceptRefused::TokenExpired), "before all else");
 }
 
-async fn released_result_is_recognised_after_the_end(backend: Backend) {
+async fn released_result_is_recognized_after_the_end(backend: Backend) {
     let stage = backend.stage().await;
     let conversation = stage.conversation().await;
     let [first, second, _, fourth] = conversation.issue_many(1_000).await;

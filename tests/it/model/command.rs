@@ -2,9 +2,9 @@
 
 use callback_ingress::domain::gate::{
     Accept, Cancel, CancelRefused, CancelTurn, CancelTurnRefused, Cancelled, CancelledTurn,
-    ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Heartbeat, HeartbeatNotTaken,
-    HeartbeatReceipt, Issue, IssueRefused, Issued, LookupRefused, NotAccepted, Open, OpenRefused, Opened,
-    Receipt, WorkItemView,
+    ConversationNotFound, ConversationView, Delivery, EndReceipt, Expired, Heartbeat, HeartbeatReceipt,
+    Issue, IssueRefused, Issued, LookupRefused, Open, OpenRefused, Opened, Receipt, RefusedCallback,
+    RefusedHeartbeat, WorkItemView,
 };
 use callback_ingress::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use callback_ingress::domain::reason::Reason;
@@ -32,8 +32,8 @@ pub(super) enum Command {
 pub(super) enum Reply {
     Open(Result<Opened, OpenRefused>),
     Issue(Result<Issued, IssueRefused>),
-    Accept(Result<Receipt, NotAccepted>),
-    Heartbeat(Result<HeartbeatReceipt, HeartbeatNotTaken>),
+    Accept(Result<Receipt, RefusedCallback>),
+    Heartbeat(Result<HeartbeatReceipt, RefusedHeartbeat>),
     Cancel(Result<Cancelled, CancelRefused>),
     CancelTurn(Result<CancelledTurn, CancelTurnRefused>),
     End(Result<EndReceipt, ConversationNotFound>),

@@ -1,4 +1,4 @@
-//! The list of the conversations that hold results back.
+//! The list of the conversations that hold results.
 
 use callback_ingress::clock::{Clock, ManualClock};
 use callback_ingress::domain::time::Timestamp;

@@ -71,7 +71,7 @@ async fn heartbeat_takes_four_commands_and_a_callback_none_more() {
 }
 
 #[tokio::test]
-async fn full_redis_takes_heartbeats() {
+async fn full_redis_accepts_heartbeats() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let conversation = stage.conversation().await;

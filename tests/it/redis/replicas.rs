@@ -12,7 +12,7 @@ use test_support::redis_server::RedisServer;
 use crate::service::{Service, until};
 use crate::stage::{ROOMY, START, Stage, settings};
 
-/// A master with a replica.
+/// A primary with a replica.
 pub(crate) async fn pair() -> (RedisServer, RedisServer) {
     let master = RedisServer::with(&["--repl-diskless-sync-delay", "0"]);
     let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &master.port().to_string()]);

@@ -1,4 +1,4 @@
-//! A master that sentinels report, before and after a failover.
+//! The primary that sentinels report, before and after a failover.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ async fn primary_killed_under_load_loses_nothing() {
     until("the store reads", async || stage.store.inspect(conversation.reference()).await.is_ok()).await;
     let expected: Vec<_> = (1..=200).map(|number| Some(number.to_string().into())).collect();
     assert_eq!(conversation.results().await, expected);
-    // The listener uses the new master as well.
+    // The listener uses the new primary as well.
     timeout(Duration::from_secs(30), wake.changed()).await.unwrap();
     let item = conversation.issue(60_000).await;
     deliver(&conversation, &item, "201").await;
@@ -148,7 +148,7 @@ async fn outdated_sentinel_is_ignored() {
     let conversation = stage.conversation().await;
     let item = conversation.issue(1_000).await;
     conversation.accept(&item, "1").await.unwrap();
-    // The reported server is not a master, so no server is used.
+    // The reported server is not a primary, so no server is used.
     let only_late = format!("redis+sentinel://127.0.0.1:{late}/calls/{database}");
     let error = verify(&settings(only_late, ROOMY)).await.unwrap_err();
     assert!(format!("{error:?}").contains("not the primary"), "{error:?}");

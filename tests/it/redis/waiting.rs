@@ -32,7 +32,7 @@ fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usiz
 }
 
 #[tokio::test]
-async fn callback_in_order_costs_the_index_no_command() {
+async fn callback_in_order_runs_no_command_on_the_index() {
     let server = RedisServer::start();
     let stage = stage_in(&server).await;
     let mut connection = server.connection(0);

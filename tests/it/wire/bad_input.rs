@@ -107,7 +107,7 @@ async fn refused_type_charset_and_coding_are_named() {
         ("application/json; charset=\"ISO-8859-1\"", "", "the charset is ISO-8859-1;"),
         (json, "gzip", "the Content-Encoding is gzip;"),
         (json, "identity, br", "the Content-Encoding is br;"),
-        (&item.token, "", "not a media type of JSON"),
+        (&item.token, "", "not a JSON media type"),
         (json, &item.token, "the Content-Encoding is unknown;"),
     ] {
         let call = service.provider("POST", CALLBACKS).header("x-callback-token", &item.token).body("1");

@@ -27,7 +27,7 @@ async fn every_carrier_delivers_the_same_result() {
 }
 
 #[tokio::test]
-async fn repetition_through_another_carrier_is_recognised() {
+async fn repetition_through_another_carrier_is_recognized() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     check([("the first", IN_HEADER(&service, &item.token), (202, "delivered"))]).await;
@@ -61,7 +61,7 @@ async fn token_field_is_removed_from_the_result() {
 }
 
 #[tokio::test]
-async fn null_and_empty_values_are_no_token() {
+async fn null_and_empty_values_are_not_tokens() {
     let service = Service::on_memory().await;
     for (sent, result) in [
         ("{\"callbackToken\":null,\"answer\":42}", "{\"answer\":42}"),

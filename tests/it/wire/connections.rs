@@ -67,7 +67,7 @@ async fn platform_keeps_its_share_of_the_connections() {
 }
 
 #[tokio::test]
-async fn unfinished_handshake_releases_its_place_before_the_head_timeout() {
+async fn unfinished_handshake_frees_its_connection_before_the_head_timeout() {
     let certificate = Certificate::new();
     let own = certificate.flags();
     let mut flags: Vec<_> = own.iter().map(|(key, value)| (*key, value.as_str())).collect();

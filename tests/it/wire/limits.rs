@@ -72,7 +72,7 @@ async fn expect_100_continue_is_answered() {
     assert_eq!(raw.reply().await.verdict(), (202, "delivered".to_owned()));
 }
 
-/// A service with this `http.max_in_flight`.
+/// A service with this `http.max_requests_in_flight`.
 async fn narrow(redis: &RedisServer, at_once: &str) -> Service {
     let url = redis.url(0);
     Service::start(&[("store.url", &url), ("http.max_requests_in_flight", at_once)]).await

@@ -19,8 +19,8 @@ async fn wrong_paths_and_methods_are_explained() {
     let item = service.fresh_tool().await;
     let not_found = (404, "NOT_FOUND");
     for (path, advice) in [
-        (format!("{CALLBACKS}/"), "remove the slash at its end"),
-        (format!("{CALLBACKS}/{}/", item.token), "remove the slash at its end"),
+        (format!("{CALLBACKS}/"), "remove the trailing slash"),
+        (format!("{CALLBACKS}/{}/", item.token), "remove the trailing slash"),
         (format!("/{CALLBACKS}"), "two slashes in a row"),
         ("/api/v1/webhooks/callback".to_owned(), "exactly as it was given"),
     ] {
@@ -29,7 +29,7 @@ async fn wrong_paths_and_methods_are_explained() {
         assert!(told.contains(advice) && !told.contains(&item.token), "{path}: {told}");
     }
     let slash = service.platform("GET", "/conversations/");
-    assert!(message(slash, not_found).await.contains("remove the slash at its end"));
+    assert!(message(slash, not_found).await.contains("remove the trailing slash"));
     let elsewhere = service.platform("POST", "/nowhere");
     assert!(message(elsewhere, not_found).await.contains("exactly as it was given"));
 
@@ -41,7 +41,7 @@ async fn wrong_paths_and_methods_are_explained() {
 }
 
 #[tokio::test]
-async fn slips_around_a_token_are_explained() {
+async fn malformed_tokens_are_explained() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let token = item.token.as_str();

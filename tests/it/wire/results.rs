@@ -37,7 +37,7 @@ async fn near_miss_of_a_failure_is_refused_and_spends_nothing() {
 }
 
 #[tokio::test]
-async fn token_field_may_stand_beside_an_error() {
+async fn token_field_is_allowed_beside_an_error() {
     let service = Service::on_memory().await;
     let item = service.fresh_tool().await;
     let body = format!(r#"{{"callbackToken":"{}","error":{{"code":"X","message":"m"}}}}"#, item.token);
@@ -46,7 +46,7 @@ async fn token_field_may_stand_beside_an_error() {
 }
 
 #[tokio::test]
-async fn error_that_is_no_object_is_part_of_a_result() {
+async fn error_that_is_not_an_object_is_part_of_a_result() {
     let service = Service::on_memory().await;
     for body in [
         r#"{"error":null,"answer":42}"#,

@@ -75,7 +75,7 @@ async fn retry_resolves_a_lost_store_reply() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn store_killed_under_load_loses_and_doubles_nothing() {
+async fn store_killed_under_load_loses_and_duplicates_nothing() {
     const ITEMS: usize = 60;
     let mut redis = RedisServer::durable();
     let service = Service::on(&redis).await;

@@ -1,4 +1,4 @@
--- Accepts a callback: checks it, recognises replays, settles the item and releases what the gate allows.
+-- Accepts a callback: checks it, recognizes replays, settles the item and releases what the gate allows.
 -- KEYS: 7 used
 -- ARGV: 4 traceparent or empty, 5 sequence, 6 sequence + 1, 7 work item id, 8 expiry of the token in ms,
 --       9 fingerprint of the body, 10 outcome (number in item.lua), 11 result, 12 request id, 13 attempt (8 bytes)
@@ -52,7 +52,8 @@ elseif c.channel_bytes + c.held_bytes + bytes > $max_channel_bytes then
     return { 'channel_limit', c.metadata, item }
 end
 -- An awaiting item has a used token if an earlier step failed after this SET and before it wrote the state.
-if not call('SET', USED, FINGERPRINT, 'NX', 'PX', format('%d', expires_at - NOW + $grace)) and call('GET', USED) ~= FINGERPRINT then
+if not call('SET', USED, FINGERPRINT, 'NX', 'PX', format('%d', expires_at - NOW + $grace))
+    and call('GET', USED) ~= FINGERPRINT then
     return { 'token_used', c.metadata, item }
 end
 item = settle(c, sequence, item, tonumber(ARGV[10]), NOW_TEXT, ARGV[13], bytes, ARGV[12], '')

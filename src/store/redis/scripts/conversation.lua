@@ -19,7 +19,7 @@ local encode, decode, max = struct.pack, struct.unpack, math.max
 -- State. Times and durations in ms, 0 for none:
 --   touched_at     last use: the last step that restarted the idle timeout
 --   idle_ttl       idle timeout
---   busy_until     latest deadline of any item; set to 0 by a use that leaves no item awaiting
+--   busy_until     latest deadline of any item; reset to 0 when the conversation is used and no item is awaiting
 --   kept_until     time at which the keys expire in Redis
 --   ended_at       recorded end; still 0 after the idle timeout until a step records the end
 --   next           sequence of the next item to be issued
@@ -32,10 +32,11 @@ local encode, decode, max = struct.pack, struct.unpack, math.max
 --   cleared        after the end: the first sequence whose timer is not removed yet
 --   last_issue     first 12 bytes of the id of the last issued item
 local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4c12'
--- Metadata: opened at (ms, as text), attempt that opened it; then, each preceded by its length, conversation id and traceparent.
+-- Metadata: opened at (ms, as text), attempt that opened it; then, each preceded by its length, conversation id and
+-- traceparent.
 local METADATA = '>c13c8Bc0Bc0'
 
--- The time at which the idle timeout ends the conversation, unless it is used first.
+-- The time at which the idle timeout ends the conversation unless it is used before then.
 local function idle_at(c)
     return max(c.touched_at + c.idle_ttl, c.busy_until)
 end

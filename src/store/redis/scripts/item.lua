@@ -1,5 +1,5 @@
 -- The stored form of a work item. An awaiting item: the fields of ITEM. A settled item: the same, then the fields of
--- SETTLEMENT, the reason as a JSON string or nothing, and the outcome. Its last byte is thus always its outcome.
+-- SETTLEMENT, the reason as a JSON string or nothing, and the outcome. The last byte of both forms is the outcome.
 
 -- Time at which it times out (ms), replay window (ms), id, issued at (text), date of the timeout (stored, because the
 -- date table of a later step may no longer contain it); then, each preceded by its length, the signing key's id, the

@@ -14,7 +14,8 @@ if not c then
     c = {
         touched_at = NOW, idle_ttl = idle_ttl or $default_idle_ttl, busy_until = 0, kept_until = 0, ended_at = 0,
         next = 1, gate = 1, awaiting = 0, held_bytes = 0, gate_deadline = 0, channel_bytes = 0, cleared = 0,
-        last_issue = ('\0'):rep(12), metadata = encode(METADATA, format('%013d', opened_at), attempt, #ARGV[4], ARGV[4], #trace, trace),
+        last_issue = ('\0'):rep(12),
+        metadata = encode(METADATA, format('%013d', opened_at), attempt, #ARGV[4], ARGV[4], #trace, trace),
         is_new = true,
     }
 elseif c.ended then

@@ -130,7 +130,7 @@ local function release(c, known, own, payload)
 end
 
 -- Updates the index of waiting conversations. pcall: no rule depends on the index, and a key of the wrong type must not
--- fail the step. The functions that only this one needs are inside it: each step pays for the functions that it defines.
+-- fail the step. Its helper functions are defined inside it, so that steps that do not need them do not create them.
 local function index_waiting(c, held)
     if held == 0 then
         redis.pcall('ZREM', KEYS[6], REFERENCE)
