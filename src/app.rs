@@ -55,7 +55,7 @@ const TOTALS_INTERVAL_PER_PARTITION: Duration = Duration::from_millis(250);
 /// Listen backlog. If it is full, the kernel drops the SYN and the client retries after about a second.
 const BACKLOG: u32 = 4096;
 
-/// Why the service failed to start or stopped.
+/// Why the service did not start, or why it stopped.
 #[derive(Debug, Error)]
 pub enum AppError {
     /// An address cannot be bound.
@@ -378,7 +378,7 @@ impl App {
     /// listener gets at most three quarters of them.
     #[must_use]
     pub fn with_max_connections(mut self, connections: usize) -> Self {
-        // The platform's listener also gets the connections that exceed the public listener's `http.max_connections`.
+        // The platform's listener also gets what the public one cannot use because of its `http.max_connections`.
         let rest = connections.saturating_sub(self.public.limits.max_connections);
         let platform = (connections / 4).max(rest).max(1);
         for (bound, most) in

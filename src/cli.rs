@@ -137,7 +137,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Runtime(error.into()))?;
     let result = runtime.block_on(command);
-    // Tasks that are still running have exceeded the drain timeout.
+    // Does not wait for tasks that are still running: the command has already waited for those that matter.
     runtime.shutdown_background();
     result
 }

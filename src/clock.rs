@@ -1,4 +1,4 @@
-//! The only place that asks the system for the time and for randomness.
+//! The only place that asks the system for randomness, and for the time of everything except telemetry.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

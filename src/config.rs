@@ -1,7 +1,7 @@
 //! Configuration: compiled-in defaults, a file, environment variables and flags; later sources override earlier ones.
 //!
 //! Does not use figment (no release since 2024-05), because errors must name the key and its source, and must never
-//! show the value, which may be a secret.
+//! show a secret value.
 
 mod exports;
 mod layers;
@@ -156,15 +156,17 @@ impl StoreConfig {
             StoreUrl::Redis(url) => (redis::uses_tls(url), redis::uses_sentinels(url)),
         };
         let mut problems = Vec::new();
-        for (key, is_set, is_used, scheme) in [
-            ("store.tls_ca", self.tls_ca.is_some(), tls, "rediss"),
-            ("store.tls_certificate", self.tls_certificate.is_some(), tls, "rediss"),
-            ("store.tls_key", self.tls_key.is_some(), tls, "rediss"),
-            ("store.sentinel_username", self.sentinel_username.is_some(), sentinels, "redis+sentinel"),
-            ("store.sentinel_password", self.sentinel_password.is_some(), sentinels, "redis+sentinel"),
+        let tls_url = "only valid with a rediss:// URL in store.url, or another that begins with rediss";
+        let sentinel_url = "only valid with a redis+sentinel:// or rediss+sentinel:// URL in store.url";
+        for (key, is_set, is_used, needs) in [
+            ("store.tls_ca", self.tls_ca.is_some(), tls, tls_url),
+            ("store.tls_certificate", self.tls_certificate.is_some(), tls, tls_url),
+            ("store.tls_key", self.tls_key.is_some(), tls, tls_url),
+            ("store.sentinel_username", self.sentinel_username.is_some(), sentinels, sentinel_url),
+            ("store.sentinel_password", self.sentinel_password.is_some(), sentinels, sentinel_url),
         ] {
             if is_set && !is_used {
-                problems.push((key, format!("only valid with a {scheme}:// URL in store.url")));
+                problems.push((key, needs.into()));
             }
         }
         match (&self.tls_certificate, &self.tls_key) {

@@ -117,7 +117,7 @@ pub struct Due {
 /// Duration of a claim on due timers, in milliseconds.
 pub const CLAIM_MS: u64 = 500;
 
-/// Delay in milliseconds before the sweeper continues an unfinished release.
+/// Delay in milliseconds before the sweeper continues a release that another caller left unfinished.
 pub const CONTINUE_MS: u64 = 1_000;
 
 /// Groups timers by conversation.
@@ -148,7 +148,7 @@ pub(crate) fn group_by_conversation(
 /// 6. Settling the first unreleased item releases it and all settled items that directly follow it, before the call
 ///    returns, unless a failure interrupts a release of more than one step.
 /// 7. A channel contains each sequence at most once, in order, without gaps, with exactly the bytes of the result.
-/// 8. Once its deadline or its heartbeat timeout has passed, every operation treats an awaiting item as timed out, even
+/// 8. Every operation treats an awaiting item as timed out once its deadline or its heartbeat timeout has passed, even
 ///    before the sweeper has processed it. A late or repeated timer has no further effect.
 /// 9. Repeated requests with the same idempotency key issue one item.
 /// 10. An operation that would exceed a limit is refused. Nothing is dropped silently.
@@ -241,8 +241,8 @@ pub trait Store {
     ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
     /// Listens for changes of a channel. On Redis, all listeners share one connection.
     fn watch(&self, conversation: ConversationRef) -> ChannelListener;
-    /// Checks whether the store accepts writes. Sends a write that changes nothing and fails under the same conditions
-    /// as the write of a callback.
+    /// Checks whether the store accepts writes: sends one that fails under the same conditions as the write of a
+    /// callback, and changes no conversation.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// The key of the channel's Redis stream. `None` on the memory store.
     fn channel(&self, conversation: ConversationRef) -> Option<String>;

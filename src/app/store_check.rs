@@ -14,7 +14,7 @@ use crate::store::{Backend, InstrumentedStore, StoreError, StoreHealth};
 const PREFLIGHT_INTERVAL: Duration = Duration::from_secs(60);
 /// Interval of the preflight checks while the store does not respond.
 const PREFLIGHT_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Time after which a store that health checks cannot reach is checked again.
+/// Interval at which the result of the health checks is polled. An unreachable store is then checked again.
 const HEALTH_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time limit of the first health check, which delays the start.
 const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 /// A task ended before the service stopped.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("the {name} {how}")]
+#[error("the task \"{name}\" {how} before the service stopped")]
 pub struct TaskEnded {
     name: &'static str,
     how: &'static str,
@@ -63,7 +63,7 @@ impl Tasks {
         while let Some(ended) = self.set.join_next_with_id().await {
             if let Err(error) = ended {
                 let name = self.names.get(&error.id()).copied().unwrap_or("unknown");
-                tracing::error!(name: "task.failed", "the {name} {}", cause(&error));
+                tracing::error!(name: "task.failed", "the task \"{name}\" {}", cause(&error));
             }
         }
     }
@@ -83,7 +83,10 @@ mod tests {
         let mut tasks = Tasks::new(CancellationToken::new());
         tasks.spawn_until_stop("listener", std::future::pending());
         tasks.spawn("sweeper", async { panic!("cbt_AQJrMQ") });
-        assert_eq!(tasks.ended().await.to_string(), "the sweeper panicked");
+        assert_eq!(
+            tasks.ended().await.to_string(),
+            "the task \"sweeper\" panicked before the service stopped"
+        );
         tasks.spawn("certificate watcher", async {});
         assert_eq!(tasks.ended().await.to_string(), "the certificate watcher returned");
     }

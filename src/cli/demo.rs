@@ -20,7 +20,8 @@ use crate::telemetry;
 /// Timeout of the work item that gets no callback.
 const SHORT_TIMEOUT_MS: u64 = 1_500;
 
-/// Overrides what the demo depends on: free loopback ports, plain HTTP, all carriers, no rate limit, no log output.
+/// Overrides what the demo depends on: free loopback ports, plain HTTP, all carriers, no rate limit. Logs only
+/// errors, unless `--log-level` is given.
 pub(super) fn settings(mut settings: SettingsArgs) -> Result<SettingsArgs, Failure> {
     settings.refuse_unused("demo", &["--config", "--set", "--store", "--log-level"])?;
     settings.log_level.get_or_insert("error".into());

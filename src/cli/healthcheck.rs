@@ -27,7 +27,7 @@ pub(super) struct HealthcheckArgs {
 }
 
 impl HealthcheckArgs {
-    /// The flags of settings that have an effect.
+    /// The settings flags that this command uses.
     pub(super) const fn used_settings(&self) -> &'static [&'static str] {
         if self.url.is_some() { &["--config", "--set"] } else { &["--config", "--set", "--public-addr"] }
     }

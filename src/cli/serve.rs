@@ -181,8 +181,8 @@ fn quick_start(app: &App, token: &TokenConfig, key: &str) -> String {
     };
     let intro = wrapped(
         "No service key is configured, so one was generated for this run. These lines open a conversation, issue a \
-         work item, post its result as the provider, and read the channel of the conversation. Paste into another \
-         terminal:",
+         work item, post its result as the provider, and read the channel of the conversation. Paste them into \
+         another terminal:",
         0,
         0,
     );

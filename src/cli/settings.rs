@@ -19,7 +19,7 @@ pub(super) struct SettingsArgs {
     /// Set any key, for example gate.default_timeout_ms=30000; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE", global = true)]
     pub(super) set: Vec<String>,
-    /// memory: or a redis:// or rediss:// URL (store.url)
+    /// URL of the store: "memory:" or a Redis URL, for example redis://HOST:PORT (store.url)
     #[arg(long, value_name = "URL", global = true)]
     pub(super) store: Option<String>,
     /// Address of the public listener (http.public_addr)

@@ -81,7 +81,7 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: WaitingArgs) -> Result<
     Ok(())
 }
 
-const HEAD: [&str; 7] = ["CONVERSATION", "WAITS FOR", "NAME", "KIND", "FOR", "DEADLINE IN", "HELD"];
+const HEAD: [&str; 7] = ["CONVERSATION", "WAITS FOR", "NAME", "KIND", "WAITED", "TIMES OUT IN", "HELD"];
 
 fn row(conversation: &WaitingConversation, now: Timestamp) -> [String; 7] {
     let WaitingConversation { conversation_id, waiting_for, held, since } = conversation;
@@ -117,7 +117,7 @@ fn table(rows: &[[String; 7]]) -> String {
 
 fn sentence([conversation, sequence, name, kind, waited, deadline, held]: &[String; 7]) -> String {
     let text = format!(
-        "{conversation} waits for {sequence} {name} ({kind}) for {waited}; deadline in {deadline}; held: {held}"
+        "{conversation} has waited {waited} for {sequence} {name} ({kind}), which times out in {deadline}; held: {held}"
     );
     format!("{}\n", wrapped(&text, 0, 2))
 }

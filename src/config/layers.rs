@@ -57,7 +57,7 @@ pub enum ConfigError {
     /// The file is not TOML.
     #[error("{origin} is not TOML: line {line}: {message}")]
     NotToml {
-        /// The file, the variable or "the command line".
+        /// The file, or "the defaults".
         origin: String,
         /// The line number, from 1.
         line: usize,
@@ -65,7 +65,7 @@ pub enum ConfigError {
         message: String,
     },
     /// There is no such setting.
-    #[error("unknown key {key} in {origin}{}", did_you_mean(.nearest.as_deref()))]
+    #[error("unknown key {key} (from {origin}){}", did_you_mean(.nearest.as_deref()))]
     UnknownKey {
         /// The setting: `section.key`.
         key: String,
@@ -74,7 +74,7 @@ pub enum ConfigError {
         /// The setting that may be meant, spelled as in this source.
         nearest: Option<String>,
     },
-    /// A variable that looks like one of the service, with one underscore where there must be two.
+    /// A variable that looks like one of this service's, but has one underscore where there must be two.
     #[error(
         "unknown variable {name}: two underscores must precede the section and the key{}",
         did_you_mean(.nearest.as_deref())
@@ -90,7 +90,7 @@ pub enum ConfigError {
     BadValue {
         /// The setting: `section.key`.
         key: String,
-        /// The file, the variable or "the command line".
+        /// The file, the variable, "the command line" or "the defaults".
         origin: String,
         /// What the value must be. Does not show a secret value.
         message: String,
@@ -313,7 +313,7 @@ impl Layers {
         for error in &self.errors {
             match error {
                 ConfigError::Unreadable { .. } | ConfigError::NotToml { .. } => return,
-                // Keys in a file replace those in the configuration.
+                // An invalid `…_file` counts as an invalid value of the setting that it replaces.
                 ConfigError::BadValue { key, .. } => {
                     invalid.push(setting_of(key).trim_end_matches("_file").to_owned());
                 }
@@ -445,14 +445,14 @@ mod tests {
     fn unknown_key_is_reported_with_its_source() {
         assert_eq!(
             error_message(with(&[("CALLBACK_INGRESS__HTTP__PORT", "1")])),
-            "unknown key http.port in CALLBACK_INGRESS__HTTP__PORT"
+            "unknown key http.port (from CALLBACK_INGRESS__HTTP__PORT)"
         );
         let file = tempfile::NamedTempFile::new().unwrap();
         let name = file.path().display().to_string();
         for (text, key) in [("[store]\nport = 1\n", "store.port"), ("[x]\n", "x"), ("x = 1\n", "x")] {
             std::fs::write(&file, text).unwrap();
             let result = load(Sources { file: Some(file.path().to_owned()), ..Sources::default() });
-            assert_eq!(error_message(result), format!("unknown key {key} in {name}"));
+            assert_eq!(error_message(result), format!("unknown key {key} (from {name})"));
         }
     }
 
@@ -461,11 +461,11 @@ mod tests {
         let flags = vec![("store.uri".to_owned(), "memory:".to_owned())];
         assert_eq!(
             error_message(load(Sources { flags, ..Sources::default() })),
-            "unknown key store.uri in the command line; did you mean store.url?"
+            "unknown key store.uri (from the command line); did you mean store.url?"
         );
         assert_eq!(
             error_message(with(&[("CALLBACK_INGRESS__STORE__URI", "memory:")])),
-            "unknown key store.uri in CALLBACK_INGRESS__STORE__URI; did you mean CALLBACK_INGRESS__STORE__URL?"
+            "unknown key store.uri (from CALLBACK_INGRESS__STORE__URI); did you mean CALLBACK_INGRESS__STORE__URL?"
         );
     }
 
@@ -517,7 +517,7 @@ mod tests {
         let error = error_message(error);
         for named in [
             "the configuration has 9 errors:\n  ",
-            "\n  unknown key http.port in ",
+            "\n  unknown key http.port (from ",
             "\n  store.partitions (from CALLBACK_INGRESS__STORE__PARTITIONS): must be a whole number",
             "\n  unknown variable CALLBACK_INGRESS_TOKEN_KEYS: ",
             "\n  http.public_addr (from /",
@@ -673,7 +673,7 @@ mod tests {
             ("STORE__URL", "redis+cluster://SECRET/1", "a cluster has only database 0"),
             ("STORE__WAIT_REPLICAS", "17", "a whole number from 0 to 16"),
             ("STORE__TLS_CA", "SECRET", "only valid with a rediss:// URL"),
-            ("STORE__SENTINEL_PASSWORD", "SECRET", "only valid with a redis+sentinel:// URL"),
+            ("STORE__SENTINEL_PASSWORD", "SECRET", "only valid with a redis+sentinel:// or"),
             ("STORE__SENTINEL_PASSWORD", "redacted", "is redacted"),
             ("TOKEN__CARRIERS", r#"["pigeon"]"#, "pigeon"),
             ("TOKEN__CARRIERS", "[]", "at least one carrier"),

@@ -1,4 +1,5 @@
-//! Types of settings, which hold only valid values. Error messages say what a value must be, and never repeat it.
+//! Types of settings, which hold only valid values. Error messages say what a value must be, and never show
+//! a secret.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -371,7 +372,8 @@ pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
 /// The log levels, from least to most verbose.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Checks the level of a directive. `EnvFilter` would parse an unknown level as a target, and disable all others.
+/// Checks the level of a directive. `EnvFilter` would parse an unknown level as a target, and disable all other
+/// targets.
 fn check_level(level: &str) -> Result<(), String> {
     if LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level)) {
         return Ok(());

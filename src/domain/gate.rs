@@ -1,7 +1,7 @@
 //! **The sequence gate**: the rules of one conversation, as a pure state machine.
 //!
-//! The memory store calls these rules. `store/redis/scripts` implements them for Redis in functions of the same
-//! names. A model test (`tests/it/model.rs`) compares the two.
+//! The memory store calls these rules. `store/redis/scripts` implements them for Redis in scripts and functions of the
+//! same names. A model test (`tests/it/model.rs`) compares the two.
 //!
 //! | rule | function |
 //! |---|---|
@@ -514,7 +514,7 @@ impl Conversation {
         ended
     }
 
-    /// The recorded end; if it is not recorded yet, the end at `ended_at` with what it drops now.
+    /// The recorded end. If none is recorded: an end at `ended_at` that drops the items now held and awaiting.
     fn end_summary(&self, ended_at: Timestamp) -> Ended {
         let (dropped_held, _) = self.held();
         self.ended.unwrap_or(Ended { ended_at, dropped_held, dropped_awaiting: self.awaiting })

@@ -38,7 +38,7 @@ const MAX_EXTERNAL_ID: usize = 128;
 /// The text is not a valid identifier.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
-    "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -, not . or .., and must not contain the token prefix cbt_"
+    "must be 1 to 128 characters of A-Z a-z 0-9 . _ : - and must not be \".\" or \"..\" or contain the token prefix cbt_"
 )]
 pub struct InvalidId;
 
@@ -471,7 +471,7 @@ mod tests {
     #[test]
     fn dot_segments_of_urls_are_refused() {
         assert_eq!([".", ".."].map(ConversationId::parse), [Err(InvalidId), Err(InvalidId)]);
-        assert!(ToolName::parse("..").is_ok(), "a name is in no path");
+        assert!(ToolName::parse("..").is_ok(), "tool names are not used in URL paths");
     }
 
     #[test]

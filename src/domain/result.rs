@@ -72,8 +72,8 @@ pub enum FailureDefect {
     /// A member of `error` has another type.
     #[error("error.{0} must be a string")]
     NotAString(&'static str),
-    /// The body has other members than `error`.
-    #[error("the body has other members besides error")]
+    /// The body has another member than `error`, or `error` twice.
+    #[error("error must be the only member of the body, and must occur once")]
     OtherMembers,
 }
 

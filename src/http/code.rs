@@ -88,7 +88,8 @@ codes! {
     RequestTimeout = "REQUEST_TIMEOUT", REQUEST_TIMEOUT;
     /// Too many requests from one client address.
     RateLimited = "RATE_LIMITED", TOO_MANY_REQUESTS;
-    /// The limit on held results is reached. Not 429: the sender's rate is not the reason.
+    // Not 429, because the rate of the sender is not the reason.
+    /// The limit on held results is reached.
     HeldLimit = "HELD_LIMIT", SERVICE_UNAVAILABLE;
     /// The limit on awaiting work items is reached.
     AwaitingLimit = "AWAITING_LIMIT", TOO_MANY_REQUESTS;

@@ -1,4 +1,4 @@
-//! `/health`, in the response format that TelAPI's health probe expects, and `/health/live`.
+//! `/health`, in the response format that the platform's gateway (TelAPI) expects, and `/health/live`.
 
 use std::sync::Arc;
 

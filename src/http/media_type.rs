@@ -18,7 +18,7 @@ const JSON: &str = "application/json";
 const MAX_NAME: usize = 15;
 /// Maximum length of a media type in a message.
 const MAX_TYPE: usize = 64;
-/// The registered top-level types. Only their subtypes are repeated in a message.
+/// Common top-level types. A message repeats only a media type with one of these.
 const TOP_LEVEL: [&str; 9] =
     ["application", "audio", "font", "image", "message", "model", "multipart", "text", "video"];
 

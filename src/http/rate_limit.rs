@@ -63,7 +63,7 @@ impl AddressLimit {
         }
     }
 
-    /// Counts a request. Over the limit, returns the time until the window ends as an error.
+    /// Counts a request. If it is over the limit, the error is the time until the window ends.
     pub fn count(&self, address: IpAddr) -> Result<(), Duration> {
         self.count_at(address, Instant::now())
     }

@@ -113,7 +113,7 @@ impl From<StoreError> for Refusal {
         let (code, message) = match &error {
             StoreError::Unavailable(_) => (
                 Code::StoreUnavailable,
-                "the store is unavailable; nothing was changed, send the request again",
+                "the store is unavailable and nothing was changed; send the request again",
             ),
             StoreError::OutcomeUnknown(_) => {
                 let message = "the outcome is unknown; send the same request again: this is safe and returns the \

@@ -6,6 +6,7 @@ use axum::extract::MatchedPath;
 use opentelemetry::KeyValue;
 use tokio::time::Instant;
 use tracing::Level;
+use tracing::level_filters::LevelFilter;
 
 use super::code::{CLIENT_CLOSED_REQUEST, Code};
 use super::context::{Listener, RequestState};
@@ -20,7 +21,8 @@ use crate::telemetry::names;
 /// Maximum length of a logged `User-Agent`, in characters.
 const USER_AGENT_CHARS: usize = 120;
 
-/// The end of a request. See [`RequestContext`](super::context::RequestContext).
+/// Reports the request when the last clone of its context is dropped. See
+/// [`RequestContext`](super::context::RequestContext).
 impl Drop for RequestState {
     fn drop(&mut self) {
         let log = std::mem::take(self.log.get_mut().unwrap_or_else(PoisonError::into_inner));
@@ -50,8 +52,8 @@ impl RequestState {
         Some(&text[..text.len().min(USER_AGENT_CHARS)]).filter(|text| !contains_token(text))
     }
 
-    /// Whether a refusal gets its own log line and span. Repeated refusals of unauthenticated clients and of
-    /// heartbeats, and those by a rate limit, are summarized. So are disconnects of unauthenticated clients.
+    /// Whether a refusal gets its own log line and span. `INTERNAL` always does. Repeated refusals of unauthenticated
+    /// clients, of heartbeats and by rate limits are summarized, as are disconnects of the first two.
     fn has_own_line(&self, log: &RequestLog) -> bool {
         let code = log.code();
         let is_unauthenticated = match self.instrumentation.listener {
@@ -67,13 +69,13 @@ impl RequestState {
     /// Logs the request, and ends its span.
     fn report(&self, status: u16, log: &RequestLog) {
         let is_frequent = status < 400 && (self.is_probe || log.is_heartbeat);
-        let is_logged = match log.code() {
-            Some(Code::Internal) => tracing::enabled!(Level::ERROR),
-            Some(Code::StoreUnavailable | Code::OutcomeUnknown) => tracing::enabled!(Level::WARN),
-            None if is_frequent => tracing::enabled!(Level::DEBUG),
-            Some(_) | None => tracing::enabled!(Level::INFO),
+        let level = match log.code() {
+            Some(Code::Internal) => Level::ERROR,
+            Some(Code::StoreUnavailable | Code::OutcomeUnknown) => Level::WARN,
+            None if is_frequent => Level::DEBUG,
+            Some(_) | None => Level::INFO,
         };
-        if !is_logged && !self.span.is_recorded() {
+        if level > LevelFilter::current() && !self.span.is_recorded() {
             return;
         }
         let attributes = Arc::new(self.attributes(status, log));
@@ -96,11 +98,11 @@ impl RequestState {
                 )
             };
         }
-        match code {
-            Some(Code::Internal) => line!(error),
-            Some(Code::StoreUnavailable | Code::OutcomeUnknown) => line!(warn),
-            None if is_frequent => line!(debug),
-            Some(_) | None => line!(info),
+        match level {
+            Level::ERROR => line!(error),
+            Level::WARN => line!(warn),
+            Level::DEBUG => line!(debug),
+            _ => line!(info),
         }
         drop(in_span);
         self.end_span(Arc::unwrap_or_clone(attributes), log);
@@ -113,7 +115,7 @@ impl RequestState {
         let sequence = item.map(|item| item.sequence).or(claims.map(|claims| claims.sequence));
         let turn = item.and_then(|item| item.turn_id.as_ref()).or(log.turn_id.as_ref());
         let with_deadline = item.filter(|_| self.is_on(Listener::Platform) || log.late.is_some());
-        // For requests that were refused or aborted, the sender is recorded too.
+        // The client's address and user agent are recorded only for refused and aborted requests.
         let is_failure = status >= 400;
         let agent = self.user_agent().filter(|_| is_failure);
         attributes([

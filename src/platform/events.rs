@@ -196,8 +196,8 @@ enum CloseReason {
     ByClient,
     Ended,
     Draining,
-    /// The store has lost data. Continuing would skip the events that replace the lost ones; a client that reconnects
-    /// gets an error for its cursor.
+    /// The store has lost data. Continuing would skip the events that replace the lost ones. A client that reconnects
+    /// gets an error, or the events of the conversation that was opened again.
     DataLost(&'static str),
 }
 

@@ -33,8 +33,8 @@ pub(super) struct FetchedPage {
 }
 
 impl Pages {
-    /// Limits all pages together to `bytes`, for results of at most `max_result` bytes. A page that is larger than
-    /// `bytes` is fetched only when no other page is in memory.
+    /// Limits all pages together to `bytes`, for results of at most `max_result` bytes. If the largest possible
+    /// page exceeds `bytes`, a page is fetched only when no other page is in memory.
     pub fn new(bytes: usize, max_result: usize) -> Self {
         let bytes = bytes.clamp(1, Semaphore::MAX_PERMITS);
         let largest = PAGE_COPIES * PAGE_BYTES.max(max_result.saturating_add(ENVELOPE_BYTES));

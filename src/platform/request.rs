@@ -141,7 +141,7 @@ fn safe_name(name: &str) -> &str {
     if name.len() <= MAX_NAME && !contains_token(name) { name } else { "a field whose name is not shown" }
 }
 
-/// Extracts what the parser expected from its error message. Omits what it received, which may be a secret.
+/// Extracts from the parser's error message what was expected. Omits what was received, which may be a secret.
 fn expectation(error: &str) -> String {
     let is_about_a_field = error.starts_with("missing field ") || error.starts_with("duplicate field ");
     match error.rsplit_once(", expected ") {

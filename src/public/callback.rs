@@ -46,7 +46,7 @@ pub(super) async fn handle(
     finish(&public, &context, processed).await
 }
 
-/// Delays and counts a refusal.
+/// Delays a refusal with `OVERLOADED`. Counts one for a missing or invalid token in the rate limit of its client.
 pub(super) async fn finish(
     public: &Public,
     context: &RequestContext,

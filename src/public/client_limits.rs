@@ -1,7 +1,8 @@
 //! Rate limits by client address: for all requests, and for requests without a valid token.
 //!
 //! Several clients can share an address, such as that of a provider's egress proxy. Therefore the second limit does not
-//! apply to requests with a valid token. A token in a body is recognized only if it appears without JSON escapes.
+//! apply to requests with a valid token. A token in a body counts as valid for this purpose only if it
+//! appears without JSON escapes.
 
 use std::net::IpAddr;
 

@@ -37,8 +37,8 @@ pub(super) async fn handle(
     finish(&public, &context, processed).await
 }
 
-/// The checks run in the same order as for a callback. The last step, in the store, changes only the time at which the
-/// item times out.
+/// The checks run in the same order as for a callback. The last step, in the store, records the heartbeat, which can
+/// postpone the timeout of the item, and publishes the progress.
 async fn process(request: &ProviderRequest<'_>, body: Body) -> Result<Response, Refusal> {
     let ProviderRequest { public, context, .. } = *request;
     let allowed = AllowedBody { max_bytes: Some(MAX_HEARTBEAT_BYTES), may_be_empty: true };

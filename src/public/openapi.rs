@@ -175,7 +175,7 @@ fn schemas(carriers: &Carriers) -> Value {
             "description": "Can have other members with details.",
         }}),
     );
-    failure["description"] = "The work has failed. `error` is the only member.".into();
+    failure["description"] = "The work has failed. `error` is the only member, apart from a token.".into();
     let mut llm_object = json!({
         "type": "object",
         "required": ["content"],

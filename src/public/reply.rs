@@ -149,7 +149,7 @@ impl From<RefusedCallback> for Refusal {
             AcceptRefused::HeldLimit => (
                 Code::HeldLimit,
                 "the limit on held results is reached while an earlier work item has no outcome; the token is still \
-                 valid, send the request again later",
+                 valid: send the request again later",
             ),
             AcceptRefused::ChannelLimit => {
                 (Code::ChannelLimit, "the conversation's channel has reached its size limit")

@@ -195,7 +195,7 @@ impl RedisStore {
         }
     }
 
-    /// Warnings about the servers' settings that the last call did not return.
+    /// Checks the servers' settings. Returns the warnings that the previous check did not find.
     pub async fn new_warnings(&self) -> Vec<DurabilityWarning> {
         let now = durability::warnings(&self.nodes, self.replicas).await;
         let mut before = self.last_warnings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -234,8 +234,8 @@ impl RedisStore {
         }
     }
 
-    /// A call with the keys and arguments that all conversation scripts share. `used`: the key of the de-duplication
-    /// mark (KEYS 7), only for `accept.lua`. `payload`: size of the long arguments in bytes.
+    /// A call with the keys and arguments that all conversation scripts share. `used`: the key that marks the token
+    /// as used (KEYS 7), only for `accept.lua`. `payload`: size of the long arguments in bytes.
     fn call<'a>(
         &self,
         script: &'a Script,
@@ -757,8 +757,8 @@ impl Store for RedisStore {
     async fn waiting(&self, limit: usize) -> Result<Waiting, StoreError> {
         self.check_verified()?;
         let wanted = limit.saturating_add(SPARE_CANDIDATES);
-        // The first query returns the oldest conversation of each partition. The `wanted` oldest conversations are in
-        // the partitions of the first `wanted` of these.
+        // The first query returns the oldest conversation of each partition. Only the partitions of the `wanted` oldest
+        // of these can contain any of the `wanted` oldest conversations.
         let all: Vec<u16> = (0..self.keys.partitions).collect();
         let (mut heads, is_complete) = self.oldest_waiting(1, &all).await?;
         heads.truncate(wanted);
@@ -952,7 +952,7 @@ impl RedisStore {
         }
     }
 
-    /// What a conversation waits for. `None`: it no longer holds results.
+    /// What a conversation waits for. `None`: it is not waiting; see `waiting_for.lua`.
     async fn waiting_for(
         &self,
         conversation: ConversationRef,

@@ -1,4 +1,4 @@
-//! All names of attributes, metrics and log fields.
+//! The names of all attributes and metrics, and of the log fields that are also attributes.
 //!
 //! Names are those of OpenTelemetry's semantic conventions (version 1.42) where these have one. The `gen_ai` names are
 //! literals here, because these conventions have moved to another repository and their constants are deprecated. Other
@@ -59,7 +59,7 @@ attributes! {
         "the `name` of the tool or provider; in metrics at most 100 values, then `other`; missing if the work item has \
          no name";
     DEADLINE = "work_item.deadline",
-        "deadline of the work item; on successful platform requests and on callbacks that came too late";
+        "deadline of the work item; on successful platform requests, and on late callbacks and heartbeats";
     TIMEOUT_MS = "work_item.timeout_ms",
         "time from issue to deadline in milliseconds; on the same records as `work_item.deadline`";
     TIMEOUT_CAUSE = "work_item.timeout_cause",
@@ -95,7 +95,8 @@ attributes! {
     USER_AGENT = attribute::USER_AGENT_ORIGINAL,
         "the `User-Agent` header, at most 120 characters; on the same records as `client.address`";
     EVENTS_SENT = "event_stream.sent", "number of envelopes that an event stream has sent";
-    LAST_SEQUENCE = "event_stream.last_sequence", "sequence of the last envelope that an event stream has sent";
+    LAST_SEQUENCE = "event_stream.last_sequence",
+        "sequence of the last envelope that an event stream has sent, or after which it started";
     CLOSED_BECAUSE = "event_stream.closed_because", "why an event stream has ended";
     HTTP_REQUEST_METHOD = attribute::HTTP_REQUEST_METHOD, "the method; `_OTHER` if it is not a standard one";
     HTTP_ROUTE = attribute::HTTP_ROUTE, "the route's template";
@@ -113,7 +114,7 @@ attributes! {
     DB_STORED_PROCEDURE_NAME = attribute::DB_STORED_PROCEDURE_NAME, "the script";
     DB_RESPONSE_STATUS_CODE = attribute::DB_RESPONSE_STATUS_CODE, "the error code of Redis, such as `OOM`";
     SERVER_ADDRESS = attribute::SERVER_ADDRESS,
-        "host of Redis; in a cluster, of the first configured node; with Sentinel, the service's name";
+        "host of Redis; in a cluster, of the first configured node; with Sentinel, the `service` of `store.url`";
     SERVER_PORT = attribute::SERVER_PORT, "port of Redis; missing with Sentinel";
     MESSAGING_SYSTEM = attribute::MESSAGING_SYSTEM, "`redis`, or `callback_ingress` in the memory store";
     MESSAGING_OPERATION_NAME = attribute::MESSAGING_OPERATION_NAME, "`publish`";
@@ -206,7 +207,7 @@ metrics! {
     PANICS = "callback_ingress.panic", "{panic}", "counter",
         "panics, each of which is a bug", [];
     LOST = "callback_ingress.telemetry.lost", "{item}", "counter",
-        "spans, log records and metric exports that were not exported, and log lines that could not be written",
+        "spans and log records that were not exported, failed metric exports, and log lines that could not be written",
         [SIGNAL];
     BUILD = "callback_ingress.build.info", "", "gauge",
         "always 1; the version is an attribute", [SERVICE_VERSION];

@@ -84,7 +84,7 @@ fn names_the_blocking_tool(store: &str) {
     let lines: Vec<&str> = list.out.lines().collect();
     let [columns, row] = lines[..] else { panic!("{list:?}") };
     let words = |line: &str| line.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
-    assert_eq!(words(columns), words("CONVERSATION WAITS FOR NAME KIND FOR DEADLINE IN HELD"));
+    assert_eq!(words(columns), words("CONVERSATION WAITS FOR NAME KIND WAITED TIMES OUT IN HELD"));
     let row = words(row);
     assert_eq!(row[..4], ["call-7", "#3", "weather", "tool"], "{list:?}");
     assert!(list.out.contains(" 9 min ") && list.out.contains("1 (12 B)"), "{list:?}");

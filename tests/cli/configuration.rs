@@ -30,7 +30,7 @@ fn unknown_key_is_named_with_its_file() {
     for (text, key) in [("[http]\nport = 80\n", "http.port"), ("[htpp]\n", "htpp"), ("port = 80\n", "port")] {
         let (_directory, name) = file(text);
         let meant = if key == "htpp" { "; did you mean http?" } else { "" };
-        let expected = format!("callback-ingress: unknown key {key} in {name}{meant}\n");
+        let expected = format!("callback-ingress: unknown key {key} (from {name}){meant}\n");
         assert_eq!(run(&["config", "check", "--config", &name]).complains(2, &[]).err, expected);
     }
 }
@@ -38,7 +38,7 @@ fn unknown_key_is_named_with_its_file() {
 #[test]
 fn unknown_key_is_named_with_its_variable() {
     let name = "CALLBACK_INGRESS__HTTP__PORT";
-    run_with(&[(name, "80")], &["config", "check"]).complains(2, &["unknown key http.port in", name]);
+    run_with(&[(name, "80")], &["config", "check"]).complains(2, &["unknown key http.port (from", name]);
 }
 
 #[test]

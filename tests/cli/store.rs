@@ -49,7 +49,7 @@ fn missing_redis_permission_is_refused() {
     redis::cmd(user[0]).arg(&user[1..]).exec(&mut redis.connection(0)).unwrap();
     let url = redis.url(0).replace("://", "://ingress:word@");
     let check = run(&["config", "check", "--store", &url]).exits(2);
-    assert!(check.err.contains("may not run XADD, which the scripts use"), "{check:?}");
+    assert!(check.err.contains("may not run XADD, which the service needs"), "{check:?}");
     assert!(!check.err.contains("word"), "{check:?}");
 }
 

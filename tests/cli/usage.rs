@@ -53,7 +53,7 @@ fn wrong_usage_exits_2_with_a_message() {
         (&["healthcheck", "--timeout-ms", "soon"], "'soon'"),
         (&["serve", "--store"], "--store <URL>"),
         (&["config", "dump", "--set", "brew"], "SECTION.KEY=VALUE"),
-        (&["serve", "--set", "brew=1"], "unknown key brew in the command line"),
+        (&["serve", "--set", "brew=1"], "unknown key brew (from the command line)"),
     ];
     for (arguments, what) in wrong {
         run(arguments).complains(2, &[what]);
@@ -66,7 +66,8 @@ fn invalid_setting_stops_every_command() {
         if command[0] != "keys" && *command != ["config"] {
             let operand = matches!(command[0], "show" | "tail").then_some("call-1");
             let arguments = [command, operand.as_slice(), &["--set", "http.port=1"]].concat();
-            run(&arguments).complains(2, &["callback-ingress: unknown key http.port in the command line"]);
+            run(&arguments)
+                .complains(2, &["callback-ingress: unknown key http.port (from the command line)"]);
         }
     }
 }

@@ -74,7 +74,7 @@ impl Session {
         let configured = config.platform.service_keys.keys().first();
         let key = configured.or(app.generated_service_key()).cloned();
         Ok(Self {
-            // For each chunk, because the event stream stays open.
+            // The timeout applies to each read, not to the whole response, because the event stream stays open.
             client: client::builder(trusting(None)?).no_proxy().read_timeout(TIMEOUT).build()?,
             platform: app.platform_addr(),
             key: key.ok_or_else(|| DemoError("no service key".into()))?,

@@ -68,8 +68,7 @@ fn in_service(error: &OwnError, sent: Sent<'_>) -> Option<String> {
         }
         Code::TokenCarriersDisagree => "does the gateway add a token?".into(),
         Code::ConversationEnded | Code::WorkItemUnknown => {
-            "does the public URL lead to an instance with another store.url? The store memory: belongs to one \
-             instance"
+            "does the public URL lead to an instance with another store.url? Each instance has its own memory store"
                 .into()
         }
         Code::NotFound | Code::MethodNotAllowed => "does the gateway change the path or the method?".into(),
@@ -109,7 +108,7 @@ fn at_gateway(response: &ProbeResponse, sent: Sent<'_>) -> String {
         405 => "does the gateway allow POST on this path?".into(),
         413 => format!("the gateway's body limit is less than {} bytes", sent.bytes),
         414 | 431 => {
-            "does the gateway limit the length of a URL or a header? A token has about 150 characters".into()
+            "does the gateway limit the length of a URL or a header? A token has 116 characters".into()
         }
         300..=399 => match response.header("location") {
             Some(location) => format!("it redirects to {location}; give that URL to providers"),

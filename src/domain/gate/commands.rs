@@ -440,8 +440,8 @@ pub struct Expired {
     /// Whether items are left to release, or timers of the ended conversation are left to remove. The sweeper
     /// continues with both.
     pub unfinished: bool,
-    /// Given timers can fire before their items time out, because a heartbeat does not move the timer of its item. Such
-    /// timers are set again. This is the time in milliseconds until the earliest of them.
+    /// Time in milliseconds until the earliest of the given timers that were set again. A timer is set again if it
+    /// fires before its item times out, because a heartbeat does not move the timer of its item.
     pub next_in_ms: Option<u64>,
 }
 

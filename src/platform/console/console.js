@@ -9,9 +9,9 @@ const API = 'platform/v1/conversations';
 const LIST_LIMIT = 100;
 /** Pause between two requests for the same state, in ms. */
 const REFRESH = 2000;
-/** The service sends a comment on the event stream every 15 s. After this time without data, in ms, it is lost. */
+/** The service sends a comment on the event stream every 15 s. After this time without data (ms), the stream is lost. */
 const SILENCE = 40000;
-/** Pause before the event stream is opened again, in ms. It doubles to the maximum. */
+/** Pause before the event stream is opened again, in ms. It doubles with each failure, up to the maximum. */
 const RETRY = { min: 500, max: 8000 };
 /** Number of released items that a timeline shows at first, keeps as more arrive, and adds on demand. */
 const RELEASED = { first: 25, kept: 200, more: 100 };
@@ -203,7 +203,7 @@ function pause(ms, signal) {
   });
 }
 
-/** Handles a failed request: after an invalid key, shows the key form; shows other errors, and the request is retried. */
+/** Handles a failed request: shows the key form if the key is invalid, and otherwise the error. */
 function failed(error, signal) {
   if (signal.aborted) return;
   if (error instanceof Refused && error.status === 401) {
@@ -406,7 +406,7 @@ class Conversation {
     }
   }
 
-  /** The state without its channel: the released items are read from the event stream. */
+  /** Reads the state of the conversation, and sets after which event the stream starts. */
   async start() {
     await this.inspect();
     const after = Math.max(0, this.released() - RELEASED.first);

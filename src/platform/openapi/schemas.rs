@@ -130,7 +130,7 @@ fn conversations() -> Value {
                 "reason": schema_ref("Reason"),
                 "nextSequence": schema_ref("Sequence"),
                 "waitingFor": {
-                    "description": "The sequence that the gate waits for.",
+                    "description": "Sequence of the next work item to be released. Later results are held until then.",
                     "allOf": [schema_ref("Sequence")],
                 },
                 "awaiting": {"type": "array", "items": schema_ref("WorkItem")},

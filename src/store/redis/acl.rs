@@ -44,12 +44,12 @@ impl MissingPermissions {
     /// The error message. `None` if all required permissions are granted.
     pub(super) fn message(&self) -> Option<String> {
         let commands = (!self.commands.is_empty())
-            .then(|| format!("may not run {}, which the scripts use", self.commands.join(", ")));
+            .then(|| format!("may not run {}, which the service needs", self.commands.join(", ")));
         let keys = self.keys.then(|| "may not access all keys that begin with {cb:".to_owned());
         let reasons: Vec<String> = commands.into_iter().chain(keys).collect();
         (!reasons.is_empty()).then(|| {
             format!(
-                "the Redis user in store.url {}: scripts would stop halfway. Grant the permission (ACL SETUSER), or \
+                "the Redis user in store.url {}: scripts could stop halfway. Grant the permission (ACL SETUSER), or \
                  use another user",
                 reasons.join(", and ")
             )

@@ -89,8 +89,8 @@ impl ServerSettings {
                     .into(),
             ),
             Some(wanted) if self.replicas.is_some_and(|replicas| replicas < wanted) => risk(format!(
-                "store.wait_replicas is {wanted}, but Redis has {replicas} connected replicas: every write returns \
-                 OUTCOME_UNKNOWN until there are enough"
+                "store.wait_replicas is {wanted}, but the number of connected replicas is {replicas}: every write \
+                 returns OUTCOME_UNKNOWN until there are enough"
             )),
             _ => {}
         }
@@ -164,7 +164,7 @@ mod tests {
         }
         assert!(field("aof_enabled:1\r\n", Some("everysec"), false, None).contains("appendfsync everysec"));
         assert!(field("connected_slaves:0\r\n", None, true, None).contains("store.wait_replicas is 0"));
-        assert!(field("connected_slaves:1\r\n", None, true, Some(2)).contains("Redis has 1 connected"));
+        assert!(field("connected_slaves:1\r\n", None, true, Some(2)).contains("connected replicas is 1"));
     }
 
     #[test]

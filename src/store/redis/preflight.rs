@@ -16,7 +16,7 @@ const MIN_VERSION: (u32, u32) = (6, 2);
 /// The version of the data layout.
 const LAYOUT_VERSION: u8 = 5;
 
-/// TTL of the layout key in milliseconds. Longer than the lifetime of any conversation; each check renews it.
+/// TTL of the layout key in milliseconds. Longer than a conversation can exist without a step; each check renews it.
 const LAYOUT_TTL_MS: u64 = 90 * 24 * 60 * 60 * 1000;
 
 /// Why the configured Redis cannot be used.

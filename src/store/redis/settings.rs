@@ -28,7 +28,8 @@ pub struct RedisSettings {
     /// Timeout for a reply. Read-only queries, for example `inspect` and `read`, have a longer one: five times this,
     /// and at least 5 s.
     pub response_timeout: Duration,
-    /// Maximum number of requests in flight per listener. The queue of each connection has this size.
+    /// Maximum number of requests in flight per listener. The queue of each connection has twice this
+    /// size.
     pub max_requests_in_flight: usize,
     /// Limits of a conversation.
     pub limits: Limits,
@@ -83,7 +84,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn queue_size_equals_the_in_flight_limit() {
+    fn queue_has_the_given_size() {
         let config = format!("{:?}", ConnectionSettings::new(SECOND, SECOND, 1_024).config());
         assert!(config.contains("pipeline_buffer_size: Some(1024)"), "{config}");
     }

@@ -53,7 +53,7 @@ pub(super) async fn listen(
                     tracing::warn!(
                         name: "store.watch_lost",
                         error = %error,
-                        "lost the pub/sub connection to Redis; event streams poll until it is back"
+                        "no pub/sub connection to Redis; event streams poll until there is one"
                     );
                     logged = true;
                 }

@@ -17,8 +17,8 @@ async fn near_miss_of_a_failure_is_refused_and_spends_nothing() {
             (r#"{"error":{"code":"X"}}"#, "error.message is missing"),
             (r#"{"error":{"code":500,"message":"m"}}"#, "error.code must be a string"),
             (r#"{"error":{"code":"X","message":null}}"#, "error.message must be a string"),
-            (r#"{"error":{"code":"X","message":"m"},"details":{}}"#, "other members besides error"),
-            (r#"{"content":"half","error":{"code":"X","message":"m"}}"#, "other members besides error"),
+            (r#"{"error":{"code":"X","message":"m"},"details":{}}"#, "error must be the only member"),
+            (r#"{"content":"half","error":{"code":"X","message":"m"}}"#, "error must be the only member"),
         ] {
             let reply = service.callback(&item.token, body).send().await;
             assert_eq!(reply.verdict(), (400, "RESULT_SHAPE_INVALID".to_owned()), "{body}");

@@ -1,5 +1,5 @@
--- THE SEQUENCE GATE: settles and releases items. Implements the rules of src/domain/gate.rs in functions of the
--- same names; tests/it/model.rs compares the two.
+-- THE SEQUENCE GATE: settles and releases items. Implements the rules of src/domain/gate.rs in scripts and
+-- functions of the same names; tests/it/model.rs compares the two.
 local TRACE = ARGV[4]
 
 -- Collected during the step: fields and values for the conversation's hash, timers to remove, sequences of held
@@ -12,7 +12,7 @@ local NOW_TEXT = rfc3339(NOW, date(NOW))
 local function settle(c, sequence, item, outcome, received_at, attempt, bytes, request, reason)
     item = item .. encode(SETTLEMENT, received_at, attempt, bytes, #request, request, #TRACE, TRACE)
         .. reason .. char(outcome)
-    -- Redis and Lua format a number in an argument or a concatenation more slowly than this.
+    -- Formatted here, because Redis (in an argument) and Lua (in a concatenation) format a number more slowly.
     local n, field = #WRITES, format('%d', sequence)
     WRITES[n + 1], WRITES[n + 2] = field, item
     OBSOLETE_TIMERS[#OBSOLETE_TIMERS + 1] = REFERENCE .. ':' .. field

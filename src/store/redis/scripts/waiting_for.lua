@@ -1,7 +1,7 @@
 -- Returns the item that a conversation waits for, and since when it holds results. Removes the conversation from the
 -- index if it holds nothing or no longer exists. Otherwise read-only.
 -- Reply: waiting, state, metadata, item at the gate, time in ms at which the oldest held item was settled (text)
---        not_waiting: nothing is held, or the next step releases it
+--        not_waiting: the conversation is gone or has ended, nothing is held, or the next step moves the gate
 local read = call('HMGET', CONVERSATION, 's', 'c')
 local c = conversation(read[1], read[2])
 if not c or c.next - c.gate == c.awaiting then
