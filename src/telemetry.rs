@@ -18,7 +18,7 @@ pub mod trace;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::io::{IsTerminal, stderr};
+use std::io::{BufWriter, IsTerminal, stderr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use self::lines::LineFormat;
-use self::log::{LogLayer, RecordExport, may_be_logged};
+use self::log::{BatchWriter, LogLayer, RecordExport, may_be_logged};
 use self::queue::{ExportQueue, Queued};
 use self::trace::SpanRef;
 use crate::config::{Exports, LogFormat, TelemetryConfig};
@@ -127,7 +127,8 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     // set.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let resource = exporters::resource();
-    let (writer, log) = tracing_appender::non_blocking(stderr());
+    let (writer, log) =
+        tracing_appender::non_blocking(BatchWriter(BufWriter::with_capacity(65_536, stderr())));
     let spans = ExportQueue::new("traces", exports.span_queue);
     let records = ExportQueue::new("logs", exports.log_queue);
     let points = ExportQueue::new("metrics", usize::MAX);
