@@ -198,7 +198,8 @@ impl Telemetry {
         parent: &Context,
     ) -> SpanRef {
         let tracer = self.tracer.as_ref().filter(|tracer| tracer.queue.admits());
-        let span = || SpanBuilder::from_name(name()).with_kind(kind);
+        // With space for the attributes, which are added one by one when the span ends.
+        let span = || SpanBuilder::from_name(name()).with_kind(kind).with_attributes(Vec::with_capacity(24));
         let started = tracer.and_then(|tracer| SpanRef::start(&tracer.sdk, span(), parent));
         started.unwrap_or_else(|| SpanRef::random(parent))
     }
