@@ -18,7 +18,7 @@ pub mod trace;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::io::{IsTerminal, stderr};
+use std::io::{BufWriter, IsTerminal, stderr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use self::lines::LineFormat;
-use self::log::{LogLayer, RecordExport, may_be_logged};
+use self::log::{BatchWriter, LogLayer, RecordExport, may_be_logged};
 use self::queue::{ExportQueue, Queued};
 use self::trace::SpanRef;
 use crate::config::{Exports, LogFormat, TelemetryConfig};
@@ -62,7 +62,7 @@ pub fn last_panic() -> String {
 pub struct Telemetry {
     /// The metrics.
     pub metrics: Metrics,
-    /// Set if spans are exported.
+    /// `None` if spans are not exported.
     tracer: Option<Tracer>,
 }
 
@@ -72,7 +72,7 @@ struct Tracer {
     queue: Arc<ExportQueue>,
 }
 
-/// Keeps logging and exporting alive. Dropping it writes the remaining log lines, which takes about a second at most.
+/// Keeps logging and exporting alive. Dropping it writes the remaining log lines, for about a second at most.
 #[must_use = "logging stops when this is dropped"]
 #[derive(Debug)]
 pub struct TelemetryGuard {
@@ -94,7 +94,7 @@ impl TelemetryGuard {
         let logs = tokio::task::spawn_blocking(move || logs.shutdown_with_timeout(limit));
         let all = tokio::time::timeout(limit, async {
             let queued = tokio::join!(traces, logs);
-            // Metrics come last, because they count what the other two lost.
+            // Metrics come last, because they count the lost spans and log records.
             let metrics = tokio::task::spawn_blocking(move || metrics.shutdown_with_timeout(limit)).await;
             matches!((queued, metrics), ((Ok(Ok(())), Ok(Ok(()))), Ok(Ok(()))))
         });
@@ -127,7 +127,8 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     // set.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let resource = exporters::resource();
-    let (writer, log) = tracing_appender::non_blocking(stderr());
+    let (writer, log) =
+        tracing_appender::non_blocking(BatchWriter(BufWriter::with_capacity(65_536, stderr())));
     let spans = ExportQueue::new("traces", exports.span_queue);
     let records = ExportQueue::new("logs", exports.log_queue);
     let points = ExportQueue::new("metrics", usize::MAX);
@@ -182,7 +183,7 @@ impl Telemetry {
         Self { metrics, tracer: None }
     }
 
-    /// Exports the counters, which are still 0, in the background. Call it after all counters have been initialised.
+    /// Exports all counters in the background while they are still 0. Call it after all counters are initialized.
     pub fn export_initial_counters(&self) {
         let provider = self.metrics.provider().clone();
         // A failure is counted and logged like that of any other export.
@@ -197,7 +198,8 @@ impl Telemetry {
         parent: &Context,
     ) -> SpanRef {
         let tracer = self.tracer.as_ref().filter(|tracer| tracer.queue.admits());
-        let span = || SpanBuilder::from_name(name()).with_kind(kind);
+        // With space for the attributes, which are added one by one when the span ends.
+        let span = || SpanBuilder::from_name(name()).with_kind(kind).with_attributes(Vec::with_capacity(24));
         let started = tracer.and_then(|tracer| SpanRef::start(&tracer.sdk, span(), parent));
         started.unwrap_or_else(|| SpanRef::random(parent))
     }

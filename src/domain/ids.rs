@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use uuid::Uuid;
+use uuid::fmt::Simple;
 
 /// The prefix of every token.
 pub const TOKEN_PREFIX: &str = "cbt_";
@@ -170,8 +171,8 @@ impl ConversationRef {
 
 impl fmt::Display for ConversationRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One write instead of one per byte, because this is part of every key, log line and span.
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        // Fast, because this is part of every key, log line and span.
+        Uuid::from_bytes(self.0).simple().fmt(f)
     }
 }
 
@@ -361,16 +362,21 @@ impl TraceParent {
 
     /// Builds a `traceparent`. `None` if an id is zero.
     pub fn of(trace_id: u128, span_id: u64, flags: u8) -> Option<Self> {
-        let traceparent = || Self(format!("00-{trace_id:032x}-{span_id:016x}-{flags:02x}").into());
+        // Formats the digits as parts of UUIDs, which is faster than `format!`.
+        let rest = u128::from(span_id) << 8 | u128::from(flags);
+        let [trace, rest] = [trace_id, rest].map(|number| Uuid::from_u128(number).simple());
+        let (mut trace_digits, mut rest_digits) = ([0; Simple::LENGTH], [0; Simple::LENGTH]);
+        let trace = &*trace.encode_lower(&mut trace_digits);
+        let (span, flags) = rest.encode_lower(&mut rest_digits)[14..].split_at(16);
+        let traceparent = || Self(["00-", trace, "-", span, "-", flags].concat().into());
         (trace_id != 0 && span_id != 0).then(traceparent)
     }
 
     /// The trace id, the span id and the flags. Never `None`, because the text has been checked.
     pub fn ids(&self) -> Option<(u128, u64, u8)> {
-        // Parsing two halves is faster than parsing a `u128`.
-        let half = |digits| u64::from_str_radix(&self.0[digits], 16).ok();
-        let trace_id = u128::from(half(3..19)?) << 64 | u128::from(half(19..35)?);
-        Some((trace_id, half(36..52)?, u8::from_str_radix(&self.0[53..], 16).ok()?))
+        let trace_id = Uuid::try_parse(self.trace_id()).ok()?.as_u128();
+        let span_id = u64::from_str_radix(&self.0[36..52], 16).ok()?;
+        Some((trace_id, span_id, u8::from_str_radix(&self.0[53..], 16).ok()?))
     }
 
     /// The full text, 55 characters.

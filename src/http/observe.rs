@@ -45,7 +45,7 @@ async fn respond(context: RequestContext, mut request: Request, next: Next) -> R
     let mut response = next.run(request).await;
     let refusal = response.extensions_mut().remove::<Refusal>().or_else(|| framework_refusal(&response));
     if let Some(refusal) = &refusal {
-        response = refusal.render(context.request_id, &context.span.trace_id());
+        response = refusal.render(context.request_id, context.span.trace_id());
     }
     let headers = response.headers_mut();
     headers.reserve(4);

@@ -105,7 +105,9 @@ impl RequestState {
             _ => line!(info),
         }
         drop(in_span);
-        self.end_span(Arc::unwrap_or_clone(attributes), log);
+        if self.span.is_recorded() {
+            self.end_span(Arc::unwrap_or_clone(attributes), log);
+        }
     }
 
     /// The attributes that the log line and the span share.

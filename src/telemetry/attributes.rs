@@ -1,7 +1,6 @@
 //! Attributes that a span and a log line can share.
 
-use std::fmt::Display;
-use std::io::Write;
+use std::fmt::{Display, Write};
 use std::sync::Arc;
 
 use opentelemetry::{KeyValue, Value};
@@ -16,13 +15,10 @@ pub fn attributes<const N: usize>(all: [(&'static str, Option<Value>); N]) -> Ve
 
 /// A value as text. Clones share it.
 pub fn text(value: impl Display) -> Value {
-    // Formats most values on the stack, so that only the shared string is allocated.
-    let mut buffer = [0; 128];
-    let mut rest = &mut buffer[..];
-    let fits = write!(rest, "{value}").is_ok();
-    let length = 128 - rest.len();
-    let short = str::from_utf8(&buffer[..length]).ok().filter(|_| fits);
-    Value::String(short.map_or_else(|| value.to_string().into(), Arc::<str>::from).into())
+    let mut text = String::with_capacity(64);
+    // Cannot fail.
+    let _ = write!(text, "{value}");
+    Value::String(Arc::<str>::from(text).into())
 }
 
 /// A number. Saturates at the maximum of the integer type of attributes.

@@ -2,12 +2,11 @@
 
 use std::fmt::Write as _;
 
+use humantime::format_rfc3339_millis;
 use opentelemetry::trace::TraceContextExt;
-use opentelemetry::{KeyValue, Value};
-use serde::ser::{SerializeMap, Serializer as _};
+use opentelemetry::{KeyValue, Value, time};
 use tracing::Level;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use uuid::Uuid;
 
 use super::event::LogEvent;
 use super::names;
@@ -19,13 +18,13 @@ pub(super) enum LineFormat {
     Json,
     /// Text for people: the time and the level, then the status, code and duration of a request. Ids come last.
     Text {
-        /// Whether the level is coloured.
+        /// Whether the level is colored.
         colour: bool,
     },
 }
 
-/// The further attributes in the text line of a successful request, after those with a fixed position. A JSON line has
-/// all attributes.
+/// The further attributes in the text line of a request that was not refused, after those with a fixed position. A JSON
+/// line has all attributes.
 const SHOWN: [&str; 8] = [
     names::TOOL_NAME,
     names::HELD_BEHIND,
@@ -33,17 +32,14 @@ const SHOWN: [&str; 8] = [
     names::DROPPED_HELD,
     names::DROPPED_AWAITING,
     names::REASON,
-    // Of a client that disconnected.
+    // Present if the client disconnected.
     names::CLIENT_ADDRESS,
     names::USER_AGENT,
 ];
 
 impl LineFormat {
-    pub(super) fn line(self, event: &LogEvent) -> Vec<u8> {
-        let Self::Text { colour } = self else {
-            // Cannot fail.
-            return json(event).unwrap_or_default();
-        };
+    pub(super) fn line(self, event: &LogEvent) -> String {
+        let Self::Text { colour } = self else { return json(event) };
         let fields = LineFields(event.attributes().collect());
         let is_request = event.metadata.name() == names::REQUEST_EVENT;
         let text = if is_request { fields.request() } else { fields.append_to(event.message.to_string()) };
@@ -53,45 +49,44 @@ impl LineFormat {
             level => (level, 32),
         };
         let level = if colour { format!("\x1b[{code}m{level}\x1b[0m") } else { level.to_string() };
-        format!("{} {level} {text}\n", now()).into_bytes()
+        format!("{} {level} {text}\n", format_rfc3339_millis(time::now()))
     }
 }
 
-/// The current time in the format of RFC 3339, with milliseconds.
-fn now() -> String {
-    let mut text = String::with_capacity(32);
-    // Cannot fail.
-    let _ = SystemTime.format_time(&mut Writer::new(&mut text));
-    text.truncate("2026-01-01T00:00:00.000".len());
-    text.push('Z');
-    text
-}
-
-fn json(event: &LogEvent) -> serde_json::Result<Vec<u8>> {
-    let mut line = Vec::with_capacity(1024);
-    let mut serializer = serde_json::Serializer::new(&mut line);
-    let mut map = serializer.serialize_map(None)?;
-    map.serialize_entry("timestamp", &now())?;
-    map.serialize_entry("level", event.metadata.level().as_str())?;
+fn json(event: &LogEvent) -> String {
+    let mut line = String::with_capacity(1024);
+    let time = format_rfc3339_millis(time::now());
+    // Writing to a `String` cannot fail.
+    let _ = write!(line, r#"{{"timestamp":"{time}","level":"{}""#, event.metadata.level().as_str());
     let span = event.context.span();
-    if span.span_context().is_valid() {
-        map.serialize_entry("trace_id", &span.span_context().trace_id().to_string())?;
-        map.serialize_entry("span_id", &span.span_context().span_id().to_string())?;
+    let ids = span.span_context();
+    if ids.is_valid() {
+        let trace_id = Uuid::from_bytes(ids.trace_id().to_bytes()).simple();
+        let _ = write!(line, r#","trace_id":"{trace_id}","span_id":"{}""#, ids.span_id());
     }
-    map.serialize_entry("message", event.message.as_str())?;
-    for attribute in event.attributes() {
-        let name = attribute.key.as_str();
-        if let Value::Bool(value) = &attribute.value {
-            map.serialize_entry(name, value)?;
-        } else if let Value::I64(value) = &attribute.value {
-            map.serialize_entry(name, value)?;
+    push_member(&mut line, "message", event.message.as_str());
+    for KeyValue { key, value, .. } in event.attributes() {
+        if matches!(value, Value::Bool(_) | Value::I64(_)) {
+            let _ = write!(line, r#","{key}":{value}"#);
         } else {
-            map.serialize_entry(name, &attribute.value.as_str())?;
+            push_member(&mut line, key.as_str(), &value.as_str());
         }
     }
-    map.end()?;
-    line.push(b'\n');
-    Ok(line)
+    line.push_str("}\n");
+    line
+}
+
+/// Appends a member of a JSON object. `name` needs no escaping.
+fn push_member(line: &mut String, name: &str, value: &str) {
+    line.extend([",\"", name, "\":"]);
+    // Without an early exit, the loop is vectorized.
+    let is_special = |byte| u8::from(byte < b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\');
+    if value.bytes().fold(0, |found, byte| found | is_special(byte)) == 0 {
+        line.extend(["\"", value, "\""]);
+    } else {
+        // Cannot fail.
+        line.push_str(&serde_json::to_string(value).unwrap_or_default());
+    }
 }
 
 /// The attributes of an event that are not yet in its text line.
@@ -169,6 +164,18 @@ mod tests {
              request=0198c6f0-97a4-4b51-8d1c-6f6d3d1c9f3a"
         );
         assert!("2026-01-01T00:00:00.000Z INFO ".len() + line.len() <= 160);
+    }
+
+    #[test]
+    fn json_is_valid_for_any_text() {
+        for value in
+            ["", "usual text", "a\"b", "a\\b", "a long text, and a control character at its end\x1b", "é\n"]
+        {
+            let mut line = "{\"first\":1".to_owned();
+            push_member(&mut line, "value", value);
+            let read: serde_json::Value = serde_json::from_str(&(line + "}")).unwrap();
+            assert_eq!(read["value"], value);
+        }
     }
 
     #[test]

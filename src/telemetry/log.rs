@@ -1,7 +1,9 @@
 //! Writes each event as a line to standard error, and exports it as a log record.
 
-use std::io::Write;
+use std::io::{self, BufWriter, Stderr, Write};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use opentelemetry::logs::{AnyValue, LogRecord, Logger, Severity};
 use opentelemetry::{Context, StringValue, Value};
@@ -16,8 +18,22 @@ use super::event::LogEvent;
 use super::lines::LineFormat;
 use super::queue::ExportQueue;
 
-/// Prefix of the targets of this crate's events.
-const OWN_TARGETS: &str = "callback_ingress";
+/// Writes the lines of a few milliseconds together.
+pub(super) struct BatchWriter(pub(super) BufWriter<Stderr>);
+
+impl Write for BatchWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write(line)
+    }
+
+    /// Called when no line is queued. Lets lines accumulate, because waking the writer's thread for each line would cost
+    /// more than the line.
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.0.flush();
+        thread::sleep(Duration::from_millis(5));
+        flushed
+    }
+}
 
 /// The layer that writes and exports events.
 pub(super) struct LogLayer {
@@ -41,7 +57,7 @@ pub(super) fn may_be_logged(metadata: &Metadata<'_>) -> bool {
 }
 
 fn is_own(metadata: &Metadata<'_>) -> bool {
-    metadata.target().starts_with(OWN_TARGETS)
+    metadata.target().starts_with("callback_ingress")
 }
 
 impl<S: Subscriber> Layer<S> for LogLayer {
@@ -50,7 +66,7 @@ impl<S: Subscriber> Layer<S> for LogLayer {
         let mut read = LogEvent { metadata: event.metadata(), context, message, fields: Vec::new() };
         event.record(&mut read);
         // `NonBlocking` counts the lines that it cannot write.
-        let _ = self.writer.make_writer().write_all(&self.format.line(&read));
+        let _ = self.writer.make_writer().write_all(self.format.line(&read).as_bytes());
         // Does not export events of libraries: an export itself emits events, which would cause further exports.
         if let Some(records) = self.records.as_ref().filter(|_| is_own(event.metadata())) {
             records.export(read);

@@ -65,7 +65,7 @@ impl Metrics {
         &self.provider
     }
 
-    /// All metrics in Prometheus' text format, with those of the process (`process_*`).
+    /// All metrics in the Prometheus text format, with those of the process (`process_*`).
     pub fn prometheus(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }

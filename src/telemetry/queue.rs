@@ -18,8 +18,8 @@ pub(super) const DISCARDED: &str = "";
 
 /// Counts the items of one signal that wait to be exported.
 ///
-/// Exists because the SDK reports lost items only in its own log, and because it drops an item only after the item was
-/// created, which costs as much as exporting it. While this queue is full, no log records and no spans of requests and
+/// Needed because the SDK reports lost items only in its own log, and drops an item only after it was created, which
+/// costs as much as exporting it. While this queue is full, no log records and no spans of requests and
 /// sweeps are created.
 #[derive(Debug, Default)]
 pub(super) struct ExportQueue {
@@ -93,7 +93,7 @@ impl ExportQueue {
     }
 }
 
-/// A span processor that counts spans into a queue, or an exporter that counts items out of it.
+/// Counts items: as a span processor, when they enter the queue; as an exporter, when they leave it.
 #[derive(Debug)]
 pub(super) struct Queued<T> {
     pub(super) inner: T,

@@ -20,8 +20,9 @@ use crate::domain::ids::TraceParent;
 #[derive(Clone, Debug)]
 pub struct SpanRef {
     context: Context,
-    /// Whether this is an SDK span. Otherwise only its ids exist, and they are random, because responses and log lines
-    /// always have ids.
+    /// The trace id, the span id and the flags. Never `None`, because no id is zero.
+    pub ids: Option<TraceParent>,
+    /// Whether this is an SDK span. Otherwise only its ids exist, because responses and log lines always have ids.
     is_span: bool,
 }
 
@@ -38,7 +39,7 @@ impl SpanRef {
     pub(super) fn start(tracer: &SdkTracer, span: SpanBuilder, parent: &Context) -> Option<Self> {
         let span = tracer.build_with_context(span, parent);
         let is_valid = span.span_context().is_valid();
-        is_valid.then(|| Self { context: Context::new().with_span(span), is_span: true })
+        is_valid.then(|| Self::new(Context::new().with_span(span), true))
     }
 
     /// Random ids, in the caller's trace if there is one. No span is exported.
@@ -47,16 +48,21 @@ impl SpanRef {
         let trace = if caller == TraceId::INVALID { TraceId::from(Entropy.trace_id()) } else { caller };
         let span = SpanId::from(Entropy.span_id());
         let ids = SpanContext::new(trace, span, TraceFlags::NOT_SAMPLED, false, TraceState::NONE);
-        Self { context: Context::new().with_remote_span_context(ids), is_span: false }
+        Self::new(Context::new().with_remote_span_context(ids), false)
     }
 
-    fn span_context(&self) -> SpanContext {
-        self.context.span().span_context().clone()
+    fn new(context: Context, is_span: bool) -> Self {
+        let span = context.span();
+        let own = span.span_context();
+        let (trace_id, span_id) = (own.trace_id().to_bytes(), own.span_id().to_bytes());
+        let (trace_id, span_id) = (u128::from_be_bytes(trace_id), u64::from_be_bytes(span_id));
+        let ids = TraceParent::of(trace_id, span_id, own.trace_flags().to_u8());
+        Self { context, ids, is_span }
     }
 
     /// The trace id: 32 hexadecimal digits.
-    pub fn trace_id(&self) -> String {
-        self.span_context().trace_id().to_string()
+    pub fn trace_id(&self) -> &str {
+        self.ids.as_ref().map_or("", TraceParent::trace_id)
     }
 
     /// The context of the span. The log lines and store calls of a future that runs in this context belong to the span.
@@ -76,18 +82,7 @@ impl SpanRef {
 
     /// The trace context to pass on. `None` if there is no SDK span: spans are not exported, or the queue was full.
     pub fn traceparent(&self) -> Option<TraceParent> {
-        if !self.is_span {
-            return None;
-        }
-        let (trace_id, span_id, flags) = self.ids();
-        TraceParent::of(trace_id, span_id, flags)
-    }
-
-    /// The trace id, the span id and the flags.
-    pub fn ids(&self) -> (u128, u64, u8) {
-        let own = self.span_context();
-        let (trace_id, span_id) = (own.trace_id().to_bytes(), own.span_id().to_bytes());
-        (u128::from_be_bytes(trace_id), u64::from_be_bytes(span_id), own.trace_flags().to_u8())
+        self.ids.clone().filter(|_| self.is_span)
     }
 
     /// Whether the span is exported, so that attributes are worth computing.
