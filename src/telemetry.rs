@@ -35,7 +35,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider};
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
 use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -127,8 +127,7 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     // set.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let resource = exporters::resource();
-    let (writer, log) =
-        tracing_appender::non_blocking(BatchWriter(BufWriter::with_capacity(65_536, stderr())));
+    let (writer, log) = NonBlocking::new(BatchWriter(BufWriter::with_capacity(65_536, stderr())));
     let spans = ExportQueue::new("traces", exports.span_queue);
     let records = ExportQueue::new("logs", exports.log_queue);
     let points = ExportQueue::new("metrics", usize::MAX);

@@ -88,7 +88,10 @@ mod tests {
             "the task \"sweeper\" panicked before the service stopped"
         );
         tasks.spawn("certificate watcher", async {});
-        assert_eq!(tasks.ended().await.to_string(), "the certificate watcher returned");
+        assert_eq!(
+            tasks.ended().await.to_string(),
+            "the task \"certificate watcher\" returned before the service stopped"
+        );
     }
 
     #[tokio::test]

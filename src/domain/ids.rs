@@ -361,22 +361,22 @@ impl TraceParent {
     }
 
     /// Builds a `traceparent`. `None` if an id is zero.
-    pub fn of(trace_id: u128, span_id: u64, flags: u8) -> Option<Self> {
+    pub fn of(trace_id: [u8; 16], span_id: [u8; 8], flags: u8) -> Option<Self> {
         // Formats the digits as parts of UUIDs, which is faster than `format!`.
-        let rest = u128::from(span_id) << 8 | u128::from(flags);
-        let [trace, rest] = [trace_id, rest].map(|number| Uuid::from_u128(number).simple());
+        let rest = u128::from(u64::from_be_bytes(span_id)) << 8 | u128::from(flags);
+        let [trace, rest] = [Uuid::from_bytes(trace_id), Uuid::from_u128(rest)].map(Uuid::simple);
         let (mut trace_digits, mut rest_digits) = ([0; Simple::LENGTH], [0; Simple::LENGTH]);
         let trace = &*trace.encode_lower(&mut trace_digits);
         let (span, flags) = rest.encode_lower(&mut rest_digits)[14..].split_at(16);
         let traceparent = || Self(["00-", trace, "-", span, "-", flags].concat().into());
-        (trace_id != 0 && span_id != 0).then(traceparent)
+        (trace_id != [0; 16] && span_id != [0; 8]).then(traceparent)
     }
 
     /// The trace id, the span id and the flags. Never `None`, because the text has been checked.
-    pub fn ids(&self) -> Option<(u128, u64, u8)> {
-        let trace_id = Uuid::try_parse(self.trace_id()).ok()?.as_u128();
+    pub fn ids(&self) -> Option<([u8; 16], [u8; 8], u8)> {
+        let trace_id = Uuid::try_parse(self.trace_id()).ok()?.into_bytes();
         let span_id = u64::from_str_radix(&self.0[36..52], 16).ok()?;
-        Some((trace_id, span_id, u8::from_str_radix(&self.0[53..], 16).ok()?))
+        Some((trace_id, span_id.to_be_bytes(), u8::from_str_radix(&self.0[53..], 16).ok()?))
     }
 
     /// The full text, 55 characters.
@@ -536,12 +536,13 @@ mod tests {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let parsed = TraceParent::parse(good).unwrap();
         assert_eq!(parsed.trace_id(), "0af7651916cd43dd8448eb211c80319c");
-        let parts = TraceParent::of(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, 0xb7ad_6b71_6920_3331, 1);
-        assert_eq!(parts.as_ref(), Some(&parsed));
-        assert_eq!(TraceParent::of(1, 2, 3).unwrap().ids(), Some((1, 2, 3)));
-        let (trace_id, span_id, flags) = parsed.ids().unwrap();
-        assert_eq!(TraceParent::of(trace_id, span_id, flags), parts);
-        assert_eq!((TraceParent::of(0, 1, 1), TraceParent::of(1, 0, 1)), (None, None));
+        let (trace_id, span_id) = (0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128, 0xb7ad_6b71_6920_3331_u64);
+        let (trace_id, span_id) = (trace_id.to_be_bytes(), span_id.to_be_bytes());
+        assert_eq!(TraceParent::of(trace_id, span_id, 1), Some(parsed.clone()));
+        assert_eq!(parsed.ids(), Some((trace_id, span_id, 1)));
+        assert_eq!(TraceParent::of([1; 16], [2; 8], 0xfe).unwrap().ids(), Some(([1; 16], [2; 8], 0xfe)));
+        assert_eq!(TraceParent::of([0; 16], span_id, 1), None);
+        assert_eq!(TraceParent::of(trace_id, [0; 8], 1), None);
         for bad in [
             "",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",

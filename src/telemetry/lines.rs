@@ -32,7 +32,6 @@ const SHOWN: [&str; 8] = [
     names::DROPPED_HELD,
     names::DROPPED_AWAITING,
     names::REASON,
-    // Present if the client disconnected.
     names::CLIENT_ADDRESS,
     names::USER_AGENT,
 ];
@@ -84,7 +83,6 @@ fn push_member(line: &mut String, name: &str, value: &str) {
     if value.bytes().fold(0, |found, byte| found | is_special(byte)) == 0 {
         line.extend(["\"", value, "\""]);
     } else {
-        // Cannot fail.
         line.push_str(&serde_json::to_string(value).unwrap_or_default());
     }
 }

@@ -95,8 +95,7 @@ attributes! {
     USER_AGENT = attribute::USER_AGENT_ORIGINAL,
         "the `User-Agent` header, at most 120 characters; on the same records as `client.address`";
     EVENTS_SENT = "event_stream.sent", "number of envelopes that an event stream has sent";
-    LAST_SEQUENCE = "event_stream.last_sequence",
-        "sequence of the last envelope that an event stream has sent, or after which it started";
+    LAST_SEQUENCE = "event_stream.last_sequence", "sequence after which the next event stream would continue";
     CLOSED_BECAUSE = "event_stream.closed_because", "why an event stream has ended";
     HTTP_REQUEST_METHOD = attribute::HTTP_REQUEST_METHOD, "the method; `_OTHER` if it is not a standard one";
     HTTP_ROUTE = attribute::HTTP_ROUTE, "the route's template";

@@ -29,9 +29,9 @@ pub struct SpanRef {
 /// The context of a span whose `traceparent` was stored earlier.
 pub fn remote_context(traceparent: &TraceParent) -> Option<SpanContext> {
     let (trace, span, flags) = traceparent.ids()?;
-    let (trace, span) = (TraceId::from(trace), SpanId::from(span));
     let flags = TraceFlags::new(flags) & TraceFlags::SAMPLED;
-    Some(SpanContext::new(trace, span, flags, true, TraceState::NONE))
+    let trace = TraceId::from_bytes(trace);
+    Some(SpanContext::new(trace, SpanId::from_bytes(span), flags, true, TraceState::NONE))
 }
 
 impl SpanRef {
@@ -55,7 +55,6 @@ impl SpanRef {
         let span = context.span();
         let own = span.span_context();
         let (trace_id, span_id) = (own.trace_id().to_bytes(), own.span_id().to_bytes());
-        let (trace_id, span_id) = (u128::from_be_bytes(trace_id), u64::from_be_bytes(span_id));
         let ids = TraceParent::of(trace_id, span_id, own.trace_flags().to_u8());
         Self { context, ids, is_span }
     }
