@@ -36,7 +36,7 @@ use opentelemetry_sdk::logs::{BatchLogProcessor, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracer, SdkTracerProvider};
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
-use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -160,7 +160,8 @@ pub fn start(config: &TelemetryConfig, exports: Exports) -> Result<(Telemetry, T
     // The configuration contains only valid directives.
     let filter = EnvFilter::try_new(&config.log_level).unwrap_or_default();
     let layer = LogLayer { writer, format: line_format(config), records };
-    let layer = layer.with_filter(filter.and(filter_fn(may_be_logged)));
+    let layer =
+        layer.with_filter(filter.and(filter_fn(may_be_logged).with_max_level_hint(LevelFilter::TRACE)));
     // An error means that a subscriber is already set; it is kept.
     let _ = tracing_subscriber::registry().with(layer).try_init();
     let panics = metrics.clone();

@@ -39,7 +39,8 @@ const MAX_EXTERNAL_ID: usize = 128;
 /// The text is not a valid identifier.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
-    "must be 1 to 128 characters of A-Z a-z 0-9 . _ : - and must not be \".\" or \"..\" or contain the token prefix cbt_"
+    "must be 1 to 128 characters of A-Z a-z 0-9 . _ : - and must not contain the token prefix cbt_; a \
+     conversation id must not be . or .."
 )]
 pub struct InvalidId;
 
@@ -72,10 +73,13 @@ const fn is_id_character(b: u8) -> bool {
     b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-')
 }
 
-fn check_external(text: &str) -> Result<(), InvalidId> {
+fn check_conversation_id(text: &str) -> Result<(), InvalidId> {
     // Clients remove `.` and `..` from the path of a URL.
-    let is_valid = is_id(text, MAX_EXTERNAL_ID, is_id_character) && !matches!(text, "." | "..");
-    is_valid.then_some(()).ok_or(InvalidId)
+    if matches!(text, "." | "..") { Err(InvalidId) } else { check_turn_id(text) }
+}
+
+fn check_turn_id(text: &str) -> Result<(), InvalidId> {
+    is_id(text, MAX_EXTERNAL_ID, is_id_character).then_some(()).ok_or(InvalidId)
 }
 
 fn check_tool_name(text: &str) -> Result<(), InvalidToolName> {
@@ -121,11 +125,11 @@ macro_rules! external_id {
 
 external_id!(
     /// The platform's id of a conversation.
-    ConversationId, check_external, InvalidId, "1–128 characters of `A-Za-z0-9._:-`, except `.` and `..`"
+    ConversationId, check_conversation_id, InvalidId, "1–128 characters of `A-Za-z0-9._:-`, except `.` and `..`"
 );
 external_id!(
     /// The platform's id of a turn in a conversation.
-    TurnId, check_external, InvalidId, "1–128 characters of `A-Za-z0-9._:-`, except `.` and `..`"
+    TurnId, check_turn_id, InvalidId, "1–128 characters of `A-Za-z0-9._:-`"
 );
 external_id!(
     /// The platform's id of the tool call for which a work item was issued.
@@ -477,7 +481,7 @@ mod tests {
     #[test]
     fn dot_segments_of_urls_are_refused() {
         assert_eq!([".", ".."].map(ConversationId::parse), [Err(InvalidId), Err(InvalidId)]);
-        assert!(ToolName::parse("..").is_ok(), "tool names are not used in URL paths");
+        assert!(TurnId::parse("..").is_ok(), "turn ids are not used in URL paths");
     }
 
     #[test]

@@ -275,7 +275,7 @@ fn work_items(document: &mut Document, platform: &Platform) {
     ])
     .with("parameters", json!([
         conversation_id(),
-        {"name": "turnId", "in": "query", "required": true, "schema": schema_ref("Id"), "example": "turn-3"},
+        {"name": "turnId", "in": "query", "required": true, "schema": schema_ref("TurnId"), "example": "turn-3"},
         reason(),
     ]))
     .responds(200, json_response("No work item of the turn is awaiting any more.", "CancelledTurn", &cancelled));

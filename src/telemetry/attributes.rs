@@ -16,7 +16,6 @@ pub fn attributes<const N: usize>(all: [(&'static str, Option<Value>); N]) -> Ve
 /// A value as text. Clones share it.
 pub fn text(value: impl Display) -> Value {
     let mut text = String::with_capacity(64);
-    // Cannot fail.
     let _ = write!(text, "{value}");
     Value::String(Arc::<str>::from(text).into())
 }

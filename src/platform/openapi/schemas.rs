@@ -10,9 +10,9 @@ use crate::platform::{PLATFORM_PATH, Platform};
 use crate::public::CALLBACKS_PATH;
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-/// The pattern of names. They must not contain the token prefix, in upper or lower case.
+/// The pattern of names and turn ids. They must not contain the token prefix, in upper or lower case.
 const NAME: &str = r"^(?!.*[cC][bB][tT]_)[A-Za-z0-9._:-]+$";
-/// The pattern of ids: that of names, without `.` and `..`, which clients remove from the path of a URL.
+/// The pattern of conversation ids: that of names, without `.` and `..`, which clients remove from the path of a URL.
 const ID: &str = r"^(?!\.{1,2}$)(?!.*[cC][bB][tT]_)[A-Za-z0-9._:-]+$";
 
 /// All schemas.
@@ -30,6 +30,7 @@ pub(super) fn schemas(platform: &Platform) -> Value {
 fn words() -> Value {
     json!({
         "Id": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": ID},
+        "TurnId": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": NAME},
         "ToolName": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": NAME},
         "ToolCallId": {
             "type": "string",
@@ -75,7 +76,7 @@ fn requests(platform: &Platform) -> Value {
     let timeout = format!("Time to the deadline. Default: {} ms.", platform.default_timeout_ms);
     let issue = json!({
         "kind": schema_ref("Kind"),
-        "turnId": optional("Id"),
+        "turnId": optional("TurnId"),
         "timeoutMs": optional_ms(&timeout, platform.max_timeout_ms),
         "carrier": {"enum": carrier, "description": "Where the provider sends the token."},
         "traceparent": optional("TraceParent"),
@@ -168,7 +169,7 @@ fn waiting() -> Value {
             "kind": schema_ref("Kind"),
             "name": schema_ref("ToolName"),
             "toolCallId": schema_ref("ToolCallId"),
-            "turnId": schema_ref("Id"),
+            "turnId": schema_ref("TurnId"),
             "issuedAt": schema_ref("Timestamp"),
             "deadline": schema_ref("Timestamp"),
             "heartbeatDeadline": {
@@ -209,7 +210,7 @@ fn issued_properties(which_heartbeat: &str) -> Value {
         "conversationId": schema_ref("Id"),
         "sequence": schema_ref("Sequence"),
         "kind": schema_ref("Kind"),
-        "turnId": schema_ref("Id"),
+        "turnId": schema_ref("TurnId"),
         "toolCallId": schema_ref("ToolCallId"),
         "name": schema_ref("ToolName"),
         "issuedAt": schema_ref("Timestamp"),
@@ -270,7 +271,7 @@ fn work_items(platform: &Platform) -> Value {
         "WorkItem": object(&WORK_ITEM, &work_item_properties()),
         "CancelledTurn": object(&["conversationId", "turnId", "cancelled", "workItems"], &json!({
             "conversationId": schema_ref("Id"),
-            "turnId": schema_ref("Id"),
+            "turnId": schema_ref("TurnId"),
             "cancelled": {
                 "type": "integer",
                 "minimum": 0,
@@ -301,7 +302,7 @@ fn events() -> Value {
             "sequence": schema_ref("Sequence"),
             "conversationId": schema_ref("Id"),
             "workItemId": uuid(),
-            "turnId": schema_ref("Id"),
+            "turnId": schema_ref("TurnId"),
             "toolCallId": schema_ref("ToolCallId"),
             "name": schema_ref("ToolName"),
             "kind": schema_ref("Kind"),
@@ -328,7 +329,7 @@ fn events() -> Value {
             "sequence": schema_ref("Sequence"),
             "workItemId": uuid(),
             "kind": schema_ref("Kind"),
-            "turnId": schema_ref("Id"),
+            "turnId": schema_ref("TurnId"),
             "toolCallId": schema_ref("ToolCallId"),
             "name": schema_ref("ToolName"),
             "message": {"type": "string"},

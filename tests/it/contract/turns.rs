@@ -184,7 +184,11 @@ async fn turn_larger_than_a_step_is_cancelled_completely(backend: Backend) {
 async fn end_between_two_steps_keeps_what_the_first_cancelled(backend: Backend) {
     const ITEMS: u64 = 600;
     let stage = backend.stage().await;
-    let conversation = stage.conversation().await;
+    let conversation = stage.unopened();
+    // Loads both scripts, so that they run in the order in which they are sent.
+    conversation.cancel_turn("t").await.unwrap_err();
+    conversation.end().await.unwrap_err();
+    conversation.open(|_| ()).await.unwrap();
     for _ in 0..ITEMS {
         issue(&conversation, "t", 60_000).await;
     }
