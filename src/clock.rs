@@ -1,4 +1,4 @@
-//! The only place that asks the system for randomness, and for the time of everything except telemetry.
+//! The only place that asks the system for randomness and, except for telemetry, for the date and time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -106,7 +106,7 @@ pub struct HttpConfig {
 
 impl HttpConfig {
     /// The part of the drain timeout that is reserved for the last export of telemetry: a fifth of the time after the
-    /// grace period, at most a second. Writing the last log lines has a separate limit of the same length.
+    /// grace period, at most a second. The same time is reserved again for writing the last log lines.
     pub fn flush_timeout(&self) -> Duration {
         let spare = self.drain_timeout_ms.duration().saturating_sub(self.drain_grace_ms.duration());
         (spare / 5).min(Duration::from_secs(1))
@@ -156,7 +156,8 @@ impl StoreConfig {
             StoreUrl::Redis(url) => (redis::uses_tls(url), redis::uses_sentinels(url)),
         };
         let mut problems = Vec::new();
-        let tls_url = "only valid with a rediss:// URL in store.url, or another that begins with rediss";
+        let tls_url =
+            "only valid with a rediss:// URL in store.url (or rediss+sentinel://, rediss+cluster://)";
         let sentinel_url = "only valid with a redis+sentinel:// or rediss+sentinel:// URL in store.url";
         for (key, is_set, is_used, needs) in [
             ("store.tls_ca", self.tls_ca.is_some(), tls, tls_url),

@@ -1,7 +1,7 @@
 //! The provider's listener: its routes.
 //!
 //! A callback passes through three modules: `carrier` finds the token, `callback` verifies it and calls the store, and
-//! `reply` builds the response. `heartbeat` does the same for heartbeats.
+//! `reply` builds the response. For heartbeats, `heartbeat` takes the place of `callback`.
 
 mod callback;
 mod carrier;

@@ -59,7 +59,7 @@ pub async fn run(store: Arc<InstrumentedStore>, telemetry: Telemetry, stop: Canc
 }
 
 /// Reads the partitions that other instances have announced, at the beginning of each second of the store's clock. A
-/// timer is announced before the second in which it is due; if that is the current one, for the next second.
+/// timer is announced for the second in which it is due, or for the next one if that second has already begun.
 async fn read_announcements(store: &InstrumentedStore) {
     let schedule = store.schedule();
     let partitions = store.partitions();

@@ -125,7 +125,7 @@ macro_rules! external_id {
 
 external_id!(
     /// The platform's id of a conversation.
-    ConversationId, check_conversation_id, InvalidId, "1–128 characters of `A-Za-z0-9._:-`, except `.` and `..`"
+    ConversationId, check_conversation_id, InvalidId, "1–128 characters of `A-Za-z0-9._:-`, but not `.` or `..` alone"
 );
 external_id!(
     /// The platform's id of a turn in a conversation.

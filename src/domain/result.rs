@@ -72,7 +72,7 @@ pub enum FailureDefect {
     /// A member of `error` has another type.
     #[error("error.{0} must be a string")]
     NotAString(&'static str),
-    /// The body has another member than `error`, or `error` twice.
+    /// The body has a member other than `error`, or has `error` twice.
     #[error("error must be the only member of the body, and must occur once")]
     OtherMembers,
 }

@@ -52,8 +52,8 @@ impl RequestState {
         Some(&text[..text.len().min(USER_AGENT_CHARS)]).filter(|text| !contains_token(text))
     }
 
-    /// Whether a refusal gets its own log line and span. `INTERNAL` always does. Repeated refusals of unauthenticated
-    /// clients, of heartbeats and by rate limits are summarized, as are disconnects of the first two.
+    /// Whether a refusal or a client's disconnect gets its own log line and span. `INTERNAL` always does. Repeated ones
+    /// are summarized if the client is unauthenticated, the request is a heartbeat, or a rate limit refused it.
     fn has_own_line(&self, log: &RequestLog) -> bool {
         let code = log.code();
         let is_unauthenticated = match self.instrumentation.listener {

@@ -208,8 +208,8 @@ fn conversations(document: &mut Document) {
             "description",
             "Server-sent events. The schema describes one event. An event without a type is an `Envelope`, and its \
              id can be sent as `Last-Event-ID` to continue after it. A `progress` event reports a heartbeat. It is \
-             sent at most once, and its order relative to the envelopes is not defined. `end` is the last event. If the stream closes \
-             without it, open the stream again.",
+             sent at most once, and its order relative to the envelopes is not defined. `end` is the last event. \
+             If the stream closes without it, open the stream again.",
         )
         .with("parameters", json!([
             conversation_id(),

@@ -46,7 +46,7 @@ pub(super) async fn handle(
     finish(&public, &context, processed).await
 }
 
-/// Delays a refusal with `OVERLOADED`. Counts one for a missing or invalid token in the rate limit of its client.
+/// Delays an `OVERLOADED` refusal. Counts a refusal for a missing or invalid token toward its client's rate limit.
 pub(super) async fn finish(
     public: &Public,
     context: &RequestContext,

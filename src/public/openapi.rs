@@ -175,7 +175,7 @@ fn schemas(carriers: &Carriers) -> Value {
             "description": "Can have other members with details.",
         }}),
     );
-    failure["description"] = "The work has failed. `error` is the only member, apart from a token.".into();
+    failure["description"] = "The work has failed. `error` is the only member, except for the token's field if the schema has one.".into();
     let mut llm_object = json!({
         "type": "object",
         "required": ["content"],

@@ -26,7 +26,7 @@ impl<K: Copy + Eq + Hash> KeyedHistogram<K> {
         &self.histogram
     }
 
-    /// Records a value. `attributes` returns the attributes of this text and key, and is called only for the first value.
+    /// Records a value. `attributes` returns the attributes of this text and key. Called only for the first value.
     pub fn record(&self, text: &str, key: K, value: f64, attributes: impl FnOnce() -> Vec<KeyValue>) {
         let bound = self.bound.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(series) = bound.get(text).and_then(|keys| keys.get(&key)) {

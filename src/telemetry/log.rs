@@ -25,8 +25,8 @@ impl Write for BatchWriter {
         self.0.write(line)
     }
 
-    /// Called when no line is queued. Lets lines accumulate, because waking the writer's thread for each line would cost
-    /// more than the line.
+    /// Called when no line is queued. Lets lines accumulate, because waking the writer's thread for each line would
+    /// cost more than the line.
     fn flush(&mut self) -> io::Result<()> {
         // An error would make the writer's thread forget that it has been told to stop.
         let _ = self.0.flush();

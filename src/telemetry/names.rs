@@ -1,4 +1,4 @@
-//! The names of all attributes and metrics, and of the log fields that are also attributes.
+//! The names of all attributes and metrics, and of some log fields and events.
 //!
 //! Names are those of OpenTelemetry's semantic conventions (version 1.42) where these have one. The `gen_ai` names are
 //! literals here, because these conventions have moved to another repository and their constants are deprecated. Other

@@ -126,7 +126,7 @@ fn conversations() -> Value {
                 "conversationId": id(),
                 "state": {"type": "string", "enum": ["live", "ended"]},
                 "openedAt": time(),
-                "idleAt": {"description": "When the conversation ends unless it is used before then.", "allOf": [time()]},
+                "idleAt": {"description": "When the conversation ends, unless it is used before.", "allOf": [time()]},
                 "endedAt": time(),
                 "reason": schema_ref("Reason"),
                 "nextSequence": schema_ref("Sequence"),

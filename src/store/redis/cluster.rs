@@ -32,8 +32,8 @@ type SlotRange = (u16, u16, Address);
 /// The slot map as one node reports it.
 #[derive(Debug)]
 struct SlotReport {
-    /// Whether `cluster_state` is `ok`, and the current epoch of the cluster. The state is compared first, because a node that
-    /// is partitioned from the majority can have a higher epoch.
+    /// Whether `cluster_state` is `ok`, and the current epoch of the cluster. The state is compared first, because a
+    /// node that is partitioned from the majority can have a higher epoch.
     rank: (bool, u64),
     ranges: Vec<SlotRange>,
 }

@@ -1,5 +1,5 @@
 -- Runs every command that the scripts and the announcements of timers use, so that a missing permission is found at
--- startup and not in the middle of a script. Leaves no key behind. Does not use clock.lua and conversation.lua.
+-- startup and not in the middle of a script. Leaves no key behind. Does not use clock.lua or conversation.lua.
 -- KEYS: 1 an unused key
 -- ARGV: 1 a pub/sub channel without subscribers
 -- Reply: a flat list: for each command that failed, its name and its error
