@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
 use crate::field::{Competitor, Program};
 use crate::measured_redis::Aof;
 use crate::options::Options;
@@ -122,11 +124,34 @@ impl Bench {
 }
 
 fn run(competitor: &Competitor, workload: Workload, requests: usize) -> Figures {
+    // With one connection, the processes take turns. On several cores, the rate depends on which cores they wake up on.
+    let _one_core = (workload.connections == 1).then(OneCore::new);
     let plan = Plan::of(requests, workload.order, workload.bytes);
     let warm = requests as f64 * WARM_UP / (1.0 + WARM_UP);
     // Stops early if the rate is lower than expected.
     let longest = 3.0 * workload.seconds.max(1.0);
     point::closed(competitor, plan, warm as usize, workload.connections, longest)
+}
+
+/// Children that are started meanwhile run on one core.
+struct OneCore {
+    all: CpuSet,
+}
+
+impl OneCore {
+    fn new() -> Self {
+        let all = sched_getaffinity(None).unwrap();
+        let mut one = CpuSet::new();
+        one.set((0..CpuSet::MAX_CPU).find(|&core| all.is_set(core)).unwrap());
+        sched_setaffinity(None, &one).unwrap();
+        Self { all }
+    }
+}
+
+impl Drop for OneCore {
+    fn drop(&mut self) {
+        sched_setaffinity(None, &self.all).unwrap();
+    }
 }
 
 fn key(competitor: &Competitor, workload: Workload) -> String {

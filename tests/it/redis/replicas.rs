@@ -133,7 +133,9 @@ async fn too_few_replicas_cause_a_warning() {
     let callback_ingress::store::Backend::Redis(store) = stage.store.backend() else { unreachable!() };
     let warnings: Vec<String> = store.new_warnings().await.iter().map(ToString::to_string).collect();
     assert!(
-        warnings.iter().any(|warning| warning.contains("store.wait_replicas is 2, but Redis has 1")),
+        warnings
+            .iter()
+            .any(|warning| warning.contains("wait_replicas is 2, but the number of connected replicas is 1")),
         "{warnings:?}"
     );
     assert_eq!(store.new_warnings().await, [], "each warning is returned once");
