@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Starts Redis, the service and the peers on free loopback ports, one after the other, in several interleaved rounds.
-//! Each figure is a median over the rounds. A ratio of rates compares the fastest rounds of a row and of the bare
+//! Each figure is a median over the rounds. A ratio of rates compares the upper quartiles of a row and of the bare
 //! route; a ratio of latencies is the median of the ratios in each round. `field` lists the competitors, `sections` the
 //! measurements, and `point` measures one competitor. A separate process generates the load (`load`, controlled over
 //! `protocol`). A table goes to standard output; a JSON file with all rounds and a picture go to `target/bench/`. Under

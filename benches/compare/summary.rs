@@ -22,6 +22,15 @@ impl Spread {
     }
 }
 
+/// The upper quartile of the rate, interpolated between rounds.
+fn upper_quartile(rounds: &[Figures]) -> f64 {
+    let mut rates: Vec<f64> = rounds.iter().map(|figures| figures.rate).collect();
+    rates.sort_by(f64::total_cmp);
+    let at = 0.75 * (rates.len() - 1) as f64;
+    let (low, high) = (rates[at.floor() as usize], rates[at.ceil() as usize]);
+    low + (high - low) * at.fract()
+}
+
 /// All rounds of a row.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Summary {
@@ -29,8 +38,8 @@ pub(crate) struct Summary {
     pub(crate) group: String,
     pub(crate) competitor: String,
     pub(crate) rate: Spread,
-    /// The rate of the fastest round, as a ratio to the bare route's fastest round. Other processes on the machine can
-    /// slow down a round but cannot speed it up, so the fastest rounds vary least between runs.
+    /// The upper quartile of the rate, as a ratio to that of the bare route. It varies less between runs than the median,
+    /// because other processes on the machine only slow rounds down.
     pub(crate) ratio: f64,
     pub(crate) p50_ms: Spread,
     pub(crate) p99_ms: Spread,
@@ -53,7 +62,7 @@ impl Summary {
             group: group.to_owned(),
             competitor: competitor.to_owned(),
             rate: over(|figures| figures.rate),
-            ratio: over(|figures| figures.rate).max / Spread::of(bare.iter().map(|figures| figures.rate)).max,
+            ratio: upper_quartile(&rounds) / upper_quartile(bare),
             p50_ms: over(|figures| figures.tally.latency.p50 as f64 / 1000.0),
             p99_ms: over(|figures| figures.tally.latency.p99 as f64 / 1000.0),
             server_us: over(|figures| figures.server_us).median,

@@ -1,4 +1,4 @@
-//! Requests per second in a closed loop. A ratio compares the fastest round of a row and of the bare route.
+//! Requests per second in a closed loop. A ratio compares the upper quartiles of a row and of the bare route.
 
 use super::Outcome;
 use crate::bench::{Bench, Workload};
@@ -10,8 +10,8 @@ use crate::point::{self, Figures};
 use crate::summary::Summary;
 use crate::table::Table;
 
-/// Length of a measurement, in seconds. Many short rounds find each row's highest rate more reliably than a few long
-/// ones, because the machine's speed changes between them.
+/// Length of a measurement, in seconds. Many short rounds vary less between runs than a few long ones, because the
+/// machine's speed changes between them.
 const ROUND: f64 = 0.4;
 /// Number of rounds.
 const ROUNDS: u64 = 6;
