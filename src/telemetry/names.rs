@@ -93,7 +93,7 @@ attributes! {
     CLIENT_ADDRESS = attribute::CLIENT_ADDRESS,
         "the client's address; on refusals, client disconnects and closed event streams";
     USER_AGENT = attribute::USER_AGENT_ORIGINAL,
-        "the `User-Agent` header, at most 120 characters; on the same records as `client.address`";
+        "the `User-Agent` header if it is ASCII, at most 120 characters; on the same records as `client.address`";
     EVENTS_SENT = "event_stream.sent", "number of envelopes that an event stream has sent";
     LAST_SEQUENCE = "event_stream.last_sequence", "sequence after which the next event stream would continue";
     CLOSED_BECAUSE = "event_stream.closed_because", "why an event stream has ended";
@@ -206,7 +206,7 @@ metrics! {
     PANICS = "callback_ingress.panic", "{panic}", "counter",
         "panics, each of which is a bug", [];
     LOST = "callback_ingress.telemetry.lost", "{item}", "counter",
-        "spans and log records that were not exported, failed metric exports, and log lines that could not be written",
+        "spans and log records that were not exported, failed metric exports, and log lines that found the queue full",
         [SIGNAL];
     BUILD = "callback_ingress.build.info", "", "gauge",
         "always 1; the version is an attribute", [SERVICE_VERSION];

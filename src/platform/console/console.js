@@ -567,7 +567,8 @@ class Conversation {
       this.keptReleased += RELEASED.more;
       this.render();
     } catch (error) {
-      failed(error, this.signal);
+      if (error instanceof Refused && error.status === 401) failed(error, this.signal);
+      else if (!this.signal.aborted) setProblem(`The earlier work items could not be read. ${error.message}`);
     } finally {
       byId('earlier').disabled = false;
     }
