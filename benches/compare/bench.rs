@@ -124,7 +124,6 @@ impl Bench {
 }
 
 fn run(competitor: &Competitor, workload: Workload, requests: usize) -> Figures {
-    // With one connection, the processes take turns. On several cores, the rate depends on which cores they wake up on.
     let _one_core = (workload.connections == 1).then(OneCore::new);
     let plan = Plan::of(requests, workload.order, workload.bytes);
     let warm = requests as f64 * WARM_UP / (1.0 + WARM_UP);
@@ -133,13 +132,14 @@ fn run(competitor: &Competitor, workload: Workload, requests: usize) -> Figures 
     point::closed(competitor, plan, warm as usize, workload.connections, longest)
 }
 
-/// Children that are started meanwhile run on one core.
-struct OneCore {
+/// While it exists, started children run on one core. For workloads with one connection: the processes take turns
+/// anyway, and on several cores the rate and the latency depend on which cores they wake up on.
+pub(crate) struct OneCore {
     all: CpuSet,
 }
 
 impl OneCore {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let all = sched_getaffinity(None).unwrap();
         let mut one = CpuSet::new();
         one.set((0..CpuSet::MAX_CPU).find(|&core| all.is_set(core)).unwrap());
@@ -156,5 +156,5 @@ impl Drop for OneCore {
 
 fn key(competitor: &Competitor, workload: Workload) -> String {
     let Workload { order, bytes, connections, .. } = workload;
-    format!("{} {order:?} {bytes} {connections}", competitor.name)
+    format!("{} {:?} {order:?} {bytes} {connections}", competitor.name, competitor.redis)
 }

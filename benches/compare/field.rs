@@ -15,7 +15,7 @@ pub(crate) struct Competitor {
     pub(crate) name: String,
     kind: Kind,
     /// `None`: without Redis.
-    redis: Option<Aof>,
+    pub(crate) redis: Option<Aof>,
 }
 
 #[derive(Clone, Debug)]

@@ -1,13 +1,14 @@
-//! Medians over rounds, with their spread.
+//! Medians and quartiles over rounds, with their spread.
 
 use serde::Serialize;
 
 use crate::point::Figures;
 
-/// The median and the spread of a value over all rounds.
+/// The median, the upper quartile and the spread of a value over all rounds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
+    pub(crate) upper_quartile: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
 }
@@ -17,18 +18,14 @@ impl Spread {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let Some((&min, &max)) = values.first().zip(values.last()) else { return Self::default() };
-        let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
-        Self { median: f64::midpoint(low, high), min, max }
+        // Interpolated between two rounds.
+        let quantile = |part: f64| {
+            let at = part * (values.len() - 1) as f64;
+            let (low, high) = (values[at.floor() as usize], values[at.ceil() as usize]);
+            low + (high - low) * at.fract()
+        };
+        Self { median: quantile(0.5), upper_quartile: quantile(0.75), min, max }
     }
-}
-
-/// The upper quartile of the rate, interpolated between rounds.
-fn upper_quartile(rounds: &[Figures]) -> f64 {
-    let mut rates: Vec<f64> = rounds.iter().map(|figures| figures.rate).collect();
-    rates.sort_by(f64::total_cmp);
-    let at = 0.75 * (rates.len() - 1) as f64;
-    let (low, high) = (rates[at.floor() as usize], rates[at.ceil() as usize]);
-    low + (high - low) * at.fract()
 }
 
 /// All rounds of a row.
@@ -38,8 +35,8 @@ pub(crate) struct Summary {
     pub(crate) group: String,
     pub(crate) competitor: String,
     pub(crate) rate: Spread,
-    /// The upper quartile of the rate, as a ratio to that of the bare route. It varies less between runs than the median,
-    /// because other processes on the machine only slow rounds down.
+    /// The upper quartile of the rate, as a ratio to that of the reference. It varies less between runs than the
+    /// median, because other processes on the machine only slow rounds down.
     pub(crate) ratio: f64,
     pub(crate) p50_ms: Spread,
     pub(crate) p99_ms: Spread,
@@ -52,8 +49,10 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    pub(crate) fn of(group: &str, competitor: &str, rounds: Vec<Figures>, bare: &[Figures]) -> Self {
+    pub(crate) fn of(group: &str, competitor: &str, rounds: Vec<Figures>, reference: &[Figures]) -> Self {
         let over = |value: fn(&Figures) -> f64| Spread::of(rounds.iter().map(value));
+        let rate = over(|figures| figures.rate);
+        let reference = Spread::of(reference.iter().map(|figures| figures.rate));
         let some = |value: fn(&Figures) -> Option<f64>| {
             let values: Vec<f64> = rounds.iter().filter_map(value).collect();
             (!values.is_empty()).then(|| Spread::of(values).median)
@@ -61,8 +60,8 @@ impl Summary {
         Self {
             group: group.to_owned(),
             competitor: competitor.to_owned(),
-            rate: over(|figures| figures.rate),
-            ratio: upper_quartile(&rounds) / upper_quartile(bare),
+            rate,
+            ratio: rate.upper_quartile / reference.upper_quartile,
             p50_ms: over(|figures| figures.tally.latency.p50 as f64 / 1000.0),
             p99_ms: over(|figures| figures.tally.latency.p99 as f64 / 1000.0),
             server_us: over(|figures| figures.server_us).median,

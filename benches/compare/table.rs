@@ -70,8 +70,7 @@ impl Table {
                 group = &row.group;
                 table.group(group);
             }
-            let ratio = if row.ratio < 0.095 { 3 } else { 2 };
-            let mut cells = rates(row, ratio);
+            let mut cells = rates(row);
             cells.extend([row.redis_us, row.script_us, row.commands].map(optional));
             table.row(&row.competitor, cells);
             if row.unexpected > 0 {
@@ -87,11 +86,12 @@ impl Table {
 }
 
 /// The cells of a row's rate, ratio, latencies and processor time of the server.
-pub(crate) fn rates(row: &Summary, ratio_decimals: usize) -> Vec<String> {
+fn rates(row: &Summary) -> Vec<String> {
+    let decimals = if row.ratio < 0.095 { 3 } else { 2 };
     vec![
         whole(row.rate.median),
         format!("{}–{}", whole(row.rate.min), whole(row.rate.max)),
-        format!("{:.ratio_decimals$}", row.ratio),
+        format!("{:.decimals$}", row.ratio),
         format!("{:.2}", row.p50_ms.median),
         format!("{:.2}", row.p99_ms.median),
         format!("{:.1}", row.server_us),

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Outcome;
-use crate::bench::{BYTES, Bench};
+use crate::bench::{BYTES, Bench, OneCore};
 use crate::field::Competitor;
 use crate::options::SectionName;
 use crate::plan::{Order, Plan};
@@ -101,6 +101,7 @@ pub(super) fn depth(bench: &mut Bench) -> Outcome {
 }
 
 fn measure(competitor: &Competitor, case: &Case) -> Figures {
+    let _one_core = OneCore::new();
     let (mut running, mut generator, _) = point::prepared(competitor, case.plan);
     let pace = |connections| Pace::Closed { connections, seconds: 30.0 };
     generator.post(0, case.before, pace(16));

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Outcome;
-use crate::bench::{BYTES, Bench};
+use crate::bench::{BYTES, Bench, OneCore};
 use crate::field::Competitor;
 use crate::generator::Generator;
 use crate::options::SectionName;
@@ -70,6 +70,7 @@ pub(super) fn events(bench: &mut Bench) -> Outcome {
 }
 
 fn measure(competitor: &Competitor, posts: usize) -> Latencies {
+    let _one_core = OneCore::new();
     let running = competitor.start();
     let mut generator = Generator::start();
     let plan = Plan { conversations: 1, items: posts, order: Order::AsIssued, bytes: BYTES };

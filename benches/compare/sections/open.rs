@@ -1,4 +1,6 @@
 //! Latency at a fixed arrival rate: a share of the rate that the same process has just reached in a closed loop.
+//!
+//! Latencies have no ratio to the bare route: each row has its own rate.
 
 use serde::Serialize;
 use serde_json::json;
@@ -33,9 +35,6 @@ struct Row {
     p50_ms: Spread,
     p99_ms: Spread,
     p999_ms: Spread,
-    /// Ratio to the bare route in the same round. Each runs at the same share of its own maximum.
-    p50_ratio: Spread,
-    p99_ratio: Spread,
     unexpected: u64,
     rounds: Vec<Round>,
 }
@@ -59,7 +58,7 @@ pub(super) fn open(bench: &mut Bench) -> Outcome {
     let mut rows = Vec::new();
     for (at, share) in SHARES.into_iter().enumerate() {
         let row = |(competitor, rounds_of): (&Competitor, &Vec<Vec<Round>>)| {
-            row(share, &competitor.name, rounds_of[at].clone(), &rounds[0][at])
+            row(share, &competitor.name, rounds_of[at].clone())
         };
         rows.extend(field.iter().zip(&rounds).map(row));
     }
@@ -97,11 +96,8 @@ fn measure(bench: &mut Bench, competitor: &Competitor) -> Vec<Round> {
     SHARES.into_iter().map(&mut at_share).collect()
 }
 
-fn row(share: f64, competitor: &str, rounds: Vec<Round>, bare: &[Round]) -> Row {
+fn row(share: f64, competitor: &str, rounds: Vec<Round>) -> Row {
     let over = |value: fn(&Round) -> f64| Spread::of(rounds.iter().map(value));
-    let ratio = |value: fn(&Round) -> f64| {
-        Spread::of(rounds.iter().zip(bare).map(|(round, bare)| value(round) / value(bare)))
-    };
     let p50 = |round: &Round| round.figures.tally.latency.p50 as f64 / 1000.0;
     let p99 = |round: &Round| round.figures.tally.latency.p99 as f64 / 1000.0;
     Row {
@@ -112,8 +108,6 @@ fn row(share: f64, competitor: &str, rounds: Vec<Round>, bare: &[Round]) -> Row 
         p50_ms: over(p50),
         p99_ms: over(p99),
         p999_ms: over(|round| round.figures.tally.latency.p999 as f64 / 1000.0),
-        p50_ratio: ratio(p50),
-        p99_ratio: ratio(p99),
         unexpected: rounds.iter().map(|round| round.figures.tally.unexpected).sum(),
         rounds,
     }
@@ -121,7 +115,7 @@ fn row(share: f64, competitor: &str, rounds: Vec<Round>, bare: &[Round]) -> Row 
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new(
-        "open: a fixed arrival rate; latency from the scheduled time of a request, and its ratio to the bare route",
+        "open: a fixed arrival rate; latency from the scheduled time of a request",
         &[
             ("offered/s", 11),
             ("replies/s", 11),
@@ -129,8 +123,6 @@ fn table(rows: &[Row]) -> Table {
             ("p99 ms", 9),
             ("p99 min–max", 15),
             ("p99.9 ms", 10),
-            ("p50 ratio", 11),
-            ("p99 ratio", 11),
         ],
     );
     let mut share = 0.0;
@@ -146,8 +138,6 @@ fn table(rows: &[Row]) -> Table {
             format!("{:.2}", row.p99_ms.median),
             format!("{:.2}–{:.2}", row.p99_ms.min, row.p99_ms.max),
             format!("{:.2}", row.p999_ms.median),
-            format!("{:.2}", row.p50_ratio.median),
-            format!("{:.2}", row.p99_ratio.median),
         ];
         table.row(&row.competitor, cells);
     }

@@ -1,4 +1,5 @@
-//! Requests per second in a closed loop. A ratio compares the upper quartiles of a row and of the bare route.
+//! Requests per second in a closed loop. A ratio compares the upper quartiles of a row and of its reference, which is
+//! the bare route except in the sections about telemetry.
 
 use super::Outcome;
 use crate::bench::{Bench, Workload};
@@ -18,21 +19,31 @@ const ROUNDS: u64 = 6;
 /// Number of rounds of a quick run.
 const QUICK: u64 = 3;
 
-/// Number of other cases between two measurements of the bare route.
+/// Number of other cases between two measurements of the reference.
 const BETWEEN: usize = 4;
 
 /// A row of the table.
-struct Case {
+pub(super) struct Case {
     group: String,
     competitor: Competitor,
     workload: Workload,
+    /// Whether the rows of its group are compared with this one. In a group without such a row, they are compared with
+    /// that of the group without a name.
+    reference: bool,
     /// Whether issuing is measured instead of posting.
     issuing: bool,
 }
 
 impl Case {
-    fn new(group: &str, competitor: Competitor, workload: Workload) -> Self {
-        Self { group: group.to_owned(), competitor, workload, issuing: false }
+    /// A row. The bare route is the reference of its group.
+    pub(super) fn new(group: &str, competitor: Competitor, workload: Workload) -> Self {
+        let reference = competitor.is_bare();
+        Self { group: group.to_owned(), competitor, workload, reference, issuing: false }
+    }
+
+    /// Makes this row the reference of its group.
+    pub(super) fn reference(self) -> Self {
+        Self { reference: true, ..self }
     }
 
     /// The name in progress messages.
@@ -61,13 +72,15 @@ pub(super) fn stores(bench: &mut Bench) -> Outcome {
     outcome
 }
 
-/// Results of different sizes.
+/// Results of different sizes. They are compared with the bare route at the default size: it hardly uses a result, and
+/// its rate at 64 KiB depends on the machine's memory more than on its processor.
 pub(super) fn sizes(bench: &mut Bench) -> Outcome {
-    let mut cases = Vec::new();
+    let mut cases = vec![Case::new("", Competitor::bare(), bench.workload(ROUND))];
     let sizes = [("64 KiB", 64 << 10), ("2 KiB", 2 << 10), ("200 bytes", 200)];
     for (name, bytes) in sizes.into_iter().take(bench.kinds(3)).rev() {
         let workload = Workload { bytes, ..bench.workload(ROUND) };
-        cases.extend(bench.short_field().into_iter().map(|competitor| Case::new(name, competitor, workload)));
+        let field = bench.short_field().into_iter().filter(|competitor| !competitor.is_bare());
+        cases.extend(field.map(|competitor| Case::new(name, competitor, workload)));
     }
     compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", &cases)
 }
@@ -114,20 +127,19 @@ pub(super) fn issue(bench: &mut Bench) -> Outcome {
     compare(bench, SectionName::Issue, "issue: 64 connections of the platform", &cases)
 }
 
-/// Measures all cases in interleaved rounds. In each round, the bare route of a group comes first, and the order of the
-/// others is rotated. In a large group, the bare route is measured several times, because the machine's speed changes.
-fn compare(bench: &mut Bench, name: SectionName, title: &str, cases: &[Case]) -> Outcome {
+/// Measures all cases in interleaved rounds. In each round, the reference comes first, and the order of the others is
+/// rotated. If there are many others, the reference is measured several times, because the machine's speed changes.
+pub(super) fn compare(bench: &mut Bench, name: SectionName, title: &str, cases: &[Case]) -> Outcome {
     let count = bench.options.rounds(ROUNDS, QUICK);
     let mut rounds: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
-    // The bare route of the same group, or of the section.
-    let bare_of = |case: &Case| {
-        let of = |group: &str| cases.iter().position(|case| case.group == group && case.competitor.is_bare());
+    let reference_of = |case: &Case| {
+        let of = |group: &str| cases.iter().position(|case| case.group == group && case.reference);
         of(&case.group).or_else(|| of("")).unwrap()
     };
     for round in 0..usize::try_from(count).unwrap() {
-        for bare in (0..cases.len()).filter(|&at| cases[at].competitor.is_bare()) {
-            let mut others: Vec<usize> = (0..cases.len()).filter(|&at| bare_of(&cases[at]) == bare).collect();
-            others.retain(|&at| at != bare);
+        for reference in (0..cases.len()).filter(|&at| cases[at].reference) {
+            let mut others: Vec<usize> = (0..cases.len()).collect();
+            others.retain(|&at| at != reference && reference_of(&cases[at]) == reference);
             let first = round * others.len() / usize::try_from(count).unwrap();
             others.rotate_left(first);
             let mut one = |at: usize, rounds: &mut Vec<Vec<Figures>>| {
@@ -136,20 +148,20 @@ fn compare(bench: &mut Bench, name: SectionName, title: &str, cases: &[Case]) ->
                 bench.progress(&format!("{of}: {}: {rate:.0} requests/s", cases[at].name()));
                 rounds[at].push(figures);
             };
-            one(bare, &mut rounds);
+            one(reference, &mut rounds);
             let often = others.len() > BETWEEN;
             for some in others.chunks(BETWEEN) {
                 for &at in some {
                     one(at, &mut rounds);
                 }
                 if often {
-                    one(bare, &mut rounds);
+                    one(reference, &mut rounds);
                 }
             }
         }
     }
     let summary = |(case, own): (&Case, &Vec<Figures>)| {
-        Summary::of(&case.group, &case.competitor.name, own.clone(), &rounds[bare_of(case)])
+        Summary::of(&case.group, &case.competitor.name, own.clone(), &rounds[reference_of(case)])
     };
     let rows: Vec<Summary> = cases.iter().zip(&rounds).map(summary).collect();
     Outcome {
