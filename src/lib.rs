@@ -14,14 +14,14 @@
 //! | when a work item has timed out | `outcome_at`, in [`domain::gate`] and `item.lua`; [`domain::work_item::WorkItem::times_out_at`] |
 //! | when a conversation has ended | `ended_at`, in [`domain::gate`] and `conversation.lua` |
 //! | which conversations are listed as waiting | `waiting`, in [`domain::gate`], `waiting_for.lua` and `index_waiting` in `release.lua` |
-//! | the contents and the verification of a token | [`domain::token`] |
+//! | the contents and the verification of a token | [`domain::token`]; the store checks its expiry again, by its own clock |
 //! | whether a body is a result or a failure | [`domain::result`], from the scan by [`domain::json`] |
 //! | the contents of an envelope, and how it gets on the channel | [`domain::envelope`], and `append` in `release.lua` |
 //! | the format of the data in Redis | `conversation.lua` and `item.lua`, decoded by `store/redis/stored.rs` |
 //! | when a timer fires | [`sweeper`], with [`store::Schedule`] and `due.lua` |
 //! | what `/health` reports about the store | `store/health.rs` |
 //! | the console | `platform/console/`: a page, a script and a style sheet, served by `platform/console.rs` |
-//! | the size of a page of a channel | `platform/pages.rs` |
+//! | the size of a page of a channel | `platform/pages.rs`; its bytes, `PAGE_BYTES` in `store.rs` |
 //! | how the client's address is determined | [`http::client_address`] |
 //! | rate limits | [`http::rate_limit`], `public/client_limits.rs`, `platform/auth.rs` |
 //! | connection limits and timeouts | [`http::connection`], [`http::server`] |
@@ -29,18 +29,20 @@
 //! | which Content-Type and Content-Encoding are accepted | [`http::media_type`] |
 //! | an error code, its status, and whether to retry | [`http::code`] |
 //! | what the OpenAPI documents say | `public/openapi.rs` and `platform/openapi.rs`, from the parts in [`openapi`] |
-//! | what happens at SIGTERM | `cli/serve.rs`, then [`app::App::run`] |
+//! | which code a refusal of the store becomes | `public/reply.rs`, `platform/refusals.rs`; unavailability in [`http::refusal`] |
+//! | what happens at SIGTERM | `Signals` in `cli/serve.rs`, then the end of [`app::App::run`], then `flush` in [`telemetry`] |
 //! | a setting | `config/default.toml`, then [`config::Config`] |
 //! | what an `OTEL_` variable selects | [`config::Exports`]; the SDK reads the others |
 //! | a name in a span, a metric or a log line | [`telemetry::names`], and the tables in `config/signoz/README.md` |
 //! | a Redis key | `store/redis/keys.rs`, the only place that builds keys |
 //!
-//! Each rule of the gate exists twice, under the same name: as a pure function, which [`store::memory`] calls, and in
-//! Lua, which Redis runs. Change both together.
+//! Each rule of the gate exists twice: as a pure function, which [`store::memory`] calls, and in Lua, which Redis runs.
+//! Change both together. Paths are relative to `src`, those in `config/` to the repository.
 //!
 //! # Modules
 //!
-//! Dependencies point downward only; [`domain`] depends on none of the others.
+//! Each module uses only modules below it, with two exceptions: `config` creates the settings of `http` and `store`,
+//! and `platform` puts the paths of `public` into its responses. [`domain`] uses none of the others.
 //!
 //! ```text
 //! cli                      one file per subcommand
@@ -53,8 +55,8 @@
 //!        ├ redis           one Lua script per operation
 //!        └ domain          ids, token, work item, result, envelope, gate: pure
 //!
-//! used by these: http (shared by both listeners), openapi (documents of both), config, clock,
-//! telemetry (log lines, spans, metrics)
+//! used by these, from top to bottom: openapi (documents of both listeners), http (shared by both listeners; reports
+//! the store's health and errors), store, telemetry (log lines, spans, metrics), config, clock
 //! ```
 //!
 //! # The path of a callback
@@ -64,17 +66,22 @@
 //! 2. [`public`] routes the request to `callback`, which performs the following steps in this order. `carrier` extracts
 //!    the token from the header, query or path, and [`domain::token::Keyring::verify`] verifies it without the store.
 //! 3. [`http::admission`] refuses the request with `DRAINING` during the shutdown, and `client_limits` refuses it with
-//!    `RATE_LIMITED` over the rate limit. [`http::body`] reads the body within its limits. The request then gets an
-//!    in-flight permit, or is refused with `OVERLOADED`.
-//! 4. [`domain::json`] scans the body once. A token in the body is verified now. [`domain::result::CallbackResult`]
-//!    decides whether the body is a result or a failure, and which bytes go to the channel.
+//!    `RATE_LIMITED` over the rate limit. [`http::body`] reads the body within its limits, or refuses it with
+//!    `OVERLOADED` if the memory for bodies is used up. The request then gets an in-flight permit, or is refused with
+//!    `OVERLOADED`. [`http::media_type`] checks the `Content-Type`.
+//! 4. If the head has no token and the body contains no authentic one, a client that has sent too many bad tokens is
+//!    refused with `RATE_LIMITED`. [`domain::json`] then scans the body once, and a token in it is verified.
+//!    [`domain::result::CallbackResult`] decides whether the body is a result or a failure, and which bytes go to the
+//!    channel.
 //! 5. [`store::Store::accept`] is one atomic step ([`domain::gate::Conversation::accept`] or `accept.lua`). It checks
-//!    that the conversation is live, the item is awaiting and the token is unused. It then settles the item, and
-//!    appends what the gate releases to the channel. Only this step uses up the token. The step is completed and
-//!    logged even if the client disconnects.
+//!    that the token has not expired, the conversation is live, the item is awaiting and the token is unused. It then
+//!    settles the item, and appends what the gate releases to the channel. Only this step uses up the token. A
+//!    repetition with the same body gets the receipt again, with the current delivery. The step is completed and logged
+//!    even if the client disconnects.
 //! 6. `reply` builds the receipt, or [`http::refusal`] renders a refusal. When the context is dropped, the request is
 //!    logged, traced and counted.
-//! 7. [`store::ChannelListener`] notifies the event streams of [`platform`], whose `events` reads the new envelopes.
+//! 7. `store/notifier.rs` wakes the event streams in `platform/events.rs`, which wait on a [`store::ChannelListener`].
+//!    They read the new envelopes.
 //!
 //! For a work item without a callback, the [`sweeper`] calls [`store::Store::expire`], which applies the same
 //! `release`.

@@ -37,7 +37,8 @@ pub enum StoreError {
     #[error("the store is unavailable")]
     Unavailable(#[source] Cause),
     /// The operation may or may not have been executed: the reply was lost, or too few replicas confirmed the write.
-    /// Repeating it is safe and returns the outcome.
+    /// Repeating it is safe and returns the outcome. Exception: without an idempotency key, repeating an issue can
+    /// issue the work twice.
     #[error("the outcome of the operation is unknown")]
     OutcomeUnknown(#[source] Cause),
     /// A script failed, or a reply or stored value has a form that this version cannot read.
@@ -142,7 +143,7 @@ pub(crate) fn group_by_conversation(
 /// 2. A refusal changes nothing.
 /// 3. An item is settled once, by the first of callback, timeout and cancellation. The end of the conversation drops
 ///    the items that are not released.
-/// 4. Until a token expires, a repeated callback with the same body gets the first receipt again, and one with another
+/// 4. Until a token expires, a repeated callback with the same body gets the receipt again, and one with another
 ///    body is refused. Neither releases anything twice.
 /// 5. A result that `accept` acknowledges is on the channel or held before `accept` returns.
 /// 6. Settling the first unreleased item releases it and all settled items that directly follow it, before the call
@@ -158,12 +159,13 @@ pub(crate) fn group_by_conversation(
 ///     change by polling within seconds.
 /// 13. Totals cover the live conversations. A conversation whose idle timeout has passed is included until the sweeper
 ///     has ended it.
-/// 14. Cancelling a turn cancels the awaiting items of the turn and no others: in one atomic step if at most 128 items
-///     are not released. If there are more, further steps follow, which ignore items that are issued in the meantime.
+/// 14. Cancelling a turn cancels the awaiting items of the turn and no others. This is one atomic step if the
+///     conversation has at most 128 unreleased items. Otherwise further steps follow, which ignore items that are
+///     issued in the meantime.
 /// 15. An awaiting item with a heartbeat timeout times out when that time has passed since its issue or its last
 ///     heartbeat. A heartbeat changes nothing else, not even the deadline. It is refused once the item has timed out or
-///     is cancelled. Its progress reaches the listeners of the channel at most once, and at most every 500 ms for
-///     an item.
+///     is cancelled. The progress in a heartbeat reaches the listeners of the channel at most once. Progress of one
+///     item is published at most every 500 ms.
 /// 16. A live conversation is listed as waiting while it holds items behind an item that is awaiting and not overdue:
 ///     from the operation that settles the first of them to the one that releases or drops the last. An overdue item
 ///     counts as held once an operation has settled it. Each entry of the list is read atomically, but the list as a
@@ -239,7 +241,7 @@ pub trait Store {
         after: Option<Sequence>,
         count: usize,
     ) -> impl Future<Output = Answer<Page, ConversationNotFound>> + Send;
-    /// Listens for changes of a channel. On Redis, all listeners share one connection.
+    /// Listens for changes to a channel. On Redis, all listeners share one connection.
     fn watch(&self, conversation: ConversationRef) -> ChannelListener;
     /// Checks whether the store accepts writes: sends one that fails under the same conditions as the write of a
     /// callback, and changes no conversation.

@@ -33,8 +33,7 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(500);
 const MIN_PAUSE: Duration = Duration::from_millis(5);
 /// Delay before the next round after a failure of the store.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
-/// Approximate maximum number of timers that a round claims. Bounded, because other instances cannot sweep claimed
-/// timers.
+/// Maximum number of timers that a round claims. Bounded, because other instances cannot sweep claimed timers.
 const MAX_TIMERS_PER_ROUND: usize = 256;
 /// Maximum number of partitions per round.
 const MAX_PARTITIONS_PER_ROUND: usize = 64;
@@ -52,14 +51,15 @@ pub async fn run(store: Arc<InstrumentedStore>, telemetry: Telemetry, stop: Canc
     tokio::select! {
         () = stop.cancelled() => {}
         () = sweep_due_timers(&store, telemetry) => {}
-        // Separate futures, so that an unresponsive cluster node delays only its own partitions.
+        // Separate futures, so that sweeping continues if the cluster node with the announcements does not respond.
         () = read_announcements(&store) => {}
         () = send_announcements(&store) => {}
     }
 }
 
-/// Reads the partitions that other instances have announced, at the beginning of each second of the store's clock. A
-/// timer is announced for the second in which it is due, or for the next one if that second has already begun.
+/// At the beginning of each second of the store's clock, schedules the partitions whose turn it is and those that other
+/// instances have announced. A timer is announced for the second in which it is due and for the next one; a second that
+/// has already begun is replaced by the one after it.
 async fn read_announcements(store: &InstrumentedStore) {
     let schedule = store.schedule();
     let partitions = store.partitions();
@@ -254,7 +254,7 @@ async fn sweep(
     Ok(expired.unfinished)
 }
 
-/// Logs that the conversation ended by its idle timeout.
+/// Logs that the idle timeout ended the conversation.
 fn log_end(sweep: &SpanRef, (reference, id): (ConversationRef, Option<&ConversationId>), expired: &Expired) {
     let Some(ended) = expired.ended else { return };
     let _in_span = sweep.enter();
@@ -266,6 +266,6 @@ fn log_end(sweep: &SpanRef, (reference, id): (ConversationRef, Option<&Conversat
             { names::DROPPED_HELD } = ended.dropped_held,
             { names::DROPPED_AWAITING } = ended.dropped_awaiting,
         },
-        "a conversation ended by its idle timeout"
+        "a conversation reached its idle timeout and was ended"
     );
 }

@@ -3,7 +3,7 @@
 //! Log lines go to standard error. All three signals are exported to an OTLP collector if the OpenTelemetry environment
 //! variables configure one.
 //!
-//! Telemetry never delays or fails a request: what finds its queue full or is not exported is dropped and counted.
+//! Telemetry never delays a request or makes it fail. What cannot be queued or exported is dropped and counted.
 
 pub mod attributes;
 mod event;

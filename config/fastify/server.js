@@ -55,8 +55,8 @@ function refuse (request, reply, status, code, message) {
   return reply.send({ error: { code, message, requestId: request.id, retryable } })
 }
 
-// `prefix`: the only path that is forwarded, except /health. `mayRepeat`: whether a request may be sent to a second
-// instance if the first may have received it.
+// `prefix`: only paths with this prefix, and /health, are forwarded. `mayRepeat`: whether a request may be sent to a
+// second instance if the first may have received it.
 function gateway (prefix, origins, { mayRepeat, keepsRequestId }) {
   const instances = origins.split(',').map((origin) => new Pool(origin, POOL))
   let turn = 0

@@ -14,7 +14,8 @@ use crate::store::{Backend, InstrumentedStore, StoreError, StoreHealth};
 const PREFLIGHT_INTERVAL: Duration = Duration::from_secs(60);
 /// Interval of the preflight checks while the store does not respond.
 const PREFLIGHT_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Interval at which the result of the health checks is polled. If a store is unreachable, the preflight checks rerun.
+/// Interval at which the result of the health checks is polled. If the store is unreachable, the preflight checks run
+/// at once.
 const HEALTH_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Time limit of the first health check, which delays the start.
 const FIRST_HEALTH_CHECK: Duration = Duration::from_secs(1);

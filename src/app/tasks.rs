@@ -1,4 +1,4 @@
-//! The tasks of a service. None of them ends before the service stops.
+//! The tasks of the service. It is an error if one of them ends before the service stops.
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::{Exports, LoadedConfig};
 use crate::telemetry;
 
-/// Timeout of the work item that gets no callback.
+/// Timeout of the work item whose callback is late.
 const SHORT_TIMEOUT_MS: u64 = 1_500;
 
 /// Overrides what the demo depends on: free loopback ports, plain HTTP, all carriers, no rate limit. Logs only
@@ -114,7 +114,7 @@ async fn run_steps(session: &mut Session, store: &str) -> Result<(), DemoError> 
     session.expect_refused(&fifth, r#""too late""#, 409, "WORK_ITEM_CANCELLED").await?;
 
     screen::step(
-        "The third provider never responds. Its work item times out, and the results held behind it are released.",
+        "The third provider is too late: its work item times out, and the results held behind it are released.",
     );
     session.expect_envelopes(&[(3, "timed_out"), (4, "failed"), (5, "cancelled")]).await?;
     session.expect_refused(&third, "1", 409, "WORK_ITEM_TIMED_OUT").await?;

@@ -54,11 +54,12 @@ pub(super) async fn run(loaded: LoadedConfig, arguments: HealthcheckArgs) -> Res
     let scheme = if own_tls.is_some() { "https" } else { "http" };
     let path = arguments.path();
     let url = arguments.url.unwrap_or_else(|| format!("{scheme}://{address}{path}"));
+    let no_client =
+        |error: ClientError| Failure::Runtime(format!("cannot create the HTTP client: {error}").into());
+    let tls = own_tls.map_or_else(|| trusting(None), |files| pinned(&files.chain)).map_err(no_client)?;
+    let client = builder(tls).no_proxy().timeout(timeout).build().map_err(|error| no_client(error.into()))?;
     let no_response =
         |error: ClientError| Failure::Runtime(format!("no response from {url}: {error}").into());
-    let tls = own_tls.map_or_else(|| trusting(None), |files| pinned(&files.chain)).map_err(no_response)?;
-    let client =
-        builder(tls).no_proxy().timeout(timeout).build().map_err(|error| no_response(error.into()))?;
     let response = call(client.get(&url)).await.map_err(no_response)?;
     let text = String::from_utf8_lossy(&response.body);
     if response.status.is_success() {

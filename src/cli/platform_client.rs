@@ -27,7 +27,7 @@ use crate::domain::ids::ConversationId;
 use crate::domain::time::Timestamp;
 use crate::platform::PLATFORM_PATH;
 
-/// Maximum size of a response. The inspection of a conversation at its limits has about 10 MB.
+/// Maximum size of a response. The inspection of a conversation at its limits is about 10 MB.
 const MAX_REPLY: usize = 64 * 1024 * 1024;
 
 #[derive(Debug, Args)]
@@ -73,11 +73,11 @@ pub(super) fn use_service_key_file(settings: &mut SettingsArgs, file: Option<&Pa
 /// Why a request has no usable response.
 #[derive(Debug)]
 pub(super) enum CallError {
-    /// The connection failed, or the response took too long.
-    NoResponse { url: String, cause: String },
+    /// The connection failed, the response ended early or was too large, or it took too long.
+    Failed { url: String, cause: String },
     /// The service refused the request.
     Refused { url: String, status: StatusCode, error: ErrorBody },
-    /// The response is not from this version of callback-ingress.
+    /// The response is not one of this version of callback-ingress.
     Unexpected { url: String, why: String },
 }
 
@@ -99,7 +99,7 @@ struct ErrorEnvelope {
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoResponse { url, cause } => write!(f, "no response from {url}: {}", plain(cause)),
+            Self::Failed { url, cause } => write!(f, "the request to {url} failed: {}", plain(cause)),
             Self::Refused { url, status, error } if error.code.is_empty() => {
                 write!(f, "{url} responded with {status}: is it the platform listener of callback-ingress?")
             }
@@ -118,7 +118,7 @@ impl fmt::Display for CallError {
             Self::Unexpected { url, why } => {
                 write!(
                     f,
-                    "the response from {url} is not from callback-ingress {}: ",
+                    "the response from {url} cannot be read by callback-ingress {}: ",
                     env!("CARGO_PKG_VERSION")
                 )?;
                 f.write_str(&plain(why))
@@ -139,7 +139,7 @@ impl CallError {
     /// Whether the same request can succeed later: the service is unavailable, draining or overloaded.
     pub(super) fn is_temporary(&self) -> bool {
         match self {
-            Self::NoResponse { .. } => true,
+            Self::Failed { .. } => true,
             Self::Refused { status, .. } => {
                 status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
             }
@@ -246,7 +246,7 @@ impl PlatformClient {
 
     /// The error for a connection that failed, or a stream that ended early.
     pub(super) fn no_response(&self, cause: impl fmt::Display) -> CallError {
-        CallError::NoResponse { url: self.url.clone(), cause: cause.to_string() }
+        CallError::Failed { url: self.url.clone(), cause: cause.to_string() }
     }
 
     fn unexpected(&self, why: &str) -> CallError {
@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn url_is_that_of_a_listener() {
+    fn url_must_be_http_without_credentials_or_query() {
         for url in ["http://127.0.0.1:8081", "https://ingress.internal", "http://[::1]:1/prefix/"] {
             assert!(parse_url(url).is_ok(), "{url}");
         }

@@ -146,11 +146,11 @@ impl Signals {
                     _ = interrupt.recv() => "SIGINT",
                 };
                 sender.send_modify(|count| *count += 1);
-                tracing::info!(
-                    name: "signal",
-                    signal = name,
-                    "signal received, draining; a second signal exits immediately"
-                );
+                let next = match *sender.borrow() {
+                    1 => "draining; a second signal exits immediately",
+                    _ => "exiting immediately",
+                };
+                tracing::info!(name: "signal", signal = name, "signal received, {next}");
             }
         });
         Ok(Self(receiver))

@@ -306,7 +306,7 @@ fn released_text(item: &Item, behind: Option<u64>, now: Timestamp) -> String {
 fn unreleased_text(item: &Item, inspection: &Inspection, now: Timestamp) -> String {
     let mut parts = settled(item, now);
     if let Some(received_at) = item.received_at {
-        // If no item is awaiting, the next step releases it.
+        // If no item is awaiting, the next operation on the conversation releases it.
         let behind = inspection.waiting_for().map(|item| format!(" behind #{}", item.sequence));
         let (behind, waited) = (behind.unwrap_or_default(), duration(received_at.millis_until(now)));
         parts.push(format!("held{behind} for {waited} ({})", size(item.bytes)));
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn released_item_is_held_behind_the_one_that_released_it() {
+    fn blocker_is_the_earlier_item_that_was_settled_last() {
         let released = [
             item(1, Some(50), None),
             item(2, Some(20), None),

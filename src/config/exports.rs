@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_exported_without_an_endpoint() {
+    fn signals_are_selected_by_endpoint_or_exporter() {
         assert_eq!(exports(&[]), Ok(Exports::default()));
         assert_eq!(exports(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), Ok(Exports::default()));
         assert_eq!(exports(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]), Ok(Exports::default()));

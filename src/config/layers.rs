@@ -25,7 +25,8 @@ const COMMAND_LINE: &str = "the command line";
 pub struct Sources {
     /// A TOML file.
     pub file: Option<PathBuf>,
-    /// Environment variables as names and values. Those without [`VARIABLE_PREFIX`] are ignored.
+    /// Environment variables as names and values. Those without [`VARIABLE_PREFIX`] are ignored, unless they
+    /// look like a misspelled one.
     pub variables: Vec<(String, String)>,
     /// Flags as keys (`section.key`) and values, which are written as in a variable.
     pub flags: Vec<(String, String)>,

@@ -259,7 +259,8 @@ impl Conversation {
         Ok(Issued { item, repeated: false })
     }
 
-    /// Accepts a callback. The first settlement of an item wins. A replay gets the first receipt.
+    /// Accepts a callback. The first settlement of an item wins. A replay gets the receipt again, with the
+    /// current delivery.
     pub fn accept(
         &mut self,
         command: &Accept,

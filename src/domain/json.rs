@@ -131,7 +131,8 @@ impl<'a> Scan<'a> {
         self.members.iter().filter(move |member| self.names[member.name] == name)
     }
 
-    /// The text without the members that have this name, each with one adjacent comma. All other bytes are unchanged.
+    /// Removes the members that have this name, with the white space around them and one adjacent comma, if there is
+    /// one. All other bytes are unchanged.
     pub fn without(&self, name: &str) -> Cow<'a, str> {
         let mut kept = String::new();
         let mut end = 0;

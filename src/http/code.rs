@@ -126,14 +126,14 @@ impl Code {
     }
 
     /// Whether the request was refused because it had no valid callback token.
-    pub const fn is_failed_authentication(self) -> bool {
+    pub const fn is_token_failure(self) -> bool {
         matches!(self, Self::CallbackTokenMissing | Self::CallbackTokenInvalid | Self::CallbackTokenExpired)
     }
 
     /// The scheme for `WWW-Authenticate`, which every 401 response needs (RFC 9110, section 15.5.2). Callback tokens
     /// have a scheme of their own, because they are not sent in `Authorization`.
     pub fn challenge(self) -> Option<&'static str> {
-        let scheme = if self.is_failed_authentication() { "CallbackToken" } else { "Bearer" };
+        let scheme = if self.is_token_failure() { "CallbackToken" } else { "Bearer" };
         (self.status() == StatusCode::UNAUTHORIZED).then_some(scheme)
     }
 

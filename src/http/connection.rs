@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Time limit for the head of a request. Also limits a TLS handshake, whose time limit is at most 5 s.
+    /// Time limit for the head of a request. A TLS handshake has the same limit, but at most 5 s.
     pub head_timeout: Duration,
     /// Maximum time without progress while a response is written.
     pub write_timeout: Duration,

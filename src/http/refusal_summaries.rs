@@ -90,6 +90,7 @@ impl RefusalSummaries {
         for (RefusalKey { client, code, token }, window) in self.take_started_by(began) {
             let status = code.map_or(CLIENT_CLOSED_REQUEST, |code| code.status().as_u16());
             let code = code.map_or("", Code::as_str);
+            let apart = if code.is_empty() { "" } else { " " };
             tracing::info!(
                 name: "request.repeated",
                 {
@@ -102,7 +103,7 @@ impl RefusalSummaries {
                     { names::WORK_ITEM_SEQUENCE } = token.map(|(claims, _)| claims.sequence.get()),
                     { names::TOKEN_FINGERPRINT } = token.map(|(_, fingerprint)| display(fingerprint)),
                 },
-                "{status} {code} {} more times in {} s",
+                "{status}{apart}{code} repeated {}x in {} s",
                 window.repeated,
                 window.began.elapsed().as_secs()
             );

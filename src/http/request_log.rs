@@ -34,7 +34,7 @@ pub struct RequestLog {
     pub outcome: Option<Outcome>,
     /// Whether the result is on the channel or held.
     pub delivery: Option<Delivery>,
-    /// Whether the callback repeated an accepted one and got the first receipt again.
+    /// Whether the callback repeated an accepted one and got its receipt again.
     pub replayed: Option<bool>,
     /// Time from the issue of the work item to the acceptance of its result, in milliseconds.
     pub turnaround_ms: Option<u64>,

@@ -5,6 +5,7 @@ use crate::domain::gate::{
 };
 use crate::http::code::Code;
 use crate::http::refusal::Refusal;
+use crate::store::StoreError;
 
 fn conversation_not_found() -> Refusal {
     Refusal::new(Code::ConversationNotFound, "there is no such conversation")
@@ -39,6 +40,20 @@ impl From<LookupRefused> for Refusal {
             LookupRefused::WorkItemNotFound => work_item_not_found(),
         }
     }
+}
+
+const ISSUED_OR_NOT: &str =
+    "the outcome is unknown; without an Idempotency-Key, sending the request again can issue the work twice";
+
+/// The response if the store failed to issue a work item. If the outcome is unknown and there is no idempotency key,
+/// the message says that a repetition is not safe.
+pub(super) fn issue_failed(error: StoreError, has_idempotency_key: bool) -> Refusal {
+    let is_repeatable = has_idempotency_key || !matches!(error, StoreError::OutcomeUnknown(_));
+    let mut refusal = Refusal::from(error);
+    if !is_repeatable {
+        refusal.message = ISSUED_OR_NOT.into();
+    }
+    refusal
 }
 
 impl From<IssueRefused> for Refusal {

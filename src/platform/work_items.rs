@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::Platform;
+use super::refusals::issue_failed;
 use super::request::{self, Millis, PathIds, invalid};
 use crate::clock::Entropy;
 use crate::config::Carrier;
@@ -185,7 +186,8 @@ pub(super) async fn issue(
         request_traceparent: context.span.traceparent(),
         idempotency: idempotency_key(&parts.headers)?.map(|key| (key, body.fingerprint())),
     };
-    let issued = platform.store.issue(command).await??;
+    let has_key = command.idempotency.is_some();
+    let issued = platform.store.issue(command).await.map_err(|error| issue_failed(error, has_key))??;
     let item = issued.item;
     context.record(|log| log.item = Some(item.clone()));
     let token = platform.keyring.sign(conversation.reference(), &item);

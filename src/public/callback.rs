@@ -142,9 +142,9 @@ impl<'a> ProviderRequest<'a> {
             media_type::check_json(&parts.headers)?;
         }
         if matches!(head_token, HeadToken::Absent)
-            && !Carriers::may_be_in(&body, |token| self.is_authentic(token))
+            && !Carriers::contains_token(&body, |token| self.is_authentic(token))
         {
-            public.clients.refuse_without_token(context.client)?;
+            public.clients.check_bad_tokens(context.client)?;
         }
         Ok(Received { head_token, body, reservation, permit })
     }
@@ -157,7 +157,7 @@ impl<'a> ProviderRequest<'a> {
         let Received { head_token, body, reservation, permit } = self.receive(body, allowed).await?;
         let (result, claims) = self.read_result(head_token, &body)?;
         context.record(|log| log.digest = Some(result.fingerprint));
-        // Frees the received body if the result is a copy, because the token's field was removed.
+        // If the token's field was removed, the result is a copy, and this frees the received body.
         drop(body);
         let command = Accept {
             conversation: claims.conversation,
@@ -215,7 +215,7 @@ impl<'a> ProviderRequest<'a> {
             HeadToken::Present(_, Ok(_)) => Ok(()),
             HeadToken::Absent if may_be_in_body => Ok(()),
             HeadToken::Present(_, Err(_)) | HeadToken::Absent | HeadToken::Ambiguous(_) => {
-                self.public.clients.refuse_without_token(self.context.client)
+                self.public.clients.check_bad_tokens(self.context.client)
             }
         }
     }

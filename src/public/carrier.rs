@@ -35,7 +35,7 @@ pub struct TokenLocation<'a> {
 /// A token as received. `None`: the value is not valid text.
 pub(super) type SentToken<'a> = Option<Cow<'a, str>>;
 
-/// Maximum number of texts with the token prefix in a body that are verified.
+/// Maximum number of candidates (texts with the token prefix) that are verified in a body.
 const MAX_CANDIDATES: usize = 4;
 
 impl Carriers {
@@ -119,8 +119,9 @@ impl Carriers {
             .map(|value| decode_string(value).map(|token| Cow::Owned(token.into_owned())))
     }
 
-    /// Whether the body contains text that `is_valid` accepts as a token. Cheaper than parsing.
-    pub(super) fn may_be_in(body: &[u8], is_valid: impl Fn(&str) -> bool) -> bool {
+    /// Whether the body contains text that `is_valid` accepts as a token, among the first [`MAX_CANDIDATES`]
+    /// candidates. Cheaper than parsing.
+    pub(super) fn contains_token(body: &[u8], is_valid: impl Fn(&str) -> bool) -> bool {
         let at = memmem::find_iter(body, TOKEN_PREFIX).take(MAX_CANDIDATES);
         let mut candidates = at.filter_map(|at| body.get(at..at + TOKEN_CHARS));
         candidates.any(|candidate| std::str::from_utf8(candidate).is_ok_and(&is_valid))

@@ -34,15 +34,15 @@ impl ClientLimits {
         counted.map_err(|wait| rate_limited("too many requests from this address", wait))
     }
 
-    /// Refuses a request without a valid token if its address has exceeded the limit.
-    pub(super) fn refuse_without_token(&self, client: IpAddr) -> Result<(), Refusal> {
+    /// Refuses a request without a valid token if its address has sent too many of them.
+    pub(super) fn check_bad_tokens(&self, client: IpAddr) -> Result<(), Refusal> {
         let wait = self.bad_tokens.exceeded(client);
         wait.map_or(Ok(()), |wait| Err(rate_limited(BAD_TOKENS, wait)))
     }
 
     /// Counts a refusal for a missing or invalid token. Beyond the limit, replaces it with `RATE_LIMITED`.
     pub(super) fn count_refusal(&self, client: IpAddr, refusal: Refusal) -> Refusal {
-        if !refusal.code.is_failed_authentication() {
+        if !refusal.code.is_token_failure() {
             return refusal;
         }
         match self.bad_tokens.count(client) {

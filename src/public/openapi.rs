@@ -146,7 +146,11 @@ fn callback_operation(id: &str, public: &Public) -> PathOperation {
 fn heartbeat_operation(id: &str) -> PathOperation {
     let receipt =
         json!({"state": "awaiting", "deadline": TIME, "heartbeatDeadline": TIME, "cancelRequested": false});
-    let mut response = json_response("The heartbeat was recorded.", "HeartbeatReceipt", &receipt);
+    let mut response = json_response(
+        "The heartbeat was accepted. If the work item already has a result, nothing changes.",
+        "HeartbeatReceipt",
+        &receipt,
+    );
     response["headers"] = response_headers(&["Cache-Control"]);
     PathOperation::new(id, "Report that the work is in progress")
         .with(
@@ -175,7 +179,10 @@ fn schemas(carriers: &Carriers) -> Value {
             "description": "Can have other members with details.",
         }}),
     );
-    failure["description"] = "The work has failed. `error` is the only member, except for the token's field if the schema has one.".into();
+    failure["description"] =
+        "The work has failed. `error` is the only member, except for the token's field if the \
+                              schema has one."
+            .into();
     let mut llm_object = json!({
         "type": "object",
         "required": ["content"],
@@ -197,7 +204,8 @@ fn schemas(carriers: &Carriers) -> Value {
          500 ms per work item."
             .into();
     if let Some(field) = carriers.body_field() {
-        let token = json!({"type": ["string", "null"], "description": "The token; removed from the result."});
+        let description = "The token. It is not passed on to the platform.";
+        let token = json!({"type": ["string", "null"], "description": description});
         failure["properties"][field] = token.clone();
         heartbeat["properties"][field] = token.clone();
         llm_object["properties"][field] = token;

@@ -1,4 +1,4 @@
-//! Notifies the listeners in this process of changes of channels, and passes progress events of work items to them.
+//! Notifies the listeners in this process of changes to channels, and passes progress events of work items to them.
 //!
 //! Progress events that a listener has not read yet are kept within bounds. Beyond the bounds, the oldest is dropped.
 
@@ -157,7 +157,7 @@ pub enum Notice {
     Progress(ProgressJson),
 }
 
-/// Waits for changes of a channel and for progress events. Several changes between two waits count as one.
+/// Waits for changes to a channel and for progress events. Several changes between two waits count as one.
 #[derive(Debug)]
 pub struct ChannelListener {
     conversation: ConversationRef,

@@ -4,10 +4,10 @@
 //! decodes stored values, `dates` is the scripts' date table, `partitions` queries many partitions at once, and
 //! `watcher` receives the notifications for event streams.
 //!
-//! A call goes through these modules: `nodes` selects the `node` (`cluster` by slot, with `slots`; `sentinel` by
-//! asking the sentinels), `connection` is the connection to it, `failure` classifies a failure, and `replicas` waits
-//! until replicas have the write. `servers` parses the URL. `preflight`, `acl` and `durability` check the servers
-//! before they are used.
+//! The path of a call: `nodes` selects the `node`. In a cluster, `cluster` finds it by hash slot (`slots`); with
+//! sentinels, `sentinel` asks them for the primary. `connection` sends the request, `failure` classifies a failure, and
+//! `replicas` waits until replicas have the write. `servers` parses the URL. `preflight` and `acl` check the servers at
+//! startup and every minute; `durability` warns about their settings.
 
 mod acl;
 mod cluster;
@@ -108,14 +108,14 @@ pub struct RedisStore {
     notifier: ChannelNotifier,
     verified: Arc<AtomicBool>,
     last_warnings: Mutex<Vec<DurabilityWarning>>,
-    /// The task that listens for changes of channels. It ends when the store is dropped.
+    /// The task that listens for changes to channels. It ends when the store is dropped.
     watcher: Mutex<Option<JoinHandle<()>>>,
     /// Whether some partitions did not respond to the last query. Prevents repeated log messages.
     partly_unavailable: AtomicBool,
 }
 
 impl RedisStore {
-    /// Takes the task that listens for changes of channels, for supervision. `None` after the first call.
+    /// Takes the task that listens for changes to channels, for supervision. `None` after the first call.
     pub fn take_watcher(&self) -> Option<JoinHandle<()>> {
         self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -658,7 +658,7 @@ impl Store for RedisStore {
             if unfinished {
                 continue;
             }
-            let ended = state.ended(now).ok_or_else(|| broken("an ended conversation has no end"))?;
+            let ended = state.ended(now).ok_or_else(|| broken("an ended conversation has no end time"))?;
             return Ok(Ok(EndReceipt { ended, repeated, reason, released: all_released }));
         }
     }

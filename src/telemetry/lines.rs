@@ -23,8 +23,8 @@ pub(super) enum LineFormat {
     },
 }
 
-/// The further attributes in the text line of a request that was not refused, after those with a fixed position. A JSON
-/// line has all attributes.
+/// Attributes that the text line of a request shows after those with a fixed position, unless the request was refused.
+/// A JSON line has all attributes.
 const SHOWN: [&str; 8] = [
     names::TOOL_NAME,
     names::HELD_BEHIND,

@@ -65,7 +65,7 @@ impl<S: Subscriber> Layer<S> for LogLayer {
         let (context, message) = (Context::current(), StringValue::from(""));
         let mut read = LogEvent { metadata: event.metadata(), context, message, fields: Vec::new() };
         event.record(&mut read);
-        // `NonBlocking` counts the lines that it cannot write.
+        // `NonBlocking` counts the lines that it drops because its queue is full.
         let _ = self.writer.make_writer().write_all(self.format.line(&read).as_bytes());
         // Does not export events of libraries: an export itself emits events, which would cause further exports.
         if let Some(records) = self.records.as_ref().filter(|_| is_own(event.metadata())) {

@@ -70,7 +70,7 @@ attributes! {
     OUTCOME = "callback.outcome", "`succeeded`, `failed`, `timed_out` or `cancelled`";
     DELIVERY = "callback.delivery", "`delivered`, or `held` until an earlier work item has an outcome";
     REPLAYED = "callback.replayed", "whether this was a repeated callback";
-    HELD_BEHIND = "callback.held_behind", "the sequence that the envelope waited for";
+    HELD_BEHIND = "callback.held_behind", "the sequence that the envelope waited for; in the later steps of a long release, the first of the step";
     HELD_MS = "callback.held_ms", "time from the acceptance of the result to its release";
     TURNAROUND_MS = "callback.turnaround_ms", "time from the issue of the work item to its accepted result";
     CANCELLED = "callback.cancelled", "number of work items that the cancellation of a turn cancelled";
@@ -206,7 +206,7 @@ metrics! {
     PANICS = "callback_ingress.panic", "{panic}", "counter",
         "panics, each of which is a bug", [];
     LOST = "callback_ingress.telemetry.lost", "{item}", "counter",
-        "spans and log records that were not exported, failed metric exports, and log lines that found the queue full",
+        "spans and log records that were not exported, failed metric exports, and log lines dropped because their queue was full",
         [SIGNAL];
     BUILD = "callback_ingress.build.info", "", "gauge",
         "always 1; the version is an attribute", [SERVICE_VERSION];

@@ -18,9 +18,9 @@ pub(super) const DISCARDED: &str = "";
 
 /// Counts the items of one signal that wait to be exported.
 ///
-/// Needed because the SDK reports lost items only in its own log, and drops an item only after it was created, which
-/// costs as much as exporting it. While this queue is full, no log records and no spans of requests and
-/// sweeps are created.
+/// Needed because the SDK reports lost items only in its own log, and because it drops an item only after creating it.
+/// Creating an item costs as much as exporting it. While this queue is full, no log records and no spans of requests
+/// and sweeps are created.
 #[derive(Debug, Default)]
 pub(super) struct ExportQueue {
     /// `traces`, `metrics` or `logs`.

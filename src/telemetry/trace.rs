@@ -22,7 +22,7 @@ pub struct SpanRef {
     context: Context,
     /// The trace id, the span id and the flags. Never `None`, because no id is zero.
     pub ids: Option<TraceParent>,
-    /// Whether this is an SDK span. Otherwise only its ids exist, because responses and log lines always have ids.
+    /// Whether this is an SDK span. Otherwise there are only ids, which responses and log lines need in any case.
     is_span: bool,
 }
 

@@ -404,11 +404,13 @@ fn failures_are_reported_in_one_line() {
         let arguments = [command, &["--url", &url]].concat();
         one_line(run_with(&wrong_key, &arguments).complains(1, &["401 SERVICE_KEY_INVALID", &url]));
         one_line(run(&arguments).complains(2, &["no service key", "--service-key-file"]));
-        one_line(at("http://127.0.0.1:1", command).complains(1, &["no response from http://127.0.0.1:1: "]));
+        one_line(
+            at("http://127.0.0.1:1", command).complains(1, &["the request to http://127.0.0.1:1 failed: "]),
+        );
         let public = format!("http://{}", service.public);
         one_line(at(&public, command).complains(1, &["404 NOT_FOUND", "platform listener"]));
         let (url, _) = scripted(vec![reply("200 OK", "<html>")]);
-        one_line(at(&url, command).complains(1, &["is not from callback-ingress"]));
+        one_line(at(&url, command).complains(1, &["cannot be read by callback-ingress"]));
         let (url, _) = scripted(vec![reply("302 Found", "")]);
         one_line(at(&url, command).complains(1, &["302", "is it the platform listener"]));
         for url in ["127.0.0.1:8081", "https", "ftp://a", "http://user:hunter2@a", "http://a?b"] {
@@ -419,7 +421,7 @@ fn failures_are_reported_in_one_line() {
     }
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
-    at(&url, &["waiting", "--timeout-ms", "50"]).complains(1, &["no response from", "elapsed"]);
+    at(&url, &["waiting", "--timeout-ms", "50"]).complains(1, &["the request to", "elapsed"]);
 }
 
 #[test]
@@ -482,7 +484,7 @@ fn listener_with_tls_is_trusted_by_its_own_configuration_or_an_authority() {
     let url = format!("https://localhost:{port}");
     let with_ca = |url: &str| run_with(&keys(), &["waiting", "--url", url, "--ca", &chain]);
     assert_eq!(with_ca(&url).exits(0).out, "no conversation is waiting\n");
-    at(&url, &["waiting"]).complains(1, &["no response from", "certificate"]);
+    at(&url, &["waiting"]).complains(1, &["the request to", "certificate"]);
     with_ca(&format!("https://127.0.0.1:{port}")).complains(1, &["certificate"]);
     with_ca("http://127.0.0.1:1").complains(2, &["--ca is only valid with an https:// URL"]);
     run_with(&keys(), &["waiting", "--url", &url, "--ca", &key]).complains(2, &["certificate", &key]);

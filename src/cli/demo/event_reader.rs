@@ -24,7 +24,7 @@ impl EventReader {
         Self(EventStream::new(response, timeout))
     }
 
-    /// Waits for the next event, at most the timeout for each chunk of the body.
+    /// Waits for the next event. Each chunk of the body must arrive within the timeout.
     pub(super) async fn next(&mut self) -> Result<DemoEvent, ClientError> {
         loop {
             let event = self.0.next().await?.ok_or("the event stream ended early")?;

@@ -47,7 +47,7 @@ pub(super) fn request(what: &str, body: &str) {
     println!("    {FAINT}→{FAINT:#} {}", wrapped(text.trim_end(), INDENT, INDENT));
 }
 
-/// Shows a line that belongs to the next request.
+/// Shows a further line of the request above.
 pub(super) fn header(text: &str) {
     println!("      {}", wrapped(text, INDENT, INDENT));
 }

@@ -97,7 +97,7 @@ pub enum IssueRefused {
     #[error("the conversation has too many awaiting work items")]
     AwaitingLimit,
     /// The conversation has issued [`max_channel_length`](super::Limits::max_channel_length) items, or its results
-    /// have [`max_channel_bytes`](super::Limits::max_channel_bytes).
+    /// have reached [`max_channel_bytes`](super::Limits::max_channel_bytes).
     #[error("the conversation's channel is at its limit")]
     ChannelLimit,
 }
@@ -440,8 +440,8 @@ pub struct Expired {
     /// Whether items are left to release, or timers of the ended conversation are left to remove. The sweeper
     /// continues with both.
     pub unfinished: bool,
-    /// Time in milliseconds until the earliest of the given timers that were set again. A timer is set again if it
-    /// fires before its item times out, because a heartbeat does not move the timer of its item.
+    /// Time in milliseconds until the next of the given timers that fired too early. A heartbeat postpones the timeout
+    /// of its item but does not move the timer, so the timer is set again.
     pub next_in_ms: Option<u64>,
 }
 

@@ -126,7 +126,7 @@ fn overdue_item_does_not_block_the_gate() {
 }
 
 #[test]
-fn early_or_stale_timer_has_no_effect() {
+fn early_timer_is_set_again_and_stale_timer_is_ignored() {
     let mut c = opened();
     issue(&mut c, 1, 0, 10).unwrap();
     let set_again = Expired { next_in_ms: Some(1), ..no_effects(&c) };

@@ -93,7 +93,7 @@ let key = '';
 let clockOffset = 0;
 const now = () => Date.now() + clockOffset;
 
-/** The `Date` header has whole seconds, so a small difference is no difference. */
+/** The `Date` header has whole seconds, so a difference of at most 2 s is ignored. */
 function learnTime(date) {
   const offset = Date.parse(date) + 500 - Date.now();
   if (Number.isFinite(offset)) clockOffset = Math.abs(offset) > 2000 ? offset : 0;
@@ -316,7 +316,7 @@ class List {
   create({ conversationId }) {
     const link = make('a', { href: `#${conversationId}`, className: 'mono', textContent: conversationId });
     const [id, whom] = [makeCell(''), makeCell('')];
-    const [since, results, bytes, deadline] = [['held for'], ['results'], ['size'], ['deadline in']].map(
+    const [since, results, bytes, deadline] = [['held for'], ['results'], ['size'], ['times out in']].map(
       ([label]) => makeCell('number', label),
     );
     id.append(link);

@@ -131,7 +131,8 @@ fn conversations() -> Value {
                 "reason": schema_ref("Reason"),
                 "nextSequence": schema_ref("Sequence"),
                 "waitingFor": {
-                    "description": "Sequence of the next work item to be released. Later results are held until then.",
+                    "description": "Sequence of the first work item without an outcome, or `nextSequence`. Later \
+                                    results are held until it has an outcome.",
                     "allOf": [schema_ref("Sequence")],
                 },
                 "awaiting": {"type": "array", "items": schema_ref("WorkItem")},

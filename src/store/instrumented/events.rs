@@ -60,7 +60,8 @@ impl InstrumentedStore {
         envelopes: &[Released],
         logged_timeouts: &[TimedOut],
     ) {
-        // The held envelopes waited for the first one.
+        // The held envelopes waited for the first one, or, if this step continues a release, for that of an earlier
+        // step.
         let Some(first) = envelopes.first() else { return };
         let releasing = step.traceparent();
         for envelope in envelopes {

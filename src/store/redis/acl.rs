@@ -44,8 +44,8 @@ impl MissingPermissions {
     /// The error message. `None` if all required permissions are granted.
     pub(super) fn message(&self) -> Option<String> {
         let commands = (!self.commands.is_empty())
-            .then(|| format!("may not run {}, which the service needs", self.commands.join(", ")));
-        let keys = self.keys.then(|| "may not access all keys that begin with {cb:".to_owned());
+            .then(|| format!("is not allowed to run {}, which the service needs", self.commands.join(", ")));
+        let keys = self.keys.then(|| "is denied access to some keys that begin with {cb:".to_owned());
         let reasons: Vec<String> = commands.into_iter().chain(keys).collect();
         (!reasons.is_empty()).then(|| {
             format!(
@@ -127,8 +127,11 @@ mod tests {
         missing.add("HSET".into(), "The user executing the script can't run this command or subcommand");
         missing.add("XADD".into(), "NOPERM User a has no permissions to run the 'xadd' command");
         let message = missing.message().unwrap();
-        assert!(message.contains("may not run HSET, XADD,") && !message.contains("keys"), "{message}");
+        assert!(
+            message.contains("is not allowed to run HSET, XADD,") && !message.contains("keys"),
+            "{message}"
+        );
         missing.add("GET".into(), "The user executing the script can't access at least one of the keys");
-        assert!(missing.message().unwrap().contains("may not access all keys"), "{missing:?}");
+        assert!(missing.message().unwrap().contains("is denied access to some keys"), "{missing:?}");
     }
 }

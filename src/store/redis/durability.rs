@@ -102,8 +102,8 @@ impl ServerSettings {
         let unknown: Vec<&str> = unknown.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect();
         if !unknown.is_empty() {
             warnings.push(DurabilityWarning::Unchecked(format!(
-                "cannot read {} from Redis: not checked",
-                unknown.join(" and ")
+                "cannot check these settings of Redis, because they cannot be read: {}",
+                unknown.join(", ")
             )));
         }
         warnings
@@ -172,7 +172,8 @@ mod tests {
         let unreadable = field("", None, false, None);
         assert_eq!(
             unreadable,
-            "Unchecked(\"cannot read appendonly and appendfsync and maxmemory-policy from Redis: not checked\")"
+            "Unchecked(\"cannot check these settings of Redis, because they cannot be read: appendonly, appendfsync, \
+             maxmemory-policy\")"
         );
         assert!(!field("aof_enabled:0\r\n", None, false, None).contains("appendfsync"));
     }

@@ -43,7 +43,7 @@ impl Keys {
         self.of(conversation, "channel")
     }
 
-    /// The pub/sub channel on which changes of the routing channel are published. It has the same name.
+    /// The pub/sub channel on which changes to the routing channel are published. It has the same name.
     pub(super) fn pubsub_channel(self, conversation: ConversationRef) -> String {
         self.channel(conversation)
     }

@@ -1,4 +1,4 @@
-//! Selects the node for a request, and retries requests that were not executed.
+//! Selects the node for a request, and retries the request where that is safe and can help.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,7 +21,8 @@ use super::settings::{ConnectionSettings, Replicas};
 use super::slots::HashSlot;
 use crate::store::StoreError;
 
-/// Time during which a request that was not executed is retried.
+/// Time during which a request is retried if no server could execute it: there was no connection, the slot was not
+/// served, or the server was not the primary.
 const RETRY_WINDOW: Duration = Duration::from_millis(250);
 /// Delay between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
@@ -185,7 +186,7 @@ impl Nodes {
 
     /// Sends an idempotent request to the owner of a slot.
     ///
-    /// A request whose connection was lost is retried once. A request that was not executed is retried for
+    /// A request whose connection was lost is retried once. A request that no server could execute is retried for
     /// [`RETRY_WINDOW`] if a failover is possible.
     ///
     /// Fails with [`StoreError::OutcomeUnknown`] if a write may have been executed, with [`StoreError::Broken`] if a

@@ -118,7 +118,7 @@ pub(super) struct WaitingQuery {
 }
 
 impl PartitionQuery for WaitingQuery {
-    /// When the oldest held item of the conversation was settled, in milliseconds, and the conversation.
+    /// For each conversation: the time in milliseconds at which its oldest held item was settled, and its reference.
     type Output = Vec<(u64, ConversationRef)>;
     const ROLE: ConnectionRole = ConnectionRole::Reads;
 

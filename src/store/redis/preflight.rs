@@ -1,5 +1,5 @@
-//! Checks the Redis servers before they are used: deployment mode, version, permissions of the user, data layout and
-//! number of partitions.
+//! Checks the Redis servers at startup and at intervals: deployment mode, version, permissions of the user, data layout
+//! and number of partitions.
 
 use redis::{ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, cmd};
 use thiserror::Error;

@@ -30,7 +30,7 @@ struct PrimaryReport {
     epoch: Option<u64>,
 }
 
-/// The sentinels that monitor a service. Sentinel calls a service by the name of its primary.
+/// The sentinels that monitor a service. `service` is what Sentinel calls the master name.
 #[derive(Debug)]
 pub(super) struct Sentinels {
     /// Credentials and TLS for the servers.
@@ -43,8 +43,8 @@ pub(super) struct Sentinels {
     pub(super) last_seen: LastEpoch,
 }
 
-/// The epoch of the primary that was last connected to, and the time. All connections share it: as soon as one of them
-/// learns of a failover, all of them know.
+/// The epoch of the last primary that was connected to, and the time of that. All connections share it, so that all of
+/// them know of a failover as soon as one of them does.
 #[derive(Debug, Default)]
 pub(super) struct LastEpoch(Mutex<Option<(u64, Instant)>>);
 

@@ -38,7 +38,7 @@ impl<'a> PackedFields<'a> {
         std::str::from_utf8(self.bytes(count)?).map_err(|_| broken("a text is not UTF-8"))
     }
 
-    /// A text preceded by its length, which has `bytes` bytes.
+    /// A text preceded by a length field of `bytes` bytes.
     fn length_prefixed(&mut self, bytes: usize) -> Result<&'a str, StoreError> {
         let length = self.number(bytes)?;
         self.text(usize::try_from(length).unwrap_or(usize::MAX))
@@ -219,7 +219,7 @@ pub(super) fn reason(json: &[u8]) -> Result<Option<Reason>, StoreError> {
 
 impl StoredItem {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
-        // The outcome is the last byte, of an awaiting item and of a settled one.
+        // The last byte is the outcome, for awaiting and settled items alike.
         let [fields @ .., last] = bytes else { return Err(broken("the value is empty")) };
         let (outcome, mut fields) = (outcome(u64::from(*last)), PackedFields(fields));
         let (times_out_at, window) = (fields.time()?, fields.number(4)?);

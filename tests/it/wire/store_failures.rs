@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::json;
 use test_support::redis_server::RedisServer;
 
 use super::check;
@@ -72,6 +73,23 @@ async fn retry_resolves_a_lost_store_reply() {
     check([("another body", service.callback(&item.token, "2"), (409, "CALLBACK_TOKEN_USED"))]).await;
     service.end(&conversation).await;
     assert_eq!(service.events(&conversation, "?from=0").await.rest().await.len(), 2, "once, and the end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_says_whether_an_issue_of_unknown_outcome_can_be_repeated() {
+    let redis = RedisServer::start();
+    let timeout = ("store.response_timeout_ms", "500");
+    let service = Service::start(&[("store.url", &redis.url(0)), timeout]).await;
+    let conversation = service.open().await;
+    let work = json!({"kind": "tool"});
+    let with_key = service.issuing(&conversation, &work).header("idempotency-key", "one");
+    redis.suspend();
+    let replies = tokio::join!(service.issuing(&conversation, &work).send(), with_key.send());
+    redis.resume();
+    for (reply, expected) in [(replies.0, "can issue the work twice"), (replies.1, "this is safe")] {
+        assert_eq!(reply.verdict(), (503, "OUTCOME_UNKNOWN".to_owned()));
+        assert!(reply.text().contains(expected), "{}", reply.text());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

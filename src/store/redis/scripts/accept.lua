@@ -31,7 +31,7 @@ if outcome ~= AWAITING or c.ended then
     elseif first ~= FINGERPRINT then
         return { 'token_used', c.metadata, item }
     end
-    -- A replay gets the first receipt, with the current gate. Overdue items are released first, because the gate
+    -- A replay gets the receipt again, with the current gate. Overdue items are released first, because the gate
     -- must not wait for them.
     if not c.ended and c.gate_deadline > 0 and NOW >= c.gate_deadline then
         bypass_maxmemory()
@@ -51,7 +51,7 @@ if sequence > c.gate and NOW < c.gate_deadline
 elseif c.channel_bytes + c.held_bytes + bytes > $max_channel_bytes then
     return { 'channel_limit', c.metadata, item }
 end
--- An awaiting item has a used token if an earlier step failed after this SET and before it wrote the state.
+-- The key can already exist for an awaiting item: an earlier step failed after this SET and before it wrote the state.
 if not call('SET', USED, FINGERPRINT, 'NX', 'PX', format('%d', expires_at - NOW + $grace))
     and call('GET', USED) ~= FINGERPRINT then
     return { 'token_used', c.metadata, item }

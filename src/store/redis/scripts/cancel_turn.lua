@@ -1,6 +1,6 @@
 -- Cancels the awaiting items of a turn. A step examines up to $step_turn unreleased items of the conversation.
 -- ARGV: 4 traceparent or empty, 5 first sequence to examine, 6 sequence before which to stop (empty: the next to
---       be issued), 7 text with which the envelope members of every item of the turn begin, 8 request id, 9 attempt
+--       be issued), 7 prefix of the envelope members of every item of the turn, 8 request id, 9 attempt
 --       (8 bytes), 10 reason as a JSON string or empty
 -- Reply: cancelled, now, state, metadata, first sequence not examined, sequence before which to stop (the caller
 --        repeats the call until the first reaches the second), list of the turn's items that were not released before
@@ -13,7 +13,7 @@ if not c then
     return { 'conversation_not_found' }
 end
 -- If this call is a retry after a lost reply, the first call may have released up to $step_items items. They are
--- examined and listed again, even if the conversation has ended since.
+-- examined again, and those that this attempt cancelled are listed, even if the conversation has ended since.
 local first = max(tonumber(ARGV[5]), c.gate - $step_items)
 local stop = tonumber(ARGV[6]) or c.next
 local sequences = {}

@@ -30,7 +30,7 @@ local encode, decode, max = struct.pack, struct.unpack, math.max
 --                  is no item at the gate
 --   channel_bytes  bytes of the results on the channel
 --   cleared        after the end: the first sequence whose timer is not removed yet
---   last_issue     first 12 bytes of the id of the last issued item
+--   last_issue     first 12 bytes of the last issued item's id, in binary form
 local STATE = '>I6I4I6I6I6I4I4I4I6I6I6I4c12'
 -- Metadata: opened at (ms, as text), attempt that opened it; then, each preceded by its length, conversation id and
 -- traceparent.
