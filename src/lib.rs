@@ -41,8 +41,9 @@
 //!
 //! # Modules
 //!
-//! Each module uses only modules below it, with two exceptions: `config` creates the settings of `http` and `store`,
-//! and `platform` puts the paths of `public` into its responses. [`domain`] uses none of the others.
+//! All modules may use [`domain`], which uses none of the others. Otherwise, each module uses only modules below it,
+//! with two exceptions: `config` creates the settings of `http` and `store`, and `platform` puts the paths of `public`
+//! into its responses.
 //!
 //! ```text
 //! cli                      one file per subcommand

@@ -77,7 +77,7 @@ pub(super) enum CallError {
     Failed { url: String, cause: String },
     /// The service refused the request.
     Refused { url: String, status: StatusCode, error: ErrorBody },
-    /// The response is not one of this version of callback-ingress.
+    /// The response is not one that this version of callback-ingress can read.
     Unexpected { url: String, why: String },
 }
 

@@ -198,7 +198,7 @@ fn conversations(document: &mut Document) {
     let ended = json!({"conversationId": "call-7", "state": "ended", "endedAt": TIME, "droppedHeld": 1,
         "droppedAwaiting": 0, "channel": opened["channel"]});
     let end = guarded("endConversation", "End a conversation", &[&READ, &WRITE])
-        .with("description", "A conversation that has already ended gets the same response again.")
+        .with("description", "Ending a conversation that has already ended returns the same response.")
         .with("parameters", json!([conversation_id(), reason()]))
         .responds(200, json_response("The conversation has ended.", "EndedConversation", &ended));
     document.operation("delete", &path, end);

@@ -23,8 +23,8 @@ pub(super) enum LineFormat {
     },
 }
 
-/// Attributes that the text line of a request shows after those with a fixed position, unless the request was refused.
-/// A JSON line has all attributes.
+/// The only attributes that follow those with a fixed position in the text line of a request that was not refused. The
+/// line of a refused request, and a JSON line, have all attributes.
 const SHOWN: [&str; 8] = [
     names::TOOL_NAME,
     names::HELD_BEHIND,

@@ -70,7 +70,7 @@ attributes! {
     OUTCOME = "callback.outcome", "`succeeded`, `failed`, `timed_out` or `cancelled`";
     DELIVERY = "callback.delivery", "`delivered`, or `held` until an earlier work item has an outcome";
     REPLAYED = "callback.replayed", "whether this was a repeated callback";
-    HELD_BEHIND = "callback.held_behind", "the sequence that the envelope waited for; in the later steps of a long release, the first of the step";
+    HELD_BEHIND = "callback.held_behind", "the sequence that the envelope waited for; in later steps of a long release, that of the first envelope of the step";
     HELD_MS = "callback.held_ms", "time from the acceptance of the result to its release";
     TURNAROUND_MS = "callback.turnaround_ms", "time from the issue of the work item to its accepted result";
     CANCELLED = "callback.cancelled", "number of work items that the cancellation of a turn cancelled";

@@ -440,8 +440,8 @@ pub struct Expired {
     /// Whether items are left to release, or timers of the ended conversation are left to remove. The sweeper
     /// continues with both.
     pub unfinished: bool,
-    /// Time in milliseconds until the next of the given timers that fired too early. A heartbeat postpones the timeout
-    /// of its item but does not move the timer, so the timer is set again.
+    /// Time in milliseconds until the earliest timeout of the items whose given timers fired too early. A heartbeat
+    /// postpones the timeout of its item but does not move the timer, which is then set again.
     pub next_in_ms: Option<u64>,
 }
 

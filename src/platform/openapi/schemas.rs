@@ -131,8 +131,8 @@ fn conversations() -> Value {
                 "reason": schema_ref("Reason"),
                 "nextSequence": schema_ref("Sequence"),
                 "waitingFor": {
-                    "description": "Sequence of the first work item without an outcome, or `nextSequence`. Later \
-                                    results are held until it has an outcome.",
+                    "description": "Sequence of the first work item without an outcome, or `nextSequence` if there is \
+                                    none. Later results are held until it has an outcome.",
                     "allOf": [schema_ref("Sequence")],
                 },
                 "awaiting": {"type": "array", "items": schema_ref("WorkItem")},

@@ -45,7 +45,7 @@ impl MissingPermissions {
     pub(super) fn message(&self) -> Option<String> {
         let commands = (!self.commands.is_empty())
             .then(|| format!("is not allowed to run {}, which the service needs", self.commands.join(", ")));
-        let keys = self.keys.then(|| "is denied access to some keys that begin with {cb:".to_owned());
+        let keys = self.keys.then(|| "is denied access to some keys with the prefix \"{cb:\"".to_owned());
         let reasons: Vec<String> = commands.into_iter().chain(keys).collect();
         (!reasons.is_empty()).then(|| {
             format!(

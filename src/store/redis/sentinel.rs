@@ -43,8 +43,8 @@ pub(super) struct Sentinels {
     pub(super) last_seen: LastEpoch,
 }
 
-/// The epoch of the last primary that was connected to, and the time of that. All connections share it, so that all of
-/// them know of a failover as soon as one of them does.
+/// The epoch of the last primary that was connected to, and when it was connected to. All connections share it, so that
+/// all of them know of a failover as soon as one of them does.
 #[derive(Debug, Default)]
 pub(super) struct LastEpoch(Mutex<Option<(u64, Instant)>>);
 
