@@ -23,8 +23,8 @@ pub(super) enum LineFormat {
     },
 }
 
-/// The only attributes that follow those with a fixed position in the text line of a request that was not refused. The
-/// line of a refused request, and a JSON line, have all attributes.
+/// The attributes in the text line of a request that was not refused, besides those with a fixed position and
+/// `callback.replayed` if it is true. The line of a refused request, and a JSON line, have all attributes.
 const SHOWN: [&str; 8] = [
     names::TOOL_NAME,
     names::HELD_BEHIND,

@@ -441,7 +441,7 @@ pub struct Expired {
     /// continues with both.
     pub unfinished: bool,
     /// Time in milliseconds until the earliest timeout of the items whose given timers fired too early. A heartbeat
-    /// postpones the timeout of its item but does not move the timer, which is then set again.
+    /// postpones the timeout of its item but does not move the timer, which is set again when it fires.
     pub next_in_ms: Option<u64>,
 }
 
