@@ -4,12 +4,13 @@
 //! cargo bench --bench compare -- [--quick] [SECTION]...     # --help names the sections and the options
 //! ```
 //!
-//! Starts Redis, the service and the peers on free loopback ports, one after the other, in several interleaved rounds.
-//! Each figure is a median over the rounds. A ratio of rates compares the upper quartiles of a row and of the bare
-//! route; a ratio of latencies is the median of the ratios in each round. `field` lists the competitors, `sections` the
-//! measurements, and `point` measures one competitor. A separate process generates the load (`load`, controlled over
-//! `protocol`). A table goes to standard output; a JSON file with all rounds and a picture go to `target/bench/`. Under
-//! `cargo test`, a self-check runs instead: tiny counts, and the status of each reply is checked.
+//! Starts Redis, the service and the peers on free loopback ports, one after the other, in several rounds, which are
+//! spread over the whole run. Each figure is a median over the rounds. A ratio of rates compares the upper quartiles of
+//! a row and of the bare route; a ratio of latencies compares the lower quartiles. `field` lists the competitors,
+//! `sections` the measurements, and `point` measures one competitor. A separate process generates the load (`load`,
+//! controlled over `protocol`). A table goes to standard output; a JSON file with all rounds and a picture go to
+//! `target/bench/`. Under `cargo test`, a self-check runs instead: tiny counts, and the status of each reply is
+//! checked.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -109,17 +110,13 @@ fn run(options: Options, print: bool) -> Result<Ran, String> {
     let sections = options.sections();
     let busy = machine::busy();
     let mut bench = Bench::new(options, fastify, print);
-    let mut outcomes = Vec::new();
-    for name in sections {
-        let outcome = sections::run(&mut bench, name);
-        if print {
-            outcome.table.print();
-        }
-        outcomes.push(outcome);
-        report::write(&bench.options, &machine, &outcomes);
-    }
+    let outcomes = sections::run(&mut bench, &sections);
+    report::write(&bench.options, &machine, &outcomes);
     if print {
         bench.progress("done");
+        for outcome in &outcomes {
+            outcome.table.print();
+        }
         println!(
             "\nAll rounds and the picture are in {}",
             bench.options.out.canonicalize().unwrap().display()

@@ -26,18 +26,42 @@ pub(crate) struct Outcome {
     pub(crate) unexpected: u64,
 }
 
-pub(crate) fn run(bench: &mut Bench, name: SectionName) -> Outcome {
+/// A section under measurement.
+pub(crate) trait Section {
+    fn rounds(&self) -> u64;
+    /// Measures a round. The first round is 0.
+    fn measure(&mut self, bench: &mut Bench, round: u64);
+    fn outcome(&self) -> Outcome;
+}
+
+fn begin(bench: &Bench, name: SectionName) -> Box<dyn Section> {
     match name {
-        SectionName::Stores => rates::stores(bench),
-        SectionName::Sizes => rates::sizes(bench),
-        SectionName::Order => rates::order(bench),
-        SectionName::Concurrency => rates::concurrency(bench),
-        SectionName::Issue => rates::issue(bench),
-        SectionName::Open => open::open(bench),
-        SectionName::Events => events::events(bench),
-        SectionName::Memory => memory::memory(bench),
-        SectionName::Depth => depth::depth(bench),
-        SectionName::Exporters => telemetry::exporters(bench),
-        SectionName::Telemetry => telemetry::telemetry(bench),
+        SectionName::Stores => Box::new(rates::stores(bench)),
+        SectionName::Sizes => Box::new(rates::sizes(bench)),
+        SectionName::Order => Box::new(rates::order(bench)),
+        SectionName::Concurrency => Box::new(rates::concurrency(bench)),
+        SectionName::Issue => Box::new(rates::issue(bench)),
+        SectionName::Open => Box::new(open::Open::new(bench)),
+        SectionName::Events => Box::new(events::Events::new(bench)),
+        SectionName::Memory => Box::new(memory::Memory::default()),
+        SectionName::Depth => Box::new(depth::Depth::new(bench)),
+        SectionName::Exporters => Box::new(telemetry::exporters(bench)),
+        SectionName::Telemetry => Box::new(telemetry::telemetry(bench)),
     }
+}
+
+/// Measures all sections. Their rounds are spread over the whole run, because the machine's speed changes within
+/// minutes.
+pub(crate) fn run(bench: &mut Bench, names: &[SectionName]) -> Vec<Outcome> {
+    let mut sections: Vec<_> = names.iter().map(|&name| begin(bench, name)).collect();
+    let most = sections.iter().map(|section| section.rounds()).max().unwrap_or_default();
+    for at in 0..most {
+        for section in &mut sections {
+            let [round, next] = [at, at + 1].map(|at| at * section.rounds() / most);
+            if next > round {
+                section.measure(bench, round);
+            }
+        }
+    }
+    sections.iter().map(|section| section.outcome()).collect()
 }

@@ -4,10 +4,11 @@ use serde::Serialize;
 
 use crate::point::Figures;
 
-/// The median, the upper quartile and the spread of a value over all rounds.
+/// The median, the quartiles and the spread of a value over all rounds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
+    pub(crate) lower_quartile: f64,
     pub(crate) upper_quartile: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
@@ -24,7 +25,13 @@ impl Spread {
             let (low, high) = (values[at.floor() as usize], values[at.ceil() as usize]);
             low + (high - low) * at.fract()
         };
-        Self { median: quantile(0.5), upper_quartile: quantile(0.75), min, max }
+        Self {
+            median: quantile(0.5),
+            lower_quartile: quantile(0.25),
+            upper_quartile: quantile(0.75),
+            min,
+            max,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::Outcome;
+use super::{Outcome, Section};
 use crate::bench::{BYTES, Bench, OneCore};
 use crate::field::Competitor;
 use crate::options::SectionName;
@@ -44,60 +44,85 @@ fn cases(smoke: bool) -> [Case; 4] {
     ]
 }
 
-pub(super) fn depth(bench: &mut Bench) -> Outcome {
-    let count = bench.options.rounds(3, 1);
-    let (field, cases) = (bench.service_field(), cases(bench.options.smoke));
-    let mut table = Table::new(
-        "depth: a callback in a conversation that has other items already, one connection",
-        &[
-            ("script µs", 12),
-            ("min–max", 14),
-            ("ratio to 10", 14),
-            ("p50 ms", 10),
-            ("ratio to 10", 14),
-            ("commands", 11),
-        ],
-    );
-    let (mut rows, mut unexpected) = (Vec::new(), 0);
-    for competitor in field.into_iter().rev().take(bench.kinds(usize::MAX)).rev() {
-        let mut rounds: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
-        for round in 0..count {
-            for (case, rounds) in cases.iter().zip(&mut rounds) {
-                let figures = measure(&competitor, case);
+pub(super) struct Depth {
+    field: Vec<Competitor>,
+    cases: [Case; 4],
+    count: u64,
+    /// By competitor, then by case.
+    rounds: Vec<Vec<Vec<Figures>>>,
+}
+
+impl Depth {
+    pub(super) fn new(bench: &Bench) -> Self {
+        let (mut field, cases) = (bench.service_field(), cases(bench.options.smoke));
+        field.drain(..field.len().saturating_sub(bench.kinds(usize::MAX)));
+        let rounds = field.iter().map(|_| vec![Vec::new(); cases.len()]).collect();
+        Self { field, cases, count: bench.options.rounds(6, 1), rounds }
+    }
+}
+
+impl Section for Depth {
+    fn rounds(&self) -> u64 {
+        self.count
+    }
+
+    fn measure(&mut self, bench: &mut Bench, round: u64) {
+        for (competitor, rounds) in self.field.iter().zip(&mut self.rounds) {
+            for (case, rounds) in self.cases.iter().zip(rounds) {
+                let figures = measure(competitor, case);
                 let (name, p50) = (&competitor.name, figures.tally.latency.p50);
-                bench.progress(&format!("Depth {}/{count}: {name}, {}: p50 {p50} µs", round + 1, case.name));
-                unexpected += figures.tally.unexpected;
+                bench.progress(&format!("Depth {}: {name}, {}: p50 {p50} µs", round + 1, case.name));
                 rounds.push(figures);
             }
         }
-        table.group(&competitor.name);
-        for (case, of) in cases.iter().zip(&rounds) {
-            let script = |figures: &Figures| figures.script_us.unwrap_or_default();
-            let p50 = |figures: &Figures| figures.tally.latency.p50 as f64 / 1000.0;
-            let ratio = |value: fn(&Figures) -> f64| {
-                Spread::of(of.iter().zip(&rounds[0]).map(|(many, few)| value(many) / value(few)))
-            };
-            let (script_us, p50_ms) = (Spread::of(of.iter().map(script)), Spread::of(of.iter().map(p50)));
-            let (script_ratio, p50_ratio) = (ratio(script), ratio(p50));
-            let commands = Spread::of(of.iter().filter_map(|figures| figures.commands)).median;
-            let on_redis = |text: String| if script_us.median > 0.0 { text } else { "–".to_owned() };
-            let cells = vec![
-                on_redis(format!("{:.1}", script_us.median)),
-                on_redis(format!("{:.1}–{:.1}", script_us.min, script_us.max)),
-                on_redis(format!("{:.2}", script_ratio.median)),
-                format!("{:.3}", p50_ms.median),
-                format!("{:.2}", p50_ratio.median),
-                on_redis(format!("{commands:.1}")),
-            ];
-            table.row(case.name, cells);
-            rows.push(json!({
-                "competitor": competitor.name, "has": case.name, "script_us": script_us,
-                "script_ratio": if script_us.median > 0.0 { json!(script_ratio) } else { json!(null) },
-                "p50_ms": p50_ms, "p50_ratio": p50_ratio, "rounds": of,
-            }));
-        }
     }
-    Outcome { name: SectionName::Depth, table, rows: Vec::new(), data: json!(rows), unexpected }
+
+    fn outcome(&self) -> Outcome {
+        let mut table = Table::new(
+            "depth: a callback in a conversation that has other items already, one connection",
+            &[
+                ("script µs", 12),
+                ("min–max", 14),
+                ("ratio to 10", 14),
+                ("p50 ms", 10),
+                ("ratio to 10", 14),
+                ("commands", 11),
+            ],
+        );
+        let mut rows = Vec::new();
+        for (competitor, rounds) in self.field.iter().zip(&self.rounds) {
+            table.group(&competitor.name);
+            for (case, of) in self.cases.iter().zip(rounds) {
+                let script = |of: &[Figures]| Spread::of(of.iter().filter_map(|figures| figures.script_us));
+                let p50 = |of: &[Figures]| {
+                    Spread::of(of.iter().map(|figures| figures.tally.latency.p50 as f64 / 1000.0))
+                };
+                let (script_us, p50_ms) = (script(of), p50(of));
+                // Lower quartiles, because other processes on the machine only slow a round down.
+                let script_ratio = script_us.lower_quartile / script(&rounds[0]).lower_quartile;
+                let p50_ratio = p50_ms.lower_quartile / p50(&rounds[0]).lower_quartile;
+                let commands = Spread::of(of.iter().filter_map(|figures| figures.commands)).median;
+                let on_redis = |text: String| if script_us.median > 0.0 { text } else { "–".to_owned() };
+                let cells = vec![
+                    on_redis(format!("{:.1}", script_us.median)),
+                    on_redis(format!("{:.1}–{:.1}", script_us.min, script_us.max)),
+                    on_redis(format!("{script_ratio:.2}")),
+                    format!("{:.3}", p50_ms.median),
+                    format!("{p50_ratio:.2}"),
+                    on_redis(format!("{commands:.1}")),
+                ];
+                table.row(case.name, cells);
+                rows.push(json!({
+                    "competitor": competitor.name, "has": case.name, "script_us": script_us,
+                    "script_ratio": script_ratio.is_finite().then_some(script_ratio),
+                    "p50_ms": p50_ms, "p50_ratio": p50_ratio, "rounds": of,
+                }));
+            }
+        }
+        let all = self.rounds.iter().flatten().flatten();
+        let unexpected = all.map(|figures| figures.tally.unexpected).sum();
+        Outcome { name: SectionName::Depth, table, rows: Vec::new(), data: json!(rows), unexpected }
+    }
 }
 
 fn measure(competitor: &Competitor, case: &Case) -> Figures {

@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde_json::json;
 
-use super::Outcome;
+use super::{Outcome, Section};
 use crate::bench::{BYTES, Bench, CONNECTIONS};
 use crate::field::Competitor;
 use crate::options::SectionName;
@@ -39,35 +39,53 @@ struct Row {
     rounds: Vec<Round>,
 }
 
-pub(super) fn open(bench: &mut Bench) -> Outcome {
-    let field = bench.short_field();
-    let count = bench.options.rounds(3, 1);
-    // Indexed by competitor, then by share.
-    let mut rounds: Vec<Vec<Vec<Round>>> = field.iter().map(|_| vec![Vec::new(); SHARES.len()]).collect();
-    for round in 0..count {
-        for (competitor, rounds) in field.iter().zip(&mut rounds) {
+pub(super) struct Open {
+    field: Vec<Competitor>,
+    count: u64,
+    /// By competitor, then by share.
+    rounds: Vec<Vec<Vec<Round>>>,
+}
+
+impl Open {
+    pub(super) fn new(bench: &Bench) -> Self {
+        let field = bench.short_field();
+        let rounds = field.iter().map(|_| vec![Vec::new(); SHARES.len()]).collect();
+        Self { field, count: bench.options.rounds(3, 1), rounds }
+    }
+}
+
+impl Section for Open {
+    fn rounds(&self) -> u64 {
+        self.count
+    }
+
+    fn measure(&mut self, bench: &mut Bench, round: u64) {
+        for (competitor, rounds) in self.field.iter().zip(&mut self.rounds) {
             let of_round = measure(bench, competitor);
             let p99 = of_round.last().map_or(0, |round| round.figures.tally.latency.p99);
             let name = &competitor.name;
-            bench.progress(&format!("Open {}/{count}: {name}: p99 {p99} µs at 75 %", round + 1));
+            bench.progress(&format!("Open {}: {name}: p99 {p99} µs at 75 %", round + 1));
             for (rounds, round) in rounds.iter_mut().zip(of_round) {
                 rounds.push(round);
             }
         }
     }
-    let mut rows = Vec::new();
-    for (at, share) in SHARES.into_iter().enumerate() {
-        let row = |(competitor, rounds_of): (&Competitor, &Vec<Vec<Round>>)| {
-            row(share, &competitor.name, rounds_of[at].clone())
-        };
-        rows.extend(field.iter().zip(&rounds).map(row));
-    }
-    Outcome {
-        name: SectionName::Open,
-        table: table(&rows),
-        rows: Vec::new(),
-        unexpected: rows.iter().map(|row| row.unexpected).sum(),
-        data: json!(rows),
+
+    fn outcome(&self) -> Outcome {
+        let mut rows = Vec::new();
+        for (at, share) in SHARES.into_iter().enumerate() {
+            let row = |(competitor, rounds): (&Competitor, &Vec<Vec<Round>>)| {
+                row(share, &competitor.name, rounds[at].clone())
+            };
+            rows.extend(self.field.iter().zip(&self.rounds).map(row));
+        }
+        Outcome {
+            name: SectionName::Open,
+            table: table(&rows),
+            rows: Vec::new(),
+            unexpected: rows.iter().map(|row| row.unexpected).sum(),
+            data: json!(rows),
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Requests per second in a closed loop. A ratio compares the upper quartiles of a row and of its reference, which is
 //! the bare route except in the sections about telemetry.
 
-use super::Outcome;
+use super::{Outcome, Section};
 use crate::bench::{Bench, Workload};
+use crate::children::Process;
 use crate::field::Competitor;
 use crate::measured_redis::Aof;
 use crate::options::SectionName;
@@ -54,7 +55,7 @@ impl Case {
 }
 
 /// Each competitor and each store.
-pub(super) fn stores(bench: &mut Bench) -> Outcome {
+pub(super) fn stores(bench: &Bench) -> Rates {
     let mut field = Competitor::peers(bench.fastify.as_ref().ok());
     for redis in [None, Some(Aof::Off), Some(Aof::EverySecond), Some(Aof::Always)] {
         field.extend(bench.services(redis, false));
@@ -65,16 +66,13 @@ pub(super) fn stores(bench: &mut Bench) -> Outcome {
     let cases = bench.wanted(field).into_iter().map(|competitor| Case::new("", competitor, workload));
     let cases: Vec<Case> = cases.collect();
     let title = "stores: 64 connections, results of 512 bytes, in order";
-    let mut outcome = compare(bench, SectionName::Stores, title, &cases);
-    if let Err(reason) = &bench.fastify {
-        outcome.table.notes.push(format!("Fastify is left out: {reason}"));
-    }
-    outcome
+    let note = bench.fastify.as_ref().err().map(|reason| format!("Fastify is left out: {reason}"));
+    Rates { note, ..Rates::new(bench, SectionName::Stores, title, cases) }
 }
 
 /// Results of different sizes. They are compared with the bare route at the default size: it hardly uses a result, and
 /// its rate at 64 KiB depends on the machine's memory more than on its processor.
-pub(super) fn sizes(bench: &mut Bench) -> Outcome {
+pub(super) fn sizes(bench: &Bench) -> Rates {
     let mut cases = vec![Case::new("", Competitor::bare(), bench.workload(ROUND))];
     let sizes = [("64 KiB", 64 << 10), ("2 KiB", 2 << 10), ("200 bytes", 200)];
     for (name, bytes) in sizes.into_iter().take(bench.kinds(3)).rev() {
@@ -82,31 +80,31 @@ pub(super) fn sizes(bench: &mut Bench) -> Outcome {
         let field = bench.short_field().into_iter().filter(|competitor| !competitor.is_bare());
         cases.extend(field.map(|competitor| Case::new(name, competitor, workload)));
     }
-    compare(bench, SectionName::Sizes, "sizes: 64 connections, in order", &cases)
+    Rates::new(bench, SectionName::Sizes, "sizes: 64 connections, in order", cases)
 }
 
 /// Different orders of posting, and forged tokens.
-pub(super) fn order(bench: &mut Bench) -> Outcome {
+pub(super) fn order(bench: &Bench) -> Rates {
     let orders = [
         ("in order", Order::AsIssued),
         ("reversed: all held, then released", Order::Reversed),
         ("30 % repeated", Order::Repeated),
         ("forged tokens", Order::Forged),
     ];
-    // Longer, because the held results of a block of conversations are released at its end.
-    let workload = bench.workload(2.0 * ROUND);
-    let mut cases = vec![Case::new("", Competitor::bare(), workload)];
+    let mut cases = vec![Case::new("", Competitor::bare(), bench.workload(ROUND))];
     for (name, order) in orders {
-        let workload = Workload { order, ..workload };
+        // Longer if the held results of a block of conversations are released at its end.
+        let seconds = if order == Order::Reversed { 2.0 * ROUND } else { ROUND };
+        let workload = Workload { order, ..bench.workload(seconds) };
         cases.extend(
             bench.service_field().into_iter().map(|competitor| Case::new(name, competitor, workload)),
         );
     }
-    compare(bench, SectionName::Order, "order: 64 connections, results of 512 bytes", &cases)
+    Rates::new(bench, SectionName::Order, "order: 64 connections, results of 512 bytes", cases)
 }
 
 /// Different numbers of connections.
-pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
+pub(super) fn concurrency(bench: &Bench) -> Rates {
     let mut cases = Vec::new();
     for connections in [1, 8, 64, 256].into_iter().take(bench.kinds(4)) {
         let workload = Workload { connections, ..bench.workload(ROUND) };
@@ -115,61 +113,105 @@ pub(super) fn concurrency(bench: &mut Bench) -> Outcome {
             .extend(bench.short_field().into_iter().map(|competitor| Case::new(&name, competitor, workload)));
     }
     let title = "concurrency: results of 512 bytes, in order";
-    compare(bench, SectionName::Concurrency, title, &cases)
+    Rates::new(bench, SectionName::Concurrency, title, cases)
 }
 
 /// Issuing work items over the platform's listener.
-pub(super) fn issue(bench: &mut Bench) -> Outcome {
+pub(super) fn issue(bench: &Bench) -> Rates {
     let workload = bench.workload(ROUND);
     let mut cases = vec![Case::new("", Competitor::bare(), workload)];
     let issuing = |competitor| Case { issuing: true, ..Case::new("issuing", competitor, workload) };
     cases.extend(bench.service_field().into_iter().map(issuing));
-    compare(bench, SectionName::Issue, "issue: 64 connections of the platform", &cases)
+    Rates::new(bench, SectionName::Issue, "issue: 64 connections of the platform", cases)
 }
 
-/// Measures all cases in interleaved rounds. In each round, the reference comes first, and the order of the others is
-/// rotated. If there are many others, the reference is measured several times, because the machine's speed changes.
-pub(super) fn compare(bench: &mut Bench, name: SectionName, title: &str, cases: &[Case]) -> Outcome {
-    let count = bench.options.rounds(ROUNDS, QUICK);
-    let mut rounds: Vec<Vec<Figures>> = cases.iter().map(|_| Vec::new()).collect();
-    let reference_of = |case: &Case| {
-        let of = |group: &str| cases.iter().position(|case| case.group == group && case.reference);
+/// A section of rates.
+pub(super) struct Rates {
+    name: SectionName,
+    title: &'static str,
+    cases: Vec<Case>,
+    /// The figures of each case.
+    figures: Vec<Vec<Figures>>,
+    rounds: u64,
+    note: Option<String>,
+    /// Runs as long as the section.
+    _collector: Option<Process>,
+}
+
+impl Rates {
+    fn new(bench: &Bench, name: SectionName, title: &'static str, cases: Vec<Case>) -> Self {
+        let figures = cases.iter().map(|_| Vec::new()).collect();
+        let rounds = bench.options.rounds(ROUNDS, QUICK);
+        Self { name, title, cases, figures, rounds, note: None, _collector: None }
+    }
+
+    pub(super) fn with_collector(
+        bench: &Bench,
+        name: SectionName,
+        title: &'static str,
+        cases: Vec<Case>,
+        collector: Process,
+    ) -> Self {
+        Self { _collector: Some(collector), ..Self::new(bench, name, title, cases) }
+    }
+
+    /// The case with which a case is compared.
+    fn reference_of(&self, case: &Case) -> usize {
+        let of = |group: &str| self.cases.iter().position(|case| case.group == group && case.reference);
         of(&case.group).or_else(|| of("")).unwrap()
-    };
-    for round in 0..usize::try_from(count).unwrap() {
-        for reference in (0..cases.len()).filter(|&at| cases[at].reference) {
-            let mut others: Vec<usize> = (0..cases.len()).collect();
-            others.retain(|&at| at != reference && reference_of(&cases[at]) == reference);
-            let first = round * others.len() / usize::try_from(count).unwrap();
-            others.rotate_left(first);
-            let mut one = |at: usize, rounds: &mut Vec<Vec<Figures>>| {
-                let figures = measure(bench, &cases[at]);
-                let (rate, of) = (figures.rate, format!("{name:?} {}/{count}", round + 1));
-                bench.progress(&format!("{of}: {}: {rate:.0} requests/s", cases[at].name()));
-                rounds[at].push(figures);
-            };
-            one(reference, &mut rounds);
+    }
+
+    fn measure_case(&mut self, bench: &mut Bench, at: usize) {
+        let case = &self.cases[at];
+        let figures = measure(bench, case);
+        let (rate, round) = (figures.rate, self.figures[at].len() + 1);
+        bench.progress(&format!("{:?} {round}: {}: {rate:.0} requests/s", self.name, case.name()));
+        self.figures[at].push(figures);
+    }
+}
+
+impl Section for Rates {
+    fn rounds(&self) -> u64 {
+        self.rounds
+    }
+
+    /// Measures all cases. A reference comes first, and the order of the others is rotated. If there are many others, the
+    /// reference is measured several times.
+    fn measure(&mut self, bench: &mut Bench, round: u64) {
+        let references: Vec<usize> = (0..self.cases.len()).filter(|&at| self.cases[at].reference).collect();
+        for reference in references {
+            let mut others: Vec<usize> = (0..self.cases.len()).collect();
+            others.retain(|&at| at != reference && self.reference_of(&self.cases[at]) == reference);
+            let first = others.len() as u64 * round / self.rounds;
+            others.rotate_left(usize::try_from(first).unwrap());
+            self.measure_case(bench, reference);
             let often = others.len() > BETWEEN;
             for some in others.chunks(BETWEEN) {
                 for &at in some {
-                    one(at, &mut rounds);
+                    self.measure_case(bench, at);
                 }
                 if often {
-                    one(reference, &mut rounds);
+                    self.measure_case(bench, reference);
                 }
             }
         }
     }
-    let summary = |(case, own): (&Case, &Vec<Figures>)| {
-        Summary::of(&case.group, &case.competitor.name, own.clone(), &rounds[reference_of(case)])
-    };
-    let rows: Vec<Summary> = cases.iter().zip(&rounds).map(summary).collect();
-    Outcome {
-        name,
-        table: Table::of_rates(title, &rows),
-        data: serde_json::to_value(&rows).unwrap(),
-        unexpected: rows.iter().map(|row| row.unexpected).sum(),
-        rows,
+
+    fn outcome(&self) -> Outcome {
+        let summary = |(case, own): (&Case, &Vec<Figures>)| {
+            let reference = &self.figures[self.reference_of(case)];
+            Summary::of(&case.group, &case.competitor.name, own.clone(), reference)
+        };
+        let rows: Vec<Summary> = self.cases.iter().zip(&self.figures).map(summary).collect();
+        let mut table = Table::of_rates(self.title, &rows);
+        table.notes.extend(self.note.clone());
+        Outcome {
+            name: self.name,
+            table,
+            data: serde_json::to_value(&rows).unwrap(),
+            unexpected: rows.iter().map(|row| row.unexpected).sum(),
+            rows,
+        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! Costs of telemetry: with collectors that do not exist or never respond, and with a working one. Ratios are to the
 //! first row of the same store.
 
-use super::Outcome;
-use super::rates::{Case, compare};
+use super::rates::{Case, Rates};
 use crate::bench::Bench;
 use crate::children::{Process, free_port, this_program};
 use crate::field::Competitor;
@@ -22,9 +21,9 @@ const TENTH: [(&str, &str); 2] =
     [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0.1")];
 
 /// With collectors that do not exist or never respond.
-pub(super) fn exporters(bench: &mut Bench) -> Outcome {
+pub(super) fn exporters(bench: &Bench) -> Rates {
     let closed = format!("http://127.0.0.1:{}", free_port());
-    let (_collector, mute) = collector("mute");
+    let (process, mute) = collector("mute");
     let workload = bench.workload(ROUND);
     let mut cases = Vec::new();
     for (store, service) in services(bench, true) {
@@ -39,17 +38,13 @@ pub(super) fn exporters(bench: &mut Bench) -> Outcome {
             to(&mute, HTTP, "never answers, HTTP"),
         ]);
     }
-    compare(
-        bench,
-        SectionName::Exporters,
-        "exporters: collectors that do not exist or do not respond",
-        &cases,
-    )
+    let title = "exporters: collectors that do not exist or do not respond";
+    Rates::with_collector(bench, SectionName::Exporters, title, cases, process)
 }
 
 /// From the service without telemetry to all signals.
-pub(super) fn telemetry(bench: &mut Bench) -> Outcome {
-    let (_collector, url) = collector("collector");
+pub(super) fn telemetry(bench: &Bench) -> Rates {
+    let (process, url) = collector("collector");
     let endpoint = (ENDPOINT, url.as_str());
     let sampled = [&[endpoint, HTTP, SOON, NO_LOGS], TENTH.as_slice()].concat();
     let workload = bench.workload(ROUND);
@@ -67,9 +62,11 @@ pub(super) fn telemetry(bench: &mut Bench) -> Outcome {
             with(&log, &[endpoint, HTTP, SOON], "the same and logs by OTLP"),
         ]);
     }
-    compare(bench, SectionName::Telemetry, "telemetry: a collector over HTTP", &cases)
+    let title = "telemetry: a collector over HTTP";
+    Rates::with_collector(bench, SectionName::Telemetry, title, cases, process)
 }
 
+/// Starts a collector, and returns its URL.
 fn collector(role: &str) -> (Process, String) {
     let (process, address) = Process::start_peer(this_program("peer").arg(role));
     (process, format!("http://{address}"))
