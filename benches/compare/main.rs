@@ -6,11 +6,11 @@
 //!
 //! Starts Redis, the service and the peers on free loopback ports, one after the other, in several rounds, which are
 //! spread over the whole run. Each figure is a median over the rounds. A ratio of rates compares the upper quartiles of
-//! a row and of the bare route; a ratio of latencies compares the lower quartiles. `field` lists the competitors,
-//! `sections` the measurements, and `point` measures one competitor. A separate process generates the load (`load`,
-//! controlled over `protocol`). A table goes to standard output; a JSON file with all rounds and a picture go to
-//! `target/bench/`. Under `cargo test`, a self-check runs instead: tiny counts, and the status of each reply is
-//! checked.
+//! a row and of its reference, usually the bare route; `depth` compares the lower quartiles of times. `field` lists the
+//! competitors, `sections` the measurements, and `point` measures one competitor. A separate process generates the load
+//! (`load`, controlled over `protocol`). Tables go to standard output; a JSON file with all rounds and a picture go to
+//! `target/bench/`, also of a run that is stopped. Under `cargo test`, a self-check runs instead: tiny counts, and the
+//! status of each reply is checked.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -110,8 +110,8 @@ fn run(options: Options, print: bool) -> Result<Ran, String> {
     let sections = options.sections();
     let busy = machine::busy();
     let mut bench = Bench::new(options, fastify, print);
-    let outcomes = sections::run(&mut bench, &sections);
-    report::write(&bench.options, &machine, &outcomes);
+    let save = |bench: &Bench, outcomes: &[Outcome]| report::write(&bench.options, &machine, outcomes);
+    let outcomes = sections::run(&mut bench, &sections, save);
     if print {
         bench.progress("done");
         for outcome in &outcomes {

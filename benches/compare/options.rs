@@ -20,7 +20,7 @@ pub(crate) struct Options {
     /// Tiny counts without meaningful figures. Fails if a reply has an unexpected status.
     #[arg(long)]
     pub(crate) smoke: bool,
-    /// Number of rounds of each section.
+    /// Number of rounds of each section except memory.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) rounds: Option<u64>,
     /// Duration of each measurement.
@@ -54,7 +54,7 @@ pub(crate) enum SectionName {
     Open,
     /// Issuing work items
     Issue,
-    /// Latency from a post to its event, on an idle machine
+    /// Latency of a post until its response and until its event, on an idle machine
     Events,
     /// Memory in Redis
     Memory,

@@ -72,7 +72,7 @@ pub(crate) struct Percentiles {
 pub(crate) struct Latencies {
     /// Until the reply to the post.
     pub(crate) post: Percentiles,
-    /// Until the event on the platform's stream. Zero for a peer, which has no stream.
+    /// Until the event on the platform's stream.
     pub(crate) event: Percentiles,
     pub(crate) unexpected: u64,
 }

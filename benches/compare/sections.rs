@@ -26,11 +26,16 @@ pub(crate) struct Outcome {
     pub(crate) unexpected: u64,
 }
 
+/// Number of rounds of a section, unless it needs fewer.
+const ROUNDS: u64 = 6;
+
 /// A section under measurement.
 pub(crate) trait Section {
+    /// Number of rounds.
     fn rounds(&self) -> u64;
     /// Measures a round. The first round is 0.
     fn measure(&mut self, bench: &mut Bench, round: u64);
+    /// The outcome of the rounds so far, which are at least one.
     fn outcome(&self) -> Outcome;
 }
 
@@ -51,17 +56,29 @@ fn begin(bench: &Bench, name: SectionName) -> Box<dyn Section> {
 }
 
 /// Measures all sections. Their rounds are spread over the whole run, because the machine's speed changes within
-/// minutes.
-pub(crate) fn run(bench: &mut Bench, names: &[SectionName]) -> Vec<Outcome> {
+/// minutes; the last round of each section is in the last pass. Calls `save` after each pass.
+pub(crate) fn run(
+    bench: &mut Bench,
+    names: &[SectionName],
+    save: impl Fn(&Bench, &[Outcome]),
+) -> Vec<Outcome> {
     let mut sections: Vec<_> = names.iter().map(|&name| begin(bench, name)).collect();
-    let most = sections.iter().map(|section| section.rounds()).max().unwrap_or_default();
-    for at in 0..most {
+    let passes = sections.iter().map(|section| section.rounds()).max().unwrap_or_default();
+    let mut outcomes = Vec::new();
+    for pass in 0..passes {
+        let mut measured = Vec::new();
         for section in &mut sections {
-            let [round, next] = [at, at + 1].map(|at| at * section.rounds() / most);
+            let [round, next] = [pass, pass + 1].map(|pass| pass * section.rounds() / passes);
+            // A section with fewer rounds skips some passes.
             if next > round {
                 section.measure(bench, round);
             }
+            if next > 0 {
+                measured.push(section.outcome());
+            }
         }
+        save(bench, &measured);
+        outcomes = measured;
     }
-    sections.iter().map(|section| section.outcome()).collect()
+    outcomes
 }

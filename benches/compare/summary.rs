@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use crate::point::Figures;
 
-/// The median, the quartiles and the spread of a value over all rounds.
+/// The median, the quartiles and the spread of a value over all rounds. Ratios compare quartiles (upper ones of rates,
+/// lower ones of times), because other processes on the machine only slow a round down.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -42,8 +43,7 @@ pub(crate) struct Summary {
     pub(crate) group: String,
     pub(crate) competitor: String,
     pub(crate) rate: Spread,
-    /// The upper quartile of the rate, as a ratio to that of the reference. It varies less between runs than the
-    /// median, because other processes on the machine only slow rounds down.
+    /// The upper quartile of the rate, as a ratio to that of the reference.
     pub(crate) ratio: f64,
     pub(crate) p50_ms: Spread,
     pub(crate) p99_ms: Spread,

@@ -21,15 +21,11 @@ pub(super) fn follow(
     body: &[u8],
     pause_ms: u64,
 ) -> Latencies {
-    let events = match &target.issuer {
-        Issuer::Service { platform, key } => {
-            let mut stream = TcpStream::connect(platform).unwrap();
-            let path = format!("/platform/v1/conversations/{}/events?from=0", items.conversations[0]);
-            stream.write_all(&http::head("GET", &path, &authorization(key), 0)).unwrap();
-            Some(read_events(stream))
-        }
-        Issuer::Peer { .. } => None,
-    };
+    let Issuer::Service { platform, key } = &target.issuer else { panic!("a peer has no event stream") };
+    let mut stream = TcpStream::connect(platform).unwrap();
+    let path = format!("/platform/v1/conversations/{}/events?from=0", items.conversations[0]);
+    stream.write_all(&http::head("GET", &path, &authorization(key), 0)).unwrap();
+    let events = read_events(stream);
     let mut poster = TcpStream::connect(target.public).unwrap();
     poster.set_nodelay(true).unwrap();
     let (mut posts, mut seen, mut unexpected) = (histogram(), histogram(), 0);
@@ -41,14 +37,11 @@ pub(super) fn follow(
         let status = read_reply(&mut poster);
         let took = sent.elapsed();
         unexpected += u64::from(status != request.expected);
-        let event =
-            events.as_ref().map(|events| events.recv_timeout(LATEST).expect("an event follows each post"));
+        let event = events.recv_timeout(LATEST).expect("an event follows each post");
         // The first posts are the warm-up.
         if number >= requests.len() / 10 {
             posts.saturating_record(micros(took));
-            if let Some(at) = event {
-                seen.saturating_record(micros(at.saturating_duration_since(sent)));
-            }
+            seen.saturating_record(micros(event.saturating_duration_since(sent)));
         }
     }
     Latencies { post: percentiles(&posts), event: percentiles(&seen), unexpected }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Outcome, Section};
+use super::{Outcome, ROUNDS, Section};
 use crate::bench::{BYTES, Bench, OneCore};
 use crate::field::Competitor;
 use crate::options::SectionName;
@@ -47,32 +47,33 @@ fn cases(smoke: bool) -> [Case; 4] {
 pub(super) struct Depth {
     field: Vec<Competitor>,
     cases: [Case; 4],
-    count: u64,
+    rounds: u64,
     /// By competitor, then by case.
-    rounds: Vec<Vec<Vec<Figures>>>,
+    figures: Vec<Vec<Vec<Figures>>>,
 }
 
 impl Depth {
     pub(super) fn new(bench: &Bench) -> Self {
         let (mut field, cases) = (bench.service_field(), cases(bench.options.smoke));
         field.drain(..field.len().saturating_sub(bench.kinds(usize::MAX)));
-        let rounds = field.iter().map(|_| vec![Vec::new(); cases.len()]).collect();
-        Self { field, cases, count: bench.options.rounds(6, 1), rounds }
+        let figures = field.iter().map(|_| vec![Vec::new(); cases.len()]).collect();
+        Self { field, cases, rounds: bench.options.rounds(ROUNDS, 1), figures }
     }
 }
 
 impl Section for Depth {
     fn rounds(&self) -> u64 {
-        self.count
+        self.rounds
     }
 
     fn measure(&mut self, bench: &mut Bench, round: u64) {
-        for (competitor, rounds) in self.field.iter().zip(&mut self.rounds) {
-            for (case, rounds) in self.cases.iter().zip(rounds) {
+        for (competitor, of_cases) in self.field.iter().zip(&mut self.figures) {
+            for (case, of_case) in self.cases.iter().zip(of_cases) {
                 let figures = measure(competitor, case);
                 let (name, p50) = (&competitor.name, figures.tally.latency.p50);
-                bench.progress(&format!("Depth {}: {name}, {}: p50 {p50} µs", round + 1, case.name));
-                rounds.push(figures);
+                let round = format!("{}/{}", round + 1, self.rounds);
+                bench.progress(&format!("Depth {round}: {name}, {}: p50 {p50} µs", case.name));
+                of_case.push(figures);
             }
         }
     }
@@ -90,17 +91,16 @@ impl Section for Depth {
             ],
         );
         let mut rows = Vec::new();
-        for (competitor, rounds) in self.field.iter().zip(&self.rounds) {
+        let script = |of: &[Figures]| Spread::of(of.iter().filter_map(|figures| figures.script_us));
+        let p50 =
+            |of: &[Figures]| Spread::of(of.iter().map(|figures| figures.tally.latency.p50 as f64 / 1000.0));
+        for (competitor, of_cases) in self.field.iter().zip(&self.figures) {
             table.group(&competitor.name);
-            for (case, of) in self.cases.iter().zip(rounds) {
-                let script = |of: &[Figures]| Spread::of(of.iter().filter_map(|figures| figures.script_us));
-                let p50 = |of: &[Figures]| {
-                    Spread::of(of.iter().map(|figures| figures.tally.latency.p50 as f64 / 1000.0))
-                };
+            let (few_script_us, few_p50_ms) = (script(&of_cases[0]), p50(&of_cases[0]));
+            for (case, of) in self.cases.iter().zip(of_cases) {
                 let (script_us, p50_ms) = (script(of), p50(of));
-                // Lower quartiles, because other processes on the machine only slow a round down.
-                let script_ratio = script_us.lower_quartile / script(&rounds[0]).lower_quartile;
-                let p50_ratio = p50_ms.lower_quartile / p50(&rounds[0]).lower_quartile;
+                let script_ratio = script_us.lower_quartile / few_script_us.lower_quartile;
+                let p50_ratio = p50_ms.lower_quartile / few_p50_ms.lower_quartile;
                 let commands = Spread::of(of.iter().filter_map(|figures| figures.commands)).median;
                 let on_redis = |text: String| if script_us.median > 0.0 { text } else { "–".to_owned() };
                 let cells = vec![
@@ -119,7 +119,7 @@ impl Section for Depth {
                 }));
             }
         }
-        let all = self.rounds.iter().flatten().flatten();
+        let all = self.figures.iter().flatten().flatten();
         let unexpected = all.map(|figures| figures.tally.unexpected).sum();
         Outcome { name: SectionName::Depth, table, rows: Vec::new(), data: json!(rows), unexpected }
     }

@@ -1,8 +1,8 @@
-//! Latency from a post to its event on the platform's stream, and of the post alone, on an idle machine.
+//! Latency of a post until its response, and until its event on the platform's stream, on an idle machine.
 
 use serde_json::json;
 
-use super::{Outcome, Section};
+use super::{Outcome, ROUNDS, Section};
 use crate::bench::{BYTES, Bench, OneCore};
 use crate::field::Competitor;
 use crate::generator::Generator;
@@ -18,29 +18,29 @@ const PAUSE_MS: u64 = 3;
 
 pub(super) struct Events {
     field: Vec<Competitor>,
-    count: u64,
-    rounds: Vec<Vec<Latencies>>,
+    rounds: u64,
+    figures: Vec<Vec<Latencies>>,
 }
 
 impl Events {
     pub(super) fn new(bench: &Bench) -> Self {
         let field = bench.service_field();
-        let rounds = field.iter().map(|_| Vec::new()).collect();
-        Self { field, count: bench.options.rounds(6, 1), rounds }
+        let figures = field.iter().map(|_| Vec::new()).collect();
+        Self { field, rounds: bench.options.rounds(ROUNDS, 1), figures }
     }
 }
 
 impl Section for Events {
     fn rounds(&self) -> u64 {
-        self.count
+        self.rounds
     }
 
     fn measure(&mut self, bench: &mut Bench, round: u64) {
-        for (competitor, rounds) in self.field.iter().zip(&mut self.rounds) {
+        for (competitor, figures) in self.field.iter().zip(&mut self.figures) {
             let latencies = measure(competitor, if bench.options.smoke { 20 } else { POSTS });
             let (name, p50) = (&competitor.name, latencies.event.p50);
-            bench.progress(&format!("Events {}: {name}: p50 {p50} µs", round + 1));
-            rounds.push(latencies);
+            bench.progress(&format!("Events {}/{}: {name}: p50 {p50} µs", round + 1, self.rounds));
+            figures.push(latencies);
         }
     }
 
@@ -56,7 +56,7 @@ impl Section for Events {
             ],
         );
         let mut rows = Vec::new();
-        for (competitor, of) in self.field.iter().zip(&self.rounds) {
+        for (competitor, of) in self.field.iter().zip(&self.figures) {
             let over = |part: fn(&Latencies) -> Percentiles, value: fn(&Percentiles) -> u64| {
                 Spread::of(of.iter().map(|latencies| value(&part(latencies)) as f64 / 1000.0))
             };
@@ -72,7 +72,7 @@ impl Section for Events {
                 "difference_ms": difference, "event_p50_ms": event_p50, "event_p99_ms": event_p99, "rounds": of,
             }));
         }
-        let unexpected = self.rounds.iter().flatten().map(|latencies| latencies.unexpected).sum();
+        let unexpected = self.figures.iter().flatten().map(|latencies| latencies.unexpected).sum();
         Outcome { name: SectionName::Events, table, rows: Vec::new(), data: json!(rows), unexpected }
     }
 }

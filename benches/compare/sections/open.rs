@@ -41,32 +41,33 @@ struct Row {
 
 pub(super) struct Open {
     field: Vec<Competitor>,
-    count: u64,
+    rounds: u64,
     /// By competitor, then by share.
-    rounds: Vec<Vec<Vec<Round>>>,
+    figures: Vec<Vec<Vec<Round>>>,
 }
 
 impl Open {
     pub(super) fn new(bench: &Bench) -> Self {
         let field = bench.short_field();
-        let rounds = field.iter().map(|_| vec![Vec::new(); SHARES.len()]).collect();
-        Self { field, count: bench.options.rounds(3, 1), rounds }
+        let figures = field.iter().map(|_| vec![Vec::new(); SHARES.len()]).collect();
+        Self { field, rounds: bench.options.rounds(3, 1), figures }
     }
 }
 
 impl Section for Open {
     fn rounds(&self) -> u64 {
-        self.count
+        self.rounds
     }
 
     fn measure(&mut self, bench: &mut Bench, round: u64) {
-        for (competitor, rounds) in self.field.iter().zip(&mut self.rounds) {
+        for (competitor, figures) in self.field.iter().zip(&mut self.figures) {
             let of_round = measure(bench, competitor);
             let p99 = of_round.last().map_or(0, |round| round.figures.tally.latency.p99);
             let name = &competitor.name;
-            bench.progress(&format!("Open {}: {name}: p99 {p99} µs at 75 %", round + 1));
-            for (rounds, round) in rounds.iter_mut().zip(of_round) {
-                rounds.push(round);
+            let progress = format!("Open {}/{}: {name}: p99 {p99} µs at 75 %", round + 1, self.rounds);
+            bench.progress(&progress);
+            for (at_share, round) in figures.iter_mut().zip(of_round) {
+                at_share.push(round);
             }
         }
     }
@@ -77,7 +78,7 @@ impl Section for Open {
             let row = |(competitor, rounds): (&Competitor, &Vec<Vec<Round>>)| {
                 row(share, &competitor.name, rounds[at].clone())
             };
-            rows.extend(self.field.iter().zip(&self.rounds).map(row));
+            rows.extend(self.field.iter().zip(&self.figures).map(row));
         }
         Outcome {
             name: SectionName::Open,

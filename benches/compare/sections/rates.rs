@@ -1,7 +1,7 @@
 //! Requests per second in a closed loop. A ratio compares the upper quartiles of a row and of its reference, which is
 //! the bare route except in the sections about telemetry.
 
-use super::{Outcome, Section};
+use super::{Outcome, ROUNDS, Section};
 use crate::bench::{Bench, Workload};
 use crate::children::Process;
 use crate::field::Competitor;
@@ -15,8 +15,6 @@ use crate::table::Table;
 /// Length of a measurement, in seconds. Many short rounds vary less between runs than a few long ones, because the
 /// machine's speed changes between them.
 const ROUND: f64 = 0.4;
-/// Number of rounds.
-const ROUNDS: u64 = 6;
 /// Number of rounds of a quick run.
 const QUICK: u64 = 3;
 
@@ -130,29 +128,23 @@ pub(super) struct Rates {
     name: SectionName,
     title: &'static str,
     cases: Vec<Case>,
+    rounds: u64,
     /// The figures of each case.
     figures: Vec<Vec<Figures>>,
-    rounds: u64,
     note: Option<String>,
-    /// Runs as long as the section.
+    /// Runs until the section is dropped.
     _collector: Option<Process>,
 }
 
 impl Rates {
-    fn new(bench: &Bench, name: SectionName, title: &'static str, cases: Vec<Case>) -> Self {
+    pub(super) fn new(bench: &Bench, name: SectionName, title: &'static str, cases: Vec<Case>) -> Self {
         let figures = cases.iter().map(|_| Vec::new()).collect();
         let rounds = bench.options.rounds(ROUNDS, QUICK);
         Self { name, title, cases, figures, rounds, note: None, _collector: None }
     }
 
-    pub(super) fn with_collector(
-        bench: &Bench,
-        name: SectionName,
-        title: &'static str,
-        cases: Vec<Case>,
-        collector: Process,
-    ) -> Self {
-        Self { _collector: Some(collector), ..Self::new(bench, name, title, cases) }
+    pub(super) fn with_collector(self, collector: Process) -> Self {
+        Self { _collector: Some(collector), ..self }
     }
 
     /// The case with which a case is compared.
@@ -161,11 +153,11 @@ impl Rates {
         of(&case.group).or_else(|| of("")).unwrap()
     }
 
-    fn measure_case(&mut self, bench: &mut Bench, at: usize) {
+    fn measure_case(&mut self, bench: &mut Bench, round: u64, at: usize) {
         let case = &self.cases[at];
         let figures = measure(bench, case);
-        let (rate, round) = (figures.rate, self.figures[at].len() + 1);
-        bench.progress(&format!("{:?} {round}: {}: {rate:.0} requests/s", self.name, case.name()));
+        let (name, rounds, rate) = (self.name, self.rounds, figures.rate);
+        bench.progress(&format!("{name:?} {}/{rounds}: {}: {rate:.0} requests/s", round + 1, case.name()));
         self.figures[at].push(figures);
     }
 }
@@ -175,8 +167,8 @@ impl Section for Rates {
         self.rounds
     }
 
-    /// Measures all cases. A reference comes first, and the order of the others is rotated. If there are many others, the
-    /// reference is measured several times.
+    /// Measures all cases. A reference comes first, and the order of the others is rotated. If there are many others,
+    /// the reference is measured several times.
     fn measure(&mut self, bench: &mut Bench, round: u64) {
         let references: Vec<usize> = (0..self.cases.len()).filter(|&at| self.cases[at].reference).collect();
         for reference in references {
@@ -184,14 +176,14 @@ impl Section for Rates {
             others.retain(|&at| at != reference && self.reference_of(&self.cases[at]) == reference);
             let first = others.len() as u64 * round / self.rounds;
             others.rotate_left(usize::try_from(first).unwrap());
-            self.measure_case(bench, reference);
+            self.measure_case(bench, round, reference);
             let often = others.len() > BETWEEN;
             for some in others.chunks(BETWEEN) {
                 for &at in some {
-                    self.measure_case(bench, at);
+                    self.measure_case(bench, round, at);
                 }
                 if often {
-                    self.measure_case(bench, reference);
+                    self.measure_case(bench, round, reference);
                 }
             }
         }

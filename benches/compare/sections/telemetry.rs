@@ -39,7 +39,7 @@ pub(super) fn exporters(bench: &Bench) -> Rates {
         ]);
     }
     let title = "exporters: collectors that do not exist or do not respond";
-    Rates::with_collector(bench, SectionName::Exporters, title, cases, process)
+    Rates::new(bench, SectionName::Exporters, title, cases).with_collector(process)
 }
 
 /// From the service without telemetry to all signals.
@@ -63,7 +63,7 @@ pub(super) fn telemetry(bench: &Bench) -> Rates {
         ]);
     }
     let title = "telemetry: a collector over HTTP";
-    Rates::with_collector(bench, SectionName::Telemetry, title, cases, process)
+    Rates::new(bench, SectionName::Telemetry, title, cases).with_collector(process)
 }
 
 /// Starts a collector, and returns its URL.
