@@ -8,9 +8,9 @@
 //! spread over the whole run. Each figure is a median over the rounds. A ratio of rates compares the upper quartiles of
 //! a row and of its reference, usually the bare route; `depth` compares the lower quartiles of times. `field` lists the
 //! competitors, `sections` the measurements, and `point` measures one competitor. A separate process generates the load
-//! (`load`, controlled over `protocol`). Tables go to standard output; a JSON file with all rounds and a picture go to
-//! `target/bench/`, also of a run that is stopped. Under `cargo test`, a self-check runs instead: tiny counts, and the
-//! status of each reply is checked.
+//! (`load`, controlled over `protocol`). At the end, tables go to standard output. A JSON file with all rounds and a
+//! picture go to `target/bench/` after each pass over the sections, so that a stopped run leaves those of its complete
+//! passes. Under `cargo test`, a self-check runs instead: tiny counts, and the status of each reply is checked.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -26,7 +26,7 @@ pub(crate) struct Outcome {
     pub(crate) unexpected: u64,
 }
 
-/// Number of rounds of a section, unless it needs fewer.
+/// Standard number of rounds. `open` and `memory` have fewer.
 const ROUNDS: u64 = 6;
 
 /// A section under measurement.

@@ -19,7 +19,8 @@ const SHAPES: [(usize, usize); 3] = [(10_000, 1), (100, 100), (1, 10_000)];
 /// Time after which Redis has freed the memory of requests.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// Bytes in Redis with a number of items in a number of conversations.
+/// Bytes in Redis per conversation, per awaiting item and per delivered item, with a number of conversations of `items`
+/// items each.
 struct Row {
     competitor: String,
     conversations: usize,
@@ -56,7 +57,8 @@ impl Section for Memory {
                     measure(&competitor, plan, settle, &mut self.unexpected);
                 let name = &competitor.name;
                 bench.progress(&format!(
-                    "Memory: {name}: {items} items in {conversations}: {awaiting:.0} bytes each"
+                    "Memory: {name}: {conversations} conversations of {items} items: {awaiting:.0} bytes per \
+                     awaiting item"
                 ));
                 let competitor = competitor.name.clone();
                 self.rows.push(Row { competitor, conversations, items, conversation, awaiting, delivered });
