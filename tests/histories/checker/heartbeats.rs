@@ -13,6 +13,21 @@ struct Sign {
     certain: bool,
 }
 
+impl Sign {
+    /// Whether an item with this heartbeat timeout has not timed out by silence at this time, thanks to this sign.
+    fn keeps_alive(&self, at: u64, silence: u64) -> bool {
+        self.from <= at && at - self.until.min(at) < silence
+    }
+}
+
+/// Whether the reply to a heartbeat reports that its item was settled or dropped. `state`: of the item, if the status
+/// is 200.
+fn reports_settlement(attempt: &Attempt, state: Option<&str>) -> bool {
+    let code = attempt.reply.as_ref().map_or("", Reply::code);
+    matches!(state, Some("held" | "released"))
+        || matches!(code, "WORK_ITEM_TIMED_OUT" | "WORK_ITEM_CANCELLED" | "CONVERSATION_ENDED")
+}
+
 impl Item<'_> {
     /// Heartbeat timeout in milliseconds; `None` if it needs no heartbeats.
     fn silence(&self) -> Option<u64> {
@@ -22,7 +37,10 @@ impl Item<'_> {
     /// The issue, and every heartbeat that may have been recorded.
     fn signs(&self, silence: u64) -> Vec<Sign> {
         let mut signs = vec![Sign { from: self.issued, until: self.issued, certain: true }];
-        for attempt in self.beats.iter().flat_map(|beat| &beat.attempts) {
+        let mut attempts: Vec<_> = self.beats.iter().flat_map(|beat| &beat.attempts).collect();
+        attempts.sort_by_key(|attempt| attempt.invoked);
+        for attempt in attempts {
+            let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
             let alive = attempt.reply.as_ref().filter(|reply| reply.status == 200);
             match alive.map(|reply| (reply.text("state"), reply.millis("heartbeatDeadline"))) {
                 // The time of the heartbeat, unless the deadline comes first.
@@ -34,14 +52,14 @@ impl Item<'_> {
                     let from = self.deadline.saturating_sub(silence);
                     signs.push(Sign { from, until: self.deadline, certain: true });
                 }
-                None if attempt.may_count() => {
-                    let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
-                    signs.push(Sign { from, until: u64::MAX, certain: false });
-                }
-                // If its first reply was lost, it can have been recorded before the result was accepted.
-                Some(("held" | "released", _)) => {
-                    let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
-                    signs.push(Sign { from, until: attempt.returned / 1_000, certain: false });
+                None if attempt.may_count() => signs.push(Sign { from, until: u64::MAX, certain: false }),
+                // If the store's first reply was lost, the heartbeat can have been recorded before the item was
+                // settled, and the repetition reports only that.
+                state if reports_settlement(attempt, state.map(|(state, _)| state)) => {
+                    let was_alive = signs.iter().any(|sign| sign.keeps_alive(from.max(self.issued), silence));
+                    if was_alive {
+                        signs.push(Sign { from, until: attempt.returned / 1_000, certain: false });
+                    }
                 }
                 Some(_) | None => {}
             }
@@ -52,8 +70,7 @@ impl Item<'_> {
     /// Whether it may not have timed out at this time, in milliseconds.
     pub(super) fn may_be_alive(&self, at: u64) -> bool {
         let Some(silence) = self.silence() else { return at < self.deadline };
-        let keeps = |sign: &Sign| sign.from <= at && at - sign.until.min(at) < silence;
-        at < self.deadline && self.signs(silence).iter().any(keeps)
+        at < self.deadline && self.signs(silence).iter().any(|sign| sign.keeps_alive(at, silence))
     }
 
     /// Whether it had certainly timed out by this time, in milliseconds.
@@ -157,5 +174,59 @@ impl<'a> Case<'a> {
         if self.is_after_the_end(attempt) {
             self.told(item, Rule::Ending, "a heartbeat was taken after an end was acknowledged");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::record::{Action, Asked, Operation};
+
+    /// Why a timeout at the deadline is impossible, if the only heartbeat was sent at this time, in milliseconds after
+    /// the issue, and refused because the item had timed out.
+    fn defect_with_a_refused_heartbeat(sent: u64) -> Option<&'static str> {
+        let asked = Asked {
+            tool_call: "c".to_owned(),
+            turn: "t".to_owned(),
+            name: None,
+            kind: "tool",
+            timeout_ms: 90,
+            heartbeat_timeout_ms: Some(60),
+        };
+        let reply = Reply {
+            status: 409,
+            request_id: String::new(),
+            idempotent_replay: false,
+            body: json!({"error": {"code": "WORK_ITEM_TIMED_OUT"}}),
+        };
+        let (invoked, returned) = ((1_000 + sent) * 1_000, 1_200_000);
+        let attempt =
+            Attempt { replica: 0, request_id: String::new(), invoked, returned, reply: Some(reply) };
+        let beat = Operation { action: Action::Beat { work_item: "i".to_owned() }, attempts: vec![attempt] };
+        let item = Item {
+            id: "i",
+            sequence: 1,
+            issued: 1_000,
+            deadline: 1_090,
+            asked: &asked,
+            posts: Vec::new(),
+            beats: vec![&beat],
+            cancels: Vec::new(),
+            turn_cancels: Vec::new(),
+            shows: Vec::new(),
+            envelope: None,
+        };
+        item.timeout_defect(1_090, false)
+    }
+
+    #[test]
+    fn refused_heartbeat_counts_only_if_the_item_was_alive_when_it_was_sent() {
+        assert_eq!(defect_with_a_refused_heartbeat(40), None);
+        assert_eq!(
+            defect_with_a_refused_heartbeat(70),
+            Some("it timed out at its deadline, and was silent before")
+        );
     }
 }
