@@ -20,12 +20,10 @@ impl Sign {
     }
 }
 
-/// Whether the reply to a heartbeat reports that its item was settled or dropped. `state`: of the item, if the status
-/// is 200.
-fn reports_settlement(attempt: &Attempt, state: Option<&str>) -> bool {
-    let code = attempt.reply.as_ref().map_or("", Reply::code);
-    matches!(state, Some("held" | "released"))
-        || matches!(code, "WORK_ITEM_TIMED_OUT" | "WORK_ITEM_CANCELLED" | "CONVERSATION_ENDED")
+/// Whether the reply to a heartbeat reports that its item was settled, or that the conversation has ended.
+fn reports_that_it_is_over(reply: &Reply) -> bool {
+    matches!(reply.text("state"), "held" | "released")
+        || matches!(reply.code(), "WORK_ITEM_TIMED_OUT" | "WORK_ITEM_CANCELLED" | "CONVERSATION_ENDED")
 }
 
 impl Item<'_> {
@@ -37,6 +35,7 @@ impl Item<'_> {
     /// The issue, and every heartbeat that may have been recorded.
     fn signs(&self, silence: u64) -> Vec<Sign> {
         let mut signs = vec![Sign { from: self.issued, until: self.issued, certain: true }];
+        // In the order in which they were sent, which `lost_sign` needs.
         let mut attempts: Vec<_> = self.beats.iter().flat_map(|beat| &beat.attempts).collect();
         attempts.sort_by_key(|attempt| attempt.invoked);
         for attempt in attempts {
@@ -53,18 +52,26 @@ impl Item<'_> {
                     signs.push(Sign { from, until: self.deadline, certain: true });
                 }
                 None if attempt.may_count() => signs.push(Sign { from, until: u64::MAX, certain: false }),
-                // If the store's first reply was lost, the heartbeat can have been recorded before the item was
-                // settled, and the repetition reports only that.
-                state if reports_settlement(attempt, state.map(|(state, _)| state)) => {
-                    let was_alive = signs.iter().any(|sign| sign.keeps_alive(from.max(self.issued), silence));
-                    if was_alive {
-                        signs.push(Sign { from, until: attempt.returned / 1_000, certain: false });
-                    }
+                _ => {
+                    let over = attempt.reply.as_ref().filter(|reply| reports_that_it_is_over(reply));
+                    let lost = over.and_then(|reply| self.lost_sign(attempt, reply, &signs, silence));
+                    signs.extend(lost);
                 }
-                Some(_) | None => {}
             }
         }
         signs
+    }
+
+    /// A heartbeat whose reply reports only that the item was settled or the conversation has ended. If the store's
+    /// first reply was lost, it can have been recorded before. `earlier`: the signs of heartbeats that were sent
+    /// earlier.
+    fn lost_sign(&self, attempt: &Attempt, reply: &Reply, earlier: &[Sign], silence: u64) -> Option<Sign> {
+        let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
+        let may_have_been_alive = earlier.iter().any(|sign| sign.keeps_alive(from.max(self.issued), silence));
+        let returned = (attempt.returned + SAME_MOMENT) / 1_000;
+        let was_silent = reply.code() == "WORK_ITEM_TIMED_OUT" && returned < self.deadline;
+        let until = if was_silent { returned.saturating_sub(silence) } else { returned };
+        (may_have_been_alive && from <= until).then_some(Sign { from, until, certain: false })
     }
 
     /// Whether it may not have timed out at this time, in milliseconds.
@@ -184,9 +191,9 @@ mod tests {
     use super::*;
     use crate::record::{Action, Asked, Operation};
 
-    /// Why a timeout at the deadline is impossible, if the only heartbeat was sent at this time, in milliseconds after
-    /// the issue, and refused because the item had timed out.
-    fn defect_with_a_refused_heartbeat(sent: u64) -> Option<&'static str> {
+    /// Why a timeout at the deadline is impossible, if the only heartbeat was sent and refused at these times, because
+    /// the item had timed out. In milliseconds after the issue; the deadline is at 90.
+    fn defect_with_a_refused_heartbeat(sent: u64, refused: u64) -> Option<&'static str> {
         let asked = Asked {
             tool_call: "c".to_owned(),
             turn: "t".to_owned(),
@@ -201,7 +208,7 @@ mod tests {
             idempotent_replay: false,
             body: json!({"error": {"code": "WORK_ITEM_TIMED_OUT"}}),
         };
-        let (invoked, returned) = ((1_000 + sent) * 1_000, 1_200_000);
+        let [invoked, returned] = [sent, refused].map(|time| (1_000 + time) * 1_000);
         let attempt =
             Attempt { replica: 0, request_id: String::new(), invoked, returned, reply: Some(reply) };
         let beat = Operation { action: Action::Beat { work_item: "i".to_owned() }, attempts: vec![attempt] };
@@ -222,11 +229,14 @@ mod tests {
     }
 
     #[test]
-    fn refused_heartbeat_counts_only_if_the_item_was_alive_when_it_was_sent() {
-        assert_eq!(defect_with_a_refused_heartbeat(40), None);
+    fn refused_heartbeat_counts_only_if_it_can_have_been_recorded_in_time() {
+        let silent = Some("it timed out at its deadline, and was silent before");
+        assert_eq!(defect_with_a_refused_heartbeat(40, 200), None);
+        assert_eq!(defect_with_a_refused_heartbeat(70, 200), silent, "the item was silent when it was sent");
         assert_eq!(
-            defect_with_a_refused_heartbeat(70),
-            Some("it timed out at its deadline, and was silent before")
+            defect_with_a_refused_heartbeat(55, 62),
+            silent,
+            "the item was silent when it was refused"
         );
     }
 }
