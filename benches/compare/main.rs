@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Starts Redis, the service and the peers on free loopback ports, one after the other, in several rounds, which are
-//! spread over the whole run. Each figure is a median over the rounds. A ratio of rates compares the upper quartiles of
-//! a row and of its reference, usually the bare route; `depth` compares the lower quartiles of times. `field` lists the
+//! spread over the whole run. Each figure is a median over the rounds. A ratio of rates compares the mean rate of a row
+//! with that of its reference, usually the bare route; `depth` compares the lower quartiles of times. `field` lists the
 //! competitors, `sections` the measurements, and `point` measures one competitor. A separate process generates the load
 //! (`load`, controlled over `protocol`). At the end, tables go to standard output. A JSON file with all rounds and a
 //! picture go to `target/bench/` after each pass over the sections, so that a stopped run leaves those of its complete

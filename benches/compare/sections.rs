@@ -27,7 +27,7 @@ pub(crate) struct Outcome {
 }
 
 /// Standard number of rounds. `open` and `memory` have fewer.
-const ROUNDS: u64 = 6;
+const ROUNDS: u64 = 12;
 
 /// A section under measurement.
 pub(crate) trait Section {

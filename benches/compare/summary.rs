@@ -1,16 +1,16 @@
-//! Medians and quartiles over rounds, with their spread.
+//! Means, medians and quartiles over rounds, with their spread.
 
 use serde::Serialize;
 
 use crate::point::Figures;
 
-/// The median, the quartiles and the spread of a value over all rounds. Ratios compare quartiles (upper ones of rates,
-/// lower ones of times), because other processes on the machine only slow a round down.
+/// Statistics of a value over all rounds. Ratios of rates use the mean, which differs least between runs on a shared
+/// machine. Ratios of times use the lower quartile, because other processes only slow a round down.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Spread {
+    pub(crate) mean: f64,
     pub(crate) median: f64,
     pub(crate) lower_quartile: f64,
-    pub(crate) upper_quartile: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
 }
@@ -26,13 +26,8 @@ impl Spread {
             let (low, high) = (values[at.floor() as usize], values[at.ceil() as usize]);
             low + (high - low) * at.fract()
         };
-        Self {
-            median: quantile(0.5),
-            lower_quartile: quantile(0.25),
-            upper_quartile: quantile(0.75),
-            min,
-            max,
-        }
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        Self { mean, median: quantile(0.5), lower_quartile: quantile(0.25), min, max }
     }
 }
 
@@ -43,7 +38,7 @@ pub(crate) struct Summary {
     pub(crate) group: String,
     pub(crate) competitor: String,
     pub(crate) rate: Spread,
-    /// The upper quartile of the rate, as a ratio to that of the reference.
+    /// The mean rate, as a ratio to that of the reference.
     pub(crate) ratio: f64,
     pub(crate) p50_ms: Spread,
     pub(crate) p99_ms: Spread,
@@ -68,7 +63,7 @@ impl Summary {
             group: group.to_owned(),
             competitor: competitor.to_owned(),
             rate,
-            ratio: rate.upper_quartile / reference.upper_quartile,
+            ratio: rate.mean / reference.mean,
             p50_ms: over(|figures| figures.tally.latency.p50 as f64 / 1000.0),
             p99_ms: over(|figures| figures.tally.latency.p99 as f64 / 1000.0),
             server_us: over(|figures| figures.server_us).median,

@@ -1,4 +1,4 @@
-//! Requests per second in a closed loop. A ratio compares the upper quartiles of a row and of its reference, which is
+//! Requests per second in a closed loop. A ratio compares the mean rate of a row with that of its reference, which is
 //! the bare route except in the sections about telemetry.
 
 use super::{Outcome, ROUNDS, Section};
