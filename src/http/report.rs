@@ -13,6 +13,7 @@ use super::context::{Listener, RequestState};
 use super::metrics::ResponseLabels;
 use super::refusal_summaries::RefusalKey;
 use super::request_log::RequestLog;
+use crate::domain::envelope::event_id;
 use crate::domain::ids::contains_token;
 use crate::domain::work_item::Outcome;
 use crate::telemetry::attributes::{attributes, number, text};
@@ -162,6 +163,8 @@ impl RequestState {
         attributes.extend(self.route().map(|route| KeyValue::new(names::URL_PATH, text(route))));
         attributes.push(KeyValue::new(names::URL_SCHEME, self.instrumentation.scheme));
         attributes.extend(failure.map(|error| KeyValue::new(names::ERROR_TYPE, error)));
+        let event = log.own_event.map(|(opened_at, sequence)| event_id(opened_at, sequence));
+        attributes.extend(event.map(|event| KeyValue::new(names::MESSAGING_MESSAGE_ID, event)));
         self.span.link(log.issued_in(), names::ISSUED_IN);
         self.span.end(attributes, failure);
     }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::code::Code;
 use super::refusal::Refusal;
 use crate::domain::gate::{CallbackTarget, Delivery, HeartbeatReceipt, Receipt};
-use crate::domain::ids::{ConversationId, Fingerprint, TraceParent, TurnId};
+use crate::domain::ids::{ConversationId, Fingerprint, Sequence, TraceParent, TurnId};
 use crate::domain::reason::Reason;
 use crate::domain::time::Timestamp;
 use crate::domain::token::{Claims, TokenFingerprint};
@@ -46,6 +46,9 @@ pub struct RequestLog {
     pub reason: Option<Reason>,
     /// Number of envelopes that the request released, at most 256.
     pub released: usize,
+    /// If the request released its own callback's envelope without holding it: the parts of the event id, which are the
+    /// time when the conversation was opened and the sequence.
+    pub own_event: Option<(Timestamp, Sequence)>,
     /// Numbers of held and of awaiting work items that the end of the conversation dropped.
     pub dropped: Option<(u64, u64)>,
     /// When a callback was accepted or refused.
@@ -63,6 +66,9 @@ impl RequestLog {
         self.delivery = Some(receipt.delivery);
         self.replayed = Some(receipt.replayed);
         self.released = receipt.released.len();
+        let mut released = receipt.released.iter();
+        let own = released.find(|released| released.work_item == receipt.item.id && !released.held);
+        self.own_event = own.map(|own| (own.opened_at, own.sequence));
         self.turnaround_ms = Some(receipt.item.issued_at.millis_until(receipt.received_at));
         self.conversation = Some(receipt.conversation_id);
         self.item = Some(receipt.item);

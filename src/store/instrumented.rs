@@ -33,6 +33,10 @@ use crate::domain::ids::{ConversationRef, Sequence, TraceParent, WorkItemId};
 use crate::domain::reason::Reason;
 use crate::telemetry::{Telemetry, names};
 
+/// Minimum duration of a successful call to Redis for which a span is exported. Faster calls explain no delay, and
+/// their spans would double the number of exported spans.
+const SLOW_CALL: Duration = Duration::from_millis(10);
+
 /// The supported backends.
 #[derive(Debug)]
 pub enum Backend {
@@ -65,7 +69,8 @@ macro_rules! backend_async {
     };
 }
 
-/// A backend whose calls to Redis are recorded as spans and in a metric. Calls to the memory store are not recorded.
+/// A backend that measures calls to Redis, and records a span for each that failed or was slow. Calls to the memory
+/// store are not recorded.
 #[derive(Debug)]
 pub struct InstrumentedStore {
     backend: Backend,
@@ -197,8 +202,8 @@ impl InstrumentedStore {
         }
     }
 
-    /// Runs a call. For Redis, records a span and a metric; a failed script call triggers a health check, unless the
-    /// error is `Broken`.
+    /// Runs a call. For Redis, records a metric and, if the call failed or was slow, a span; a failed script call
+    /// triggers a health check, unless the error is `Broken`.
     async fn call<T>(
         &self,
         operation: Operation,
@@ -230,14 +235,17 @@ impl InstrumentedStore {
             all.extend((!script.is_empty()).then(|| KeyValue::new(names::DB_STORED_PROCEDURE_NAME, script)));
             [&all, &self.server, &error].map(Vec::as_slice).concat()
         };
-        self.metrics.call(began.elapsed(), (command, script), result.is_err(), attributes);
+        let took = began.elapsed();
+        self.metrics.call(took, (command, script), result.is_err(), attributes);
         let failure = result.as_ref().err().map(StoreError::kind);
-        self.telemetry.export_span(&Context::current(), failure, || {
-            SpanBuilder::from_name(format!("{command} {script}").trim_end().to_owned())
-                .with_kind(SpanKind::Client)
-                .with_start_time(start)
-                .with_attributes(attributes())
-        });
+        if failure.is_some() || took >= SLOW_CALL {
+            self.telemetry.export_span(&Context::current(), failure, || {
+                SpanBuilder::from_name(format!("{command} {script}").trim_end().to_owned())
+                    .with_kind(SpanKind::Client)
+                    .with_start_time(start)
+                    .with_attributes(attributes())
+            });
+        }
         result
     }
 }

@@ -50,9 +50,10 @@ impl InstrumentedStore {
         }
     }
 
-    /// Records envelopes that an operation released: a span and a metric for each. Logs a line for each envelope that
-    /// was held, to show why it was late, and for each timeout that is not in `logged_timeouts`. The other envelopes
-    /// need no line, because the log line of a request covers them.
+    /// Records envelopes that an operation released: a metric for each, and a span for each except a result that its
+    /// own callback released without holding it, because the request's span has its event id. Logs a line for each
+    /// envelope that was held, to show why it was late, and for each timeout that is not in `logged_timeouts`. The
+    /// other envelopes need no line, because the log line of a request covers them.
     pub fn record_released(
         &self,
         step: &SpanRef,
@@ -75,7 +76,9 @@ impl InstrumentedStore {
             let settled_in = settled_in.and_then(remote_context);
             let settled_in = settled_in.map(|settled| Context::new().with_remote_span_context(settled));
             let parent = settled_in.as_ref().unwrap_or(step.context());
-            if !needs_line && !self.telemetry.exports_spans(parent) {
+            let is_in_request_span =
+                matches!(envelope.outcome, Outcome::Succeeded | Outcome::Failed) && !envelope.held;
+            if is_in_request_span || !needs_line && !self.telemetry.exports_spans(parent) {
                 continue;
             }
             let held_ms = envelope.received_at.millis_until(envelope.released_at);
