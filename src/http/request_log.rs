@@ -66,8 +66,7 @@ impl RequestLog {
         self.delivery = Some(receipt.delivery);
         self.replayed = Some(receipt.replayed);
         self.released = receipt.released.len();
-        let mut released = receipt.released.iter();
-        let own = released.find(|released| released.work_item == receipt.item.id && !released.held);
+        let own = receipt.released.iter().find(|released| released.is_callbacks_own());
         self.own_event = own.map(|own| (own.opened_at, own.sequence));
         self.turnaround_ms = Some(receipt.item.issued_at.millis_until(receipt.received_at));
         self.conversation = Some(receipt.conversation_id);

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use test_support::redis_server::RedisServer;
 
 use crate::collector::{Collector, Protocol, attributes, hex};
+use crate::reason::exporting;
 use crate::service::{Service, eventually};
 use crate::wire::{Reply, call};
 
@@ -112,6 +113,17 @@ fn post(service: &Service, issued: &Value, body: &str) -> Reply {
     service.callback(issued["callback"]["token"].as_str().unwrap(), body)
 }
 
+/// Posts a result while Redis is suspended for this time.
+fn post_while_suspended(redis: &RedisServer, millis: u64, service: &Service, issued: &Value) -> Reply {
+    redis.suspend();
+    thread::scope(|scope| {
+        let posted = scope.spawn(|| post(service, issued, "1"));
+        thread::sleep(Duration::from_millis(millis));
+        redis.resume();
+        posted.join().unwrap()
+    })
+}
+
 /// The event id and the envelope of each event on the channel, by sequence.
 fn channel(service: &Service, conversation: &str) -> BTreeMap<u64, (String, Value)> {
     let ended = service.platform("DELETE", conversation, "");
@@ -128,10 +140,8 @@ fn channel(service: &Service, conversation: &str) -> BTreeMap<u64, (String, Valu
 }
 
 fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<&RedisServer>) {
-    let collector = Collector::start(protocol);
     let url = redis.map_or_else(|| "memory:".to_owned(), |redis| redis.url(3));
-    let service =
-        Service::start_with(&collector.variables(), &[AT_ONCE.as_slice(), &["--store", &url]].concat());
+    let (collector, service) = exporting(protocol, &url, &AT_ONCE);
     let issued: Vec<Value> =
         (1..=3).map(|number| issue(&service, "call-1", number, &json!({"kind": "tool"}))).collect();
     let replies: BTreeMap<usize, Reply> = [2, 3, 1]
@@ -240,19 +250,10 @@ fn out_of_order_results_are_traced_on_redis() {
 #[test]
 fn successful_redis_call_has_a_span_only_if_it_is_slow() {
     let redis = RedisServer::start();
-    let collector = Collector::start(Protocol::Http);
-    let url = redis.url(3);
-    let service =
-        Service::start_with(&collector.variables(), &[AT_ONCE.as_slice(), &["--store", &url]].concat());
+    let (collector, service) = exporting(Protocol::Http, &redis.url(3), &AT_ONCE);
     let issued: Vec<Value> =
         (1..=21).map(|number| issue(&service, "call-1", number, &json!({"kind": "tool"}))).collect();
-    redis.suspend();
-    let slow = thread::scope(|scope| {
-        let posted = scope.spawn(|| post(&service, &issued[0], "1"));
-        thread::sleep(Duration::from_millis(200));
-        redis.resume();
-        posted.join().unwrap()
-    });
+    let slow = post_while_suspended(&redis, 200, &service, &issued[0]);
     assert_eq!(slow.status, 202, "{slow:?}");
     let traces: Vec<_> =
         issued[1..].iter().map(|issued| header(&post(&service, issued, "1"), "x-trace-id")).collect();
@@ -278,19 +279,10 @@ fn successful_redis_call_has_a_span_only_if_it_is_slow() {
 #[test]
 fn result_that_is_released_with_an_overdue_item_has_its_event_id() {
     let redis = RedisServer::start();
-    let collector = Collector::start(Protocol::Http);
-    let url = redis.url(0);
-    let service =
-        Service::start_with(&collector.variables(), &[AT_ONCE.as_slice(), &["--store", &url]].concat());
+    let (collector, service) = exporting(Protocol::Http, &redis.url(0), &AT_ONCE);
     let late = issue(&service, "call-1", 1, &json!({"kind": "tool", "timeoutMs": 300}));
     let next = issue(&service, "call-1", 2, &json!({"kind": "tool"}));
-    redis.suspend();
-    let reply = thread::scope(|scope| {
-        let posted = scope.spawn(|| post(&service, &next, "1"));
-        thread::sleep(Duration::from_millis(600));
-        redis.resume();
-        posted.join().unwrap()
-    });
+    let reply = post_while_suspended(&redis, 600, &service, &next);
     assert_eq!(reply.json()["status"], "delivered", "{reply:?}");
     let with_event = |spans: &[Seen], item: &Value| {
         let id = item["workItemId"].as_str();
@@ -405,10 +397,7 @@ fn refused_authentic_token_is_traced_without_error() {
 #[test]
 fn store_failure_is_an_error_in_both_spans() {
     let redis = RedisServer::start();
-    let collector = Collector::start(Protocol::Http);
-    let url = redis.url(0);
-    let service =
-        Service::start_with(&collector.variables(), &[AT_ONCE.as_slice(), &["--store", &url]].concat());
+    let (collector, service) = exporting(Protocol::Http, &redis.url(0), &AT_ONCE);
     let issued = issue(&service, "call-1", 1, &json!({"kind": "tool"}));
     drop(redis);
     let failed = post(&service, &issued, "1");

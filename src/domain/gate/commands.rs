@@ -190,6 +190,13 @@ pub struct Released {
     pub settled_in: Option<TraceParent>,
 }
 
+impl Released {
+    /// Whether this is the result of the callback that released it, and was not held.
+    pub const fn is_callbacks_own(&self) -> bool {
+        matches!(self.outcome, Outcome::Succeeded | Outcome::Failed) && !self.held
+    }
+}
+
 /// Why a callback was not accepted.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum AcceptRefused {

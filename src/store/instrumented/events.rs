@@ -67,6 +67,9 @@ impl InstrumentedStore {
         let releasing = step.traceparent();
         for envelope in envelopes {
             self.metrics.released(envelope);
+            if envelope.is_callbacks_own() {
+                continue;
+            }
             let is_logged = || logged_timeouts.iter().any(|logged| logged.work_item == envelope.work_item);
             let needs_line = envelope.held || envelope.outcome == Outcome::TimedOut && !is_logged();
             // If another operation settled the work item, the spans belong to the trace of that operation.
@@ -76,9 +79,7 @@ impl InstrumentedStore {
             let settled_in = settled_in.and_then(remote_context);
             let settled_in = settled_in.map(|settled| Context::new().with_remote_span_context(settled));
             let parent = settled_in.as_ref().unwrap_or(step.context());
-            let is_in_request_span =
-                matches!(envelope.outcome, Outcome::Succeeded | Outcome::Failed) && !envelope.held;
-            if is_in_request_span || !needs_line && !self.telemetry.exports_spans(parent) {
+            if !needs_line && !self.telemetry.exports_spans(parent) {
                 continue;
             }
             let held_ms = envelope.received_at.millis_until(envelope.released_at);

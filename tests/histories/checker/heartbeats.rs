@@ -53,8 +53,7 @@ impl Item<'_> {
                 }
                 None if attempt.may_count() => signs.push(Sign { from, until: u64::MAX, certain: false }),
                 _ => {
-                    let over = attempt.reply.as_ref().filter(|reply| reports_that_it_is_over(reply));
-                    let lost = over.and_then(|reply| self.lost_sign(attempt, reply, &signs, silence));
+                    let lost = self.lost_sign(from, attempt, &signs, silence);
                     signs.extend(lost);
                 }
             }
@@ -63,10 +62,10 @@ impl Item<'_> {
     }
 
     /// A heartbeat whose reply reports only that the item was settled or the conversation has ended. If the store's
-    /// first reply was lost, it can have been recorded before. `earlier`: the signs of heartbeats that were sent
-    /// earlier.
-    fn lost_sign(&self, attempt: &Attempt, reply: &Reply, earlier: &[Sign], silence: u64) -> Option<Sign> {
-        let from = attempt.invoked.saturating_sub(SAME_MOMENT) / 1_000;
+    /// first reply was lost, it can have been recorded before. `from`: the earliest time for that. `earlier`: the signs
+    /// of heartbeats that were sent earlier.
+    fn lost_sign(&self, from: u64, attempt: &Attempt, earlier: &[Sign], silence: u64) -> Option<Sign> {
+        let reply = attempt.reply.as_ref().filter(|reply| reports_that_it_is_over(reply))?;
         let may_have_been_alive = earlier.iter().any(|sign| sign.keeps_alive(from.max(self.issued), silence));
         let returned = (attempt.returned + SAME_MOMENT) / 1_000;
         let was_silent = reply.code() == "WORK_ITEM_TIMED_OUT" && returned < self.deadline;
