@@ -1,5 +1,7 @@
 //! An HTTP client whose replies are checked against the contract.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -14,6 +16,10 @@ use super::PATIENCE;
 
 type Pool = hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>;
 
+/// Maximum idle time of a connection that is used again. Far below every `http.keep_alive_timeout_ms` of the tests: a
+/// request on a connection that the service closes at that moment gets no reply.
+const REUSE: Duration = Duration::from_millis(250);
+
 /// A client with its own connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Client(Pool);
@@ -22,7 +28,8 @@ impl Default for Client {
     fn default() -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        Self(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector))
+        let mut client = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
+        Self(client.pool_idle_timeout(REUSE).build(connector))
     }
 }
 
