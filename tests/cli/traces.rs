@@ -213,9 +213,11 @@ fn shows_three_results_that_come_out_of_order(protocol: Protocol, redis: Option<
             assert_eq!(event_of(server), None);
             let hold = named(&own, "hold");
             assert_eq!(hold.parent, server.id);
-            assert!(hold.millis >= 50, "{hold:#?}");
             hold.has(&about);
-            hold.has(&[("callback.held_behind", "1"), ("callback.held_ms", &hold.millis.to_string())]);
+            hold.has(&[("callback.held_behind", "1")]);
+            // The span begins `held_ms` before its export and ends with it: on a busy machine, it is a little longer.
+            let held_ms: u64 = hold.attributes["callback.held_ms"].parse().unwrap();
+            assert!(held_ms >= 50 && (held_ms..held_ms + 500).contains(&hold.millis), "{hold:#?}");
             event_of(publish)
         } else {
             event_of(server)
